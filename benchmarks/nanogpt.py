@@ -1,0 +1,102 @@
+"""glassgpt's `shakespeare-cpu` beside nanoGPT's own CPU recipe: seed by seed, alternately, on the same machine and text.
+
+    python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3
+
+nanoGPT is your own copy; it is left as it is (a copy of the copy is run). Both sides are timed as whole processes, and
+both models are measured on the whole validation split, by the same windows. Prints one line a run and writes JSON.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RECIPE = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
+    "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
+)
+# nanoGPT has no option for its seed, so its one call of manual_seed is shifted.
+SHIFT_SEED = "import sys, torch; s = torch.manual_seed; torch.manual_seed = lambda n: s(n + {shift}); exec(open('train.py').read())"
+
+
+def prepare_nanogpt(source: Path, text: Path, copy: Path) -> None:
+    """A copy of nanoGPT with the text in place and encoded by its own script."""
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
+    data = copy / "data" / "shakespeare_char"
+    shutil.copy(text, data / "input.txt")
+    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True, stdout=subprocess.DEVNULL)
+
+
+def timed(command: list[str], cwd: Path) -> float:
+    """Wall seconds of a whole process; raises if it fails."""
+    began = time.perf_counter()
+    subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def nanogpt_loss(copy: Path, out: Path) -> float:
+    """nanoGPT's last checkpoint on its whole validation split, in windows that do not overlap."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", copy / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    saved = torch.load(out / "ckpt.pt", weights_only=True)
+    model = module.GPT(module.GPTConfig(**saved["model_args"]))
+    model.load_state_dict(saved["model"])
+    model.eval()
+    ids = torch.from_numpy(np.fromfile(copy / "data/shakespeare_char/val.bin", dtype=np.uint16).astype(np.int64))
+    length, total = saved["model_args"]["block_size"], 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, length):
+            window = ids[start : start + length + 1][None]
+            total += model(window[:, :-1], window[:, 1:])[1].item() * (window.shape[1] - 1)
+    return total / (len(ids) - 1)
+
+
+def main() -> None:
+    """Run both sides alternately and print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, required=True, help="your copy of nanoGPT")
+    parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare, as nanoGPT's input.txt")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        copy = work / "nanoGPT"
+        prepare_nanogpt(arguments.nanogpt, arguments.data, copy)
+        for shift in range(arguments.seeds):
+            out = work / f"nanogpt-{shift}"
+            command = [sys.executable, "-c", SHIFT_SEED.format(shift=shift), *RECIPE.split(), f"--out_dir={out}"]
+            row = {"seed": 1337 + shift, "nanogpt_seconds": timed(command, copy), "nanogpt_loss": nanogpt_loss(copy, out)}
+            run = work / f"glassgpt-{shift}"
+            command = [sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", str(arguments.data.resolve())]
+            command += ["--out", str(run), "--seed", str(1337 + shift)]
+            row["glassgpt_seconds"] = timed(command, work)
+            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            row["glassgpt_loss"] = next(record["val_loss"] for record in reversed(records) if "val_loss" in record)
+            rows.append(row)
+            print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
+    summary = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key.endswith("loss")}
+    summary |= {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.endswith("seconds")}
+    summary["time_ratio"] = statistics.median(row["glassgpt_seconds"] / row["nanogpt_seconds"] for row in rows)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    print("mean loss, median seconds, median ratio glassgpt / nanoGPT:", json.dumps(summary))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"summary": summary, "runs": rows, "versions": versions}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

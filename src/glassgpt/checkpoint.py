@@ -1,0 +1,182 @@
+"""Checkpoints: a directory each, whole or not there, verified when read, never unpickled.
+
+    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
+
+`manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is noticed before it is used.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .config import TrainConfig
+from .errors import UserError
+from .files import atomic_directory, remove_partials, sha256_of
+from .tokenizers import Tokenizer, load_tokenizer
+
+_STEP_NAME = re.compile(r"\d{6,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What training goes on from, besides weights and optimizer: where the run is and what its best was."""
+
+    step: int
+    """Updates done."""
+    val_loss: float | None = None
+    """Validation loss at this step, where it was evaluated, in nats a token."""
+    best_step: int | None = None
+    best_val_loss: float | None = None
+    scaler: dict[str, float | int] | None = None
+    """Loss scale of float16 training."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that has been verified."""
+
+    path: Path
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's config when this was saved, `model.vocab_size` filled in."""
+        return TrainConfig.from_toml((self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml"))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    @property
+    def state(self) -> TrainingState:
+        """Where training was."""
+        return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+
+    def load_model(self, model: nn.Module) -> None:
+        """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
+        tensors = _read_tensors(self.path / "model.safetensors")
+        parameters = dict(model.named_parameters())
+        wrong = sorted(tensors.keys() ^ parameters.keys())
+        wrong += sorted(name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape)
+        if wrong:
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs ({len(wrong)} tensors in all)")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+
+    def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Fill the optimizer's state of each parameter. The learning rate and other settings stay as they are."""
+        tensors = _read_tensors(self.path / "optimizer.safetensors")
+        for name, parameter in model.named_parameters():
+            suffix = f".{name}"
+            state = {key.removesuffix(suffix): value for key, value in tensors.items() if key.partition(".")[2] == name}
+            # The step counter stays on the CPU unless the fused CUDA kernel keeps it beside the parameter.
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if key != "step" or parameter.device.type == "cuda" else value for key, value in state.items()
+            }
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, tokenizer: Tokenizer, state: TrainingState
+) -> Path:
+    """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
+    final = directory / f"{state.step:06d}"
+    named = dict(model.named_parameters())
+    moments = {f"{key}.{name}": value for name, p in named.items() for key, value in optimizer.state[p].items()}
+    with atomic_directory(final) as partial:
+        _write_tensors(partial / "model.safetensors", named)
+        _write_tensors(partial / "optimizer.safetensors", moments)
+        (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
+        sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+        (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
+    return final
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """The checkpoint directories in order of their steps."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered."""
+    try:
+        sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is no checkpoint: it has no manifest.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing")
+        if sha256_of(path / name) != expected:
+            raise UserError(f"checkpoint {path} is damaged: {name} does not match its sha256")
+    return Checkpoint(path)
+
+
+def latest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None where there are none.
+
+    Damaged ones are named through `warn` and skipped; if none of them is whole, that is a `UserError`.
+    """
+    paths = checkpoint_paths(directory)
+    for path in reversed(paths):
+        try:
+            return open_checkpoint(path)
+        except UserError as error:
+            warn(f"{error}; trying the one before it")
+    if paths:
+        raise UserError(f"no checkpoint in {directory} is whole: start the run again with --overwrite")
+    return None
+
+
+def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one, and what killed saves left behind."""
+    remove_partials(directory)
+    for path in checkpoint_paths(directory)[:-keep]:
+        if int(path.name) != best_step:
+            shutil.rmtree(path)
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, float | int] | None:
+    """The loss scaler's numbers, None where it is off."""
+    state: dict[str, Any] = scaler.state_dict()
+    return state or None
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """safetensors reports a full disk as its own error; give it the number that the rest of the code looks for."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error)) from error
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with _as_os_errors():
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None

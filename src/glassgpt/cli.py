@@ -1,0 +1,515 @@
+"""The command line: one small function a command. `glassgpt --help` and every `--help` answer without torch and numpy.
+
+Only the chosen command's parser is built, and a command imports what it runs after its options are read.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import stat
+import sys
+import threading
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
+
+from .config import DataConfig, TrainConfig, recipe, recipe_names, recipe_text
+from .errors import UserError, did_you_mean
+from .progress import PlainProgress, Progress
+
+DEFAULT_RECIPE = "demo"
+Options = TypeVar("Options")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (`sys.argv` unless given) and return its exit code.
+
+    0: done; 2: a mistake that the user can mend, said in a line or two on standard error; 130: interrupted. Any other
+    exception is a defect and keeps its traceback. `--help` ends in `SystemExit(0)`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("glassgpt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has what it wants (`| head`); the interpreter's own last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail("out of memory; lower --micro-batch-size (training stays the same), or choose a smaller model or --n")
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else None
+    if command is None or command in ("-h", "--help"):
+        print(_overview())
+        return 0 if command else 2
+    if command == "--version":
+        print(f"glassgpt {version('glassgpt')}")
+        return 0
+    if command not in COMMANDS:
+        kind = "option" if command.startswith("-") else "command"
+        nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
+        raise UserError(f"there is no {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
+    COMMANDS[command](arguments[1:])
+    return 0
+
+
+def _overview() -> str:
+    rows = [f"  {name:<10}{_description(name).splitlines()[0]}" for name in COMMANDS]
+    head = "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and write with them."
+    tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
+    return "\n".join([head, "", *rows, "", tail])
+
+
+def _fail(text: str) -> int:
+    print(f"glassgpt: error: {text}", file=sys.stderr)
+    return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name and text: torch may not be there, its exception on GPUs is a RuntimeError, and on CPUs only its text tells.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+# prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Options of `glassgpt prepare`."""
+
+    source: Positional[str]
+    """A registered name (python-docs, shakespeare), a text file, or a folder of them."""
+    tokenizer: Literal["characters", "bytes", "gpt2"] = DataConfig.tokenizer
+    """How text becomes token ids."""
+    out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
+    """Directory of the prepared dataset."""
+    validation_fraction: float = DataConfig.validation_fraction
+    """Share of the text, at its end, that is kept for validation."""
+    encoding: str = DataConfig.encoding
+    """Encoding of text files."""
+    errors: Literal["strict", "replace", "ignore"] = DataConfig.errors
+    """What to do with bytes that are not valid in the encoding."""
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Turn text into token files that training reads.
+
+    `train` does it by itself where it is missing or out of date.
+    """
+    options = _parse(PrepareOptions, "prepare", arguments)
+    from .data import prepare as preparing
+    from .data import tokens
+
+    data = DataConfig(
+        source=options.source,
+        tokenizer=options.tokenizer,
+        validation_fraction=options.validation_fraction,
+        encoding=options.encoding,
+        errors=options.errors,
+    )
+    directory = preparing.prepare(data, out=options.out, log=print)
+    dataset = tokens.open_dataset(directory)
+    print(f"{directory}\n  train       {len(dataset.train):>14,} tokens\n  validation  {len(dataset.validation):>14,} tokens")
+
+
+# train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `glassgpt train`."""
+
+    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
+    """Short for --data.source: a registered name (python-docs, shakespeare), a text file, or a folder of them."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/RECIPE)")] = None
+    """Directory of the run."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the run that is there already."""
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps beside it)")] = None
+    """Go on with the run in this directory, to more --steps if given."""
+    config: Annotated[TrainConfig, arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Options of `glassgpt train --resume`."""
+
+    resume: Annotated[Path, arg(metavar="DIR")]
+    """Directory of the run to go on with."""
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: as the run was set)")] = None
+    """Number of optimizer updates at the end."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train a model: a recipe's name or .toml file comes first.
+
+    `glassgpt recipes` lists the recipes; without one it is `demo`, and the defaults below are that recipe's.
+    Optional numbers take `none`. Of --steps and --epochs, the one given replaces the recipe's.
+    """
+    if _gives(arguments, "--resume"):
+        return _resume(arguments)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments[0] if named else DEFAULT_RECIPE
+    options = _train_options(name, arguments[1:] if named else arguments)
+    from . import training
+
+    out = options.out if options.out is not None else Path("runs") / Path(name).stem
+    with _progress() as progress:
+        run = training.train(options.config, out=out, overwrite=options.overwrite, progress=progress)
+    _say_what_next(run)
+
+
+def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
+    """The options with the recipe's values as defaults, and `data` merged into `config`."""
+    config = recipe(name)
+    # tyro builds the config from the defaults and what was given, and a config with both steps and epochs is refused: a
+    # given one first takes the other's place.
+    steps, epochs = _gives(arguments, "--steps"), _gives(arguments, "--epochs")
+    if steps != epochs:
+        config = config.override(steps=1) if steps and config.steps is None else config
+        config = config.override(epochs=1.0) if epochs and config.epochs is None else config
+    bare = "a recipe comes first (glassgpt train RECIPE …), a value follows its option, a switch takes none"
+    options = _parse(TrainOptions, "train", arguments, default=TrainOptions(config=config), usage="train [RECIPE]", bare=bare)
+    if options.data is None:
+        return options
+    if _gives(arguments, "--data.source"):
+        raise UserError("--data and --data.source are the same: give one of them")
+    return TrainOptions(config=options.config.override(data={"source": options.data}), out=options.out, overwrite=options.overwrite)
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    hint = "with --resume only --steps may be given: all else is the run's own"
+    options = _parse(ResumeOptions, "train", arguments, bare=hint, unknown=hint)
+    from . import training
+
+    with _progress() as progress:
+        run = training.resume(options.resume, steps=options.steps, progress=progress)
+    _say_what_next(run)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A live display on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield PlainProgress()
+        return
+    from .console import RichProgress
+
+    with RichProgress() as progress:
+        yield progress
+
+
+def _say_what_next(run: Path) -> None:
+    name = shlex.quote(str(run))
+    print(f"next:\n  glassgpt generate {name} --prompt 'The '\n  glassgpt report {name}")
+
+
+# generate
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Options of `glassgpt generate`."""
+
+    reference: Annotated[Positional[str], arg(metavar="REF")]
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else a line break)")] = None
+    """Text to continue, or - to read it from standard input."""
+    prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """File whose text to continue, in UTF-8."""
+    max_new_tokens: int = 256
+    """Tokens to write."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 is safer, above 1 wilder, 0 is greedy."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens only."""
+    top_p: float | None = None
+    """Keep the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Keep tokens at least this share as likely as the likeliest."""
+    greedy: FlagCreatePairsOff[bool] = False
+    """Always take the likeliest token: the same as --temperature 0."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """End where this text comes up; may be given several times."""
+    n: int = 1
+    """Number of samples, written side by side."""
+    seed: int = 1337
+    """Seed of the draws."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    no_cache: FlagCreatePairsOff[bool] = False
+    """Compute each token from the whole text again, without the cache of keys and values."""
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """Continue a text with a trained model."""
+    options = _parse(GenerateOptions, "generate", arguments)
+    prompt = _prompt(options)
+    from . import generation, reference
+
+    model, tokenizer = reference.load(options.reference, device=options.device)
+    pieces = generation.generate(
+        model,
+        tokenizer,
+        "\n" if prompt is None else prompt,
+        max_new_tokens=options.max_new_tokens,
+        temperature=0.0 if options.greedy else options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        stop=options.stop,
+        n=options.n,
+        seed=options.seed,
+        use_cache=not options.no_cache,
+    )
+    write = _write_stream if options.n == 1 else _write_samples
+    write(prompt or "", pieces, options.n)
+
+
+def _write_stream(prompt: str, pieces: Iterable[str], n: int) -> None:
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _write_samples(prompt: str, pieces: Iterable[Any], n: int) -> None:
+    texts = [prompt] * n
+    for piece in pieces:
+        texts[piece.sample] += piece
+    rule = "\n" + "-" * 40 + "\n"
+    print(rule.join(texts))
+
+
+def _prompt(options: GenerateOptions) -> str | None:
+    """The prompt as given on the command line, in a file or on standard input; None where there is none."""
+    if options.prompt is not None and options.prompt_file is not None:
+        raise UserError("--prompt and --prompt-file exclude each other: give one of them")
+    if options.prompt_file is not None:
+        try:
+            return _decoded(options.prompt_file.read_bytes(), str(options.prompt_file))
+        except OSError as error:
+            raise UserError(f"cannot read {options.prompt_file}: {error.strerror}") from None
+    if options.prompt == "-":
+        return _decoded(_standard_input(), "standard input")
+    if options.prompt is None:
+        return _decoded(_standard_input(), "standard input") or None if _is_piped() else None
+    return _decoded(os.fsencode(options.prompt), "--prompt")  # bytes that are no text reach Python as lone surrogates
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file: not a terminal, not /dev/null, and not closed."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # None, a stand-in, or closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _standard_input() -> bytes:
+    # A pipe that nobody writes to or closes would leave the user looking at nothing.
+    note = "glassgpt: waiting for the prompt on standard input; end it with Ctrl-D, or give --prompt TEXT"
+    timer = threading.Timer(2.0, print, args=(note,), kwargs={"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        return sys.stdin.buffer.read()
+    finally:
+        timer.cancel()
+
+
+def _decoded(data: bytes, origin: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+# eval, info, report, recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Options of `glassgpt eval`."""
+
+    reference: Annotated[Positional[str], arg(metavar="REF")]
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: what the run was trained on)")] = None
+    """Text to evaluate on: a registered name, a text file, or a folder of them."""
+    split: Literal["validation", "train"] = "validation"
+    """Which part of the text."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write the figures to this file too."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure a model's loss on a text: the run's own validation split by default."""
+    options = _parse(EvalOptions, "eval", arguments)
+    from . import evaluate as evaluation
+    from .files import explained, write_atomic
+
+    if options.json is not None:
+        with explained("write", options.json):  # now, not after minutes of work
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+    figures = evaluation.evaluate_reference(options.reference, source=options.data, split=options.split, device=options.device)
+    if options.json is not None:
+        write_atomic(options.json, json.dumps({k: _finite(v) for k, v in figures.items()}, indent=2) + "\n")
+    print(_figures_table(figures))
+
+
+def _figures_table(figures: Mapping[str, Any]) -> str:
+    rows = (
+        ("loss", f"{figures['loss']:.4f}", "nats a token"),
+        ("perplexity", f"{figures['perplexity']:,.2f}", ""),
+        ("bits per byte", f"{figures['bits_per_byte']:.4f}", ""),
+        ("tokens", f"{figures['tokens']:,}", ""),
+    )
+    return "\n".join(f"{name:<14}{value:>14} {unit}".rstrip() for name, value, unit in rows)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Options of `glassgpt info`."""
+
+    reference: Annotated[Positional[str], arg(metavar="REF")]
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+
+
+def info(arguments: Sequence[str]) -> None:
+    """Say what a model is: its training so far, its dimensions and its size."""
+    options = _parse(InfoOptions, "info", arguments)
+    from . import reference
+
+    print(reference.describe(options.reference))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `glassgpt report`."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Directory of a run, such as runs/demo."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write a run's report: one HTML file with charts and samples, which opens without network."""
+    options = _parse(ReportOptions, "report", arguments)
+    from . import report as reporting
+
+    print(reporting.write_report(options.run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Options of `glassgpt recipes`."""
+
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = None
+    """A recipe to print as TOML, which is where a recipe of your own can start."""
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """List the recipes that `train` knows, or print one."""
+    options = _parse(RecipesOptions, "recipes", arguments)
+    if options.name is not None:
+        print(recipe_text(options.name), end="")
+        return
+    for name in recipe_names():
+        text = recipe_text(name)
+        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
+        print(f"{name:<22} {_size(recipe(name)):>6}  {comment}")
+
+
+def _size(config: TrainConfig) -> str:
+    """A recipe's parameters, rounded; a character vocabulary, which is not known before its text is, counts as 100 ids."""
+    from .summary import ModelSummary
+
+    if config.init_from is not None:
+        return config.init_from  # the shape is that of the model it starts from
+    vocabulary = config.model.vocab_size or {"gpt2": 50257, "bytes": 256}.get(config.data.tokenizer, 100)
+    count = ModelSummary(config.override(model={"vocab_size": vocabulary}).model).parameters
+    return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "prepare": prepare,
+    "train": train,
+    "generate": generate,
+    "eval": evaluate,
+    "info": info,
+    "report": report,
+    "recipes": recipes,
+}
+
+
+# Parsing: tyro, with errors of one or two lines.
+
+
+def _parse(
+    options: type[Options],
+    command: str,
+    arguments: Sequence[str],
+    *,
+    default: Options | None = None,
+    usage: str | None = None,
+    bare: str = "",
+    unknown: str = "",
+) -> Options:
+    """Read a command's options. `bare` and `unknown` say how to go on after a word, or an option, that has no place."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                options,
+                prog=f"glassgpt {usage or command}",
+                description=_description(command),
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_plain_error(said.getvalue(), bare, unknown) + f" (glassgpt {command} --help)") from None
+
+
+def _description(command: str) -> str:
+    return "\n".join(line.strip() for line in (COMMANDS[command].__doc__ or "").strip().splitlines())
+
+
+def _plain_error(box: str, bare: str, unknown: str) -> str:
+    """tyro's framed message as a line: its first paragraph, and the nearest option where it names one."""
+    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    ...
+
+
+def _gives(arguments: Sequence[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)

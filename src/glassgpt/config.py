@@ -1,0 +1,379 @@
+"""What determines a run: frozen dataclasses, strict, in and out of TOML, and the recipes shipped with the package.
+
+Derived values (steps of an epoch, padded vocabulary, width of a head) are properties or functions, never stored, so an
+override cannot leave one of them stale.
+"""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import tomli_w
+
+from .errors import UserError, did_you_mean
+
+
+def _types_of(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation itself."""
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _describe(annotation: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", types.NoneType: "nothing"}
+    parts: list[str] = []
+    for choice in _choices(annotation):
+        if typing.get_origin(choice) is Literal:
+            parts.extend(repr(value) for value in typing.get_args(choice))
+        else:
+            parts.append(names.get(choice, getattr(choice, "__name__", str(choice))))
+    return " or ".join(parts)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    for choice in _choices(annotation):
+        if typing.get_origin(choice) is Literal:
+            if value in typing.get_args(choice):
+                return True
+        elif choice is float:
+            if type(value) in (int, float) and math.isfinite(value):
+                return True
+        elif type(value) is choice:  # not isinstance: True is an int, but n_layer = true is a mistake
+            return True
+    return False
+
+
+class _Checked:
+    """Type-checks the fields of a config dataclass at construction, then calls `check` for their values."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in _types_of(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, annotation):
+                raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
+            if type(value) is int and float in _choices(annotation) and int not in _choices(annotation):
+                object.__setattr__(self, name, float(value))  # so that 1 and 1.0 are written and compared alike
+        self.check()
+
+    def check(self) -> None:
+        """Raise `UserError` for values that are impossible alone or together."""
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        """A field's name as an error gives it: `model.n_layer`."""
+        section = cls.__name__.removesuffix("Config").lower()
+        return field_name if section == "train" else f"{section}.{field_name}"
+
+    def require(self, field_name: str, holds: bool, valid: str) -> None:
+        """Raise `UserError` naming the field, its value and the valid values unless `holds`."""
+        if not holds:
+            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}")
+
+
+C = TypeVar("C", bound=_Checked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+    """The shape of a model. The defaults are GPT-2 small (Radford et al., 2019), its vocabulary aside."""
+
+    vocab_size: int | None = None
+    """Number of token ids. Left out, it is the tokenizer's."""
+    vocab_multiple: int = 1
+    """The embedding is padded to a multiple of this (128 suits GPUs); padded ids get no probability."""
+    context_length: int = 1024
+    """Longest text the model sees at once, in tokens."""
+    n_layer: int = 12
+    """Number of blocks."""
+    n_head: int = 12
+    """Attention heads a block."""
+    n_embd: int = 768
+    """Width of the residual stream; a multiple of n_head."""
+    activation: Literal["gelu_tanh", "relu"] = "gelu_tanh"
+    """Nonlinearity of the feed-forward block, which is 4 x n_embd wide."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorms."""
+    tied_head: bool = True
+    """The output head shares the token embedding's weights."""
+    logit_softcap: float | None = None
+    """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as Gemma 2 does. Left out, no cap."""
+    dropout: float = 0.0
+    """Dropout after the embedding, on attention weights and on both residual branches."""
+    attention: Literal["sdpa", "explicit"] = "sdpa"
+    """Attention kernel: PyTorch's fused one, or the formula written out."""
+
+    def check(self) -> None:
+        for name in ("vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "at least 1")
+        self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0, "above 0")
+        self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        if self.n_embd % self.n_head:
+            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            nearest = sorted(divisors, key=lambda n: abs(n - self.n_head))[:3]
+            raise UserError(
+                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; "
+                f"the nearest that do: {', '.join(map(str, sorted(nearest)))}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: the vocabulary rounded up to a multiple of `vocab_multiple`."""
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is not set; it is taken from the tokenizer when a run starts")
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+    """Where the text comes from and how it becomes batches."""
+
+    source: str = "python-docs"
+    """A registered name (python-docs, shakespeare), a text file, a folder of them, or a prepared dataset."""
+    tokenizer: Literal["characters", "bytes", "gpt2"] = "characters"
+    """How text becomes token ids."""
+    validation_fraction: float = 0.1
+    """Share of the text, at its end, that is kept for validation."""
+    encoding: str = "utf-8"
+    """Encoding of text files."""
+    errors: Literal["strict", "replace", "ignore"] = "strict"
+    """What to do with bytes that are not valid in the encoding."""
+    order: Literal["shuffled", "sequential", "random"] = "shuffled"
+    """Windows of a batch: each once an epoch in shuffled order, in the text's order, or anywhere at random."""
+
+    def check(self) -> None:
+        self.require("validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise UserError(f"data.encoding {self.encoding!r} is unknown; try 'utf-8', 'latin-1' or 'cp1252'") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(_Checked):
+    """AdamW and its learning rate."""
+
+    lr: float = 6e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay after warmup, down to min_lr_ratio x lr at the last step."""
+    min_lr_ratio: float = 0.1
+    """Final learning rate as a share of the peak."""
+    warmup_steps: int = 0
+    """Steps of linear warmup."""
+    beta1: float = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: float = 0.95
+    """Decay of the squared gradient's running mean."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+    def check(self) -> None:
+        self.require("lr", self.lr > 0, "above 0")
+        self.require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1")
+        self.require("warmup_steps", self.warmup_steps >= 0, "at least 0")
+        for name in ("beta1", "beta2"):
+            self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self.require("eps", self.eps > 0, "above 0")
+        self.require("weight_decay", self.weight_decay >= 0, "at least 0")
+        self.require("grad_clip", self.grad_clip >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(_Checked):
+    """What the model writes into samples.md at every evaluation."""
+
+    prompt: str = "\n"
+    """Text that the samples continue."""
+    count: int = 2
+    """Samples at each evaluation; 0 turns them off."""
+    max_new_tokens: int = 256
+    """Tokens a sample."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 is safer, above 1 wilder, 0 is greedy."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens only."""
+    top_p: float | None = None
+    """Keep the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Keep tokens at least this share as likely as the likeliest."""
+
+    def check(self) -> None:
+        self.require("count", self.count >= 0, "at least 0")
+        self.require("prompt", self.count == 0 or self.prompt != "", "at least one character")
+        self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        self.require("temperature", self.temperature >= 0, "at least 0")
+        self.require("top_k", self.top_k is None or self.top_k >= 1, "at least 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            self.require(name, value is None or 0 < value <= 1, "above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Checked):
+    """A run: with the data's fingerprint, this determines every bit of it on one machine."""
+
+    name: str = "run"
+    """Name of the run, whose directory is runs/NAME unless another is given."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    init_from: str | None = None
+    """A model reference whose weights to start from; its shape then replaces [model], which may crop the context."""
+    steps: int | None = None
+    """Number of optimizer updates. Give this or epochs."""
+    epochs: float | None = None
+    """Passes over the training tokens. Give this or steps."""
+    batch_tokens: int = 524288
+    """Tokens an update; a multiple of micro_batch_size x context_length, reached by gradient accumulation."""
+    micro_batch_size: int = 16
+    """Sequences a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
+    seed: int = 1337
+    """Seed of initialisation, batches, dropout and samples."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of matrix products; auto is bfloat16 on GPUs that have it, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on for CUDA only (on small CPU models it costs more than it gains)."""
+    compile_backend: str = "inductor"
+    """Backend of torch.compile."""
+    eval_every: int = 250
+    """Steps between evaluations and samples; 0 is only before the first and after the last step."""
+    eval_tokens: int | None = None
+    """Validation tokens to evaluate on; left out, the whole split."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; 0 is only at the last step and at each new best validation loss."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept besides the best one."""
+
+    def check(self) -> None:
+        safe = self.name.strip() not in ("", ".", "..") and not set(self.name) & set('/\\\\:*?"<>|')
+        self.require("name", safe, "a plain file name")
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError("give steps or epochs: exactly one of the two")
+        self.require("steps", self.steps is None or self.steps >= 1, "at least 1")
+        self.require("epochs", self.epochs is None or self.epochs > 0, "above 0")
+        for name in ("batch_tokens", "micro_batch_size", "keep_checkpoints"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            self.require(name, getattr(self, name) >= 0, "at least 0")
+        self.require("eval_tokens", self.eval_tokens is None or self.eval_tokens >= 1, "at least 1")
+        quantum = self.micro_batch_size * self.model.context_length
+        if self.batch_tokens % quantum:
+            lower = self.batch_tokens // quantum * quantum
+            nearest = [str(n) for n in (lower, lower + quantum) if n]
+            raise UserError(
+                f"batch_tokens = {self.batch_tokens} is no multiple of micro_batch_size x context_length = "
+                f"{self.micro_batch_size} x {self.model.context_length}; the nearest that works: {' or '.join(nearest)}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences an update."""
+        return self.batch_tokens // self.model.context_length
+
+    @property
+    def accumulation(self) -> int:
+        """Forward and backward passes an update."""
+        return self.batch_size // self.micro_batch_size
+
+    def to_toml(self) -> str:
+        """The config as TOML; what is left out (`None`) is not written."""
+        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_toml(cls, text: str, origin: str = "config") -> Self:
+        """Read a config. Raises `UserError` for broken TOML, an unknown key, a wrong type or an impossible value."""
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{origin} is not valid TOML: {error}") from None
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A config from nested mappings; see `from_toml` for the errors."""
+        return _build(cls, values)
+
+    def override(self, **changes: Any) -> Self:
+        """A copy with fields replaced: `config.override(steps=100, optim={"lr": 1e-3})`.
+
+        `steps` and `epochs` exclude each other, so giving one withdraws the other.
+        """
+        if changes.get("steps") is not None:
+            changes.setdefault("epochs", None)
+        if changes.get("epochs") is not None:
+            changes.setdefault("steps", None)
+        return _build(type(self), changes, base=self)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
+
+
+def _build(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
+    hints = _types_of(config_class)
+    arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"unknown setting {config_class.name_of(name)!r}{did_you_mean(name, hints)}")
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name]):
+            value = _build(hints[name], value, base=getattr(base, name, None))
+        arguments[name] = value
+    return config_class(**arguments)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in _recipe_directory().iterdir() if p.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The TOML text of a recipe: a shipped name, or the path of a `.toml` file."""
+    if name in recipe_names():
+        return (_recipe_directory() / f"{name}.toml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {name}")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{name} is not UTF-8 text") from None
+    known = recipe_names()
+    raise UserError(f"there is no recipe {name!r}{did_you_mean(name, known)} (recipes: {', '.join(known)}; or a .toml file)")
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    """A recipe's config, with changes: `recipe("demo", steps=100, optim={"lr": 1e-3})`.
+
+    Raises `UserError` for an unknown recipe, setting or value.
+    """
+    return TrainConfig.from_toml(recipe_text(name), origin=f"recipe {name}").override(**changes)
+
+
+def _recipe_directory() -> Traversable:
+    return resources.files(__package__) / "recipes"

@@ -1,0 +1,277 @@
+"""Documents to token shards: a dataset directory that is whole or not there, made anew only where it is missing or stale."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+
+from ..config import DataConfig
+from ..errors import UserError
+from ..files import atomic_directory, explained, sha256_of
+from ..tokenizers import Tokenizer, build_tokenizer
+from .download import cache_directory
+from .sources import PreparedDataset, Source, resolve
+from .tokens import DTYPES, FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, find_damage, read_manifest
+
+SHARD_TOKENS = 100_000_000
+# Between documents, where the tokenizer has no end-of-text token.
+SEPARATOR = "\n\n"
+# Characters encoded at once: enough to keep a parallel tokenizer busy, little enough to keep memory flat.
+_GROUP = 1 << 24
+
+Log = Callable[[str], None]
+
+
+def prepare(
+    data: DataConfig,
+    out: Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    log: Log | None = None,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Path:
+    """The directory of the prepared dataset, which is made now where it is missing or stale.
+
+    It lies in the cache, or at `out`. A `tokenizer` given (a trained model's) replaces the one that `data` names. A source that
+    is a prepared dataset already is returned as it is. `log` gets lines about what takes time. `shard_tokens` is the largest
+    number of tokens in a file. Raises `UserError` for whatever is wrong with the source, and for an `out` that holds something else.
+    """
+    source = resolve(data.source)
+    if isinstance(source, PreparedDataset):
+        return _as_it_is(source.directory, data, out, tokenizer)
+    log = log or (lambda line: None)
+    request = _request(data, source, tokenizer, shard_tokens)
+    directory = _default_directory(source, request) if out is None else _checked(out)
+    if _is_fresh(directory, source, request):
+        return directory
+    with explained("write", directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            log(f"another process is preparing {source.name}: waiting for it")
+            lock.acquire()
+    with lock:
+        lock.release()  # acquired twice by now
+        if not _is_fresh(directory, source, request):  # else the other process has made it meanwhile
+            log(f"preparing {source.name}")
+            _make(directory, source, data, tokenizer, request, log)
+    return directory
+
+
+def verify(directory: Path) -> None:
+    """Compare every file of a dataset with its manifest. Raises `UserError` that names the first one that differs."""
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise UserError(f"{directory} is no prepared dataset")
+    damage = find_damage(directory, manifest)
+    for shard in (shard for split in SPLITS for shard in manifest["splits"][split]["shards"] if damage is None):
+        if sha256_of(directory / shard["name"]) != shard["sha256"]:
+            damage = f"the content of {shard['name']} has changed"
+    if damage is not None:
+        raise UserError(f"the dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+
+
+def _as_it_is(directory: Path, data: DataConfig, out: Path | None, tokenizer: Tokenizer | None) -> Path:
+    """A dataset given as the source, after a check that its tokens mean what the model takes them for."""
+    manifest = read_manifest(directory)
+    assert manifest is not None, "resolve has read it"
+    if damage := find_damage(directory, manifest):
+        raise UserError(f"the dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+    if out is not None and out.absolute() != directory:
+        raise UserError(f"{directory} is a prepared dataset already: use it where it is, or copy the directory")
+    kind = manifest["tokenizer"]["kind"]
+    if tokenizer is not None and _sha256(tokenizer.to_json()) != manifest["tokenizer"]["sha256"]:
+        raise UserError(f"the dataset {directory} was made by another tokenizer ({kind}) than the model's ({tokenizer.kind}); give its text instead")
+    if tokenizer is None and kind != data.tokenizer:
+        raise UserError(f"the dataset {directory} was made by the tokenizer {kind!r}, not {data.tokenizer!r}; give --data.tokenizer {kind}")
+    return directory
+
+
+def _request(data: DataConfig, source: Source, tokenizer: Tokenizer | None, shard_tokens: int) -> dict[str, Any]:
+    """What is asked for, apart from the source's content: a dataset made for another request is stale."""
+    return {
+        "source": source.location,
+        "tokenizer": data.tokenizer if tokenizer is None else _sha256(tokenizer.to_json()),
+        "validation_fraction": data.validation_fraction,
+        "encoding": data.encoding,
+        "errors": data.errors,
+        "shard_tokens": shard_tokens,
+    }
+
+
+def _default_directory(source: Source, request: Mapping[str, Any]) -> Path:
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
+    kind = request["tokenizer"][:12]
+    short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
+    return cache_directory() / "datasets" / f"{slug}-{kind}-{short_hash}"
+
+
+def _checked(out: Path) -> Path:
+    """The directory that the user named, which must be free or a dataset of ours: whatever is there gets replaced."""
+    out = out.expanduser().absolute()
+    if out.exists() and not (out.is_dir() and (read_manifest(out) is not None or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and is no dataset of glassgpt's: choose another directory, or remove it first")
+    return out
+
+
+def _is_fresh(directory: Path, source: Source, request: Mapping[str, Any]) -> bool:
+    manifest = read_manifest(directory)
+    return (
+        manifest is not None
+        and manifest["request"] == request
+        and find_damage(directory, manifest) is None
+        and source.is_unchanged(manifest["source"]["identity"])
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- making
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A document, or the part of one on either side of the cut between the splits."""
+
+    text: str
+    starts_document: bool
+
+
+def _make(
+    directory: Path, source: Source, data: DataConfig, tokenizer: Tokenizer | None, request: Mapping[str, Any], log: Log
+) -> None:
+    identity = source.identity()  # before reading: a file that changes in between is then stale next time
+    read = [document.text for document in source.documents(data.encoding, data.errors)]
+    texts = [text for text in read if text.strip()]
+    if not texts:
+        raise UserError(f"{source.location} has no text in it: it is empty or only white space")
+    if len(texts) < len(read):
+        log(f"{len(read) - len(texts)} of {len(read)} documents have no text and are left out")
+    if tokenizer is None:
+        tokenizer = build_tokenizer(data.tokenizer, itertools.chain(texts, [SEPARATOR] if len(texts) > 1 else []))
+    pieces = _split(texts, SEPARATOR if tokenizer.end_of_text is None else "", data.validation_fraction)
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    with atomic_directory(directory) as partial:
+        (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="")
+        splits = {split: _write_split(partial, split, pieces[split], tokenizer, dtype, request["shard_tokens"]) for split in SPLITS}
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": {"name": source.name, "identity": identity},
+            "request": request,
+            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": sha256_of(partial / TOKENIZER)},
+            "dtype": dtype,
+            "documents": len(texts),
+            "blank_documents": len(read) - len(texts),
+            "splits": splits,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    counts = ", ".join(f"{splits[split]['tokens']:,} tokens for {split}" for split in SPLITS)
+    log(f"prepared {source.name}: {sum(splits[split]['characters'] for split in SPLITS):,} characters, {counts}")
+
+
+def _split(texts: Sequence[str], separator: str, fraction: float) -> dict[str, list[_Piece]]:
+    """Cut the joined texts at (1 - fraction) of their characters, rounded down: through one document at most.
+
+    The cut is exact, where floating point could end one character off; for tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
+    """
+    joined = [*(text + separator for text in texts[:-1]), texts[-1]]
+    cut = int(sum(map(len, joined)) * (1 - Fraction(str(fraction))))
+    train, validation = [], []
+    for text in joined:
+        inside = min(max(cut, 0), len(text))
+        if inside:
+            train.append(_Piece(text[:inside], True))
+        if inside < len(text):
+            validation.append(_Piece(text[inside:], inside == 0))
+        cut -= len(text)
+    return dict(zip(SPLITS, (train, validation), strict=True))
+
+
+def _write_split(
+    directory: Path, split: str, pieces: Sequence[_Piece], tokenizer: Tokenizer, dtype: str, shard_tokens: int
+) -> dict[str, Any]:
+    """Encode the pieces into shards, and return what the manifest says of the split."""
+    shards = _Shards(directory, split, np.dtype(DTYPES[dtype]), shard_tokens)
+    for group in _groups(pieces):
+        shards.write(_encode(group, tokenizer))
+    shards.close()
+    return {
+        "characters": sum(len(piece.text) for piece in pieces),
+        "bytes": sum(len(piece.text.encode()) for piece in pieces),
+        "tokens": sum(shard["tokens"] for shard in shards.entries),
+        "shards": shards.entries,
+    }
+
+
+def _groups(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    group: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece.text)
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
+    """The ids of the pieces, with the end-of-text id, where there is one, before each document."""
+    ids, offsets = tokenizer.encode_documents([piece.text for piece in pieces])
+    if tokenizer.end_of_text is None:
+        return ids
+    starts = offsets[:-1][[piece.starts_document for piece in pieces]]
+    return np.insert(ids, starts.astype(np.int64), tokenizer.end_of_text)
+
+
+@dataclass
+class _Shards:
+    """Writes ids into files of at most `limit` tokens each, and keeps the manifest's entries for them."""
+
+    directory: Path
+    split: str
+    dtype: np.dtype[Any]
+    limit: int
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    _file: IO[bytes] | None = None
+    _hash: Any = None
+
+    def write(self, ids: npt.NDArray[np.uint32]) -> None:
+        while len(ids):
+            if self._file is None:
+                self._begin()
+            assert self._file is not None
+            part, ids = np.split(ids, [self.limit - self.entries[-1]["tokens"]])
+            content = part.astype(self.dtype).tobytes()
+            self._file.write(content)
+            self._hash.update(content)
+            self.entries[-1]["tokens"] += len(part)
+            if self.entries[-1]["tokens"] == self.limit:
+                self.close()
+
+    def _begin(self) -> None:
+        name = f"{self.split}-{len(self.entries):06d}.bin"
+        self._file = open(self.directory / name, "wb")  # noqa: SIM115 - closed when it is full
+        self._hash = hashlib.sha256()
+        self.entries.append({"name": name, "tokens": 0})
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self.entries[-1]["sha256"] = self._hash.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

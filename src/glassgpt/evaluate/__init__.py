@@ -1,0 +1,5 @@
+"""Evaluation: loss, perplexity and bits per byte."""
+
+from .loss import evaluate_reference, evaluate_stream
+
+__all__ = ["evaluate_reference", "evaluate_stream"]

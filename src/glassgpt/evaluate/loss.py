@@ -1,0 +1,74 @@
+"""Loss of a model over a text: every token but the first predicted once, the same number for any batch size."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.prepare import prepare
+from ..data.tokens import TokenStream, open_dataset
+from ..errors import UserError
+from ..hardware import autocast, find_device, find_precision, matmul_precision
+from ..model import GPT
+from ..reference import find_checkpoint, load_checkpoint
+from ..tokenizers import Tokenizer
+
+# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger brings nothing on a CPU.
+EVALUATION_TOKENS = 8192
+
+
+@torch.no_grad()
+def evaluate_stream(
+    model: GPT, stream: TokenStream, tokenizer: Tokenizer, *, precision: str = "float32", limit: int | None = None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Mean loss over a token stream in windows that do not overlap, the remainder included, summed in float64.
+
+    `limit` stops after that many predicted tokens. Returns `loss` in nats a token, `perplexity`, `bits_per_byte` (over the
+    bytes of the predicted tokens, so that tokenizers compare) and `tokens`. Raises `UserError` for fewer than two tokens.
+    """
+    if len(stream) < 2:
+        raise UserError(f"nothing to evaluate: the split has {len(stream)} tokens, and at least 2 are needed")
+    context_length = model.config.context_length
+    batch_size = batch_size or max(1, EVALUATION_TOKENS // context_length)
+    device = model.embedding.weight.device
+    byte_lengths = tokenizer.byte_lengths()
+    total, tokens, text_bytes = 0.0, 0, 0
+    was_training = model.training
+    model.eval()
+    try:
+        for inputs, targets in stream.evaluation_batches(context_length, batch_size, limit):
+            with autocast(device, precision):
+                losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none")
+            # MPS has no float64, hence the way over the CPU.
+            total += losses.cpu().double().sum().item()
+            tokens += targets.size
+            text_bytes += int(byte_lengths[targets].sum())
+    finally:
+        model.train(was_training)
+    loss = total / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_byte": total / math.log(2) / text_bytes if text_bytes else math.nan,
+        "tokens": tokens,
+    }
+
+
+def evaluate_reference(reference: str | Path, *, source: str | None = None, split: str = "validation", device: str = "auto") -> dict[str, Any]:
+    """Evaluate a model reference on its run's validation split, or on that of another source with the model's tokenizer.
+
+    split: `validation` or `train`. Precision is the run's own. Returns what `evaluate_stream` does; raises `UserError`.
+    """
+    if split not in ("validation", "train"):
+        raise UserError(f"split must be validation or train, got {split!r}")
+    target = find_device(device)
+    checkpoint = find_checkpoint(reference)
+    config = checkpoint.config
+    model, tokenizer = load_checkpoint(checkpoint, target)
+    data = config.override(data={"source": source}).data if source is not None else config.data
+    dataset = open_dataset(prepare(data, tokenizer=tokenizer))
+    precision = find_precision(config.precision, target)
+    with matmul_precision(precision):
+        stream = dataset.validation if split == "validation" else dataset.train
+        return evaluate_stream(model, stream, tokenizer, precision=precision)

@@ -1,0 +1,98 @@
+"""Files that are either whole or not there: hashing, atomic writes, atomic directories."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+# A directory that is still being written carries this prefix until it is renamed to its final name.
+PARTIAL_PREFIX = ".partial-"
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a directory's entries, are on the disk (Windows cannot flush a directory: nothing is done)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(action: str, path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk or of missing rights into a `UserError` that names the path; others pass."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full: free some space",
+            errno.EDQUOT: "the disk quota is used up: free some space",
+            errno.EACCES: "permission denied: choose a directory that you may write to",
+            errno.EPERM: "permission denied: choose a directory that you may write to",
+            errno.EROFS: "the file system is read-only: choose another directory",
+        }
+        if error.errno not in reasons:
+            raise
+        raise UserError(f"cannot {action} {path}: {reasons[error.errno]}") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part of it."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
+    with explained("write", path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    flush_to_disk(path.parent)
+
+
+@contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """A directory to fill, which takes its final name only when it is complete and on the disk.
+
+    Whatever stood under the final name is replaced. On an exception the partial directory is removed; after a SIGKILL it
+    stays behind under `PARTIAL_PREFIX`, where no reader looks: `remove_partials` clears it.
+    """
+    partial = final.with_name(f"{PARTIAL_PREFIX}{final.name}")
+    with explained("write", final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            for path in partial.iterdir():
+                flush_to_disk(path)
+            flush_to_disk(partial)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    flush_to_disk(final.parent)
+
+
+def remove_partials(directory: Path) -> None:
+    """Remove what a killed process left half-written in a directory."""
+    for path in directory.glob(f"{PARTIAL_PREFIX}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

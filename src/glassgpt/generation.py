@@ -1,0 +1,211 @@
+"""Writing: sampling as pure functions, a cached forward pass, and `generate`, which yields text as it comes.
+
+Shapes: `n` samples side by side, `T` time, `V` vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .attention import KVCache
+from .errors import UserError
+from .model import GPT
+from .seeding import generator_for
+from .tokenizers import StreamDecoder, Tokenizer
+
+
+class Piece(str):
+    """The text that one token added, "" while a character is incomplete, with the token's id and its sample's number."""
+
+    token: int
+    sample: int
+
+    def __new__(cls, text: str, token: int, sample: int) -> "Piece":
+        piece = super().__new__(cls, text)
+        piece.token = token
+        piece.sample = sample
+        return piece
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits (n, V) with all but the k likeliest tokens at -inf (Fan et al., 2018)."""
+    threshold = logits.topk(k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (n, V) with only the fewest likeliest tokens whose probabilities reach p (Holtzman et al., 2020)."""
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    # A token stays if those before it have not reached p yet, so the likeliest always stays.
+    dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (n, V) with only tokens at least p times as likely as the likeliest (Nguyen et al., 2024)."""
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def sampling_distribution(
+    logits: Tensor, *, temperature: float, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """The distribution (n, V) that a token is drawn from: temperature first, then top-k, top-p and min-p in this order.
+
+    Temperature 0 puts all probability on the likeliest token.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    logits = logits / temperature
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    if min_p is not None:
+        logits = keep_min_p(logits, min_p)
+    return logits.softmax(dim=-1)
+
+
+def window_start(length: int, context_length: int) -> int:
+    """First position that is still seen when `length` tokens are there: 0 until the context is full, then the older half goes.
+
+    It depends on the length alone, so that cached and uncached generation see the same tokens.
+    """
+    half = max(1, context_length // 2)
+    return max(0, -(-(length - context_length) // half)) * half
+
+
+class _Writer:
+    """The tokens so far, (n, T), and the logits of the next one, with a cache or recomputed."""
+
+    def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool) -> None:
+        self.model = model
+        self.ids = ids
+        self.capacity = min(max_length, model.config.context_length)
+        self.use_cache = use_cache
+        self.cache: KVCache | None = None
+        self.start = 0
+
+    @torch.inference_mode()
+    def next_logits(self) -> Tensor:
+        """Logits (n, V) of the token behind the last one."""
+        length = self.ids.shape[1]
+        start = window_start(length, self.model.config.context_length)
+        if self.use_cache and (self.cache is None or start != self.start):
+            self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
+        self.start = start
+        fresh = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
+        return self.model.logits(self.model.hidden(fresh, self.cache)[:, -1])
+
+    def append(self, tokens: Tensor) -> None:
+        """Add one token (n,) to each sample."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+
+
+class _Text:
+    """One sample's text on its way out: whole characters only, and nothing of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
+        self.decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
+        self.end_of_text = tokenizer.end_of_text if tokenizer is not None else None
+        self.stop = stop
+        self.held = ""
+        self.done = False
+
+    def feed(self, token: int, last: bool) -> str:
+        """The text that may be shown now; what could be the start of a stop string is held back."""
+        self.done = last or token == self.end_of_text
+        if self.decoder is None:
+            return ""
+        self.held += self.decoder.feed(token) if token != self.end_of_text else ""
+        self.held += self.decoder.finish() if self.done else ""
+        found = [at for at in (self.held.find(text) for text in self.stop) if at >= 0]
+        if found:
+            self.done = True
+            return self.held[: min(found)]
+        keep = 0 if self.done else max((_overlap(self.held, text) for text in self.stop), default=0)
+        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int]) -> Tensor:
+    """A prompt as ids (1, T) on the model's device. Raises `UserError` for an empty prompt or an id outside the vocabulary."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise UserError("this model has no tokenizer: give the prompt as token ids")
+        ids = torch.as_tensor(tokenizer.encode(prompt).astype("int64"))
+    else:
+        ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    if ids.numel() == 0:
+        raise UserError("the prompt is empty: the model needs at least one token to go on from; give some text")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
+        raise UserError(f"the prompt has token ids outside 0..{model.vocab_size - 1}, the model's vocabulary")
+    return ids[None].to(model.embedding.weight.device)
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: Sequence[str] = (),
+    n: int = 1,
+    seed: int = 1337,
+    use_cache: bool = True,
+) -> Iterator[Piece]:
+    """Continue a prompt. Yields a `Piece` a token as it is drawn, for `n` samples in turn: `print(piece, end="")`.
+
+    prompt: text, or token ids where there is no tokenizer. A sample ends at `max_new_tokens`, at a `stop` string (which
+    is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else is moved by them.
+    Once the context is full the older half is dropped and the rest read again (`window_start`). Raises `UserError` for an
+    empty prompt and for impossible settings, at once and not at the first token.
+    """
+    if max_new_tokens < 1 or n < 1:
+        raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")
+    if temperature < 0:
+        raise UserError(f"temperature must be at least 0, got {temperature}")
+    if top_k is not None and not 1 <= top_k <= model.vocab_size:
+        raise UserError(f"top_k must be from 1 to the vocabulary's {model.vocab_size}, got {top_k}")
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{name} must be above 0 and at most 1, got {value}")
+    if "" in stop:
+        raise UserError("a stop string is empty: it would stop before the first token")
+    ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
+    writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache)
+    distribution = partial(sampling_distribution, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    texts = [_Text(tokenizer, stop) for _ in range(n)]
+    return _stream(writer, texts, distribution, max_new_tokens, generator_for(seed, "generate"))
+
+
+def _stream(
+    writer: _Writer, texts: list[_Text], distribution: Callable[[Tensor], Tensor], max_new_tokens: int, generator: torch.Generator
+) -> Iterator[Piece]:
+    model = writer.model
+    was_training = model.training
+    model.eval()
+    try:
+        for index in range(max_new_tokens):
+            # Drawn on the CPU, where the generator is: the same seed then gives the same draws on every device.
+            tokens = torch.multinomial(distribution(writer.next_logits()).cpu(), 1, generator=generator).squeeze(1)
+            for sample, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
+                if not text.done:
+                    yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample)
+            if all(text.done for text in texts):
+                return
+            writer.append(tokens.to(writer.ids.device))
+    finally:
+        model.train(was_training)

@@ -1,0 +1,134 @@
+"""The machine: device and precision, peak arithmetic rate, memory, and what a run records about where it ran."""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .errors import UserError
+
+# Dense peak in FLOP/s by precision, from NVIDIA's data sheets (without sparsity). The first name that occurs in the
+# device's name counts, so longer names come first.
+GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("B200", {"bfloat16": 2250e12, "float16": 2250e12, "tf32": 1100e12, "float32": 75e12}),
+    ("H200", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
+    ("H100 PCIe", {"bfloat16": 756e12, "float16": 756e12, "tf32": 378e12, "float32": 51e12}),
+    ("H100", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
+    ("L40S", {"bfloat16": 362e12, "float16": 362e12, "tf32": 183e12, "float32": 91.6e12}),
+    ("A100", {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12, "float32": 19.5e12}),
+    ("A10", {"bfloat16": 125e12, "float16": 125e12, "tf32": 62.5e12, "float32": 31.2e12}),
+    ("L4", {"bfloat16": 121e12, "float16": 121e12, "tf32": 60e12, "float32": 30.3e12}),
+    ("V100", {"float16": 125e12, "float32": 15.7e12}),
+    ("T4", {"float16": 65e12, "float32": 8.1e12}),
+    ("RTX 4090", {"bfloat16": 165e12, "float16": 165e12, "tf32": 82.6e12, "float32": 82.6e12}),
+    ("RTX 3090", {"bfloat16": 71e12, "float16": 71e12, "tf32": 35.6e12, "float32": 35.6e12}),
+)
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` is CUDA, else MPS, else the CPU. Raises `UserError` if it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps") from None
+    there = {
+        "cpu": device.index in (None, 0),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise UserError(f"device {name!r} is not available in this build of torch on this machine; leave it out to use what is there")
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """The precision that `auto` stands for on a device, or the named one. Raises `UserError` where the device lacks it."""
+    if name == "auto":
+        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if name == "tf32" and device.type != "cuda":
+        raise UserError(f"precision 'tf32' needs a CUDA device, and this run uses {device.type}; use float32")
+    if name == "float16" and device.type == "cpu":
+        raise UserError("precision 'float16' trains on GPUs only; on the CPU use float32 or bfloat16")
+    return name
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Allow TF32 products inside, for `tf32` only, and put the process's setting back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 or float16, or nothing for float32 and tf32."""
+    if precision in ("bfloat16", "float16"):
+        return torch.autocast(device.type, dtype=getattr(torch, precision))
+    return nullcontext()
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of matrix products: from the data sheet for a GPU, measured here (0.3 s) for a CPU, else None."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peaks.get(precision) for key, peaks in GPU_PEAKS if key in name), None)
+    return _measured_peak(precision) if device.type == "cpu" else None
+
+
+def _measured_peak(precision: str) -> float:
+    """Best rate of a 1024-wide matrix product, since a CPU's clock under load is on no data sheet."""
+    n = 1024
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < 0.3:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * n**3 / best
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory allocated on a GPU since the start, or the process's resident memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, device and threads: besides config and data, all that the bits of a run depend on."""
+    return {
+        "glassgpt": version("glassgpt"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": sys.platform,
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
+    }

@@ -1,0 +1,106 @@
+"""Head and cross-entropy in one: from hidden states to the loss, without ever holding all logits.
+
+At a vocabulary of 50,304 the logits of 16 x 1024 tokens fill 3.3 GB in float32, and their gradient as much again. Here
+rows go through the head a chunk at a time, and each chunk's gradient is taken while its logits are there.
+
+Shapes: `N` rows (batch x time), `C` channels, `V` padded vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Targets with this value have no loss and no gradient (PyTorch's own convention).
+IGNORED = -100
+# Logits in one chunk: 64 MiB of float32. Small enough to stay clear of the peak, large enough for efficient products.
+CHUNK_ELEMENTS = 2**24
+
+
+def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+    """Squash logits into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2, 2024); unchanged where cap is None."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _log_probabilities(hidden: Tensor, weight: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (n, V), -inf for padded ids, and the capped logits, both at least in float32."""
+    logits = hidden @ weight.T
+    logits = soft_cap(logits.to(torch.promote_types(logits.dtype, torch.float32)), cap)
+    logits[:, vocab_size:] = -torch.inf
+    return F.log_softmax(logits, dim=-1), logits
+
+
+def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What autocast would make of the two factors; done once, since an autograd function is opaque to autocast."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return hidden.to(dtype), weight.to(dtype)
+    return hidden, weight
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy over the rows that are not ignored; the gradient is formed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> Tensor:
+        h, w = _in_compute_dtype(hidden, weight)
+        total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        rows = max(1, CHUNK_ELEMENTS // w.shape[0])
+        with torch.autocast(h.device.type, enabled=False):
+            for start in range(0, h.shape[0], rows):
+                chunk, target = h[start : start + rows], targets[start : start + rows, None]
+                kept = target != IGNORED
+                target = target.clamp(min=0)
+                log_p, logits = _log_probabilities(chunk, w, vocab_size, cap)
+                total -= (log_p.gather(1, target) * kept).sum()
+                # d loss / d logits = softmax - onehot. It stays unnormalised here: divided by the number of rows it
+                # would fall below float16's smallest number, so the division waits for the backward pass.
+                grad = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=log_p.dtype)).mul_(kept)
+                if cap is not None:
+                    grad[:, :vocab_size] *= 1 - (logits[:, :vocab_size] / cap).square()
+                grad = grad.to(h.dtype)
+                grad_hidden[start : start + rows] = grad @ w
+                grad_weight += grad.T @ chunk
+        count = (targets != IGNORED).sum()
+        ctx.save_for_backward(grad_hidden, grad_weight, count)
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_weight, count = ctx.saved_tensors
+        scale = grad_output / count
+        return grad_hidden * scale, grad_weight * scale, None, None, None
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None = None) -> Tensor:
+    """Mean next-token loss in nats, with gradients for the hidden states and the head.
+
+    hidden (..., C); weight (V, C), rows from `vocab_size` on being padding, which gets no probability and no gradient;
+    targets (...), `IGNORED` to leave a position out. Returns a scalar, at least float32.
+    """
+    loss: Tensor = _MeanCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None = None) -> Tensor:
+    """Loss of each token in nats, without gradients, for evaluation; shapes as in `cross_entropy`.
+
+    Returns the shape of targets, at least float32, 0 where a target is `IGNORED`.
+    """
+    h, w = _in_compute_dtype(hidden.flatten(0, -2), weight)
+    flat = targets.flatten()[:, None]
+    losses = []
+    rows = max(1, CHUNK_ELEMENTS // w.shape[0])
+    with torch.autocast(h.device.type, enabled=False):
+        for start in range(0, h.shape[0], rows):
+            target = flat[start : start + rows]
+            log_p, _ = _log_probabilities(h[start : start + rows], w, vocab_size, cap)
+            losses.append(torch.where(target == IGNORED, 0.0, -log_p.gather(1, target.clamp(min=0))))
+    return torch.cat(losses).view(targets.shape)

@@ -1,0 +1,135 @@
+"""GPT-2 (Radford et al., 2019): a decoder of pre-LayerNorm blocks with learned positions.
+
+Shapes: `B` batch, `T` time, `C` channels, `V` padded vocabulary.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, KVCache, LayerCache, visible
+from .config import ModelConfig
+from .loss import cross_entropy, soft_cap, token_losses
+from .seeding import generator_for
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide in between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.activation = nn.GELU(approximate="tanh") if config.activation == "gelu_tanh" else nn.ReLU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to the residual stream from behind a LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """The language model. `model(ids)` gives logits, `model(ids, targets)` the loss.
+
+    Its weights are uninitialised storage until `initialize` or a checkpoint fills them; `create` does the former.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size or 0
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.positions = nn.Embedding(config.context_length, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        # A tied head is the embedding module itself, so nothing can untie the two.
+        self.head = self.embedding if config.tied_head else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+
+    @classmethod
+    def create(cls, config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> "GPT":
+        """A new model with weights drawn from `seed`: the same on every device."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device=device)
+        initialize(model, seed)
+        return model
+
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Literal["mean", "none"] = "mean"
+    ) -> Tensor:
+        """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
+
+        The loss is the mean with gradients, or with `reduction="none"` that of each token, (B, T), without gradients.
+        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than the context holds.
+        """
+        hidden = self.hidden(ids, cache)
+        if targets is None:
+            return self.logits(hidden)
+        loss = cross_entropy if reduction == "mean" else token_losses
+        return loss(hidden, self.head.weight, targets, self.vocab_size, self.config.logit_softcap)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds what came before, and grows."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        limit = cache.capacity if cache is not None else self.config.context_length
+        if end > limit:
+            raise ValueError(f"{end} tokens do not fit into {limit} positions")
+        positions = torch.arange(start, end, device=ids.device)
+        # Fast kernels align a causal mask at the top left, which is wrong behind a cache: there the rule builds it.
+        mask = visible(positions, torch.arange(end, device=ids.device)) if start else None
+        x = self.dropout(self.embedding(ids) + self.positions(positions))
+        layers = cache.layers if cache is not None else [None] * len(self.blocks)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, mask, layer)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., C) -> logits (..., vocab_size)."""
+        return soft_cap(F.linear(hidden, self.head.weight[: self.vocab_size]), self.config.logit_softcap)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache on the model's device, for `batch_size` sequences of up to `capacity` tokens."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch_size, capacity=capacity, dtype=weight.dtype, device=weight.device)
+
+
+@torch.no_grad()
+def initialize(model: GPT, seed: int) -> None:
+    """Draw all weights: normal(0, 0.02), biases 0, norms 1.
+
+    The two projections that write into the residual stream are drawn with 0.02 / sqrt(2 n_layer), so that the stream's
+    variance does not grow with depth (Radford et al., 2019, section 2.3). Each parameter is drawn on the CPU from a
+    generator named after it, so no other parameter, device or process count can change it.
+    """
+    residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
+    residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            std = residual_std if id(module) in residual else 0.02
+            generator = generator_for(seed, "init", f"{name}.weight")
+            module.weight.copy_(torch.normal(0.0, std, module.weight.shape, generator=generator))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()

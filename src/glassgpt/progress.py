@@ -1,0 +1,157 @@
+"""What a training run tells whoever watches it, and plain lines for outputs that are no terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from .config import TrainConfig
+
+
+class Progress(Protocol):
+    """A watcher of a run. It only listens: whatever it does, the run goes on the same.
+
+    Records are those of `metrics.jsonl`; a number that was not finite is None there.
+    """
+
+    def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
+        """The run begins, or goes on: `summary` describes the model, `last_step` is the number of updates at the end."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One update is done."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """The validation split was evaluated."""
+
+    def sampled(self, step: int, samples: Sequence[str]) -> None:
+        """The model wrote samples after `step` updates."""
+
+    def message(self, text: str) -> None:
+        """A notice or a warning, a line or two."""
+
+    def finished(self, run: Path) -> None:
+        """The run has done its last step and saved it."""
+
+
+class Pace:
+    """Seconds left, by the mean pace since the first step seen, evaluations and checkpoints included."""
+
+    def __init__(self, last_step: int, clock: Callable[[], float]) -> None:
+        self._last_step = last_step
+        self._clock = clock
+        self._begin: tuple[int, float] | None = None
+
+    def left(self, step: int) -> float | None:
+        """Seconds from `step` updates to the last; None at the first step seen, which has no pace yet."""
+        if self._begin is None or step <= self._begin[0]:
+            self._begin = (step, self._clock())
+            return None
+        first, begin = self._begin
+        return (self._last_step - step) * (self._clock() - begin) / (step - first)
+
+
+class PlainProgress:
+    """Lines for a file or a pipe: a training step every few seconds, the first and the last always, and each evaluation.
+
+    interval: seconds between lines about steps. stream: standard output unless given. clock: seconds that never go back.
+    """
+
+    def __init__(self, interval: float = 5.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
+        self._stream = stream
+        self._clock = clock
+        self._open = True
+        self._shown: float | None = None
+        self._last_step = 0
+        self._pace = Pace(0, clock)
+        self._sample = ""
+
+    def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
+        """See `Progress`."""
+        self._last_step = last_step
+        self._pace = Pace(last_step, self._clock)
+        self._shown = None
+        self._print(summary)
+        self._print(f"training on {config.data.source} into {run}: {last_step} steps of {config.batch_tokens} tokens")
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """See `Progress`."""
+        step, now = int(record["step"]), self._clock()
+        left = self._pace.left(step)
+        if self._shown is not None and step != self._last_step and now - self._shown < self._interval:
+            return
+        self._shown = now
+        parts = (
+            f"step {step}/{self._last_step}",
+            f"loss {number(record.get('loss'), '.4f')}",
+            f"lr {number(record.get('lr'), '.2e')}",
+            f"{number(record.get('tokens_per_second'), ',.0f')} tokens/s",
+            f"{duration(left)} left",
+        )
+        self._print("  ".join(parts))
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """See `Progress`."""
+        self._print(evaluation_line(record, self._last_step))
+
+    def sampled(self, step: int, samples: Sequence[str]) -> None:
+        """See `Progress`."""
+        self._sample = samples[0] if samples else ""
+        if samples:
+            self._print(f"step {step}/{self._last_step}  writes: {shortened(samples[0], 120)}")
+
+    def message(self, text: str) -> None:
+        """See `Progress`."""
+        self._print(text)
+
+    def finished(self, run: Path) -> None:
+        """See `Progress`."""
+        if self._sample:
+            self._print(f"\n{excerpt(self._sample, 600)}\n")
+        self._print(f"done: {run}")
+
+    def _print(self, text: str) -> None:
+        stream = self._stream or sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        if self._open:
+            try:  # a reader that has gone, or a locale without the character, must not end a run of many hours
+                print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+            except BrokenPipeError:
+                self._open = False
+
+
+def number(value: float | None, form: str) -> str:
+    """A record's number, formatted; None there means that it was not finite, or not measured."""
+    return "?" if value is None else format(value, form)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `1:05` or `2:03:04`; `?` for None."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def evaluation_line(record: Mapping[str, Any], last_step: int) -> str:
+    """An evaluation in one line."""
+    loss, perplexity, bits = (record.get(name) for name in ("val_loss", "val_perplexity", "val_bits_per_byte"))
+    return (
+        f"step {record['step']}/{last_step}  validation loss {number(loss, '.4f')}"
+        f"  perplexity {number(perplexity, ',.2f')}  {number(bits, '.3f')} bits a byte"
+    )
+
+
+def shortened(text: str, width: int) -> str:
+    """Text in one line of at most `width` characters, without what would move a terminal's cursor."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def excerpt(text: str, length: int) -> str:
+    """The beginning of a text, its lines kept and indented, without what would move a terminal's cursor."""
+    lines = text.strip()[:length].splitlines()
+    shown = "\n".join("  " + "".join(c if c.isprintable() else " " for c in line) for line in lines)
+    return f"{shown}…" if len(text.strip()) > length else shown

@@ -1,0 +1,89 @@
+"""A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from .checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
+from .errors import UserError
+from .hardware import find_device
+from .model import GPT
+from .summary import ModelSummary
+from .tokenizers import Tokenizer
+
+
+def find_checkpoint(reference: str | Path) -> Checkpoint:
+    """The verified checkpoint that a reference names: a run's newest whole one, or its `@best` or `@STEP`.
+
+    Raises `UserError` if there is none.
+    """
+    text = str(reference)
+    path = Path(text)
+    if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
+        return open_checkpoint(path)
+    base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
+    run = Path(base)
+    if not run.is_dir():
+        raise UserError(f"there is no run or checkpoint at {base}; `glassgpt train --out {base}` would make one")
+    paths = checkpoint_paths(run / "checkpoints")
+    if not paths:
+        if (run / "config.toml").is_file():
+            raise UserError(f"the run {run} has no checkpoint yet; go on with `glassgpt train --resume {run}`")
+        raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
+    if not which:
+        notices: list[str] = []
+        checkpoint = latest_checkpoint(run / "checkpoints", notices.append)
+        if checkpoint is None:
+            raise UserError(f"the checkpoints of {run} were removed meanwhile")
+        for notice in notices:
+            print(f"glassgpt: warning: {notice}", file=sys.stderr)
+        return checkpoint
+    if which == "best":
+        return open_checkpoint(_best(run, paths))
+    if not which.isdecimal() or int(which) not in {int(p.name) for p in paths}:
+        steps = ", ".join(str(int(p.name)) for p in paths)
+        raise UserError(f"the run {run} has no checkpoint {which!r}; it has {steps} and best")
+    return open_checkpoint(run / "checkpoints" / f"{int(which):06d}")
+
+
+def _best(run: Path, paths: list[Path]) -> Path:
+    """The checkpoint whose step has the lowest validation loss."""
+    losses = {path: loss for path in paths if (loss := Checkpoint(path).state.val_loss) is not None}
+    if not losses:
+        raise UserError(f"no checkpoint of {run} has been evaluated yet; use {run} or {run}@{int(paths[-1].name)}")
+    return min(losses, key=losses.__getitem__)
+
+
+def load_checkpoint(checkpoint: Checkpoint, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """The model, in evaluation mode on `device`, and the tokenizer of a checkpoint."""
+    config = checkpoint.config
+    with torch.device("meta"):
+        model = GPT(config.model)
+    model.to_empty(device=device)
+    checkpoint.load_model(model)
+    return model.eval(), checkpoint.tokenizer
+
+
+def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
+    """Model and tokenizer of a reference: `model, tokenizer = glassgpt.load("runs/demo@best")`.
+
+    The model is in evaluation mode, on `device` (`auto`, `cpu`, `cuda`, …). Raises `UserError` if the reference names nothing, or
+    something damaged.
+    """
+    return load_checkpoint(find_checkpoint(reference), find_device(device))
+
+
+def describe(reference: str | Path) -> str:
+    """A few lines on what a reference holds: where it is, its training so far, and its model's summary."""
+    checkpoint = find_checkpoint(reference)
+    config, state, tokenizer = checkpoint.config, checkpoint.state, checkpoint.tokenizer
+    loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
+    rows = (
+        ("checkpoint", str(checkpoint.path)),
+        ("step", f"{state.step:,} ({state.step * config.batch_tokens:,} tokens seen)"),
+        ("validation loss", loss),
+        ("trained on", config.data.source),
+        ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"),
+    )
+    return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(config.model)}"

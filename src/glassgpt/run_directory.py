@@ -1,0 +1,147 @@
+"""A run's directory: plain files that the trainer writes and everybody else only reads.
+
+    config.toml  environment.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  report.html
+
+Whatever lies behind the checkpoint that a run goes on from is cut off when it is resumed, so that the files of an
+interrupted run end up equal to those of one that ran through.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+
+from .config import TrainConfig
+from .errors import UserError
+from .files import explained, write_atomic
+
+_SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+_SAMPLES_TITLE = "# Samples\n"
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.toml"
+        self.environment_path = self.path / "environment.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_path = self.path / "samples.md"
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_path.is_file()
+
+    def require_run(self) -> None:
+        """Raise `UserError` unless a run was started here."""
+        if not self.path.is_dir():
+            raise UserError(f"there is no run at {self.path}")
+        if not self.is_run:
+            raise UserError(f"{self.path} is not a run: it has no config.toml")
+
+    def require_free(self, overwrite: bool) -> None:
+        """Raise `UserError` if a new run may not be started here: there is one already, or foreign files."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; choose another --out")
+        if self.is_run:
+            if not overwrite:
+                raise UserError(
+                    f"there is already a run at {self.path}: go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
+                )
+        elif self.path.is_dir() and any(path.name not in (".lock", "environment.json") for path in self.path.iterdir()):
+            raise UserError(f"{self.path} holds files that are no run's; choose another --out")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes with the process, even by SIGKILL. Raises `UserError` if it is taken."""
+        with explained("start a run in", self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise UserError(f"another process is training in {self.path}; wait for it, or choose another --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def clear(self) -> None:
+        """Remove a former run's files, config first, so that a half-removed run is not taken for one."""
+        for path in (self.config_path, self.metrics_path, self.samples_path, self.environment_path, self.path / "report.html"):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob("nonfinite-*.json"):
+            path.unlink()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def read_config(self) -> TrainConfig:
+        """The run's config."""
+        return TrainConfig.from_toml(self.config_path.read_text(encoding="utf-8"), origin=str(self.config_path))
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Replace the run's config."""
+        write_atomic(self.config_path, config.to_toml())
+
+    def read_environment(self) -> dict[str, Any]:
+        """Versions, device, threads and data fingerprint at the run's start."""
+        try:
+            environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.environment_path} cannot be read ({error}); the run cannot be resumed exactly") from None
+        return environment
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Record where and on what data the run started."""
+        write_atomic(self.environment_path, json.dumps(environment, indent=1))
+
+    def cut_back(self, step: int) -> None:
+        """Drop metrics and samples of later steps, and a line that a killed process left half-written."""
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics_path.exists() else []
+        write_atomic(self.metrics_path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        text = self.samples_path.read_text(encoding="utf-8") if self.samples_path.exists() else _SAMPLES_TITLE
+        later = next((match.start() for match in _SECTION.finditer(text) if int(match[1]) > step), len(text))
+        write_atomic(self.samples_path, text[:later])
+
+    def append_samples(self, step: int, samples: Sequence[str]) -> None:
+        """Add a section of samples, indented as code so that nothing in them can look like a heading."""
+        parts = [f"\n## Step {step:06d}\n"]
+        for number, sample in enumerate(samples, start=1):
+            body = "\n".join(f"    {line}" for line in sample.splitlines())
+            parts.append(f"\n### Sample {number}\n\n{body}\n")
+        with explained("write", self.samples_path), open(self.samples_path, "a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(parts))
+
+
+class MetricsLog:
+    """Appends `metrics.jsonl`: one object a step or evaluation, a number that is not finite as null."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with explained("write", path):
+            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and hand it to the system, so that a reader, or a SIGKILL, finds it."""
+        values = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        with explained("write", self._path):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk, as a checkpoint that counts on them needs."""
+        with explained("write", self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
