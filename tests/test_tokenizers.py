@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from glassgpt import tokenizers
 from glassgpt.errors import UserError
+from glassgpt.files import sha256_of
 from glassgpt.tokenizers import (
     BPETokenizer,
     BytesTokenizer,
@@ -314,16 +315,19 @@ def test_gpt2_is_restored_from_a_run_without_its_files(gpt2: tuple[Tokenizer, An
 # Where GPT-2's files come from
 
 
-def no_network(url: str, path: Path, *, sha256: str) -> None:
-    raise UserError(f"cannot download {url}: no network")
+def no_network(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
+    if path.is_file():
+        return path
+    raise UserError(f"cannot download {what} from {url}: no network.\n{manual}")
 
 
 def test_gpt2_files_are_downloaded_once_into_the_cache(vocabulary: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee", "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"}
 
-    def from_shared(url: str, path: Path, *, sha256: str) -> None:
+    def from_shared(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
+        assert sha256_of(vocabulary / names[path.name]) == sha256
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(vocabulary / names[url.rpartition("/")[2]], path)
+        return Path(shutil.copyfile(vocabulary / names[url.rpartition("/")[2]], path))
 
     monkeypatch.setattr("glassgpt.data.download.download", from_shared)
     assert build_tokenizer("gpt2").vocab_size == 50257

@@ -56,6 +56,31 @@ class ExplicitKernel(nn.Module):
 KERNELS: dict[str, type[SDPAKernel] | type[ExplicitKernel]] = {"sdpa": SDPAKernel, "explicit": ExplicitKernel}
 
 
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., 2021): the two halves of a head's width are turned by angles that grow with the position."""
+
+    def __init__(self, head_dim: int, base: float) -> None:
+        super().__init__()
+        self.half = head_dim // 2
+        self.base = base
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, H, T, D), positions (T,) -> x turned, (B, H, T, D)."""
+        frequencies = self.base ** (-torch.arange(self.half, device=x.device) / self.half)
+        angles = positions[:, None] * frequencies
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        first, second = x.split(self.half, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class NoRotation(nn.Module):
+    """The place of `Rotary` in a model whose positions are elsewhere."""
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x as it is."""
+        return x
+
+
 class LayerCache:
     """Keys and values that one layer has computed so far, in buffers of fixed size (B, H, capacity, D)."""
 
@@ -96,13 +121,17 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.q_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.rotary = Rotary(config.head_dim, config.rope_base) if config.position == "rope" else NoRotation()
         self.kernel = KERNELS[config.attention](config.dropout)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). With a cache, x holds the newest T positions and mask (T, S) says what they see."""
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys before x, and mask (T, S) says what is seen."""
         B, T, C = x.shape
         q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(C, dim=-1))
+        q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)
         if cache is not None:
             k, v = cache.append(k, v)
         y = self.kernel(q, k, v, mask)

@@ -9,11 +9,10 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -75,31 +74,35 @@ class Checkpoint:
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
 
-    def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Fill the optimizer's state of each parameter. The learning rate and other settings stay as they are."""
-        tensors = _read_tensors(self.path / "optimizer.safetensors")
-        for name, parameter in model.named_parameters():
-            suffix = f".{name}"
-            state = {key.removesuffix(suffix): value for key, value in tensors.items() if key.partition(".")[2] == name}
-            # The step counter stays on the CPU unless the fused CUDA kernel keeps it beside the parameter.
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if key != "step" or parameter.device.type == "cuda" else value for key, value in state.items()
-            }
+    def load_optimizers(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
+        parameters = dict(model.named_parameters())
+        owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+        for key, value in _read_tensors(self.path / "optimizer.safetensors").items():
+            kind, _, name = key.partition(".")
+            parameter = parameters[name]
+            owners[parameter].state[parameter][kind] = value.to(parameter.device)
 
 
 def save_checkpoint(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, tokenizer: Tokenizer, state: TrainingState
+    directory: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    training: TrainingState,
 ) -> Path:
     """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
-    final = directory / f"{state.step:06d}"
+    final = directory / f"{training.step:06d}"
     named = dict(model.named_parameters())
-    moments = {f"{key}.{name}": value for name, p in named.items() for key, value in optimizer.state[p].items()}
+    names = {parameter: name for name, parameter in named.items()}
+    moments = {f"{key}.{names[p]}": value for optimizer in optimizers for p, state in optimizer.state.items() for key, value in state.items()}
     with atomic_directory(final) as partial:
         _write_tensors(partial / "model.safetensors", named)
         _write_tensors(partial / "optimizer.safetensors", moments)
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        (partial / "state.json").write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
     return final
@@ -150,12 +153,6 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None
     for path in checkpoint_paths(directory)[:-keep]:
         if int(path.name) != best_step:
             shutil.rmtree(path)
-
-
-def scaler_state(scaler: torch.amp.GradScaler) -> dict[str, float | int] | None:
-    """The loss scaler's numbers, None where it is off."""
-    state: dict[str, Any] = scaler.state_dict()
-    return state or None
 
 
 @contextmanager

@@ -15,8 +15,7 @@ import sys
 import threading
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -66,6 +65,8 @@ def _run(arguments: list[str]) -> int:
         print(_overview())
         return 0 if command else 2
     if command == "--version":
+        from importlib.metadata import version
+
         print(f"glassgpt {version('glassgpt')}")
         return 0
     if command not in COMMANDS:
@@ -144,7 +145,7 @@ class TrainOptions:
 
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
     """Short for --data.source: a registered name (python-docs, shakespeare), a text file, or a folder of them."""
-    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/RECIPE)")] = None
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """Directory of the run."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace the run that is there already."""
@@ -166,8 +167,8 @@ class ResumeOptions:
 def train(arguments: Sequence[str]) -> None:
     """Train a model: a recipe's name or .toml file comes first.
 
-    `glassgpt recipes` lists the recipes; without one it is `demo`, and the defaults below are that recipe's.
-    Optional numbers take `none`. Of --steps and --epochs, the one given replaces the recipe's.
+    Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
+    Of --steps and --epochs, the one given replaces the recipe's.
     """
     if _gives(arguments, "--resume"):
         return _resume(arguments)
@@ -176,15 +177,16 @@ def train(arguments: Sequence[str]) -> None:
     options = _train_options(name, arguments[1:] if named else arguments)
     from . import training
 
-    out = options.out if options.out is not None else Path("runs") / Path(name).stem
     with _progress() as progress:
-        run = training.train(options.config, out=out, overwrite=options.overwrite, progress=progress)
+        run = training.train(options.config, out=options.out, overwrite=options.overwrite, progress=progress)
     _say_what_next(run)
 
 
 def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
     """The options with the recipe's values as defaults, and `data` merged into `config`."""
     config = recipe(name)
+    if config.name == TrainConfig.name:
+        config = config.override(name=Path(name).stem)  # a file that does not name its runs
     # tyro builds the config from the defaults and what was given, and a config with both steps and epochs is refused: a
     # given one first takes the other's place.
     steps, epochs = _gives(arguments, "--steps"), _gives(arguments, "--epochs")
@@ -445,15 +447,13 @@ def recipes(arguments: Sequence[str]) -> None:
     for name in recipe_names():
         text = recipe_text(name)
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        print(f"{name:<22} {_size(recipe(name)):>6}  {comment}")
+        print(f"{name:<22} {_size(recipe(name)) if 'n_embd' in text else 'any':>6}  {comment}")
 
 
 def _size(config: TrainConfig) -> str:
     """A recipe's parameters, rounded; a character vocabulary, which is not known before its text is, counts as 100 ids."""
     from .summary import ModelSummary
 
-    if config.init_from is not None:
-        return config.init_from  # the shape is that of the model it starts from
     vocabulary = config.model.vocab_size or {"gpt2": 50257, "bytes": 256}.get(config.data.tokenizer, 100)
     count = ModelSummary(config.override(model={"vocab_size": vocabulary}).model).parameters
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
@@ -506,10 +506,71 @@ def _description(command: str) -> str:
 
 
 def _plain_error(box: str, bare: str, unknown: str) -> str:
-    """tyro's framed message as a line: its first paragraph, and the nearest option where it names one."""
-    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    ...
+    """tyro's framed message in a line or two: its first paragraph, the nearest option where it names one, and what helps."""
+    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:-1]]
+    rule = next((i for i, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
+    message = re.sub(r"^Error parsing (\S+:)", r"\1", " ".join(lines[:rule]))
+    if not message:  # not the frame that this expects: better too much than nothing
+        return box.strip()
+    if not message.startswith("Unrecognized options: "):
+        message = re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", message)
+        return re.sub(r"^config\.\w+: ", "", message)  # the place of a config says less than its own message
+    words = message.removeprefix("Unrecognized options: ")
+    nearest = re.search(r":\s+(--[\w.-]+)", " ".join(lines[rule:]))
+    if not words.startswith("-"):
+        return f"{words!r} has no place here{'; ' if bare else ''}{bare}"
+    word = words.split(",")[0]
+    return f"there is no option {word!r}{f'; did you mean {nearest[1]!r}?' if nearest else ''}{'; ' if unknown else ''}{unknown}"
 
 
 def _gives(arguments: Sequence[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+def _registry() -> ConstructorRegistry:
+    """How values are read and shown: numbers with an error one can read, `none`, and defaults with their line breaks visible."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_plain_value)
+    registry.primitive_rule(_optional_value)
+    return registry
+
+
+def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kind = info.type
+    names = {int: "a whole number", float: "a number", str: "text"}
+    if kind not in names:
+        return None
+
+    def read(texts: list[str]) -> Any:
+        try:
+            return kind(texts[0])
+        except ValueError:
+            raise ValueError(f"must be {names[kind]}, got {texts[0]!r}") from None
+
+    def show(value: Any) -> list[str]:
+        return [repr(value)[1:-1] if isinstance(value, str) and not value.isprintable() else str(value)]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={int: "N", float: "X", str: "TEXT"}[kind],
+        instance_from_str=read,
+        is_instance=lambda value: type(value) is kind,
+        str_from_instance=show,
+    )
+
+
+def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    members = typing.get_args(info.type)
+    if len(members) != 2 or type(None) not in members:
+        return None
+    member = next(m for m in members if m is not type(None))
+    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(member, set(info.markers)))
+    if isinstance(inner, UnsupportedTypeAnnotationError):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{inner.metavar}|none",
+        instance_from_str=lambda texts: None if texts[0].lower() == "none" else inner.instance_from_str(texts),
+        is_instance=lambda value: value is None or bool(inner.is_instance(value)),
+        str_from_instance=lambda value: ["none"] if value is None else inner.str_from_instance(value),
+    )

@@ -100,10 +100,18 @@ class ModelConfig(_Checked):
     """Attention heads a block."""
     n_embd: int = 768
     """Width of the residual stream; a multiple of n_head."""
-    activation: Literal["gelu_tanh", "relu"] = "gelu_tanh"
+    position: Literal["learned", "rope"] = "learned"
+    """Learned position embeddings, or rotary ones inside attention."""
+    rope_base: float = 10000.0
+    """Base of the rotary angles; larger turns slower."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys."""
+    activation: Literal["gelu_tanh", "relu", "relu_squared"] = "gelu_tanh"
     """Nonlinearity of the feed-forward block, which is 4 x n_embd wide."""
     bias: bool = True
     """Biases in linear layers and LayerNorms."""
+    residual_init: Literal["scaled", "zero"] = "scaled"
+    """First values of the projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero."""
     tied_head: bool = True
     """The output head shares the token embedding's weights."""
     logit_softcap: float | None = None
@@ -118,6 +126,7 @@ class ModelConfig(_Checked):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "at least 1")
         self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0, "above 0")
+        self.require("rope_base", self.rope_base > 1, "above 1")
         self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         if self.n_embd % self.n_head:
             divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
@@ -126,6 +135,9 @@ class ModelConfig(_Checked):
                 f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; "
                 f"the nearest that do: {', '.join(map(str, sorted(nearest)))}"
             )
+
+        if self.position == "rope" and self.head_dim % 2:
+            raise UserError(f"rotary positions turn pairs, so n_embd / n_head = {self.head_dim} must be even; change model.n_head")
 
     @property
     def head_dim(self) -> int:
@@ -167,8 +179,10 @@ class DataConfig(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(_Checked):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
     lr: float = 6e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -178,11 +192,13 @@ class OptimConfig(_Checked):
     warmup_steps: int = 0
     """Steps of linear warmup."""
     beta1: float = 0.9
-    """Decay of the gradient's running mean."""
+    """Decay of the gradient's running mean in AdamW."""
     beta2: float = 0.95
-    """Decay of the squared gradient's running mean."""
+    """Decay of the squared gradient's running mean in AdamW."""
     eps: float = 1e-8
-    """Added to the denominator of the update."""
+    """Added to the denominator of AdamW's update."""
+    momentum: float = 0.95
+    """Decay of the gradient's running sum in Muon."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on matrices only."""
     grad_clip: float = 1.0
@@ -192,7 +208,7 @@ class OptimConfig(_Checked):
         self.require("lr", self.lr > 0, "above 0")
         self.require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1")
         self.require("warmup_steps", self.warmup_steps >= 0, "at least 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self.require("eps", self.eps > 0, "above 0")
         self.require("weight_decay", self.weight_decay >= 0, "at least 0")

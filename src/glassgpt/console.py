@@ -50,8 +50,7 @@ class RichProgress:
         self._pace = Pace(last_step, time.monotonic)
         self._print(summary)
         self._print(f"training on {config.data.source} into {run}", style="bold")
-        fields = {"loss": "?", "validation": "?", "rate": "?", "left": "?"}
-        self._task = self._bar.add_task("", total=last_step, completed=min(first_step, last_step), **fields)
+        self._task = self._bar.add_task("", total=last_step, completed=first_step, loss="?", validation="?", rate="?", left="?")
         self._bar.start()
 
     def step(self, record: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""GPT-2 (Radford et al., 2019): a decoder of pre-LayerNorm blocks with learned positions.
+"""GPT-2 (Radford et al., 2019): a decoder of pre-LayerNorm blocks. Variants are slots chosen in `__init__`.
 
 Shapes: `B` batch, `T` time, `C` channels, `V` padded vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,13 +17,48 @@ from .loss import cross_entropy, soft_cap, token_losses
 from .seeding import generator_for
 
 
+class ReLUSquared(nn.Module):
+    """max(0, x)^2 (So et al., 2021)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape."""
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "relu_squared": ReLUSquared,
+}
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector a position, added to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(config.context_length, config.n_embd)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C), positions (T,) -> (B, T, C)."""
+        return x + self.table(positions)  # type: ignore[no-any-return]
+
+
+class NoPositions(nn.Module):
+    """The place of `LearnedPositions` in a model whose attention knows the positions."""
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x as it is."""
+        return x
+
+
 class FeedForward(nn.Module):
     """Two linear layers, four times as wide in between."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.activation = nn.GELU(approximate="tanh") if config.activation == "gelu_tanh" else nn.ReLU()
+        self.activation = ACTIVATIONS[config.activation]()
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,9 +77,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache))
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C); the rest as in `Attention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), positions, mask, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -58,7 +94,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size or 0
         self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
-        self.positions = nn.Embedding(config.context_length, config.n_embd)
+        self.positions = LearnedPositions(config) if config.position == "learned" else NoPositions()
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -98,10 +134,10 @@ class GPT(nn.Module):
         positions = torch.arange(start, end, device=ids.device)
         # Fast kernels align a causal mask at the top left, which is wrong behind a cache: there the rule builds it.
         mask = visible(positions, torch.arange(end, device=ids.device)) if start else None
-        x = self.dropout(self.embedding(ids) + self.positions(positions))
+        x = self.dropout(self.positions(self.embedding(ids), positions))
         layers = cache.layers if cache is not None else [None] * len(self.blocks)
         for block, layer in zip(self.blocks, layers, strict=True):
-            x = block(x, mask, layer)
+            x = block(x, positions, mask, layer)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -119,13 +155,13 @@ def initialize(model: GPT, seed: int) -> None:
     """Draw all weights: normal(0, 0.02), biases 0, norms 1.
 
     The two projections that write into the residual stream are drawn with 0.02 / sqrt(2 n_layer), so that the stream's
-    variance does not grow with depth (Radford et al., 2019, section 2.3). Each parameter is drawn on the CPU from a
+    variance does not grow with depth (Radford et al., 2019, section 2.3), or start at zero where the config asks. Each parameter is drawn on the CPU from a
     generator named after it, so no other parameter, device or process count can change it.
     """
-    residual_std = 0.02 / math.sqrt(2 * model.config.n_layer)
+    residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
     residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             std = residual_std if id(module) in residual else 0.02

@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import UserError
 from .files import explained, write_atomic
+from .run_directory import RunDirectory
 
 Record = dict[str, Any]
 
@@ -32,15 +33,13 @@ def write_report(run: str | Path, out: Path | None = None) -> Path:
 
     Raises `UserError` where `run` is no run directory or `out` cannot be written.
     """
-    run = Path(run)
-    if not (run / "config.toml").is_file():
-        reason = "has no config.toml" if run.is_dir() else "does not exist"
-        raise UserError(f"{run} is no run directory: it {reason}. Give the directory that `glassgpt train --out` wrote")
-    out = run / "report.html" if out is None else out / "report.html" if out.is_dir() else out
+    directory = RunDirectory(run)
+    directory.require_run()
+    out = directory.path / "report.html" if out is None else out / "report.html" if out.is_dir() else out
     with explained("write", out):
         out.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON can carry, must not stop the page.
-    write_atomic(out, _page(run).encode(errors="replace"))
+    write_atomic(out, _page(directory).encode(errors="replace"))
     return out
 
 
@@ -70,27 +69,31 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     return training, evaluations
 
 
-def _page(run: Path) -> str:
+def _page(run: RunDirectory) -> str:
     from plotly.offline import get_plotlyjs  # here: 5 MB that only a page needs
 
-    training, evaluations = read_metrics(run / "metrics.jsonl")
-    config, environment = _text(run / "config.toml"), {}
+    training, evaluations = read_metrics(run.metrics_path)
+    config, environment = _text(run.config_path), {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
-        environment = dict(json.loads(_text(run / "environment.json")))
+        environment = dict(json.loads(_text(run.environment_path)))
     charts = _charts(training, evaluations)
     return PAGE.substitute(
-        title=html.escape(run.resolve().name),
+        title=html.escape(run.path.resolve().name),
         results=_results(evaluations) or "<p>No evaluation yet.</p>",
-        facts=_pairs(_facts(run, config, training, evaluations)),
+        facts=_pairs(_facts(run.checkpoints, config, training, evaluations)),
         environment=_pairs(_flat(environment)) or "<p>No environment.json.</p>",
         figures="".join(f"<figure><figcaption>{html.escape(c['title'])}</figcaption><div></div></figure>" for c in charts)
         or "<p>No training step yet.</p>",
-        samples=_samples(_text(run / "samples.md")) or "<p>No samples yet.</p>",
+        samples=_samples(_text(run.samples_path)) or "<p>No samples yet.</p>",
         config=html.escape(config),
-        # Inside <script> nothing is escaped but "<" can end it, or open a comment that swallows the page.
-        charts=json.dumps(charts, allow_nan=False).replace("<", "\\u003c"),
+        charts=script_json(charts),
         plotly=get_plotlyjs(),
     )
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside <script>: there, only a "<" can end the element, or open a comment that swallows the page."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 def _text(path: Path) -> str:
@@ -108,7 +111,7 @@ def _charts(training: Sequence[Record], evaluations: Sequence[Record]) -> list[R
 
     def noisy(key: str) -> list[Record]:
         values = _column(training, key)
-        return [_trace("each step", steps, values, "faint"), _trace(f"mean of {window} steps", steps, smoothed(values, window), "line")]
+        return [_trace("each step", steps, values, "faint"), _trace(f"mean of {window:,} steps", steps, smoothed(values, window), "line")]
 
     validation = _trace("validation", _column(evaluations, "step"), _column(evaluations, "val_loss"), "points")
     charts: list[Record] = [
@@ -121,7 +124,7 @@ def _charts(training: Sequence[Record], evaluations: Sequence[Record]) -> list[R
         charts.append({"title": "Share of the device's peak", "format": ".3~%", "log": False, "traces": noisy("peak_share")})
     else:
         memory = _trace("memory", steps, _column(training, "memory_bytes"), "line")
-        charts.append({"title": "Memory (bytes)", "format": ".3~s", "log": False, "traces": [memory]})
+        charts.append({"title": "Memory (bytes)", "format": ".4~s", "log": False, "traces": [memory]})
     return [chart for chart in charts if any(y is not None for trace in chart["traces"] for y in trace["y"])]
 
 
@@ -188,7 +191,7 @@ def _results(evaluations: Sequence[Record]) -> str:
     return f"<table><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _facts(run: Path, config: str, training: Sequence[Record], evaluations: Sequence[Record]) -> Iterator[tuple[str, str]]:
+def _facts(checkpoints: Path, config: str, training: Sequence[Record], evaluations: Sequence[Record]) -> Iterator[tuple[str, str]]:
     """What the log says about the whole run, as (label, text)."""
     planned = None
     with contextlib.suppress(tomllib.TOMLDecodeError):
@@ -203,8 +206,8 @@ def _facts(run: Path, config: str, training: Sequence[Record], evaluations: Sequ
         yield "memory, highest", _number(_percentile(_column(training, "memory_bytes"), 100) / 2**20, ",.0f") + " MiB"
     if evaluations:
         yield "time in evaluations", _duration(np.nansum(_column(evaluations, "seconds")))
-    checkpoints = sorted(p.name for p in (run / "checkpoints").glob("*") if p.name.isdigit())
-    yield "checkpoints kept", ", ".join(checkpoints) or "none yet"
+    kept = sorted(path.name for path in checkpoints.glob("*") if path.name.isdigit())
+    yield "checkpoints kept", ", ".join(kept) or "none yet"
 
 
 def _percentile(values: np.ndarray, percentile: float) -> float:
@@ -350,7 +353,7 @@ function logTicks(chart) {
 function layout(chart) {
   const axis = {gridcolor: css('--line'), linecolor: css('--line'), zeroline: false, automargin: true};
   return {
-    autosize: true, margin: {l: 48, r: 8, t: 36, b: 36}, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+    autosize: true, margin: {l: 48, r: 8, t: 36, b: 36}, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: css('--card'),
     font: {color: css('--soft'), family: 'system-ui, sans-serif', size: 12},
     showlegend: chart.traces.length > 2, modebar: {bgcolor: 'rgba(0,0,0,0)', color: css('--soft'), activecolor: css('--ink')},
     legend: {orientation: 'h', x: 1, xanchor: 'right', y: 1, yanchor: 'top'},

@@ -13,9 +13,10 @@ class ModelSummary:
 
     @property
     def embedding_parameters(self) -> int:
-        """Token and position embeddings (and an untied head), with padding."""
+        """Token embedding, learned positions and an untied head, with padding."""
         tables = 1 if self.config.tied_head else 2
-        return (tables * self.config.padded_vocab_size + self.config.context_length) * self.config.n_embd
+        positions = self.config.context_length if self.config.position == "learned" else 0
+        return (tables * self.config.padded_vocab_size + positions) * self.config.n_embd
 
     @property
     def block_parameters(self) -> int:
@@ -23,7 +24,8 @@ class ModelSummary:
         C, bias = self.config.n_embd, int(self.config.bias)
         attention = 4 * C * C + bias * 4 * C
         feed_forward = 8 * C * C + bias * 5 * C
-        return attention + feed_forward + 2 * self.norm_parameters
+        qk_norms = 2 * self.config.head_dim if self.config.qk_norm else 0
+        return attention + feed_forward + qk_norms + 2 * self.norm_parameters
 
     @property
     def norm_parameters(self) -> int:
@@ -67,7 +69,7 @@ class ModelSummary:
         rows = (
             ("layers, heads, width", f"{c.n_layer}, {c.n_head} of {c.head_dim}, {c.n_embd}"),
             ("feed-forward", f"{4 * c.n_embd}, {c.activation}"),
-            ("context", f"{c.context_length} tokens"),
+            ("context", f"{c.context_length} tokens, {c.position} positions{', QK-norm' if c.qk_norm else ''}"),
             ("vocabulary", f"{c.vocab_size:,} (padded to {c.padded_vocab_size:,})"),
             ("head", "tied to the embedding" if c.tied_head else "untied"),
             ("bias, dropout", f"{'yes' if c.bias else 'no'}, {c.dropout}"),

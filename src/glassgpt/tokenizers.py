@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UserError, did_you_mean
+from .files import sha256_of
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -269,7 +270,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises `UserError`, naming the file, where it is missing, damaged or of another kind.
     """
     try:
-        return _restore(path.read_text(encoding="utf-8"))
+        return _restore(path.read_bytes().decode())
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
     except UserError as error:
@@ -350,24 +351,18 @@ _GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
 
 def _gpt2_file(name: str) -> bytes:
     """One of OpenAI's two files, verified: from the folder that TIKTOKEN_CACHE_DIR names (under tiktoken's name for it, or
-    its own), from glassgpt's cache, or downloaded into the cache."""
+    its own), else from glassgpt's cache, into which it is downloaded where it is missing."""
     from .data.download import cache_directory, download
 
-    url, cache = _GPT2_URL + name, cache_directory() / "gpt2"
-    places = [cache / name]
+    url, sha256, cache = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2"
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        places = [Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name, *places]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        path = places[-1]
-        try:
-            download(url, path, sha256=_GPT2_SHA256[name])
-        except UserError as error:
-            raise UserError(
-                f"{error}\nGPT-2's tokenizer needs {' and '.join(_GPT2_SHA256)} from {_GPT2_URL}: put both into {cache}, "
-                "or set TIKTOKEN_CACHE_DIR to tiktoken's cache that has them"
-            ) from error
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != _GPT2_SHA256[name]:
-        raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs, so it may be damaged): remove it and try again")
-    return content
+        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):
+            if path.is_file():
+                if sha256_of(path) != sha256:
+                    raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs, so it may be damaged): remove it and try again")
+                return path.read_bytes()
+    manual = (
+        f"Without network: get {' and '.join(_GPT2_SHA256)} from {_GPT2_URL} on another machine and put both into {cache}, "
+        "or set TIKTOKEN_CACHE_DIR to tiktoken's cache that has them"
+    )
+    return download(url, cache / name, sha256=sha256, what=f"GPT-2's {name}", manual=manual).read_bytes()

@@ -30,7 +30,7 @@ from .files import write_atomic
 from .generation import generate, prompt_ids
 from .hardware import autocast, describe_environment, find_device, find_precision, matmul_precision, memory_bytes, peak_flops
 from .model import GPT
-from .optim import build_optimizer, lr_at
+from .optim import build_optimizers, lr_at
 from .progress import PlainProgress, Progress
 from .reference import find_checkpoint, load_checkpoint
 from .run_directory import MetricsLog, RunDirectory
@@ -49,7 +49,7 @@ class Trainer:
     device: torch.device
     precision: str
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     step: int = 0
     best_step: int | None = None
@@ -134,9 +134,9 @@ def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint
     if config.sample.top_k is not None and config.sample.top_k > vocab_size:
         raise UserError(f"sample.top_k must be from 1 to the vocabulary's {vocab_size}, got {config.sample.top_k}")
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
-    optimizer = build_optimizer(model, config.optim)
+    optimizers = build_optimizers(model, config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    trainer = Trainer(config, dataset, batches, steps, device, precision, model, optimizer, scaler)
+    trainer = Trainer(config, dataset, batches, steps, device, precision, model, optimizers, scaler)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
@@ -161,7 +161,7 @@ def _start_from(source: Checkpoint, config: TrainConfig, device: torch.device) -
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     state = checkpoint.state
     checkpoint.load_model(trainer.model)
-    checkpoint.load_optimizer(trainer.model, trainer.optimizer)
+    checkpoint.load_optimizers(trainer.model, trainer.optimizers)
     if state.scaler is not None and trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(dict(state.scaler))
     trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
@@ -246,7 +246,7 @@ def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
     Raises `NonFiniteError`, with the weights untouched, if either is not finite (an infinite norm under float16 is normal: the
     scaler then skips the update and lowers its scale).
     """
-    config, model, optimizer, scaler = trainer.config, trainer.model, trainer.optimizer, trainer.scaler
+    config, model, scaler = trainer.config, trainer.model, trainer.scaler
     windows = torch.from_numpy(trainer.batches.batch_at(trainer.step))
     micro_batches = windows.to(trainer.device, non_blocking=True).split(config.micro_batch_size)
     total = torch.zeros((), device=trainer.device)
@@ -259,16 +259,18 @@ def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
             loss: Tensor = model(micro_batch[:, :-1], micro_batch[:, 1:]) / config.accumulation
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    scaler.unscale_(optimizer)
+    for optimizer in trainer.optimizers:
+        scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
     mean_loss, norm = total.item(), grad_norm.item()
     if not math.isfinite(mean_loss) or not (math.isfinite(norm) or scaler.is_enabled()):
         raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}, the gradient norm {norm}")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    scaler.step(optimizer)
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return mean_loss, norm
 
 
@@ -322,7 +324,7 @@ def _save(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, val_loss: fl
         best_val_loss=trainer.best_val_loss,
         scaler=trainer.scaler.state_dict() or None,
     )
-    save_checkpoint(run.checkpoints, trainer.model, trainer.optimizer, trainer.config, trainer.dataset.tokenizer, state)
+    save_checkpoint(run.checkpoints, trainer.model, trainer.optimizers, trainer.config, trainer.dataset.tokenizer, state)
     prune_checkpoints(run.checkpoints, trainer.config.keep_checkpoints, trainer.best_step)
 
 

@@ -24,8 +24,12 @@ _CHUNK = 1 << 20
 _PASSING = {408, 425, 429}
 
 
-class _Broken(Exception):
-    """A transfer that failed in a way that another attempt may mend."""
+class _TransferError(Exception):
+    """Why a transfer failed. `passing`: another attempt may succeed."""
+
+    def __init__(self, reason: str, passing: bool = True) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def cache_directory() -> Path:
@@ -60,7 +64,7 @@ def download(
             if not _matches(path, sha256):
                 try:
                     _fetch(url, path, sha256, attempts, pause, timeout)
-                except _Broken as error:
+                except _TransferError as error:
                     raise UserError(f"cannot download {what} from {url}: {error}.\n{manual}") from error
     return path
 
@@ -70,21 +74,14 @@ def _matches(path: Path, sha256: str) -> bool:
 
 
 def _fetch(url: str, path: Path, sha256: str, attempts: int, pause: float, timeout: float) -> None:
-    """Attempt until the partial file is whole and right, then give it its name. Raises `_Broken` with the last reason."""
+    """Attempt until the partial file is whole and right, then give it its name. Raises `_TransferError` with the last reason."""
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
     for attempt in range(attempts):
-        resumed = partial.is_file() and partial.stat().st_size > 0
         try:
-            _transfer(url, partial, timeout)
-            if (found := sha256_of(partial)) != sha256:
-                partial.unlink()  # never resumed from again
-                raise _Broken(f"what came has sha256 {found}, expected {sha256}")
+            _transfer(url, partial, sha256, timeout)
             break
-        except _Broken as error:
-            # A whole file that is wrong stays wrong; one put together from parts of two versions does not.
-            final = isinstance(error.__cause__, urllib.error.HTTPError) and not _is_passing(error.__cause__.code)
-            wrong = not resumed and not partial.exists() and error.__cause__ is None
-            if final or wrong or attempt == attempts - 1:
+        except _TransferError as error:
+            if not error.passing or attempt == attempts - 1:
                 raise
             time.sleep(pause * 2**attempt)
     flush_to_disk(partial)
@@ -92,27 +89,37 @@ def _fetch(url: str, path: Path, sha256: str, attempts: int, pause: float, timeo
     flush_to_disk(path.parent)
 
 
-def _is_passing(status: int) -> bool:
-    return status in _PASSING or status >= 500
-
-
-def _transfer(url: str, partial: Path, timeout: float) -> None:
-    """One attempt to complete the partial file, going on where it ends. Raises `_Broken`."""
+def _transfer(url: str, partial: Path, sha256: str, timeout: float) -> None:
+    """One attempt to complete the partial file, going on where it ends. Raises `_TransferError`."""
     have = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "glassgpt"} | ({"Range": f"bytes={have}-"} if have else {}))
+    with _request(url, partial, have, timeout) as response:
+        start = _start_of(response)
+        if start not in (0, have):
+            raise _TransferError(f"the server sent the part from byte {start} on instead of {have}")
+        with open(partial, "ab" if start else "wb") as file:
+            _copy(response, file)
+    if (found := sha256_of(partial)) != sha256:
+        partial.unlink()  # nothing to go on from
+        # Parts of two versions of a file may have met; one that came whole would come again as it is.
+        raise _TransferError(f"what came is another file (sha256 {found}, expected {sha256})", passing=start > 0)
+
+
+def _request(url: str, partial: Path, have: int, timeout: float) -> http.client.HTTPResponse:
+    """Ask for the file, from byte `have` on."""
+    headers = {"User-Agent": "glassgpt"} | ({"Range": f"bytes={have}-"} if have else {})
+    # An opener of our own: the one behind `urlopen` is kept, with the proxies that the environment named at its first use.
+    opener = urllib.request.build_opener()
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            start = _start_of(response)
-            with open(partial, "ab" if have and start == have else "wb") as file:
-                if start not in (0, have):
-                    raise _Broken(f"the server sent the part from byte {start} instead of {have}")
-                _copy(response, file)
+        response: http.client.HTTPResponse = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        return response
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # the partial file is no start of what the server has now: begin anew
+        out_of_range = error.code == 416 and have > 0  # the partial file is no start of what the server has now: begin anew
+        if out_of_range:
             partial.unlink()
-        raise _Broken(f"the server answers {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise _Broken(str(error.reason)) from error
+        passing = out_of_range or error.code in _PASSING or error.code >= 500
+        raise _TransferError(f"the server answers {error.code} {error.reason}", passing) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _TransferError(_reason(error)) from error
 
 
 def _start_of(response: http.client.HTTPResponse) -> int:
@@ -122,7 +129,7 @@ def _start_of(response: http.client.HTTPResponse) -> int:
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes]) -> None:
-    """Append the body to the file. Raises `_Broken` where it ends early; what came stays in the file."""
+    """Append the body to the file. Raises `_TransferError` where it ends early; what came stays in the file."""
     expected: int | None = None
     with suppress(ValueError):
         expected = int(response.headers.get("Content-Length", ""))
@@ -131,10 +138,14 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes]) -> None:
         try:
             chunk = response.read(_CHUNK)
         except (OSError, http.client.HTTPException) as error:  # the network's, while errors of file.write are the disk's
-            raise _Broken(f"the connection broke ({error or type(error).__name__})") from error
+            raise _TransferError(f"the connection broke: {_reason(error)}") from error
         if not chunk:
             break
         file.write(chunk)
         received += len(chunk)
     if expected is not None and received < expected:
-        raise _Broken(f"the connection broke after {received} of {expected} bytes")
+        raise _TransferError(f"the connection broke after {received} of {expected} bytes")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", "") or error or type(error).__name__)

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..files import atomic_directory, explained, sha256_of
 from ..tokenizers import Tokenizer, build_tokenizer
 from .download import cache_directory
 from .sources import PreparedDataset, Source, resolve
-from .tokens import DTYPES, FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, find_damage, read_manifest
+from .tokens import DTYPES, FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, find_damage, read_manifest, refuse_damage
 
 SHARD_TOKENS = 100_000_000
 # Between documents, where the tokenizer has no end-of-text token.
@@ -53,16 +54,7 @@ def prepare(
     directory = _default_directory(source, request) if out is None else _checked(out)
     if _is_fresh(directory, source, request):
         return directory
-    with explained("write", directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            log(f"another process is preparing {source.name}: waiting for it")
-            lock.acquire()
-    with lock:
-        lock.release()  # acquired twice by now
+    with _locked(directory, source, log):
         if not _is_fresh(directory, source, request):  # else the other process has made it meanwhile
             log(f"preparing {source.name}")
             _make(directory, source, data, tokenizer, request, log)
@@ -74,25 +66,43 @@ def verify(directory: Path) -> None:
     manifest = read_manifest(directory)
     if manifest is None:
         raise UserError(f"{directory} is no prepared dataset")
-    damage = find_damage(directory, manifest)
-    for shard in (shard for split in SPLITS for shard in manifest["splits"][split]["shards"] if damage is None):
+    refuse_damage(directory, manifest)
+    for shard in itertools.chain.from_iterable(manifest["splits"][split]["shards"] for split in SPLITS):
         if sha256_of(directory / shard["name"]) != shard["sha256"]:
-            damage = f"the content of {shard['name']} has changed"
-    if damage is not None:
-        raise UserError(f"the dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+            raise UserError(
+                f"the dataset {directory} is damaged: the content of {shard['name']} has changed; remove the directory and prepare it again"
+            )
+
+
+@contextmanager
+def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
+    """Keep other processes from preparing the same directory meanwhile."""
+    lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
+    with explained("write", directory):
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"cannot make {directory}: {error.filename} is no directory") from error
+        except filelock.Timeout:
+            log(f"another process is preparing {source.name}: waiting for it")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _as_it_is(directory: Path, data: DataConfig, out: Path | None, tokenizer: Tokenizer | None) -> Path:
     """A dataset given as the source, after a check that its tokens mean what the model takes them for."""
     manifest = read_manifest(directory)
     assert manifest is not None, "resolve has read it"
-    if damage := find_damage(directory, manifest):
-        raise UserError(f"the dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
-    if out is not None and out.absolute() != directory:
+    refuse_damage(directory, manifest)
+    if out is not None and out.expanduser().resolve() != directory:
         raise UserError(f"{directory} is a prepared dataset already: use it where it is, or copy the directory")
     kind = manifest["tokenizer"]["kind"]
     if tokenizer is not None and _sha256(tokenizer.to_json()) != manifest["tokenizer"]["sha256"]:
-        raise UserError(f"the dataset {directory} was made by another tokenizer ({kind}) than the model's ({tokenizer.kind}); give its text instead")
+        raise UserError(f"the dataset {directory} was made by another tokenizer ({kind}) than the model's; give its text instead")
     if tokenizer is None and kind != data.tokenizer:
         raise UserError(f"the dataset {directory} was made by the tokenizer {kind!r}, not {data.tokenizer!r}; give --data.tokenizer {kind}")
     return directory
@@ -102,7 +112,8 @@ def _request(data: DataConfig, source: Source, tokenizer: Tokenizer | None, shar
     """What is asked for, apart from the source's content: a dataset made for another request is stale."""
     return {
         "source": source.location,
-        "tokenizer": data.tokenizer if tokenizer is None else _sha256(tokenizer.to_json()),
+        "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
+        "tokenizer_sha256": None if tokenizer is None else _sha256(tokenizer.to_json()),
         "validation_fraction": data.validation_fraction,
         "encoding": data.encoding,
         "errors": data.errors,
@@ -112,9 +123,8 @@ def _request(data: DataConfig, source: Source, tokenizer: Tokenizer | None, shar
 
 def _default_directory(source: Source, request: Mapping[str, Any]) -> Path:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
-    kind = request["tokenizer"][:12]
     short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
-    return cache_directory() / "datasets" / f"{slug}-{kind}-{short_hash}"
+    return cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
 
 
 def _checked(out: Path) -> Path:
@@ -146,9 +156,7 @@ class _Piece:
     starts_document: bool
 
 
-def _make(
-    directory: Path, source: Source, data: DataConfig, tokenizer: Tokenizer | None, request: Mapping[str, Any], log: Log
-) -> None:
+def _make(directory: Path, source: Source, data: DataConfig, tokenizer: Tokenizer | None, request: Mapping[str, Any], log: Log) -> None:
     identity = source.identity()  # before reading: a file that changes in between is then stale next time
     read = [document.text for document in source.documents(data.encoding, data.errors)]
     texts = [text for text in read if text.strip()]

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,7 +109,8 @@ class TextFiles:
 
     def _glance(self, path: Path) -> dict[str, Any]:
         """What can be told of a file without reading it."""
-        status = path.stat()
+        with _readable(path):
+            status = path.stat()
         return {"path": self._relative(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -124,18 +126,22 @@ def _files_below(folder: Path, suffixes: tuple[str, ...], left_out: Iterable[str
         yield from (Path(directory, name) for name in names if not name.startswith(".") and name.lower().endswith(suffixes))
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> bytes:
+    with _readable(path):
+        return path.read_bytes()
 
 
 def _hash(path: Path) -> str:
-    try:
+    with _readable(path):
         return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _decode(data: bytes, path: Path, encoding: str, errors: str) -> str:
@@ -199,9 +205,9 @@ class PythonDocs:
         seen: set[str] = set()
         texts = []
         for raw in (*_topics(), *_docstrings()):
-            paragraphs = [paragraph for paragraph in _prose_of(raw) if paragraph not in seen]
+            paragraphs = [paragraph for paragraph in dict.fromkeys(_prose_of(raw)) if paragraph not in seen]
             seen.update(paragraphs)
-            text = "\n\n".join(dict.fromkeys(paragraphs))
+            text = "\n\n".join(paragraphs)
             if len(text) >= _SHORTEST_DOCUMENT:
                 texts.append(text)
         for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
@@ -216,22 +222,24 @@ class PythonDocs:
 
 
 _SHORTEST_DOCUMENT = 80
-# Tests and tools within the standard library, and folders that are no part of it; the last two hold code about alphabets.
-_NOT_LIBRARY = (
-    "__pycache__ dist-packages ensurepip idlelib lib-dynload lib2to3 pydoc_data site-packages test tests turtledemo _pyrepl "
-    "distutils encodings"
-).split()
+# Tests and tools within the standard library, and folders that are no part of it, or say nothing.
+_NOT_LIBRARY = ["__pycache__", "dist-packages", "ensurepip", "idlelib", "lib-dynload", "lib2to3", "pydoc_data", "site-packages"]
+_NOT_LIBRARY += ["test", "tests", "turtledemo", "_pyrepl", "distutils", "encodings"]
 _FUNCTION_WORDS = frozenset(
-    "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is it its may "
-    "more must no not of on one only or other over same should so some such than that the their them then there these they this "
-    "to until up use used was were when where which while will with within without would you your".split()
+    re.findall(
+        r"\w+",
+        "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is it its may "
+        "more must no not of on one only or other over same should so some such than that the their them then there these they this "
+        "to until up use used was were when where which while will with within without would you your",
+    )
 )
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "´": "'", "–": "-", "—": "--", "…": "..."})
 _MARKUP = [
     (re.compile(r":[a-z:]+:`~?([^`]*)`"), r"\1"),  # :class:`~http.Client`
     (re.compile(r"``?([^`']+?)(?:``?|'(?!\w))"), r"\1"),  # ``code``, `code`, `code'
-    (re.compile(r"\*\*?(\w[^*\n]*?)\*\*?"), r"\1"),  # *emphasis*, **strong**
+    (re.compile(r"(?<![\w*])(\*\*?)(\w[^*]*)\1(?![\w*])"), r"\2"),  # *emphasis*, **strong**
 ]
+_BREAK = re.compile(r"\n\s*\n|\n\s*[-=~*]{3,}[ \t]*(?:\n|$)")  # an empty line, or the rule below a heading
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9 .,;:!?'\"()*_/-]+")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 
@@ -276,7 +284,7 @@ def _docstrings_in(tree: ast.Module) -> Iterator[str]:
 def _prose_of(raw: str) -> Iterator[str]:
     """The paragraphs that are English prose, each on one line, in plain ASCII and without markup."""
     text = raw.translate(_STRAIGHT)
-    for block in re.split(r"\n\s*\n", text):
+    for block in _BREAK.split(text):
         paragraph = " ".join(block.split())
         for pattern, replacement in _MARKUP:
             paragraph = pattern.sub(replacement, paragraph)
@@ -290,10 +298,7 @@ def _is_prose(paragraph: str) -> bool:
     common = sum(word.lower() in _FUNCTION_WORDS for word in words)
     letters = sum(character.isalpha() or character == " " for character in paragraph)
     return (
-        len(words) >= 8
-        and common >= 0.25 * len(words)
-        and letters >= 0.9 * len(paragraph)
-        and _PLAIN_TEXT.fullmatch(paragraph) is not None
+        len(words) >= 8 and common >= 0.25 * len(words) and letters >= 0.9 * len(paragraph) and _PLAIN_TEXT.fullmatch(paragraph) is not None
     )
 
 
@@ -306,7 +311,7 @@ def resolve(source: str) -> Source | PreparedDataset:
     """What a source's string stands for: a registered name first, else a path. Raises `UserError` where it is neither."""
     if source in REGISTERED:
         return REGISTERED[source]
-    path = Path(source).expanduser().absolute()
+    path = Path(source).expanduser()
     choices = f"a source is a text file, a folder of .txt and .md files, a prepared dataset, or one of: {', '.join(REGISTERED)}"
     try:
         mode = path.stat().st_mode if source.strip() else None
@@ -317,7 +322,7 @@ def resolve(source: str) -> Source | PreparedDataset:
     if mode is None:
         raise UserError(f"there is no file, folder or registered source {source!r}{did_you_mean(source, REGISTERED)};\n{choices}")
     if stat.S_ISDIR(mode):
-        return PreparedDataset(path) if read_manifest(path) is not None else TextFiles(path)
+        return PreparedDataset(path.resolve()) if read_manifest(path) is not None else TextFiles(path.resolve())
     if not stat.S_ISREG(mode):
         raise UserError(f"{source} is neither a regular file nor a folder;\n{choices}")
-    return TextFiles(path)
+    return TextFiles(path.resolve())

@@ -1,0 +1,345 @@
+"""Prepared datasets: whole or not there, made again only when they must be, and the text itself."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassgpt.config import DataConfig
+from glassgpt.data import prepare as module
+from glassgpt.data.prepare import prepare, verify
+from glassgpt.data.tokens import Dataset, TokenStream, open_dataset
+from glassgpt.errors import UserError
+from glassgpt.tokenizers import BPETokenizer, build_tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 20 + "Ça va?\r\n"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
+
+
+def config(source: Path, **changes: Any) -> DataConfig:
+    return DataConfig(source=str(source), **changes)
+
+
+def all_of(stream: TokenStream) -> list[int]:
+    return [int(token) for token in stream.read(0, len(stream))]
+
+
+def decoded(dataset: Dataset) -> str:
+    return dataset.tokenizer.decode_bytes(all_of(dataset.train) + all_of(dataset.validation)).decode()
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def end_of_text_tokenizer() -> BPETokenizer:
+    """The 256 bytes as GPT-2's files spell them, no merges, and end-of-text as id 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    vocab = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
+
+
+def test_tinyshakespeare_is_split_and_numbered_as_nanogpt_does(shared: Path) -> None:
+    path = shared / "tinyshakespeare.txt"
+    dataset = open_dataset(prepare(config(path)))
+    data = path.read_text()
+    number_of = {character: i for i, character in enumerate(sorted(set(data)))}
+    expected = [number_of[character] for character in data]
+    assert (len(dataset.train), len(dataset.validation)) == (1_003_854, 111_540)
+    assert all_of(dataset.train) == expected[: int(len(data) * 0.9)]
+    assert all_of(dataset.validation) == expected[int(len(data) * 0.9) :]
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+@pytest.mark.parametrize("shard_tokens", [7, 90, 10**8])
+def test_shards_give_back_the_text(text: Path, kind: str, shard_tokens: int) -> None:
+    directory = prepare(config(text, tokenizer=kind, validation_fraction=0.3), shard_tokens=shard_tokens)
+    dataset = open_dataset(directory)
+    assert decoded(dataset) == TEXT
+    verify(directory)
+    manifest = dataset.manifest
+    assert {split: manifest["splits"][split]["bytes"] for split in ("train", "validation")} == {"train": 635, "validation": 274}
+    sizes = [shard["tokens"] for shard in manifest["splits"]["train"]["shards"]]
+    assert max(sizes) <= shard_tokens
+    assert all(size == shard_tokens for size in sizes[:-1])
+
+
+def test_documents_are_joined_and_the_vocabulary_is_that_of_all_text(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in (("a.txt", "aaa"), ("b.txt", " \n"), ("c.txt", "ccc"), ("d.txt", "only here: z")):
+        (folder / name).write_text(content)
+    lines: list[str] = []
+    dataset = open_dataset(prepare(config(folder, validation_fraction=0.5), log=lines.append))
+    assert decoded(dataset) == "aaa\n\nccc\n\nonly here: z"
+    assert dataset.tokenizer.decode(all_of(dataset.train)) == "aaa\n\nccc\n\no"  # 11 of 22 characters
+    assert dataset.manifest["documents"] == 3
+    assert any("1 of 4 documents have no text" in line for line in lines)
+
+
+def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in (("a.txt", "aa"), ("b.txt", "bbbb"), ("c.txt", "cc")):
+        (folder / name).write_text(content)
+    tokenizer = end_of_text_tokenizer()
+    ends = [open_dataset(prepare(config(folder, validation_fraction=fraction), tokenizer=tokenizer)) for fraction in (0.5, 0.25)]
+    end, a, b, c = 256, *b"abc"
+    assert all_of(ends[0].train) == [end, a, a, end, b, b]
+    assert all_of(ends[0].validation) == [b, b, end, c, c]  # the rest of a document starts none
+    assert all_of(ends[1].train) == [end, a, a, end, b, b, b, b]
+    assert all_of(ends[1].validation) == [end, c, c]
+
+
+@given(
+    texts=st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=5),
+    separator=st.sampled_from(["", "\n\n"]),
+    percent=st.integers(1, 99),
+)
+def test_the_cut_is_exact_and_goes_through_one_document_at_most(texts: list[str], separator: str, percent: int) -> None:
+    splits = module._split(texts, separator, percent / 100)
+    joined = separator.join(texts)
+    train, validation = ("".join(piece.text for piece in splits[name]) for name in ("train", "validation"))
+    assert train + validation == joined
+    assert len(train) == len(joined) * (100 - percent) // 100
+    pieces = splits["train"] + splits["validation"]
+    assert sum(piece.starts_document for piece in pieces) == len(texts)
+    assert all(piece.text for piece in pieces)
+
+
+def test_wide_vocabularies_take_four_bytes(text: Path) -> None:
+    class Wide:
+        kind, vocab_size, end_of_text = "characters", 70_000, None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(build_tokenizer("characters", [TEXT]), name)
+
+        def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+            return np.array([69_999, 65_536, 1], dtype=np.uint32), np.array([0, 3], dtype=np.uint64)
+
+    dataset = open_dataset(prepare(config(text), tokenizer=Wide()))  # type: ignore[arg-type]
+    assert all_of(dataset.train) == [69_999, 65_536, 1]
+    assert dataset.train.dtype == np.dtype("<u4")
+
+
+# ----------------------------------------------------------------------------------------------------- fresh and stale
+
+
+def test_a_fresh_dataset_is_not_touched(text: Path) -> None:
+    first = prepare(config(text))
+    before = (first / "manifest.json").stat()
+    os.utime(text, (1, 1))  # another time, the same text
+    lines: list[str] = []
+    assert prepare(config(text), log=lines.append) == first
+    after = (first / "manifest.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert lines == []
+
+
+def test_another_text_or_request_is_prepared_anew(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prints = []
+    for change in ({}, {"validation_fraction": 0.2}, {"tokenizer": "bytes"}):
+        assert prepare(config(text, **change), out) == out
+        prints.append(open_dataset(out).fingerprint)
+    text.write_text("another text")
+    prepare(config(text), out)
+    prints.append(open_dataset(out).fingerprint)
+    assert len(set(prints)) == 4
+    prepare(config(text, encoding="latin-1"), out)
+    assert open_dataset(out).fingerprint == prints[-1]
+    assert open_dataset(out).manifest["request"]["encoding"] == "latin-1"
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
+def test_a_damaged_dataset_is_prepared_anew(text: Path, damage: str) -> None:
+    directory = prepare(config(text))
+    whole = files_of(directory)
+    match damage:
+        case "missing":
+            (directory / "validation-000000.bin").unlink()
+        case "short":
+            os.truncate(directory / "train-000000.bin", 10)
+        case "tokenizer":
+            (directory / "tokenizer.json").write_text("{}")
+        case "manifest":
+            (directory / "manifest.json").write_text("{")
+    with pytest.raises(UserError):
+        open_dataset(directory)
+    assert prepare(config(text)) == directory
+    assert files_of(directory) == whole
+
+
+def test_verify_sees_a_flipped_bit(text: Path) -> None:
+    directory = prepare(config(text))
+    content = bytearray((directory / "train-000000.bin").read_bytes())
+    content[100] ^= 1
+    (directory / "train-000000.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"train-000000\.bin has changed"):
+        verify(directory)
+
+
+def test_preparing_again_gives_the_same_bytes_wherever_it_is(text: Path, tmp_path: Path) -> None:
+    first, second = prepare(config(text), tmp_path / "one"), prepare(config(text), tmp_path / "deep" / "two")
+    assert files_of(first) == files_of(second)
+    elsewhere = tmp_path / "renamed.txt"
+    elsewhere.write_bytes(text.read_bytes())
+    fingerprints = {open_dataset(prepare(config(path), tmp_path / path.stem)).fingerprint for path in (text, elsewhere)}
+    assert fingerprints == {open_dataset(first).fingerprint}
+
+
+def test_each_source_and_request_has_a_place_of_its_own(text: Path, tmp_path: Path) -> None:
+    namesake = tmp_path / "folder" / "text.txt"
+    namesake.parent.mkdir()
+    namesake.write_text("another text of the same name")
+    requests = [config(text), config(namesake), config(text, validation_fraction=0.2), config(text, tokenizer="bytes")]
+    places = [prepare(request) for request in requests]
+    assert len(set(places)) == 4
+    assert [prepare(request) for request in requests] == places
+    assert all(place.name.startswith("text-") for place in places)
+
+
+def test_a_relative_path_is_the_same_source(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    assert prepare(config(Path("text.txt"))) == prepare(config(text))
+
+
+def test_a_models_tokenizer_is_used_for_other_text(text: Path, tmp_path: Path) -> None:
+    own = build_tokenizer("characters", [TEXT, "0123456789"])
+    dataset = open_dataset(prepare(config(text), tokenizer=own))
+    assert dataset.tokenizer.to_json() == own.to_json()
+    assert decoded(dataset) == TEXT
+    assert dataset.directory != prepare(config(text))
+    with pytest.raises(UserError, match="U\\+"):
+        prepare(config(text), tokenizer=build_tokenizer("characters", ["abc"]))
+
+
+# ------------------------------------------------------------------------------------------- a dataset as the source
+
+
+def test_a_prepared_dataset_is_a_source(text: Path, tmp_path: Path) -> None:
+    directory = prepare(config(text), tmp_path / "ready")
+    assert prepare(config(directory)) == directory
+    assert prepare(config(directory), tokenizer=open_dataset(directory).tokenizer) == directory
+    with pytest.raises(UserError, match=r"by the tokenizer 'characters', not 'bytes'; give --data\.tokenizer characters"):
+        prepare(config(directory, tokenizer="bytes"))
+    with pytest.raises(UserError, match="by another tokenizer"):
+        prepare(config(directory), tokenizer=build_tokenizer("characters", ["abc"]))
+    with pytest.raises(UserError, match="is a prepared dataset already"):
+        prepare(config(directory), tmp_path / "copy")
+    os.truncate(directory / "train-000000.bin", 10)
+    with pytest.raises(UserError, match=r"train-000000\.bin has 10 bytes"):
+        prepare(config(directory))
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\t\r\n", b"\xef\xbb\xbf"])
+def test_a_file_without_text_is_refused(text: Path, tmp_path: Path, content: bytes) -> None:
+    text.write_bytes(content)
+    with pytest.raises(UserError, match=r"text\.txt has no text in it"):
+        prepare(config(text), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_holds_something_else_is_left_alone(text: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis" / "chapter.tex"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    for out in (precious.parent, precious):
+        with pytest.raises(UserError, match="is no dataset of glassgpt's"):
+            prepare(config(text), out)
+    with pytest.raises(UserError, match=r"chapter\.tex is no directory|cannot make"):
+        prepare(config(text), precious / "out")
+    assert precious.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    open_dataset(prepare(config(text), tmp_path / "empty"))
+
+
+def test_opening_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "a web page", "version": 1}))
+    for directory in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="is no prepared dataset"):
+            open_dataset(directory)
+
+
+# ------------------------------------------------------------------------------------------- interrupted, and at once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_interruption_leaves_nothing(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    out = tmp_path / "sets" / "out"
+
+    def fail(shards: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Shards, "close", fail)
+        with pytest.raises((KeyboardInterrupt, UserError), match=r"^$|the disk is full"):
+            prepare(config(text), out)
+    assert [path for path in out.parent.iterdir() if path.suffix != ".lock"] == []
+    open_dataset(prepare(config(text), out))
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from glassgpt.config import DataConfig
+from glassgpt.data import prepare as module
+from glassgpt.data.tokens import open_dataset
+
+source, out, mode = sys.argv[1:]
+close, make = module._Shards.close, module._make
+if mode == "killed":
+    module._Shards.close = lambda shards: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    module._make = lambda *arguments: (time.sleep(0.5), make(*arguments))  # long enough for the others to come meanwhile
+directory = module.prepare(DataConfig(source=source), Path(out), log=lambda line: print(line.partition(" ")[0]))
+print(open_dataset(directory).fingerprint)
+"""
+
+
+def start(text: Path, out: Path, mode: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(text), str(out), mode], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_process_leaves_no_dataset_and_no_lock(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sets" / "out"
+    killed = start(text, out, "killed")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert (out.parent / ".partial-out").exists()  # it died within
+    assert decoded(open_dataset(prepare(config(text), out))) == TEXT
+    assert not (out.parent / ".partial-out").exists()
+
+
+def test_processes_that_prepare_at_once_do_it_once(text: Path, tmp_path: Path) -> None:
+    processes = [start(text, tmp_path / "out", "at once") for _ in range(3)]
+    lines = [line for process in processes for line in process.communicate()[0].split()]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert lines.count("prepared") == 1
+    assert lines.count("another") == 2
+    assert lines.count(open_dataset(tmp_path / "out").fingerprint) == 3

@@ -1,0 +1,194 @@
+"""What a source's string stands for, and the text that comes out of it."""
+
+import os
+import re
+import shutil
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from glassgpt.data import sources
+from glassgpt.data.download import cache_directory
+from glassgpt.data.sources import Document, PreparedDataset, PythonDocs, Shakespeare, Source, resolve
+from glassgpt.errors import UserError
+
+
+def source_of(path: Path) -> Source:
+    source = resolve(str(path))
+    assert not isinstance(source, PreparedDataset)
+    return source
+
+
+def text_of(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    (document,) = source_of(path).documents(encoding, errors)
+    return document.text
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "expected"),
+    [
+        (b"one\r\ntwo\rthree\n\n", "utf-8", "one\r\ntwo\rthree\n\n"),  # newlines stay as they are
+        ("\ufeffméow".encode(), "utf-8", "méow"),
+        ("\ufeffméow".encode(), "utf-8-sig", "méow"),
+        ("méow".encode("utf-16"), "utf-16", "méow"),
+        (b"m\xe9ow", "latin-1", "méow"),
+    ],
+)
+def test_a_file_is_decoded_as_it_is(tmp_path: Path, content: bytes, encoding: str, expected: str) -> None:
+    path = tmp_path / "text.dat"
+    path.write_bytes(content)
+    assert text_of(path, encoding) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "UTF_8_SIG"])
+def test_invalid_bytes_are_shown_with_the_way_on(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfma\xf1ana")
+    with pytest.raises(UserError, match=r"text\.txt is not valid utf-8: byte 0xf1 at offset 5 .*\n.*--data\.encoding.*--data\.errors"):
+        text_of(path, encoding)
+    assert text_of(path, encoding, "replace") == "ma\ufffdana"
+    assert text_of(path, encoding, "ignore") == "maana"
+
+
+def test_a_file_cut_within_a_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("é".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match="byte 0xe9 at offset 2"):
+        text_of(path, "utf-16")
+
+
+def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.md", "a/b/c.TXT", "B.txt", ".hidden.txt", ".git/x.txt", "table.csv"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    folder = tmp_path / "texts"
+    names = ["B.txt", "a/b/c.TXT", "a/z.md", "b.txt"]
+    assert list(source_of(folder).documents()) == [Document(name, str(folder / name)) for name in names]
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one")
+    source = source_of(tmp_path)
+    recorded = source.identity()
+    assert source.is_unchanged(recorded)
+    os.utime(path, (1, 1))
+    assert source.is_unchanged(recorded)  # another time, the same text
+    path.write_text("two")
+    assert not source.is_unchanged(recorded)  # the same size, another text
+    path.write_text("one")
+    assert source.is_unchanged(recorded)
+    (tmp_path / "more.txt").write_text("")
+    assert not source.is_unchanged(recorded)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shakespear", "there is no file, folder or registered source 'shakespear'; did you mean 'shakespeare'"),
+        ("missing.txt", "there is no file, folder or registered source 'missing.txt'"),
+        ("text.txt/below", "there is no file, folder or registered source"),
+        ("", "there is no file, folder or registered source ''"),
+        ("x" * 5000, "File name too long"),
+        ("socket", "neither a regular file nor a folder"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("text")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("socket")
+        with pytest.raises(UserError, match=message) as caught:
+            resolve(name)
+    assert "python-docs, shakespeare" in str(caught.value)
+
+
+def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has no \.txt or \.md file"):
+        list(source_of(tmp_path).documents())
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+        list(source_of(tmp_path).documents())
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+        source_of(tmp_path).identity()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_or_folder_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "text.txt").chmod(0)
+    (tmp_path / "folder").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"text\.txt: Permission denied"):
+        text_of(tmp_path / "text.txt")
+    with pytest.raises(UserError, match="folder: Permission denied"):
+        source_of(tmp_path / "folder").identity()
+
+
+def test_shakespeare_comes_from_the_cache_where_it_is_there(shared: Path) -> None:
+    path = cache_directory() / "downloads" / "tinyshakespeare.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(shared / "tinyshakespeare.txt", path)
+    (document,) = Shakespeare().documents()
+    path.unlink()
+    assert len(document.text) == 1_115_394
+    assert document.text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
+
+
+def test_shakespeare_without_network_tells_the_manual_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=r"(?s)cannot download shakespeare.*put it at .*tinyshakespeare\.txt.*--data FILE"):
+        list(Shakespeare().documents())
+
+
+@pytest.fixture(scope="module")
+def python_docs() -> list[str]:
+    return [document.text for document in PythonDocs().documents()]
+
+
+def test_python_docs_is_about_a_megabyte_of_plain_english(python_docs: list[str]) -> None:
+    text = "\n\n".join(python_docs)
+    assert 700_000 < len(text) < 2_000_000
+    assert set(text) <= set(map(chr, range(32, 127))) | {"\n"}
+    assert len(set(text)) <= 80
+    words = re.findall(r"[a-z]+", text.lower())
+    # The most common English word makes up 6 to 7 % of English prose, and 1 or 2 % of source code and lists of names.
+    assert words.count("the") > 0.05 * len(words)
+    assert not re.search(r">>>|::=|``|:class:|={3}|-{3}|  ", text)
+
+
+def test_python_docs_repeats_no_paragraph(python_docs: list[str]) -> None:
+    paragraphs = "\n\n".join(python_docs).split("\n\n")
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_the_end_of_python_docs_is_a_fair_sample(python_docs: list[str]) -> None:
+    text = "\n\n".join(python_docs)
+    cut = len(text) * 9 // 10
+    # Of the text's common words, nearly all occur at its end: in the order of files, a tenth would hold a few modules only.
+    counts, at_the_end = (Counter(re.findall(r"[a-z]{4,}", part)) for part in (text, text[cut:]))
+    common = [word for word, count in counts.items() if count >= 60]
+    assert len(common) > 150
+    assert sum(word not in at_the_end for word in common) <= 0.02 * len(common)
+
+
+def test_a_python_without_its_documentation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UserError, match=r"pydoc_data is missing.*\n.*--data FILE"):
+        list(PythonDocs().documents())
+
+
+def test_python_docs_is_stale_under_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = PythonDocs().identity()
+    assert PythonDocs().is_unchanged(recorded)
+    monkeypatch.setattr(sys, "version", "3.99.0")
+    assert not PythonDocs().is_unchanged(recorded)
