@@ -163,7 +163,7 @@ def test_python_docs_is_about_a_megabyte_of_plain_english(python_docs: list[str]
     words = re.findall(r"[a-z]+", text.lower())
     # The most common English word makes up 6 to 7 % of English prose, and 1 or 2 % of source code and lists of names.
     assert words.count("the") > 0.05 * len(words)
-    assert not re.search(r">>>|::=|``|:class:|={3}|-{3}|  ", text)
+    assert not re.search(r">>>|::=|``|:class:|={4}|-{4}|  ", text)
 
 
 def test_python_docs_repeats_no_paragraph(python_docs: list[str]) -> None:

@@ -1,5 +1,7 @@
 """glassgpt: train GPT-2-class language models from any text, evaluate them, write with them.
 
+The whole of it in a few lines:
+
     import glassgpt as g
     run = g.train(g.recipe("demo"))
     model, tokenizer = g.load(run)

@@ -61,15 +61,15 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        self.half = head_dim // 2
+        self.n_pairs = head_dim // 2
         self.base = base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x turned, (B, H, T, D)."""
-        frequencies = self.base ** (-torch.arange(self.half, device=x.device) / self.half)
+        frequencies = self.base ** (torch.arange(self.n_pairs, device=x.device) / -self.n_pairs)
         angles = positions[:, None] * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        first, second = x.split(self.half, dim=-1)
+        first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 

@@ -94,11 +94,12 @@ def save_checkpoint(
 ) -> Path:
     """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
     final = directory / f"{training.step:06d}"
-    named = dict(model.named_parameters())
-    names = {parameter: name for name, parameter in named.items()}
-    moments = {f"{key}.{names[p]}": value for optimizer in optimizers for p, state in optimizer.state.items() for key, value in state.items()}
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in weights.items()}
+    states = [item for optimizer in optimizers for item in optimizer.state.items()]
+    moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     with atomic_directory(final) as partial:
-        _write_tensors(partial / "model.safetensors", named)
+        _write_tensors(partial / "model.safetensors", weights)
         _write_tensors(partial / "optimizer.safetensors", moments)
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")

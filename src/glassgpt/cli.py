@@ -8,23 +8,20 @@ import io
 import json
 import math
 import os
-import re
 import shlex
 import stat
 import sys
 import threading
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, UnsupportedTypeAnnotationError
 
 from .config import DataConfig, TrainConfig, recipe, recipe_names, recipe_text
 from .errors import UserError, did_you_mean
+from .parsing import parse_options
 from .progress import PlainProgress, Progress
 
 DEFAULT_RECIPE = "demo"
@@ -82,6 +79,14 @@ def _overview() -> str:
     head = "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and write with them."
     tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
     return "\n".join([head, "", *rows, "", tail])
+
+
+def _description(command: str) -> str:
+    return "\n".join(line.strip() for line in (COMMANDS[command].__doc__ or "").strip().splitlines())
+
+
+def _parse(options: type[Options], command: str, arguments: Sequence[str], bare: str = "", unknown: str = "") -> Options:
+    return parse_options(options, f"glassgpt {command}", _description(command), arguments, bare=bare, unknown=unknown)
 
 
 def _fail(text: str) -> int:
@@ -194,7 +199,8 @@ def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
         config = config.override(steps=1) if steps and config.steps is None else config
         config = config.override(epochs=1.0) if epochs and config.epochs is None else config
     bare = "a recipe comes first (glassgpt train RECIPE …), a value follows its option, a switch takes none"
-    options = _parse(TrainOptions, "train", arguments, default=TrainOptions(config=config), usage="train [RECIPE]", bare=bare)
+    defaults = TrainOptions(config=config)
+    options = parse_options(TrainOptions, "glassgpt train [RECIPE]", _description("train"), arguments, default=defaults, bare=bare)
     if options.data is None:
         return options
     if _gives(arguments, "--data.source"):
@@ -212,6 +218,10 @@ def _resume(arguments: Sequence[str]) -> None:
     _say_what_next(run)
 
 
+def _gives(arguments: Sequence[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
     """A live display on a terminal, plain lines elsewhere."""
@@ -226,7 +236,7 @@ def _progress() -> Iterator[Progress]:
 
 def _say_what_next(run: Path) -> None:
     name = shlex.quote(str(run))
-    print(f"next:\n  glassgpt generate {name} --prompt 'The '\n  glassgpt report {name}")
+    print(f"next:\n  glassgpt generate {name}   (--prompt TEXT sets it going)\n  glassgpt report {name}     (charts and samples)")
 
 
 # generate
@@ -468,109 +478,3 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "recipes": recipes,
 }
-
-
-# Parsing: tyro, with errors of one or two lines.
-
-
-def _parse(
-    options: type[Options],
-    command: str,
-    arguments: Sequence[str],
-    *,
-    default: Options | None = None,
-    usage: str | None = None,
-    bare: str = "",
-    unknown: str = "",
-) -> Options:
-    """Read a command's options. `bare` and `unknown` say how to go on after a word, or an option, that has no place."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                options,
-                prog=f"glassgpt {usage or command}",
-                description=_description(command),
-                args=arguments,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                registry=_registry(),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_plain_error(said.getvalue(), bare, unknown) + f" (glassgpt {command} --help)") from None
-
-
-def _description(command: str) -> str:
-    return "\n".join(line.strip() for line in (COMMANDS[command].__doc__ or "").strip().splitlines())
-
-
-def _plain_error(box: str, bare: str, unknown: str) -> str:
-    """tyro's framed message in a line or two: its first paragraph, the nearest option where it names one, and what helps."""
-    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:-1]]
-    rule = next((i for i, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
-    message = re.sub(r"^Error parsing (\S+:)", r"\1", " ".join(lines[:rule]))
-    if not message:  # not the frame that this expects: better too much than nothing
-        return box.strip()
-    if not message.startswith("Unrecognized options: "):
-        message = re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", message)
-        return re.sub(r"^config\.\w+: ", "", message)  # the place of a config says less than its own message
-    words = message.removeprefix("Unrecognized options: ")
-    nearest = re.search(r":\s+(--[\w.-]+)", " ".join(lines[rule:]))
-    if not words.startswith("-"):
-        return f"{words!r} has no place here{'; ' if bare else ''}{bare}"
-    word = words.split(",")[0]
-    return f"there is no option {word!r}{f'; did you mean {nearest[1]!r}?' if nearest else ''}{'; ' if unknown else ''}{unknown}"
-
-
-def _gives(arguments: Sequence[str], option: str) -> bool:
-    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
-
-
-def _registry() -> ConstructorRegistry:
-    """How values are read and shown: numbers with an error one can read, `none`, and defaults with their line breaks visible."""
-    registry = ConstructorRegistry()
-    registry.primitive_rule(_plain_value)
-    registry.primitive_rule(_optional_value)
-    return registry
-
-
-def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    kind = info.type
-    names = {int: "a whole number", float: "a number", str: "text"}
-    if kind not in names:
-        return None
-
-    def read(texts: list[str]) -> Any:
-        try:
-            return kind(texts[0])
-        except ValueError:
-            raise ValueError(f"must be {names[kind]}, got {texts[0]!r}") from None
-
-    def show(value: Any) -> list[str]:
-        return [repr(value)[1:-1] if isinstance(value, str) and not value.isprintable() else str(value)]
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar={int: "N", float: "X", str: "TEXT"}[kind],
-        instance_from_str=read,
-        is_instance=lambda value: type(value) is kind,
-        str_from_instance=show,
-    )
-
-
-def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    members = typing.get_args(info.type)
-    if len(members) != 2 or type(None) not in members:
-        return None
-    member = next(m for m in members if m is not type(None))
-    inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(member, set(info.markers)))
-    if isinstance(inner, UnsupportedTypeAnnotationError):
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{inner.metavar}|none",
-        instance_from_str=lambda texts: None if texts[0].lower() == "none" else inner.instance_from_str(texts),
-        is_instance=lambda value: value is None or bool(inner.is_instance(value)),
-        str_from_instance=lambda value: ["none"] if value is None else inner.str_from_instance(value),
-    )

@@ -155,8 +155,9 @@ def initialize(model: GPT, seed: int) -> None:
     """Draw all weights: normal(0, 0.02), biases 0, norms 1.
 
     The two projections that write into the residual stream are drawn with 0.02 / sqrt(2 n_layer), so that the stream's
-    variance does not grow with depth (Radford et al., 2019, section 2.3), or start at zero where the config asks. Each parameter is drawn on the CPU from a
-    generator named after it, so no other parameter, device or process count can change it.
+    variance does not grow with depth (Radford et al., 2019, section 2.3), or start at zero where the config asks. Each
+    parameter is drawn on the CPU from a generator named after it, so no other parameter, device or process count can
+    change it.
     """
     residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
     residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]

@@ -31,7 +31,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     float32 on a CPU, where bfloat16 is emulated and costs a hundred times the time; bfloat16 elsewhere.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x: Tensor = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

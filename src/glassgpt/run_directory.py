@@ -55,9 +55,8 @@ class RunDirectory:
             raise UserError(f"{self.path} is a file; choose another --out")
         if self.is_run:
             if not overwrite:
-                raise UserError(
-                    f"there is already a run at {self.path}: go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
-                )
+                ways = f"go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
+                raise UserError(f"there is already a run at {self.path}: {ways}")
         elif self.path.is_dir() and any(path.name not in (".lock", "environment.json") for path in self.path.iterdir()):
             raise UserError(f"{self.path} holds files that are no run's; choose another --out")
 
@@ -116,7 +115,7 @@ class RunDirectory:
         """Add a section of samples, indented as code so that nothing in them can look like a heading."""
         parts = [f"\n## Step {step:06d}\n"]
         for number, sample in enumerate(samples, start=1):
-            body = "\n".join(f"    {line}" for line in sample.splitlines())
+            body = "\n".join(f"    {line}" for line in sample.split("\n"))
             parts.append(f"\n### Sample {number}\n\n{body}\n")
         with explained("write", self.samples_path), open(self.samples_path, "a", encoding="utf-8", newline="\n") as file:
             file.write("".join(parts))

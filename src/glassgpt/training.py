@@ -248,7 +248,7 @@ def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
     """
     config, model, scaler = trainer.config, trainer.model, trainer.scaler
     windows = torch.from_numpy(trainer.batches.batch_at(trainer.step))
-    micro_batches = windows.to(trainer.device, non_blocking=True).split(config.micro_batch_size)
+    micro_batches = windows.to(trainer.device, non_blocking=True).chunk(config.accumulation)
     total = torch.zeros((), device=trainer.device)
     model.train()
     for index, micro_batch in enumerate(micro_batches):

@@ -130,7 +130,9 @@ def _default_directory(source: Source, request: Mapping[str, Any]) -> Path:
 def _checked(out: Path) -> Path:
     """The directory that the user named, which must be free or a dataset of ours: whatever is there gets replaced."""
     out = out.expanduser().absolute()
-    if out.exists() and not (out.is_dir() and (read_manifest(out) is not None or not any(out.iterdir()))):
+    with explained("write", out):
+        free = not out.exists() or (out.is_dir() and (read_manifest(out) is not None or not any(out.iterdir())))
+    if not free:
         raise UserError(f"{out} exists and is no dataset of glassgpt's: choose another directory, or remove it first")
     return out
 

@@ -20,7 +20,13 @@ EVALUATION_TOKENS = 8192
 
 @torch.no_grad()
 def evaluate_stream(
-    model: GPT, stream: TokenStream, tokenizer: Tokenizer, *, precision: str = "float32", limit: int | None = None, batch_size: int | None = None
+    model: GPT,
+    stream: TokenStream,
+    tokenizer: Tokenizer,
+    *,
+    precision: str = "float32",
+    limit: int | None = None,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Mean loss over a token stream in windows that do not overlap, the remainder included, summed in float64.
 
@@ -55,7 +61,9 @@ def evaluate_stream(
     }
 
 
-def evaluate_reference(reference: str | Path, *, source: str | None = None, split: str = "validation", device: str = "auto") -> dict[str, Any]:
+def evaluate_reference(
+    reference: str | Path, *, source: str | None = None, split: str = "validation", device: str = "auto"
+) -> dict[str, Any]:
     """Evaluate a model reference on its run's validation split, or on that of another source with the model's tokenizer.
 
     split: `validation` or `train`. Precision is the run's own. Returns what `evaluate_stream` does; raises `UserError`.

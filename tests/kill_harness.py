@@ -1,0 +1,262 @@
+"""Tiny runs for the tests, and a harness that kills one by SIGKILL again and again and compares its end with a quiet one's.
+
+    python tests/kill_harness.py --kills 20
+
+One process imports torch and forks the trainers, since a fresh interpreter would take 2 s a resume. That is safe as long as
+the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread. `tests/test_resume.py` and
+`benchmarks/resume_kills.py` run this file as a program.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassgpt import files
+from glassgpt.checkpoint import checkpoint_paths
+from glassgpt.config import TrainConfig
+from glassgpt.data.prepare import prepare
+from glassgpt.progress import PlainProgress
+from glassgpt.run_directory import RunDirectory
+from glassgpt.training import resume, train
+
+# What may differ between two equal runs: the clock's and the machine's part of a record.
+MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
+WORDS = "the quick brown fox jumps over a lazy dog while my big sphinx of quartz judges every vow\n".split(" ")
+
+
+def write_text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
+    """A text of that many characters, all seeds from the same words and so in the same characters."""
+    draw = random.Random(seed)
+    path.write_text(" ".join(draw.choice(WORDS) for _ in range(characters))[:characters], encoding="utf-8", newline="")
+    return path
+
+
+def tiny_config(text: Path, **changes: Any) -> TrainConfig:
+    """A run of ten updates of 64 tokens, in two micro-batches, by a model of 1 layer, 16 wide."""
+    base = {
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16},
+        "data": {"source": str(text)},
+        "optim": {"lr": 1e-2, "warmup_steps": 2},
+        "sample": {"count": 1, "max_new_tokens": 8, "prompt": "the"},
+        "steps": 10,
+        "batch_tokens": 64,
+        "micro_batch_size": 2,
+        "eval_every": 5,
+        "checkpoint_every": 5,
+        "device": "cpu",
+    }
+    return TrainConfig.from_dict(base).override(**changes)
+
+
+class Quiet(PlainProgress):
+    """Shows nothing and keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(stream=io.StringIO())
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        """Keep it."""
+        self.messages.append(text)
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def unmeasured(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics without what the clock and the machine add."""
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records_of(run)]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """The files in which two finished runs differ, measurements aside; a differing name counts too."""
+    ends = [checkpoint_paths(run / "checkpoints")[-1] for run in (one, other)]
+    names = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml")
+    differing = [name for name in names if (ends[0] / name).read_bytes() != (ends[1] / name).read_bytes()]
+    if ends[0].name != ends[1].name:
+        differing.append("the last checkpoint's step")
+    if unmeasured(one) != unmeasured(other):
+        differing.append("metrics.jsonl")
+    if (one / "samples.md").read_bytes() != (other / "samples.md").read_bytes():
+        differing.append("samples.md")
+    return differing
+
+
+def fork(action: Callable[[], None]) -> int:
+    """Run `action` in a child process, which exits with 1 and a traceback if it fails; return the child's id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        action()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def slow_disk(seconds: float = 0.002) -> None:
+    """From now on each flush waits a little longer, as on a busy disk: on a RAM disk a save is too short to be hit."""
+    flush = files.flush_to_disk
+
+    def slow_flush(path: Path) -> None:
+        time.sleep(seconds)
+        flush(path)
+
+    files.flush_to_disk = slow_flush
+
+
+def _without_flushes() -> None:
+    os.fsync = lambda descriptor: None
+
+
+def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
+    slow_disk()
+    if RunDirectory(run).is_run:
+        resume(run, progress=Quiet())
+    else:
+        train(config, run, progress=Quiet())
+
+
+def _partials(run: Path) -> set[tuple[str, int, int]]:
+    """Name, inode and time of each checkpoint that is only half there: one that an earlier kill left is thus told apart."""
+    found = set()
+    for path in (run / "checkpoints").glob(".partial-*"):
+        if not path.with_name(path.name.removeprefix(".partial-")).exists():
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # renamed meanwhile: that save is done
+                continue
+            found.add((path.name, status.st_ino, status.st_ctime_ns))
+    return found
+
+
+def _ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == child
+
+
+class Killer:
+    """Starts the trainer and kills it, at one of three kinds of moment."""
+
+    def __init__(self, config: TrainConfig, run: Path, draw: random.Random) -> None:
+        self.config, self.run, self.draw = config, run, draw
+        self.kills = self.in_save = self.before_config = 0
+        self.steps: list[int] = []
+
+    def kill_once(self, kind: str) -> None:
+        """`start`: soon after the start. `step`, `save`: after progress, at any time or once a save has begun."""
+        known, before = _partials(self.run), self._last_step()
+        child = fork(lambda: _begin_or_go_on(self.config, self.run))
+        if kind == "start":
+            self._sleep(child, 0.15)
+        else:
+            self._wait(child, lambda: self._last_step() > before)
+            if kind == "save":
+                seen = _partials(self.run)
+                self._wait(child, lambda: bool(_partials(self.run) - seen))
+            self._sleep(child, 0.02 if kind == "save" else 0.1)
+        os.kill(child, signal.SIGKILL)
+        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            raise SystemExit(f"the trainer ended by itself after {self.kills} kills: too few steps, or an error above")
+        self.kills += 1
+        self.in_save += bool(_partials(self.run) - known)
+        self.before_config += not RunDirectory(self.run).is_run
+        self.steps.append(self._last_step())
+
+    def _last_step(self) -> int:
+        paths = checkpoint_paths(self.run / "checkpoints")
+        return int(paths[-1].name) if paths else 0
+
+    def _sleep(self, child: int, longest: float) -> None:
+        time.sleep(self.draw.uniform(0, longest))
+
+    def _wait(self, child: int, until: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + 60
+        while not until():
+            # WNOWAIT leaves the child to the kill, which reports an end that came too soon.
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None or time.monotonic() > give_up:
+                return
+            time.sleep(0.0003)
+
+
+def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill a run at least `kills` times, a quarter of them inside a save, let it end, and compare it with a quiet one."""
+    torch.set_num_threads(1)
+    os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
+    config = tiny_config(
+        write_text(folder / "text.txt"),
+        model={"dropout": 0.1},
+        optim={"name": "muon"},  # both optimizers at once: Muon on the matrices, AdamW on the rest
+        steps=10 * kills,
+        eval_every=3,
+        checkpoint_every=2,
+    )
+    prepare(config.data)
+    quiet, run = folder / "quiet", folder / "killed"
+    finish(lambda: (_without_flushes(), train(config, quiet, progress=Quiet())))
+    killer = Killer(config, run, random.Random(seed))
+    killer.kill_once("start")  # before anything is there
+    while killer.kills < kills or killer.in_save < kills // 4:
+        for kind in killer.draw.sample(["start", "step", "step", "save", "save"], k=5):
+            killer.kill_once(kind)
+    finish(lambda: _begin_or_go_on(config, run))
+    left = [path.name for path in run.rglob(".partial-*")]
+    return {
+        "seed": seed,
+        "kills": killer.kills,
+        "in_save": killer.in_save,
+        "before_config": killer.before_config,
+        "steps": killer.steps,
+        "left_behind": left,
+        "differences": differences(quiet, run),
+    }
+
+
+def finish(action: Callable[[], object]) -> None:
+    """Run `action` in a child process to its end."""
+
+    def discard() -> None:
+        action()
+
+    _, status = os.waitpid(fork(discard), 0)
+    if status:
+        raise SystemExit("the trainer failed: see the traceback above")
+
+
+def main() -> int:
+    """Print the outcome as a line of JSON; the exit status says whether nothing differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
+    print(f"seed of the kinds and delays: {seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="glassgpt-kills-"))
+    try:
+        outcome = harness(folder, arguments.kills, seed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(outcome))
+    return 1 if outcome["differences"] or outcome["left_behind"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
