@@ -21,8 +21,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+import torch._dynamo  # training loads it in the end: a second that each forked child need not spend
 
 from glassgpt import files
 from glassgpt.checkpoint import checkpoint_paths
@@ -34,7 +36,7 @@ from glassgpt.training import resume, train
 
 # What may differ between two equal runs: the clock's and the machine's part of a record.
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
-WORDS = "the quick brown fox jumps over a lazy dog while my big sphinx of quartz judges every vow\n".split(" ")
+WORDS = [*"the quick brown fox jumps over a lazy dog while my big sphinx of quartz judges every".split(), "vow\n"]
 
 
 def write_text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
@@ -121,15 +123,20 @@ def slow_disk(seconds: float = 0.002) -> None:
         time.sleep(seconds)
         flush(path)
 
-    files.flush_to_disk = slow_flush
+    mock.patch("glassgpt.files.flush_to_disk", slow_flush).start()
 
 
-def _without_flushes() -> None:
-    os.fsync = lambda descriptor: None
+def without_flushes() -> None:
+    """From now on nothing waits for the disk: where no kill is to come, nothing can be lost."""
+    mock.patch("os.fsync", lambda descriptor: None).start()
+
+
+def unmeasured_peak() -> None:
+    """From now on a start does not take 0.3 s to measure the CPU's peak, which no comparison looks at."""
+    mock.patch("glassgpt.training.peak_flops", lambda device, precision: None).start()
 
 
 def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
-    slow_disk()
     if RunDirectory(run).is_run:
         resume(run, progress=Quiet())
     else:
@@ -149,10 +156,6 @@ def _partials(run: Path) -> set[tuple[str, int, int]]:
     return found
 
 
-def _ended(child: int) -> bool:
-    return os.waitpid(child, os.WNOHANG)[0] == child
-
-
 class Killer:
     """Starts the trainer and kills it, at one of three kinds of moment."""
 
@@ -164,15 +167,15 @@ class Killer:
     def kill_once(self, kind: str) -> None:
         """`start`: soon after the start. `step`, `save`: after progress, at any time or once a save has begun."""
         known, before = _partials(self.run), self._last_step()
-        child = fork(lambda: _begin_or_go_on(self.config, self.run))
+        child = fork(self._train)
         if kind == "start":
-            self._sleep(child, 0.15)
+            self._sleep(0.15)
         else:
             self._wait(child, lambda: self._last_step() > before)
             if kind == "save":
                 seen = _partials(self.run)
                 self._wait(child, lambda: bool(_partials(self.run) - seen))
-            self._sleep(child, 0.02 if kind == "save" else 0.1)
+            self._sleep(0.02 if kind == "save" else 0.1)
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             raise SystemExit(f"the trainer ended by itself after {self.kills} kills: too few steps, or an error above")
@@ -181,11 +184,15 @@ class Killer:
         self.before_config += not RunDirectory(self.run).is_run
         self.steps.append(self._last_step())
 
+    def _train(self) -> None:
+        slow_disk()
+        _begin_or_go_on(self.config, self.run)
+
     def _last_step(self) -> int:
         paths = checkpoint_paths(self.run / "checkpoints")
         return int(paths[-1].name) if paths else 0
 
-    def _sleep(self, child: int, longest: float) -> None:
+    def _sleep(self, longest: float) -> None:
         time.sleep(self.draw.uniform(0, longest))
 
     def _wait(self, child: int, until: Callable[[], bool]) -> None:
@@ -197,21 +204,34 @@ class Killer:
             time.sleep(0.0003)
 
 
+def finish(action: Callable[[], object]) -> None:
+    """Run `action` to its end in a child process that nobody kills."""
+
+    def in_child() -> None:
+        without_flushes()
+        action()
+
+    _, status = os.waitpid(fork(in_child), 0)
+    if status:
+        raise SystemExit("the trainer failed: see the traceback above")
+
+
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill a run at least `kills` times, a quarter of them inside a save, let it end, and compare it with a quiet one."""
     torch.set_num_threads(1)
+    unmeasured_peak()
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     config = tiny_config(
         write_text(folder / "text.txt"),
         model={"dropout": 0.1},
         optim={"name": "muon"},  # both optimizers at once: Muon on the matrices, AdamW on the rest
-        steps=10 * kills,
+        steps=5 * kills,
         eval_every=3,
         checkpoint_every=2,
     )
     prepare(config.data)
     quiet, run = folder / "quiet", folder / "killed"
-    finish(lambda: (_without_flushes(), train(config, quiet, progress=Quiet())))
+    finish(lambda: train(config, quiet, progress=Quiet()))
     killer = Killer(config, run, random.Random(seed))
     killer.kill_once("start")  # before anything is there
     while killer.kills < kills or killer.in_save < kills // 4:
@@ -228,17 +248,6 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "left_behind": left,
         "differences": differences(quiet, run),
     }
-
-
-def finish(action: Callable[[], object]) -> None:
-    """Run `action` in a child process to its end."""
-
-    def discard() -> None:
-        action()
-
-    _, status = os.waitpid(fork(discard), 0)
-    if status:
-        raise SystemExit("the trainer failed: see the traceback above")
 
 
 def main() -> int:

@@ -285,8 +285,8 @@ class TrainConfig(_Checked):
     """Checkpoints kept besides the best one."""
 
     def check(self) -> None:
-        safe = self.name.strip() not in ("", ".", "..") and not set(self.name) & set('/\\\\:*?"<>|')
-        self.require("name", safe, "a plain file name")
+        plain = self.name == self.name.strip() and self.name.isprintable() and not set(self.name) & set('/\\:*?"<>|')
+        self.require("name", plain and self.name not in ("", ".", ".."), "a plain file name")
         if (self.steps is None) == (self.epochs is None):
             raise UserError("give steps or epochs: exactly one of the two")
         self.require("steps", self.steps is None or self.steps >= 1, "at least 1")

@@ -59,7 +59,8 @@ def sampling_distribution(
     logits = logits.float()
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    logits = logits / temperature
+    # The largest becomes 0 first, so that a tiny temperature leads to -inf and not to inf - inf.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
@@ -175,15 +176,18 @@ def generate(
     """
     if max_new_tokens < 1 or n < 1:
         raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")
-    if temperature < 0:
+    if not temperature >= 0:  # this way round for nan
         raise UserError(f"temperature must be at least 0, got {temperature}")
     if top_k is not None and not 1 <= top_k <= model.vocab_size:
         raise UserError(f"top_k must be from 1 to the vocabulary's {model.vocab_size}, got {top_k}")
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None and not 0 < value <= 1:
             raise UserError(f"{name} must be above 0 and at most 1, got {value}")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)  # a plain string would else stop at each of its characters
     if "" in stop:
         raise UserError("a stop string is empty: it would stop before the first token")
+    if stop and tokenizer is None:
+        raise UserError("this model has no tokenizer, so it writes no text that a stop string could be found in; leave stop out")
     ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
     writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache)
     distribution = partial(sampling_distribution, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)

@@ -1,6 +1,7 @@
 """The machine: device and precision, peak arithmetic rate, memory, and what a run records about where it ran."""
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from .errors import UserError
 
 # Dense peak in FLOP/s by precision, from NVIDIA's data sheets (without sparsity). The first name that occurs in the
-# device's name counts, so longer names come first.
+# device's name as whole words counts, so longer names come first; an L40 is no L4, and an RTX A1000 no A100.
 GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("B200", {"bfloat16": 2250e12, "float16": 2250e12, "tf32": 1100e12, "float32": 75e12}),
     ("H200", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
@@ -86,7 +87,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: from the data sheet for a GPU, measured here (0.3 s) for a CPU, else None."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((peaks.get(precision) for key, peaks in GPU_PEAKS if key in name), None)
+        return next((peaks.get(precision) for key, peaks in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
     return _measured_peak(precision) if device.type == "cpu" else None
 
 

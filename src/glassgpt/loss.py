@@ -55,7 +55,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
             for start in range(0, h.shape[0], rows):
                 chunk, target = h[start : start + rows], targets[start : start + rows, None]
                 kept = target != IGNORED
-                target = target.clamp(min=0)
+                target = target.masked_fill(~kept, 0)  # not clamp: another negative id is a mistake, and gather says so
                 log_p, logits = _log_probabilities(chunk, w, vocab_size, cap)
                 total -= (log_p.gather(1, target) * kept).sum()
                 # d loss / d logits = softmax - onehot. It stays unnormalised here: divided by the number of rows it
@@ -102,5 +102,6 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
         for start in range(0, h.shape[0], rows):
             target = flat[start : start + rows]
             log_p, _ = _log_probabilities(h[start : start + rows], w, vocab_size, cap)
-            losses.append(torch.where(target == IGNORED, 0.0, -log_p.gather(1, target.clamp(min=0))))
+            ignored = target == IGNORED
+            losses.append(-log_p.gather(1, target.masked_fill(ignored, 0)).masked_fill(ignored, 0.0))
     return torch.cat(losses).view(targets.shape)

@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .errors import UserError
 from .files import explained, write_atomic
 
-_SECTION = re.compile(r"^## Step (\d+)$", re.MULTILINE)
+_SECTION = re.compile(r"^\n## Step (\d+)$", re.MULTILINE)  # with the empty line above it
 _SAMPLES_TITLE = "# Samples\n"
 
 
