@@ -48,7 +48,8 @@ def timed(command: list[str], cwd: Path) -> float:
 def nanogpt_loss(copy: Path, out: Path) -> float:
     """nanoGPT's last checkpoint on its whole validation split, in windows that do not overlap."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", copy / "model.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     saved = torch.load(out / "ckpt.pt", weights_only=True)
@@ -88,11 +89,11 @@ def main() -> None:
             records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             row["glassgpt_loss"] = next(record["val_loss"] for record in reversed(records) if "val_loss" in record)
             rows.append(row)
-            print("  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
+            print("  ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "seed"), f" seed {row['seed']}", flush=True)
     summary = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key.endswith("loss")}
     summary |= {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.endswith("seconds")}
     summary["time_ratio"] = statistics.median(row["glassgpt_seconds"] / row["nanogpt_seconds"] for row in rows)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     print("mean loss, median seconds, median ratio glassgpt / nanoGPT:", json.dumps(summary))
     if arguments.json:
         arguments.json.write_text(json.dumps({"summary": summary, "runs": rows, "versions": versions}, indent=1) + "\n")

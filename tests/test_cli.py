@@ -318,7 +318,7 @@ def test_prompts_come_from_a_file_or_standard_input(writes: Writes, monkeypatch:
     assert prompt_of("--prompt", "given") == "given"
     piped(monkeypatch, b"")
     capsys.readouterr()
-    assert prompt_of() == "\n"
+    assert prompt_of() is None
     assert capsys.readouterr().out == "!\n"  # only a prompt that was given is echoed
     piped(monkeypatch, b"ab\xff")
     assert "offset 2" in fails(capsys, "generate", "runs/x", "--prompt", "-")

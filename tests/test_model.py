@@ -20,7 +20,7 @@ from glassgpt.model import GPT
 from glassgpt.reference import load_checkpoint
 from glassgpt.tokenizers import BytesTokenizer
 
-TINY = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 # Every slot of the model at least once away from GPT-2.
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -326,7 +326,7 @@ def test_dropout_stands_in_its_four_places() -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout):
             assert module.p == 0.25
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
     model(token_ids())
     block = ["attention.kernel.dropout", "dropout", "dropout"]
     assert calls == ["dropout", *(f"blocks.{n}.{name}" for n in range(2) for name in block)]

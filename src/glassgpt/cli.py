@@ -248,7 +248,7 @@ class GenerateOptions:
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
     """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
-    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else a line break)")] = None
+    prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else as a document begins)")] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """File whose text to continue, in UTF-8."""
@@ -286,7 +286,7 @@ def generate(arguments: Sequence[str]) -> None:
     pieces = generation.generate(
         model,
         tokenizer,
-        "\n" if prompt is None else prompt,
+        prompt,
         max_new_tokens=options.max_new_tokens,
         temperature=0.0 if options.greedy else options.temperature,
         top_k=options.top_k,

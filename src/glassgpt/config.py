@@ -219,8 +219,8 @@ class OptimConfig(_Checked):
 class SampleConfig(_Checked):
     """What the model writes into samples.md at every evaluation."""
 
-    prompt: str = "\n"
-    """Text that the samples continue."""
+    prompt: str | None = None
+    """Text that the samples continue. Left out, they begin as a document does."""
     count: int = 2
     """Samples at each evaluation; 0 turns them off."""
     max_new_tokens: int = 256
@@ -236,7 +236,7 @@ class SampleConfig(_Checked):
 
     def check(self) -> None:
         self.require("count", self.count >= 0, "at least 0")
-        self.require("prompt", self.count == 0 or self.prompt != "", "at least one character")
+        self.require("prompt", self.prompt != "", "at least one character")
         self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         self.require("temperature", self.temperature >= 0, "at least 0")
         self.require("top_k", self.top_k is None or self.top_k >= 1, "at least 1")

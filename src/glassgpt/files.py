@@ -43,6 +43,7 @@ def explained(action: str, path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied: choose a directory that you may write to",
             errno.EPERM: "permission denied: choose a directory that you may write to",
             errno.EROFS: "the file system is read-only: choose another directory",
+            errno.ENOTDIR: "a part of this path is a file and no directory: choose another path",
         }
         if error.errno not in reasons:
             raise

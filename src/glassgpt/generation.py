@@ -137,14 +137,29 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int]) -> Tensor:
-    """A prompt as ids (1, T) on the model's device. Raises `UserError` for an empty prompt or an id outside the vocabulary."""
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise UserError("this model has no tokenizer: give the prompt as token ids")
-        ids = torch.as_tensor(tokenizer.encode(prompt).astype("int64"))
-    else:
-        ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+def default_prompt(tokenizer: Tokenizer) -> list[int]:
+    """Where a text begins: the end of the text before it, else a line break, else (in a text without any) the first id."""
+    if tokenizer.end_of_text is not None:
+        return [tokenizer.end_of_text]
+    try:
+        ids: list[int] = tokenizer.encode("\n").tolist()
+    except UserError:
+        ids = [0]
+    return ids
+
+
+def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
+    """A prompt as ids (1, T) on the model's device, `default_prompt` for None.
+
+    Raises `UserError` for an empty prompt, a text without a tokenizer, or an id outside the vocabulary.
+    """
+    if tokenizer is None and (prompt is None or isinstance(prompt, str)):
+        raise UserError("this model has no tokenizer: give the prompt as token ids")
+    if tokenizer is not None and prompt is None:
+        prompt = default_prompt(tokenizer)
+    if tokenizer is not None and isinstance(prompt, str):
+        prompt = tokenizer.encode(prompt).tolist()
+    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
     if ids.numel() == 0:
         raise UserError("the prompt is empty: the model needs at least one token to go on from; give some text")
     if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
@@ -155,7 +170,7 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
 def generate(
     model: GPT,
     tokenizer: Tokenizer | None,
-    prompt: str | Sequence[int],
+    prompt: str | Sequence[int] | None = None,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.8,
@@ -169,8 +184,8 @@ def generate(
 ) -> Iterator[Piece]:
     """Continue a prompt. Yields a `Piece` a token as it is drawn, for `n` samples in turn: `print(piece, end="")`.
 
-    prompt: text, or token ids where there is no tokenizer. A sample ends at `max_new_tokens`, at a `stop` string (which
-    is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else is moved by them.
+    prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
+    `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else is moved by them.
     Once the context is full the older half is dropped and the rest read again (`window_start`). Raises `UserError` for an
     empty prompt and for impossible settings, at once and not at the first token.
     """

@@ -25,7 +25,9 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest half-orthogonal matrices to a batch (N, R, C), about: singular values land between 0.7 and 1.2.
+    """The nearest half-orthogonal matrices to a batch (N, R, C), about.
+
+    Singular values of at least 0.3 % of the matrix's norm land between 0.68 and 1.21, smaller ones below.
 
     Five Newton-Schulz steps of a quintic whose coefficients are tuned for a steep slope at zero (Jordan et al., 2024, "Muon").
     float32 on a CPU, where bfloat16 is emulated and costs a hundred times the time; bfloat16 elsewhere.

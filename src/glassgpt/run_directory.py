@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,9 +20,10 @@ import filelock
 
 from .config import TrainConfig
 from .errors import UserError
-from .files import explained, write_atomic
+from .files import PARTIAL_PREFIX, explained, write_atomic
 
 _SECTION = re.compile(r"^\n## Step (\d+)$", re.MULTILINE)  # with the empty line above it
+_LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage return would end the indented line, too
 _SAMPLES_TITLE = "# Samples\n"
 
 
@@ -57,8 +58,13 @@ class RunDirectory:
             if not overwrite:
                 ways = f"go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
                 raise UserError(f"there is already a run at {self.path}: {ways}")
-        elif self.path.is_dir() and any(path.name not in (".lock", "environment.json") for path in self.path.iterdir()):
+        elif self.path.is_dir() and not all(self._is_leftover(path.name) for path in self.path.iterdir()):
             raise UserError(f"{self.path} holds files that are no run's; choose another --out")
+
+    @staticmethod
+    def _is_leftover(name: str) -> bool:
+        """Whether this is what a start that was killed leaves before there is a config."""
+        return name in (".lock", "environment.json") or name.startswith(PARTIAL_PREFIX)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -115,7 +121,7 @@ class RunDirectory:
         """Add a section of samples, indented as code so that nothing in them can look like a heading."""
         parts = [f"\n## Step {step:06d}\n"]
         for number, sample in enumerate(samples, start=1):
-            body = "\n".join(f"    {line}" for line in sample.split("\n"))
+            body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
             parts.append(f"\n### Sample {number}\n\n{body}\n")
         with explained("write", self.samples_path), open(self.samples_path, "a", encoding="utf-8", newline="\n") as file:
             file.write("".join(parts))
@@ -142,5 +148,6 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. A record that a full disk refused is tried once more here; `write` has told of it already."""
+        with suppress(OSError):
+            self._file.close()

@@ -296,7 +296,7 @@ def _evaluate(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress
 def sample(trainer: Trainer) -> list[str]:
     """What the model writes at this step, prompt included, as the config's [sample] asks."""
     settings = trainer.config.sample
-    texts = [settings.prompt] * settings.count
+    texts = [settings.prompt or ""] * settings.count
     pieces = generate(
         trainer.model,
         trainer.dataset.tokenizer,

@@ -1,0 +1,102 @@
+"""The house: imports run downwards only, and third-party libraries stay in the rooms they were given."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
+
+# A file may import what stands below it. A new file gets its place here.
+FLOORS = """
+cli console parsing report training progress evaluate reference run_directory checkpoint generation optim model attention loss
+summary hardware data.prepare data.sources data.tokens tokenizers data.download config seeding files errors
+""".split()
+
+# Who may import what, besides the standard library.
+OWNERS = {
+    "tyro": {"parsing", "cli"},
+    "rich": {"console"},
+    "plotly": {"report"},
+    "fastokens": {"tokenizers"},
+    "safetensors": {"checkpoint"},
+    "filelock": {"run_directory", "data.prepare", "data.download"},
+    "platformdirs": {"data.download"},
+    "psutil": {"hardware"},
+    "tomli_w": {"config"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Each module of the package by its dotted name, `__init__` files aside."""
+    files = {path: path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
+    return {".".join(name.parts): ast.parse(path.read_text(encoding="utf-8")) for path, name in files.items()}
+
+
+def imports(name: str, tree: ast.Module) -> set[str]:
+    """What a module imports: `.x` for the package's own, the top-level name for others."""
+    found = set()
+    depth = name.count(".") + 1
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: depth - node.level]
+            here = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:
+                deeper = f"{here}.{alias.name}".strip(".")
+                found.add(f".{deeper}" if deeper in FLOORS or any(floor.startswith(f"{deeper}.") for floor in FLOORS) else f".{here}")
+    return found
+
+
+def floor(name: str) -> int:
+    """How far down a module stands; the files of `evaluate` share its place."""
+    return next(i for i, floor in enumerate(FLOORS) if name == floor or name.startswith(f"{floor}."))
+
+
+def test_every_module_has_its_place() -> None:
+    for name in modules():
+        assert any(name == place or name.startswith(f"{place}.") for place in FLOORS), f"{name} is not in FLOORS"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_run_downwards(name: str) -> None:
+    for target in imports(name, modules()[name]):
+        if target.startswith("."):
+            below = target[1:]
+            if name.startswith("evaluate") and below.startswith("evaluate"):
+                continue
+            assert floor(below) > floor(name), f"{name} imports {below}, which does not stand below it"
+
+
+def test_libraries_stay_in_their_rooms() -> None:
+    for name, tree in modules().items():
+        for library in imports(name, tree) & OWNERS.keys():
+            assert name in OWNERS[library], f"{name} imports {library}, which belongs to {OWNERS[library]}"
+
+
+def test_nothing_is_unpickled() -> None:
+    for name, tree in modules().items():
+        text = ast.unparse(tree)
+        assert not imports(name, tree) & {"pickle", "dill", "joblib", "shelve"}, name
+        assert not re.search(r"\btorch\.load\(", text), name
+        assert "allow_pickle=True" not in text, name
+
+
+def test_importing_glassgpt_is_light() -> None:
+    """`import glassgpt` must not pay for torch (1.6 s); its names load what they need when they are first asked for."""
+    code = "import sys, glassgpt; assert not {'torch', 'numpy', 'plotly', 'tyro'} & set(sys.modules); print(glassgpt.GPT.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "GPT\n"
+
+
+def test_all_public_names_are_there() -> None:
+    import glassgpt
+
+    for name in glassgpt.__all__:
+        assert getattr(glassgpt, name).__doc__, f"{name} has no docstring"

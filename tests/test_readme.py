@@ -1,0 +1,72 @@
+"""The README's commands and its Python run as they are written, with fewer steps."""
+
+import os
+import re
+import shlex
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with the text that the README calls my.txt."""
+    words = "to be or not that is the question whether tis nobler in the mind suffer slings and arrows".split()
+    lines = [" ".join(words[(i * 7 + j) % len(words)] for j in range(9)).capitalize() + "." for i in range(120)]
+    (tmp_path / "my.txt").write_text(string.printable + "\n" + "\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def run(code: list[str], folder: Path, standard_input: str = "") -> str:
+    """Standard output of a command in `folder`; fails with its errors."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    result = subprocess.run(code, cwd=folder, input=standard_input, capture_output=True, text=True, env=environment, encoding="utf-8")
+    assert result.returncode == 0, f"{shlex.join(code)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def blocks(language: str, heading: str) -> list[str]:
+    """The code blocks of a language in a section."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_commands_run_as_written(folder: Path) -> None:
+    (block,) = blocks("sh", "Train on your own text")
+    for line in block.splitlines():
+        command = line.partition("#")[0].strip()
+        before, _, after = command.rpartition("|")
+        words = shlex.split(after)
+        assert words[0] == "glassgpt", line
+        if words[:2] == ["glassgpt", "train"] and "--resume" not in words:
+            steps = words.index("--steps") if "--steps" in words else None
+            words = [*words[:steps], *(words[steps + 2 :] if steps is not None else []), "--steps", "4", "--eval-every", "2"]
+            words += ["--sample.max-new-tokens", "8"]
+        elif "--steps" in words:
+            words[words.index("--steps") + 1] = "6"
+        if "--out" in words and "--data" not in words:
+            words += ["--data", "my.txt"]  # `shakespeare` would be downloaded
+        text = shlex.split(before)[1] if before else ""
+        run([sys.executable, "-m", *words], folder, text)
+    assert (folder / "runs/mine/checkpoints/000006/model.safetensors").is_file()
+
+
+def test_the_python_runs_as_written(folder: Path) -> None:
+    (block,) = blocks("python", "In Python")
+    assert "steps=200" in block
+    output = run([sys.executable, "-c", block.replace("steps=200", "steps=2, eval_every=0")], folder)
+    assert "The function" not in output.splitlines()[0]
+    assert (folder / "runs/short/metrics.jsonl").is_file()
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    from glassgpt.config import recipe_names
+
+    table = README.partition("| recipe |")[2].partition("\n\n")[0]
+    for name in recipe_names():
+        assert f"`{name}`" in table, f"the recipe {name} is not in the README"
