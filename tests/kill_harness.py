@@ -172,7 +172,7 @@ class Killer:
         child = fork(self._train)
         if kind == "start":
             self._wait(child, self.run.exists)
-            self._sleep(0.06)
+            self._sleep(0.04)
         else:
             self._wait(child, lambda: self._last_step() > before)
             if kind == "save":

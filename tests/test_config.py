@@ -25,6 +25,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"model": {"n_layer": 2.0}}, ["model.n_layer", "a whole number", "2.0"]),
         ({"model": {"bias": 1}}, ["model.bias", "true or false", "1"]),
         ({"optim": {"lr": "1e-3"}}, ["optim.lr", "a number", "'1e-3'"]),
+        ({"optim": {"lr": True}}, ["optim.lr", "a number", "True"]),
         ({"optim": {"lr": float("nan")}}, ["optim.lr", "a number", "nan"]),
         ({"data": {"source": 7}}, ["data.source", "a string", "7"]),
         ({"model": 3}, ["model", "3"]),

@@ -20,7 +20,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import UserError
 from glassgpt.generation import Piece, generate, sampling_distribution, window_start
 from glassgpt.model import GPT
-from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, Tokenizer
+from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 
 TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 BYTES = BytesTokenizer()
@@ -259,6 +259,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 @example("abcabd", ["abd"])  # a false start
 @example("aab", ["ab"])  # a false start that overlaps the true one
 @example("abcd", ["abcd", "bc"])
+@example("abab", ["b", "ab"])  # both end at once
 @example("ba", ["ab"])  # the end may hold the start of a stop string: shown after all
 def test_a_stop_string_is_never_shown_even_across_pieces(text: str, stops: list[str]) -> None:
     shown = "".join(recite(text.encode(), stop=stops))
@@ -319,6 +320,7 @@ def test_max_new_tokens_is_kept(count: int) -> None:
         ({"prompt": [3, 256]}, "outside 0..255"),
         ({"prompt": [-1]}, "outside 0..255"),
         ({"tokenizer": None, "prompt": "text"}, "no tokenizer"),
+        ({"tokenizer": None, "prompt": None}, "no tokenizer"),
         ({"tokenizer": None, "stop": ["x"]}, "no tokenizer"),
         ({"top_k": 257}, "top_k must be from 1 to the vocabulary's 256"),
         ({"top_k": 0}, "top_k"),
@@ -382,3 +384,14 @@ def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GPT, "hidden", spy)
     list(generate(lively(), None, [1], max_new_tokens=3))
     assert recorded == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [(tokenizer_with_end(), 256), (BYTES, ord("\n")), (CharacterTokenizer("a\nb"), 1), (CharacterTokenizer("ab"), 0)],
+    ids=["end of text", "line break", "line break of characters", "no line break"],
+)
+def test_without_a_prompt_a_text_begins(tokenizer: Tokenizer, expected: int) -> None:
+    model = lively(vocab_size=tokenizer.vocab_size)
+    by_default, by_id = (tokens(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
+    assert by_default == by_id

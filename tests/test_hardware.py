@@ -37,7 +37,7 @@ def test_a_gpu_beyond_those_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
 def test_automatic_precision(bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bfloat16)
     assert hardware.find_precision("auto", CUDA) == expected
     assert hardware.find_precision("auto", CPU) == "float32"
 

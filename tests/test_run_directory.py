@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import pytest
 
 from glassgpt.errors import UserError
 from glassgpt.run_directory import MetricsLog, RunDirectory
-from kill_harness import tiny_config
+from glassgpt.training import resume, train
+from kill_harness import Quiet, lightly, tiny_config, write_text
 
 NOBODY = 65534
 # What a model may write at its worst: nothing, headings of its own, and every kind of line end.
@@ -163,6 +164,26 @@ def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
     open_folder.chmod(0o755)
     assert list((open_folder / "run").iterdir()) == []
     assert not (open_folder / "new").exists()
+
+
+def test_training_in_a_directory_without_rights_changes_nothing(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(open_folder / "cache"))
+    config = tiny_config(write_text(open_folder / "text.txt"), steps=2)
+    with lightly():
+        run = train(config, open_folder / "run", progress=Quiet())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    attempts: list[Callable[[], Path]] = [
+        lambda: resume(run, steps=4, progress=Quiet()),
+        lambda: train(config, run, overwrite=True, progress=Quiet()),
+    ]
+    for attempt in attempts:
+        with unprivileged(), lightly(), pytest.raises(UserError, match="permission denied"):
+            attempt()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    for path in (run, *run.rglob("*")):  # so that the folder can be removed
+        path.chmod(0o755)
 
 
 # --------------------------------------------------------------------------------------------------- metrics and samples

@@ -59,8 +59,11 @@ class Checkpoint:
 
     @property
     def state(self) -> TrainingState:
-        """Where training was."""
-        return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        """Where training was. Raises `UserError` where it cannot be read, which is found in a checkpoint not verified only."""
+        try:
+            return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"checkpoint {self.path} is damaged: state.json cannot be read") from None
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
@@ -153,6 +156,16 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None
     remove_partials(directory)
     for path in checkpoint_paths(directory)[:-keep]:
         if int(path.name) != best_step:
+            shutil.rmtree(path)
+
+
+def remove_later_checkpoints(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than the whole one that a run goes on from.
+
+    They are damaged, and would count among the newest: whole ones would be pruned for them.
+    """
+    for path in checkpoint_paths(directory):
+        if int(path.name) > step:
             shutil.rmtree(path)
 
 

@@ -185,9 +185,9 @@ def generate(
     """Continue a prompt. Yields a `Piece` a token as it is drawn, for `n` samples in turn: `print(piece, end="")`.
 
     prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
-    `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else is moved by them.
-    Once the context is full the older half is dropped and the rest read again (`window_start`). Raises `UserError` for an
-    empty prompt and for impossible settings, at once and not at the first token.
+    `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else
+    is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`). Raises
+    `UserError` for an empty prompt and for impossible settings, at once and not at the first token.
     """
     if max_new_tokens < 1 or n < 1:
         raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")

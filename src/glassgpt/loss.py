@@ -17,11 +17,17 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 # Logits in one chunk: 64 MiB of float32. Small enough to stay clear of the peak, large enough for efficient products.
 CHUNK_ELEMENTS = 2**24
+# Rows in one chunk: their products are added up in the compute dtype, and more of them could overflow float16.
+CHUNK_ROWS = 2048
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     """Squash logits into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2, 2024); unchanged where cap is None."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _rows_of_a_chunk(weight: Tensor) -> int:
+    return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0]))
 
 
 def _log_probabilities(hidden: Tensor, weight: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
@@ -50,7 +56,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
-        rows = max(1, CHUNK_ELEMENTS // w.shape[0])
+        rows = _rows_of_a_chunk(w)
         with torch.autocast(h.device.type, enabled=False):
             for start in range(0, h.shape[0], rows):
                 chunk, target = h[start : start + rows], targets[start : start + rows, None]
@@ -97,7 +103,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
     h, w = _in_compute_dtype(hidden.flatten(0, -2), weight)
     flat = targets.flatten()[:, None]
     losses = []
-    rows = max(1, CHUNK_ELEMENTS // w.shape[0])
+    rows = _rows_of_a_chunk(w)
     with torch.autocast(h.device.type, enabled=False):
         for start in range(0, h.shape[0], rows):
             target = flat[start : start + rows]

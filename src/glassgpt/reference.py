@@ -1,5 +1,6 @@
 """A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def find_checkpoint(reference: str | Path) -> Checkpoint:
 
 def _best(run: Path, paths: list[Path]) -> Path:
     """The checkpoint whose step has the lowest validation loss."""
-    losses = {path: loss for path in paths if (loss := Checkpoint(path).state.val_loss) is not None}
+    found = {path: Checkpoint(path).state.val_loss for path in paths}
+    losses = {path: loss for path, loss in found.items() if loss is not None and math.isfinite(loss)}
     if not losses:
         raise UserError(f"no checkpoint of {run} has been evaluated yet; use {run} or {run}@{int(paths[-1].name)}")
     return min(losses, key=losses.__getitem__)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, TrainingState, latest_checkpoint, prune_checkpoints, save_checkpoint
+from .checkpoint import Checkpoint, TrainingState, latest_checkpoint, prune_checkpoints, remove_later_checkpoints, save_checkpoint
 from .config import TrainConfig
 from .data.prepare import prepare
 from .data.tokens import Batches, Dataset, open_dataset
@@ -100,7 +100,7 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
         checkpoint = latest_checkpoint(directory.checkpoints, progress.message)
         if steps is not None and checkpoint is not None and checkpoint.state.step > steps:
             raise UserError(f"the run {directory.path} is at step {checkpoint.state.step} already: --steps must be larger")
-        trainer = _new_trainer(config, progress, checkpoint)
+        trainer = _new_trainer(config, progress, checkpoint, environment["data_fingerprint"])
         _compare_environments(environment, _environment(trainer), progress)
         if trainer.step >= trainer.steps:
             progress.message(f"{directory.path} is finished at step {trainer.step}; --steps N extends it")
@@ -109,17 +109,23 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
             progress.message(f"from step {trainer.step} on, the schedule is that of a run of {trainer.steps} steps")
             directory.write_config(config)
         directory.cut_back(trainer.step if checkpoint is not None else -1)
+        remove_later_checkpoints(directory.checkpoints, trainer.step)
         _run_to_end(directory, trainer, progress)
     return directory.path
 
 
-def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint | None = None) -> Trainer:
-    """Everything an update needs, new or as a checkpoint left it. Writes nothing but a prepared dataset."""
+def _new_trainer(
+    config: TrainConfig, progress: Progress, checkpoint: Checkpoint | None = None, fingerprint: str | None = None
+) -> Trainer:
+    """Everything an update needs, new or as a checkpoint left it, on the data of that fingerprint. Writes nothing but a dataset."""
     device = find_device(config.device)
     precision = find_precision(config.precision, device)
     source = checkpoint or (find_checkpoint(config.init_from) if config.init_from is not None else None)
-    tokenizer = source.tokenizer if source is not None else None
+    # A run that began from another's weights has its tokenizer; any other has what its own data make, resumed or not.
+    tokenizer = source.tokenizer if source is not None and config.init_from is not None else None
     dataset = open_dataset(prepare(config.data, tokenizer=tokenizer, log=progress.message))
+    if fingerprint not in (None, dataset.fingerprint):
+        raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
     vocab_size = dataset.tokenizer.vocab_size
     if config.model.vocab_size not in (None, vocab_size):
         raise UserError(f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out")
@@ -128,6 +134,8 @@ def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint
     else:
         config = config.override(model={"vocab_size": vocab_size})
         model = GPT.create(config.model, config.seed, device)
+    if len(dataset.validation) < 2:
+        raise UserError(f"the {dataset.validation.name} has too little text to evaluate; raise data.validation_fraction, or give more text")
     batches = Batches(dataset.train, config.model.context_length, config.batch_size, config.seed, config.data.order)
     # Asked for now, so that a prompt that cannot be encoded is refused before the first step and not at the first sample.
     prompt_ids(model, dataset.tokenizer, config.sample.prompt) if config.sample.count else None
@@ -176,9 +184,7 @@ def _environment(trainer: Trainer) -> dict[str, Any]:
 
 
 def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress: Progress) -> None:
-    """Refuse other data; warn of anything else that can change the bits."""
-    if before["data_fingerprint"] != now["data_fingerprint"]:
-        raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
+    """Warn of whatever can change the bits."""
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if key != "glassgpt" and before.get(key) != now[key]]
     if changed:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
@@ -205,7 +211,8 @@ def _loop(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress: Pr
     flops = ModelSummary(config.model).training_flops_per_token * config.batch_tokens
     if trainer.step == 0:
         _evaluate(run, trainer, metrics, progress)
-    while trainer.step < trainer.steps and not caught:
+    stopping = False
+    while trainer.step < trainer.steps and not stopping:
         began = time.perf_counter()
         lr = lr_at(trainer.step, trainer.steps, config.optim)
         try:
@@ -232,7 +239,8 @@ def _loop(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress: Pr
         val_loss, is_best = None, False
         if last or _due(trainer.step, config.eval_every):
             val_loss, is_best = _evaluate(run, trainer, metrics, progress)
-        if last or is_best or caught or _due(trainer.step, config.checkpoint_every):
+        stopping = bool(caught)  # looked at once, so that no signal can end the loop behind a step that was not saved
+        if last or is_best or stopping or _due(trainer.step, config.checkpoint_every):
             _save(run, trainer, metrics, val_loss)
 
 
@@ -287,7 +295,7 @@ def _evaluate(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress
         run.append_samples(trainer.step, samples)
         progress.sampled(trainer.step, samples)
     loss: float = result["loss"]
-    is_best = trainer.step > 0 and (trainer.best_val_loss is None or loss < trainer.best_val_loss)
+    is_best = trainer.step > 0 and math.isfinite(loss) and (trainer.best_val_loss is None or loss < trainer.best_val_loss)
     if is_best:
         trainer.best_step, trainer.best_val_loss = trainer.step, loss
     return loss, is_best

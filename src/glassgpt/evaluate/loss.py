@@ -74,8 +74,11 @@ def evaluate_reference(
     checkpoint = find_checkpoint(reference)
     config = checkpoint.config
     model, tokenizer = load_checkpoint(checkpoint, target)
+    own = source is None and config.init_from is None  # then the run's dataset is there already, with its own tokenizer
     data = config.override(data={"source": source}).data if source is not None else config.data
-    dataset = open_dataset(prepare(data, tokenizer=tokenizer))
+    dataset = open_dataset(prepare(data, tokenizer=None if own else tokenizer))
+    if dataset.tokenizer.to_json() != tokenizer.to_json():
+        raise UserError(f"the text {data.source} has changed since the model was trained on it; name the text with --data")
     precision = find_precision(config.precision, target)
     with matmul_precision(precision):
         stream = dataset.validation if split == "validation" else dataset.train

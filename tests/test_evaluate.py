@@ -1,0 +1,164 @@
+"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a time."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from glassgpt.config import ModelConfig
+from glassgpt.data.tokens import TokenStream
+from glassgpt.errors import UserError
+from glassgpt.evaluate import evaluate_reference, evaluate_stream
+from glassgpt.model import GPT
+from glassgpt.tokenizers import BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.training import train
+from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
+
+LETTERS = CharacterTokenizer("abcdefghijklm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    """One thread for the whole file."""
+    with lightly():
+        yield
+
+
+def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
+    shape: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_multiple": 8, "dropout": 0.5}
+    model = GPT.create(ModelConfig(vocab_size=tokenizer.vocab_size, **{**shape, **changes}), seed=1)
+    with torch.no_grad():
+        model.embedding.weight.mul_(30)  # so that the losses of the tokens differ widely
+    return model
+
+
+def undecided(tokenizer: Tokenizer) -> GPT:
+    """A model that gives every token of the vocabulary the same probability."""
+    model = model_for(tokenizer)
+    torch.nn.init.zeros_(model.embedding.weight)
+    return model
+
+
+def stream_of(tokens: int) -> TokenStream:
+    return TokenStream([np.random.default_rng(tokens).integers(LETTERS.vocab_size, size=tokens).astype("<u2")])
+
+
+def plain_losses(model: GPT, ids: np.ndarray[Any, Any]) -> list[float]:
+    """The loss of each token but the first, by the library, one window after another."""
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            window = torch.from_numpy(ids[start : start + 17])
+            losses += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none").double().tolist()
+    return losses
+
+
+@pytest.mark.parametrize("tokens", [2, 16, 17, 18, 33, 113, 119])
+def test_the_loss_is_the_mean_over_all_tokens_for_any_batch_size(tokens: int) -> None:
+    model, stream = model_for(LETTERS), stream_of(tokens)
+    losses = plain_losses(model, stream.read(0, tokens))
+    assert max(losses) - min(losses) > 0.5 or tokens == 2
+    for batch_size in (None, 1, 2, 3, 5, 7, 64):
+        found = evaluate_stream(model, stream, LETTERS, batch_size=batch_size)
+        # float32 sums of 16 products differ with the batch's shape in the last digits: 6e-8 each.
+        assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+        assert found["tokens"] == tokens - 1
+
+
+@pytest.mark.parametrize("limit", [1, 15, 16, 17, 40, 118, 10**9])
+def test_a_limit_takes_the_first_tokens_and_reads_no_further(limit: int) -> None:
+    model, ids = model_for(LETTERS), stream_of(119).read(0, 119)
+    losses = plain_losses(model, ids)[:limit]
+    ids[limit + 1 :] = 60_000  # no token of the model: it would raise IndexError
+    found = evaluate_stream(model, TokenStream([ids]), LETTERS, limit=limit, batch_size=2)
+    assert found["tokens"] == len(losses)
+    assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+
+
+def test_a_guess_among_all_bytes_is_eight_bits_a_byte() -> None:
+    tokenizer = BytesTokenizer()
+    found = evaluate_stream(undecided(tokenizer), TokenStream([tokenizer.encode("any text at all, naïve or not")]), tokenizer)
+    assert found["perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(math.log2(tokenizer.vocab_size), rel=1e-6)
+
+
+def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
+    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49 bytes."""
+    tokenizer = CharacterTokenizer("aé€😀")
+    found = evaluate_stream(undecided(tokenizer), TokenStream([tokenizer.encode("aé€😀" * 5)]), tokenizer)
+    assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)  # the four padded ids get no probability
+    assert found["bits_per_byte"] == pytest.approx(19 * 2 / 49, rel=1e-6)
+    assert found["tokens"] == 19
+
+
+def test_a_loss_beyond_floating_point_has_an_infinite_perplexity() -> None:
+    model = undecided(LETTERS)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(100.0)
+        model.embedding.weight[0].fill_(1.0)  # logit 1600 for "a", 0 for all else
+    found = evaluate_stream(model, TokenStream([LETTERS.encode("bcd")]), LETTERS)
+    assert found["loss"] == pytest.approx(1600)
+    assert found["perplexity"] == math.inf
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_model_as_it_was_and_knows_no_dropout(training: bool) -> None:
+    model, stream = model_for(LETTERS), stream_of(50)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.train(training)
+    first = evaluate_stream(model, stream, LETTERS)
+    assert evaluate_stream(model, stream, LETTERS) == first
+    assert model.training is training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_it_takes_two_tokens(tokens: int) -> None:
+    with pytest.raises(UserError, match="at least 2"):
+        evaluate_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
+
+
+# -------------------------------------------------------------------------------------------------------------- a reference
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with checkpoints of steps 5 and 10."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    return train(tiny_config(write_text(folder / "text.txt")), folder / "run", progress=Quiet())
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_a_checkpoint_has_the_loss_that_its_run_recorded(run: Path, step: int) -> None:
+    (record,) = [record for record in records_of(run) if record["step"] == step and "val_loss" in record]
+    found = evaluate_reference(f"{run}@{step}")
+    assert found == {key: record[f"val_{key}"] for key in ("loss", "perplexity", "bits_per_byte", "tokens")}
+
+
+def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_path: Path) -> None:
+    text = run.parent / "text.txt"
+    assert evaluate_reference(run, split="train")["tokens"] == 3599
+    # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
+    (tmp_path / "same.txt").write_text("x" * 3600 + text.read_text()[3600:])
+    assert evaluate_reference(run, source=str(tmp_path / "same.txt")) == evaluate_reference(run)
+    assert evaluate_reference(run, source=str(write_text(tmp_path / "other.txt", 8000)))["tokens"] == 799
+
+
+def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "greek.txt").write_text("the quick brown fox jumps over λ" * 9)
+    with pytest.raises(UserError, match="'λ'"):
+        evaluate_reference(run, source=str(tmp_path / "greek.txt"))
+    with pytest.raises(UserError, match="split must be validation or train, got 'test'"):
+        evaluate_reference(run, split="test")
+    with pytest.raises(UserError, match="no run or checkpoint"):
+        evaluate_reference(tmp_path / "missing")

@@ -1,0 +1,193 @@
+"""A model reference is one string: which checkpoint it names, what loading it gives, and what it says when it names none."""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import glassgpt
+from glassgpt.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.config import TrainConfig
+from glassgpt.errors import UserError
+from glassgpt.files import sha256_of
+from glassgpt.reference import describe, find_checkpoint, load
+from glassgpt.summary import ModelSummary
+from glassgpt.training import train
+from kill_harness import Quiet, lightly, tiny_config, write_text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    """One thread for the whole file."""
+    with lightly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with dropout and checkpoints of steps 3, 6, 9 and 10, the first of them evaluated as best."""
+    folder = tmp_path_factory.mktemp("reference")
+    losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate = glassgpt.evaluate.evaluate_stream
+        patch.setattr("glassgpt.training.evaluate_stream", lambda *a, **k: {**evaluate(*a, **k), "loss": next(losses)})
+        config = tiny_config(write_text(folder / "text.txt"), model={"dropout": 0.5}, eval_every=3, checkpoint_every=3, keep_checkpoints=3)
+        return train(config, folder / "run", progress=Quiet())
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def tell(checkpoint: Path, val_loss: float | None) -> None:
+    """Give a checkpoint another validation loss, and the manifest the new sum."""
+    state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("state.json", "manifest.json"))
+    (checkpoint / "state.json").write_text(json.dumps({**state, "val_loss": val_loss}))
+    manifest["sha256"]["state.json"] = sha256_of(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) -> None:
+    assert [int(path.name) for path in checkpoint_paths(run / "checkpoints")] == [3, 6, 9, 10]
+    expected = {"": 10, "@best": 3, "@6": 6, "@000009": 9, "/checkpoints/000006": 6}
+    for suffix, step in expected.items():
+        assert find_checkpoint(f"{run}{suffix}").path == run / "checkpoints" / f"{step:06d}"
+        assert find_checkpoint(Path(f"{run}{suffix}")).state.step == step
+
+
+def test_the_best_has_the_lowest_validation_loss_of_those_that_were_evaluated(run: Path) -> None:
+    checkpoints = {int(path.name): path for path in checkpoint_paths(run / "checkpoints")}
+    shutil.rmtree(checkpoints.pop(3))
+    assert find_checkpoint(f"{run}@best").state.step == 10
+    tell(checkpoints[6], math.nan)  # compares as no number does, and is never the lowest
+    assert find_checkpoint(f"{run}@best").state.step == 10
+    for path in checkpoints.values():
+        tell(path, None)
+    with pytest.raises(UserError, match=r"no checkpoint of .* has been evaluated yet"):
+        find_checkpoint(f"{run}@best")
+
+
+def test_a_path_may_have_an_at_sign_in_it(run: Path) -> None:
+    moved = run.rename(run.with_name("me@home"))
+    assert find_checkpoint(moved).state.step == 10
+    assert find_checkpoint(f"{moved}@6").state.step == 6
+
+
+def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "config.toml", tmp_path / "begun")
+    errors = {
+        f"{tmp_path}/missing": "no run or checkpoint at .*missing",
+        f"{tmp_path}/missing@best": "no run or checkpoint at .*missing;",
+        f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
+        f"{run}@latest": "no checkpoint 'latest'; it has",
+        f"{tmp_path}/photos": "neither a run nor a checkpoint",
+        f"{tmp_path}/begun": "has no checkpoint yet; go on with",
+        f"{run}/config.toml": "no run or checkpoint at",
+    }
+    for reference, message in errors.items():
+        with pytest.raises(UserError, match=message):
+            find_checkpoint(reference)
+
+
+def test_a_damaged_newest_is_named_and_the_one_before_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(run / "checkpoints" / "000010" / "model.safetensors")
+    assert find_checkpoint(run).state.step == 9
+    assert "000010 is damaged: model.safetensors" in capsys.readouterr().err
+    for reference in (f"{run}@10", f"{run}/checkpoints/000010"):
+        with pytest.raises(UserError, match=r"000010 is damaged: model\.safetensors"):
+            find_checkpoint(reference)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "config.toml"])
+def test_a_damaged_best_is_an_error_since_nothing_else_is_the_best(run: Path, name: str) -> None:
+    damage(run / "checkpoints" / "000003" / name)
+    with pytest.raises(UserError, match=f"000003 is damaged: {name}"):
+        find_checkpoint(f"{run}@best")
+
+
+def test_where_all_are_damaged_that_is_an_error(run: Path) -> None:
+    for path in checkpoint_paths(run / "checkpoints"):
+        (path / "state.json").unlink()
+    for reference in (str(run), f"{run}@best", f"{run}@6"):
+        with pytest.raises(UserError, match=r"whole|damaged"):
+            find_checkpoint(reference)
+
+
+def test_loading_gives_the_weights_in_evaluation_mode_and_the_tokenizer(run: Path) -> None:
+    model, tokenizer = load(f"{run}@6")
+    assert not model.training
+    assert glassgpt.load is load
+    weights = safetensors.torch.load_file(run / "checkpoints" / "000006" / "model.safetensors")
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+    assert tokenizer is not None
+    ids = torch.from_numpy(tokenizer.encode("the quick"))[None]
+    logits = model(ids)
+    assert logits.shape == (1, 9, tokenizer.vocab_size)
+    assert torch.equal(logits, model(ids))  # dropout of 0.5 is off
+    assert tokenizer.decode(ids[0].tolist()) == "the quick"
+
+
+def test_a_device_that_is_not_there_is_explained(run: Path) -> None:
+    with pytest.raises(UserError, match="'cuda:99' is not available"):
+        load(run, device="cuda:99")
+    with pytest.raises(UserError, match="'abacus' is unknown"):
+        load(run, device="abacus")
+
+
+def test_the_description_has_the_figures(run: Path) -> None:
+    text, parameters = describe(f"{run}@6"), ModelSummary(find_checkpoint(run).config.model).parameters
+    for figure in (str(run / "checkpoints" / "000006"), "384 tokens seen", "4.0000 nats", "text.txt", "characters", f"{parameters:,}"):
+        assert figure in text, figure
+
+
+# --------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def fine_tuned(source: Path, out: Path, **changes: Any) -> tuple[Path, TrainConfig]:
+    text = write_text(out.with_name("other.txt"), seed=5)
+    run = train(tiny_config(text, init_from=str(source), steps=1, **changes), out, progress=Quiet())
+    return run, open_checkpoint(run / "checkpoints" / "000001").config
+
+
+def test_fine_tuning_starts_from_the_weights_with_the_context_cropped(run: Path, tmp_path: Path) -> None:
+    """At a rate of nearly nothing one step leaves the weights as they began: the source's, but for the dropped positions."""
+    still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
+    tuned, config = fine_tuned(run, tmp_path / "tuned", model={"context_length": 8, "n_layer": 7, "dropout": 0.25}, **still)
+    assert config.model == dataclasses.replace(find_checkpoint(run).config.model, context_length=8, dropout=0.25)
+    (before, _), (after, _) = load(run), load(tuned)
+    weights = dict(before.named_parameters())
+    for name, parameter in after.named_parameters():
+        cropped = name == "positions.table.weight"
+        assert parameter.shape[0] == (8 if cropped else weights[name].shape[0])
+        torch.testing.assert_close(parameter, weights[name][: parameter.shape[0]], rtol=0, atol=1e-9)
+
+
+def test_fine_tuning_cannot_lengthen_the_context(run: Path, tmp_path: Path) -> None:
+    _, config = fine_tuned(run, tmp_path / "tuned", model={"context_length": 32})
+    assert config.model.context_length == 16
+
+
+def test_fine_tuning_encodes_with_the_sources_tokenizer(run: Path, tmp_path: Path) -> None:
+    """The new text has fewer characters; its own vocabulary would give other ids."""
+    (tmp_path / "few.txt").write_text("the fox\n" * 200)
+    config = tiny_config(tmp_path / "few.txt", init_from=f"{run}@best", steps=1)
+    tuned = train(config, tmp_path / "tuned", progress=Quiet())
+    (_, before), (_, after) = load(run), load(tuned)
+    assert before is not None
+    assert after is not None
+    assert after.to_json() == before.to_json()

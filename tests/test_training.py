@@ -1,0 +1,469 @@
+"""Training: what an update computes, what a run records, and what must not move it."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassgpt import training
+from glassgpt.checkpoint import checkpoint_paths
+from glassgpt.config import TrainConfig
+from glassgpt.data.prepare import prepare
+from glassgpt.data.tokens import Batches, open_dataset
+from glassgpt.errors import UserError
+from glassgpt.evaluate.loss import evaluate_stream
+from glassgpt.model import GPT
+from glassgpt.optim import lr_at
+from glassgpt.summary import ModelSummary
+from glassgpt.training import Trainer, train, train_step
+from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
+
+
+@pytest.fixture(autouse=True)
+def light() -> Iterator[None]:
+    """Nothing here needs the disk's flushes, several threads or the true peak."""
+    with lightly():
+        yield
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """4,000 characters in a file."""
+    return write_text(tmp_path / "text.txt")
+
+
+def run_of(config: TrainConfig, out: Path) -> Path:
+    return train(config, out, progress=Quiet())
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    return [record for record in records_of(run) if "loss" in record]
+
+
+def evaluations_of(run: Path) -> list[dict[str, Any]]:
+    return [record for record in records_of(run) if "val_loss" in record]
+
+
+def last_weights(run: Path) -> bytes:
+    return (checkpoint_paths(run / "checkpoints")[-1] / "model.safetensors").read_bytes()
+
+
+def saved_steps(run: Path) -> list[int]:
+    return [int(path.name) for path in checkpoint_paths(run / "checkpoints")]
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[float]) -> None:
+    """Have the run's evaluations find these losses."""
+    turn = iter(losses)
+
+    def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate_stream(*arguments, **options), "loss": next(turn)}
+
+    monkeypatch.setattr("glassgpt.training.evaluate_stream", told)
+
+
+def trainer_for(config: TrainConfig) -> Trainer:
+    """What a run begins with, but with plain gradient descent: after a step at rate 1 the weights tell the gradient."""
+    dataset = open_dataset(prepare(config.data))
+    config = config.override(model={"vocab_size": dataset.tokenizer.vocab_size})
+    model = GPT.create(config.model, config.seed)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(model.parameters(), lr=1.0)]
+    batches = Batches(dataset.train, config.model.context_length, config.batch_size, config.seed, config.data.order)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Trainer(config, dataset, batches, 10, torch.device("cpu"), "float32", model, optimizers, scaler)
+
+
+def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
+    """Mean cross-entropy of windows (B, T + 1), by the library."""
+    ids = torch.from_numpy(windows)
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def plain_gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradient of the whole batch at once, as autograd gives them."""
+    model = GPT.create(trainer.model.config, trainer.config.seed)
+    loss = plain_loss(model, trainer.batches.batch_at(step))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------ one update
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: int) -> None:
+    trainer = trainer_for(tiny_config(text, micro_batch_size=micro_batch_size, optim={"grad_clip": 0.0}))
+    loss, gradient = plain_gradient(trainer, 0)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    found_loss, found_norm = train_step(trainer, lr=1.0)
+    assert found_loss == pytest.approx(loss, rel=1e-6)
+    assert found_norm == pytest.approx(math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values())), rel=1e-5)
+    for name, parameter in trainer.model.named_parameters():
+        # Subtracted from weights of size 1, a gradient is known to float32's 6e-8 absolute.
+        torch.testing.assert_close(before[name] - parameter.detach(), gradient[name], atol=3e-7, rtol=1e-4)
+
+
+def test_the_gradient_norm_is_that_before_clipping(text: Path) -> None:
+    """Seed D recorded what clipping had left."""
+    trainer = trainer_for(tiny_config(text, optim={"grad_clip": 0.01}))
+    gradient = plain_gradient(trainer, 0)[1]
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    assert train_step(trainer, lr=1.0)[1] == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.1
+    moved = math.sqrt(sum(float((before[name] - p.detach()).double().square().sum()) for name, p in trainer.model.named_parameters()))
+    assert moved == pytest.approx(0.01, rel=1e-3)  # and the update was clipped
+
+
+def test_the_rate_that_is_recorded_is_the_one_used(tmp_path: Path, text: Path) -> None:
+    """AdamW's first update moves a bias by lr g / (|g| + eps): by the rate itself where g is far above eps."""
+    config = tiny_config(text, steps=1, optim={"lr": 3e-3, "warmup_steps": 4})
+    run = run_of(config, tmp_path / "run")
+    vocab_size = open_dataset(prepare(config.data)).tokenizer.vocab_size
+    first = GPT.create(config.override(model={"vocab_size": vocab_size}).model, config.seed)
+    last = safetensors.torch.load_file(run / "checkpoints" / "000001" / "model.safetensors")
+    moved = max(float((last[name] - p.detach()).abs().max()) for name, p in first.named_parameters() if p.ndim == 1)
+    assert steps_of(run)[0]["lr"] == pytest.approx(3e-3 / 5)
+    assert moved == pytest.approx(3e-3 / 5, rel=1e-3)
+
+
+def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:
+    """With one window only and an untouched model, equal losses would mean equal masks."""
+    config = tiny_config(text, model={"dropout": 0.5}, micro_batch_size=1, batch_tokens=16)
+    trainer = trainer_for(config)
+    losses = set()
+    for step in range(6):
+        trainer.step = step
+        windows = Batches(trainer.dataset.train, 16, 1, seed=0, order="sequential").batch_at(0)
+        trainer.batches.batch_at = lambda step, windows=windows: windows  # type: ignore[method-assign, misc]
+        losses.add(train_step(trainer, lr=0.0)[0])
+    assert len(losses) == 6
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_precision_changes_the_loss_as_little_as_its_digits_say(tmp_path: Path, text: Path, precision: str) -> None:
+    run = run_of(tiny_config(text, precision=precision, steps=3), tmp_path / "run")
+    reference = run_of(tiny_config(text, steps=3), tmp_path / "reference")
+    for record, expected in zip(steps_of(run), steps_of(reference), strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=2**-8)
+    assert (last_weights(run) == last_weights(reference)) == (precision == "float32")
+
+
+# ------------------------------------------------------------------------------------------------------- what is recorded
+
+
+def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed E labelled seconds milliseconds: here a step that sleeps 50 ms must take 0.05 and a little."""
+    update = training.train_step
+
+    def slow(trainer: Trainer, lr: float) -> tuple[float, float]:
+        time.sleep(0.05)
+        return update(trainer, lr)
+
+    monkeypatch.setattr(training, "train_step", slow)
+    config = tiny_config(text, steps=6)
+    begin = time.perf_counter()
+    run = run_of(config, tmp_path / "run")
+    wall = time.perf_counter() - begin
+    flops = ModelSummary(TrainConfig.from_toml((run / "config.toml").read_text()).model).training_flops_per_token * 64
+    records = steps_of(run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    for record in records:
+        assert list(record) == [
+            "step", "loss", "lr", "grad_norm", "seconds", "tokens_per_second", "tokens_seen", "peak_share", "memory_bytes"
+        ]  # fmt: skip
+        assert record["lr"] == lr_at(record["step"] - 1, 6, config.optim)
+        assert record["seconds"] >= 0.05
+        assert record["tokens_per_second"] == pytest.approx(64 / record["seconds"])
+        assert record["tokens_seen"] == 64 * record["step"]
+        assert record["peak_share"] == pytest.approx(flops / record["seconds"] / 1e9)  # `lightly` says 1e9
+        assert 10**7 < record["memory_bytes"] < 10**11
+        assert record["grad_norm"] > 0
+    assert sum(record["seconds"] for record in records) < wall
+
+
+def test_the_first_loss_is_that_of_guessing_and_then_it_falls(tmp_path: Path, text: Path) -> None:
+    run = run_of(tiny_config(text, steps=80, checkpoint_every=0, eval_every=0), tmp_path / "run")
+    first, last = evaluations_of(run)
+    vocabulary = len(set(text.read_text()))
+    assert first["val_loss"] == pytest.approx(math.log(vocabulary), abs=0.05)
+    counts = np.unique(list(text.read_text()), return_counts=True)[1] / 4000
+    assert last["val_loss"] < -float((counts * np.log(counts)).sum())  # better than by the letters' frequencies alone
+
+
+@pytest.mark.parametrize(
+    ("every", "evaluated", "saved"),
+    [((3, 4), [0, 3, 6, 7], {4, 7}), ((0, 0), [0, 7], {7}), ((100, 100), [0, 7], {7}), ((7, 7), [0, 7], {7})],
+)
+def test_the_last_step_is_evaluated_sampled_and_saved(
+    tmp_path: Path, text: Path, every: tuple[int, int], evaluated: list[int], saved: set[int]
+) -> None:
+    """Seed A left its last step neither evaluated nor saved."""
+    config = tiny_config(text, steps=7, eval_every=every[0], checkpoint_every=every[1], keep_checkpoints=9)
+    run = run_of(config, tmp_path / "run")
+    assert [record["step"] for record in evaluations_of(run)] == evaluated
+    headings = [line for line in (run / "samples.md").read_text().splitlines() if line.startswith("## ")]
+    assert headings == [f"## Step {step:06d}" for step in evaluated]
+    best = {step for step in evaluated if step}  # the loss of such a run falls, so each evaluation is a new best
+    assert set(saved_steps(run)) == saved | best
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, [9.0, 5.0, 3.0, 4.0, 6.0, 7.0])
+    config = tiny_config(text, steps=10, eval_every=2, checkpoint_every=2, keep_checkpoints=2)
+    assert saved_steps(run_of(config, tmp_path / "run")) == [4, 8, 10]
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(monkeypatch, [9.0, math.nan, 3.0, 4.0])
+    run = run_of(tiny_config(text, steps=6, eval_every=2, checkpoint_every=0, keep_checkpoints=1), tmp_path / "run")
+    assert saved_steps(run) == [4, 6]
+    assert [record["val_loss"] for record in evaluations_of(run)] == [9.0, None, 3.0, 4.0]
+
+
+def test_epochs_become_steps(tmp_path: Path, text: Path) -> None:
+    """3,600 training characters are (3600 - 16) // 16 = 224 windows, four a step: half an epoch is 28 steps."""
+    run = run_of(tiny_config(text, epochs=0.5, sample={"count": 0}, eval_every=0, checkpoint_every=0), tmp_path / "run")
+    assert len(steps_of(run)) == 28
+
+
+def test_whoever_listens_hears_what_is_written(tmp_path: Path, text: Path) -> None:
+    class Listener(Quiet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[dict[str, Any]] = []
+            self.ends: list[tuple[int, int] | Path] = []
+
+        def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
+            self.ends.append((first_step, last_step))
+
+        def step(self, record: Any) -> None:
+            self.heard.append(dict(record))
+
+        evaluated = step
+
+        def finished(self, run: Path) -> None:
+            self.ends.append(run)
+
+    listener = Listener()
+    run = train(tiny_config(text), tmp_path / "run", progress=listener)
+    assert listener.heard == records_of(run)
+    assert listener.ends == [(0, 10), run]
+
+
+# ------------------------------------------------------------------------------------------------------- which data count
+
+
+def test_validation_is_the_last_tenth_of_the_text(tmp_path: Path, text: Path) -> None:
+    """Seed E validated on what it had trained on. The reference here knows nothing of splits: it takes the last 400 characters."""
+    config = tiny_config(text, steps=1)
+    record = evaluations_of(run_of(config, tmp_path / "run"))[0]
+    dataset = open_dataset(prepare(config.data))
+    model = GPT.create(config.override(model={"vocab_size": dataset.tokenizer.vocab_size}).model, config.seed).eval()
+    characters = sorted(set(text.read_text()))
+    ids = torch.tensor([characters.index(character) for character in text.read_text()[3600:]])
+    losses = []
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            window = ids[start : start + 17]
+            losses += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="none").double().tolist()
+    assert record["val_tokens"] == len(losses) == 399
+    assert record["val_loss"] == pytest.approx(math.fsum(losses) / 399, rel=1e-6)
+
+
+def test_neither_split_leaks_into_the_other(tmp_path: Path) -> None:
+    texts = {name: write_text(tmp_path / name, 4000, seed=index).read_text() for index, name in enumerate("abc")}
+    for name in ("ab", "ac", "cb"):
+        (tmp_path / name).write_text(texts[name[0]][:3600] + texts[name[1]][3600:])
+    runs = {name: run_of(tiny_config(tmp_path / name), tmp_path / f"run-{name}") for name in ("ab", "ac", "cb")}
+    assert last_weights(runs["ab"]) == last_weights(runs["ac"])  # other validation text, same training
+    assert last_weights(runs["ab"]) != last_weights(runs["cb"])
+    first = {name: evaluations_of(run)[0]["val_loss"] for name, run in runs.items()}
+    assert first["ab"] == first["cb"] != first["ac"]  # other training text, same validation
+
+
+# --------------------------------------------------------------------------------------------------------- reproducibility
+
+
+def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, model={"dropout": 0.2})
+    one, two = (run_of(config, tmp_path / name) for name in ("one", "two"))
+    assert differences(one, two) == []
+    assert last_weights(run_of(config.override(seed=1), tmp_path / "other")) != last_weights(one)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample": {"count": 0}},
+        {"sample": {"count": 3, "temperature": 1.0, "max_new_tokens": 20}},
+        {"eval_every": 1},
+        {"eval_every": 0},
+        {"eval_tokens": 20},
+        {"checkpoint_every": 1, "keep_checkpoints": 1},
+        {"name": "another"},
+    ],
+    ids=str,
+)
+def test_watching_a_run_does_not_move_it(tmp_path: Path, text: Path, change: dict[str, Any]) -> None:
+    """Samples once drew from the generator that dropout draws from."""
+    config = tiny_config(text, model={"dropout": 0.2})
+    plain, watched = run_of(config, tmp_path / "plain"), run_of(config.override(**change), tmp_path / "watched")
+    assert last_weights(watched) == last_weights(plain)
+    assert [r for r in unmeasured(watched) if "loss" in r] == [r for r in unmeasured(plain) if "loss" in r]
+
+
+def test_the_callers_generator_does_not_move_a_run(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, model={"dropout": 0.2})
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        runs.append(run_of(config, tmp_path / str(seed)))
+    assert differences(*runs) == []
+
+
+def test_micro_batches_change_the_losses_by_rounding_only(tmp_path: Path, text: Path) -> None:
+    losses = []
+    for size in (1, 2, 4):
+        run = run_of(tiny_config(text, micro_batch_size=size, eval_every=0, checkpoint_every=0), tmp_path / str(size))
+        losses.append([record["loss"] for record in steps_of(run)])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_training_works_outside_the_main_thread(tmp_path: Path, text: Path) -> None:
+    """Python allows signal handlers in the main thread only, and a notebook may train in another."""
+    done = []
+    worker = threading.Thread(target=lambda: done.append(run_of(tiny_config(text), tmp_path / "thread")))
+    worker.start()
+    worker.join()
+    assert done
+    assert differences(done[0], run_of(tiny_config(text), tmp_path / "main")) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_on_record(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, steps=50, checkpoint_every=2, optim={"lr": 1e20, "warmup_steps": 0}, model={"logit_softcap": None})
+    # Each rate is finite and each update too; the loss becomes infinite or not a number within a few steps.
+    with pytest.raises(UserError, match=r"step \d+: the loss is (nan|inf).*lower --optim\.lr") as caught:
+        run_of(config, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("nonfinite-*.json")
+    assert path.name in str(caught.value)
+    record = json.loads(path.read_text())
+    step = record["step"]
+    assert f"step {step}:" in str(caught.value)
+    assert path.name == f"nonfinite-{step:06d}.json"
+    batches = Batches(open_dataset(prepare(config.data)).train, 16, 4, config.seed)
+    assert record["ids"] == batches.batch_at(step - 1).tolist()
+    last = records_of(tmp_path / "run")[-1]
+    assert (last["step"], last["loss"]) == (step, None)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_batch_leaves_weights_and_the_last_good_checkpoint(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The seventh batch is poisoned once; the checkpoint of step 6 stays, and a resumed run is the one that never failed."""
+    forward, bad = GPT.forward, {"calls": 0, "on": True}
+
+    def poisoned(model: GPT, ids: Tensor, targets: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
+        loss = forward(model, ids, targets, *rest, **options)
+        bad["calls"] += model.training
+        if not (bad["on"] and model.training and bad["calls"] == 14):  # the second micro-batch of the seventh step
+            return loss
+        return loss * (math.nan if what == "loss" else _one_without_gradient(model))
+
+    monkeypatch.setattr(GPT, "forward", poisoned)
+    config = tiny_config(text, checkpoint_every=3, eval_every=0)
+    with pytest.raises(UserError, match="step 7: the loss is"):
+        run_of(config, tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == [3, 6]
+    assert (tmp_path / "run" / "nonfinite-000007.json").is_file()
+    bad["on"] = False
+    training.resume(tmp_path / "run", progress=Quiet())
+    assert differences(tmp_path / "run", run_of(config, tmp_path / "fine")) == []
+
+
+def _one_without_gradient(model: GPT) -> Tensor:
+    """1, but its gradient is no number: the square root's slope at 0 is infinite."""
+    weight = model.norm.weight
+    return 1 + (weight - weight.detach()).abs().sum().sqrt()
+
+
+REFUSED = [
+    ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "needs at least 8,001"),
+    ({"sample": {"prompt": "Ω"}}, "'Ω'"),
+    ({"sample": {"top_k": 1000}}, "top_k must be from 1 to the vocabulary's"),
+    ({"model": {"vocab_size": 5}}, "the tokenizer has"),
+    ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
+    ({"data": {"validation_fraction": 0.0002}}, "validation"),
+    ({"init_from": "no/such/run"}, "no run or checkpoint at no/such/run"),
+    ({"device": "cuda:99"}, "'cuda:99' is not available"),
+    ({"precision": "float16"}, "float32 or bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_start_is_refused_before_anything_is_written(tmp_path: Path, text: Path, change: dict[str, Any], message: str) -> None:
+    config = tiny_config(text).override(**change)
+    out = tmp_path / "runs" / "new"
+    with pytest.raises(UserError, match=message):
+        run_of(config, out)
+    assert not out.parent.exists()
+    # And with --overwrite, the former run is still there, whole.
+    former = run_of(tiny_config(text, steps=2), out)
+    before = {path: path.read_bytes() for path in former.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        train(config, out, overwrite=True, progress=Quiet())
+    assert {path: path.read_bytes() for path in former.rglob("*") if path.is_file()} == before
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(text: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_tokens = 100 is no multiple of .* 2 x 16; the nearest that works: 96 or 128"):
+        tiny_config(text, batch_tokens=100)
+
+
+def test_an_existing_run_is_refused_and_overwritten_on_request(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, steps=4, checkpoint_every=1, keep_checkpoints=9)
+    run = run_of(config, tmp_path / "run")
+    before = last_weights(run)
+    with pytest.raises(UserError, match="already a run"):
+        run_of(config, run)
+    assert last_weights(run) == before
+    shorter = config.override(steps=3, seed=7)
+    train(shorter, run, overwrite=True, progress=Quiet())
+    assert saved_steps(run) == [1, 2, 3]
+    assert differences(run, run_of(shorter, tmp_path / "fresh")) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Path, overwrite: bool) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    for out, message in ((tmp_path / "thesis", "no run's"), (text, "is a file"), (text / "run", "file and no directory")):
+        with pytest.raises(UserError, match=message):
+            train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path, text: Path) -> None:
+    """Seed B's checkpoints carried the prefix of the compiled wrapper."""
+    config = tiny_config(text, steps=3)
+    plain, compiled = (run_of(config.override(compile=switch, compile_backend="eager"), tmp_path / switch) for switch in ("off", "on"))
+    names = [set(safetensors.torch.load_file(run / "checkpoints" / "000003" / "model.safetensors")) for run in (plain, compiled)]
+    assert names[0] == names[1] == {name for name, _ in trainer_for(config).model.named_parameters()}
+    losses = [[record["loss"] for record in steps_of(run)] for run in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
