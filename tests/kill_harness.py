@@ -133,9 +133,11 @@ def lightly() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # Where no kill is to come, nothing can be lost by not flushing. The peak takes 0.3 s a start.
-    with mock.patch("os.fsync", return_value=None), mock.patch("glassgpt.training.peak_flops", return_value=1e9):
-        yield
-    torch.set_num_threads(threads)
+    try:
+        with mock.patch("os.fsync", return_value=None), mock.patch("glassgpt.training.peak_flops", return_value=1e9):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _begin_or_go_on(config: TrainConfig, run: Path) -> None:

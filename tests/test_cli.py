@@ -333,7 +333,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     monkeypatch.setattr(glassgpt.evaluate, "evaluate_reference", recorder)
     path = tmp_path / "new" / "figures.json"
     assert main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--json", str(path)]) == 0
-    assert recorder.call_args == mock.call("runs/x@best", source="t.txt", split="train", device="auto")
+    expected = mock.call("runs/x@best", source="t.txt", split="train", encoding=None, errors=None, device="auto")
+    assert recorder.call_args == expected
     assert json.loads(path.read_text()) == {**figures, "perplexity": None}
     assert re.search(r"^loss +1\.5000 nats", capsys.readouterr().out)
 
@@ -445,3 +446,30 @@ def test_live_display_shows_figures_and_puts_the_terminal_in_order() -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(None, "?"), (0.4, "0:00"), (65, "1:05"), (3599.6, "1:00:00"), (7384, "2:03:04")])
 def test_duration(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_short_options_stand_for_those_of_the_data(training: mock.Mock, capsys: Capture) -> None:
+    config = trained_config(training, "demo", "--data", "t.txt", "--encoding", "latin-1", "--errors", "replace")
+    capsys.readouterr()
+    assert (config.data.source, config.data.encoding, config.data.errors) == ("t.txt", "latin-1", "replace")
+    assert "--encoding and --data.encoding are the same" in fails(capsys, "train", "--encoding", "utf-8", "--data.encoding", "utf-8")
+
+
+def test_a_recipe_that_needs_a_model_or_a_text_says_so(capsys: Capture) -> None:
+    assert "--init-from" in fails(capsys, "train", "finetune-shakespeare")
+    assert "--data" in fails(capsys, "train", "gpt2")
+
+
+def test_paths_that_no_system_has_are_explained(capsys: Capture, tmp_path: Path) -> None:
+    name = "x" * 300
+    for arguments in (["generate", name], ["info", name], ["report", name], ["train", "--out", name], ["train", "--resume", name]):
+        assert "too long" in fails(capsys, *arguments), arguments
+    assert "name a file" in fails(capsys, "eval", "runs/x", "--json", str(tmp_path))
+
+
+def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the quick brown fox " * 200)
+    options = ["--data", str(tmp_path / "t.txt"), "--out", str(tmp_path / "run"), "--compile", "on", "--compile-backend", "inducter"]
+    assert main(["train", "demo", *options]) == 2
+    assert "did you mean 'inductor'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

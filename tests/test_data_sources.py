@@ -47,7 +47,7 @@ def test_a_file_is_decoded_as_it_is(tmp_path: Path, content: bytes, encoding: st
 def test_invalid_bytes_are_shown_with_the_way_on(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xef\xbb\xbfma\xf1ana")
-    with pytest.raises(UserError, match=r"text\.txt is not valid utf-8: byte 0xf1 at offset 5 .*\n.*--data\.encoding.*--data\.errors"):
+    with pytest.raises(UserError, match=r"text\.txt is not valid utf-8: byte 0xf1 at offset 5 .*\n.*--encoding.*--errors"):
         text_of(path, encoding)
     assert text_of(path, encoding, "replace") == "ma\ufffdana"
     assert text_of(path, encoding, "ignore") == "maana"

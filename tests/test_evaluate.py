@@ -150,15 +150,32 @@ def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_pat
     assert evaluate_reference(run, split="train")["tokens"] == 3599
     # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
     (tmp_path / "same.txt").write_text("x" * 3600 + text.read_text()[3600:])
-    assert evaluate_reference(run, source=str(tmp_path / "same.txt")) == evaluate_reference(run)
-    assert evaluate_reference(run, source=str(write_text(tmp_path / "other.txt", 8000)))["tokens"] == 799
+    assert evaluate_reference(run, source=str(tmp_path / "same.txt"), split="validation") == evaluate_reference(run)
+    # A text that the model was not trained on counts whole; a copy of its own text does not, wherever it lies.
+    other = str(write_text(tmp_path / "other.txt", 8000, seed=5))
+    assert evaluate_reference(run, source=other)["tokens"] == 7999
+    assert evaluate_reference(run, source=other, split="validation")["tokens"] == 799
+    (tmp_path / "copy.txt").write_bytes(text.read_bytes())
+    assert evaluate_reference(run, source=str(tmp_path / "copy.txt")) == evaluate_reference(run)
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
+def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    """One seed validated on training data: here it would happen if the text were edited between training and evaluation."""
+    text = write_text(tmp_path / "text.txt")
+    config = tiny_config(text, data={"tokenizer": tokenizer})
+    run = train(config, tmp_path / "run", progress=Quiet())
+    content = text.read_text()
+    text.write_text(content[2000:] + content[:2000])
+    with pytest.raises(UserError, match="has changed since the model was trained on it"):
+        evaluate_reference(run)
 
 
 def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("the quick brown fox jumps over λ" * 9)
     with pytest.raises(UserError, match="'λ'"):
         evaluate_reference(run, source=str(tmp_path / "greek.txt"))
-    with pytest.raises(UserError, match="split must be validation or train, got 'test'"):
+    with pytest.raises(UserError, match="split must be validation, train or all, got 'test'"):
         evaluate_reference(run, split="test")
     with pytest.raises(UserError, match="no run or checkpoint"):
         evaluate_reference(tmp_path / "missing")

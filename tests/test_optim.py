@@ -160,7 +160,7 @@ def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
     start = random(*shape, dtype=torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
-        Muon([ours], lr=0.02, momentum=0.9, weight_decay=0.1),
+        Muon([{"params": [ours]}], lr=0.02, momentum=0.9, weight_decay=0.1),
         torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"),
     )
     for step in range(3):
@@ -178,8 +178,8 @@ def test_a_fused_projection_is_three_matrices() -> None:
     fused.grad = grad.clone()
     for parameter, piece in zip(parts, grad.chunk(3), strict=True):
         parameter.grad = piece.clone()
-    for parameters in ([fused], parts):
-        Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    for group in ({"params": [fused], "parts": 3}, {"params": parts}):
+        Muon([group], lr=0.1, momentum=0.9, weight_decay=0.0).step()
     torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in parts]), atol=1e-5, rtol=0)
 
 
@@ -188,11 +188,11 @@ def test_muons_update_has_the_size_of_adamws() -> None:
     for shape in ((64, 64), (256, 32), (32, 256)):
         parameter = nn.Parameter(torch.zeros(shape))
         parameter.grad = random(*shape, dtype=torch.float32)
-        Muon([parameter], lr=1.0, momentum=0.95, weight_decay=0.0).step()
+        Muon([{"params": [parameter]}], lr=1.0, momentum=0.95, weight_decay=0.0).step()
         assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2), shape
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
-    Muon([parameter], lr=1.0, momentum=0.9, weight_decay=0.5).step()
+    Muon([{"params": [parameter]}], lr=1.0, momentum=0.9, weight_decay=0.5).step()
     assert torch.equal(parameter.detach(), torch.ones(4, 4))

@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
     words = "to be or not that is the question whether tis nobler in the mind suffer slings and arrows".split()
     lines = [" ".join(words[(i * 7 + j) % len(words)] for j in range(9)).capitalize() + "." for i in range(120)]
     (tmp_path / "my.txt").write_text(string.printable + "\n" + "\n".join(lines), encoding="utf-8")
+    (tmp_path / "other.txt").write_text("To be or not to be", encoding="utf-8")
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import safetensors.torch
 import torch
 
 import glassgpt
-from glassgpt.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint
 from glassgpt.config import TrainConfig
 from glassgpt.errors import UserError
 from glassgpt.files import sha256_of
@@ -48,10 +47,10 @@ def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-def tell(checkpoint: Path, val_loss: float | None) -> None:
-    """Give a checkpoint another validation loss, and the manifest the new sum."""
+def tell(checkpoint: Path, best_step: int | None) -> None:
+    """Have a checkpoint take another step for the best, and give the manifest the new sum."""
     state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("state.json", "manifest.json"))
-    (checkpoint / "state.json").write_text(json.dumps({**state, "val_loss": val_loss}))
+    (checkpoint / "state.json").write_text(json.dumps({**state, "best_step": best_step}))
     manifest["sha256"]["state.json"] = sha256_of(checkpoint / "state.json")
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
@@ -68,16 +67,22 @@ def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) 
         assert find_checkpoint(Path(f"{run}{suffix}")).state.step == step
 
 
-def test_the_best_has_the_lowest_validation_loss_of_those_that_were_evaluated(run: Path) -> None:
+def test_the_best_is_what_the_newest_whole_checkpoint_says_it_is(run: Path) -> None:
     checkpoints = {int(path.name): path for path in checkpoint_paths(run / "checkpoints")}
-    shutil.rmtree(checkpoints.pop(3))
-    assert find_checkpoint(f"{run}@best").state.step == 10
-    tell(checkpoints[6], math.nan)  # compares as no number does, and is never the lowest
-    assert find_checkpoint(f"{run}@best").state.step == 10
-    for path in checkpoints.values():
-        tell(path, None)
+    damage(checkpoints[6] / "state.json")  # neither the newest nor the best: nobody needs it
+    assert find_checkpoint(f"{run}@best").state.step == 3
+    tell(checkpoints[10], best_step=9)
+    assert find_checkpoint(f"{run}@best").state.step == 9
+    tell(checkpoints[10], best_step=None)
     with pytest.raises(UserError, match=r"no checkpoint of .* has been evaluated yet"):
         find_checkpoint(f"{run}@best")
+
+
+def test_the_best_of_a_run_has_the_lowest_validation_loss(run: Path) -> None:
+    losses = {int(path.name): Checkpoint(path).state.val_loss for path in checkpoint_paths(run / "checkpoints")}
+    evaluated = {step: loss for step, loss in losses.items() if loss is not None}
+    assert len(evaluated) > 1
+    assert find_checkpoint(f"{run}@best").state.step == min(evaluated, key=evaluated.__getitem__)
 
 
 def test_a_path_may_have_an_at_sign_in_it(run: Path) -> None:

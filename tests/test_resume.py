@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from glassgpt import training
 from glassgpt.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.config import TrainConfig
-from glassgpt.errors import UserError
+from glassgpt.data.prepare import prepare
+from glassgpt.errors import UserError, program
+from glassgpt.evaluate.loss import evaluate_stream
 from glassgpt.optim import lr_at
 from glassgpt.training import resume, train
 from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
@@ -104,6 +107,20 @@ def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -
     assert differences(run, through(config, tmp_path / "through")) == []
 
 
+def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
+
+    def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate_stream(*arguments, **options), "loss": next(losses)}
+
+    monkeypatch.setattr("glassgpt.training.evaluate_stream", told)
+    run = crashed(tiny_config(text, eval_every=3, checkpoint_every=3, keep_checkpoints=1), tmp_path / "run", 7)
+    resume(run, progress=Quiet())
+    assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003", "000010"]
+    state = open_checkpoint(run / "checkpoints" / "000010").state
+    assert (state.best_step, state.best_val_loss) == (3, 2.0)
+
+
 # ------------------------------------------------------------------------------------------------------------- signals
 
 PROGRAM = """
@@ -156,9 +173,25 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
         step = int(saved.name)
         assert 5 <= step < 100
         assert records_of(run)[-1]["step"] == step
-        assert f"stopped at step {step} and saved; go on with: glassgpt train --resume {run}" in outputs[number][0]
+        assert f"stopped at step {step} and saved; go on with: {program()} train --resume {run}" in outputs[number][0]
         resume(run, progress=Quiet())
         assert differences(run, expected) == []
+
+
+def test_a_signal_just_behind_the_decision_to_save_loses_no_step(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once ended the loop behind a step that had not been saved, although the message said so."""
+    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), training._due
+
+    def interrupted(step: int, every: int) -> bool:
+        if (step, every) == (3, 100):
+            signal.raise_signal(signal.SIGINT)
+        return due(step, every)
+
+    monkeypatch.setattr("glassgpt.training._due", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        through(config, tmp_path / "run")
+    (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
+    assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------ extension
@@ -228,14 +261,27 @@ def test_the_same_text_in_a_newer_file_is_no_change(tmp_path: Path, text: Path) 
     assert differences(run, through(config, tmp_path / "through")) == []
 
 
+class Threads(Quiet):
+    """Notes how many threads the updates were computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Note it."""
+        self.threads.add(torch.get_num_threads())
+
+
 def test_the_number_of_threads_is_recorded_and_restored(tmp_path: Path, text: Path) -> None:
     torch.set_num_threads(2)
     run = crashed(tiny_config(text, steps=2), tmp_path / "run", 1)
     assert json.loads((run / "environment.json").read_text())["threads"] == 2
     torch.set_num_threads(1)
-    progress = Quiet()
+    progress = Threads()
     resume(run, progress=progress)
-    assert torch.get_num_threads() == 2
+    assert progress.threads == {2}
+    assert torch.get_num_threads() == 1  # the caller's own are put back
     assert not [message for message in progress.messages if "warning" in message]
 
 
@@ -251,14 +297,45 @@ def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
     assert "precision" not in warning
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("edit", [("n_embd = 16", "n_embd = 32"), ("lr = 0.01", "lr = 0.5"), ("seed = 1337", "seed = 7")])
+def test_a_config_that_was_edited_is_refused(tmp_path: Path, text: Path, edit: tuple[str, str]) -> None:
     run = crashed(tiny_config(text), tmp_path / "run", 7)
     config = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(config.replace("n_embd = 16", "n_embd = 32"))
+    assert edit[0] in config
+    (run / "config.toml").write_text(config.replace(*edit))
     before = contents(run)
-    with pytest.raises(UserError, match="000005 is a checkpoint of another architecture"):
+    with pytest.raises(UserError, match=r"config\.toml was changed since the run's last checkpoint"):
         resume(run, progress=Quiet())
     assert contents(run) == before
+
+
+def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text)
+    run = crashed(config, tmp_path / "run", 7)
+    shard = prepare(config.data) / "train-000000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-000000\.bin has changed"):
+        resume(run, progress=Quiet())
+
+
+def test_a_run_goes_on_from_another_working_directory(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    source = through(tiny_config(Path(text.name)), Path("source"))
+    run = crashed(tiny_config(Path(text.name), init_from=str(source)), Path("run"), 7).resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(run, progress=Quiet())
+    assert checkpoint_paths(run / "checkpoints")[-1].name == "000010"
+
+
+def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    with pytest.raises(UserError, match="is at step 5 already: --steps must be larger"):
+        resume(run, steps=5, progress=Quiet())
+    resume(run, steps=6, progress=Quiet())
+    assert checkpoint_paths(run / "checkpoints")[-1].name == "000006"
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -51,14 +51,14 @@ def run(tmp_path: Path) -> RunDirectory:
     """A run that has begun."""
     run = RunDirectory(tmp_path / "run")
     with run.locked():
-        run.write_environment({"threads": 1})
+        run.write_environment({"threads": 1, "data_fingerprint": "0"})
         run.write_config(tiny_config(tmp_path / "text.txt"))
     return run
 
 
 def test_config_and_environment_come_back(run: RunDirectory, tmp_path: Path) -> None:
     assert run.read_config() == tiny_config(tmp_path / "text.txt")
-    assert run.read_environment() == {"threads": 1}
+    assert run.read_environment() == {"threads": 1, "data_fingerprint": "0"}
 
 
 @pytest.mark.parametrize("content", [None, "{", "\udcff"])
@@ -96,6 +96,7 @@ def test_a_new_run_may_start_where_one_was_killed_before_it_had_a_config(tmp_pat
 @pytest.mark.parametrize("name", ["thesis.tex", "checkpoints"])
 def test_foreign_files_are_refused_even_to_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).mkdir()
+    (tmp_path / name / "epoch=3.ckpt").touch()
     with pytest.raises(UserError, match="holds files that are no run's"):
         RunDirectory(tmp_path).require_free(overwrite)
 
@@ -125,6 +126,21 @@ def test_clear_removes_a_run_and_nothing_else(run: RunDirectory) -> None:
         (run.path / name).write_text("x")
     run.clear()
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "notes.txt"]
+
+
+@pytest.mark.parametrize("removed", range(1, 6))
+def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(run: RunDirectory, removed: int) -> None:
+    (run.checkpoints / "000005").mkdir(parents=True)
+    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json"):
+        (run.path / name).write_text("x")
+    run.config_path.unlink()  # the first to go
+    for path in sorted(run.path.glob("[a-z]*.*"))[:removed]:
+        path.unlink(missing_ok=True)
+    with pytest.raises(UserError, match="what is left of a run"):
+        run.require_free(overwrite=False)
+    run.require_free(overwrite=True)
+    run.clear()
+    assert not run.checkpoints.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ the lock

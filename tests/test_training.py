@@ -23,7 +23,7 @@ from glassgpt.data.tokens import Batches, open_dataset
 from glassgpt.errors import UserError
 from glassgpt.evaluate.loss import evaluate_stream
 from glassgpt.model import GPT
-from glassgpt.optim import lr_at
+from glassgpt.optim import build_optimizers, lr_at
 from glassgpt.summary import ModelSummary
 from glassgpt.training import Trainer, train, train_step
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
@@ -135,6 +135,29 @@ def test_the_rate_that_is_recorded_is_the_one_used(tmp_path: Path, text: Path) -
     moved = max(float((last[name] - p.detach()).abs().max()) for name, p in first.named_parameters() if p.ndim == 1)
     assert steps_of(run)[0]["lr"] == pytest.approx(3e-3 / 5)
     assert moved == pytest.approx(3e-3 / 5, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Path, bad: float) -> None:
+    """Muon and AdamW each hold a part of the weights: half an update would be worse than none."""
+    trainer = trainer_for(tiny_config(text, model={"n_layer": 1}))
+    trainer.optimizers = build_optimizers(trainer.model, trainer.config.override(optim={"name": "muon"}).optim)
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    handle = trainer.model.blocks[0].attention.out.weight.register_hook(lambda grad: torch.full_like(grad, bad))  # type: ignore[union-attr, operator]
+    for halvings in (1, 2, 3):
+        loss, norm = train_step(trainer, lr=1e-2)
+        assert math.isfinite(loss)
+        assert not math.isfinite(norm)
+        assert trainer.scaler.get_scale() == 8.0 / 2**halvings
+        assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+    with pytest.raises(training.NonFiniteError):  # at scale 1 it is no matter of float16 any more
+        train_step(trainer, lr=1e-2)
+    handle.remove()
+    trainer.model.zero_grad()
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    train_step(trainer, lr=1e-2)
+    assert not any(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if p.ndim == 2)
 
 
 def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:

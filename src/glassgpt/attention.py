@@ -73,6 +73,17 @@ class Rotary(nn.Module):
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head, in the arithmetic of its input."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, T, D) of any dtype; under autocast the weight follows it, else the fused kernel could not be used."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class NoRotation(nn.Module):
     """The place of `Rotary` in a model whose positions are elsewhere."""
 
@@ -121,8 +132,8 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.q_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.rotary = Rotary(config.head_dim, config.rope_base) if config.position == "rope" else NoRotation()
         self.kernel = KERNELS[config.attention](config.dropout)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)

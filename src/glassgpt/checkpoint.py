@@ -24,6 +24,7 @@ from .errors import UserError
 from .files import atomic_directory, remove_partials, sha256_of
 from .tokenizers import Tokenizer, load_tokenizer
 
+OPTIMIZER_FILE = "optimizer.safetensors"
 _STEP_NAME = re.compile(r"\d{6,}")
 
 
@@ -39,6 +40,8 @@ class TrainingState:
     best_val_loss: float | None = None
     scaler: dict[str, float | int] | None = None
     """Loss scale of float16 training."""
+    data_fingerprint: str | None = None
+    """Of the dataset that the run trains on."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ class Checkpoint:
         """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
         parameters = dict(model.named_parameters())
         owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
-        for key, value in _read_tensors(self.path / "optimizer.safetensors").items():
+        for key, value in _read_tensors(self.path / OPTIMIZER_FILE).items():
             kind, _, name = key.partition(".")
             parameter = parameters[name]
-            owners[parameter].state[parameter][kind] = value.to(parameter.device)
+            # A copy, since what was read is a map of the file, and pruning will remove the file.
+            owners[parameter].state[parameter][kind] = value.to(parameter.device, copy=True)
 
 
 def save_checkpoint(
@@ -103,7 +107,7 @@ def save_checkpoint(
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     with atomic_directory(final) as partial:
         _write_tensors(partial / "model.safetensors", weights)
-        _write_tensors(partial / "optimizer.safetensors", moments)
+        _write_tensors(partial / OPTIMIZER_FILE, moments)
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
@@ -119,8 +123,11 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     return sorted((path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered."""
+def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
+    """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered.
+
+    Only training reads the optimizer's state, two thirds of the bytes: others leave it unread.
+    """
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
     except FileNotFoundError:
@@ -128,6 +135,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
     for name, expected in sums.items():
+        if name == OPTIMIZER_FILE and not for_training:
+            continue
         if not (path / name).is_file():
             raise UserError(f"checkpoint {path} is damaged: {name} is missing")
         if sha256_of(path / name) != expected:
@@ -135,7 +144,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path)
 
 
-def latest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_training: bool = True) -> Checkpoint | None:
     """The newest checkpoint that is whole, None where there are none.
 
     Damaged ones are named through `warn` and skipped; if none of them is whole, that is a `UserError`.
@@ -143,7 +152,7 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoin
     paths = checkpoint_paths(directory)
     for path in reversed(paths):
         try:
-            return open_checkpoint(path)
+            return open_checkpoint(path, for_training=for_training)
         except UserError as error:
             warn(f"{error}; trying the one before it")
     if paths:

@@ -4,6 +4,7 @@ Only the chosen command's parser is built, and a command imports what it runs af
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -20,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from .config import DataConfig, TrainConfig, recipe, recipe_names, recipe_text
-from .errors import UserError, did_you_mean
+from .errors import UserError, did_you_mean, program
 from .parsing import parse_options
 from .progress import PlainProgress, Progress
 
@@ -150,6 +151,10 @@ class TrainOptions:
 
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
     """Short for --data.source: a registered name (python-docs, shakespeare), a text file, or a folder of them."""
+    encoding: Annotated[str | None, arg(help_behavior_hint="(default: --data.encoding)")] = None
+    """Short for --data.encoding: how text files are encoded."""
+    errors: Annotated[Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint="(default: --data.errors)")] = None
+    """Short for --data.errors: what to do with bytes that are not valid in the encoding."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """Directory of the run."""
     overwrite: FlagCreatePairsOff[bool] = False
@@ -201,11 +206,12 @@ def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
     bare = "a recipe comes first (glassgpt train RECIPE …), a value follows its option, a switch takes none"
     defaults = TrainOptions(config=config)
     options = parse_options(TrainOptions, "glassgpt train [RECIPE]", _description("train"), arguments, default=defaults, bare=bare)
-    if options.data is None:
-        return options
-    if _gives(arguments, "--data.source"):
-        raise UserError("--data and --data.source are the same: give one of them")
-    return TrainOptions(config=options.config.override(data={"source": options.data}), out=options.out, overwrite=options.overwrite)
+    short = {"source": options.data, "encoding": options.encoding, "errors": options.errors}
+    given = {field: value for field, value in short.items() if value is not None}
+    for field in given:
+        if _gives(arguments, f"--data.{field}"):
+            raise UserError(f"--{'data' if field == 'source' else field} and --data.{field} are the same: give one of them")
+    return dataclasses.replace(options, config=options.config.override(data=given))
 
 
 def _resume(arguments: Sequence[str]) -> None:
@@ -236,7 +242,8 @@ def _progress() -> Iterator[Progress]:
 
 def _say_what_next(run: Path) -> None:
     name = shlex.quote(str(run))
-    print(f"next:\n  glassgpt generate {name}   (--prompt TEXT sets it going)\n  glassgpt report {name}     (charts and samples)")
+    print(f"next:\n  {program()} generate {name}   (--prompt TEXT sets it going)")
+    print(f"  {program()} report {name}     (charts and samples in one page)")
 
 
 # generate
@@ -297,11 +304,13 @@ def generate(arguments: Sequence[str]) -> None:
         seed=options.seed,
         use_cache=not options.no_cache,
     )
-    write = _write_stream if options.n == 1 else _write_samples
-    write(prompt or "", pieces, options.n)
+    if options.n == 1:
+        _write_stream(prompt or "", pieces)
+    else:
+        _write_samples(prompt or "", pieces, options.n)
 
 
-def _write_stream(prompt: str, pieces: Iterable[str], n: int) -> None:
+def _write_stream(prompt: str, pieces: Iterable[str]) -> None:
     print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -371,8 +380,14 @@ class EvalOptions:
     """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: what the run was trained on)")] = None
     """Text to evaluate on: a registered name, a text file, or a folder of them."""
-    split: Literal["validation", "train"] = "validation"
+    split: Annotated[
+        Literal["validation", "train", "all"] | None, arg(help_behavior_hint="(default: validation; all for a text not trained on)")
+    ] = None
     """Which part of the text."""
+    encoding: Annotated[str | None, arg(help_behavior_hint="(default: the run's)")] = None
+    """Encoding of text files."""
+    errors: Annotated[Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint="(default: the run's)")] = None
+    """What to do with bytes that are not valid in the encoding."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write the figures to this file too."""
     device: str = "auto"
@@ -388,7 +403,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.json is not None:
         with explained("write", options.json):  # now, not after minutes of work
             options.json.parent.mkdir(parents=True, exist_ok=True)
-    figures = evaluation.evaluate_reference(options.reference, source=options.data, split=options.split, device=options.device)
+            if options.json.is_dir():
+                raise UserError(f"--json {options.json} is a directory: name a file")
+    figures = evaluation.evaluate_reference(
+        options.reference,
+        source=options.data,
+        split=options.split,
+        encoding=options.encoding,
+        errors=options.errors,
+        device=options.device,
+    )
     if options.json is not None:
         write_atomic(options.json, json.dumps({k: _finite(v) for k, v in figures.items()}, indent=2) + "\n")
     print(_figures_table(figures))

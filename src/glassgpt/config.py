@@ -198,7 +198,7 @@ class OptimConfig(_Checked):
     eps: float = 1e-8
     """Added to the denominator of AdamW's update."""
     momentum: float = 0.95
-    """Decay of the gradient's running sum in Muon."""
+    """Decay of the gradient's running mean in Muon."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on matrices only."""
     grad_clip: float = 1.0

@@ -1,7 +1,11 @@
 """What a user did wrong, said in a line or two: what, where, and how to go on."""
 
 import difflib
+import os
+import shutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -9,6 +13,15 @@ class UserError(ValueError):
 
     Any other exception is a defect of glassgpt, and keeps its traceback.
     """
+
+
+def program() -> str:
+    """How the user can call the command line: `glassgpt` where the shell finds this one, else by its path."""
+    found = shutil.which("glassgpt")
+    here = Path(sys.executable).with_name("glassgpt")
+    if found is None and here.is_file():
+        return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    return "glassgpt"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

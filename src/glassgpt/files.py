@@ -24,7 +24,7 @@ def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a directory's entries, are on the disk (Windows cannot flush a directory: nothing is done)."""
     if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what is open for writing only
     try:
         os.fsync(descriptor)
     finally:
@@ -43,6 +43,8 @@ def explained(action: str, path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied: choose a directory that you may write to",
             errno.EPERM: "permission denied: choose a directory that you may write to",
             errno.EROFS: "the file system is read-only: choose another directory",
+            errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+            errno.EISDIR: "it is a directory: name a file",
             errno.ENOTDIR: "a part of this path is a file and no directory: choose another path",
         }
         if error.errno not in reasons:

@@ -37,6 +37,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Logits (n, V) with only the fewest likeliest tokens whose probabilities reach p (Holtzman et al., 2020)."""
+    if p >= 1:
+        return logits  # a float32 sum reaches 1 before the last tokens, and would drop them
     probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
     # A token stays if those before it have not reached p yet, so the likeliest always stays.
     dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +48,20 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan et al., 2024), for matrices.
 
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW update, so that one learning
-    rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch. A
-    fused projection (3C, C) counts as three of (C, C): its parts have nothing to do with each other.
+    rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch.
+    A parameter group's `parts` is the number of matrices that are fused, row-wise, in each of its parameters.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
+        # Matrices of one shape go together, whichever group they are of: all groups share their settings but `parts`.
+        batches: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for group in self.param_groups:
-            batches: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+            parts = group["parts"]
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -68,14 +71,14 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 nesterov = parameter.grad.lerp(momentum, group["momentum"])
                 rows, columns = parameter.shape
-                parts = rows // columns if rows == 3 * columns else 1
                 for weight, update in zip(parameter.chunk(parts), nesterov.chunk(parts), strict=True):
                     batches.setdefault((rows // parts, columns), []).append((weight, update))
-            for (rows, columns), pairs in batches.items():
-                updates = orthogonalize(torch.stack([update for _, update in pairs]))
-                scale = 0.2 * math.sqrt(max(rows, columns))
-                for (weight, _), update in zip(pairs, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+        lr, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        for (rows, columns), pairs in batches.items():
+            updates = orthogonalize(torch.stack([update for _, update in pairs]))
+            scale = 0.2 * math.sqrt(max(rows, columns))
+            for (weight, _), update in zip(pairs, updates, strict=True):
+                weight.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
 
 
 def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -83,10 +86,13 @@ def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimi
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.name == "adamw":
         return [build_adamw(parameters, config)]
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    taken = {id(p) for p in matrices}
+    fused = [block.attention.qkv.weight for block in model.blocks]  # type: ignore[union-attr]
+    taken = {id(p) for p in fused}
+    single = [p for p in model.blocks.parameters() if p.ndim == 2 and id(p) not in taken]
+    taken |= {id(p) for p in single}
+    groups: list[dict[str, Any]] = [{"params": fused, "parts": 3}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
-    return [Muon(matrices, config.lr, config.momentum, config.weight_decay), build_adamw(rest, config)]
+    return [Muon(groups, config.lr, config.momentum, config.weight_decay), build_adamw(rest, config)]
 
 
 def build_adamw(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

@@ -1,13 +1,13 @@
 """A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory."""
 
-import math
 import sys
 from pathlib import Path
 
 import torch
 
 from .checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
-from .errors import UserError
+from .errors import UserError, program
+from .files import explained
 from .hardware import find_device
 from .model import GPT
 from .summary import ModelSummary
@@ -19,50 +19,46 @@ def find_checkpoint(reference: str | Path) -> Checkpoint:
 
     Raises `UserError` if there is none.
     """
-    text = str(reference)
+    with explained("read", Path(reference)):
+        return _find(str(reference))
+
+
+def _find(text: str) -> Checkpoint:
     path = Path(text)
     if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
-        return open_checkpoint(path)
+        return open_checkpoint(path, for_training=False)
     base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
     run = Path(base)
     if not run.is_dir():
-        raise UserError(f"there is no run or checkpoint at {base}; `glassgpt train --out {base}` would make one")
+        raise UserError(f"there is no run or checkpoint at {base}; `{program()} train --out {base}` would make one")
     paths = checkpoint_paths(run / "checkpoints")
     if not paths:
         if (run / "config.toml").is_file():
-            raise UserError(f"the run {run} has no checkpoint yet; go on with `glassgpt train --resume {run}`")
+            raise UserError(f"the run {run} has no checkpoint yet; go on with `{program()} train --resume {run}`")
         raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
-    if not which:
+    if not which or which == "best":
         notices: list[str] = []
-        checkpoint = latest_checkpoint(run / "checkpoints", notices.append)
+        checkpoint = latest_checkpoint(run / "checkpoints", notices.append, for_training=False)
         if checkpoint is None:
             raise UserError(f"the checkpoints of {run} were removed meanwhile")
         for notice in notices:
             print(f"glassgpt: warning: {notice}", file=sys.stderr)
-        return checkpoint
-    if which == "best":
-        return open_checkpoint(_best(run, paths))
+        if not which:
+            return checkpoint
+        best = checkpoint.state.best_step
+        if best is None:
+            raise UserError(f"no checkpoint of {run} has been evaluated yet; use {run}")
+        return open_checkpoint(run / "checkpoints" / f"{best:06d}", for_training=False)
     if not which.isdecimal() or int(which) not in {int(p.name) for p in paths}:
         steps = ", ".join(str(int(p.name)) for p in paths)
         raise UserError(f"the run {run} has no checkpoint {which!r}; it has {steps} and best")
-    return open_checkpoint(run / "checkpoints" / f"{int(which):06d}")
-
-
-def _best(run: Path, paths: list[Path]) -> Path:
-    """The checkpoint whose step has the lowest validation loss."""
-    found = {path: Checkpoint(path).state.val_loss for path in paths}
-    losses = {path: loss for path, loss in found.items() if loss is not None and math.isfinite(loss)}
-    if not losses:
-        raise UserError(f"no checkpoint of {run} has been evaluated yet; use {run} or {run}@{int(paths[-1].name)}")
-    return min(losses, key=losses.__getitem__)
+    return open_checkpoint(run / "checkpoints" / f"{int(which):06d}", for_training=False)
 
 
 def load_checkpoint(checkpoint: Checkpoint, device: torch.device) -> tuple[GPT, Tokenizer]:
     """The model, in evaluation mode on `device`, and the tokenizer of a checkpoint."""
     config = checkpoint.config
-    with torch.device("meta"):
-        model = GPT(config.model)
-    model.to_empty(device=device)
+    model = GPT.empty(config.model, device)
     checkpoint.load_model(model)
     return model.eval(), checkpoint.tokenizer
 
@@ -73,7 +69,11 @@ def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | 
     The model is in evaluation mode, on `device` (`auto`, `cpu`, `cuda`, …). Raises `UserError` if the reference names nothing, or
     something damaged.
     """
-    return load_checkpoint(find_checkpoint(reference), find_device(device))
+    target = find_device(device)
+    try:
+        return load_checkpoint(find_checkpoint(reference), target)
+    except FileNotFoundError:  # the run that is being trained has pruned this checkpoint meanwhile, and has a newer one
+        return load_checkpoint(find_checkpoint(reference), target)
 
 
 def describe(reference: str | Path) -> str:

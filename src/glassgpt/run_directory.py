@@ -24,6 +24,10 @@ from .files import PARTIAL_PREFIX, explained, write_atomic
 
 _SECTION = re.compile(r"^\n## Step (\d+)$", re.MULTILINE)  # with the empty line above it
 _LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage return would end the indented line, too
+# A step whose loss or gradient was not finite, with its token ids.
+FAILURE_PREFIX = "nonfinite-"
+# What a start that was killed leaves before there is a config.
+_BEGUN = (".lock", "environment.json")
 _SAMPLES_TITLE = "# Samples\n"
 
 
@@ -36,6 +40,7 @@ class RunDirectory:
         self.environment_path = self.path / "environment.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.md"
+        self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
 
     @property
@@ -43,28 +48,41 @@ class RunDirectory:
         """Whether a run was started here."""
         return self.config_path.is_file()
 
+    def failure_path(self, step: int) -> Path:
+        """Where a step that was not finite is put on record."""
+        return self.path / f"{FAILURE_PREFIX}{step:06d}.json"
+
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
-        if not self.path.is_dir():
+        with explained("read", self.path):
+            there = self.path.is_dir()
+        if not there:
             raise UserError(f"there is no run at {self.path}")
         if not self.is_run:
             raise UserError(f"{self.path} is not a run: it has no config.toml")
 
     def require_free(self, overwrite: bool) -> None:
         """Raise `UserError` if a new run may not be started here: there is one already, or foreign files."""
-        if self.path.exists() and not self.path.is_dir():
+        with explained("write", self.path):
+            is_file = self.path.exists() and not self.path.is_dir()
+        if is_file:
             raise UserError(f"{self.path} is a file; choose another --out")
         if self.is_run:
             if not overwrite:
                 ways = f"go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
                 raise UserError(f"there is already a run at {self.path}: {ways}")
-        elif self.path.is_dir() and not all(self._is_leftover(path.name) for path in self.path.iterdir()):
-            raise UserError(f"{self.path} holds files that are no run's; choose another --out")
+        elif self.path.is_dir():
+            left = [path for path in self.path.iterdir() if path.name not in _BEGUN and not path.name.startswith(PARTIAL_PREFIX)]
+            if not all(self._is_own(path) for path in left):
+                raise UserError(f"{self.path} holds files that are no run's; choose another --out")
+            if left and not overwrite:
+                raise UserError(f"{self.path} holds what is left of a run; replace it with --overwrite, or choose another --out")
 
-    @staticmethod
-    def _is_leftover(name: str) -> bool:
-        """Whether this is what a start that was killed leaves before there is a config."""
-        return name in (".lock", "environment.json") or name.startswith(PARTIAL_PREFIX)
+    def _is_own(self, path: Path) -> bool:
+        """Whether this is a run's file, which a killed `clear` can leave without a config; never a foreign folder of checkpoints."""
+        if path == self.checkpoints:
+            return path.is_dir() and all(p.name.isdecimal() or p.name.startswith(PARTIAL_PREFIX) for p in path.iterdir())
+        return path in (self.metrics_path, self.samples_path, self.report_path) or path.name.startswith(FAILURE_PREFIX)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -83,11 +101,12 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove a former run's files, config first, so that a half-removed run is not taken for one."""
-        for path in (self.config_path, self.metrics_path, self.samples_path, self.environment_path, self.path / "report.html"):
+        for path in (self.config_path, self.metrics_path, self.samples_path, self.environment_path, self.report_path):
             path.unlink(missing_ok=True)
-        for path in self.path.glob("nonfinite-*.json"):
+        for path in self.path.glob(f"{FAILURE_PREFIX}*"):
             path.unlink()
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if self.checkpoints.exists():
+            shutil.rmtree(self.checkpoints)
 
     def read_config(self) -> TrainConfig:
         """The run's config."""
@@ -101,8 +120,11 @@ class RunDirectory:
         """Versions, device, threads and data fingerprint at the run's start."""
         try:
             environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            missing = {"threads", "data_fingerprint"} - environment.keys()
+        except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{self.environment_path} cannot be read ({error}); the run cannot be resumed exactly") from None
+        if missing:
+            raise UserError(f"{self.environment_path} lacks {', '.join(sorted(missing))}; the run cannot be resumed exactly")
         return environment
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -112,7 +134,11 @@ class RunDirectory:
     def cut_back(self, step: int) -> None:
         """Drop metrics and samples of later steps, and a line that a killed process left half-written."""
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics_path.exists() else []
-        write_atomic(self.metrics_path, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        try:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.metrics_path} is damaged: a line is no record; remove that line to go on") from None
+        write_atomic(self.metrics_path, "".join(kept))
         text = self.samples_path.read_text(encoding="utf-8") if self.samples_path.exists() else _SAMPLES_TITLE
         later = next((match.start() for match in _SECTION.finditer(text) if int(match[1]) > step), len(text))
         write_atomic(self.samples_path, text[:later])

@@ -21,21 +21,23 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, TrainingState, latest_checkpoint, prune_checkpoints, remove_later_checkpoints, save_checkpoint
-from .config import TrainConfig
-from .data.prepare import prepare
+from .config import SampleConfig, TrainConfig
+from .data.prepare import prepare, verify
+from .data.sources import absolute_source
 from .data.tokens import Batches, Dataset, open_dataset
-from .errors import UserError
+from .errors import UserError, did_you_mean, program
 from .evaluate.loss import evaluate_stream
 from .files import write_atomic
-from .generation import generate, prompt_ids
+from .generation import Piece, generate
 from .hardware import autocast, describe_environment, find_device, find_precision, matmul_precision, memory_bytes, peak_flops
-from .model import GPT
+from .model import GPT, initialize
 from .optim import build_optimizers, lr_at
 from .progress import PlainProgress, Progress
 from .reference import find_checkpoint, load_checkpoint
 from .run_directory import MetricsLog, RunDirectory
 from .seeding import seed_for
 from .summary import ModelSummary
+from .tokenizers import Tokenizer
 
 
 @dataclass
@@ -54,6 +56,10 @@ class Trainer:
     step: int = 0
     best_step: int | None = None
     best_val_loss: float | None = None
+
+
+# Loss scale under which float16 gradients that are still infinite are no accident any more.
+SMALLEST_SCALE = 1.0
 
 
 class NonFiniteError(UserError):
@@ -84,85 +90,121 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
 def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None) -> Path:
     """Go on with a run from its newest whole checkpoint, exactly as if it had never stopped; return its directory.
 
-    `steps` extends (or shortens) it: from the checkpoint on, the schedule is that of the other length. A finished run is left as it
-    is. Raises `UserError` for a folder that is no run, data that have changed, and damaged checkpoints throughout.
+    With other `steps` the schedule from the checkpoint on is that of a run of that length. A finished run is left as it is.
+    Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
     progress = progress or PlainProgress()
     directory.require_run()
     with directory.locked():
         environment = directory.read_environment()
-        torch.set_num_threads(environment["threads"])  # other counts sum in another order: other bits
         config = directory.read_config()
-        former = config
-        if steps is not None:
-            config = config.override(steps=steps)
         checkpoint = latest_checkpoint(directory.checkpoints, progress.message)
-        if steps is not None and checkpoint is not None and checkpoint.state.step > steps:
-            raise UserError(f"the run {directory.path} is at step {checkpoint.state.step} already: --steps must be larger")
-        trainer = _new_trainer(config, progress, checkpoint, environment["data_fingerprint"])
-        _compare_environments(environment, _environment(trainer), progress)
-        if trainer.step >= trainer.steps:
-            progress.message(f"{directory.path} is finished at step {trainer.step}; --steps N extends it")
-            return directory.path
-        if config != former:
-            progress.message(f"from step {trainer.step} on, the schedule is that of a run of {trainer.steps} steps")
+        done = checkpoint.state.step if checkpoint is not None else 0
+        if checkpoint is not None:
+            _require_same_settings(directory, config, checkpoint.config)
+        if steps is not None and steps != config.steps:
+            if steps <= done:
+                raise UserError(f"the run {directory.path} is at step {done} already: --steps must be larger")
+            config = config.override(steps=steps)
+            progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
+        with _threads(environment["threads"]):
+            trainer = _new_trainer(config, progress, checkpoint, environment["data_fingerprint"])
+            _compare_environments(environment, _environment(trainer), progress)
+            if trainer.step >= trainer.steps:
+                progress.message(f"{directory.path} is finished at step {trainer.step}; --steps N extends it")
+                return directory.path
             directory.write_config(config)
-        directory.cut_back(trainer.step if checkpoint is not None else -1)
-        remove_later_checkpoints(directory.checkpoints, trainer.step)
-        _run_to_end(directory, trainer, progress)
+            directory.cut_back(trainer.step if checkpoint is not None else -1)
+            remove_later_checkpoints(directory.checkpoints, trainer.step)
+            _run_to_end(directory, trainer, progress)
     return directory.path
 
 
-def _new_trainer(
-    config: TrainConfig, progress: Progress, checkpoint: Checkpoint | None = None, fingerprint: str | None = None
-) -> Trainer:
-    """Everything an update needs, new or as a checkpoint left it, on the data of that fingerprint. Writes nothing but a dataset."""
+def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
+    """Refuse a config that was edited since the checkpoint; only the length may differ, since a run can be extended."""
+    if config.override(steps=1) != saved.override(steps=1):
+        raise UserError(
+            f"{run.config_path} was changed since the run's last checkpoint, so it cannot go on exactly; "
+            f"put it back, or start a new run with --init-from {run.path}"
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with this many threads inside: other counts add up in another order, and give other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint | None = None, fingerprint: str | None = None) -> Trainer:
+    """Everything an update needs, new or as a checkpoint left it. Writes nothing but a prepared dataset.
+
+    `fingerprint` is that of the data which a resumed run must find.
+    """
     device = find_device(config.device)
     precision = find_precision(config.precision, device)
-    source = checkpoint or (find_checkpoint(config.init_from) if config.init_from is not None else None)
-    # A run that began from another's weights has its tokenizer; any other has what its own data make, resumed or not.
-    tokenizer = source.tokenizer if source is not None and config.init_from is not None else None
-    dataset = open_dataset(prepare(config.data, tokenizer=tokenizer, log=progress.message))
-    if fingerprint not in (None, dataset.fingerprint):
-        raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
-    vocab_size = dataset.tokenizer.vocab_size
-    if config.model.vocab_size not in (None, vocab_size):
-        raise UserError(f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out")
-    if checkpoint is None and source is not None:
-        model, config = _start_from(source, config, device)
+    if config.init_from == "":
+        raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
+    start = find_checkpoint(config.init_from) if config.init_from is not None and checkpoint is None else None
+    config, dataset = _open_data(config, start or checkpoint, fingerprint, progress)
+    if start is not None:
+        model, config = _start_from(start, config, device)
     else:
-        config = config.override(model={"vocab_size": vocab_size})
-        model = GPT.create(config.model, config.seed, device)
-    if len(dataset.validation) < 2:
-        raise UserError(f"the {dataset.validation.name} has too little text to evaluate; raise data.validation_fraction, or give more text")
+        model = GPT.empty(config.model, device)
+        if checkpoint is None:
+            initialize(model, config.seed)
     batches = Batches(dataset.train, config.model.context_length, config.batch_size, config.seed, config.data.order)
-    # Asked for now, so that a prompt that cannot be encoded is refused before the first step and not at the first sample.
-    prompt_ids(model, dataset.tokenizer, config.sample.prompt) if config.sample.count else None
-    if config.sample.top_k is not None and config.sample.top_k > vocab_size:
-        raise UserError(f"sample.top_k must be from 1 to the vocabulary's {vocab_size}, got {config.sample.top_k}")
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
-    optimizers = build_optimizers(model, config.optim)
+    if config.sample.count:
+        sampler(model, dataset.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    trainer = Trainer(config, dataset, batches, steps, device, precision, model, optimizers, scaler)
+    trainer = Trainer(config, dataset, batches, steps, device, precision, model, build_optimizers(model, config.optim), scaler)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        known = torch.compiler.list_backends(exclude_tags=())
+        if config.compile_backend not in known:
+            raise UserError(f"there is no compile_backend {config.compile_backend!r}{did_you_mean(config.compile_backend, known)}")
         model.compile(backend=config.compile_backend)  # in place: no wrapper, so names stay as they are
     return trainer
+
+
+def _open_data(config: TrainConfig, start: Checkpoint | None, fingerprint: str | None, progress: Progress) -> tuple[TrainConfig, Dataset]:
+    """The dataset, and the config with what it determines: the vocabulary, and references that hold from any directory."""
+    if start is not None and config.init_from is not None and fingerprint is None:
+        config = config.override(init_from=str(start.path.resolve()))
+    config = config.override(data={"source": absolute_source(config.data.source)})
+    # A run that begins from another's weights has its tokenizer; any other has what its own data make.
+    tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
+    directory = prepare(config.data, tokenizer=tokenizer, log=progress.message)
+    dataset = open_dataset(directory)
+    if fingerprint is not None:
+        if fingerprint != dataset.fingerprint:
+            raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
+        verify(directory)
+    if len(dataset.validation) < 2:
+        raise UserError(f"the {dataset.validation.name} has too little text to evaluate; raise data.validation_fraction, or give more text")
+    vocab_size = dataset.tokenizer.vocab_size
+    if config.model.vocab_size not in (None, vocab_size):
+        raise UserError(f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out")
+    return config.override(model={"vocab_size": vocab_size}), dataset
 
 
 def _start_from(source: Checkpoint, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
     """A model with another run's weights, its context cropped to the config's; and the config that tells its shape."""
     model, _ = load_checkpoint(source, device)
-    context_length = min(config.model.context_length, model.config.context_length)
     own = config.model
+    context_length = min(own.context_length, model.config.context_length)
     shape = dataclasses.replace(model.config, context_length=context_length, dropout=own.dropout, attention=own.attention)
-    cropped = GPT.create(shape, config.seed, device)
+    cropped = GPT.empty(shape, device)
     with torch.no_grad():
-        weights = dict(model.named_parameters())
-        for name, parameter in cropped.named_parameters():
-            parameter.copy_(weights[name][: parameter.shape[0]])
+        for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
+            parameter.copy_(whole[: parameter.shape[0]])  # only learned positions have rows to lose
     return cropped, dataclasses.replace(config, model=shape)
 
 
@@ -185,7 +227,7 @@ def _environment(trainer: Trainer) -> dict[str, Any]:
 
 def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress: Progress) -> None:
     """Warn of whatever can change the bits."""
-    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if key != "glassgpt" and before.get(key) != now[key]]
+    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
 
@@ -199,7 +241,7 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, progress: Progress) -> None
     finally:
         metrics.close()
     if trainer.step < trainer.steps:
-        progress.message(f"stopped at step {trainer.step} and saved; go on with: glassgpt train --resume {run.path}")
+        progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {run.path}")
         raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(0)
     progress.finished(run.path)
 
@@ -219,7 +261,7 @@ def _loop(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress: Pr
             loss, grad_norm = train_step(trainer, lr)
         except NonFiniteError as error:
             _record_failure(run, trainer, metrics, lr)
-            raise UserError(f"{error}; its batch is in {_failure_path(run, trainer)}. Try a lower --optim.lr") from None
+            raise UserError(f"{error}; its batch is in {run.failure_path(trainer.step + 1)}. Try a lower --optim.lr") from None
         trainer.step += 1
         seconds = time.perf_counter() - began
         record = {
@@ -251,12 +293,11 @@ def _due(step: int, every: int) -> bool:
 def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
     """One update. Returns the batch's mean loss in nats and the gradient norm before clipping.
 
-    Raises `NonFiniteError`, with the weights untouched, if either is not finite (an infinite norm under float16 is normal: the
-    scaler then skips the update and lowers its scale).
+    Under float16 an infinite gradient is normal now and then: nothing is updated, and the loss scale halves. Otherwise
+    raises `NonFiniteError`, with the weights untouched, where loss or norm is not finite.
     """
     config, model, scaler = trainer.config, trainer.model, trainer.scaler
-    windows = torch.from_numpy(trainer.batches.batch_at(trainer.step))
-    micro_batches = windows.to(trainer.device, non_blocking=True).chunk(config.accumulation)
+    micro_batches = torch.from_numpy(trainer.batches.batch_at(trainer.step)).to(trainer.device).chunk(config.accumulation)
     total = torch.zeros((), device=trainer.device)
     model.train()
     for index, micro_batch in enumerate(micro_batches):
@@ -271,14 +312,17 @@ def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
         scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
     mean_loss, norm = total.item(), grad_norm.item()
-    if not math.isfinite(mean_loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+    # One verdict for all optimizers: left to the scaler, each would decide alone, and half an update would be done.
+    if math.isfinite(mean_loss) and math.isfinite(norm):
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            scaler.step(optimizer)
+    elif not math.isfinite(mean_loss) or scaler.get_scale() <= SMALLEST_SCALE:
         raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}, the gradient norm {norm}")
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
     scaler.update()
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad(set_to_none=True)
     return mean_loss, norm
 
 
@@ -301,13 +345,11 @@ def _evaluate(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress
     return loss, is_best
 
 
-def sample(trainer: Trainer) -> list[str]:
-    """What the model writes at this step, prompt included, as the config's [sample] asks."""
-    settings = trainer.config.sample
-    texts = [settings.prompt or ""] * settings.count
-    pieces = generate(
-        trainer.model,
-        trainer.dataset.tokenizer,
+def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
+    """The pieces of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
+    return generate(
+        model,
+        tokenizer,
         settings.prompt,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -315,9 +357,15 @@ def sample(trainer: Trainer) -> list[str]:
         top_p=settings.top_p,
         min_p=settings.min_p,
         n=settings.count,
-        seed=seed_for(trainer.config.seed, "sample", trainer.step),
+        seed=seed,
     )
-    for piece in pieces:
+
+
+def sample(trainer: Trainer) -> list[str]:
+    """What the model writes at this step, prompt included."""
+    settings = trainer.config.sample
+    texts = [settings.prompt or ""] * settings.count
+    for piece in sampler(trainer.model, trainer.dataset.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)):
         texts[piece.sample] += piece
     return texts
 
@@ -331,20 +379,17 @@ def _save(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, val_loss: fl
         best_step=trainer.best_step,
         best_val_loss=trainer.best_val_loss,
         scaler=trainer.scaler.state_dict() or None,
+        data_fingerprint=trainer.dataset.fingerprint,
     )
     save_checkpoint(run.checkpoints, trainer.model, trainer.optimizers, trainer.config, trainer.dataset.tokenizer, state)
     prune_checkpoints(run.checkpoints, trainer.config.keep_checkpoints, trainer.best_step)
-
-
-def _failure_path(run: RunDirectory, trainer: Trainer) -> Path:
-    return run.path / f"nonfinite-{trainer.step + 1:06d}.json"
 
 
 def _record_failure(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, lr: float) -> None:
     """Put the step that failed and its token ids on record."""
     metrics.write({"step": trainer.step + 1, "loss": math.nan, "lr": lr})
     ids = trainer.batches.batch_at(trainer.step).tolist()
-    write_atomic(_failure_path(run, trainer), json.dumps({"step": trainer.step + 1, "lr": lr, "ids": ids}))
+    write_atomic(run.failure_path(trainer.step + 1), json.dumps({"step": trainer.step + 1, "lr": lr, "ids": ids}))
 
 
 @contextmanager
@@ -359,9 +404,12 @@ def _signals() -> Iterator[list[int]]:
         return
 
     def catch(number: int, frame: object) -> None:
-        if caught:
-            os._exit(128 + number) if number != signal.SIGINT else signal.default_int_handler(number, None)
-        caught.append(number)
+        if not caught:
+            caught.append(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            os._exit(128 + number)
 
     before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -26,7 +26,7 @@ from .tokens import DTYPES, FORMAT, MANIFEST, SPLITS, TOKENIZER, VERSION, find_d
 SHARD_TOKENS = 100_000_000
 # Between documents, where the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
-# Characters encoded at once: enough to keep a parallel tokenizer busy, little enough to keep memory flat.
+# Characters encoded at once: enough to keep a parallel tokenizer busy. The text as such is held in memory whole.
 _GROUP = 1 << 24
 
 Log = Callable[[str], None]

@@ -153,7 +153,7 @@ def _decode(data: bytes, path: Path, encoding: str, errors: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not valid {encoding}: byte 0x{error.object[error.start]:02x} at offset {error.start} ({error.reason});\n"
-            "name its encoding with --data.encoding (latin-1, cp1252, utf-16, ...), or go on with --data.errors replace (or ignore)"
+            "name its encoding with --encoding (latin-1, cp1252, utf-16, ...), or go on with --errors replace (or ignore)"
         ) from None
 
 
@@ -307,10 +307,18 @@ def _is_prose(paragraph: str) -> bool:
 REGISTERED: Mapping[str, Source] = {source.name: source for source in (PythonDocs(), Shakespeare())}
 
 
+def absolute_source(source: str) -> str:
+    """The same source by a name that holds from any working directory. Raises `UserError` as `resolve` does."""
+    found = resolve(source)
+    return str(found.directory) if isinstance(found, PreparedDataset) else found.location
+
+
 def resolve(source: str) -> Source | PreparedDataset:
     """What a source's string stands for: a registered name first, else a path. Raises `UserError` where it is neither."""
     if source in REGISTERED:
         return REGISTERED[source]
+    if not source:
+        raise UserError("no text is named: give one with --data SOURCE (a text file, a folder of them, or a registered name)")
     path = Path(source).expanduser()
     choices = f"a source is a text file, a folder of .txt and .md files, a prepared dataset, or one of: {', '.join(REGISTERED)}"
     try:

@@ -31,7 +31,7 @@ class TokenStream:
     """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence."""
 
     def __init__(self, parts: Sequence[npt.NDArray[Any]], name: str = "text") -> None:
-        self._parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
+        self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self.name = name
         """What an error calls it, such as `train split of …`."""
@@ -42,7 +42,7 @@ class TokenStream:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type in which the tokens are stored."""
-        return self._parts[0].dtype if self._parts else np.dtype("<u2")
+        return self.parts[0].dtype if self.parts else np.dtype("<u2")
 
     def read(self, start: int, length: int) -> Ids:
         """Tokens (length,) from `start` on, across the borders of parts. Raises `IndexError` outside 0 to N."""
@@ -53,7 +53,7 @@ class TokenStream:
         part = int(np.searchsorted(self._ends, start, side="right")) - 1
         while filled < length:
             begin = start + filled - int(self._ends[part])
-            piece = self._parts[part][begin : begin + length - filled]
+            piece = self.parts[part][begin : begin + length - filled]
             tokens[filled : filled + len(piece)] = piece
             filled, part = filled + len(piece), part + 1
         return tokens
@@ -181,6 +181,11 @@ class Dataset:
     manifest: Mapping[str, Any]
     fingerprint: str
     """sha256 over tokenizer and tokens, without times and paths: the same text prepared in the same way has the same one."""
+
+    @property
+    def whole(self) -> TokenStream:
+        """Both splits as one text."""
+        return TokenStream([*self.train.parts, *self.validation.parts], name=f"text of {self.manifest['source']['name']}")
 
 
 def open_dataset(directory: Path) -> Dataset:

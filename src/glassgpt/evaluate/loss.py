@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..data.prepare import prepare
-from ..data.tokens import TokenStream, open_dataset
+from ..data.tokens import SPLITS, TokenStream, open_dataset, read_manifest
 from ..errors import UserError
 from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
@@ -62,24 +62,39 @@ def evaluate_stream(
 
 
 def evaluate_reference(
-    reference: str | Path, *, source: str | None = None, split: str = "validation", device: str = "auto"
+    reference: str | Path,
+    *,
+    source: str | None = None,
+    split: str | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate a model reference on its run's validation split, or on that of another source with the model's tokenizer.
+    """Evaluate a model reference on its run's validation split, or on another source with the model's tokenizer.
 
-    split: `validation` or `train`. Precision is the run's own. Returns what `evaluate_stream` does; raises `UserError`.
+    split: `validation`, `train` or `all`; left out, `validation` for the text that the model was trained on and for prepared
+    datasets, `all` for any other text. `encoding` and `errors` as in `DataConfig`, the run's own unless given. Precision is
+    the run's own. Returns what `evaluate_stream` does; raises `UserError`.
     """
-    if split not in ("validation", "train"):
-        raise UserError(f"split must be validation or train, got {split!r}")
+    if split not in (None, *SPLITS, "all"):
+        raise UserError(f"split must be validation, train or all, got {split!r}")
     target = find_device(device)
     checkpoint = find_checkpoint(reference)
     config = checkpoint.config
     model, tokenizer = load_checkpoint(checkpoint, target)
-    own = source is None and config.init_from is None  # then the run's dataset is there already, with its own tokenizer
-    data = config.override(data={"source": source}).data if source is not None else config.data
-    dataset = open_dataset(prepare(data, tokenizer=None if own else tokenizer))
-    if dataset.tokenizer.to_json() != tokenizer.to_json():
-        raise UserError(f"the text {data.source} has changed since the model was trained on it; name the text with --data")
+    changes = {"source": source, "encoding": encoding, "errors": errors}
+    data = config.override(data={key: value for key, value in changes.items() if value is not None}).data
+    # The run's own dataset is there already, made with its own tokenizer unless that came with another run's weights.
+    dataset = open_dataset(prepare(data, tokenizer=None if source is None and config.init_from is None else tokenizer))
+    is_own = dataset.fingerprint == checkpoint.state.data_fingerprint
+    if source is None and not is_own:
+        raise UserError(
+            f"{data.source} has changed since the model was trained on it, so its validation split may hold training text; "
+            "name another text with --data"
+        )
+    if split is None:
+        split = "validation" if is_own or read_manifest(Path(data.source)) is not None else "all"
+    stream = {"validation": dataset.validation, "train": dataset.train, "all": dataset.whole}[split]
     precision = find_precision(config.precision, target)
     with matmul_precision(precision):
-        stream = dataset.validation if split == "validation" else dataset.train
         return evaluate_stream(model, stream, tokenizer, precision=precision)
