@@ -92,7 +92,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
         ("shakespear", "there is no file, folder or registered source 'shakespear'; did you mean 'shakespeare'"),
         ("missing.txt", "there is no file, folder or registered source 'missing.txt'"),
         ("text.txt/below", "there is no file, folder or registered source"),
-        ("", "there is no file, folder or registered source ''"),
+        ("", "no text is named"),
         ("x" * 5000, "File name too long"),
         ("socket", "neither a regular file nor a folder"),
     ],
