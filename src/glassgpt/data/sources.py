@@ -317,10 +317,10 @@ def resolve(source: str) -> Source | PreparedDataset:
     """What a source's string stands for: a registered name first, else a path. Raises `UserError` where it is neither."""
     if source in REGISTERED:
         return REGISTERED[source]
-    if not source:
-        raise UserError("no text is named: give one with --data SOURCE (a text file, a folder of them, or a registered name)")
     path = Path(source).expanduser()
     choices = f"a source is a text file, a folder of .txt and .md files, a prepared dataset, or one of: {', '.join(REGISTERED)}"
+    if not source:
+        raise UserError(f"no text is named: give --data SOURCE;\n{choices}")
     try:
         mode = path.stat().st_mode if source.strip() else None
     except (FileNotFoundError, NotADirectoryError):
