@@ -4,6 +4,7 @@
 
 nanoGPT is your own copy; it is left as it is (a copy of the copy is run). Both sides are timed as whole processes, and
 both models are measured on the whole validation split, by the same windows. Prints one line a run and writes JSON.
+Leave the machine alone meanwhile. nanoGPT's own prepare.py needs the package `requests`, which glassgpt[dev] brings along.
 """
 
 import argparse

@@ -186,7 +186,9 @@ def train(arguments: Sequence[str]) -> None:
     name = arguments[0] if named else DEFAULT_RECIPE
     options = _train_options(name, arguments[1:] if named else arguments)
     from . import training
+    from .hardware import keep_freed_memory
 
+    keep_freed_memory()
     with _progress() as progress:
         run = training.train(options.config, out=options.out, overwrite=options.overwrite, progress=progress)
     _say_what_next(run)
@@ -218,7 +220,9 @@ def _resume(arguments: Sequence[str]) -> None:
     hint = "with --resume only --steps may be given: all else is the run's own"
     options = _parse(ResumeOptions, "train", arguments, bare=hint, unknown=hint)
     from . import training
+    from .hardware import keep_freed_memory
 
+    keep_freed_memory()
     with _progress() as progress:
         run = training.resume(options.resume, steps=options.steps, progress=progress)
     _say_what_next(run)
@@ -399,7 +403,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = _parse(EvalOptions, "eval", arguments)
     from . import evaluate as evaluation
     from .files import explained, write_atomic
+    from .hardware import keep_freed_memory
 
+    keep_freed_memory()
     if options.json is not None:
         with explained("write", options.json):  # now, not after minutes of work
             options.json.parent.mkdir(parents=True, exist_ok=True)

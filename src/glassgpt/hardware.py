@@ -1,5 +1,6 @@
 """The machine: device and precision, peak arithmetic rate, memory, and what a run records about where it ran."""
 
+import ctypes
 import platform
 import re
 import sys
@@ -32,6 +33,9 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 4090", {"bfloat16": 165e12, "float16": 165e12, "tf32": 82.6e12, "float32": 82.6e12}),
     ("RTX 3090", {"bfloat16": 71e12, "float16": 71e12, "tf32": 35.6e12, "float32": 35.6e12}),
 )
+# Parameters of mallopt(3), from glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -109,6 +113,19 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that its tensors free, for the next ones; for a process that only computes.
+
+    glibc hands the top of its heap back to the kernel again and again: at the size of `shakespeare-cpu` a training step
+    then takes a thousand page faults for memory that the last one had. Without them a step took 4 % and an evaluation
+    20 % less time on two cores. Does nothing under another C library.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc allows; larger blocks always come from the kernel
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cpu_name() -> str:

@@ -14,8 +14,8 @@ from ..model import GPT
 from ..reference import find_checkpoint, load_checkpoint
 from ..tokenizers import Tokenizer
 
-# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger brings nothing on a CPU.
-EVALUATION_TOKENS = 8192
+# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU.
+EVALUATION_TOKENS = 4096
 
 
 @torch.no_grad()
