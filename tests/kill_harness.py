@@ -91,8 +91,8 @@ def differences(one: Path, other: Path) -> list[str]:
     ends = [checkpoint_paths(run / "checkpoints")[-1] for run in (one, other)]
     names = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml")
     differing = [name for name in names if (ends[0] / name).read_bytes() != (ends[1] / name).read_bytes()]
-    if ends[0].name != ends[1].name:
-        differing.append("the last checkpoint's step")
+    if [p.name for p in checkpoint_paths(one / "checkpoints")] != [p.name for p in checkpoint_paths(other / "checkpoints")]:
+        differing.append("the checkpoints kept")
     if unmeasured(one) != unmeasured(other):
         differing.append("metrics.jsonl")
     if (one / "samples.md").read_bytes() != (other / "samples.md").read_bytes():
@@ -150,7 +150,7 @@ def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
 def _partials(run: Path) -> set[tuple[str, int, int]]:
     """Name, inode and time of each checkpoint that is only half there: one that an earlier kill left is thus told apart."""
     found = set()
-    for path in (run / "checkpoints").glob(".partial-*"):
+    for path in (run / "checkpoints").glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
             try:
                 status = path.stat()

@@ -23,7 +23,7 @@ import glassgpt.training
 from glassgpt.cli import COMMANDS, main
 from glassgpt.config import TrainConfig, recipe, recipe_names, recipe_text
 from glassgpt.console import RichProgress
-from glassgpt.errors import UserError
+from glassgpt.errors import UserError, program
 from glassgpt.generation import Piece
 from glassgpt.progress import PlainProgress, duration
 
@@ -134,7 +134,7 @@ def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
 
 
 def test_train_alone_is_the_demo_as_it_stands(training: mock.Mock) -> None:
-    assert trained_config(training) == recipe("demo")  # the prompt's line break too, which help shows escaped
+    assert trained_config(training) == recipe("demo")
 
 
 def test_out_and_overwrite(training: mock.Mock, capsys: Capture) -> None:
@@ -473,3 +473,26 @@ def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Pa
     assert main(["train", "demo", *options]) == 2
     assert "did you mean 'inductor'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_behind_standard_output_is_said_without_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, "-m", "glassgpt", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (2, "glassgpt: error: cannot write standard output: the disk is full\n")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")],
+)
+def test_advice_names_this_command_line_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str
+) -> None:
+    for name in ("my venv/glassgpt", "elsewhere/glassgpt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch(mode=0o755)
+    (tmp_path / "here").symlink_to(tmp_path / "my venv")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / found) if found else "")
+    assert program() == expected.format(folder=tmp_path / "my venv")

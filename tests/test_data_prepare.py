@@ -140,7 +140,7 @@ def test_wide_vocabularies_take_four_bytes(text: Path) -> None:
 
     dataset = open_dataset(prepare(config(text), tokenizer=Wide()))  # type: ignore[arg-type]
     assert all_of(dataset.train) == [69_999, 65_536, 1]
-    assert dataset.train.dtype == np.dtype("<u4")
+    assert dataset.train.parts[0].dtype == np.dtype("<u4")
 
 
 # ----------------------------------------------------------------------------------------------------- fresh and stale

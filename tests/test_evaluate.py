@@ -1,6 +1,7 @@
 """Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a time."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config import ModelConfig
+from glassgpt.checkpoint import checkpoint_paths
+from glassgpt.config import DataConfig, ModelConfig
+from glassgpt.data.prepare import prepare
 from glassgpt.data.tokens import TokenStream
 from glassgpt.errors import UserError
 from glassgpt.evaluate import evaluate_reference, evaluate_stream
+from glassgpt.files import sha256_of
 from glassgpt.model import GPT
+from glassgpt.reference import find_checkpoint, load
 from glassgpt.tokenizers import BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.training import train
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
@@ -124,7 +129,7 @@ def test_evaluation_leaves_the_model_as_it_was_and_knows_no_dropout(training: bo
 
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_it_takes_two_tokens(tokens: int) -> None:
-    with pytest.raises(UserError, match="at least 2"):
+    with pytest.raises(UserError, match="it takes 2 to evaluate"):
         evaluate_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
 
 
@@ -157,6 +162,26 @@ def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_pat
     assert evaluate_reference(run, source=other, split="validation")["tokens"] == 799
     (tmp_path / "copy.txt").write_bytes(text.read_bytes())
     assert evaluate_reference(run, source=str(tmp_path / "copy.txt")) == evaluate_reference(run)
+
+
+def test_a_prepared_dataset_counts_its_validation_split(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = write_text(tmp_path / "other.txt", 8000, seed=5)
+    _, tokenizer = load(run)
+    prepare(DataConfig(source=str(other)), out=tmp_path / "dataset", tokenizer=tokenizer)
+    for source in (str(tmp_path / "dataset"), "~/dataset"):
+        assert evaluate_reference(run, source=source)["tokens"] == 799
+
+
+def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (checkpoint,) = [path for path in checkpoint_paths(copy / "checkpoints") if path.name == "000010"]
+    config, manifest = checkpoint / "config.toml", checkpoint / "manifest.json"
+    before = sha256_of(config)
+    config.write_text(config.read_text().replace('precision = "auto"', 'precision = "float16"'))
+    manifest.write_text(manifest.read_text().replace(before, sha256_of(config)))
+    assert find_checkpoint(copy).config.precision == "float16"
+    assert evaluate_reference(copy, device="cpu") == evaluate_reference(run, device="cpu")
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])

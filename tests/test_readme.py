@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -60,9 +61,22 @@ def test_the_commands_run_as_written(folder: Path) -> None:
 def test_the_python_runs_as_written(folder: Path) -> None:
     (block,) = blocks("python", "In Python")
     assert "steps=200" in block
+    assert block.rstrip().endswith('print(piece, end="")')
     output = run([sys.executable, "-c", block.replace("steps=200", "steps=2, eval_every=0")], folder)
-    assert "The function" not in output.splitlines()[0]
+    # Behind the run's last line stands what the loop has printed: 100 characters, without the prompt.
+    written = output.partition("done: runs/short\n")[2]
+    assert len(written) == 100
+    assert not written.startswith("The function")
     assert (folder / "runs/short/metrics.jsonl").is_file()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_links_lead_to_files(document: str) -> None:
+    path = ROOT / document
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")) if "://" not in target]
+    assert targets or document != "README.md"
+    for target in targets:
+        assert (path.parent / target.partition("#")[0]).exists(), target
 
 
 def test_every_recipe_is_in_the_table() -> None:

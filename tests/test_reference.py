@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 import glassgpt
-from glassgpt.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint
+from glassgpt.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint, prune_checkpoints
 from glassgpt.config import TrainConfig
 from glassgpt.errors import UserError
 from glassgpt.files import sha256_of
@@ -65,6 +66,36 @@ def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) 
     for suffix, step in expected.items():
         assert find_checkpoint(f"{run}{suffix}").path == run / "checkpoints" / f"{step:06d}"
         assert find_checkpoint(Path(f"{run}{suffix}")).state.step == step
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "while it is verified", "before it is loaded"])
+def test_a_checkpoint_that_a_run_in_training_prunes_meanwhile_is_passed_over(
+    run: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, count = run / "checkpoints" / "000010", 0
+
+    def prune() -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            shutil.copytree(newest, newest.with_name("000012"))
+            prune_checkpoints(newest.parent, 1, None)
+            assert not newest.exists()
+
+    def first(action: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            prune()
+            return action(*arguments, **options)
+
+        return wrapped
+
+    name = {"before it is opened": "open_checkpoint", "while it is verified": "sha256_of", "before it is loaded": "load_checkpoint"}[moment]
+    for module in ("reference", "checkpoint"):
+        if hasattr(sys.modules[f"glassgpt.{module}"], name):
+            monkeypatch.setattr(f"glassgpt.{module}.{name}", first(getattr(sys.modules[f"glassgpt.{module}"], name)))
+    model, _ = load(run)
+    assert count >= 2
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 def test_the_best_is_what_the_newest_whole_checkpoint_says_it_is(run: Path) -> None:

@@ -175,7 +175,7 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
         assert records_of(run)[-1]["step"] == step
         assert f"stopped at step {step} and saved; go on with: {program()} train --resume {run}" in outputs[number][0]
         resume(run, progress=Quiet())
-        assert differences(run, expected) == []
+        assert differences(run, expected) == ["the checkpoints kept"]  # the signal's own beside the last
 
 
 def test_a_signal_just_behind_the_decision_to_save_loses_no_step(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,10 +323,36 @@ def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: 
 def test_a_run_goes_on_from_another_working_directory(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(text.parent)
     source = through(tiny_config(Path(text.name)), Path("source"))
+    source_path = source.resolve()
     run = crashed(tiny_config(Path(text.name), init_from=str(source)), Path("run"), 7).resolve()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     resume(run, progress=Quiet())
+    expected = through(tiny_config(text, init_from=str(source_path)), tmp_path / "through")
+    assert differences(run, expected) == []
+
+
+def test_a_run_whose_text_has_moved_goes_on_when_told_where(tmp_path: Path, text: Path) -> None:
+    expected = through(tiny_config(text), tmp_path / "through")
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    moved = text.rename(tmp_path / "moved.txt")
+    with pytest.raises(UserError, match=r"there is no file.*\n.*has moved, write its new place into .*config\.toml as data\.source"):
+        resume(run, progress=Quiet())
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace(str(text), str(moved)))
+    resume(run, progress=Quiet())
+    assert differences(run, expected) == ["config.toml"]
+    (run / "config.toml").write_text((run / "config.toml").read_text().replace(str(moved), str(write_text(tmp_path / "other.txt", seed=9))))
+    with pytest.raises(UserError, match="the text has changed"):
+        resume(run, steps=12, progress=Quiet())
+
+
+def test_a_run_goes_on_behind_a_link_again_and_again(tmp_path: Path, text: Path) -> None:
+    """Resolved anew, the place in the link's stead once went into the checkpoints, but not into config.toml."""
+    run = crashed(tiny_config(text), tmp_path / "run", 4)
+    text.symlink_to(text.rename(tmp_path / "moved.txt"))
+    for steps in (7, 8, 10):
+        resume(run, steps=steps, progress=Quiet())
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000010"
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,10 +94,9 @@ def test_a_new_run_may_start_where_one_was_killed_before_it_had_a_config(tmp_pat
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["thesis.tex", "checkpoints"])
+@pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/epoch=3.ckpt", "checkpoints/1000", "metrics.jsonl"])
 def test_foreign_files_are_refused_even_to_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "epoch=3.ckpt").touch()
+    (tmp_path / name).mkdir(parents=True)
     with pytest.raises(UserError, match="holds files that are no run's"):
         RunDirectory(tmp_path).require_free(overwrite)
 
@@ -128,19 +128,68 @@ def test_clear_removes_a_run_and_nothing_else(run: RunDirectory) -> None:
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "notes.txt"]
 
 
-@pytest.mark.parametrize("removed", range(1, 6))
-def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(run: RunDirectory, removed: int) -> None:
+@pytest.mark.parametrize("removed", range(5))
+def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(
+    run: RunDirectory, removed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run.checkpoints / "000005").mkdir(parents=True)
-    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json"):
+    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json", "checkpoints/000005/state.json"):
         (run.path / name).write_text("x")
-    run.config_path.unlink()  # the first to go
-    for path in sorted(run.path.glob("[a-z]*.*"))[:removed]:
-        path.unlink(missing_ok=True)
+    count, system = 0, os.unlink
+
+    def unlink(path: str | Path, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > removed:
+            raise KeyboardInterrupt
+        system(path, **options)
+
+    monkeypatch.setattr("os.unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        run.clear()
+    monkeypatch.undo()
+    assert not run.is_run
     with pytest.raises(UserError, match="what is left of a run"):
         run.require_free(overwrite=False)
     run.require_free(overwrite=True)
     run.clear()
     assert not run.checkpoints.exists()
+
+
+def test_checkpoints_that_cannot_be_removed_are_explained_and_the_rest_stays(open_folder: Path) -> None:
+    run = RunDirectory(open_folder / "run")
+    with run.locked():
+        run.write_config(tiny_config(open_folder / "text.txt"))
+    (run.checkpoints / "000005").mkdir(parents=True)
+    (run.checkpoints / "000005" / "state.json").write_text("{}")
+    run.metrics_path.write_text("")
+    run.path.chmod(0o777)  # as where somebody else has trained
+    with unprivileged(), pytest.raises(UserError, match=r"cannot replace the run in .*: permission denied"):
+        run.clear()
+    assert (run.checkpoints / "000005" / "state.json").exists()
+    assert run.metrics_path.exists()
+    with pytest.raises(UserError, match="what is left of a run"):
+        run.require_free(overwrite=False)
+
+
+def test_a_folder_that_may_not_be_entered_is_explained(open_folder: Path) -> None:
+    (open_folder / "closed").mkdir(mode=0o700)
+    run = RunDirectory(open_folder / "closed" / "run")
+    for attempt in (run.require_run, lambda: run.require_free(False), RunDirectory(open_folder / "closed").require_run):
+        with unprivileged(), pytest.raises(UserError, match="permission denied"):
+            attempt()
+
+
+def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert RunDirectory("~/runs/x").path == Path("/somewhere/runs/x")
+    assert RunDirectory("~nobody-of-that-name/x").path == Path("~nobody-of-that-name/x")
+
+
+def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
+    run.config_path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config\.toml is not UTF-8"):
+        run.read_config()
 
 
 # ------------------------------------------------------------------------------------------------------------ the lock
@@ -234,6 +283,19 @@ def test_cutting_back_drops_the_line_that_a_killed_process_left_half_written(run
     run.metrics_path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     run.cut_back(5)
     assert run.metrics_path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    "tail", ["\n", "\n## Ste", "\n## Step 00", "\n## Step 000009\n\n### Sam", "\n## Step 000009\n\n### Sample 1\n\n    Д"]
+)
+def test_cutting_back_drops_samples_that_a_full_disk_cut_off(run: RunDirectory, tail: str) -> None:
+    run.cut_back(0)
+    run.append_samples(4, ["Да", *AWKWARD])
+    before = run.samples_path.read_bytes()
+    for cut in (0, 1):  # at a character's end, and inside one where the tail has a Cyrillic letter at its end
+        run.samples_path.write_bytes(before + tail.encode()[: len(tail.encode()) - cut])
+        run.cut_back(8)
+        assert run.samples_path.read_bytes() == before
 
 
 def test_samples_are_read_back_as_they_were_written(run: RunDirectory) -> None:

@@ -74,13 +74,13 @@ class Rotary(nn.Module):
 
 
 class HeadNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head, in the arithmetic of its input."""
+    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__(head_dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, T, D) of any dtype; under autocast the weight follows it, else the fused kernel could not be used."""
+        """x (B, H, T, D) of any dtype. The weight follows it, which autocast on a CPU leaves undone: mixed, the fused kernel is lost."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 

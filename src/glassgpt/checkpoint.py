@@ -7,6 +7,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .errors import UserError
-from .files import atomic_directory, remove_partials, sha256_of
+from .files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
 from .tokenizers import Tokenizer, load_tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -126,20 +127,27 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
     """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered.
 
-    Only training reads the optimizer's state, two thirds of the bytes: others leave it unread.
+    Only training reads the optimizer's state, two thirds of the bytes: others leave it unread. A directory that is not there
+    (any more) is a `FileNotFoundError`.
     """
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
     except FileNotFoundError:
+        if not path.is_dir():
+            raise
         raise UserError(f"{path} is no checkpoint: it has no manifest.json") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
     for name, expected in sums.items():
         if name == OPTIMIZER_FILE and not for_training:
             continue
-        if not (path / name).is_file():
-            raise UserError(f"checkpoint {path} is damaged: {name} is missing")
-        if sha256_of(path / name) != expected:
+        try:
+            found = sha256_of(path / name)
+        except FileNotFoundError:
+            if not path.is_dir():
+                raise
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing") from None
+        if found != expected:
             raise UserError(f"checkpoint {path} is damaged: {name} does not match its sha256")
     return Checkpoint(path)
 
@@ -165,7 +173,7 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None
     remove_partials(directory)
     for path in checkpoint_paths(directory)[:-keep]:
         if int(path.name) != best_step:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def remove_later_checkpoints(directory: Path, step: int) -> None:
@@ -175,7 +183,14 @@ def remove_later_checkpoints(directory: Path, step: int) -> None:
     """
     for path in checkpoint_paths(directory):
         if int(path.name) > step:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: for a reader it is gone at once, never half there."""
+    aside = path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Only the chosen command's parser is built, and a command imports what it runs af
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -48,13 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has what it wants (`| head`); the interpreter's own last flush must not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:  # the reader has what it wants (`| head`), or standard output goes to a full disk
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own last flush must not complain
+        return 0 if error.errno == errno.EPIPE else _fail("cannot write standard output: the disk is full")
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        return _fail("out of memory; lower --micro-batch-size (training stays the same), or choose a smaller model or --n")
+        return _fail("out of memory; a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model")
 
 
 def _run(arguments: list[str]) -> int:

@@ -373,10 +373,12 @@ def recipe_text(name: str) -> str:
         return (_recipe_directory() / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix == ".toml":
-        if not path.is_file():
-            raise UserError(f"there is no recipe file {name}")
         try:
             return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"there is no recipe file {name}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {name}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise UserError(f"{name} is not UTF-8 text") from None
     known = recipe_names()

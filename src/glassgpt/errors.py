@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -17,11 +18,11 @@ class UserError(ValueError):
 
 def program() -> str:
     """How the user can call the command line: `glassgpt` where the shell finds this one, else by its path."""
+    here = shutil.which("glassgpt", path=str(Path(sys.executable).parent))
     found = shutil.which("glassgpt")
-    here = Path(sys.executable).with_name("glassgpt")
-    if found is None and here.is_file():
-        return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
-    return "glassgpt"
+    if here is None or (found is not None and Path(found).samefile(here)):
+        return "glassgpt"
+    return shlex.quote(os.path.relpath(here) if Path(here).is_relative_to(Path.cwd()) else here)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -20,6 +20,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_path(text: str | Path) -> Path:
+    """The path of that name, a leading `~` replaced (`--out=~/runs` reaches a program as it is written)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~nobody`: no user's home, so a name like any other
+        return Path(text)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a directory's entries, are on the disk (Windows cannot flush a directory: nothing is done)."""
     if os.name == "nt" and path.is_dir():
@@ -37,15 +45,17 @@ def explained(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        denied = "permission denied" if action == "read" else "permission denied: choose a directory that you may write to"
         reasons = {
             errno.ENOSPC: "the disk is full: free some space",
             errno.EDQUOT: "the disk quota is used up: free some space",
-            errno.EACCES: "permission denied: choose a directory that you may write to",
-            errno.EPERM: "permission denied: choose a directory that you may write to",
+            errno.EACCES: denied,
+            errno.EPERM: denied,
             errno.EROFS: "the file system is read-only: choose another directory",
             errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
             errno.EISDIR: "it is a directory: name a file",
             errno.ENOTDIR: "a part of this path is a file and no directory: choose another path",
+            errno.EEXIST: "a part of this path is a file and no directory: choose another path",
         }
         if error.errno not in reasons:
             raise

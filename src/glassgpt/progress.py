@@ -10,9 +10,9 @@ from .config import TrainConfig
 
 
 class Progress(Protocol):
-    """A watcher of a run. It only listens: whatever it does, the run goes on the same.
+    """A watcher of a run. It only listens: an exception that it raises ends the run like any other, without a save.
 
-    Records are those of `metrics.jsonl`; a number that was not finite is None there.
+    Records are those of `metrics.jsonl`, but for numbers that are not finite: they come as they are.
     """
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
@@ -115,14 +115,14 @@ class PlainProgress:
         stream = self._stream or sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
         if self._open:
-            try:  # a reader that has gone, or a locale without the character, must not end a run of many hours
+            try:  # a reader that has gone, a full disk or a locale without the character must not end a run of many hours
                 print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-            except BrokenPipeError:
+            except OSError:
                 self._open = False
 
 
 def number(value: float | None, form: str) -> str:
-    """A record's number, formatted; None there means that it was not finite, or not measured."""
+    """A record's number, formatted; `?` for None, which was not measured."""
     return "?" if value is None else format(value, form)
 
 

@@ -1,17 +1,22 @@
 """A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory."""
 
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
 from .errors import UserError, program
-from .files import explained
+from .files import explained, user_path
 from .hardware import find_device
 from .model import GPT
 from .summary import ModelSummary
 from .tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 
 def find_checkpoint(reference: str | Path) -> Checkpoint:
@@ -24,17 +29,17 @@ def find_checkpoint(reference: str | Path) -> Checkpoint:
 
 
 def _find(text: str) -> Checkpoint:
-    path = Path(text)
+    path = user_path(text)
     if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
         return open_checkpoint(path, for_training=False)
     base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
-    run = Path(base)
+    run = user_path(base)
     if not run.is_dir():
-        raise UserError(f"there is no run or checkpoint at {base}; `{program()} train --out {base}` would make one")
+        raise UserError(f"there is no run or checkpoint at {base}; `{program()} train --out {shlex.quote(base)}` would make one")
     paths = checkpoint_paths(run / "checkpoints")
     if not paths:
         if (run / "config.toml").is_file():
-            raise UserError(f"the run {run} has no checkpoint yet; go on with `{program()} train --resume {run}`")
+            raise UserError(f"the run {run} has no checkpoint yet; go on with `{program()} train --resume {shlex.quote(str(run))}`")
         raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
     if not which or which == "best":
         notices: list[str] = []
@@ -55,6 +60,14 @@ def _find(text: str) -> Checkpoint:
     return open_checkpoint(run / "checkpoints" / f"{int(which):06d}", for_training=False)
 
 
+def read_reference(reference: str | Path, read: Callable[[Checkpoint], T]) -> T:
+    """What `read` makes of a reference's checkpoint. A run in training may prune it meanwhile: then its newer one is read."""
+    try:
+        return read(find_checkpoint(reference))
+    except FileNotFoundError:
+        return read(find_checkpoint(reference))
+
+
 def load_checkpoint(checkpoint: Checkpoint, device: torch.device) -> tuple[GPT, Tokenizer]:
     """The model, in evaluation mode on `device`, and the tokenizer of a checkpoint."""
     config = checkpoint.config
@@ -70,15 +83,15 @@ def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | 
     something damaged.
     """
     target = find_device(device)
-    try:
-        return load_checkpoint(find_checkpoint(reference), target)
-    except FileNotFoundError:  # the run that is being trained has pruned this checkpoint meanwhile, and has a newer one
-        return load_checkpoint(find_checkpoint(reference), target)
+    return read_reference(reference, lambda checkpoint: load_checkpoint(checkpoint, target))
 
 
 def describe(reference: str | Path) -> str:
     """A few lines on what a reference holds: where it is, its training so far, and its model's summary."""
-    checkpoint = find_checkpoint(reference)
+    return read_reference(reference, _describe)
+
+
+def _describe(checkpoint: Checkpoint) -> str:
     config, state, tokenizer = checkpoint.config, checkpoint.state, checkpoint.tokenizer
     loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
     rows = (

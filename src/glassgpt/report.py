@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .files import explained, write_atomic
+from .files import write_atomic
 from .run_directory import RunDirectory
 
 Record = dict[str, Any]
@@ -28,19 +28,16 @@ MAX_SAMPLED_STEPS = 12
 """Steps whose samples the page shows: the first, the last, and some evenly between them."""
 
 
-def write_report(run: str | Path, out: Path | None = None) -> Path:
-    """Write the report of a run directory, by default to its `report.html`; the path written is returned.
+def write_report(run: str | Path) -> Path:
+    """Write a run directory's `report.html` and return its path.
 
-    Raises `UserError` where `run` is no run directory or `out` cannot be written.
+    Raises `UserError` where `run` is no run directory or the file cannot be written.
     """
     directory = RunDirectory(run)
     directory.require_run()
-    out = directory.path / "report.html" if out is None else out / "report.html" if out.is_dir() else out
-    with explained("write", out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON can carry, must not stop the page.
-    write_atomic(out, _page(directory).encode(errors="replace"))
-    return out
+    write_atomic(directory.report_path, _page(directory).encode(errors="replace"))
+    return directory.report_path
 
 
 def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,9 +21,10 @@ import filelock
 
 from .config import TrainConfig
 from .errors import UserError
-from .files import PARTIAL_PREFIX, explained, write_atomic
+from .files import PARTIAL_PREFIX, explained, user_path, write_atomic
 
-_SECTION = re.compile(r"^\n## Step (\d+)$", re.MULTILINE)  # with the empty line above it
+# A section of samples that is whole but for its last line: a write that was cut off can leave a part of a heading, too.
+_SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
 _LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage return would end the indented line, too
 # A step whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
@@ -35,13 +37,15 @@ class RunDirectory:
     """Paths and files of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.config_path = self.path / "config.toml"
         self.environment_path = self.path / "environment.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.md"
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
+        # The config of a run that is being removed: while it is there, whatever else is here was that run's.
+        self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
 
     @property
     def is_run(self) -> bool:
@@ -55,34 +59,25 @@ class RunDirectory:
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
         with explained("read", self.path):
-            there = self.path.is_dir()
-        if not there:
-            raise UserError(f"there is no run at {self.path}")
-        if not self.is_run:
-            raise UserError(f"{self.path} is not a run: it has no config.toml")
+            if not self.path.is_dir():
+                raise UserError(f"there is no run at {self.path}")
+            if not self.is_run:
+                raise UserError(f"{self.path} is not a run: it has no config.toml")
 
     def require_free(self, overwrite: bool) -> None:
         """Raise `UserError` if a new run may not be started here: there is one already, or foreign files."""
         with explained("write", self.path):
-            is_file = self.path.exists() and not self.path.is_dir()
-        if is_file:
-            raise UserError(f"{self.path} is a file; choose another --out")
-        if self.is_run:
-            if not overwrite:
-                ways = f"go on with --resume {self.path}, replace it with --overwrite, or choose another --out"
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"{self.path} is a file; choose another --out")
+            if self.is_run and not overwrite:
+                ways = f"go on with --resume {shlex.quote(str(self.path))}, replace it with --overwrite, or choose another --out"
                 raise UserError(f"there is already a run at {self.path}: {ways}")
-        elif self.path.is_dir():
-            left = [path for path in self.path.iterdir() if path.name not in _BEGUN and not path.name.startswith(PARTIAL_PREFIX)]
-            if not all(self._is_own(path) for path in left):
-                raise UserError(f"{self.path} holds files that are no run's; choose another --out")
-            if left and not overwrite:
+            if self._removed_config_path.exists() and not overwrite:
                 raise UserError(f"{self.path} holds what is left of a run; replace it with --overwrite, or choose another --out")
-
-    def _is_own(self, path: Path) -> bool:
-        """Whether this is a run's file, which a killed `clear` can leave without a config; never a foreign folder of checkpoints."""
-        if path == self.checkpoints:
-            return path.is_dir() and all(p.name.isdecimal() or p.name.startswith(PARTIAL_PREFIX) for p in path.iterdir())
-        return path in (self.metrics_path, self.samples_path, self.report_path) or path.name.startswith(FAILURE_PREFIX)
+            if self.is_run or self._removed_config_path.exists() or not self.path.is_dir():
+                return
+            if any(path.name not in _BEGUN and not path.name.startswith(PARTIAL_PREFIX) for path in self.path.iterdir()):
+                raise UserError(f"{self.path} holds files that are no run's; choose another --out")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,17 +95,26 @@ class RunDirectory:
             lock.release()
 
     def clear(self) -> None:
-        """Remove a former run's files, config first, so that a half-removed run is not taken for one."""
-        for path in (self.config_path, self.metrics_path, self.samples_path, self.environment_path, self.report_path):
-            path.unlink(missing_ok=True)
-        for path in self.path.glob(f"{FAILURE_PREFIX}*"):
-            path.unlink()
-        if self.checkpoints.exists():
-            shutil.rmtree(self.checkpoints)
+        """Remove a former run's files. The config goes aside first and away last, so that a half-removed run is known for one."""
+        with explained("replace the run in", self.path):
+            if self.is_run:
+                os.replace(self.config_path, self._removed_config_path)
+            if self.checkpoints.exists():
+                shutil.rmtree(self.checkpoints)
+            for path in (self.metrics_path, self.samples_path, self.environment_path, self.report_path):
+                path.unlink(missing_ok=True)
+            for path in self.path.glob(f"{FAILURE_PREFIX}*"):
+                path.unlink()
+            self._removed_config_path.unlink(missing_ok=True)
 
     def read_config(self) -> TrainConfig:
         """The run's config."""
-        return TrainConfig.from_toml(self.config_path.read_text(encoding="utf-8"), origin=str(self.config_path))
+        try:
+            with explained("read", self.config_path):
+                text = self.config_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{self.config_path} is not UTF-8 text") from None
+        return TrainConfig.from_toml(text, origin=str(self.config_path))
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the run's config."""
@@ -133,15 +137,16 @@ class RunDirectory:
 
     def cut_back(self, step: int) -> None:
         """Drop metrics and samples of later steps, and a line that a killed process left half-written."""
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics_path.exists() else []
         try:
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics_path.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.metrics_path} is damaged: a line is no record; remove that line to go on") from None
         write_atomic(self.metrics_path, "".join(kept))
-        text = self.samples_path.read_text(encoding="utf-8") if self.samples_path.exists() else _SAMPLES_TITLE
-        later = next((match.start() for match in _SECTION.finditer(text) if int(match[1]) > step), len(text))
-        write_atomic(self.samples_path, text[:later])
+        # The samples of a kept step are whole; what a full disk or a kill cut off, inside a character perhaps, is a later one's.
+        text = self.samples_path.read_text(encoding="utf-8", errors="replace") if self.samples_path.exists() else ""
+        sections = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
+        write_atomic(self.samples_path, "".join([_SAMPLES_TITLE, *sections]))
 
     def append_samples(self, step: int, samples: Sequence[str]) -> None:
         """Add a section of samples, indented as code so that nothing in them can look like a heading."""

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -23,7 +24,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, TrainingState, latest_checkpoint, prune_checkpoints, remove_later_checkpoints, save_checkpoint
 from .config import SampleConfig, TrainConfig
 from .data.prepare import prepare, verify
-from .data.sources import absolute_source
+from .data.sources import absolute_source, resolve
 from .data.tokens import Batches, Dataset, open_dataset
 from .errors import UserError, did_you_mean, program
 from .evaluate.loss import evaluate_stream
@@ -103,6 +104,7 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
         done = checkpoint.state.step if checkpoint is not None else 0
         if checkpoint is not None:
             _require_same_settings(directory, config, checkpoint.config)
+        _require_text(directory, config.data.source)
         if steps is not None and steps != config.steps:
             if steps <= done:
                 raise UserError(f"the run {directory.path} is at step {done} already: --steps must be larger")
@@ -122,12 +124,21 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config that was edited since the checkpoint; only the length may differ, since a run can be extended."""
-    if config.override(steps=1) != saved.override(steps=1):
+    """Refuse a config that was edited since the checkpoint, but for the run's length and the place of its text."""
+    free = {"steps": 1, "data": {"source": ""}}  # the text may have moved: its fingerprint tells whether it is the same
+    if config.override(**free) != saved.override(**free):
         raise UserError(
             f"{run.config_path} was changed since the run's last checkpoint, so it cannot go on exactly; "
-            f"put it back, or start a new run with --init-from {run.path}"
+            f"put it back, or start a new run with --init-from {shlex.quote(str(run.path))}"
         )
+
+
+def _require_text(run: RunDirectory, source: str) -> None:
+    try:
+        resolve(source)
+    except UserError as error:
+        moved = f"if the text has moved, write its new place into {run.config_path} as data.source"
+        raise UserError(f"{str(error).splitlines()[0]}\n{moved}") from None
 
 
 @contextmanager
@@ -178,7 +189,8 @@ def _open_data(config: TrainConfig, start: Checkpoint | None, fingerprint: str |
     """The dataset, and the config with what it determines: the vocabulary, and references that hold from any directory."""
     if start is not None and config.init_from is not None and fingerprint is None:
         config = config.override(init_from=str(start.path.resolve()))
-    config = config.override(data={"source": absolute_source(config.data.source)})
+    if fingerprint is None:
+        config = config.override(data={"source": absolute_source(config.data.source)})
     # A run that begins from another's weights has its tokenizer; any other has what its own data make.
     tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
     directory = prepare(config.data, tokenizer=tokenizer, log=progress.message)
@@ -241,7 +253,7 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, progress: Progress) -> None
     finally:
         metrics.close()
     if trainer.step < trainer.steps:
-        progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {run.path}")
+        progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {shlex.quote(str(run.path))}")
         raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(0)
     progress.finished(run.path)
 

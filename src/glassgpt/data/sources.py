@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UserError, did_you_mean
-from ..files import sha256_of
+from ..files import sha256_of, user_path
 from .download import cache_directory, download
 from .tokens import read_manifest
 
@@ -317,7 +317,7 @@ def resolve(source: str) -> Source | PreparedDataset:
     """What a source's string stands for: a registered name first, else a path. Raises `UserError` where it is neither."""
     if source in REGISTERED:
         return REGISTERED[source]
-    path = Path(source).expanduser()
+    path = user_path(source)
     choices = f"a source is a text file, a folder of .txt and .md files, a prepared dataset, or one of: {', '.join(REGISTERED)}"
     if not source:
         raise UserError(f"no text is named: give --data SOURCE;\n{choices}")

@@ -39,11 +39,6 @@ class TokenStream:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type in which the tokens are stored."""
-        return self.parts[0].dtype if self.parts else np.dtype("<u2")
-
     def read(self, start: int, length: int) -> Ids:
         """Tokens (length,) from `start` on, across the borders of parts. Raises `IndexError` outside 0 to N."""
         if not 0 <= start <= start + length <= len(self):

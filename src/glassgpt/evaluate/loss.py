@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from ..data.prepare import prepare
-from ..data.tokens import SPLITS, TokenStream, open_dataset, read_manifest
+from ..data.sources import PreparedDataset, resolve
+from ..data.tokens import SPLITS, TokenStream, open_dataset
 from ..errors import UserError
 from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
-from ..reference import find_checkpoint, load_checkpoint
+from ..reference import load_checkpoint, read_reference
 from ..tokenizers import Tokenizer
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU.
@@ -33,8 +34,6 @@ def evaluate_stream(
     `limit` stops after that many predicted tokens. Returns `loss` in nats a token, `perplexity`, `bits_per_byte` (over the
     bytes of the predicted tokens, so that tokenizers compare) and `tokens`. Raises `UserError` for fewer than two tokens.
     """
-    if len(stream) < 2:
-        raise UserError(f"nothing to evaluate: the split has {len(stream)} tokens, and at least 2 are needed")
     context_length = model.config.context_length
     batch_size = batch_size or max(1, EVALUATION_TOKENS // context_length)
     device = model.embedding.weight.device
@@ -74,27 +73,28 @@ def evaluate_reference(
 
     split: `validation`, `train` or `all`; left out, `validation` for the text that the model was trained on and for prepared
     datasets, `all` for any other text. `encoding` and `errors` as in `DataConfig`, the run's own unless given. Precision is
-    the run's own. Returns what `evaluate_stream` does; raises `UserError`.
+    the run's own, float32 where the device lacks that. Returns what `evaluate_stream` does; raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
     target = find_device(device)
-    checkpoint = find_checkpoint(reference)
-    config = checkpoint.config
-    model, tokenizer = load_checkpoint(checkpoint, target)
+    config, state, model, tokenizer = read_reference(reference, lambda c: (c.config, c.state, *load_checkpoint(c, target)))
     changes = {"source": source, "encoding": encoding, "errors": errors}
     data = config.override(data={key: value for key, value in changes.items() if value is not None}).data
     # The run's own dataset is there already, made with its own tokenizer unless that came with another run's weights.
     dataset = open_dataset(prepare(data, tokenizer=None if source is None and config.init_from is None else tokenizer))
-    is_own = dataset.fingerprint == checkpoint.state.data_fingerprint
+    is_own = dataset.fingerprint == state.data_fingerprint
     if source is None and not is_own:
         raise UserError(
             f"{data.source} has changed since the model was trained on it, so its validation split may hold training text; "
             "name another text with --data"
         )
     if split is None:
-        split = "validation" if is_own or read_manifest(Path(data.source)) is not None else "all"
+        split = "validation" if is_own or isinstance(resolve(data.source), PreparedDataset) else "all"
     stream = {"validation": dataset.validation, "train": dataset.train, "all": dataset.whole}[split]
-    precision = find_precision(config.precision, target)
+    try:
+        precision = find_precision(config.precision, target)
+    except UserError:
+        precision = "float32"
     with matmul_precision(precision):
         return evaluate_stream(model, stream, tokenizer, precision=precision)
