@@ -1,6 +1,7 @@
 """The command line: what it hands on, what it prints, how it ends, and that help costs neither torch nor patience."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -496,3 +497,45 @@ def test_advice_names_this_command_line_and_no_other(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / found) if found else "")
     assert program() == expected.format(folder=tmp_path / "my venv")
+
+
+def test_a_closed_standard_output_is_no_defect() -> None:
+    result = subprocess.run(f"{sys.executable} -m glassgpt recipes >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    figures = {"loss": 1.0, "perplexity": 2.7, "bits_per_byte": 1.4, "tokens": 9}
+    monkeypatch.setattr(glassgpt.evaluate, "evaluate_reference", mock.Mock(return_value=figures))
+    (tmp_path / "text.txt").write_text("To be or not to be")
+    assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
+    assert "is there already and is no JSON" in capsys.readouterr().err
+    assert (tmp_path / "text.txt").read_text() == "To be or not to be"
+    for _ in range(2):  # an earlier result is replaced
+        assert main(["eval", "runs/x", "--json", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+
+@pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])
+def test_a_shape_beside_init_from_is_refused(training: mock.Mock, capsys: Capture, option: str) -> None:
+    assert main(["train", "demo", "--init-from", "runs/x", *(option, "7")[: 1 if "=" in option else 2]]) == 2
+    assert "--model.n-layer has no effect beside --init-from" in capsys.readouterr().err
+    assert main(["train", "demo", "--init-from", "runs/x", "--model.context-length", "64", "--model.dropout", "0.1"]) == 0
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def flush(self) -> None:
+            self.write("")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with RichProgress() as progress:
+        progress.started(Path("run"), recipe("demo"), "a model", 0, 10)
+        progress.step({"step": 1, "loss": 2.0})
+        progress.sampled(1, ["text"])
+        progress.finished(Path("run"))
+    plain = PlainProgress(stream=Gone())
+    plain.message("nobody reads this")

@@ -175,3 +175,14 @@ def test_other_errors_pass_as_they_are() -> None:
     with pytest.raises(OSError, match="disk is broken") as caught, explained("write", Path("file")):
         raise OSError(errno.EIO, "the disk is broken")
     assert not isinstance(caught.value, UserError)
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(tmp_path / "pipe", "figures")
+        assert os.read(reader, 99) == b"figures"
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()

@@ -486,3 +486,22 @@ def test_a_truly_full_disk_keeps_the_last_checkpoint(tmp_path: Path, text: Path,
     filler.unlink()
     resume(run, progress=Quiet())
     assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_run_without_any_checkpoint_says_that_it_begins_again(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    shutil.rmtree(run / "checkpoints")
+    progress = Quiet()
+    resume(run, progress=progress)
+    assert any("has no checkpoint: it begins again at step 0" in message for message in progress.messages)
+    assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 11))
+
+
+def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_path: Path, text: Path) -> None:
+    run = through(tiny_config(text), tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("garbage\n")
+    before = contents(run)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 14 is no record"):
+        resume(run, steps=12, progress=Quiet())
+    assert contents(run) == before

@@ -222,7 +222,7 @@ def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
     for path in (open_folder / "run", open_folder / "new"):
         with (
             unprivileged(),
-            pytest.raises(UserError, match=rf"cannot start a run in {path}: permission denied"),
+            pytest.raises(UserError, match=rf"cannot train in {path}: permission denied"),
             RunDirectory(path).locked(),
         ):
             pass

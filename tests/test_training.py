@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -490,3 +492,20 @@ def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path,
     assert names[0] == names[1] == {name for name, _ in trainer_for(config).model.named_parameters()}
     losses = [[record["loss"] for record in steps_of(run)] for run in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on this system")
+def test_a_lost_connection_is_a_reason_to_save_however_often_it_is_told() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with training._signals() as caught:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        with training._signals() as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

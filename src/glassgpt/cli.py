@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: a mistake that the user can mend, said in a line or two on standard error; 130: interrupted. Any other
     exception is a defect and keeps its traceback. `--help` ends in `SystemExit(0)`.
     """
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -50,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
     except OSError as error:  # the reader has what it wants (`| head`), or standard output goes to a full disk
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):  # EIO: of a terminal that is gone
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own last flush must not complain
-        return 0 if error.errno == errno.EPIPE else _fail("cannot write standard output: the disk is full")
+        return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -216,6 +218,11 @@ def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
     for field in given:
         if _gives(arguments, f"--data.{field}"):
             raise UserError(f"--{'data' if field == 'source' else field} and --data.{field} are the same: give one of them")
+    if options.config.init_from is not None:
+        for argument in arguments:
+            name = argument.partition("=")[0].replace("_", "-")
+            if name.startswith("--model.") and name.removeprefix("--model.") not in ("context-length", "dropout", "attention"):
+                raise UserError(f"{name} has no effect beside --init-from: the model has the shape of the one that it goes on from")
     return dataclasses.replace(options, config=options.config.override(data=given))
 
 
@@ -248,7 +255,7 @@ def _progress() -> Iterator[Progress]:
 
 
 def _say_what_next(run: Path) -> None:
-    name = shlex.quote(str(run))
+    name = shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
     print(f"next:\n  {program()} generate {name}   (--prompt TEXT sets it going)")
     print(f"  {program()} report {name}     (charts and samples in one page)")
 
@@ -414,6 +421,8 @@ def evaluate(arguments: Sequence[str]) -> None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             if options.json.is_dir():
                 raise UserError(f"--json {options.json} is a directory: name a file")
+            if options.json.is_file() and options.json.read_bytes()[:1] not in (b"", b"{"):
+                raise UserError(f"--json {options.json} is there already and is no JSON: name another file")
     figures = evaluation.evaluate_reference(
         options.reference,
         source=options.data,

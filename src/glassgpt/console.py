@@ -1,10 +1,12 @@
 """A live progress display for terminals, with rich."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich import progress as bars
 from rich.console import Console
@@ -14,6 +16,27 @@ from .config import TrainConfig
 from .progress import Pace, duration, evaluation_line, excerpt, number, shortened
 
 
+class LastingStream:
+    """A stream whose reader may go: what a terminal that is gone, with its connection, refuses must not end a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop it."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, or drop it."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class RichProgress:
     """One live line: bar, steps, loss, validation loss, tokens a second, time left. Evaluations and samples scroll above it.
 
@@ -21,7 +44,7 @@ class RichProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or Console(file=LastingStream(sys.stdout))  # type: ignore[arg-type]
         self._bar = bars.Progress(
             bars.BarColumn(bar_width=None),
             bars.MofNCompleteColumn(),

@@ -59,12 +59,20 @@ def explained(action: str, path: Path) -> Iterator[None]:
         }
         if error.errno not in reasons:
             raise
-        raise UserError(f"cannot {action} {path}: {reasons[error.errno]}") from error
+        where = error.filename if action == "read" and error.filename else path
+        raise UserError(f"cannot {action} {where}: {reasons[error.errno]}") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part of it."""
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part of it.
+
+    What is no regular file (`/dev/stdout`, a named pipe) is written to instead of replaced.
+    """
     data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        with explained("write", path):
+            path.write_bytes(data)
+        return
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}")
     with explained("write", path):
         try:

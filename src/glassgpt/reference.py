@@ -34,6 +34,8 @@ def _find(text: str) -> Checkpoint:
         return open_checkpoint(path, for_training=False)
     base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
     run = user_path(base)
+    if run.is_file():
+        raise UserError(f"{base} is a file; name a run or a checkpoint, which are directories")
     if not run.is_dir():
         raise UserError(f"there is no run or checkpoint at {base}; `{program()} train --out {shlex.quote(base)}` would make one")
     paths = checkpoint_paths(run / "checkpoints")

@@ -82,7 +82,7 @@ class RunDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock goes with the process, even by SIGKILL. Raises `UserError` if it is taken."""
-        with explained("start a run in", self.path):
+        with explained("train in", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / ".lock")
             try:
@@ -137,12 +137,15 @@ class RunDirectory:
 
     def cut_back(self, step: int) -> None:
         """Drop metrics and samples of later steps, and a line that a killed process left half-written."""
-        try:
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if self.metrics_path.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.metrics_path} is damaged: a line is no record; remove that line to go on") from None
-        write_atomic(self.metrics_path, "".join(kept))
+        kept = []
+        lines = self.metrics_path.read_bytes().splitlines(keepends=True) if self.metrics_path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{self.metrics_path} is damaged: line {number} is no record; remove it to go on") from None
+        write_atomic(self.metrics_path, b"".join(kept))
         # The samples of a kept step are whole; what a full disk or a kill cut off, inside a character perhaps, is a later one's.
         text = self.samples_path.read_text(encoding="utf-8", errors="replace") if self.samples_path.exists() else ""
         sections = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]

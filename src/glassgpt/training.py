@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
 
     Raises `UserError` before anything is written if config, data or machine do not fit or the directory is taken (`overwrite`
     replaces a run), and if the loss stops being finite. Ctrl-C saves a checkpoint, then raises `KeyboardInterrupt`; SIGTERM
-    saves, then raises `SystemExit(0)`.
+    and SIGHUP save, then raise `SystemExit(0)`.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
     progress = progress or PlainProgress()
@@ -116,8 +117,10 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
             if trainer.step >= trainer.steps:
                 progress.message(f"{directory.path} is finished at step {trainer.step}; --steps N extends it")
                 return directory.path
-            directory.write_config(config)
+            if checkpoint is None:
+                progress.message(f"{directory.path} has no checkpoint: it begins again at step 0")
             directory.cut_back(trainer.step if checkpoint is not None else -1)
+            directory.write_config(config)
             remove_later_checkpoints(directory.checkpoints, trainer.step)
             _run_to_end(directory, trainer, progress)
     return directory.path
@@ -406,8 +409,9 @@ def _record_failure(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, lr
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step at hand is finished and saved; a second one ends the process at once.
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the step at hand is finished and saved; a second one ends the process at once.
 
+    Not so a second SIGHUP: of a lost connection both the terminal and the shell give notice.
     Python allows handlers in the main thread only: in another one (a notebook's worker, say) nothing is caught.
     """
     caught: list[int] = []
@@ -420,10 +424,13 @@ def _signals() -> Iterator[list[int]]:
             caught.append(number)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
+        elif number == signal.SIGTERM:
             os._exit(128 + number)
 
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, catch) for number in numbers}
     try:
         yield caught
     finally:
