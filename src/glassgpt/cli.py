@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
     except OSError as error:  # the reader has what it wants (`| head`), or standard output goes to a full disk
-        if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):  # EIO: of a terminal that is gone
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own last flush must not complain
         return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
