@@ -217,6 +217,21 @@ def test_errors_from_below(training: mock.Mock, capsys: Capture) -> None:
         main(["train"])
 
 
+@pytest.mark.parametrize(
+    ("set_by_user", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ids=["nothing", "spin count", "policy"],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(set_by_user: dict[str, str], spins: str | None, monkeypatch: Patch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what `main` sets is taken back
+        monkeypatch.delenv(name)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--version"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 def test_no_command_prints_the_overview_and_fails(capsys: Capture) -> None:
     assert main([]) == 2
     out = capsys.readouterr().out

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    _wait_asleep()
     try:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -60,6 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _out_of_memory(error):
             raise
         return _fail("out of memory; a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model")
+
+
+def _wait_asleep() -> None:
+    """Have GNU's OpenMP threads spin only briefly while they wait for each other, then sleep. To be called before torch is imported.
+
+    By default they spin a hundred times longer: where a second program wants the cores, a whole time slice may be lost in each of
+    a step's hundreds of parallel regions (docs/results.md, «Two trainings at once»). The user's own choice stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def _run(arguments: list[str]) -> int:
