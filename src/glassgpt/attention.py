@@ -1,12 +1,15 @@
-"""Causal self-attention (Vaswani et al., 2017), its kernels and its cache.
+"""Causal self-attention (Vaswani et al., 2017): who sees whom, kernels, rotary positions and the cache.
 
-A kernel is a module without parameters, `kernel(q, k, v, mask)`: the fast one trains, the explicit one is the formula
+A kernel is a module without parameters, `kernel(q, k, v, mask)`: fast ones train, the explicit one is the formula
 written out and the reference for every other. A hook on the kernel sees q, k and v from outside.
 
-Shapes: `B` batch, `T` queries, `S` keys, `C` channels, `H` heads, `D` head width.
+Shapes: `B` batch, `T` queries, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width.
 """
 
+import itertools
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,74 +17,147 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
-def visible(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-    """The causal rule, the one truth that kernels and caches follow: a query sees its own position and those before.
 
-    Positions (T,) and (S,) -> boolean mask (T, S), true where the query may look.
+@dataclass(frozen=True)
+class Span:
+    """How far a layer looks back: over all of the text, or a window and the text's first tokens.
+
+    The window is the sliding one of Longformer (Beltagy et al., 2020) made causal, and the global tokens are those that
+    every later token sees. W counts the token itself, as Hugging Face counts it.
     """
-    return k_pos[None, :] <= q_pos[:, None]
+
+    window: int | None = None
+    n_global: int = 0
+
+    def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """The rule that every kernel and cache follows: whether a query at `q_pos` sees a key at `k_pos`, element by element."""
+        past = k_pos <= q_pos
+        return past if self.window is None else past & ((q_pos - k_pos < self.window) | (k_pos < self.n_global))
+
+    def mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        """Positions (T,) and (S,) -> mask (T, S), true where a query sees a key."""
+        return self.visible(q_pos[:, None], k_pos[None, :])
 
 
-class SDPAKernel(nn.Module):
-    """PyTorch's fused attention: flash or memory-efficient kernels, chosen by PyTorch for the device."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (B, H, T, D), k and v (B, H, S, D), mask (T, S) or None for plain causal attention with T = S -> (B, H, T, D)."""
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+def spans(config: ModelConfig) -> list[Span]:
+    """The span of each layer."""
+    return [Span() if window is None else Span(window, config.window_globals) for window in config.windows]
 
 
 class ExplicitKernel(nn.Module):
     """softmax(q k^T / sqrt(D)) v, written out. It holds the (T, S) weights of every head, so it is slow on long text."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, span: Span, dropout: float) -> None:
         super().__init__()
+        self.span = span
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Shapes as in `SDPAKernel`."""
+        """q (B, H, T, D), k and v (B, K, S, D), mask (T, S) or None for the span over plain positions, T = S -> (B, H, T, D)."""
         if mask is None:
             positions = torch.arange(q.shape[-2], device=q.device)
-            mask = visible(positions, positions)
+            mask = self.span.mask(positions, positions)
+        shared_by = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
         return self.dropout(weights) @ v  # type: ignore[no-any-return]
 
 
-KERNELS: dict[str, type[SDPAKernel] | type[ExplicitKernel]] = {"sdpa": SDPAKernel, "explicit": ExplicitKernel}
+class SDPAKernel(nn.Module):
+    """PyTorch's fused attention: flash or memory-efficient kernels, chosen by PyTorch for the device."""
+
+    def __init__(self, span: Span, dropout: float) -> None:
+        super().__init__()
+        self.span = span
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Shapes as in `ExplicitKernel`."""
+        return self.over_plain_positions(q, k, v) if mask is None else self.fused(q, k, v, mask)
+
+    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All of the text: PyTorch's own causal attention."""
+        return self.fused(q, k, v)
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Causal attention from the top left, or what a mask (T, S) shows."""
+        dropout = self.dropout if self.training else 0.0
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped)
+
+
+class WindowKernel(SDPAKernel):
+    """Sliding-window attention in time and memory linear in the length: blocks of W queries, each over its own and the previous block.
+
+    The global tokens come before both. On a GPU `FlexKernel` has fewer steps.
+    """
+
+    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The text block by block. `split` and not slices: their gradients are put together once and not added up block by block."""
+        W, G = self.span.window, self.span.n_global
+        assert W is not None
+        positions = torch.arange(q.shape[-2], device=q.device).split(W)
+        blocks = list(zip(q.split(W, dim=-2), k.split(W, dim=-2), v.split(W, dim=-2), positions, strict=True))
+        outputs = [self.fused(*blocks[0][:3])]  # the first block sees all before it
+        for (_, k_before, v_before, before), (q_own, k_own, v_own, own) in itertools.pairwise(blocks):
+            seen = min(G, int(before[0]))
+            keys = torch.cat([k[..., :seen, :], k_before, k_own], dim=-2)
+            values = torch.cat([v[..., :seen, :], v_before, v_own], dim=-2)
+            key_positions = torch.cat([torch.arange(seen, device=q.device), before, own])
+            outputs.append(self.fused(q_own, keys, values, self.span.mask(own, key_positions)))
+        return torch.cat(outputs, dim=-2)
+
+
+class FlexKernel(SDPAKernel):
+    """FlexAttention (Dong et al., 2024), which skips the blocks that a window hides.
+
+    It is fast where the model is compiled, has no dropout, and no gradients on a CPU.
+    """
+
+    def __init__(self, span: Span, dropout: float) -> None:
+        super().__init__(span, dropout)
+        self.blocks: "BlockMask | None" = None
+
+    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The text with the span as a block mask, which is kept for the next text of this length."""
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # here, since it imports torch's compiler
+
+        T = q.shape[-2]
+        if self.blocks is None or self.blocks.seq_lengths != (T, T):
+            self.blocks = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, T, T, device=q.device)
+        grouped = q.shape[1] != k.shape[1]
+        return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)  # type: ignore[return-value]
+
+
+def build_kernel(config: ModelConfig, span: Span) -> nn.Module:
+    """The kernel that the config asks for, for a layer with that span."""
+    if config.attention == "explicit":
+        return ExplicitKernel(span, config.dropout)
+    if config.attention == "flex":
+        return FlexKernel(span, config.dropout)
+    return SDPAKernel(span, config.dropout) if span.window is None else WindowKernel(span, config.dropout)
 
 
 class Rotary(nn.Module):
     """Rotary positions (Su et al., 2021): the two halves of a head's width are turned by angles that grow with the position."""
 
-    def __init__(self, head_dim: int, base: float) -> None:
+    def __init__(self, head_width: int, base: float) -> None:
         super().__init__()
-        self.n_pairs = head_dim // 2
+        self.head_width = head_width
         self.base = base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x turned, (B, H, T, D)."""
-        frequencies = self.base ** (torch.arange(self.n_pairs, device=x.device) / -self.n_pairs)
-        angles = positions[:, None] * frequencies
+        # In these very steps, since a frequency's last bit is a visible angle at position 10,000, and checkpoints were trained so.
+        frequencies = 1.0 / self.base ** (torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width)
+        angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__(head_dim, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, T, D) of any dtype. The weight follows it, which autocast on a CPU leaves undone: mixed, the fused kernel is lost."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class NoRotation(nn.Module):
@@ -92,58 +168,103 @@ class NoRotation(nn.Module):
         return x
 
 
-class LayerCache:
-    """Keys and values that one layer has computed so far, in buffers of fixed size (B, H, capacity, D)."""
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, T, D) of any dtype. A weight follows it, which autocast on a CPU leaves undone: mixed, the fused kernel is lost."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class LayerCache:
+    """Keys and values that one layer may still need: all of them, or a window's last W and the first G.
+
+    The buffers (B, K, slots, D) stay where they are: a position's slot is its own number, and behind the first G they go round.
+    """
+
+    def __init__(self, span: Span, batch_size: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.span = span
+        slots = capacity if span.window is None else min(capacity, span.window + span.n_global)
+        shape = (batch_size, config.kv_heads, slots, config.head_width)
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.positions = torch.empty(slots, dtype=torch.int64, device=device)
         self.length = 0
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, H, T, D) behind what is there; return all of it, (B, H, length, D)."""
-        end = self.length + k.shape[-2]
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take in k and v (B, K, T, D) of the next T positions; return what these see, (B, K, S, D) each, and the mask (T, S).
+
+        No mask for the first T positions, which see each other by the plain span.
+        """
+        start, slots = self.length, self.k.shape[-2]
+        positions = torch.arange(start, start + k.shape[-2], device=k.device)
+        if start == 0:
+            self._store(k, v, positions)
+            return k, v, None
+        if len(positions) == 1 or start + len(positions) <= slots:
+            # Nothing is overwritten that one of these positions sees.
+            self._store(k, v, positions)
+            filled = min(self.length, slots)
+            k, v, key_positions = self.k[:, :, :filled], self.v[:, :, :filled], self.positions[:filled]
+        else:
+            filled = min(start, slots)
+            new_k, new_v = k, v
+            k, v = torch.cat([self.k[:, :, :filled], k], dim=-2), torch.cat([self.v[:, :, :filled], v], dim=-2)
+            key_positions = torch.cat([self.positions[:filled], positions])
+            self._store(new_k, new_v, positions)
+        return k, v, self.span.mask(positions, key_positions)
+
+    def _store(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """Keep what a later position may see."""
+        slots, G, start = self.k.shape[-2], self.span.n_global, self.length
+        self.length += len(positions)
+        slot: slice | Tensor = slice(start, self.length)
+        if self.length > slots:
+            kept = (positions < G) | (positions >= self.length - (slots - G))
+            k, v, positions = k[:, :, kept], v[:, :, kept], positions[kept]
+            slot = torch.where(positions < slots, positions, G + (positions - G) % (slots - G))
+        self.k[:, :, slot], self.v[:, :, slot], self.positions[slot] = k, v, positions
 
 
 class KVCache:
-    """One `LayerCache` a layer, for `batch_size` sequences of up to `capacity` tokens (at most the context length)."""
+    """One `LayerCache` a layer, for `batch_size` sequences of up to `capacity` tokens.
+
+    `limit` is the capacity, at most the context length. There is none where positions are relative, all layers have windows
+    and the capacity holds one of these.
+    """
 
     def __init__(self, config: ModelConfig, batch_size: int, *, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        if capacity > config.context_length:
+        if capacity > config.context_length and not config.has_no_limit:
             raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
-        shape = (batch_size, config.n_head, capacity, config.head_dim)
-        self.layers = [LayerCache(shape, dtype, device) for _ in range(config.n_layer)]
-        self.capacity = capacity
+        self.layers = [LayerCache(span, batch_size, capacity, config, dtype, device) for span in spans(config)]
+        window_and_globals = (config.window or 0) + config.window_globals
+        self.limit = None if config.has_no_limit and capacity >= window_and_globals else capacity
 
     @property
     def length(self) -> int:
-        """Positions that are filled."""
+        """Tokens so far."""
         return self.layers[0].length
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention with fused query, key and value projection."""
+    """Causal self-attention with a fused projection; several query heads may share a key/value head (Ainslie et al., 2023)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.q_norm = HeadNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.rotary = Rotary(config.head_dim, config.rope_base) if config.position == "rope" else NoRotation()
-        self.kernel = KERNELS[config.attention](config.dropout)
-        self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        D = self.head_width = config.head_width
+        self.split = [config.n_head * D, config.kv_heads * D, config.kv_heads * D]
+        self.qkv = nn.Linear(config.n_embd, sum(self.split), bias=config.bias)
+        self.q_norm = HeadNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.k_norm = HeadNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.rotary = Rotary(D, config.rope_base) if config.position == "rope" else NoRotation()
+        self.kernel = build_kernel(config, span)
+        self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys before x, and mask (T, S) says what is seen."""
-        B, T, C = x.shape
-        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(C, dim=-1))
+    def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in its own."""
+        B, T, _ = x.shape
+        q, k, v = (part.view(B, T, -1, self.head_width).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        y = self.kernel(q, k, v, mask)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+        k, v, mask = cache.append(k, v) if cache is not None else (k, v, None)
+        return self.out(self.kernel(q, k, v, mask).transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]

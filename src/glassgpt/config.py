@@ -5,6 +5,7 @@ override cannot leave one of them stale.
 """
 
 import dataclasses
+import itertools
 import math
 import tomllib
 import types
@@ -93,23 +94,45 @@ class ModelConfig(_Checked):
     vocab_multiple: int = 1
     """The embedding is padded to a multiple of this (128 suits GPUs); padded ids get no probability."""
     context_length: int = 1024
-    """Longest text the model sees at once, in tokens."""
+    """Longest text the model is trained on at once, in tokens."""
     n_layer: int = 12
     """Number of blocks."""
     n_head: int = 12
     """Attention heads a block."""
+    n_kv_head: int | None = None
+    """Key and value heads a block, each shared by n_head / n_kv_head query heads. Left out, n_head."""
+    head_dim: int | None = None
+    """Width of a head. Left out, n_embd / n_head."""
     n_embd: int = 768
-    """Width of the residual stream; a multiple of n_head."""
-    position: Literal["learned", "rope"] = "learned"
-    """Learned position embeddings, or rotary ones inside attention."""
+    """Width of the residual stream."""
+    position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
+    """Position embeddings, learned or sinusoidal; rotary ones inside attention; or none at all."""
     rope_base: float = 10000.0
     """Base of the rotary angles; larger turns slower."""
+    window: int | None = None
+    """Tokens that a sliding-window layer sees, the token itself included. Left out, every layer sees all before it."""
+    window_globals: int = 0
+    """First tokens of a text that windowed layers see from however far."""
+    window_pattern: str = "S"
+    """A letter a layer, repeated over the layers: S for a sliding window, L for all of the text. SSSL: every fourth sees all."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before attention, before the feed-forward block and before the head."""
+    norm_weight: bool = True
+    """RMSNorms have a weight, those of queries and keys too."""
+    norm_bias: bool | None = None
+    """LayerNorms have a bias. Left out, as `bias` says."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every normalisation."""
+    embedding_norm: bool = False
+    """Another normalisation, behind the embedding."""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys."""
-    activation: Literal["gelu_tanh", "relu", "relu_squared"] = "gelu_tanh"
-    """Nonlinearity of the feed-forward block, which is 4 x n_embd wide."""
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
+    """Nonlinearity of the feed-forward block; swiglu has a gate besides: a third matrix."""
+    n_inner: int | None = None
+    """Width of the feed-forward block. Left out, 4 n_embd; with swiglu 8/3 n_embd (as many parameters), up to a multiple of 8."""
     bias: bool = True
-    """Biases in linear layers and LayerNorms."""
+    """Biases in linear layers."""
     residual_init: Literal["scaled", "zero"] = "scaled"
     """First values of the projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero."""
     tied_head: bool = True
@@ -118,31 +141,86 @@ class ModelConfig(_Checked):
     """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as Gemma 2 does. Left out, no cap."""
     dropout: float = 0.0
     """Dropout after the embedding, on attention weights and on both residual branches."""
-    attention: Literal["sdpa", "explicit"] = "sdpa"
-    """Attention kernel: PyTorch's fused one, or the formula written out."""
+    attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
+    """Attention kernel: PyTorch's fused one, the formula written out, or FlexAttention (training with it needs CUDA)."""
 
     def check(self) -> None:
         for name in ("vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
-        self.require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "at least 1")
+        for name in ("vocab_size", "head_dim", "n_inner"):
+            value = getattr(self, name)
+            self.require(name, value is None or value >= 1, "at least 1")
         self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0, "above 0")
         self.require("rope_base", self.rope_base > 1, "above 1")
+        self.require("norm_eps", self.norm_eps > 0, "above 0")
         self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
-        if self.n_embd % self.n_head:
-            divisors = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
-            nearest = sorted(divisors, key=lambda n: abs(n - self.n_head))[:3]
+        self._check_heads()
+        self._check_windows()
+        if self.norm == "layernorm" and not self.norm_weight:
+            raise UserError("model.norm_weight = false is for norm = 'rmsnorm' only: a LayerNorm has a weight here")
+        if self.norm == "rmsnorm" and self.norm_bias:
+            raise UserError("model.norm_bias = true is for norm = 'layernorm' only: an RMSNorm has no bias")
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None and self.n_embd % self.n_head:
+            nearest = _nearest_divisors(self.n_embd, self.n_head)
             raise UserError(
-                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; "
-                f"the nearest that do: {', '.join(map(str, sorted(nearest)))}"
+                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; the nearest that do: {nearest} (or set head_dim)"
+            )
+        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
+            nearest = _nearest_divisors(self.n_head, self.n_kv_head)
+            raise UserError(f"model.n_kv_head = {self.n_kv_head} does not divide model.n_head = {self.n_head}; the nearest that do: {nearest}")
+        if self.position == "rope" and self.head_width % 2:
+            raise UserError(
+                f"rotary positions turn pairs, so the width of a head, {self.head_width}, must be even; change model.n_head or model.head_dim"
             )
 
-        if self.position == "rope" and self.head_dim % 2:
-            raise UserError(f"rotary positions turn pairs, so n_embd / n_head = {self.head_dim} must be even; change model.n_head")
+    def _check_windows(self) -> None:
+        self.require("window_globals", self.window_globals >= 0, "at least 0")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise UserError(f"model.window_pattern must be of the letters S and L, got {self.window_pattern!r}")
+        if self.window is None:
+            for name in ("window_globals", "window_pattern"):
+                if getattr(self, name) != _default(type(self), name):
+                    raise UserError(f"model.{name} is for sliding windows: give model.window too")
+            return
+        largest = self.context_length - self.window_globals
+        self.require("window", 1 <= self.window <= largest, f"from 1 to context_length - window_globals = {largest}")
+        if len(self.window_pattern) > self.n_layer or "S" not in self.window_pattern:
+            raise UserError(f"model.window_pattern {self.window_pattern!r} needs an S, and no more letters than the {self.n_layer} layers")
 
     @property
-    def head_dim(self) -> int:
+    def kv_heads(self) -> int:
+        """Key and value heads a block."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def head_width(self) -> int:
         """Width of one attention head."""
-        return self.n_embd // self.n_head
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def inner_width(self) -> int:
+        """Width of the feed-forward block."""
+        if self.n_inner is not None:
+            return self.n_inner
+        return math.ceil(self.n_embd / 3) * 8 if self.activation == "swiglu" else 4 * self.n_embd
+
+    @property
+    def norms_have_bias(self) -> bool:
+        """Whether the LayerNorms have a bias."""
+        return self.norm == "layernorm" and (self.bias if self.norm_bias is None else self.norm_bias)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The sliding window of each layer, None where the layer sees all."""
+        letters = itertools.islice(itertools.cycle(self.window_pattern), self.n_layer)
+        return [self.window if letter == "S" else None for letter in letters]
+
+    @property
+    def has_no_limit(self) -> bool:
+        """Whether text may grow without end: positions are relative, and no layer looks back over all of it."""
+        return self.position in ("rope", "none") and None not in self.windows
 
     @property
     def padded_vocab_size(self) -> int:
@@ -150,6 +228,15 @@ class ModelConfig(_Checked):
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; it is taken from the tokenizer when a run starts")
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+def _nearest_divisors(number: int, wanted: int) -> str:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))
+
+
+def _default(config_class: type, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(config_class) if f.name == name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,8 @@ class _Writer:
     def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool) -> None:
         self.model = model
         self.ids = ids
-        self.capacity = min(max_length, model.config.context_length)
+        self.context_length = max_length if model.config.has_no_limit else model.config.context_length
+        self.capacity = min(max_length, self.context_length)
         self.use_cache = use_cache
         self.cache: KVCache | None = None
         self.start = 0
@@ -96,7 +97,7 @@ class _Writer:
     def next_logits(self) -> Tensor:
         """Logits (n, V) of the token behind the last one."""
         length = self.ids.shape[1]
-        start = window_start(length, self.model.config.context_length)
+        start = window_start(length, self.context_length)
         if self.use_cache and (self.cache is None or start != self.start):
             self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
         self.start = start
@@ -188,7 +189,8 @@ def generate(
 
     prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
     `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else
-    is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`). Raises
+    is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`), unless the
+    model has no limit (relative positions and windows in all layers: `ModelConfig.has_no_limit`). Raises
     `UserError` for an empty prompt and for impossible settings, at once and not at the first token.
     """
     if max_new_tokens < 1 or n < 1:

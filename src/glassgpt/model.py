@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, KVCache, LayerCache, visible
+from .attention import Attention, KVCache, LayerCache, Span, spans
 from .config import ModelConfig
 from .loss import cross_entropy, soft_cap, token_losses
 from .seeding import generator_for
@@ -27,8 +27,10 @@ class ReLUSquared(nn.Module):
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "gelu": nn.GELU,
     "relu": nn.ReLU,
     "relu_squared": ReLUSquared,
+    "silu": nn.SiLU,
 }
 
 
@@ -50,42 +52,94 @@ class LearnedPositions(nn.Module):
         return x + self.table(positions)  # type: ignore[no-any-return]
 
 
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, sections 3.4 and 3.5).
+
+    The embedding is multiplied by sqrt(C) first, as there: drawn from normal(0, 0.02) it would be lost beside them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_embd = config.n_embd
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C), positions (T,) -> (B, T, C)."""
+        frequencies = 10000.0 ** (-torch.arange(0, self.n_embd, 2, device=x.device) / self.n_embd)
+        angles = positions[:, None] * frequencies
+        # Dimensions 2i and 2i + 1 are sine and cosine of one angle; an odd width ends with a sine.
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, : self.n_embd]
+        return x * math.sqrt(self.n_embd) + table.to(x.dtype)
+
+
 class NoPositions(nn.Module):
-    """The place of `LearnedPositions` in a model whose attention knows the positions."""
+    """The place of `LearnedPositions` in a model whose attention knows the positions, or nobody does."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x as it is."""
         return x
 
 
+POSITIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "rope": NoPositions,
+    "none": NoPositions,
+}
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """A normalisation over the width of the residual stream."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
+
+
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between."""
+    """Two linear layers with a nonlinearity in between."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each added to the residual stream from behind a LayerNorm."""
+class SwiGLU(nn.Module):
+    """silu(x G) * (x U) D: a feed-forward block with a gate (Shazeer, 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.feed_forward = FeedForward(config)
+        self.gate = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.activation = nn.SiLU()
+        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to the residual stream from behind a norm."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config, span)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C); the rest as in `Attention`."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), positions, mask, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), positions, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
 
@@ -100,10 +154,11 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size or 0
         self.embedding = empty_embedding(config.padded_vocab_size, config.n_embd)
-        self.positions = LearnedPositions(config) if config.position == "learned" else NoPositions()
+        self.positions = POSITIONS[config.position](config)
+        self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.blocks = nn.ModuleList(Block(config, span) for span in spans(config))
+        self.norm = build_norm(config)
         # A tied head is the embedding module itself, so nothing can untie the two.
         self.head = self.embedding if config.tied_head else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
 
@@ -139,16 +194,14 @@ class GPT(nn.Module):
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds what came before, and grows."""
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
-        limit = cache.capacity if cache is not None else self.config.context_length
-        if end > limit:
+        limit = cache.limit if cache is not None else (self.config.context_length if self.config.position == "learned" else None)
+        if limit is not None and end > limit:
             raise ValueError(f"{end} tokens do not fit into {limit} positions")
         positions = torch.arange(start, end, device=ids.device)
-        # Fast kernels align a causal mask at the top left, which is wrong behind a cache: there the rule builds it.
-        mask = visible(positions, torch.arange(end, device=ids.device)) if start else None
-        x = self.dropout(self.positions(self.embedding(ids), positions))
+        x = self.dropout(self.embedding_norm(self.positions(self.embedding(ids), positions)))
         layers = cache.layers if cache is not None else [None] * len(self.blocks)
         for block, layer in zip(self.blocks, layers, strict=True):
-            x = block(x, positions, mask, layer)
+            x = block(x, positions, layer)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -49,19 +49,18 @@ class Muon(torch.optim.Optimizer):
 
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW update, so that one learning
     rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch.
-    A parameter group's `parts` is the number of matrices that are fused, row-wise, in each of its parameters.
+    A parameter group's `split` gives the rows of the matrices that are fused in each of its parameters, None where it is one.
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": None})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
-        # Matrices of one shape go together, whichever group they are of: all groups share their settings but `parts`.
+        # Matrices of one shape go together, whichever group they are of: all groups share their settings but `split`.
         batches: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for group in self.param_groups:
-            parts = group["parts"]
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -70,9 +69,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 nesterov = parameter.grad.lerp(momentum, group["momentum"])
-                rows, columns = parameter.shape
-                for weight, update in zip(parameter.chunk(parts), nesterov.chunk(parts), strict=True):
-                    batches.setdefault((rows // parts, columns), []).append((weight, update))
+                rows = group["split"] or [len(parameter)]
+                for weight, update in zip(parameter.split(rows), nesterov.split(rows), strict=True):
+                    batches.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, update))
         lr, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         for (rows, columns), pairs in batches.items():
             updates = orthogonalize(torch.stack([update for _, update in pairs]))
@@ -90,7 +89,7 @@ def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimi
     taken = {id(p) for p in fused}
     single = [p for p in model.blocks.parameters() if p.ndim == 2 and id(p) not in taken]
     taken |= {id(p) for p in single}
-    groups: list[dict[str, Any]] = [{"params": fused, "parts": 3}, {"params": single}]
+    groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]  # type: ignore[union-attr]
     rest = [p for p in parameters if id(p) not in taken]
     return [Muon(groups, config.lr, config.momentum, config.weight_decay), build_adamw(rest, config)]
 

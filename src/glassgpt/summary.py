@@ -19,23 +19,40 @@ class ModelSummary:
         return (tables * self.config.padded_vocab_size + positions) * self.config.n_embd
 
     @property
-    def block_parameters(self) -> int:
-        """One block: attention 4 C^2, feed-forward 8 C^2, two norms, and the biases of all of them."""
-        C, bias = self.config.n_embd, int(self.config.bias)
-        attention = 4 * C * C + bias * 4 * C
-        feed_forward = 8 * C * C + bias * 5 * C
-        qk_norms = 2 * self.config.head_dim if self.config.qk_norm else 0
-        return attention + feed_forward + qk_norms + 2 * self.norm_parameters
+    def attention_weights(self) -> int:
+        """Matrices of one attention: to queries, keys and values, and back."""
+        c = self.config
+        return 2 * c.n_embd * (c.n_head + c.kv_heads) * c.head_width
+
+    @property
+    def feed_forward_weights(self) -> int:
+        """Matrices of one feed-forward block: two, or three with a gate."""
+        return (3 if self.config.activation == "swiglu" else 2) * self.config.n_embd * self.config.inner_width
+
+    @property
+    def block_vectors(self) -> int:
+        """Biases and norms of one block."""
+        c = self.config
+        attention = (c.n_head + 2 * c.kv_heads) * c.head_width + c.n_embd
+        feed_forward = (2 if c.activation == "swiglu" else 1) * c.inner_width + c.n_embd
+        qk_norms = 2 * c.head_width if c.qk_norm and c.norm_weight else 0
+        return c.bias * (attention + feed_forward) + qk_norms + 2 * self.norm_parameters
 
     @property
     def norm_parameters(self) -> int:
-        """One LayerNorm."""
-        return self.config.n_embd * (1 + int(self.config.bias))
+        """One normalisation of the residual stream."""
+        return self.config.n_embd * (self.config.norm_weight + self.config.norms_have_bias)
+
+    @property
+    def block_parameters(self) -> int:
+        """One block."""
+        return self.attention_weights + self.feed_forward_weights + self.block_vectors
 
     @property
     def parameters(self) -> int:
         """All parameters, with the padding of the vocabulary."""
-        return self.embedding_parameters + self.config.n_layer * self.block_parameters + self.norm_parameters
+        norms = (1 + self.config.embedding_norm) * self.norm_parameters
+        return self.embedding_parameters + self.config.n_layer * self.block_parameters + norms
 
     @property
     def parameters_without_padding(self) -> int:
@@ -46,18 +63,19 @@ class ModelSummary:
 
     @property
     def parameters_without_embeddings(self) -> int:
-        """Blocks and the last norm: the N of the scaling laws (Kaplan et al., 2020)."""
+        """Blocks and norms: the N of the scaling laws (Kaplan et al., 2020)."""
         return self.parameters - self.embedding_parameters
 
     @property
     def forward_flops_per_token(self) -> int:
-        """FLOPs of matrix products for one token in a full context, forward: 2 a weight, and 4 C T for attention's two.
+        """FLOPs of matrix products for one token in a full context, forward: 2 a weight, and 4 H D for each key of attention.
 
-        Attention counts every pair of positions, visible or not (Chowdhery et al., 2022, appendix B).
+        Attention counts every pair of positions within its span, visible or not (Chowdhery et al., 2022, appendix B).
         """
-        C, T = self.config.n_embd, self.config.context_length
-        weights = self.config.n_layer * 12 * C * C + self.config.padded_vocab_size * C
-        return 2 * weights + self.config.n_layer * 4 * C * T
+        c = self.config
+        weights = self.attention_weights + self.feed_forward_weights
+        keys = sum(min(c.context_length, (window or c.context_length) + c.window_globals) for window in c.windows)
+        return 2 * (c.n_layer * weights + c.padded_vocab_size * c.n_embd) + 4 * c.n_head * c.head_width * keys
 
     @property
     def training_flops_per_token(self) -> int:
@@ -66,10 +84,18 @@ class ModelSummary:
 
     def __str__(self) -> str:
         c = self.config
+        heads = f"{c.n_head} of {c.head_width}" + (f" on {c.kv_heads} key/value heads" if c.kv_heads < c.n_head else "")
+        norms = [c.norm, f"eps {c.norm_eps:g}", *["without weight"] * (not c.norm_weight), *["without bias"] * (not c.norms_have_bias)]
+        norms += ["of the embedding too"] * c.embedding_norm + ["of queries and keys too"] * c.qk_norm
+        spans = "all of it"
+        if c.window is not None:
+            spans = f"windows of {c.window}" + (f" and the first {c.window_globals}" if c.window_globals else "")
+            spans += f", layers {c.window_pattern}" if "L" in c.window_pattern else ""
         rows = (
-            ("layers, heads, width", f"{c.n_layer}, {c.n_head} of {c.head_dim}, {c.n_embd}"),
-            ("feed-forward", f"{4 * c.n_embd}, {c.activation}"),
-            ("context", f"{c.context_length} tokens, {c.position} positions{', QK-norm' if c.qk_norm else ''}"),
+            ("layers, heads, width", f"{c.n_layer}, {heads}, {c.n_embd}"),
+            ("feed-forward", f"{c.inner_width}, {c.activation}"),
+            ("norm", ", ".join(norms)),
+            ("context", f"{c.context_length} tokens, {c.position} positions; each sees {spans}"),
             ("vocabulary", f"{c.vocab_size:,} (padded to {c.padded_vocab_size:,})"),
             ("head", "tied to the embedding" if c.tied_head else "untied"),
             ("bias, dropout", f"{'yes' if c.bias else 'no'}, {c.dropout}"),
