@@ -4,64 +4,107 @@ float64 throughout, so a tolerance of 1e-12 leaves rounding three digits and a m
 any model (1e-7 of an angle up to a few turns): there the tolerance is 1e-5.
 """
 
+import dataclasses
+import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt.attention import KERNELS, Attention, KVCache, LayerCache, Rotary, SDPAKernel, visible
+from glassgpt.attention import Attention, ExplicitKernel, FlexKernel, KVCache, LayerCache, Rotary, SDPAKernel, Span, WindowKernel
 from glassgpt.config import ModelConfig
 
-B, H, T, D = 2, 3, 7, 5
-KERNEL = pytest.mark.parametrize("kernel", sorted(KERNELS))
+B, H, T, D = 2, 4, 7, 5
+FULL, WINDOW, GLOBALS = Span(), Span(3), Span(2, 2)
+# Each fast kernel with a span that it is for, and the explicit one with all of them.
+KERNELS = pytest.mark.parametrize(
+    ("kernel", "span"),
+    [(SDPAKernel, FULL), (WindowKernel, WINDOW), (WindowKernel, GLOBALS), *((ExplicitKernel, span) for span in (FULL, WINDOW, GLOBALS))],
+    ids=lambda value: value.__name__ if isinstance(value, type) else f"{value.window}+{value.n_global}",
+)
+Kernel = type[SDPAKernel] | type[ExplicitKernel]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of the last T of S positions, number by number."""
+def by_hand(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of the last T of S positions, number by number; query heads share key/value heads in turn."""
     rows, before = q.shape[-2], k.shape[-2] - q.shape[-2]
     y = torch.zeros_like(q)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
+            shared = h * k.shape[1] // q.shape[1]
             for t in range(rows):
-                seen = range(before + t + 1)
+                p = before + t
+                seen = [s for s in range(p + 1) if span.window is None or p - s < span.window or s < span.n_global]
                 # By the head's width D: seeds C and D divided by the root of the model's, H x D.
-                scores = torch.stack([(q[b, h, t] * k[b, h, s]).sum() / math.sqrt(q.shape[-1]) for s in seen])
+                scores = torch.stack([(q[b, h, t] * k[b, shared, s]).sum() / math.sqrt(q.shape[-1]) for s in seen])
                 weights = scores.exp() / scores.exp().sum()
-                y[b, h, t] = sum((weights[s] * v[b, h, s] for s in seen), start=torch.zeros(()))
+                y[b, h, t] = sum((weights[i] * v[b, shared, s] for i, s in enumerate(seen)), start=torch.zeros(()))
     return y
 
 
-@KERNEL
+@KERNELS
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("queries", [T, 3, 1])
-def test_kernel_is_the_formula_forward_and_backward(kernel: str, queries: int) -> None:
+def test_kernel_is_the_formula_forward_and_backward(kernel: Kernel, span: Span, kv_heads: int, queries: int) -> None:
     """All positions, or only the last few behind a cache, where the mask comes from the rule."""
-    q, k, v = random(B, H, queries, D, seed=1), random(B, H, T, D, seed=2), random(B, H, T, D, seed=3)
+    q, k, v = random(B, H, queries, D, seed=1), random(B, kv_heads, T, D, seed=2), random(B, kv_heads, T, D, seed=3)
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    mask = None if queries == T else visible(torch.arange(T - queries, T), torch.arange(T))
+    mask = None if queries == T else span.mask(torch.arange(T - queries, T), torch.arange(T))
     upstream = random(B, H, queries, D, seed=4)
-    actual, expected = KERNELS[kernel](dropout=0.0)(q, k, v, mask), by_hand(q, k, v)
+    actual, expected = kernel(span, dropout=0.0)(q, k, v, mask), by_hand(q, k, v, span)
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
     gradients = torch.autograd.grad(actual, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
 
 
-@KERNEL
-def test_dropout_falls_on_the_weights_in_training_only(kernel: str) -> None:
+@settings(deadline=None)
+@given(length=st.integers(1, 40), window=st.integers(1, 45), n_global=st.integers(0, 12), grouped=st.booleans())
+def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int, n_global: int, grouped: bool) -> None:
+    """Lengths that are no multiple of the window, windows wider than the text, more global tokens than a window holds: both ways."""
+    span = Span(window, n_global)
+    heads = 1 if grouped else 2
+    q, k, v = random(1, 2, length, 4, seed=1), random(1, heads, length, 4, seed=2), random(1, heads, length, 4, seed=3)
+    inputs, upstream = [x.requires_grad_() for x in (q, k, v)], random(1, 2, length, 4, seed=4)
+    fast, explicit = WindowKernel(span, 0.0)(q, k, v), ExplicitKernel(span, 0.0)(q, k, v)
+    torch.testing.assert_close(fast, explicit, atol=1e-12, rtol=0)
+    gradients = torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(explicit, inputs, upstream)
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
+@pytest.mark.parametrize("heads", [2, 1])
+def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
+    """Forward only, since FlexAttention has no gradients on a CPU; twice at one length and once at another, for the mask it keeps.
+
+    float32 is its way on a CPU, so the tolerance is 1e-6.
+    """
+    flex, explicit = FlexKernel(span, 0.0), ExplicitKernel(span, 0.0)
+    for length, seed in ((150, 1), (150, 2), (40, 3)):
+        q, k, v = (random(1, n, length, 16, seed=seed + n).float() for n in (2, heads, heads))
+        torch.testing.assert_close(flex(q, k, v), explicit(q, k, v), atol=1e-6, rtol=0)
+
+
+@KERNELS
+def test_dropout_falls_on_the_weights_in_training_only(kernel: Kernel, span: Span) -> None:
     """With one-hot values the output is the weights themselves: each is 0 or the weight over 1 - p."""
     n, p = 64, 0.3
+    span = dataclasses.replace(span, window=span.window and 20)
     q, k, v = random(1, 4, n, n, seed=1), random(1, 4, n, n, seed=2), torch.eye(n, dtype=torch.float64).expand(1, 4, n, n)
-    module = KERNELS[kernel](dropout=p)
+    module = kernel(span, dropout=p)
     weights = module.eval()(q, k, v)
-    torch.testing.assert_close(weights, KERNELS[kernel](dropout=0.0)(q, k, v), atol=0, rtol=0)
+    torch.testing.assert_close(weights, kernel(span, dropout=0.0)(q, k, v), atol=0, rtol=0)
     torch.manual_seed(0)
     dropped = module.train()(q, k, v)
-    seen = torch.ones(n, n, dtype=torch.bool).tril().expand(1, 4, n, n)
+    seen = weights > 0
     gone = (dropped == 0) & seen
     torch.testing.assert_close(dropped[~gone], weights[~gone] / (1 - p), atol=1e-12, rtol=0)
     count = int(seen.sum())
@@ -69,7 +112,12 @@ def test_dropout_falls_on_the_weights_in_training_only(kernel: str) -> None:
 
 
 def test_the_rule() -> None:
-    assert visible(torch.tensor([2, 3]), torch.arange(5)).tolist() == [[True, True, True, False, False], [True, True, True, True, False]]
+    """W counts the token itself; the first G are seen by all that come after them, and by none before."""
+    q, k = torch.tensor([2, 3]), torch.arange(5)
+    assert FULL.mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert Span(2).mask(q, k).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
+    assert Span(1, 1).mask(q, k).int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 1, 0]]
+    assert Span(1, 5).mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 
 
 def test_rotary_is_a_turn_of_complex_numbers() -> None:
@@ -99,19 +147,26 @@ def test_attention_without_positions_ignores_the_order_of_what_it_sees() -> None
     torch.testing.assert_close(after[:, -1], before[:, -1], atol=1e-12, rtol=0)
 
 
-@KERNEL
-@pytest.mark.parametrize("position", ["learned", "rope"])
-def test_attention_over_a_cache_is_attention_over_the_whole(kernel: str, position: Literal["learned", "rope"]) -> None:
-    attention = _attention(position, kernel=kernel)
-    x, positions = random(B, T, 24), torch.arange(T)
-    whole = attention(x, positions)
-    cache = LayerCache((B, 3, T, 8), torch.float64, torch.device("cpu"))
-    parts = []
-    for start, end in ((0, 3), (3, 4), (4, 6), (6, 7)):
-        mask = visible(positions[start:end], positions[:end]) if start else None
-        parts.append(attention(x[:, start:end], positions[start:end], mask, cache))
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-12, rtol=0)
-    assert cache.length == T
+@settings(deadline=None)
+@given(
+    parts=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    span=st.builds(Span, st.one_of(st.none(), st.integers(1, 9)), st.just(0)) | st.builds(Span, st.integers(1, 9), st.integers(0, 6)),
+    position=st.sampled_from(["learned", "rope"]),
+    explicit=st.booleans(),
+)
+def test_attention_over_a_cache_is_attention_over_the_whole(parts: list[int], span: Span, position: Any, explicit: bool) -> None:
+    """Fed in any parts, over buffers of W + G positions, which are overwritten again and again."""
+    attention = _attention(position, span=span, attention="explicit" if explicit else "sdpa", n_kv_head=1)
+    total = sum(parts)
+    x, positions = random(B, total, 24), torch.arange(total)
+    cache = LayerCache(span, B, total, ModelConfig(n_embd=24, n_head=3, n_kv_head=1), torch.float64, torch.device("cpu"))
+    ends = list(itertools.accumulate(parts))
+    with torch.no_grad():
+        outputs = [attention(x[:, end - n : end], positions[end - n : end], cache) for n, end in zip(parts, ends, strict=True)]
+        torch.testing.assert_close(torch.cat(outputs, dim=1), attention(x, positions), atol=1e-12, rtol=0)
+    assert cache.length == total
+    slots = total if span.window is None else min(total, span.window + span.n_global)
+    assert cache.k.shape == cache.v.shape == (B, 1, slots, 8)
 
 
 def test_the_kernel_shows_queries_keys_and_values_to_a_hook() -> None:
@@ -122,7 +177,7 @@ def test_the_kernel_shows_queries_keys_and_values_to_a_hook() -> None:
     outputs: list[Tensor] = []
     attention.kernel.register_forward_hook(lambda _, inputs, output: outputs.append(output))
     attention(random(B, T, 24), torch.arange(T))
-    torch.testing.assert_close(outputs[0], by_hand(*caught), atol=1e-12, rtol=0)
+    torch.testing.assert_close(outputs[0], by_hand(caught[0], caught[1], caught[2], FULL), atol=1e-12, rtol=0)
     assert isinstance(attention.kernel, SDPAKernel)
     assert not any("kernel" in name or "rotary" in name for name in attention.state_dict())
 
@@ -132,10 +187,28 @@ def test_a_cache_beyond_the_context_is_refused() -> None:
         KVCache(ModelConfig(context_length=8), 1, capacity=9, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def _attention(position: Literal["learned", "rope"], *, kernel: str = "sdpa", qk_norm: bool = False) -> Attention:
+def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
+    """Elsewhere, and where it is too small for a window, its capacity is the limit."""
+    shape: dict[str, Any] = {"context_length": 8, "window": 3, "window_globals": 1}
+    positions: tuple[Literal["rope", "none", "learned", "sinusoidal"], ...] = ("rope", "none", "learned", "sinusoidal")
+    limits = {
+        (position, pattern, capacity): KVCache(
+            ModelConfig(position=position, window_pattern=pattern, **shape),
+            1,
+            capacity=capacity,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        ).limit
+        for position, pattern, capacity in itertools.product(positions, ("S", "SL"), (3, 4, 8))
+    }
+    without = {key for key, limit in limits.items() if limit is None}
+    assert without == {(position, "S", capacity) for position in ("rope", "none") for capacity in (4, 8)}
+    assert all(limit == capacity for (_, _, capacity), limit in limits.items() if limit is not None)
+
+
+def _attention(position: Literal["learned", "rope"], *, span: Span = FULL, **changes: Any) -> Attention:
     """Three heads of 8 with weights that make attention pointed, so a wrong turn shows."""
-    attention = Attention(ModelConfig(n_embd=24, n_head=3, position=position, qk_norm=qk_norm)).double()
-    attention.kernel = KERNELS[kernel](0.0)
+    attention = Attention(ModelConfig(n_embd=24, n_head=3, position=position, **changes), span).double()
     with torch.no_grad():
         for index, parameter in enumerate(attention.parameters()):
             parameter.copy_(0.5 * random(*parameter.shape, seed=index + 10))

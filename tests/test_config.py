@@ -50,6 +50,23 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         # impossible together
         ({"model": {"n_embd": 128, "n_head": 5}}, ["model.n_head", "5", "model.n_embd", "128", "2, 4, 8"]),
         ({"model": {"n_embd": 36, "n_head": 12, "position": "rope"}}, ["even", "3", "model.n_head"]),
+        ({"model": {"position": "rope", "head_dim": 5}}, ["even", "5", "model.head_dim"]),
+        ({"model": {"n_kv_head": 5}}, ["model.n_kv_head = 5", "model.n_head = 12", "4, 6"]),
+        ({"model": {"n_kv_head": 0}}, ["model.n_kv_head = 0", "1, 2, 3"]),
+        ({"model": {"n_inner": 0}}, ["model.n_inner", "at least 1"]),
+        ({"model": {"norm_eps": 0}}, ["model.norm_eps", "above 0"]),
+        ({"model": {"norm_weight": False}}, ["model.norm_weight", "rmsnorm"]),
+        ({"model": {"norm": "rmsnorm", "norm_bias": True}}, ["model.norm_bias", "layernorm"]),
+        ({"model": {"window": 0}}, ["model.window", "from 1 to", "= 16"]),
+        ({"model": {"window": 17}}, ["model.window", "16", "17"]),
+        ({"model": {"window": 15, "window_globals": 4}}, ["model.window", "context_length - window_globals = 12", "15"]),
+        ({"model": {"window": 8, "window_globals": -1}}, ["model.window_globals", "at least 0"]),
+        ({"model": {"window_globals": 2}}, ["model.window_globals", "model.window"]),
+        ({"model": {"window_pattern": "SL"}}, ["model.window_pattern", "model.window"]),
+        ({"model": {"window": 8, "window_pattern": "SX"}}, ["model.window_pattern", "S and L", "'SX'"]),
+        ({"model": {"window": 8, "window_pattern": "L"}}, ["model.window_pattern", "needs an S"]),
+        ({"model": {"window": 8, "window_pattern": "SSSSSSSSSSSSL"}}, ["model.window_pattern", "12 layers"]),
+        ({"model": {"attention": "flex", "dropout": 0.1}}, ["model.attention", "flex", "dropout"]),
         ({"steps": 5, "epochs": 1.0}, ["steps or epochs"]),
         ({"steps": None}, ["steps or epochs"]),
         # batches that do not divide: 4 x 16 = 64
@@ -110,11 +127,22 @@ def test_every_field_comes_back_from_toml() -> None:
             vocab_multiple=8,
             context_length=32,
             n_layer=3,
-            n_head=2,
+            n_head=4,
+            n_kv_head=2,
+            head_dim=6,
             n_embd=8,
             position="rope",
             rope_base=500.0,
+            window=8,
+            window_globals=2,
+            window_pattern="SSL",
+            norm="rmsnorm",
+            norm_weight=False,
+            norm_bias=False,
+            norm_eps=1e-6,
+            embedding_norm=True,
             qk_norm=True,
+            n_inner=20,
             activation="relu",
             bias=False,
             residual_init="zero",
@@ -170,8 +198,11 @@ def test_every_field_comes_back_from_toml() -> None:
         (lambda c: c.batch_size, 512, {"batch_tokens": 2**18}, 256),
         (lambda c: c.accumulation, 32, {"micro_batch_size": 8}, 64),
         (lambda c: c.accumulation, 32, {"batch_tokens": 2**18}, 16),
-        (lambda c: c.model.head_dim, 64, {"model": {"n_embd": 384}}, 32),
-        (lambda c: c.model.head_dim, 64, {"model": {"n_head": 6}}, 128),
+        (lambda c: c.model.head_width, 64, {"model": {"n_embd": 384}}, 32),
+        (lambda c: c.model.head_width, 64, {"model": {"n_head": 6}}, 128),
+        (lambda c: c.model.kv_heads, 12, {"model": {"n_head": 6}}, 6),
+        (lambda c: c.model.inner_width, 3072, {"model": {"n_embd": 384}}, 1536),
+        (lambda c: c.model.inner_width, 3072, {"model": {"activation": "swiglu"}}, 2048),
         (lambda c: c.model.padded_vocab_size, 50304, {"model": {"vocab_size": 65}}, 128),
         (lambda c: c.model.padded_vocab_size, 50304, {"model": {"vocab_multiple": 1}}, 50257),
     ],
@@ -221,7 +252,7 @@ def test_configs_are_frozen() -> None:
 def test_gpt2_recipes(name: str, layers: int, heads: int, width: int, peak: float) -> None:
     config = recipe(name)
     model, optim = config.model, config.optim
-    assert (model.n_layer, model.n_head, model.n_embd, model.context_length, model.head_dim) == (layers, heads, width, 1024, 64)
+    assert (model.n_layer, model.n_head, model.n_embd, model.context_length, model.head_width) == (layers, heads, width, 1024, 64)
     assert (model.position, model.activation, model.bias, model.tied_head, model.dropout) == ("learned", "gelu_tanh", True, True, 0.0)
     assert (model.qk_norm, model.logit_softcap, model.residual_init) == (False, None, "scaled")
     assert config.override(model={"vocab_size": 50257}).model.padded_vocab_size == 50304

@@ -106,8 +106,8 @@ def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
 def test_a_loss_beyond_floating_point_has_an_infinite_perplexity() -> None:
     model = undecided(LETTERS)
     with torch.no_grad():
-        model.norm.weight.zero_()
-        model.norm.bias.fill_(100.0)
+        model.get_parameter("norm.weight").zero_()
+        model.get_parameter("norm.bias").fill_(100.0)
         model.embedding.weight[0].fill_(1.0)  # logit 1600 for "a", 0 for all else
     found = evaluate_stream(model, TokenStream([LETTERS.encode("bcd")]), LETTERS)
     assert found["loss"] == pytest.approx(1600)

@@ -118,6 +118,17 @@ def test_past_the_context_the_older_half_goes_with_and_without_cache(
     torch.testing.assert_close(torch.stack(recorded), expected.repeat(2, 1), atol=1e-12, rtol=0)
 
 
+def test_rotary_windows_write_on_without_end() -> None:
+    """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read again."""
+    model = lively(position="rope", context_length=8, window=3, window_globals=1)
+    shapes = calls(model)
+    cached = tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
+    assert shapes == [(1, 2)] + [(1, 1)] * 59
+    assert cached == tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0, use_cache=False))
+    assert cached == greedy(model, [1, 2], 60)
+    assert len(set(cached)) > 2, "a text of one token proves nothing"
+
+
 def greedy(model: GPT, prompt: Sequence[int], steps: int) -> list[int]:
     """The likeliest continuation within the context, recomputed for each token."""
     ids = list(prompt)

@@ -185,15 +185,16 @@ def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
     assert (ours - theirs).norm() < 0.05 * (theirs - start).norm()
 
 
-def test_a_fused_projection_is_three_matrices() -> None:
-    """Its thirds move as if each were a parameter of its own, to float32's rounding."""
+@pytest.mark.parametrize("rows", [[8, 8, 8], [12, 6, 6]], ids=["all heads", "grouped heads"])
+def test_a_fused_projection_is_three_matrices(rows: list[int]) -> None:
+    """Queries, keys and values move as if each were a parameter of its own, to float32's rounding."""
     start, grad = random(24, 8, dtype=torch.float32), random(24, 8, seed=1, dtype=torch.float32)
     grad[8:16] *= 100  # one large part must not make the other two small
-    fused, parts = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in start.chunk(3)]
+    fused, parts = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in torch.split(start, rows)]
     fused.grad = grad.clone()
-    for parameter, piece in zip(parts, grad.chunk(3), strict=True):
+    for parameter, piece in zip(parts, torch.split(grad, rows), strict=True):
         parameter.grad = piece.clone()
-    for group in ({"params": [fused], "parts": 3}, {"params": parts}):
+    for group in ({"params": [fused], "split": rows}, {"params": parts}):
         Muon([group], lr=0.1, momentum=0.9, weight_decay=0.0).step()
     torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in parts]), atol=1e-5, rtol=0)
 

@@ -21,6 +21,10 @@ SHAPES: list[dict[str, Any]] = [
     {"position": "rope", "qk_norm": True, "n_head": 4},
     {"qk_norm": True, "bias": False, "activation": "relu_squared", "logit_softcap": 15.0},
     {"n_layer": 1, "n_head": 1, "n_embd": 6, "context_length": 1},
+    {"n_kv_head": 1, "head_dim": 6, "n_inner": 20},
+    {"n_head": 4, "n_kv_head": 2, "activation": "swiglu", "norm": "rmsnorm", "position": "rope"},
+    {"activation": "swiglu", "bias": False, "norm": "rmsnorm", "norm_weight": False, "qk_norm": True, "embedding_norm": True},
+    {"embedding_norm": True, "norm_bias": False, "position": "sinusoidal"},
 ]
 EACH = pytest.mark.parametrize("changes", SHAPES, ids=str)
 
@@ -41,7 +45,8 @@ def test_parameters_are_the_models(changes: dict[str, Any]) -> None:
     summary = ModelSummary(config)
     assert summary.parameters == count(config)
     assert summary.parameters_without_padding == count(shape(changes | {"vocab_multiple": 1}))
-    assert summary.parameters_without_embeddings == count(config, only="blocks.") + count(config, only="norm.")
+    norms = count(config, only="norm.") + count(config, only="embedding_norm.")
+    assert summary.parameters_without_embeddings == count(config, only="blocks.") + norms
     assert summary.block_parameters == count(config, only="blocks.0.")
 
 
@@ -61,6 +66,15 @@ def test_flops_are_those_that_pytorch_counts(changes: dict[str, Any]) -> None:
     assert summary.training_flops_per_token == training.get_total_flops() / ids.numel()
 
 
+def test_a_window_counts_the_keys_that_it_holds() -> None:
+    """By hand: 3 layers, the last over all 24 keys, the others over 4 + 2; 4 FLOPs a head's dimension and key."""
+    full, windowed = (
+        ModelSummary(shape(changes)).forward_flops_per_token
+        for changes in ({}, {"window": 4, "window_globals": 2, "window_pattern": "SSL"})
+    )
+    assert full - windowed == 4 * 16 * (24 - 6) * 2
+
+
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
@@ -69,7 +83,7 @@ def test_flops_are_those_that_pytorch_counts(changes: dict[str, Any]) -> None:
             [
                 "12, 12 of 64, 768",
                 "3072, gelu_tanh",
-                "1024 tokens, learned positions",
+                "1024 tokens, learned positions; each sees all of it",
                 "50,257 (padded to 50,304)",
                 "124,475,904 (497.9 MB in float32)",
                 "124,439,808",

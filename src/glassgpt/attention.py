@@ -6,7 +6,6 @@ written out and the reference for every other. A hook on the kernel sees q, k an
 Shapes: `B` batch, `T` queries, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,18 +96,21 @@ class WindowKernel(SDPAKernel):
     """
 
     def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The text block by block. `split` and not slices: their gradients are put together once and not added up block by block."""
+        """The text block by block. `split` and no slice of the whole, whose gradient would be as long as the text for each block."""
         W, G = self.span.window, self.span.n_global
         assert W is not None
-        positions = torch.arange(q.shape[-2], device=q.device).split(W)
-        blocks = list(zip(q.split(W, dim=-2), k.split(W, dim=-2), v.split(W, dim=-2), positions, strict=True))
-        outputs = [self.fused(*blocks[0][:3])]  # the first block sees all before it
-        for (_, k_before, v_before, before), (q_own, k_own, v_own, own) in itertools.pairwise(blocks):
-            seen = min(G, int(before[0]))
-            keys = torch.cat([k[..., :seen, :], k_before, k_own], dim=-2)
-            values = torch.cat([v[..., :seen, :], v_before, v_own], dim=-2)
-            key_positions = torch.cat([torch.arange(seen, device=q.device), before, own])
-            outputs.append(self.fused(q_own, keys, values, self.span.mask(own, key_positions)))
+        q_blocks, k_blocks, v_blocks = (torch.split(x, W, dim=-2) for x in (q, k, v))
+        positions = torch.split(torch.arange(q.shape[-2], device=q.device), W)
+        holding_globals = max(1, math.ceil(G / W))
+        k_global, v_global = (torch.cat(blocks[:holding_globals], dim=-2)[..., :G, :] for blocks in (k_blocks, v_blocks))
+        outputs = [self.fused(q_blocks[0], k_blocks[0], v_blocks[0])]  # the first block sees all before it
+        for own in range(1, len(q_blocks)):
+            before = own - 1
+            seen = min(G, before * W)  # those that the previous block does not have itself
+            keys = torch.cat([k_global[..., :seen, :], k_blocks[before], k_blocks[own]], dim=-2)
+            values = torch.cat([v_global[..., :seen, :], v_blocks[before], v_blocks[own]], dim=-2)
+            key_positions = torch.cat([torch.arange(seen, device=q.device), positions[before], positions[own]])
+            outputs.append(self.fused(q_blocks[own], keys, values, self.span.mask(positions[own], key_positions)))
         return torch.cat(outputs, dim=-2)
 
 
@@ -120,7 +122,7 @@ class FlexKernel(SDPAKernel):
 
     def __init__(self, span: Span, dropout: float) -> None:
         super().__init__(span, dropout)
-        self.blocks: "BlockMask | None" = None
+        self.blocks: BlockMask | None = None
 
     def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The text with the span as a block mask, which is kept for the next text of this length."""
@@ -130,7 +132,7 @@ class FlexKernel(SDPAKernel):
         if self.blocks is None or self.blocks.seq_lengths != (T, T):
             self.blocks = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, T, T, device=q.device)
         grouped = q.shape[1] != k.shape[1]
-        return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)  # type: ignore[return-value]
+        return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)
 
 
 def build_kernel(config: ModelConfig, span: Span) -> nn.Module:

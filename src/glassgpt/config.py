@@ -156,6 +156,8 @@ class ModelConfig(_Checked):
         self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._check_heads()
         self._check_windows()
+        if self.attention == "flex" and self.dropout:
+            raise UserError(f"model.attention = 'flex' has no dropout on attention weights; set model.dropout to 0, got {self.dropout}")
         if self.norm == "layernorm" and not self.norm_weight:
             raise UserError("model.norm_weight = false is for norm = 'rmsnorm' only: a LayerNorm has a weight here")
         if self.norm == "rmsnorm" and self.norm_bias:
@@ -165,14 +167,14 @@ class ModelConfig(_Checked):
         if self.head_dim is None and self.n_embd % self.n_head:
             nearest = _nearest_divisors(self.n_embd, self.n_head)
             raise UserError(
-                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; the nearest that do: {nearest} (or set head_dim)"
+                f"model.n_head = {self.n_head} does not divide model.n_embd = {self.n_embd}; nearest: {nearest} (or set head_dim)"
             )
         if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
             nearest = _nearest_divisors(self.n_head, self.n_kv_head)
-            raise UserError(f"model.n_kv_head = {self.n_kv_head} does not divide model.n_head = {self.n_head}; the nearest that do: {nearest}")
+            raise UserError(f"model.n_kv_head = {self.n_kv_head} does not divide model.n_head = {self.n_head}; the nearest: {nearest}")
         if self.position == "rope" and self.head_width % 2:
             raise UserError(
-                f"rotary positions turn pairs, so the width of a head, {self.head_width}, must be even; change model.n_head or model.head_dim"
+                f"rotary positions turn pairs, so a head's width, {self.head_width}, must be even; change model.n_head or model.head_dim"
             )
 
     def _check_windows(self) -> None:

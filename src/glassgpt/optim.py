@@ -89,7 +89,7 @@ def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimi
     taken = {id(p) for p in fused}
     single = [p for p in model.blocks.parameters() if p.ndim == 2 and id(p) not in taken]
     taken |= {id(p) for p in single}
-    groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]  # type: ignore[union-attr]
+    groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
     return [Muon(groups, config.lr, config.momentum, config.weight_decay), build_adamw(rest, config)]
 

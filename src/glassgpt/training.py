@@ -172,6 +172,8 @@ def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint
         model = GPT.empty(config.model, device)
         if checkpoint is None:
             initialize(model, config.seed)
+    if config.model.attention == "flex" and device.type != "cuda":
+        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
     batches = Batches(dataset.train, config.model.context_length, config.batch_size, config.seed, config.data.order)
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
     if config.sample.count:

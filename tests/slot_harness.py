@@ -1,0 +1,282 @@
+"""Every slot of the model with its values, and what must hold for any combination of them.
+
+`tests/test_slots.py` runs it over combinations in which each pair of values meets, `benchmarks/slots.py` over all.
+The reference is `paper_gpt`, written from the papers without code of the package.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassgpt.checkpoint import TrainingState, open_checkpoint, save_checkpoint
+from glassgpt.config import ModelConfig, TrainConfig
+from glassgpt.generation import generate
+from glassgpt.model import GPT
+from glassgpt.reference import load_checkpoint
+from glassgpt.tokenizers import CharacterTokenizer
+
+V, T = 11, 10
+TINY: dict[str, Any] = {"vocab_size": V, "context_length": T, "n_layer": 2, "n_head": 4, "n_embd": 16}
+
+# Slot by slot, the settings that make each of its values. Even GPT-2's own are named, so that a combination reads whole.
+SLOTS: dict[str, dict[str, dict[str, Any]]] = {
+    "position": {
+        "learned": {"position": "learned"},
+        "rope": {"position": "rope", "rope_base": 50.0},
+        "sinusoidal": {"position": "sinusoidal"},
+        "none": {"position": "none"},
+    },
+    "key/value heads": {"multi-head": {}, "grouped": {"n_kv_head": 2}, "multi-query": {"n_kv_head": 1}},
+    "span": {
+        "full": {},
+        "window": {"window": 3},
+        "globals": {"window": 3, "window_globals": 2},
+        "pattern": {"window": 3, "window_pattern": "SL"},
+    },
+    "norm": {
+        "layernorm": {"norm": "layernorm", "norm_bias": True},
+        "layernorm without bias": {"norm": "layernorm", "norm_bias": False, "norm_eps": 1e-2},
+        "rmsnorm": {"norm": "rmsnorm"},
+        "rmsnorm without weight": {"norm": "rmsnorm", "norm_weight": False, "norm_eps": 1e-2},
+    },
+    "embedding norm": {"off": {}, "on": {"embedding_norm": True}},
+    "QK-norm": {"off": {}, "on": {"qk_norm": True}},
+    "feed-forward": {name: {"activation": name} for name in ("gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu")},
+    "widths": {"GPT-2's": {}, "apart": {"head_dim": 6, "n_inner": 20}},
+    "bias": {"on": {"bias": True}, "off": {"bias": False}},
+    "head": {"tied": {}, "untied": {"tied_head": False}},
+    "soft-cap": {"off": {}, "on": {"logit_softcap": 2.0}},
+}
+
+
+def combined(choice: dict[str, str], **more: Any) -> ModelConfig:
+    """The config of one value for each slot: `{"position": "rope", …}`."""
+    settings = [SLOTS[slot][value] for slot, value in choice.items()]
+    return ModelConfig(**(TINY | {k: v for part in settings for k, v in part.items()} | more))
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def lively(config: ModelConfig) -> GPT:
+    """A float64 model whose weights, norms and biases included, are random and large enough that all of it matters.
+
+    At GPT-2's initialisation a mistake in attention hardly shows.
+    """
+    model = GPT.create(config, seed=0).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.add_(0.3 * random(*parameter.shape, seed=index))
+    return model.eval()
+
+
+def token_ids(rows: int = 2, length: int = T) -> Tensor:
+    return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(9))
+
+
+# The reference
+
+
+def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tensor:
+    """Logits (T, V) of one sequence, written from the papers: one head and one query at a time, no code of the package."""
+    C, H = shape.n_embd, shape.n_head
+    D = shape.head_dim or C // H
+    shared_by = H // (shape.n_kv_head or H)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        x = x - x.mean(-1, keepdim=True) if shape.norm == "layernorm" else x
+        x = x / (x.square().mean(-1, keepdim=True) + shape.norm_eps).sqrt()
+        return x * w.get(f"{name}.weight", torch.ones(())) + w.get(f"{name}.bias", torch.zeros(()))
+
+    def positioned(x: Tensor, t: int, name: str) -> Tensor:
+        if shape.qk_norm:
+            x = x / (x.square().mean() + shape.norm_eps).sqrt() * w.get(f"{name}.weight", torch.ones(()))
+        if shape.position != "rope":
+            return x
+        turned = x.clone()
+        for i in range(D // 2):
+            angle = t * shape.rope_base ** (-2 * i / D)
+            a, b = x[i], x[i + D // 2]
+            turned[i], turned[i + D // 2] = a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)
+        return turned
+
+    def sees(layer: int, t: int) -> list[int]:
+        sliding = shape.window is not None and shape.window_pattern[layer % len(shape.window_pattern)] == "S"
+        return [s for s in range(t + 1) if not sliding or s < shape.window_globals or t - s < (shape.window or 0)]
+
+    def attention(x: Tensor, layer: int) -> Tensor:
+        name = f"blocks.{layer}.attention"
+        qkv = linear(x, f"{name}.qkv")
+        q, k, v = qkv[:, : H * D], *qkv[:, H * D :].chunk(2, dim=1)
+        heads = []
+        for h in range(H):
+            query, (key, value) = q[:, h * D : (h + 1) * D], (x[:, h // shared_by * D :][:, :D] for x in (k, v))
+            rows = []
+            for t in range(len(x)):
+                turned = positioned(query[t], t, f"{name}.q_norm")
+                seen = sees(layer, t)
+                # By the head's width D: seeds C and D divided by the root of the model's.
+                scores = torch.stack([turned @ positioned(key[s], s, f"{name}.k_norm") / math.sqrt(D) for s in seen])
+                rows.append(scores.softmax(0) @ value[seen])
+            heads.append(torch.stack(rows))
+        return linear(torch.cat(heads, dim=-1), f"{name}.out")
+
+    def feed_forward(x: Tensor, name: str) -> Tensor:
+        up = linear(x, f"{name}.up")
+        match shape.activation:
+            case "gelu_tanh":  # Hendrycks and Gimpel, 2016, section 2
+                up = 0.5 * up * (1 + (math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)).tanh())
+            case "gelu":
+                up = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
+            case "relu":
+                up = torch.where(up > 0, up, torch.zeros_like(up))
+            case "relu_squared":
+                up = torch.where(up > 0, up**2, torch.zeros_like(up))
+            case "silu":
+                up = up / (1 + torch.exp(-up))
+            case "swiglu":  # Shazeer, 2020, section 2
+                gate = linear(x, f"{name}.gate")
+                up = gate / (1 + torch.exp(-gate)) * up
+        return linear(up, f"{name}.down")
+
+    x = w["embedding.weight"][ids]
+    if shape.position == "learned":
+        x = x + w["positions.table.weight"][: len(ids)]
+    if shape.position == "sinusoidal":  # Vaswani et al., 2017, sections 3.4 and 3.5
+        waves = [[(math.cos if i % 2 else math.sin)(t / 10000 ** (i // 2 * 2 / C)) for i in range(C)] for t in range(len(ids))]
+        x = x * math.sqrt(C) + torch.tensor(waves, dtype=torch.float64)
+    if shape.embedding_norm:
+        x = norm(x, "embedding_norm")
+    for n in range(shape.n_layer):
+        x = x + attention(norm(x, f"blocks.{n}.attention_norm"), n)
+        x = x + feed_forward(norm(x, f"blocks.{n}.feed_forward_norm"), f"blocks.{n}.feed_forward")
+    head = w["embedding.weight" if shape.tied_head else "head.weight"]
+    logits = norm(x, "norm") @ head[: shape.vocab_size].T
+    return logits if shape.logit_softcap is None else shape.logit_softcap * (logits / shape.logit_softcap).tanh()
+
+
+# What must hold
+
+
+def check_everything(config: ModelConfig) -> None:
+    """All checks below, on one lively model. Raises `AssertionError`."""
+    model = lively(config)
+    check_logits(model)
+    check_kernels(model)
+    check_gradients(model)
+    check_causality(model)
+    check_cache(model)
+    check_checkpoint(model)
+    check_generation(model)
+
+
+def check_logits(model: GPT) -> None:
+    """Logits and loss are the papers': to 1e-9 in float64, to 1e-5 where angles are float32."""
+    config, ids, targets = model.config, token_ids(), token_ids().roll(1, dims=1)
+    tolerance = 1e-5 if config.position in ("rope", "sinusoidal") else 1e-9
+    with torch.no_grad():
+        logits, each = model(ids), model(ids, targets, reduction="none")
+        # The last row stands for all: each is its own sequence, and the loss of all is their mean.
+        expected = paper_gpt(config, dict(model.named_parameters()), ids[-1].tolist())
+        torch.testing.assert_close(logits[-1], expected, atol=tolerance, rtol=0)
+        losses = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
+        torch.testing.assert_close(each, losses, atol=1e-12, rtol=0)
+        torch.testing.assert_close(model(ids, targets), losses.mean(), atol=1e-12, rtol=0)
+
+
+def check_kernels(model: GPT) -> None:
+    """The explicit kernel gives the same logits and gradients as the fast one, to 1e-12 (float64, another order of sums)."""
+    explicit = GPT.empty(dataclasses.replace(model.config, attention="explicit")).double().eval()
+    explicit.load_state_dict(model.state_dict())
+    ids, targets = token_ids(), token_ids().roll(1, dims=1)
+    for other in (model, explicit):
+        other.zero_grad()
+        other(ids, targets).backward()
+    torch.testing.assert_close(explicit(ids), model(ids), atol=1e-12, rtol=0)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, explicit.get_parameter(name).grad, atol=1e-12, rtol=1e-9)
+
+
+def check_gradients(model: GPT) -> None:
+    """The gradient of one parameter of each kind is the slope of the loss along a random direction, by central differences.
+
+    Rounding puts 1e-15 / h = 1e-8 on the slope, curvature far less: 1e-7 leaves room. A larger h would cross the bends of ReLU, where the
+    loss has no slope: there are 2,560 units, so at 1e-5 one of a dozen directions does.
+    """
+    ids, targets, h = token_ids(), token_ids().roll(1, dims=1), 1e-7
+    model.zero_grad()
+    model(ids, targets).backward()
+    last = model.config.n_layer - 1
+    for name, parameter in model.named_parameters():
+        if name.startswith("blocks.") and not name.startswith(f"blocks.{last}."):
+            continue  # a parameter of each kind: those of the last block stand for the others
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        direction = random(*parameter.shape, seed=1)
+        losses = []
+        with torch.no_grad():
+            for side in (h, -2 * h):
+                parameter.add_(side * direction)
+                losses.append(model(ids, targets).item())
+            parameter.add_(h * direction)
+        slope, expected = (losses[0] - losses[1]) / (2 * h), (parameter.grad * direction).sum().item()
+        assert abs(slope - expected) <= 1e-7 + 1e-6 * abs(expected), f"{name}: slope {slope}, gradient {expected}"
+
+
+@torch.no_grad()
+def check_causality(model: GPT) -> None:
+    """Bitwise: another token at t changes no logit before t, and does change the one at t, for t at the windows' edges too."""
+    ids = token_ids(rows=1)
+    logits = model(ids)
+    for t in range(1, T):
+        other = ids.clone()
+        other[0, t] = (ids[0, t] + 1) % V
+        changed = model(other)
+        assert torch.equal(changed[:, :t], logits[:, :t]), f"token {t} is seen before its time"
+        assert not torch.equal(changed[:, t], logits[:, t])
+
+
+@torch.no_grad()
+def check_cache(model: GPT) -> None:
+    """Logits over a cache, fed in uneven parts, are those of the whole text: to 1e-12 (float64, another order of sums).
+
+    A window's layers keep W + G positions and no more.
+    """
+    config, ids = model.config, token_ids()
+    cache = model.new_cache(len(ids), T)
+    parts = [model(ids[:, start:end], cache=cache) for start, end in ((0, 3), (3, 4), (4, 8), (8, 9), (9, 10))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=1e-12, rtol=0)
+    for layer, window in zip(cache.layers, config.windows, strict=True):
+        slots = T if window is None else window + config.window_globals
+        assert layer.k.shape == layer.v.shape == (2, config.kv_heads, slots, config.head_width)
+
+
+def check_checkpoint(model: GPT) -> None:
+    """Saved and loaded, the model gives the same logits, bit for bit."""
+    run = TrainConfig(steps=1, batch_tokens=T, micro_batch_size=1, model=model.config)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = save_checkpoint(Path(folder), model, [], run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
+        loaded, _ = load_checkpoint(open_checkpoint(path), torch.device("cpu"))
+        for name, parameter in loaded.named_parameters():
+            assert torch.equal(parameter, model.get_parameter(name).float()), name
+
+
+def check_generation(model: GPT) -> None:
+    """Greedy text with a cache is that without one, past the context too."""
+    texts = [[piece.token for piece in _greedy(model, use_cache)] for use_cache in (True, False)]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == T
+
+
+def _greedy(model: GPT, use_cache: bool) -> Iterator[Any]:
+    return generate(model, None, [1, 2, 3], max_new_tokens=T, temperature=0, use_cache=use_cache)
