@@ -71,7 +71,7 @@ class Checkpoint:
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
-        tensors = _read_tensors(self.path / "model.safetensors")
+        tensors = read_tensors(self.path / "model.safetensors")
         parameters = dict(model.named_parameters())
         wrong = sorted(tensors.keys() ^ parameters.keys())
         wrong += sorted(name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape)
@@ -85,7 +85,7 @@ class Checkpoint:
         """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
         parameters = dict(model.named_parameters())
         owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
-        for key, value in _read_tensors(self.path / OPTIMIZER_FILE).items():
+        for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
             kind, _, name = key.partition(".")
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
@@ -107,8 +107,8 @@ def save_checkpoint(
     states = [item for optimizer in optimizers for item in optimizer.state.items()]
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     with atomic_directory(final) as partial:
-        _write_tensors(partial / "model.safetensors", weights)
-        _write_tensors(partial / OPTIMIZER_FILE, moments)
+        write_tensors(partial / "model.safetensors", weights)
+        write_tensors(partial / OPTIMIZER_FILE, moments)
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
@@ -205,12 +205,14 @@ def _as_os_errors() -> Iterator[None]:
         raise OSError(int(found[1]), str(error)) from error
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises `OSError` as other writing does, where the disk is full, say."""
     with _as_os_errors():
-        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as a map of the file. Raises `UserError` where it is damaged."""
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:

@@ -279,6 +279,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"the tokenizer {path} is damaged ({error}); take it from another checkpoint or from the dataset") from error
 
 
+def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
+    """TO BE REPLACED AT THE MERGE: the files that transformers' AutoTokenizer reads, of a `BPETokenizer` only."""
+    if not isinstance(tokenizer, BPETokenizer):
+        raise UserError(f"the {tokenizer.kind} tokenizer cannot be written for transformers yet")
+    special = END_OF_TEXT if tokenizer.end_of_text is not None else None
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length, "clean_up_tokenization_spaces": False}
+    (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": special, "eos_token": special}), encoding="utf-8")
+
+
 def _restore(text: str) -> Tokenizer:
     match json.loads(text):
         case {"kind": "characters", "characters": str(characters)}:
