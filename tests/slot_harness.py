@@ -18,7 +18,7 @@ from glassgpt.checkpoint import TrainingState, open_checkpoint, save_checkpoint
 from glassgpt.config import ModelConfig, TrainConfig
 from glassgpt.generation import generate
 from glassgpt.model import GPT
-from glassgpt.reference import load_checkpoint
+from glassgpt.reference import load_source
 from glassgpt.tokenizers import CharacterTokenizer
 
 V, T = 11, 10
@@ -266,7 +266,7 @@ def check_checkpoint(model: GPT) -> None:
     run = TrainConfig(steps=1, batch_tokens=T, micro_batch_size=1, model=model.config)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = save_checkpoint(Path(folder), model, [], run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
-        loaded, _ = load_checkpoint(open_checkpoint(path), torch.device("cpu"))
+        loaded, _ = load_source(open_checkpoint(path), torch.device("cpu"))
         for name, parameter in loaded.named_parameters():
             assert torch.equal(parameter, model.get_parameter(name).float()), name
 

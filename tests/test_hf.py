@@ -4,10 +4,7 @@ Tolerances: both sides compute in float32 on a CPU, in another order of operatio
 order of 1 to 10, that differs by up to some 5e-6. A wrong rotation, window or norm differs by 0.1 and more.
 """
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,10 @@ import torch
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
-from glassgpt.errors import UserError
 from glassgpt.generation import generate
 from glassgpt.hf import HFModel, export_hf, home_of, open_hf
 from glassgpt.hf_families import FAMILIES
 from glassgpt.model import GPT
-from glassgpt.tokenizers import BPETokenizer
 from kill_harness import lightly
 
 transformers: Any = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'glassgpt[hf]'")
@@ -79,7 +74,10 @@ THEIRS: list[tuple[str, dict[str, Any]]] = [
     ("Starcoder2", {**HF_SMALL, "sliding_window": 5}),
     ("Llama", HF_SMALL),
     ("Mistral", {**HF_SMALL, "sliding_window": 5}),
-    ("Ministral", {**HF_SMALL, "head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    (
+        "Ministral",
+        {**HF_SMALL, "head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     ("Qwen3", {**HF_SMALL, "sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}),
     ("Arcee", HF_SMALL),
     ("Apertus", {**HF_SMALL, "hidden_act": "relu2"}),

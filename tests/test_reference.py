@@ -89,7 +89,7 @@ def test_a_checkpoint_that_a_run_in_training_prunes_meanwhile_is_passed_over(
 
         return wrapped
 
-    name = {"before it is opened": "open_checkpoint", "while it is verified": "sha256_of", "before it is loaded": "load_checkpoint"}[moment]
+    name = {"before it is opened": "open_checkpoint", "while it is verified": "sha256_of", "before it is loaded": "load_source"}[moment]
     for module in ("reference", "checkpoint"):
         if hasattr(sys.modules[f"glassgpt.{module}"], name):
             monkeypatch.setattr(f"glassgpt.{module}.{name}", first(getattr(sys.modules[f"glassgpt.{module}"], name)))

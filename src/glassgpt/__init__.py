@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_reference
     from .generation import Piece, generate
     from .model import GPT
-    from .reference import load
+    from .reference import export, load
     from .report import write_report
     from .training import resume, train
 
@@ -32,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "evaluate_reference",
+    "export",
     "generate",
     "load",
     "recipe",
@@ -52,6 +53,7 @@ _HOMES = {
     "TrainConfig": "config",
     "UserError": "errors",
     "evaluate_reference": "evaluate",
+    "export": "reference",
     "generate": "generation",
     "load": "reference",
     "recipe": "config",

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .config import TrainConfig
+from .config import ModelConfig, TrainConfig
 from .errors import UserError
 from .files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
 from .tokenizers import Tokenizer, load_tokenizer
@@ -55,6 +55,23 @@ class Checkpoint:
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
         return TrainConfig.from_toml((self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml"))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.config.model
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What `glassgpt info` tells: where it is, and its training so far."""
+        config, state = self.config, self.state
+        loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
+        return (
+            ("checkpoint", str(self.path)),
+            ("step", f"{state.step:,} ({state.step * config.batch_tokens:,} tokens seen)"),
+            ("validation loss", loss),
+            ("trained on", config.data.source),
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -279,7 +279,7 @@ class GenerateOptions:
     """Options of `glassgpt generate`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else as a document begins)")] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -402,7 +402,7 @@ class EvalOptions:
     """Options of `glassgpt eval`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: what the run was trained on)")] = None
     """Text to evaluate on: a registered name, a text file, or a folder of them."""
     split: Annotated[
@@ -466,7 +466,7 @@ class InfoOptions:
     """Options of `glassgpt info`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or a checkpoint directory."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -475,6 +475,25 @@ def info(arguments: Sequence[str]) -> None:
     from . import reference
 
     print(reference.describe(options.reference))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `glassgpt export`."""
+
+    reference: Annotated[Positional[str], arg(metavar="REF")]
+    """A model: a run (runs/demo, runs/demo@best, runs/demo@500), a checkpoint, or another project's file."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Directory to write, which must be empty or not there yet."""
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a model as a directory that Hugging Face's transformers loads as it is, tokenizer included."""
+    options = _parse(ExportOptions, "export", arguments)
+    from . import reference
+
+    family = reference.export(options.reference, options.out)
+    print(f"{options.out}: a {family} model for AutoModelForCausalLM and AutoTokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -528,6 +547,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "generate": generate,
     "eval": evaluate,
     "info": info,
+    "export": export,
     "report": report,
     "recipes": recipes,
 }

@@ -57,6 +57,11 @@ class HFModel:
         except (UserError, ValueError) as error:
             raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What `glassgpt info` tells."""
+        return (("Hugging Face model", f"{self.path} ({self.family})"),)
+
     def load_model(self, model: GPT) -> None:
         """Fill a model's parameters in place, in their own dtype. Raises `UserError` naming the first tensor that is wrong."""
         try:

@@ -290,7 +290,7 @@ class Family:
         return {name: tensor for name, tensor in named.items() if not re.fullmatch(self.buffers, name.removeprefix(self.prefix))}
 
 
-def _gpt2_rows(*, transposed: bool) -> tuple[Row, ...]:
+def gpt2_rows(*, transposed: bool) -> tuple[Row, ...]:
     whole = {"embedding": "transformer.wte", "positions.table": "transformer.wpe", "norm": "transformer.ln_f", "head": "lm_head"}
     norms = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}
     linear = {
@@ -395,7 +395,7 @@ _GPT2 = Family(
     keys=_GPT2_KEYS,
     defaults=_GPT2_DEFAULTS,
     must_be={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    rows=_gpt2_rows(transposed=True),
+    rows=gpt2_rows(transposed=True),
     buffers=r"bias|h\.\d+\.attn\.(masked_)?bias",
 )
 _GPT_BIGCODE = replace(
@@ -407,7 +407,7 @@ _GPT_BIGCODE = replace(
     defaults={**_GPT2_DEFAULTS, "activation_function": "gelu_pytorch_tanh"},
     # Without multi_query, q, k and v lie in turn, head by head: no row does that.
     must_be={**_GPT2.must_be, "multi_query": (True,), "num_key_value_heads": (1,)},
-    rows=_gpt2_rows(transposed=False),
+    rows=gpt2_rows(transposed=False),
 )
 _LLAMA = Family(
     name="Llama",

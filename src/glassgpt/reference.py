@@ -1,22 +1,74 @@
-"""A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory."""
+"""A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory of ours; a Hugging Face
+directory, `.safetensors` file or hub id; a checkpoint of nanoGPT or build-nanogpt (`.pt`)."""
 
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from .checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
+from .config import ModelConfig
 from .errors import UserError, program
 from .files import explained, user_path
+from .foreign import open_foreign
 from .hardware import find_device
+from .hf import export_hf, open_hf
+from .hub import download_model, is_hub_id
 from .model import GPT
 from .summary import ModelSummary
 from .tokenizers import Tokenizer
 
 T = TypeVar("T")
+
+
+class ModelSource(Protocol):
+    """A model that a reference names: found and understood, but not loaded yet."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Its shape, `vocab_size` included."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, None where it has none."""
+        ...
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What `glassgpt info` tells besides the model's summary, as names and values."""
+        ...
+
+    def load_model(self, model: GPT) -> None:
+        """Fill a model's parameters in place. Raises `UserError` where they do not fit."""
+        ...
+
+
+def find_model(reference: str | Path) -> ModelSource:
+    """The model that a reference names. A hub id that is nothing on the disk is downloaded. Raises `UserError` if there is none."""
+    with explained("read", Path(reference)):
+        return _find_model(str(reference))
+
+
+def _find_model(text: str) -> ModelSource:
+    path = user_path(text)
+    if path.is_file() and path.suffix in (".pt", ".pth"):
+        return open_foreign(path)
+    if path.name == "model.safetensors" and (path.parent / "config.toml").is_file():
+        return find_checkpoint(path.parent)
+    if (path.is_file() and path.suffix == ".safetensors") or (path / "config.json").is_file():
+        return open_hf(path)
+    if not path.exists() and is_hub_id(text):
+        return open_hf(download_model(text))
+    return find_checkpoint(text)
 
 
 def find_checkpoint(reference: str | Path) -> Checkpoint:
@@ -35,9 +87,11 @@ def _find(text: str) -> Checkpoint:
     base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
     run = user_path(base)
     if run.is_file():
-        raise UserError(f"{base} is a file; name a run or a checkpoint, which are directories")
+        raise UserError(f"{base} is no model: name a run or a checkpoint, a .safetensors file, or a .pt file of nanoGPT")
     if not run.is_dir():
-        raise UserError(f"there is no run or checkpoint at {base}; `{program()} train --out {shlex.quote(base)}` would make one")
+        raise UserError(
+            f"there is no run or checkpoint at {base}{_nearby(base)}; `{program()} train --out {shlex.quote(base)}` would make one"
+        )
     paths = checkpoint_paths(run / "checkpoints")
     if not paths:
         if (run / "config.toml").is_file():
@@ -62,45 +116,54 @@ def _find(text: str) -> Checkpoint:
     return open_checkpoint(run / "checkpoints" / f"{int(which):06d}", for_training=False)
 
 
-def read_reference(reference: str | Path, read: Callable[[Checkpoint], T]) -> T:
-    """What `read` makes of a reference's checkpoint. A run in training may prune it meanwhile: then its newer one is read."""
+def _nearby(name: str) -> str:
+    return f" (did you mean runs/{name}?)" if Path("runs", name).is_dir() else ""
+
+
+def read_reference(reference: str | Path, read: Callable[[ModelSource], T]) -> T:
+    """What `read` makes of a reference's model. A run in training may prune a checkpoint meanwhile: then its newer one is read."""
     try:
-        return read(find_checkpoint(reference))
+        return read(find_model(reference))
     except FileNotFoundError:
-        return read(find_checkpoint(reference))
+        return read(find_model(reference))
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode on `device`, and the tokenizer of a checkpoint."""
-    config = checkpoint.config
-    model = GPT.empty(config.model, device)
-    checkpoint.load_model(model)
-    return model.eval(), checkpoint.tokenizer
+def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
+    """The model, in evaluation mode on `device`, and the tokenizer."""
+    model = GPT.empty(source.model_config, device)
+    source.load_model(model)
+    return model.eval(), source.tokenizer
 
 
 def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
     """Model and tokenizer of a reference: `model, tokenizer = glassgpt.load("runs/demo@best")`.
 
-    The model is in evaluation mode, on `device` (`auto`, `cpu`, `cuda`, …). Raises `UserError` if the reference names nothing, or
-    something damaged.
+    The model is in evaluation mode, on `device` (`auto`, `cpu`, `cuda`, …); the tokenizer is None where there is none beside it.
+    Raises `UserError` if the reference names nothing, something damaged, or a model that the slots do not cover.
     """
     target = find_device(device)
-    return read_reference(reference, lambda checkpoint: load_checkpoint(checkpoint, target))
+    return read_reference(reference, lambda source: load_source(source, target))
+
+
+def export(reference: str | Path, out: str | Path) -> str:
+    """Write the model as a directory that Hugging Face's transformers loads, and return the family it became (`GPT2`, `Llama`, …).
+
+    Raises `UserError` where no family can hold the model, naming what stands in the way, or the directory has something in it.
+    """
+    model, tokenizer = load(reference, device="cpu")
+    return export_hf(model, tokenizer, user_path(str(out)))
 
 
 def describe(reference: str | Path) -> str:
-    """A few lines on what a reference holds: where it is, its training so far, and its model's summary."""
+    """A few lines on what a reference holds: where it is, its training so far, its tokenizer, and its model's summary."""
     return read_reference(reference, _describe)
 
 
-def _describe(checkpoint: Checkpoint) -> str:
-    config, state, tokenizer = checkpoint.config, checkpoint.state, checkpoint.tokenizer
-    loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
-    rows = (
-        ("checkpoint", str(checkpoint.path)),
-        ("step", f"{state.step:,} ({state.step * config.batch_tokens:,} tokens seen)"),
-        ("validation loss", loss),
-        ("trained on", config.data.source),
-        ("tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"),
-    )
-    return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(config.model)}"
+def _describe(source: ModelSource) -> str:
+    try:
+        tokenizer = source.tokenizer
+        about = "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
+    except UserError as error:  # GPT-2's vocabulary without network, say: the rest can be told all the same
+        about = f"not at hand: {error}"
+    rows = (*source.facts, ("tokenizer", about))
+    return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(source.model_config)}"

@@ -35,7 +35,7 @@ from .hardware import autocast, describe_environment, find_device, find_precisio
 from .model import GPT, initialize
 from .optim import build_optimizers, lr_at
 from .progress import PlainProgress, Progress
-from .reference import find_checkpoint, load_checkpoint
+from .reference import ModelSource, find_model, load_source
 from .run_directory import MetricsLog, RunDirectory
 from .seeding import seed_for
 from .summary import ModelSummary
@@ -164,7 +164,7 @@ def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint
     precision = find_precision(config.precision, device)
     if config.init_from == "":
         raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
-    start = find_checkpoint(config.init_from) if config.init_from is not None and checkpoint is None else None
+    start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
     config, dataset = _open_data(config, start or checkpoint, fingerprint, progress)
     if start is not None:
         model, config = _start_from(start, config, device)
@@ -190,7 +190,7 @@ def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint
     return trainer
 
 
-def _open_data(config: TrainConfig, start: Checkpoint | None, fingerprint: str | None, progress: Progress) -> tuple[TrainConfig, Dataset]:
+def _open_data(config: TrainConfig, start: ModelSource | None, fingerprint: str | None, progress: Progress) -> tuple[TrainConfig, Dataset]:
     """The dataset, and the config with what it determines: the vocabulary, and references that hold from any directory."""
     if start is not None and config.init_from is not None and fingerprint is None:
         config = config.override(init_from=str(start.path.resolve()))
@@ -198,6 +198,8 @@ def _open_data(config: TrainConfig, start: Checkpoint | None, fingerprint: str |
         config = config.override(data={"source": absolute_source(config.data.source)})
     # A run that begins from another's weights has its tokenizer; any other has what its own data make.
     tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
+    if tokenizer is None and config.init_from is not None:
+        raise UserError(f"{config.init_from} has no tokenizer, so no text can be prepared for it; put its tokenizer.json beside it")
     directory = prepare(config.data, tokenizer=tokenizer, log=progress.message)
     dataset = open_dataset(directory)
     if fingerprint is not None:
@@ -212,9 +214,9 @@ def _open_data(config: TrainConfig, start: Checkpoint | None, fingerprint: str |
     return config.override(model={"vocab_size": vocab_size}), dataset
 
 
-def _start_from(source: Checkpoint, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """A model with another run's weights, its context cropped to the config's; and the config that tells its shape."""
-    model, _ = load_checkpoint(source, device)
+def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
+    """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
+    model, _ = load_source(source, device)
     own = config.model
     context_length = min(own.context_length, model.config.context_length)
     shape = dataclasses.replace(model.config, context_length=context_length, dropout=own.dropout, attention=own.attention)

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import Checkpoint
+from ..config import TrainConfig
 from ..data.prepare import prepare
 from ..data.sources import PreparedDataset, resolve
 from ..data.tokens import SPLITS, TokenStream, open_dataset
 from ..errors import UserError
 from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
-from ..reference import load_checkpoint, read_reference
+from ..reference import ModelSource, load_source, read_reference
 from ..tokenizers import Tokenizer
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU.
@@ -73,17 +75,23 @@ def evaluate_reference(
 
     split: `validation`, `train` or `all`; left out, `validation` for the text that the model was trained on and for prepared
     datasets, `all` for any other text. `encoding` and `errors` as in `DataConfig`, the run's own unless given. Precision is
-    the run's own, float32 where the device lacks that. Returns what `evaluate_stream` does; raises `UserError`.
+    the run's own, float32 where the device lacks that. A model from elsewhere has no run: it needs a source, and precision is
+    the device's best. Returns what `evaluate_stream` does; raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
     target = find_device(device)
-    config, state, model, tokenizer = read_reference(reference, lambda c: (c.config, c.state, *load_checkpoint(c, target)))
+    run, model, tokenizer = read_reference(reference, lambda found: (_run_of(found), *load_source(found, target)))
+    if tokenizer is None:
+        raise UserError(f"{reference} has no tokenizer, so no text can be evaluated with it")
+    if run is None and source is None:
+        raise UserError(f"{reference} is no run of glassgpt, so it has no validation split of its own; name a text with --data")
+    config, own_fingerprint = run or (TrainConfig(steps=1), None)
     changes = {"source": source, "encoding": encoding, "errors": errors}
     data = config.override(data={key: value for key, value in changes.items() if value is not None}).data
     # The run's own dataset is there already, made with its own tokenizer unless that came with another run's weights.
     dataset = open_dataset(prepare(data, tokenizer=None if source is None and config.init_from is None else tokenizer))
-    is_own = dataset.fingerprint == state.data_fingerprint
+    is_own = dataset.fingerprint == own_fingerprint
     if source is None and not is_own:
         raise UserError(
             f"{data.source} has changed since the model was trained on it, so its validation split may hold training text; "
@@ -98,3 +106,8 @@ def evaluate_reference(
         precision = "float32"
     with matmul_precision(precision):
         return evaluate_stream(model, stream, tokenizer, precision=precision)
+
+
+def _run_of(source: ModelSource) -> tuple[TrainConfig, str | None] | None:
+    """The config and the data's fingerprint of a run's checkpoint, None for a model from elsewhere."""
+    return (source.config, source.state.data_fingerprint) if isinstance(source, Checkpoint) else None
