@@ -154,7 +154,7 @@ class Family:
 
     def _is_understood(self, key: str, given: object) -> bool:
         """Whether a key is read, says what it must, changes nothing, or asks for nothing (null, false or empty)."""
-        must_be = {**self.must_be, "is_causal": (True,)}
+        must_be = {**self.must_be, "is_causal": (True,)} | ({"partial_rotary_factor": (1, None)} if self._rope_keys else {})
         if key in must_be:
             return given in must_be[key]
         return not given or key in self.defaults or key in self._rope_keys or key in _HARMLESS or key.startswith(_HARMLESS_START)
@@ -209,6 +209,8 @@ class Family:
         free = {*self.keys, *self.zeros, "rope_base"}
         free |= {ours for ours, key in (("window", "sliding_window"), ("window_pattern", "layer_types")) if key in self.defaults}
         wrong = [f.name for f in fields(stored) if f.name not in free and getattr(stored, f.name) != self.fixed.get(f.name, f.default)]
+        if "activation" in self.keys and stored.activation not in _ACTIVATIONS.values():
+            wrong.append("activation")
         if self.heads_divide and stored.n_embd % stored.n_head:
             wrong.append("head_dim")
         return [f"{name} = {getattr(stored, name)!r}" for name in wrong]
