@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
 cli console parsing report training progress evaluate reference run_directory checkpoint generation optim model attention loss
-summary hardware data.prepare data.sources data.tokens tokenizers data.download config seeding files errors
+summary hardware data.prepare data.sources data.tokens tokenizers hf_tokenizer vocabulary data.download config seeding files errors
 """.split()
 
 # Who may import what, besides the standard library.
@@ -22,6 +22,7 @@ OWNERS = {
     "rich": {"console"},
     "plotly": {"report"},
     "fastokens": {"tokenizers"},
+    "tokenizers": {"hf_tokenizer"},
     "safetensors": {"checkpoint"},
     "filelock": {"run_directory", "data.prepare", "data.download"},
     "platformdirs": {"data.download"},
