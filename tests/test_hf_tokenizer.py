@@ -5,7 +5,6 @@ byte-level BPE that splits in a way of its own.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -379,22 +378,25 @@ def test_ids_may_have_gaps() -> None:
     assert tokenizer.byte_lengths()[:3].tolist() == [1, 0, 1]
 
 
+PLACE = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, column 5"
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("content", "words"),
     [
-        lambda: byte_level(alphabet=[]),
-        lambda: {**words(), "model": {"type": "WordLevel", "vocab": {"the": 0, "low": 1}, "unk_token": "[UNK]"}, "added_tokens": []},
-        lambda: {**unigram(), "model": {"type": "Unigram", "vocab": [[c, -1.0] for c in "▁thelow"], "unk_id": None}, "added_tokens": []},
+        (byte_level(alphabet=[]), PLACE),
+        ({**words(), "model": {"type": "WordLevel", "vocab": {"the": 0, "low": 1}, "unk_token": "[UNK]"}, "added_tokens": []}, PLACE),
+        (
+            {**unigram(), "model": {"type": "Unigram", "vocab": [[c, -1.0] for c in "▁thelow"], "unk_id": None}, "added_tokens": []},
+            "cannot encode the text: .*unk_id",
+        ),
     ],
     ids=["byte-level BPE of few bytes", "words", "Unigram"],
 )
-def test_what_has_no_id_does_not_vanish(make: Callable[[], dict[str, Any]]) -> None:
-    content = make()
-    if content["post_processor"] is not None and not content["added_tokens"]:
-        content["post_processor"] = None
-    tokenizer = HFTokenizer(json.dumps(content))
+def test_what_has_no_id_does_not_vanish(content: dict[str, Any], words: str) -> None:
+    tokenizer = HFTokenizer(json.dumps(content | {"post_processor": None}))
     assert tokenizer.decode(tokenizer.encode("the low")) == "the low"
-    with pytest.raises(UserError, match=r"U\+4E16\) at offset 4 \(line 1, column 5|cannot encode the text"):
+    with pytest.raises(UserError, match=words):
         tokenizer.encode_documents(["the low", "the 世 low"])
 
 
@@ -479,7 +481,7 @@ def test_transformers_has_the_same_ids_and_text(name: str, model_type: str | Non
 
     @settings(max_examples=25 if model_type is None else 5, deadline=None)
     @given(PLAIN.get(name, TEXTS))
-    @example("a .\n's n't  a !" if name == "characters" else "the .\n's n't  low !")
+    @example("a .\n\n's n't  a !\r\n" if name == "characters" else "the .\n's n't  low !")
     def same(text: str) -> None:
         ids = ours.encode(text).tolist()
         assert theirs.encode(text, add_special_tokens=False) == ids
