@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
 cli console parsing report training progress evaluate reference run_directory foreign hf hf_families checkpoint generation optim
-model attention loss summary hardware data.prepare data.sources data.tokens tokenizers data.download hub config seeding files errors
+model attention loss summary hardware data.prepare data.sources data.tokens tokenizers hf_tokenizer vocabulary data.download hub
+config seeding files errors
 """.split()
 
 # Who may import what, besides the standard library.
@@ -22,6 +23,7 @@ OWNERS = {
     "rich": {"console"},
     "plotly": {"report"},
     "fastokens": {"tokenizers"},
+    "tokenizers": {"hf_tokenizer"},
     "safetensors": {"checkpoint", "hf"},
     "huggingface_hub": {"hub"},
     "filelock": {"run_directory", "data.prepare", "data.download"},

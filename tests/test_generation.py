@@ -18,9 +18,9 @@ from torch import Tensor
 from glassgpt import generation
 from glassgpt.config import ModelConfig
 from glassgpt.errors import UserError
-from glassgpt.generation import Piece, generate, sampling_distribution, window_start
+from glassgpt.generation import Piece, generate, prompt_ids, sampling_distribution, window_start
 from glassgpt.model import GPT
-from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, CharacterTokenizer, HFTokenizer, Tokenizer
 
 TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
 BYTES = BytesTokenizer()
@@ -206,6 +206,20 @@ def test_padded_ids_are_never_sampled() -> None:
     assert drawn == set(range(11))
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 50.0, "n": 50, "top_k": 7}])
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]) -> None:
+    """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no character."""
+    model, tokenizer = lively(tied_head=False), CharacterTokenizer("abcdefg")
+    with torch.no_grad():
+        model.get_parameter("head.weight")[7:] *= 1e3
+    assert max(tokens(generate(model, None, [0], max_new_tokens=20, temperature=50.0))) >= 7
+    pieces = list(generate(model, tokenizer, [0], max_new_tokens=20, **settings))
+    assert max(piece.token for piece in pieces) < 7
+    assert all(piece in "abcdefg" for piece in pieces)
+    with pytest.raises(UserError, match="top_k must be from 1 to the vocabulary's 7"):
+        generate(model, tokenizer, [0], top_k=8)
+
+
 def test_draws_come_from_a_generator_of_their_own() -> None:
     model = lively()
 
@@ -313,6 +327,38 @@ def tokenizer_with_end() -> BPETokenizer:
     others = itertools.count(256)
     symbols = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate([*symbols, "<|endoftext|>"])}, [])
+
+
+def sentencepiece() -> HFTokenizer:
+    """Five tokens of Llama's kind: a word carries its space, which the beginning of a text drops, and prompts begin with <s>."""
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    word = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    start = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": name, **added} for i, name in enumerate(["<unk>", "<s>", "</s>"])],
+        "pre_tokenizer": word,
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": start},
+        "decoder": word,
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "▁low": 3, "▁tide": 4}, "unk_token": "<unk>"},
+    }
+    return HFTokenizer(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read", "written"),
+    [(None, [1], "tide low"), ("low", [1, 3], " tide low"), ([1], [1], "tide low"), ([3], [3], " tide low"), ([2, 1], [2, 1], "tide low")],
+    ids=str,
+)
+def test_text_goes_on_from_its_prompt(prompt: str | list[int] | None, read: list[int], written: str) -> None:
+    """Behind <s> as such models expect, and with the space between the prompt's last word and the first one written."""
+    tokenizer = sentencepiece()
+    model = reciter([4] * (len(read) - 1) + [4, 3, 2], tokenizer.vocab_size)
+    assert prompt_ids(model, tokenizer, prompt).tolist() == [read]
+    assert "".join(generate(model, tokenizer, prompt, temperature=0)) == written
+    with pytest.raises(UserError, match="prompt is empty"):
+        prompt_ids(model, tokenizer, "")
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])

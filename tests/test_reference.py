@@ -133,7 +133,7 @@ def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",
         f"{tmp_path}/begun": "has no checkpoint yet; go on with",
-        f"{run}/config.toml": "is a file; name a run",
+        f"{run}/config.toml": "is no model: name a run",
     }
     for reference, message in errors.items():
         with pytest.raises(UserError, match=message):

@@ -25,8 +25,10 @@ from glassgpt.tokenizers import (
     StreamDecoder,
     Tokenizer,
     build_tokenizer,
+    export_tokenizer,
     load_tokenizer,
 )
+from glassgpt.vocabulary import byte_symbols
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
 WORDS = st.lists(st.sampled_from(["lo", "low", " low", " ", "\n", "é", "\U0001f600", "<|endoftext|>", "'s", "9"]), max_size=12).map("".join)
@@ -35,7 +37,7 @@ WORDS = st.lists(st.sampled_from(["lo", "low", " low", " ", "\n", "é", "\U0001f
 def tiny_bpe() -> BPETokenizer:
     """The 256 bytes, five merges and end-of-text: enough to see merging, splitting and special tokens."""
     merges = ["l o", "lo w", "Ġ low", "Ã ©", "1 2"]
-    tokens = [*tokenizers._byte_symbols(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
+    tokens = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
     return BPETokenizer.from_merges({token: i for i, token in enumerate(tokens)}, merges)
 
 
@@ -199,10 +201,10 @@ def damaged_bpe(**changes: Any) -> str:
         b'{"kind": "characters", "characters": "\\ud800"}',
         b'{"model": {"type": "WordPiece", "vocab": {}}}',
         b'{"model": {"type": "BPE"}}',
-        b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+        b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
         TINY.to_json()[:-100].encode(),
         damaged_bpe(merges=["l nothing"]).encode(),
-        damaged_bpe(vocab={symbol: 2 * i for i, symbol in enumerate(tokenizers._byte_symbols())}, merges=[]).encode(),
+        damaged_bpe(vocab={"a": "b"}, merges=[]).encode(),
     ],
 )
 def test_a_damaged_or_foreign_file_is_named(content: bytes, tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_a_missing_file_an_unknown_kind_and_no_text_are_refused(tmp_path: Path) 
 
 
 def test_importing_the_module_is_cheap() -> None:
-    program = "import sys, glassgpt.tokenizers; sys.exit(bool({'torch', 'fastokens'} & set(sys.modules)))"
+    program = "import sys, glassgpt.tokenizers; sys.exit(bool({'torch', 'fastokens', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -310,6 +312,35 @@ def test_gpt2_is_restored_from_a_run_without_its_files(gpt2: tuple[Tokenizer, An
     loaded = load_tokenizer(path)
     assert (loaded.kind, loaded.end_of_text, loaded.to_json()) == ("gpt2", 50256, gpt2[0].to_json())
     assert loaded.encode("Hello, I'm a language model").tolist() == [15496, 11, 314, 1101, 257, 3303, 2746]
+
+
+def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, Any], tmp_path: Path) -> None:
+    """Special tokens spelled out are special there, so tiktoken is allowed to find them."""
+    auto = pytest.importorskip("transformers", reason="transformers, which reads what is exported, is not installed").AutoTokenizer
+    export_tokenizer(gpt2[0], tmp_path, 1024)
+    exported = auto.from_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (exported.eos_token_id, exported.bos_token_id, exported.unk_token, exported.model_max_length) == (50256, 50256, None, 1024)
+    assert (again.kind, again.to_json()) == ("gpt2", gpt2[0].to_json())
+
+    @settings(max_examples=50, deadline=None)
+    @given(HARD)
+    def same(text: str) -> None:
+        ids = gpt2[1].encode(text, allowed_special="all")
+        assert exported.encode(text) == ids
+        assert exported.decode(ids) == text
+
+    same()
+
+
+def test_gpt2s_own_file_names_no_type(gpt2: tuple[Tokenizer, Any]) -> None:
+    """It was written before the format had the field, and its options are empty strings."""
+    content = json.loads(gpt2[0].to_json())
+    del content["model"]["type"]
+    content["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    tokenizer = tokenizers._restore(json.dumps(content))
+    assert (type(tokenizer), tokenizer.kind, tokenizer.end_of_text) == (BPETokenizer, "gpt2", 50256)
+    assert tokenizer.encode("Hello, I'm a language model").tolist() == [15496, 11, 314, 1101, 257, 3303, 2746]
 
 
 # Where GPT-2's files come from

@@ -82,14 +82,18 @@ def window_start(length: int, context_length: int) -> int:
 
 
 class _Writer:
-    """The tokens so far, (n, T), and the logits of the next one, with a cache or recomputed."""
+    """The tokens so far, (n, T), and the logits of the next one, with a cache or recomputed.
 
-    def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool) -> None:
+    `vocab_size` is V here: how many of the model's ids may be drawn.
+    """
+
+    def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool, vocab_size: int) -> None:
         self.model = model
         self.ids = ids
         self.context_length = max_length if model.config.has_no_limit else model.config.context_length
         self.capacity = min(max_length, self.context_length)
         self.use_cache = use_cache
+        self.vocab_size = vocab_size
         self.cache: KVCache | None = None
         self.start = 0
 
@@ -102,7 +106,7 @@ class _Writer:
             self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
         self.start = start
         fresh = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
-        return self.model.logits(self.model.hidden(fresh, self.cache)[:, -1])
+        return self.model.logits(self.model.hidden(fresh, self.cache)[:, -1])[:, : self.vocab_size]
 
     def append(self, tokens: Tensor) -> None:
         """Add one token (n,) to each sample."""
@@ -112,8 +116,8 @@ class _Writer:
 class _Text:
     """One sample's text on its way out: whole characters only, and nothing of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
-        self.decoder = StreamDecoder(tokenizer) if tokenizer is not None else None
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int] = ()) -> None:
+        self.decoder = StreamDecoder(tokenizer, after=_text_before(tokenizer, prompt)) if tokenizer is not None else None
         self.end_of_text = tokenizer.end_of_text if tokenizer is not None else None
         self.stop = stop
         self.held = ""
@@ -140,19 +144,28 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+def _text_before(tokenizer: Tokenizer, prompt: Sequence[int]) -> int | None:
+    """The id that the writing goes on from, None where a prompt has only what a text begins behind."""
+    begins = {*tokenizer.prompt_prefix, tokenizer.end_of_text}
+    return prompt[-1] if any(i not in begins for i in prompt) else None
+
+
 def default_prompt(tokenizer: Tokenizer) -> list[int]:
-    """Where a text begins: the end of the text before it, else a line break, else (in a text without any) the first id."""
+    """Where a text begins: what the model expects before one, else the end of the text before it, else a line break, else (in a
+    text without any) the first id."""
+    if tokenizer.prompt_prefix:
+        return list(tokenizer.prompt_prefix)
     if tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
     try:
         ids: list[int] = tokenizer.encode("\n").tolist()
     except UserError:
-        ids = [0]
-    return ids
+        ids = []
+    return ids or [0]
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
-    """A prompt as ids (1, T) on the model's device, `default_prompt` for None.
+    """A prompt as ids (1, T) on the model's device: text behind the tokenizer's `prompt_prefix`, `default_prompt` for None.
 
     Raises `UserError` for an empty prompt, a text without a tokenizer, or an id outside the vocabulary.
     """
@@ -161,7 +174,8 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
     if tokenizer is not None and prompt is None:
         prompt = default_prompt(tokenizer)
     if tokenizer is not None and isinstance(prompt, str):
-        prompt = tokenizer.encode(prompt).tolist()
+        encoded = tokenizer.encode(prompt).tolist()
+        prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
     if ids.numel() == 0:
         raise UserError("the prompt is empty: the model needs at least one token to go on from; give some text")
@@ -197,8 +211,10 @@ def generate(
         raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")
     if not temperature >= 0:  # this way round for nan
         raise UserError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and not 1 <= top_k <= model.vocab_size:
-        raise UserError(f"top_k must be from 1 to the vocabulary's {model.vocab_size}, got {top_k}")
+    # Makers pad their models' vocabularies (Qwen's by 200 ids and more): what has no text is never drawn.
+    vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
+    if top_k is not None and not 1 <= top_k <= vocab_size:
+        raise UserError(f"top_k must be from 1 to the vocabulary's {vocab_size}, got {top_k}")
     for name, value in (("top_p", top_p), ("min_p", min_p)):
         if value is not None and not 0 < value <= 1:
             raise UserError(f"{name} must be above 0 and at most 1, got {value}")
@@ -208,9 +224,9 @@ def generate(
     if stop and tokenizer is None:
         raise UserError("this model has no tokenizer, so it writes no text that a stop string could be found in; leave stop out")
     ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache)
+    writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache, vocab_size)
     distribution = partial(sampling_distribution, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    texts = [_Text(tokenizer, stop) for _ in range(n)]
+    texts = [_Text(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
     return _stream(writer, texts, distribution, max_new_tokens, generator_for(seed, "generate"))
 
 

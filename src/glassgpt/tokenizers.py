@@ -1,93 +1,38 @@
-"""How text becomes token ids and back: characters, bytes, and byte-level BPE with GPT-2's vocabulary.
+"""How text becomes token ids and back: characters, bytes, byte-level BPE with GPT-2's vocabulary, and what Hugging Face has.
 
-A tokenizer is a list of byte strings, one an id, and a way to encode. Decoding joins the byte strings, so it is the same
-for all of them. Text is what UTF-8 can hold: half a surrogate pair, which a Python string can carry (from a command line
-that is not valid UTF-8, say), is refused with a `UserError` by every tokenizer rather than silently replaced.
-
-Shapes: `T` tokens, `V` vocabulary.
+`vocabulary` says what a tokenizer is; `hf_tokenizer` reads any other `tokenizer.json`. Shapes: `T` tokens, `V` vocabulary.
 """
 
-import codecs
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import UserError, did_you_mean
-from .files import sha256_of
+from .files import explained, sha256_of
+from .hf_tokenizer import HFTokenizer, find_end_of_text, saved_with_end_of_text, special_ids, starting_ids, token_ids
+from .vocabulary import END_OF_TEXT, StreamDecoder, Tokenizer, Vocabulary, byte_symbols, concatenated, lone_surrogate, place_of
 
-END_OF_TEXT = "<|endoftext|>"
-
-
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
-
-    kind: str
-    """`characters`, `bytes`, `gpt2`, or `bpe` for any other vocabulary of byte pairs."""
-    vocab_size: int
-    """V: the ids are 0 to V - 1."""
-    end_of_text: int | None
-    """The id that separates documents, where there is one. No text encodes to it."""
-
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """The ids (T,) of a text. What looks like a special token is ordinary text. Raises `UserError` for text without ids."""
-        ...
-
-    def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        """The ids (T,) of all texts one after the other, and offsets (documents + 1,): text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        ...
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for; `end_of_text` stands for its name. Raises `UserError` for an id outside the vocabulary."""
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids, U+FFFD for bytes that are not UTF-8. Raises `UserError` for an id outside the vocabulary."""
-        ...
-
-    def byte_lengths(self) -> npt.NDArray[np.int64]:
-        """Bytes of text (V,) that each id stands for; special tokens stand for none."""
-        ...
-
-    def to_json(self) -> str:
-        """What `load_tokenizer` needs to restore this tokenizer without network, as JSON text."""
-        ...
+__all__ = [
+    "END_OF_TEXT",
+    "BPETokenizer",
+    "BytesTokenizer",
+    "CharacterTokenizer",
+    "HFTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "build_tokenizer",
+    "export_tokenizer",
+    "load_tokenizer",
+]
 
 
-class _Vocabulary(Tokenizer):
-    """What follows from the table of byte strings alone."""
-
-    _table: list[bytes]
-    _special: frozenset[int]
-
-    def _fill(self, table: list[bytes], special: Iterable[int] = ()) -> None:
-        self._table, self._special = table, frozenset(special)
-        self.vocab_size = len(table)
-
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        return self.encode_documents([text])[0].astype(np.int64)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
-        if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
-            wrong = next(i for i in numbers if not 0 <= i < self.vocab_size)
-            raise UserError(f"{wrong} is no token id of this {self.kind} tokenizer, whose ids are 0 to {self.vocab_size - 1}")
-        return b"".join([self._table[i] for i in numbers])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def byte_lengths(self) -> npt.NDArray[np.int64]:
-        return np.array([0 if i in self._special else len(token) for i, token in enumerate(self._table)], dtype=np.int64)
-
-
-class CharacterTokenizer(_Vocabulary):
+class CharacterTokenizer(Vocabulary):
     """One id for each distinct character, in the order given. Raises `UserError` for no characters or one given twice."""
 
     kind = "characters"
@@ -116,7 +61,7 @@ class CharacterTokenizer(_Vocabulary):
         return cls("".join(map(chr, np.flatnonzero(seen))))
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return _concatenated([self._ids(text) for text in texts])
+        return concatenated([self._ids(text) for text in texts])
 
     def _ids(self, text: str) -> npt.NDArray[np.uint32]:
         ids = np.empty(len(text), dtype=np.uint32)
@@ -131,15 +76,31 @@ class CharacterTokenizer(_Vocabulary):
     def _unknown_character(self, text: str, offset: int) -> UserError:
         character = text[offset]
         return UserError(
-            f"the character {character!r} (U+{ord(character):04X}) {_place(text, offset)} is none of the {self.vocab_size} that this "
+            f"the character {character!r} (U+{ord(character):04X}) {place_of(text, offset)} is none of the {self.vocab_size} that this "
             "tokenizer knows;\nremove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
         )
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind, "characters": self._characters}, ensure_ascii=False) + "\n"
 
+    def to_hugging_face(self) -> str:
+        """Words of one character each. An unknown one is an error there too: the model has no id to spare for it."""
+        # Without a post-processor and with a token for the unknown that no vocabulary has, since the format demands a name.
+        content: dict[str, Any] = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False},
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(self._characters)}, "unk_token": "<unk>"},
+        }
+        return json.dumps(content, ensure_ascii=False) + "\n"
 
-class BytesTokenizer(_Vocabulary):
+
+class BytesTokenizer(Vocabulary):
     """The 256 byte values of UTF-8 text: any text has ids, and the id is the byte."""
 
     kind = "bytes"
@@ -149,44 +110,50 @@ class BytesTokenizer(_Vocabulary):
         self._fill([bytes([value]) for value in range(256)])
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return _concatenated([self._ids(text) for text in texts])
+        return concatenated([self._ids(text) for text in texts])
 
     def _ids(self, text: str) -> npt.NDArray[np.uint32]:
         try:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
         except UnicodeEncodeError as error:
-            raise _lone_surrogate(text, error.start) from None
+            raise lone_surrogate(text, error.start) from None
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind}) + "\n"
+
+    def to_hugging_face(self) -> str:
+        """Byte-level BPE without merges, its ids the bytes."""
+        return BPETokenizer.from_merges({symbol: byte for byte, symbol in enumerate(byte_symbols())}, []).to_hugging_face()
 
 
 # sha256 of GPT-2's tokens, joined by newlines in the order of their ids: the vocabulary is recognised in whatever file it comes.
 _GPT2_TOKENS = "7db3ecccc3244b0f6caf9087f7d9c8224cbb8bdc6d01888e547329c0e064260f"
 
 
-class BPETokenizer(_Vocabulary):
+class BPETokenizer(Vocabulary):
     """Byte-level BPE (Radford et al., 2019), given by the text of a Hugging Face `tokenizer.json`, which it keeps as it is.
 
     `fastokens` encodes, 10 times and more as fast as tiktoken, with tiktoken's ids. Raises `UserError` where the text is no
-    byte-level BPE with ids 0 to V - 1.
+    byte-level BPE with ids 0 to V - 1. `end_of_text` names that token, where it is none of the usual names.
     """
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
         from fastokens import Tokenizer as Encoder
 
         try:
             content = json.loads(tokenizer_json)
             added = content.get("added_tokens") or []
-            self._fill(_token_bytes(content["model"]["vocab"], added), (token["id"] for token in added if token.get("special")))
+            _refuse_other_models(content)
+            self.end_of_text = find_end_of_text(content, end_of_text)
+            self._fill(_token_bytes(content["model"]["vocab"], added), special_ids(content, self.end_of_text))
+            self.prompt_prefix = starting_ids(content.get("post_processor"))
             self._encoder = Encoder.from_json_str(tokenizer_json)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"this is no byte-level BPE in the format of a Hugging Face tokenizer.json ({reason})") from error
         self._encoder.no_truncation()  # a file made for a model of 1,024 tokens may ask for it
-        self._json = tokenizer_json
+        self._json, self._end_of_text_name = tokenizer_json, end_of_text
         self.kind = "gpt2" if hashlib.sha256(b"\n".join(self._table)).hexdigest() == _GPT2_TOKENS else "bpe"
-        self.end_of_text = next((i for i in sorted(self._special) if self._table[i] == END_OF_TEXT.encode()), None)
 
     @classmethod
     def from_merges(cls, vocab: Mapping[str, int], merges: Sequence[str]) -> "BPETokenizer":
@@ -224,27 +191,14 @@ class BPETokenizer(_Vocabulary):
         try:
             ids, offsets = self._encoder.encode_batch_flat(list(texts), split_special_tokens=True)
         except UnicodeEncodeError as error:
-            raise _lone_surrogate(error.object, error.start) from None
+            raise lone_surrogate(error.object, error.start) from None
         return np.frombuffer(ids, "<u4").astype(np.uint32), np.frombuffer(offsets, "<u8").astype(np.uint64)
 
     def to_json(self) -> str:
+        return saved_with_end_of_text(self._json, self._end_of_text_name)
+
+    def to_hugging_face(self) -> str:
         return self._json
-
-
-class StreamDecoder:
-    """Turns ids into text one at a time, holding back bytes until they are whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, token: int) -> str:
-        """The text that became whole with this id: empty within a character, U+FFFD for bytes that cannot become one."""
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
-
-    def finish(self) -> str:
-        """What is left: U+FFFD where the ids ended within a character. The decoder then starts anew."""
-        return self._decoder.decode(b"", final=True)
 
 
 _BUILDERS: Mapping[str, Callable[[Iterable[str]], Tokenizer]] = {
@@ -265,39 +219,93 @@ def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer saved in a file: `to_json` of any tokenizer here, or a Hugging Face `tokenizer.json` with a byte-level BPE.
+    """The tokenizer saved in a file: `to_json` of any tokenizer here, or any Hugging Face `tokenizer.json`.
 
-    Raises `UserError`, naming the file, where it is missing, damaged or of another kind.
+    A `tokenizer_config.json` beside the latter names the end of text (`eos_token`). Raises `UserError`, naming the file, where
+    it is missing, damaged or of a kind that cannot be used.
     """
     try:
-        return _restore(path.read_bytes().decode())
+        return _restore(path.read_bytes().decode(), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the tokenizer {error.filename or path}: {error.strerror}") from error
     except UserError as error:
         raise UserError(f"cannot use the tokenizer {path}: {error}") from error
-    except ValueError as error:  # invalid UTF-8 or JSON
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON
         raise UserError(f"the tokenizer {path} is damaged ({error}); take it from another checkpoint or from the dataset") from error
 
 
-def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
-    """TO BE REPLACED AT THE MERGE: the files that transformers' AutoTokenizer reads, of a `BPETokenizer` only."""
-    if not isinstance(tokenizer, BPETokenizer):
-        raise UserError(f"the {tokenizer.kind} tokenizer cannot be written for transformers yet")
-    special = END_OF_TEXT if tokenizer.end_of_text is not None else None
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length, "clean_up_tokenization_spaces": False}
-    (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": special, "eos_token": special}), encoding="utf-8")
-
-
-def _restore(text: str) -> Tokenizer:
+def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
     match json.loads(text):
         case {"kind": "characters", "characters": str(characters)}:
             return CharacterTokenizer(characters)
         case {"kind": "bytes"}:
             return BytesTokenizer()
-        case {"model": {"type": "BPE"}}:
-            return BPETokenizer(text)
-    raise UserError("it is neither a glassgpt tokenizer (characters, bytes) nor a Hugging Face tokenizer.json with a BPE model")
+        case {"kind": "hf", "end_of_text": str(name), "tokenizer_json": str(inner)}:
+            return _restore(inner, name)
+        case {"model": {"vocab": vocab}}:
+            return _restore_hugging_face(text, vocab, end_of_text)
+    raise UserError("it is neither a glassgpt tokenizer (characters, bytes) nor a Hugging Face tokenizer.json")
+
+
+def _restore_hugging_face(text: str, vocab: object, end_of_text: str | None) -> Tokenizer:
+    # What `export_tokenizer` wrote for the plain kinds is the plain kind again, with its better errors.
+    if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
+        return BytesTokenizer()
+    if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
+        characters = CharacterTokenizer("".join(vocab))
+        if text == characters.to_hugging_face():
+            return characters
+    try:
+        return BPETokenizer(text, end_of_text)
+    except UserError:
+        return HFTokenizer(text, end_of_text)
+
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def _configured_end_of_text(path: Path) -> str | None:
+    """The `eos_token` of a tokenizer_config.json, which is a name or an object with one; None without such a file."""
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path.name} beside it is damaged ({error})") from error
+    match config:
+        case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
+            return name
+    return None
+
+
+def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer.from_pretrained(directory)` reads.
+
+    Ids and decoded text are the same there, with one difference: what looks like a special token in a text (`<|endoftext|>`)
+    becomes that token, as is usual there, unless one sets `split_special_tokens=True`; here it is ordinary text. A character
+    that a character tokenizer does not know is an error there as it is here. `context_length` is the `model_max_length`.
+    Raises `UserError` where the directory cannot be written.
+    """
+    text = tokenizer.to_hugging_face()
+    content = json.loads(text)
+    names = {i: name for name, i in token_ids(content).items()}
+    end_of_text = None if tokenizer.end_of_text is None else names[tokenizer.end_of_text]
+    model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
+    unknown = names.get(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "bos_token": names[tokenizer.prompt_prefix[0]] if tokenizer.prompt_prefix else end_of_text,  # as `default_prompt` begins
+        "eos_token": end_of_text,
+        "unk_token": unknown if unknown in names.values() else None,
+        "clean_up_tokenization_spaces": False,
+    }
+    if "add_prefix_space" in pre_tokenizer:  # transformers before version 5 would set its own default instead
+        config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
+    with explained("write", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8", newline="")
+        (directory / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # Characters are looked up in pieces: as UTF-32 a text takes four times its size.
@@ -310,39 +318,24 @@ def _code_points(text: str) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
         try:
             encoded = text[start : start + _CHUNK].encode("utf-32-le")
         except UnicodeEncodeError as error:
-            raise _lone_surrogate(text, start + error.start) from None
+            raise lone_surrogate(text, start + error.start) from None
         yield start, np.frombuffer(encoded, dtype="<u4")
 
 
-def _concatenated(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-    offsets = np.zeros(len(parts) + 1, dtype=np.uint64)
-    offsets[1:] = np.cumsum([len(part) for part in parts])
-    return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
-
-
-def _place(text: str, offset: int) -> str:
-    """Where a character stands, for an error: offset from 0 as Python counts, line and column from 1 as editors do."""
-    line, column = text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
-    return f"at offset {offset} (line {line}, column {column}; in {text[max(0, offset - 15) : offset + 16]!r})"
-
-
-def _lone_surrogate(text: str, offset: int) -> UserError:
-    return UserError(
-        f"the text has half a surrogate pair, {text[offset]!r} (U+{ord(text[offset]):04X}), {_place(text, offset)}, so it is not "
-        "valid Unicode;\nremove or replace it (text from a command line or terminal must be UTF-8)"
-    )
-
-
-def _byte_symbols() -> list[str]:
-    """The visible character by which GPT-2's files spell each byte: itself where it is printable, else from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = itertools.count(0x100)
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+def _refuse_other_models(content: Mapping[str, Any]) -> None:
+    """`ValueError` unless text is cut into bytes and merged in one way: fastokens would take SentencePiece's BPE and dropout, too."""
+    model = content["model"]
+    is_bytes = (content.get("decoder") or {}).get("type") == "ByteLevel" and '"ByteLevel"' in json.dumps(content.get("pre_tokenizer"))
+    if "merges" not in model or not is_bytes:  # the type may be missing: GPT-2's own file is older than that field
+        raise ValueError("its tokens are no pairs of bytes")
+    options = [name for name in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
+    if options:
+        raise ValueError(f"it has {', '.join(options)}")
 
 
 def _token_bytes(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """The bytes of each id. Raises `KeyError` or `ValueError` unless these are the tokens 0 to V - 1 of a byte-level vocabulary."""
-    byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     if not byte_of.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
     tokens = {token["id"]: token["content"].encode() for token in added}  # as they are, not spelled in symbols
