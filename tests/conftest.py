@@ -1,8 +1,12 @@
 """Fixtures that more than one test file uses."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# As the command line does, and before a test file imports torch: else a busy machine makes a minute of some tests.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 @pytest.fixture(scope="session")

@@ -109,13 +109,12 @@ def _padding_told(config: ModelConfig) -> ModelConfig:
 def _unpickled(path: Path) -> dict[str, Any]:
     """A `.pt` file's content with nothing of it run: PyTorch's reader knows tensors and plain values, and the stand-in."""
     stand_ins = [(_PickledConfig, f"{module}.GPTConfig") for module in ("__main__", "train_gpt2", "model")]
-    try:
-        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # each part of PyTorch's reader has its own for a damaged file
-        raise UserError(f"{path} cannot be read without running code of it, or is damaged: {_reason(error)}") from None
+    with path.open("rb") as file:
+        try:
+            with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each part of PyTorch's reader has its own for a damaged file, an OSError for one
+            raise UserError(f"{path} cannot be read without running code of it, or is damaged: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, not the dictionary of a checkpoint")
     return content
