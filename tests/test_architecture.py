@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
-cli console parsing report training progress evaluate reference run_directory hf hf_families checkpoint generation optim model attention loss
-summary hardware data.prepare data.sources data.tokens tokenizers data.download config seeding files errors
+cli console parsing report training progress evaluate reference run_directory hf hf_families checkpoint generation optim
+model attention loss summary hardware data.prepare data.sources data.tokens tokenizers data.download config seeding files errors
 """.split()
 
 # Who may import what, besides the standard library.
