@@ -228,7 +228,7 @@ def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     save, calls = safetensors.torch.save_file, iter(range(2))
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         if next(calls) == when:
             path.write_bytes(b"only the beginn")
             raise OSError(errno.ENOSPC, "x") if kind == "os" else SafetensorError("I/O error: No space left on device (os error 28)")
@@ -244,7 +244,7 @@ def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
 
 
 def test_errors_of_safetensors_that_are_not_the_systems_pass(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(tensors: dict[str, Tensor], path: Path) -> None:
+    def fail(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         raise SafetensorError("no such luck")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)

@@ -26,7 +26,14 @@ LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 
 def hugging_face(activation: str, vocab_size: int = 30) -> Any:
     config = transformers.GPT2Config(
-        vocab_size=vocab_size, n_positions=12, n_embd=16, n_layer=2, n_head=2, activation_function=activation, bos_token_id=0, eos_token_id=0
+        vocab_size=vocab_size,
+        n_positions=12,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        activation_function=activation,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     model = transformers.GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(0)

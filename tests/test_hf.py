@@ -405,7 +405,10 @@ def test_a_config_with_only_what_differs(tmp_path: Path) -> None:
     assert_same_logits(read(tmp_path)[1], other)
 
 
-@pytest.mark.parametrize(("n_layer", "n_embd", "parameters"), [(12, 768, 124_439_808), (24, 1024, 354_823_168)])
+PUBLISHED = [(12, 768, 124_439_808), (24, 1024, 354_823_168), (36, 1280, 774_030_080), (48, 1600, 1_557_611_200)]
+
+
+@pytest.mark.parametrize(("n_layer", "n_embd", "parameters"), PUBLISHED)
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_a_published_gpt2_is_known_by_its_shapes(
     n_layer: int, n_embd: int, parameters: int, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -64,9 +64,10 @@ class HFModel:
 
     def load_model(self, model: GPT) -> None:
         """Fill a model's parameters in place, in their own dtype. Raises `UserError` naming the first tensor that is wrong."""
+        family = next(family for family in FAMILIES if family.name == self.family)
+        tensors = _tensors(self.path)
         try:
-            family = next(family for family in FAMILIES if family.name == self.family)
-            family.fill(model, _tensors(self.path))
+            family.fill(model, tensors)
         except UserError as error:
             raise UserError(f"cannot load {self.path}: {error}") from None
 
@@ -101,8 +102,9 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     Raises `UserError` where no family holds the model, the directory has something in it, or the disk is full.
     """
     family = home_of(model.config)
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
+    with explained("write", directory):
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
     end = None if tokenizer is None else tokenizer.end_of_text
     # No padding id in the config: transformers would not train the embedding of the id that is named there.
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}

@@ -154,7 +154,7 @@ class Family:
 
     def _is_understood(self, key: str, given: object) -> bool:
         """Whether a key is read, says what it must, changes nothing, or asks for nothing (null, false or empty)."""
-        must_be = {**self.must_be, "is_causal": (True,)} | ({"partial_rotary_factor": (1, None)} if self._rope_keys else {})
+        must_be = {**self.must_be, "is_causal": (True, None)} | ({"partial_rotary_factor": (1, None)} if self._rope_keys else {})
         if key in must_be:
             return given in must_be[key]
         return not given or key in self.defaults or key in self._rope_keys or key in _HARMLESS or key.startswith(_HARMLESS_START)
