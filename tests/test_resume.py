@@ -431,8 +431,8 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path, text: Pa
     config = tiny_config(text, checkpoint_every=2, eval_every=0)
     save = safetensors.torch.save_file
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
-        save(tensors, path)
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        save(tensors, path, metadata)
         if path.parent.name == ".partial-000006":
             raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
