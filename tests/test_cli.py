@@ -355,6 +355,15 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     assert re.search(r"^loss +1\.5000 nats", capsys.readouterr().out)
 
 
+def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+    recorder = mock.create_autospec(glassgpt.reference.export, return_value="Llama")
+    monkeypatch.setattr(glassgpt.reference, "export", recorder)
+    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0
+    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf")
+    assert capsys.readouterr().out == f"{tmp_path / 'hf'}: a Llama model for AutoModelForCausalLM and AutoTokenizer\n"
+    assert "--out" in fails(capsys, "export", "runs/x")
+
+
 def test_recipes_lists_all_and_prints_one(capsys: Capture) -> None:
     assert main(["recipes"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}

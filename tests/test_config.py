@@ -298,3 +298,10 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     path.write_bytes(b"name = '\xff'")
     with pytest.raises(UserError, match="not UTF-8"):
         recipe(str(path))
+
+
+def test_a_cropped_context_loses_the_windows_that_cover_it() -> None:
+    config = ModelConfig(context_length=64, window=16, window_globals=4, window_pattern="SL")
+    assert config.cropped(100) is config
+    assert config.cropped(20) == dataclasses.replace(config, context_length=20)
+    assert config.cropped(19) == ModelConfig(context_length=19)

@@ -16,8 +16,9 @@ import glassgpt
 from glassgpt.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint, prune_checkpoints
 from glassgpt.config import TrainConfig
 from glassgpt.errors import UserError
+from glassgpt.evaluate import evaluate_reference
 from glassgpt.files import sha256_of
-from glassgpt.reference import describe, find_checkpoint, load
+from glassgpt.reference import describe, export, find_checkpoint, load
 from glassgpt.summary import ModelSummary
 from glassgpt.training import train
 from kill_harness import Quiet, lightly, tiny_config, write_text
@@ -227,3 +228,43 @@ def test_fine_tuning_encodes_with_the_sources_tokenizer(run: Path, tmp_path: Pat
     assert before is not None
     assert after is not None
     assert after.to_json() == before.to_json()
+
+
+@pytest.mark.parametrize("window", [None, 12])
+def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_path: Path) -> None:
+    """A Llama or Mistral directory: its weights, its tokenizer, its shape but for the context, which may lose the window."""
+    text = write_text(tmp_path / "text.txt")
+    shape: dict[str, Any] = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope", "n_kv_head": 1, "window": window, "bias": False}
+    source = train(tiny_config(text, steps=2, model=shape), tmp_path / "source", progress=Quiet())
+    assert export(source, tmp_path / "hf") == ("Llama" if window is None else "Mistral")
+    still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
+    tuned, config = fine_tuned(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **still)
+    assert (config.model.context_length, config.model.window, config.model.kv_heads) == (8, None, 1)
+    (before, letters), (after, same) = load(source), load(tuned)
+    assert letters is not None
+    assert same is not None
+    assert same.to_json() == letters.to_json()
+    for name, parameter in after.named_parameters():
+        torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1e-9)
+    figures = evaluate_reference(tmp_path / "hf", source=str(text), split="all")
+    assert figures["loss"] == pytest.approx(evaluate_reference(source, source=str(text), split="all")["loss"], rel=1e-6)
+
+
+def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt")
+    source = train(tiny_config(text, steps=1), tmp_path / "source", progress=Quiet())
+    export(source, tmp_path / "hf")
+    with pytest.raises(UserError, match=r"no run of glassgpt.*--data"):
+        evaluate_reference(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    for use in (lambda: evaluate_reference(tmp_path / "hf", source=str(text)), lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned")):
+        with pytest.raises(UserError, match="has no tokenizer"):
+            use()
+
+
+def test_an_export_replaces_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        export(run, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]

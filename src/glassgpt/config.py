@@ -191,6 +191,14 @@ class ModelConfig(_Checked):
         if len(self.window_pattern) > self.n_layer or "S" not in self.window_pattern:
             raise UserError(f"model.window_pattern {self.window_pattern!r} needs an S, and no more letters than the {self.n_layer} layers")
 
+    def cropped(self, context_length: int) -> "ModelConfig":
+        """The config for texts of at most `context_length`, where it is longer. A window that covers all of these is none."""
+        if context_length >= self.context_length:
+            return self
+        if self.window is None or self.window + self.window_globals <= context_length:
+            return dataclasses.replace(self, context_length=context_length)
+        return dataclasses.replace(self, context_length=context_length, window=None, window_globals=0, window_pattern="S")
+
     @property
     def kv_heads(self) -> int:
         """Key and value heads a block."""

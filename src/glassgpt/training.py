@@ -218,8 +218,7 @@ def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) 
     """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
     model, _ = load_source(source, device)
     own = config.model
-    context_length = min(own.context_length, model.config.context_length)
-    shape = dataclasses.replace(model.config, context_length=context_length, dropout=own.dropout, attention=own.attention)
+    shape = dataclasses.replace(model.config.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
     cropped = GPT.empty(shape, device)
     with torch.no_grad():
         for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
