@@ -1,5 +1,6 @@
 """The README's commands and its Python run as they are written, with fewer steps."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from glassgpt.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +59,28 @@ def test_the_commands_run_as_written(folder: Path) -> None:
         text = shlex.split(before)[1] if before else ""
         run([sys.executable, "-m", *words], folder, text)
     assert (folder / "runs/mine/checkpoints/000006/model.safetensors").is_file()
+
+
+def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
+    """With a model of ours, exported, in the place of those that would be downloaded."""
+    run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--steps", "2", "--out", "runs/mine"], folder)
+    run([sys.executable, "-m", "glassgpt", "export", "runs/mine", "--out", "hf/first"], folder)
+    stand_ins = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first")
+    stand_ins |= {"input.txt": "my.txt", "Hello, I'm a language model,": "the"}
+    (block,) = blocks("sh", "Models from elsewhere, and for elsewhere")
+    for line in block.splitlines():
+        words = [stand_ins.get(word, word) for word in shlex.split(line, comments=True)]
+        assert words[0] == "glassgpt", line
+        short = {"train": ["--steps", "2", "--sample.max-new-tokens", "8"], "generate": ["--max-new-tokens", "8"]}
+        run([sys.executable, "-m", *words, *short.get(words[1], [])], folder)
+    assert (folder / "hf/mine/config.json").is_file()
+
+
+def test_every_slot_is_in_the_table() -> None:
+    table = README.partition("| slot | values |")[2].partition("\n\n")[0]
+    sizes = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
+    missing = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in sizes and f"`{field.name}`" not in table]
+    assert missing == []
 
 
 def test_the_python_runs_as_written(folder: Path) -> None:
