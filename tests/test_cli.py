@@ -360,7 +360,7 @@ def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, c
     monkeypatch.setattr(glassgpt.reference, "export", recorder)
     assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0
     recorder.assert_called_once_with("runs/x@best", tmp_path / "hf")
-    assert capsys.readouterr().out == f"{tmp_path / 'hf'}: a Llama model for AutoModelForCausalLM and AutoTokenizer\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'hf'}: Llama, for AutoModelForCausalLM and AutoTokenizer\n"
     assert "--out" in fails(capsys, "export", "runs/x")
 
 

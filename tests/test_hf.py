@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from glassgpt.config import ModelConfig
+from glassgpt.config import ModelConfig, recipe, recipe_names
 from glassgpt.errors import UserError
 from glassgpt.generation import generate
 from glassgpt.hf import HFModel, export_hf, home_of, open_hf
@@ -562,3 +562,9 @@ def test_the_two_files_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
         _ = open_hf(tmp_path).tokenizer
     (tmp_path / "vocab.json").unlink()
     assert open_hf(tmp_path).tokenizer is None
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_has_a_home(name: str) -> None:
+    """So that whatever a recipe trains can be exported."""
+    assert home_of(recipe(name, model={"vocab_size": 100}).model).name == ("Apertus" if name == "demo" else "GPT2")

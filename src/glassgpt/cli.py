@@ -493,7 +493,7 @@ def export(arguments: Sequence[str]) -> None:
     from . import reference
 
     family = reference.export(options.reference, options.out)
-    print(f"{options.out}: a {family} model for AutoModelForCausalLM and AutoTokenizer")
+    print(f"{options.out}: {family}, for AutoModelForCausalLM and AutoTokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size or 0
+        self.limit = config.context_length if config.position == "learned" else None
         self.embedding = empty_embedding(config.padded_vocab_size, config.n_embd)
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
@@ -194,7 +195,7 @@ class GPT(nn.Module):
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds what came before, and grows."""
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
-        limit = cache.limit if cache is not None else (self.config.context_length if self.config.position == "learned" else None)
+        limit = cache.limit if cache is not None else self.limit
         if limit is not None and end > limit:
             raise ValueError(f"{end} tokens do not fit into {limit} positions")
         positions = torch.arange(start, end, device=ids.device)
