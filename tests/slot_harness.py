@@ -262,7 +262,7 @@ def check_cache(model: GPT) -> None:
 
 
 def check_checkpoint(model: GPT) -> None:
-    """Saved and loaded, the model gives the same logits, bit for bit."""
+    """Saved and loaded, the weights are the same, bit for bit (a loaded model has float32)."""
     run = TrainConfig(steps=1, batch_tokens=T, micro_batch_size=1, model=model.config)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = save_checkpoint(Path(folder), model, [], run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 FLOORS = """
 cli console parsing report training progress evaluate reference run_directory foreign hf hf_families checkpoint generation optim
 model attention loss summary hardware data.prepare data.sources data.tokens tokenizers hf_tokenizer vocabulary data.download hub
-config seeding files errors
+pickles config seeding files errors
 """.split()
 
 # Who may import what, besides the standard library.
@@ -89,7 +89,7 @@ def test_libraries_stay_in_their_rooms() -> None:
 
 
 # Who may read a file in PyTorch's own format, which is a pickle: with weights_only=True, so that nothing in it is run.
-READ_FOREIGN_FILES = {"hf", "foreign"}
+READ_FOREIGN_FILES = {"pickles"}
 
 
 def test_nothing_is_unpickled_freely() -> None:
@@ -104,6 +104,17 @@ def test_nothing_is_unpickled_freely() -> None:
         ]
         assert mentions == (len(safe) if name in READ_FOREIGN_FILES else 0), name
         assert "allow_pickle=True" not in text, name
+
+
+def test_a_forward_pass_does_not_ask_the_config() -> None:
+    """Variants are slots chosen in `__init__`: no branch of what a module computes depends on its config."""
+    for name in ("model", "attention"):
+        for node in ast.walk(modules()[name]):
+            if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "build_norm", "build_kernel", "spans", "initialize"):
+                for branch in ast.walk(node):
+                    if isinstance(branch, (ast.If, ast.IfExp, ast.Match)):
+                        test = branch.subject if isinstance(branch, ast.Match) else branch.test
+                        assert "config" not in ast.unparse(test), f"{name}.{node.name}: {ast.unparse(test)}"
 
 
 def test_importing_glassgpt_is_light() -> None:

@@ -93,6 +93,12 @@ def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
         torch.testing.assert_close(flex(q, k, v), explicit(q, k, v), atol=1e-6, rtol=0)
 
 
+def test_the_config_chooses_the_kernel() -> None:
+    for attention, kernel in (("sdpa", SDPAKernel), ("explicit", ExplicitKernel), ("flex", FlexKernel)):
+        assert type(_attention("rope", attention=attention).kernel) is kernel
+    assert type(_attention("rope", span=WINDOW).kernel) is WindowKernel
+
+
 @KERNELS
 def test_dropout_falls_on_the_weights_in_training_only(kernel: Kernel, span: Span) -> None:
     """With one-hot values the output is the weights themselves: each is 0 or the weight over 1 - p."""
@@ -188,22 +194,16 @@ def test_a_cache_beyond_the_context_is_refused() -> None:
 
 
 def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
-    """Elsewhere, and where it is too small for a window, its capacity is the limit."""
-    shape: dict[str, Any] = {"context_length": 8, "window": 3, "window_globals": 1}
+    """Elsewhere, and where it is too small for a window, its capacity is the limit. A rotary distance to a global token is no window's."""
     positions: tuple[Literal["rope", "none", "learned", "sinusoidal"], ...] = ("rope", "none", "learned", "sinusoidal")
-    limits = {
-        (position, pattern, capacity): KVCache(
-            ModelConfig(position=position, window_pattern=pattern, **shape),
-            1,
-            capacity=capacity,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-        ).limit
-        for position, pattern, capacity in itertools.product(positions, ("S", "SL"), (3, 4, 8))
-    }
-    without = {key for key, limit in limits.items() if limit is None}
-    assert without == {(position, "S", capacity) for position in ("rope", "none") for capacity in (4, 8)}
-    assert all(limit == capacity for (_, _, capacity), limit in limits.items() if limit is not None)
+    endless = set()
+    for position, pattern, n_global, capacity in itertools.product(positions, ("S", "SL"), (0, 1), (3, 4, 8)):
+        config = ModelConfig(context_length=8, position=position, window=4 - n_global, window_globals=n_global, window_pattern=pattern)
+        limit = KVCache(config, 1, capacity=capacity, dtype=torch.float32, device=torch.device("cpu")).limit
+        assert limit in (None, capacity)
+        if limit is None:
+            endless.add((position, pattern, n_global, capacity))
+    assert endless == {(*kind, capacity) for kind in (("rope", "S", 0), ("none", "S", 0), ("none", "S", 1)) for capacity in (4, 8)}
 
 
 def _attention(position: Literal["learned", "rope"], *, span: Span = FULL, **changes: Any) -> Attention:

@@ -356,6 +356,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
 
 
 def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "tokenizer.json").touch()
     recorder = mock.create_autospec(glassgpt.reference.export, return_value="Llama")
     monkeypatch.setattr(glassgpt.reference, "export", recorder)
     assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0

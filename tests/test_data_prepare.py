@@ -112,6 +112,19 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     assert all_of(ends[1].validation) == [end, c, c]
 
 
+def test_a_document_begins_as_the_tokenizers_texts_do(tmp_path: Path) -> None:
+    """Behind <s> where the tokenizer has one (Llama's), and that behind the end of the document before it; once where they are one id."""
+    (tmp_path / "texts").mkdir()
+    for name, content in (("a.txt", "aa"), ("b.txt", "bb")):
+        (tmp_path / "texts" / name).write_text(content)
+    a, b = b"ab"
+    for prefix, marks in (((97,), [256, 97]), ((256,), [256])):
+        tokenizer = end_of_text_tokenizer()
+        tokenizer.prompt_prefix = prefix
+        dataset = open_dataset(prepare(config(tmp_path / "texts"), tokenizer=tokenizer, out=tmp_path / f"out-{len(marks)}"))
+        assert [*all_of(dataset.train), *all_of(dataset.validation)] == [*marks, a, a, *marks, b, b]
+
+
 @given(
     texts=st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=5),
     separator=st.sampled_from(["", "\n\n"]),

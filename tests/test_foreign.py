@@ -17,6 +17,7 @@ import glassgpt as g
 from glassgpt.errors import UserError
 from glassgpt.foreign import open_foreign
 from glassgpt.reference import describe, find_model
+from glassgpt.tokenizers import CharacterTokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: foreign checkpoints are compared with it")
 
@@ -99,6 +100,12 @@ def test_nanogpts_checkpoint(prefix: str, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
     assert tokenizer is None
+    characters = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz.,! ")
+    (tmp_path / "tokenizer.json").write_text(characters.to_json())
+    _, beside = g.load(tmp_path / "ckpt.pt")
+    assert beside is not None
+    assert beside.to_json() == characters.to_json()
+    (tmp_path / "tokenizer.json").unlink()
     text = describe(tmp_path / "ckpt.pt")
     assert all(words in text for words in ("nanoGPT", "2,000", "1.8800", "12 tokens, learned positions", "none"))
 
@@ -160,7 +167,7 @@ class Payload:
 def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"model": {}, "model_args": Payload(tmp_path / "ran")}, path)
-    with pytest.raises(UserError, match="without running code of it"):
+    with pytest.raises(UserError, match="nothing in a file is run here"):
         find_model(path)
     assert not (tmp_path / "ran").exists()
 
@@ -170,7 +177,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no model": ({"step": 1}, "no tensors by name under 'model'"),
     "a model that is no tensors": ({"model": {"a": 1}}, "no tensors by name under 'model'"),
     "weights alone": ({"model": {"a": torch.ones(1)}}, "how many heads"),
-    "another class": ({"model": {"a": torch.ones(1)}, "config": Other()}, "without running code of it"),
+    "another class": ({"model": {"a": torch.ones(1)}, "config": Other()}, "test_foreign.Other to be run"),
+    "a loss that is text": ({"model": {"a": torch.ones(1)}, "model_args": {}, "best_val_loss": "x"}, "'x'"),
+    "a loss that is a vector": ({"model": {"a": torch.ones(1)}, "model_args": {}, "best_val_loss": torch.ones(3)}, "scalar"),
+    "numbers for names": ({"model": {1: torch.ones(1)}, "model_args": {}}, "no tensors by name"),
+    "numbers for settings": ({"model": {"a": torch.ones(1)}, "model_args": {1: 2}}, "startswith"),
     "an impossible shape": ({"model": {"a": torch.ones(1)}, "model_args": {"n_head": 5, "n_embd": 16}}, "n_head = 5"),
     "an unknown setting": ({"model": {"a": torch.ones(1)}, "model_args": {"rotary": True}}, "rotary = True"),
 }

@@ -120,7 +120,7 @@ def test_past_the_context_the_older_half_goes_with_and_without_cache(
 
 def test_rotary_windows_write_on_without_end() -> None:
     """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read again."""
-    model = lively(position="rope", context_length=8, window=3, window_globals=1)
+    model = lively(position="rope", context_length=8, window=3)
     shapes = calls(model)
     cached = tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
     assert shapes == [(1, 2)] + [(1, 1)] * 59

@@ -225,8 +225,8 @@ def family(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES])
 def test_a_key_left_out_has_transformers_default(name: str) -> None:
-    # Apertus' own activation and rotary scaling have no slot, so these two are given.
-    given = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 9.0}} if name == "Apertus" else {}
+    # Apertus' own activation and rotary scaling have no slot, so these two are given; its rotary base is left to the default.
+    given = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default"}} if name == "Apertus" else {}
     whole = json.loads(transformers.AutoConfig.for_model(family(name).model_type, **given).to_json_string(use_diff=False))
     assert family(name).read(given) == family(name).read(whole)
 
@@ -250,6 +250,51 @@ def test_rotary_settings_old_and_new() -> None:
         assert read(config).rope_base == 5e5
         assert transformers.LlamaConfig(**json.loads(json.dumps(config))).rope_parameters["rope_theta"] == 5e5
     assert read({}).rope_base == 10000.0
+
+
+@pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.fixed.get("position") == "rope"])
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_a_rotary_base_left_out_is_transformers(name: str, key: str) -> None:
+    """10,000 for all but Apertus, whose 12,000,000 would otherwise be silently wrong."""
+    given = {key: {"rope_type": "default"}} | ({"hidden_act": "silu"} if name == "Apertus" else {})
+    expected = transformers.AutoConfig.for_model(family(name).model_type, **json.loads(json.dumps(given))).rope_parameters["rope_theta"]
+    assert family(name).read(given).rope_base == expected
+
+
+# What published config.json files hold besides a family's own keys, as far as it is known; all of it changes no logits.
+_LLAMA_2 = {"rms_norm_eps": 1e-5, "rope_scaling": None, "pretraining_tp": 1, "torch_dtype": "float16", "bos_token_id": 1, "use_cache": True}
+_GPT_2 = {
+    "n_ctx": 1024,
+    "summary_type": "cls_index",
+    "summary_activation": None,
+    "task_specific_params": {"text-generation": {"max_length": 50}},
+}
+PUBLISHED_CONFIGS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("gpt2", "GPT2", _GPT_2, {}),
+    ("distilgpt2", "GPT2", {**_GPT_2, "n_layer": 6, "_num_labels": 1, "id2label": {"0": "LABEL_0"}}, {"n_layer": 6}),
+    ("gpt2-medium", "GPT2", {**_GPT_2, "n_embd": 1024, "n_head": 16, "n_special": 0, "predict_special_tokens": True}, {"n_embd": 1024}),
+    ("gpt2-xl", "GPT2", {**_GPT_2, "n_embd": 1600, "n_head": 25, "n_layer": 48, "output_past": True}, {"n_head": 25}),
+    ("Llama 2", "Llama", _LLAMA_2, {"norm_eps": 1e-5, "rope_base": 1e4}),
+    ("Llama 3", "Llama", {**_LLAMA_2, "rope_theta": 5e5, "num_key_value_heads": 8, "mlp_bias": False}, {"n_kv_head": 8, "rope_base": 5e5}),
+    ("SmolLM2", "Llama", {**_LLAMA_2, "is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}}, {}),
+    ("of another maker", "Llama", {**_LLAMA_2, "max_sequence_length": 2048, "unsloth_version": "2024.9", "unsloth_fixed": True}, {}),
+    ("Mistral 7B v0.1", "Mistral", {"max_position_embeddings": 32768, "sliding_window": 4096, "rope_theta": 1e4}, {"window": 4096}),
+    ("Mistral 7B v0.3", "Mistral", {"sliding_window": None, "rope_theta": 1e6, "vocab_size": 32768}, {"window": None, "rope_base": 1e6}),
+    ("Qwen3", "Qwen3", {"sliding_window": None, "use_sliding_window": False, "rope_theta": 1000000}, {"qk_norm": True, "window": None}),
+    (
+        "StarCoder2",
+        "Starcoder2",
+        {"mlp_type": "default", "norm_type": "layer_norm", "activation_function": "gelu", "layer_norm_epsilon": 1e-5, "rms_norm_eps": 1e-6},
+        {"activation": "gelu_tanh", "norm": "layernorm", "norm_eps": 1e-5},
+    ),
+    ("StarCoder", "GPTBigCode", {"validate_runner_input": True, "pad_key_length": True, "inference_runner": 0}, {"n_kv_head": 1}),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "config", "expected"), PUBLISHED_CONFIGS, ids=[model for model, *_ in PUBLISHED_CONFIGS])
+def test_published_configs_are_understood(model: str, name: str, config: dict[str, Any], expected: dict[str, Any]) -> None:
+    shape = family(name).read({"model_type": family(name).model_type, **config})
+    assert {key: getattr(shape, key) for key in expected} == expected
 
 
 def test_windows_of_layers() -> None:
@@ -284,13 +329,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GPT2", {"n_layer": "12"}, r"model\.n_layer must be a whole number, got '12'"),
     ("GPT2", {"vocab_size": None}, "vocab_size = None"),
     ("GPTBigCode", {"multi_query": False}, "multi_query = False"),
-    ("Starcoder2", {"sliding_window": "8"}, "not supported between"),
-    ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_parameters\.type = 'linear'"),
-    ("Llama", {"rope_scaling": {"factor": 2.0}}, r"rope_parameters\.factor = 2.0"),
+    ("Starcoder2", {"sliding_window": "8"}, "sliding_window = '8'"),
+    ("Starcoder2", {"norm_type": "rms_norm"}, "norm_type = 'rms_norm'"),
+    ("Qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": "a"}, "max_window_layers = 'a'"),
+    ("Qwen3", {"layer_types": 5}, "layer_types = 5"),
+    ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type = 'linear'"),
+    ("Llama", {"rope_scaling": {"factor": 2.0}}, r"rope_scaling\.factor = 2.0"),
     ("Llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"rope_parameters\.rope_type = 'yarn'"),
     ("Llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, r"rope_parameters\.partial_rotary_factor = 0.5"),
     ("Llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, r"rope_parameters\.full_attention = "),
-    ("Llama", {"rope_parameters": 5}, "'int' object has no"),
+    ("Llama", {"rope_scaling": {"factor": 8.0, "rope_type": "llama3"}}, r"rope_scaling\.rope_type = 'llama3'"),
+    ("Llama", {"rope_parameters": 5}, "rope_parameters = 5"),
     ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
     ("Llama", {"attention_bias": True}, "attention_bias = True and mlp_bias = False differ"),
     ("Llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -488,9 +537,9 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
         (copy(lambda folder: (folder / shard.name).unlink(), "shards"), f"{shard.name} is missing"),
         (copy(write(index, "{"), "shards"), "index.json is damaged"),
         (copy(write(index, "{}"), "shards"), "index.json is damaged: it has no weight_map"),
-        (copy(only_bin(b"")), "pytorch_model.bin cannot be read"),
-        (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin cannot be read"),
-        (copy(only_bin(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")), "pytorch_model.bin cannot be read"),
+        (copy(only_bin(b"")), "pytorch_model.bin is empty"),
+        (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin is damaged"),
+        (copy(only_bin(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")), "pytorch_model.bin is damaged"),
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message) as error:
@@ -531,6 +580,22 @@ def test_an_exported_directory_is_whole(tmp_path: Path) -> None:
     assert found.to_json() == tokenizer.to_json()
     with pytest.raises(UserError, match="is not empty"):
         export_hf(model, tokenizer, tmp_path / "out")
+
+
+def test_an_exported_model_begins_as_its_tokenizer_does(tmp_path: Path) -> None:
+    """Behind <s> where the tokenizer puts that first, as Llama's does: the model's config and the tokenizer's files agree."""
+    content = json.loads(small_bpe().to_json())
+    start = {**content["added_tokens"][0], "id": 260, "content": "<s>"}
+    content["added_tokens"].append(start)
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<s>": {"id": "<s>", "ids": [260], "tokens": ["<s>"]}}
+    content["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single * 2, "special_tokens": special}
+    tokenizer = BPETokenizer(json.dumps(content))
+    assert tokenizer.prompt_prefix == (260,)
+    export_hf(lively(vocab_size=261), tokenizer, tmp_path / "out")
+    other, encode = theirs(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert encode.bos_token_id == other.config.bos_token_id == other.generation_config.bos_token_id == 260
+    assert encode.eos_token_id == other.config.eos_token_id == other.generation_config.pad_token_id == tokenizer.end_of_text == 259
 
 
 def test_an_export_without_tokenizer_ends_nowhere(tmp_path: Path) -> None:

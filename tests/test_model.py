@@ -208,6 +208,15 @@ def test_dropout_stands_in_its_four_places() -> None:
 # Compile and autocast
 
 
+@pytest.mark.parametrize("position", ["rope", "sinusoidal"])
+def test_half_precision_weights_compute_in_half_precision(position: str) -> None:
+    """Angles are float32, and what they turn is not; bfloat16 keeps 8 bits, so a loss of 3 nats is known to about 1 %."""
+    model, ids, targets = GPT.create(config(position=position, qk_norm=True), 0), token_ids(), token_ids().roll(1, dims=1)
+    exact = model(ids, targets).item()
+    assert model.bfloat16()(ids).dtype == torch.bfloat16
+    assert model(ids, targets).item() == pytest.approx(exact, rel=0.01)
+
+
 def test_compile_in_place_keeps_names_and_values() -> None:
     """Seed B's checkpoint had a compile prefix in every name. 1e-6: a compiler may sum in another order."""
     model, ids, targets = lively(config(), torch.float32), token_ids(), token_ids().roll(1, dims=1)

@@ -1,5 +1,6 @@
 """Optimizers and schedule: AdamW by hand, Muon against PyTorch's, decay on matrices only, learning rates in numbers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -122,15 +123,18 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     assert not owned[0] & owned[1]
 
 
-def test_muon_turns_query_key_and_value_each_by_itself() -> None:
-    model = GPT.create(SHAPE, 0)
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
+    shape = dataclasses.replace(SHAPE, n_kv_head=kv_heads)
+    model = GPT.create(shape, 0)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     weight = model.blocks[0].attention.qkv.weight  # type: ignore[union-attr]
     before = weight.detach().clone()  # type: ignore[operator]
     muon = build_optimizers(model, _config(name="muon", lr=1.0, weight_decay=0.0))[0]
     muon.step()
-    for update in (weight.detach() - before).chunk(3):  # type: ignore[operator]
+    rows = [heads * shape.head_width for heads in (shape.n_head, kv_heads, kv_heads)]
+    for update in torch.split(weight.detach() - before, rows):  # type: ignore[operator]
         values = torch.linalg.svdvals(update / (0.2 * math.sqrt(max(update.shape))))
         # Fused, the three would share a matrix whose columns are at right angles, and each part's own values be below 0.68.
         assert values.min() > 0.6

@@ -73,7 +73,7 @@ def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
         assert words[0] == "glassgpt", line
         short = {"train": ["--steps", "2", "--sample.max-new-tokens", "8"], "generate": ["--max-new-tokens", "8"]}
         run([sys.executable, "-m", *words, *short.get(words[1], [])], folder)
-    assert (folder / "hf/mine/config.json").is_file()
+    assert (folder / "hf/demo/config.json").is_file()
 
 
 def test_every_slot_is_in_the_table() -> None:

@@ -20,6 +20,7 @@ from glassgpt.evaluate import evaluate_reference
 from glassgpt.files import sha256_of
 from glassgpt.reference import describe, export, find_checkpoint, load
 from glassgpt.summary import ModelSummary
+from glassgpt.tokenizers import BytesTokenizer
 from glassgpt.training import train
 from kill_harness import Quiet, lightly, tiny_config, write_text
 
@@ -268,3 +269,31 @@ def test_an_export_replaces_nothing(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not empty"):
         export(run, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_directory_is_filled_wherever_it_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the user stands, behind a link, after a kill that left a part behind; and all files have the same mode."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / ".partial-.export").mkdir()
+    (tmp_path / "here" / ".partial-.export" / "model.safetensors").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    assert export(run, tmp_path / "link") == "GPT2"
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    export(run, ".")
+    for folder in (tmp_path / "here", Path()):
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+        load(folder.resolve())
+
+
+def test_a_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text(BytesTokenizer().to_json())
+    reason = r"its tokenizer has 256 ids and its model \d+, so they do not belong together"
+    for use in (lambda: load(tmp_path / "hf"), lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned")):
+        with pytest.raises(UserError, match=reason):
+            use()
+    assert not (tmp_path / "tuned").exists()
+    assert "do not belong together" in describe(tmp_path / "hf")

@@ -438,6 +438,7 @@ REFUSED = [
     ({"init_from": "no/such/run"}, "no run or checkpoint at no/such/run"),
     ({"device": "cuda:99"}, "'cuda:99' is not available"),
     ({"precision": "float16"}, "float32 or bfloat16"),
+    ({"model": {"attention": "flex"}, "device": "cpu"}, "trains on CUDA only"),
 ]
 
 

@@ -224,8 +224,11 @@ def _as_os_errors() -> Iterator[None]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Raises `OSError` as other writing does, where the disk is full, say."""
+    path.touch()  # for its mode: safetensors writes files that nobody else may read
+    mode = path.stat().st_mode
     with _as_os_errors():
         safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

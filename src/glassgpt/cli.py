@@ -234,6 +234,8 @@ def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
             name = argument.partition("=")[0].replace("_", "-")
             if name.startswith("--model.") and name.removeprefix("--model.") not in ("context-length", "dropout", "attention"):
                 raise UserError(f"{name} has no effect beside --init-from: the model has the shape of the one that it goes on from")
+            if name == "--data.tokenizer":
+                raise UserError("--data.tokenizer has no effect beside --init-from: the text is read by the tokenizer of that model")
     return dataclasses.replace(options, config=options.config.override(data=given))
 
 
@@ -279,7 +281,8 @@ class GenerateOptions:
     """Options of `glassgpt generate`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
+    .pt file of nanoGPT or build-nanogpt."""
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else as a document begins)")] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -402,7 +405,8 @@ class EvalOptions:
     """Options of `glassgpt eval`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
+    .pt file of nanoGPT or build-nanogpt."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: what the run was trained on)")] = None
     """Text to evaluate on: a registered name, a text file, or a folder of them."""
     split: Annotated[
@@ -466,7 +470,8 @@ class InfoOptions:
     """Options of `glassgpt info`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500), a Hugging Face directory or hub id (gpt2), or a .pt file of nanoGPT."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
+    .pt file of nanoGPT or build-nanogpt."""
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -482,7 +487,8 @@ class ExportOptions:
     """Options of `glassgpt export`."""
 
     reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A model: a run (runs/demo, runs/demo@best, runs/demo@500), a checkpoint, or another project's file."""
+    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
+    .pt file of nanoGPT or build-nanogpt."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Directory to write, which must be empty or not there yet."""
 
@@ -493,7 +499,8 @@ def export(arguments: Sequence[str]) -> None:
     from . import reference
 
     family = reference.export(options.reference, options.out)
-    print(f"{options.out}: {family}, for AutoModelForCausalLM and AutoTokenizer")
+    has_tokenizer = (options.out / "tokenizer.json").is_file()
+    print(f"{options.out}: {family}, for AutoModelForCausalLM" + (" and AutoTokenizer" if has_tokenizer else "; it has no tokenizer"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -229,8 +229,12 @@ class ModelConfig(_Checked):
 
     @property
     def has_no_limit(self) -> bool:
-        """Whether text may grow without end: positions are relative, and no layer looks back over all of it."""
-        return self.position in ("rope", "none") and None not in self.windows
+        """Whether text may grow without end: no layer looks back over all of it, and no rotary distance outgrows the window.
+
+        That to a global token does: beyond the context it is one that was never trained.
+        """
+        relative = self.position == "none" or (self.position == "rope" and self.window_globals == 0)
+        return relative and None not in self.windows
 
     @property
     def padded_vocab_size(self) -> int:

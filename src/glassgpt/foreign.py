@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from .config import ModelConfig
@@ -14,7 +12,8 @@ from .errors import UserError
 from .files import explained
 from .hf_families import Family, gpt2_rows
 from .model import GPT
-from .tokenizers import BPETokenizer, Tokenizer
+from .pickles import read_pickle
+from .tokenizers import BPETokenizer, Tokenizer, load_tokenizer
 
 GPT2_VOCAB_SIZE = 50257
 _KEYS = {name: (name,) for name in ("vocab_size", "n_layer", "n_head", "n_embd")} | {"context_length": ("block_size",)}
@@ -57,7 +56,13 @@ class ForeignModel:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """GPT-2's where the vocabulary has its size; a nanoGPT model of characters keeps them in another, pickled file, so None."""
+        """A tokenizer.json beside the file, else GPT-2's where the vocabulary has its size, else None.
+
+        A nanoGPT model of characters keeps these in a pickled file of its own; `glassgpt prepare` on its text makes the same.
+        """
+        beside = self.path.parent / "tokenizer.json"
+        if beside.is_file():
+            return load_tokenizer(beside)
         return BPETokenizer.gpt2() if self.model_config.vocab_size == GPT2_VOCAB_SIZE else None
 
     def load_model(self, model: GPT) -> None:
@@ -71,9 +76,11 @@ class ForeignModel:
 def open_foreign(path: Path) -> ForeignModel:
     """A `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` for another one, with the reason."""
     with explained("read", path):
-        content = _unpickled(path)
+        content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in ("__main__", "train_gpt2", "model")])
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, not the dictionary of a checkpoint")
     weights = content.get("model")
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise UserError(f"{path} holds no model of nanoGPT or build-nanogpt: it has no tensors by name under 'model'")
     config = content.get("config")
     if isinstance(config, _PickledConfig):
@@ -85,17 +92,17 @@ def open_foreign(path: Path) -> ForeignModel:
             f"{path} tells no shape: nanoGPT's files have 'model_args' and build-nanogpt's a 'config', and weights alone do not say "
             "how many heads they are for"
         )
-    loss = content.get("best_val_loss" if family is _NANOGPT else "val_loss")
-    facts = (
-        ("checkpoint", f"{path} ({family.name})"),
-        ("step", f"{steps:,}" if isinstance(steps, int) else "not told"),
-        ("validation loss", "not told" if loss is None else f"{float(loss):.4f} nats a token, as its project estimated it"),
-    )
     # torch.compile puts a prefix before every name.
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
     try:
+        loss = content.get("best_val_loss" if family is _NANOGPT else "val_loss")
+        facts = (
+            ("checkpoint", f"{path} ({family.name})"),
+            ("step", f"{steps:,}" if isinstance(steps, int) else "not told"),
+            ("validation loss", "not told" if loss is None else f"{float(loss):.4f} nats a token, as its project estimated it"),
+        )
         return ForeignModel(path, family, _padding_told(family.read(settings)), tensors, facts)
-    except (UserError, TypeError) as error:
+    except (UserError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # a text where a number belongs, say
         raise UserError(f"cannot use {path}: {error}") from None
 
 
@@ -104,23 +111,3 @@ def _padding_told(config: ModelConfig) -> ModelConfig:
     if config.vocab_size != 50304:
         return config
     return dataclasses.replace(config, vocab_size=GPT2_VOCAB_SIZE, vocab_multiple=128)
-
-
-def _unpickled(path: Path) -> dict[str, Any]:
-    """A `.pt` file's content with nothing of it run: PyTorch's reader knows tensors and plain values, and the stand-in."""
-    stand_ins = [(_PickledConfig, f"{module}.GPTConfig") for module in ("__main__", "train_gpt2", "model")]
-    with path.open("rb") as file:
-        try:
-            with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-                content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each part of PyTorch's reader has its own for a damaged file, an OSError for one
-            raise UserError(f"{path} cannot be read without running code of it, or is damaged: {_reason(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}, not the dictionary of a checkpoint")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    """The line of PyTorch's long message that says what it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "GLOBAL" in line or "global" in line), lines[0] if lines else type(error).__name__)

@@ -204,7 +204,7 @@ def generate(
     prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
     `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else
     is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`), unless the
-    model has no limit (relative positions and windows in all layers: `ModelConfig.has_no_limit`). Raises
+    model has no limit (`ModelConfig.has_no_limit`). Raises
     `UserError` for an empty prompt and for impossible settings, at once and not at the first token.
     """
     if max_new_tokens < 1 or n < 1:

@@ -3,20 +3,21 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .checkpoint import read_tensors, write_tensors
 from .config import ModelConfig
 from .errors import UserError, did_you_mean
-from .files import atomic_directory, explained
+from .files import PARTIAL_PREFIX, atomic_directory, explained
 from .hf_families import FAMILIES, Family
 from .model import GPT
+from .pickles import read_pickle
 from .tokenizers import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 
 
@@ -43,7 +44,7 @@ class HFModel:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer beside the weights, None where there is none. Raises `UserError` for one of another kind than byte-level BPE."""
+        """The tokenizer beside the weights, None where there is none. Raises `UserError` for a damaged one."""
         folder = self.path if self.path.is_dir() else self.path.parent
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
         if (folder / "tokenizer.json").is_file():
@@ -102,20 +103,38 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     Raises `UserError` where no family holds the model, the directory has something in it, or the disk is full.
     """
     family = home_of(model.config)
-    with explained("write", directory):
-        if directory.is_dir() and any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
     end = None if tokenizer is None else tokenizer.end_of_text
+    begin = tokenizer.prompt_prefix[0] if tokenizer is not None and tokenizer.prompt_prefix else end
     # No padding id in the config: transformers would not train the embedding of the id that is named there.
-    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32", "use_cache": True}
-    with atomic_directory(directory) as partial:
+    with _filled(directory) as partial:
         _write_json(partial / "config.json", {**about, **family.write(model.config), **ids})
         _write_json(partial / "generation_config.json", {**ids, "pad_token_id": end})
         write_tensors(partial / "model.safetensors", family.tensors_of(model), metadata={"format": "pt"})
         if tokenizer is not None:
             export_tokenizer(tokenizer, partial, model.config.context_length)
     return family.name
+
+
+@contextmanager
+def _filled(directory: Path) -> Iterator[Path]:
+    """A directory to fill, whose content is in `directory` when it is complete; `config.json` comes last, without which it is no model.
+
+    A directory that is there is filled and not replaced: it may be a mount point, a link, or where the user stands.
+    """
+    with explained("write", directory):
+        there = directory.is_dir()
+        inner = directory / ".export"
+        leftovers = {inner.name, f"{PARTIAL_PREFIX}{inner.name}"}
+        if there and {path.name for path in directory.iterdir()} - leftovers:
+            raise UserError(f"{directory} is not empty; choose another directory, or remove it first")
+    with atomic_directory(inner if there else directory) as partial:
+        yield partial
+    if there:
+        for path in sorted(inner.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(directory / path.name)
+        inner.rmdir()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -182,12 +201,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         return read_tensors(file)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # each part of PyTorch's reader has its own for a damaged file
-        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0] if str(error) else 'it is damaged'}") from None
+    content = read_pickle(file)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{file} holds other things than tensors by name")
     return content

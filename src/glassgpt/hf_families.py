@@ -22,14 +22,16 @@ from .model import GPT
 _HARMLESS = frozenset(
     """architectures attention_softmax_in_fp32 attn_implementation begin_suppress_tokens bos_token_id decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range
-    keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type n_ctx no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label inference_runner initializer_range
+    is_llama_config keys_to_ignore_at_inference label2id length_penalty max_batch_size max_length max_sequence_length min_length model_type
+    n_ctx n_special no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+    output_past output_scores pad_key_length pad_token_id pre_allocate_kv_cache predict_special_tokens prefix pretraining_tp
     problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate
     scale_attention_softmax_in_fp32 sep_token_id suppress_tokens task_specific_params temperature tie_last_hidden_states
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_cache""".split()
+    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16
+    use_cache validate_runner_input""".split()
 )
-_HARMLESS_START = ("_", "summary_")
+_HARMLESS_START = ("_", "summary_", "unsloth_")
 # Keys for which null has a meaning: the width or number that follows from the others, no cap, no dropout.
 _NULLABLE = frozenset({"n_inner", "num_key_value_heads", "head_dim", "final_logit_softcapping", "attention_dropout"})
 _ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
@@ -49,7 +51,7 @@ _ACTIVATIONS: Mapping[str, str] = {
 
 
 def _refusal(key: str, value: object) -> UserError:
-    return UserError(f"{key} = {reprlib.repr(value)} is nothing that a glassgpt model can do")
+    return UserError(f"{key} = {reprlib.repr(value)} asks for what glassgpt has no slot for: the model would come out wrong")
 
 
 def _shortest_pattern(letters: str) -> str:
@@ -131,6 +133,10 @@ class Family:
     """Every key that is read, with what transformers takes where it is left out."""
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that have a slot; the first of them is transformers' default, and written."""
+    rope_theta: float = 10000.0
+    """What transformers takes where no key holds it."""
+    unread: frozenset[str] = frozenset()
+    """Keys of published configs that transformers' own class for the family does not look at."""
     heads_divide: bool = False
     """transformers insists that n_head divides n_embd, even where a head's width is given."""
     rows: tuple[Row, ...]
@@ -157,7 +163,8 @@ class Family:
         must_be = {**self.must_be, "is_causal": (True, None)} | ({"partial_rotary_factor": (1, None)} if self._rope_keys else {})
         if key in must_be:
             return given in must_be[key]
-        return not given or key in self.defaults or key in self._rope_keys or key in _HARMLESS or key.startswith(_HARMLESS_START)
+        harmless = key in _HARMLESS or key in self.unread or key.startswith(_HARMLESS_START)
+        return not given or harmless or key in self.defaults or key in self._rope_keys
 
     def _setting(self, ours: str, given: Mapping[str, Any]) -> Any:
         key, value = next(iter(given.items()))
@@ -167,7 +174,7 @@ class Family:
         if any(other != value for other in given.values()):
             raise UserError(f"{' and '.join(f'{k} = {v!r}' for k, v in given.items())} differ: they are one setting of a glassgpt model")
         if ours == "activation":
-            if value not in _ACTIVATIONS:
+            if not isinstance(value, str) or value not in _ACTIVATIONS:
                 raise _refusal(key, value)
             return _ACTIVATIONS[value]
         return value
@@ -178,21 +185,31 @@ class Family:
 
     def _rope_base(self, config: Mapping[str, Any]) -> Any:
         """The base from any of the three keys, in the order in which transformers looks."""
-        rope = config.get("rope_scaling") or config.get("rope_parameters")
+        holder = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+        rope = config.get(holder)
         rope = self.defaults["rope_parameters"] if rope is None else rope
-        for key, value in rope.items():
+        if not isinstance(rope, Mapping):
+            raise _refusal(holder, rope)
+        for key, value in sorted(rope.items(), key=lambda item: item[0] not in _ROPE_MUST_BE):  # the kind of scaling is named first
             if value and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
-                raise _refusal(f"rope_parameters.{key}", value)
-        return rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+                raise _refusal(f"{holder}.{key}", value)
+        return rope.get("rope_theta") or config.get("rope_theta") or self.rope_theta
 
     def _with_windows(self, shape: ModelConfig, value: Mapping[str, Any]) -> ModelConfig:
         """Add the sliding windows: of all layers, of those from the `max_window_layers`-th on, or of those in `layer_types`."""
         window: Any = value.get("sliding_window") if value.get("use_sliding_window", True) else None
-        windowed_from = shape.n_layer if window is None else value.get("max_window_layers", 0)
+        if window is None and not value.get("layer_types"):
+            return shape
+        if window is not None and type(window) is not int:
+            raise _refusal("sliding_window", window)
+        windowed_from = value.get("max_window_layers", 0)
+        if type(windowed_from) is not int:
+            raise _refusal("max_window_layers", windowed_from)
         types = value.get("layer_types") or [_SLIDING if i >= windowed_from else _FULL for i in range(shape.n_layer)]
-        if len(types) != shape.n_layer or set(types) - {_SLIDING, _FULL} or (_SLIDING in types and window is None):
+        known = isinstance(types, list) and len(types) == shape.n_layer and all(t in (_SLIDING, _FULL) for t in types)
+        if not known or (_SLIDING in types and window is None):
             raise _refusal("layer_types", types)
-        if _SLIDING not in types or window >= shape.context_length:
+        if window is None or _SLIDING not in types or window >= shape.context_length:
             return shape
         return replace(shape, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
@@ -497,7 +514,8 @@ _STARCODER2 = replace(
         "residual_dropout": 0.0,
         "embedding_dropout": 0.0,
     },
-    must_be={},
+    must_be={"mlp_type": ("default",), "norm_type": ("layer_norm",), "scale_attn_weights": (True,)},
+    unread=frozenset({"activation_function", "layer_norm_epsilon", "rms_norm_eps"}),
     heads_divide=False,
     rows=_llama_rows({"feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"}),
 )
@@ -535,6 +553,7 @@ _APERTUS = replace(
         "rope_parameters": {"rope_type": "llama3"},
     },
     must_be=_NO_BIAS,
+    rope_theta=12000000.0,
     rows=_llama_rows({"attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm"}),
 )
 _NANOCHAT = replace(

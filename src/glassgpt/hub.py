@@ -35,7 +35,7 @@ def download_model(hub_id: str) -> Path:
 
     try:
         path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_SAFETENSORS]))
-        if not any(path.glob("*.safetensors")):
+        if not any(found for pattern in _SAFETENSORS for found in path.glob(pattern)):
             path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_TORCH]))
     except RepositoryNotFoundError:
         raise UserError(

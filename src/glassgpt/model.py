@@ -183,7 +183,8 @@ class GPT(nn.Module):
         """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
 
         The loss is the mean with gradients, or with `reduction="none"` that of each token, (B, T), without gradients.
-        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than the context holds.
+        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than there are learned positions, or than
+        the cache has room for.
         """
         hidden = self.hidden(ids, cache)
         if targets is None:

@@ -88,11 +88,15 @@ def _find(text: str) -> Checkpoint:
     run = user_path(base)
     if run.is_file():
         raise UserError(f"{base} is no model: name a run or a checkpoint, a .safetensors file, or a .pt file of nanoGPT")
+    if not run.is_dir() and run.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"there is no file {base}")
     if not run.is_dir():
         raise UserError(
             f"there is no run or checkpoint at {base}{_nearby(base)}; `{program()} train --out {shlex.quote(base)}` would make one"
         )
     paths = checkpoint_paths(run / "checkpoints")
+    if not paths and any(run.glob("*.safetensors")):
+        raise UserError(f"{run} has weights but no config.json, which says what model they are of; put it there")
     if not paths:
         if (run / "config.toml").is_file():
             raise UserError(f"the run {run} has no checkpoint yet; go on with `{program()} train --resume {shlex.quote(str(run))}`")
@@ -128,11 +132,22 @@ def read_reference(reference: str | Path, read: Callable[[ModelSource], T]) -> T
         return read(find_model(reference))
 
 
+def tokenizer_of(source: ModelSource) -> Tokenizer | None:
+    """Its tokenizer. Raises `UserError` for one with more ids than the model has."""
+    tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{source.path}: its tokenizer has {tokenizer.vocab_size:,} ids and its model {vocab_size:,}, so they do not belong together; "
+            "put the model's own tokenizer.json there"
+        )
+    return tokenizer
+
+
 def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
     """The model, in evaluation mode on `device`, and the tokenizer."""
     model = GPT.empty(source.model_config, device)
     source.load_model(model)
-    return model.eval(), source.tokenizer
+    return model.eval(), tokenizer_of(source)
 
 
 def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
@@ -161,7 +176,7 @@ def describe(reference: str | Path) -> str:
 
 def _describe(source: ModelSource) -> str:
     try:
-        tokenizer = source.tokenizer
+        tokenizer = tokenizer_of(source)
         about = "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
     except UserError as error:  # GPT-2's vocabulary without network, say: the rest can be told all the same
         about = f"not at hand: {error}"

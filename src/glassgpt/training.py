@@ -35,7 +35,7 @@ from .hardware import autocast, describe_environment, find_device, find_precisio
 from .model import GPT, initialize
 from .optim import build_optimizers, lr_at
 from .progress import PlainProgress, Progress
-from .reference import ModelSource, find_model, load_source
+from .reference import ModelSource, find_model, load_source, tokenizer_of
 from .run_directory import MetricsLog, RunDirectory
 from .seeding import seed_for
 from .summary import ModelSummary
@@ -197,7 +197,7 @@ def _open_data(config: TrainConfig, start: ModelSource | None, fingerprint: str 
     if fingerprint is None:
         config = config.override(data={"source": absolute_source(config.data.source)})
     # A run that begins from another's weights has its tokenizer; any other has what its own data make.
-    tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
+    tokenizer = tokenizer_of(start) if start is not None and config.init_from is not None else None
     if tokenizer is None and config.init_from is not None:
         raise UserError(f"{config.init_from} has no tokenizer, so no text can be prepared for it; put its tokenizer.json beside it")
     directory = prepare(config.data, tokenizer=tokenizer, log=progress.message)

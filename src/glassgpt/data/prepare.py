@@ -237,12 +237,16 @@ def _groups(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
-    """The ids of the pieces, with the end-of-text id, where there is one, before each document."""
+    """The ids of the pieces; before each document the end of the one before it, and what a text of this tokenizer begins with.
+
+    The latter is none for most: <s> for Llama, which was trained so, and whose prompts `generate` begins so too.
+    """
     ids, offsets = tokenizer.encode_documents([piece.text for piece in pieces])
-    if tokenizer.end_of_text is None:
-        return ids
-    starts = offsets[:-1][[piece.starts_document for piece in pieces]]
-    return np.insert(ids, starts.astype(np.int64), tokenizer.end_of_text)
+    marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
+    if len(marks) == 2 and marks[0] == marks[1]:
+        marks.pop()  # one id for both, as in GPT-2's own family
+    starts = offsets[:-1][[piece.starts_document for piece in pieces]].astype(np.int64)
+    return np.insert(ids, np.repeat(starts, len(marks)), marks * len(starts))
 
 
 @dataclass
