@@ -65,7 +65,7 @@ def main() -> int:
         for seed in range(1337, 1337 + options.seeds):
             config = g.recipe(options.recipe, **changes, model=slots, seed=seed)
             run = user_path(str(options.out)) / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}-{seed}"
-            if not finished(run, config.steps):
+            if not finished(run, config):
                 g.train(config, run, overwrite=True)
             checkpoint = find_checkpoint(run)
             losses.setdefault(name, []).append(checkpoint.state.val_loss or float("nan"))
@@ -80,10 +80,12 @@ def main() -> int:
     return 0
 
 
-def finished(run: Path, steps: int | None) -> bool:
-    """Whether a run is there and complete."""
-    newest = run / "checkpoints" / f"{steps:06d}" / "manifest.json"
-    return newest.is_file()
+def finished(run: Path, config: g.TrainConfig) -> bool:
+    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in by the run)."""
+    if not (run / "checkpoints" / f"{config.steps:06d}" / "manifest.json").is_file():
+        return False
+    found = find_checkpoint(run).config
+    return found.override(model={"vocab_size": None}, data={"source": config.data.source}) == config
 
 
 if __name__ == "__main__":

@@ -539,7 +539,10 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
         (copy(write(index, "{}"), "shards"), "index.json is damaged: it has no weight_map"),
         (copy(only_bin(b"")), "pytorch_model.bin is empty"),
         (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin is damaged"),
-        (copy(only_bin(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")), "pytorch_model.bin is damaged"),
+        (
+            copy(only_bin(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")),
+            "pytorch_model.bin is not read: it needs os.system to be run",
+        ),
     ]
     for path, message in cases:
         with pytest.raises(UserError, match=message) as error:

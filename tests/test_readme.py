@@ -65,7 +65,7 @@ def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
     """With a model of ours, exported, in the place of those that would be downloaded."""
     run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--steps", "2", "--out", "runs/mine"], folder)
     run([sys.executable, "-m", "glassgpt", "export", "runs/mine", "--out", "hf/first"], folder)
-    stand_ins = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first")
+    stand_ins = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first") | {"runs/demo": "runs/mine"}
     stand_ins |= {"input.txt": "my.txt", "Hello, I'm a language model,": "the"}
     (block,) = blocks("sh", "Models from elsewhere, and for elsewhere")
     for line in block.splitlines():
