@@ -93,6 +93,16 @@ def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
         torch.testing.assert_close(flex(q, k, v), explicit(q, k, v), atol=1e-6, rtol=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on CUDA only, and there is none")
+@pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
+def test_flex_attention_has_the_explicit_kernels_gradients(span: Span) -> None:
+    """float32 with TF32 off: 1e-4 for sums in another order."""
+    q, k, v = (random(1, n, 150, 16, seed=n).float().cuda().requires_grad_() for n in (2, 1, 1))
+    upstream = random(1, 2, 150, 16, seed=9).float().cuda()
+    gradients = [torch.autograd.grad(kernel(span, 0.0)(q, k, v), (q, k, v), upstream) for kernel in (FlexKernel, ExplicitKernel)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
 def test_the_config_chooses_the_kernel() -> None:
     for attention, kernel in (("sdpa", SDPAKernel), ("explicit", ExplicitKernel), ("flex", FlexKernel)):
         assert type(_attention("rope", attention=attention).kernel) is kernel

@@ -537,6 +537,7 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
         (copy(lambda folder: (folder / shard.name).unlink(), "shards"), f"{shard.name} is missing"),
         (copy(write(index, "{"), "shards"), "index.json is damaged"),
         (copy(write(index, "{}"), "shards"), "index.json is damaged: it has no weight_map"),
+        (copy(write(index, '{"weight_map": {"a": "../model.safetensors"}}'), "shards"), "no weight_map of files beside it"),
         (copy(only_bin(b"")), "pytorch_model.bin is empty"),
         (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin is damaged"),
         (

@@ -129,7 +129,7 @@ class FlexKernel(SDPAKernel):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # here, since it imports torch's compiler
 
         T = q.shape[-2]
-        if self.blocks is None or self.blocks.seq_lengths != (T, T):
+        if self.blocks is None or self.blocks.seq_lengths != (T, T) or self.blocks.kv_num_blocks.device != q.device:
             self.blocks = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, T, T, device=q.device)
         grouped = q.shape[1] != k.shape[1]
         return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)

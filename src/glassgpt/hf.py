@@ -184,8 +184,8 @@ def _weight_files(path: Path) -> list[Path]:
             return [path / name]
         if index.is_file():
             shards = _json_object(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise UserError(f"{index} is damaged: it has no weight_map of names")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()):
+                raise UserError(f"{index} is damaged: it has no weight_map of files beside it")
             files = [path / shard for shard in sorted(set(shards.values()))]
             if missing := [file for file in files if not file.is_file()]:
                 raise UserError(f"{path} is not complete: {missing[0].name} is missing ({len(missing)} of {len(files)} files)")
