@@ -235,7 +235,7 @@ def check_gradients(model: GPT) -> None:
 @torch.no_grad()
 def _slope(model: GPT, parameter: Tensor, direction: Tensor, h: float, ids: Tensor, targets: Tensor) -> float:
     """Of the loss along a direction, by central differences."""
-    losses = []
+    losses: list[float] = []
     for side in (h, -2 * h):
         parameter.add_(side * direction)
         losses.append(model(ids, targets).item())
