@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 FLOORS = """
 cli console parsing report training progress evaluate reference run_directory foreign hf hf_families checkpoint generation optim
 model attention loss summary hardware data.prepare data.sources data.tokens tokenizers hf_tokenizer vocabulary data.download hub
-pickles config seeding files errors
+pickles config checked seeding files errors
 """.split()
 
 # Who may import what, besides the standard library.

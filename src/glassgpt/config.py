@@ -8,85 +8,21 @@ import dataclasses
 import itertools
 import math
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import tomli_w
 
+from .checked import Checked, build
 from .errors import UserError, did_you_mean
 
 
-def _types_of(config_class: type) -> dict[str, Any]:
-    return typing.get_type_hints(config_class)
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation itself."""
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-
-
-def _describe(annotation: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", types.NoneType: "nothing"}
-    parts: list[str] = []
-    for choice in _choices(annotation):
-        if typing.get_origin(choice) is Literal:
-            parts.extend(repr(value) for value in typing.get_args(choice))
-        else:
-            parts.append(names.get(choice, getattr(choice, "__name__", str(choice))))
-    return " or ".join(parts)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    for choice in _choices(annotation):
-        if typing.get_origin(choice) is Literal:
-            if value in typing.get_args(choice):
-                return True
-        elif choice is float:
-            if type(value) in (int, float) and math.isfinite(value):
-                return True
-        elif type(value) is choice:  # not isinstance: True is an int, but n_layer = true is a mistake
-            return True
-    return False
-
-
-class _Checked:
-    """Type-checks the fields of a config dataclass at construction, then calls `check` for their values."""
-
-    def __post_init__(self) -> None:
-        for name, annotation in _types_of(type(self)).items():
-            value = getattr(self, name)
-            if not _fits(value, annotation):
-                raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
-            if type(value) is int and float in _choices(annotation) and int not in _choices(annotation):
-                object.__setattr__(self, name, float(value))  # so that 1 and 1.0 are written and compared alike
-        self.check()
-
-    def check(self) -> None:
-        """Raise `UserError` for values that are impossible alone or together."""
-
-    @classmethod
-    def name_of(cls, field_name: str) -> str:
-        """A field's name as an error gives it: `model.n_layer`."""
-        section = cls.__name__.removesuffix("Config").lower()
-        return field_name if section == "train" else f"{section}.{field_name}"
-
-    def require(self, field_name: str, holds: bool, valid: str) -> None:
-        """Raise `UserError` naming the field, its value and the valid values unless `holds`."""
-        if not holds:
-            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}")
-
-
-C = TypeVar("C", bound=_Checked)
-
-
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """The shape of a model. The defaults are GPT-2 small (Radford et al., 2019), its vocabulary aside."""
 
     vocab_size: int | None = None
@@ -254,7 +190,7 @@ def _default(config_class: type, name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """Where the text comes from and how it becomes batches."""
 
     source: str = "python-docs"
@@ -279,7 +215,7 @@ class DataConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Checked):
+class OptimConfig(Checked):
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -317,7 +253,7 @@ class OptimConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(_Checked):
+class SampleConfig(Checked):
     """What the model writes into samples.md at every evaluation."""
 
     prompt: str | None = None
@@ -347,7 +283,7 @@ class SampleConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """A run: with the data's fingerprint, this determines every bit of it on one machine."""
 
     name: str = "run"
@@ -433,7 +369,7 @@ class TrainConfig(_Checked):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """A config from nested mappings; see `from_toml` for the errors."""
-        return _build(cls, values)
+        return build(cls, values)
 
     def override(self, **changes: Any) -> Self:
         """A copy with fields replaced: `config.override(steps=100, optim={"lr": 1e-3})`.
@@ -444,23 +380,11 @@ class TrainConfig(_Checked):
             changes.setdefault("epochs", None)
         if changes.get("epochs") is not None:
             changes.setdefault("steps", None)
-        return _build(type(self), changes, base=self)
+        return build(type(self), changes, base=self)
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None}
-
-
-def _build(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
-    hints = _types_of(config_class)
-    arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"unknown setting {config_class.name_of(name)!r}{did_you_mean(name, hints)}")
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, base=getattr(base, name, None))
-        arguments[name] = value
-    return config_class(**arguments)
 
 
 def recipe_names() -> list[str]:
