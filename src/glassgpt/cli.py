@@ -28,6 +28,11 @@ from .progress import PlainProgress, Progress
 
 DEFAULT_RECIPE = "demo"
 Options = TypeVar("Options")
+REFERENCE_HELP = (
+    "A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); "
+    "a .pt file of nanoGPT or build-nanogpt."
+)
+Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -280,9 +285,7 @@ def _say_what_next(run: Path) -> None:
 class GenerateOptions:
     """Options of `glassgpt generate`."""
 
-    reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
-    .pt file of nanoGPT or build-nanogpt."""
+    reference: Reference
     prompt: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what is piped in, else as a document begins)")] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -404,9 +407,7 @@ def _decoded(data: bytes, origin: str) -> str:
 class EvalOptions:
     """Options of `glassgpt eval`."""
 
-    reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
-    .pt file of nanoGPT or build-nanogpt."""
+    reference: Reference
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: what the run was trained on)")] = None
     """Text to evaluate on: a registered name, a text file, or a folder of them."""
     split: Annotated[
@@ -469,9 +470,7 @@ def _finite(value: Any) -> Any:
 class InfoOptions:
     """Options of `glassgpt info`."""
 
-    reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
-    .pt file of nanoGPT or build-nanogpt."""
+    reference: Reference
 
 
 def info(arguments: Sequence[str]) -> None:
@@ -486,9 +485,7 @@ def info(arguments: Sequence[str]) -> None:
 class ExportOptions:
     """Options of `glassgpt export`."""
 
-    reference: Annotated[Positional[str], arg(metavar="REF")]
-    """A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); a
-    .pt file of nanoGPT or build-nanogpt."""
+    reference: Reference
     out: Annotated[Path, arg(metavar="DIR")]
     """Directory to write, which must be empty or not there yet."""
 
