@@ -19,6 +19,7 @@ from .hf_families import FAMILIES, Family
 from .model import GPT
 from .pickles import read_pickle
 from .tokenizers import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
+from .vocabulary import begin_of_text
 
 
 def home_of(config: ModelConfig) -> Family:
@@ -104,7 +105,7 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     """
     family = home_of(model.config)
     end = None if tokenizer is None else tokenizer.end_of_text
-    begin = tokenizer.prompt_prefix[0] if tokenizer is not None and tokenizer.prompt_prefix else end
+    begin = None if tokenizer is None else begin_of_text(tokenizer)
     # No padding id in the config: transformers would not train the embedding of the id that is named there.
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32", "use_cache": True}

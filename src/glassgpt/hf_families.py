@@ -273,7 +273,7 @@ class Family:
             row, names = self.places(name)
             # Rows beyond the vocabulary are padding of the embedding and the head.
             tensor = ours[name].detach()[: shape[0]].cpu().float() if name in ours else torch.zeros(shape)
-            result |= {their: piece.contiguous() for their, piece in zip(names, row.pieces(tensor, config), strict=True)}
+            result |= dict(zip(names, row.pieces(tensor, config), strict=True))
         return result
 
     def fill(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:

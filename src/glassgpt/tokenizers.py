@@ -16,7 +16,17 @@ import numpy.typing as npt
 from .errors import UserError, did_you_mean
 from .files import explained, sha256_of
 from .hf_tokenizer import HFTokenizer, find_end_of_text, saved_with_end_of_text, special_ids, starting_ids, token_ids
-from .vocabulary import END_OF_TEXT, StreamDecoder, Tokenizer, Vocabulary, byte_symbols, concatenated, lone_surrogate, place_of
+from .vocabulary import (
+    END_OF_TEXT,
+    StreamDecoder,
+    Tokenizer,
+    Vocabulary,
+    begin_of_text,
+    byte_symbols,
+    concatenated,
+    lone_surrogate,
+    place_of,
+)
 
 __all__ = [
     "END_OF_TEXT",
@@ -289,14 +299,14 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
     text = tokenizer.to_hugging_face()
     content = json.loads(text)
     names = {i: name for name, i in token_ids(content).items()}
-    end_of_text = None if tokenizer.end_of_text is None else names[tokenizer.end_of_text]
+    begin, end = begin_of_text(tokenizer), tokenizer.end_of_text
     model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     unknown = names.get(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
-        "bos_token": names[tokenizer.prompt_prefix[0]] if tokenizer.prompt_prefix else end_of_text,  # as `default_prompt` begins
-        "eos_token": end_of_text,
+        "bos_token": None if begin is None else names[begin],
+        "eos_token": None if end is None else names[end],
         "unk_token": unknown if unknown in names.values() else None,
         "clean_up_tokenization_spaces": False,
     }

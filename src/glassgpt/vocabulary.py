@@ -100,6 +100,11 @@ class Vocabulary(Tokenizer):
         return np.array([0 if i in self._special else len(token) for i, token in enumerate(self._table)], dtype=np.int64)
 
 
+def begin_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id that a text of its own begins with: the first of the prompt's prefix, else the end of the text before, else None."""
+    return tokenizer.prompt_prefix[0] if tokenizer.prompt_prefix else tokenizer.end_of_text
+
+
 class StreamDecoder:
     """Turns ids into text one at a time, holding back bytes until they are whole characters.
 
