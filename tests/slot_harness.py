@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.checkpoint import TrainingState, open_checkpoint, save_checkpoint
+from glassgpt.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
 from glassgpt.config import ModelConfig, TrainConfig
 from glassgpt.generation import generate
 from glassgpt.model import GPT
@@ -275,7 +275,8 @@ def check_checkpoint(model: GPT) -> None:
     """Saved and loaded, the weights are the same, bit for bit (a loaded model has float32)."""
     run = TrainConfig(steps=1, batch_tokens=T, micro_batch_size=1, model=model.config)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        path = save_checkpoint(Path(folder), model, [], run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
+        snapshot = Snapshot(dict(model.named_parameters()), {})
+        path = save_checkpoint(Path(folder), snapshot, run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
         loaded, _ = load_source(open_checkpoint(path), torch.device("cpu"))
         for name, parameter in loaded.named_parameters():
             assert torch.equal(parameter, model.get_parameter(name).float()), name

@@ -18,12 +18,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
-cli commands.evaluation commands.models commands.text commands.training commands.shared console parsing report training
-dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint
-generation optim model attention loss summary hardware data.training_data data.prepare data.facts data.making data.workers
-data.groups data.duplicates data.plan data.sources data.batches data.tokens data.foreign_datasets data.shards data.python_docs
-data.readers data.parquet data.rows data.parts data.compression tokenizers hf_tokenizer vocabulary visible data.hub_datasets
-data.hub_layout data.source_files data.meters data.download hub pickles config checked seeding published files errors
+cli commands.evaluation commands.models commands.text commands.training commands.shared console parsing report training recorder
+trainer dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint
+generation optim recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware
+data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources
+data.batches data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts
+data.compression tokenizers hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters
+data.download hub pickles config checked seeding published files errors
 """.split()
 
 # Who may import what, besides the standard library.
@@ -39,7 +40,7 @@ OWNERS = {
     "backports": {"data.compression"},
     "filelock": {"run_directory", "data.prepare", "data.groups", "data.sources", "data.download"},
     "platformdirs": {"data.download"},
-    "psutil": {"hardware"},
+    "psutil": {"hardware", "distributed.ranks"},
     "tomli_w": {"config"},
 }
 
@@ -91,6 +92,11 @@ def test_imports_run_downwards(name: str) -> None:
             if name.startswith("evaluate") and below.startswith("evaluate"):
                 continue
             assert floor(below) > floor(name), f"{name} imports {below}, which does not stand below it"
+
+
+def test_only_one_folder_knows_of_processes() -> None:
+    for name, tree in modules().items():
+        assert "torch.distributed" not in ast.unparse(tree) or name.startswith("distributed."), name
 
 
 def test_libraries_stay_in_their_rooms() -> None:

@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from glassgpt.checkpoint import (
+    Snapshot,
     TrainingState,
     checkpoint_paths,
     latest_checkpoint,
     open_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    take_snapshot,
 )
 from glassgpt.config import TrainConfig
+from glassgpt.distributed.strategies import Strategy
 from glassgpt.errors import UserError
 from glassgpt.model import GPT
 from glassgpt.optim import build_optimizers
@@ -50,7 +53,8 @@ class Training:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.model = GPT.create(config.model, config.seed)
-        self.optimizers = build_optimizers(self.model, config.optim)
+        self.strategy = Strategy(self.model)
+        self.optimizers = build_optimizers(self.strategy, config.optim)
         self.step = 0
 
     def update(self, steps: int) -> None:
@@ -64,7 +68,12 @@ class Training:
 
     def save(self, directory: Path, **state: float) -> Path:
         training = TrainingState(step=self.step, **state)  # type: ignore[arg-type]
-        return save_checkpoint(directory, self.model, self.optimizers, self.config, TOKENIZER, training)
+        return save_checkpoint(directory, self.snapshot(), self.config, TOKENIZER, training)
+
+    def snapshot(self) -> Snapshot:
+        found = take_snapshot(self.strategy, self.optimizers)
+        assert found is not None
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
@@ -102,7 +111,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: P
     resumed = Training(checkpoint.config)
     resumed.update(1)  # other weights and moments, all of which must be replaced
     checkpoint.load_model(resumed.model)
-    checkpoint.load_optimizers(resumed.model, resumed.optimizers)
+    checkpoint.load_optimizers(resumed.strategy, resumed.optimizers)
     resumed.step = checkpoint.state.step
     resumed.update(3)
     assert equal(resumed.weights(), through.weights())
@@ -112,7 +121,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     training = Training(config_with())
     training.update(2)
     state = TrainingState(step=2, val_loss=0.1 + 0.2, best_step=1, best_val_loss=1e-17, scaler={"scale": 2.0, "_growth_tracker": 3})
-    path = save_checkpoint(tmp_path, training.model, training.optimizers, training.config, TOKENIZER, state)
+    path = save_checkpoint(tmp_path, training.snapshot(), training.config, TOKENIZER, state)
     checkpoint = open_checkpoint(path)
     assert path == tmp_path / "000002"
     assert checkpoint.state == state

@@ -199,13 +199,24 @@ def test_reading_crosses_the_borders_of_shards(sizes: list[int], data: st.DataOb
 @given(tokens=st.integers(2, 200), context=st.integers(1, 50), batch_size=st.integers(1, 9), limit=st.none() | st.integers(1, 250))
 def test_evaluation_predicts_every_token_but_the_first_once(tokens: int, context: int, batch_size: int, limit: int | None) -> None:
     batches = list(counting(tokens).evaluation_batches(context, batch_size, limit))
-    predicted = [int(token) for _, targets in batches for token in targets.ravel()]
+    predicted = [int(token) for _, _, targets in batches for token in targets.ravel()]
     assert predicted == list(range(1, min(tokens, (limit or tokens) + 1)))
-    for inputs, targets in batches:
+    for first, inputs, targets in batches:
+        assert first == targets[0, 0]
         assert np.array_equal(inputs, targets - 1)
         assert inputs.dtype == targets.dtype == np.int64
         assert len(inputs) <= batch_size
-    assert all(inputs.shape[1] == context for inputs, _ in batches[:-1])
+    assert all(inputs.shape[1] == context for _, inputs, _ in batches[:-1])
+
+
+@given(tokens=st.integers(2, 200), context=st.integers(1, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5))
+def test_the_ranks_share_the_batches_of_an_evaluation(tokens: int, context: int, batch_size: int, world_size: int) -> None:
+    """Each batch as it is in one process, on one rank; there may be more ranks than batches."""
+    whole = list(counting(tokens).evaluation_batches(context, batch_size))
+    shares = [list(counting(tokens).evaluation_batches(context, batch_size, None, rank, world_size)) for rank in range(world_size)]
+    assert sorted(first for share in shares for first, _, _ in share) == [first for first, _, _ in whole]
+    shapes = {first: targets.shape for first, _, targets in whole}
+    assert all(targets.shape == shapes[first] for share in shares for first, _, targets in share)
 
 
 def test_evaluation_of_one_token_is_refused() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.checkpoint import TrainingState, open_checkpoint, save_checkpoint
+from glassgpt.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
 from glassgpt.config import ModelConfig, TrainConfig, recipe
 from glassgpt.model import GPT
 from glassgpt.reference import load_source
@@ -174,7 +174,8 @@ def test_a_tied_head_is_one_parameter_with_both_gradients() -> None:
 def test_a_tied_head_stays_tied_through_a_checkpoint(tmp_path: Path) -> None:
     model = lively(config(), torch.float32)
     run = TrainConfig(steps=1, batch_tokens=8, micro_batch_size=1, model=config())
-    path = save_checkpoint(tmp_path, model, [], run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
+    snapshot = Snapshot(dict(model.named_parameters()), {})
+    path = save_checkpoint(tmp_path, snapshot, run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
     loaded, _ = load_source(open_checkpoint(path), torch.device("cpu"))
     with torch.no_grad():
         loaded.get_parameter("embedding.weight").mul_(2)

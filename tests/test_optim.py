@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from glassgpt.config import ModelConfig, OptimConfig, recipe
+from glassgpt.distributed.strategies import Strategy
 from glassgpt.model import GPT
 from glassgpt.optim import Muon, build_adamw, build_optimizers, lr_at, orthogonalize
 
 SHAPE = ModelConfig(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, qk_norm=True)
+
+
+# Of one process; Muon asks it for nothing about the model.
+WHOLE = Strategy(GPT.create(SHAPE, seed=0))
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -106,7 +111,7 @@ def test_decay_falls_on_matrices_only_and_once_on_each(name: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for optimizer in build_optimizers(model, _config(name=name, lr=0.5, weight_decay=0.2)):
+    for optimizer in build_optimizers(Strategy(model), _config(name=name, lr=0.5, weight_decay=0.2)):
         optimizer.step()
     for key, parameter in model.named_parameters():
         expected = before[key] * 0.9 if parameter.ndim == 2 else before[key]
@@ -116,7 +121,10 @@ def test_decay_falls_on_matrices_only_and_once_on_each(name: str) -> None:
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
     model = GPT.create(SHAPE, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    owned = [{names[id(p)] for group in o.param_groups for p in group["params"]} for o in build_optimizers(model, OptimConfig(name="muon"))]
+    owned = [
+        {names[id(p)] for group in o.param_groups for p in group["params"]}
+        for o in build_optimizers(Strategy(model), OptimConfig(name="muon"))
+    ]
     block = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
     assert owned[0] == {f"blocks.{n}.{part}.weight" for n in range(2) for part in block}
     assert owned[0] | owned[1] == set(names.values())
@@ -131,7 +139,7 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     weight = model.blocks[0].attention.qkv.weight  # type: ignore[union-attr]
     before = weight.detach().clone()  # type: ignore[operator]
-    muon = build_optimizers(model, _config(name="muon", lr=1.0, weight_decay=0.0))[0]
+    muon = build_optimizers(Strategy(model), _config(name="muon", lr=1.0, weight_decay=0.0))[0]
     muon.step()
     rows = [heads * shape.head_width for heads in (shape.n_head, kv_heads, kv_heads)]
     for update in torch.split(weight.detach() - before, rows):  # type: ignore[operator]
@@ -179,7 +187,7 @@ def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
     start = random(*shape, dtype=torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
-        Muon([{"params": [ours]}], lr=0.02, momentum=0.9, weight_decay=0.1),
+        Muon([{"params": [ours]}], lr=0.02, momentum=0.9, weight_decay=0.1, strategy=WHOLE),
         torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"),
     )
     for step in range(3):
@@ -199,7 +207,7 @@ def test_a_fused_projection_is_three_matrices(rows: list[int]) -> None:
     for parameter, piece in zip(parts, torch.split(grad, rows), strict=True):
         parameter.grad = piece.clone()
     for group in ({"params": [fused], "split": rows}, {"params": parts}):
-        Muon([group], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+        Muon([group], lr=0.1, momentum=0.9, weight_decay=0.0, strategy=WHOLE).step()
     torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in parts]), atol=1e-5, rtol=0)
 
 
@@ -208,11 +216,11 @@ def test_muons_update_has_the_size_of_adamws() -> None:
     for shape in ((64, 64), (256, 32), (32, 256)):
         parameter = nn.Parameter(torch.zeros(shape))
         parameter.grad = random(*shape, dtype=torch.float32)
-        Muon([{"params": [parameter]}], lr=1.0, momentum=0.95, weight_decay=0.0).step()
+        Muon([{"params": [parameter]}], lr=1.0, momentum=0.95, weight_decay=0.0, strategy=WHOLE).step()
         assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2), shape
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
-    Muon([{"params": [parameter]}], lr=1.0, momentum=0.9, weight_decay=0.5).step()
+    Muon([{"params": [parameter]}], lr=1.0, momentum=0.9, weight_decay=0.5, strategy=WHOLE).step()
     assert torch.equal(parameter.detach(), torch.ones(4, 4))

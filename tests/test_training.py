@@ -24,12 +24,14 @@ from glassgpt.data.batches import Batches
 from glassgpt.data.prepare import prepare
 from glassgpt.data.tokens import open_dataset
 from glassgpt.data.training_data import TrainingData
+from glassgpt.distributed.strategies import Strategy
 from glassgpt.errors import UserError
 from glassgpt.evaluate.loss import evaluate_data
 from glassgpt.model import GPT
-from glassgpt.optim import build_optimizers, lr_at
+from glassgpt.optim import OutlierWatch, build_optimizers, lr_at
 from glassgpt.summary import ModelSummary
-from glassgpt.training import Trainer, train, train_step
+from glassgpt.trainer import Trainer
+from glassgpt.training import train, train_step
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
 
 
@@ -84,7 +86,9 @@ def trainer_for(config: TrainConfig) -> Trainer:
     optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD(model.parameters(), lr=1.0)]
     batches = Batches([dataset.train], config.model.context_length, config.batch_size, config.seed, config.data.order)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trainer(config, TrainingData((dataset,), (1.0,)), batches, 10, torch.device("cpu"), "float32", model, optimizers, scaler)
+    strategy, outliers = Strategy(model), OutlierWatch(0.0)
+    data = TrainingData((dataset,), (1.0,))
+    return Trainer(config, data, batches, 10, torch.device("cpu"), "float32", strategy, optimizers, scaler, outliers)
 
 
 def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
@@ -95,7 +99,7 @@ def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
 
 def plain_gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the whole batch at once, as autograd gives them."""
-    model = GPT.create(trainer.model.config, trainer.config.seed)
+    model = GPT.create(trainer.strategy.model.config, trainer.config.seed)
     loss = plain_loss(model, trainer.batches.batch_at(step))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
@@ -108,11 +112,12 @@ def plain_gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, Tensor
 def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: int) -> None:
     trainer = trainer_for(tiny_config(text, micro_batch_size=micro_batch_size, optim={"grad_clip": 0.0}))
     loss, gradient = plain_gradient(trainer, 0)
-    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-    found_loss, found_norm = train_step(trainer, lr=1.0)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
+    found = train_step(trainer, lr=1.0)
+    found_loss, found_norm = found["loss"], found["grad_norm"]
     assert found_loss == pytest.approx(loss, rel=1e-6)
     assert found_norm == pytest.approx(math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values())), rel=1e-5)
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in trainer.strategy.model.named_parameters():
         # Subtracted from weights of size 1, a gradient is known to float32's 6e-8 absolute.
         torch.testing.assert_close(before[name] - parameter.detach(), gradient[name], atol=3e-7, rtol=1e-4)
 
@@ -122,10 +127,12 @@ def test_the_gradient_norm_is_that_before_clipping(text: Path) -> None:
     trainer = trainer_for(tiny_config(text, optim={"grad_clip": 0.01}))
     gradient = plain_gradient(trainer, 0)[1]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
-    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-    assert train_step(trainer, lr=1.0)[1] == pytest.approx(norm, rel=1e-5)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
+    assert train_step(trainer, lr=1.0)["grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
-    moved = math.sqrt(sum(float((before[name] - p.detach()).double().square().sum()) for name, p in trainer.model.named_parameters()))
+    moved = math.sqrt(
+        sum(float((before[name] - p.detach()).double().square().sum()) for name, p in trainer.strategy.model.named_parameters())
+    )
     assert moved == pytest.approx(0.01, rel=1e-3)  # and the update was clipped
 
 
@@ -145,23 +152,24 @@ def test_the_rate_that_is_recorded_is_the_one_used(tmp_path: Path, text: Path) -
 def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Path, bad: float) -> None:
     """Muon and AdamW each hold a part of the weights: half an update would be worse than none."""
     trainer = trainer_for(tiny_config(text, model={"n_layer": 1}))
-    trainer.optimizers = build_optimizers(trainer.model, trainer.config.override(optim={"name": "muon"}).optim)
+    trainer.optimizers = build_optimizers(trainer.strategy, trainer.config.override(optim={"name": "muon"}).optim)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
-    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-    handle = trainer.model.blocks[0].attention.out.weight.register_hook(lambda grad: torch.full_like(grad, bad))  # type: ignore[union-attr, operator]
+    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
+    handle = trainer.strategy.model.blocks[0].attention.out.weight.register_hook(lambda grad: torch.full_like(grad, bad))  # type: ignore[union-attr, operator]
     for halvings in (1, 2, 3):
-        loss, norm = train_step(trainer, lr=1e-2)
+        update = train_step(trainer, lr=1e-2)
+        loss, norm = update["loss"], update["grad_norm"]
         assert math.isfinite(loss)
         assert not math.isfinite(norm)
         assert trainer.scaler.get_scale() == 8.0 / 2**halvings
-        assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+        assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.strategy.model.named_parameters())
     with pytest.raises(training.NonFiniteError):  # at scale 1 it is no matter of float16 any more
         train_step(trainer, lr=1e-2)
     handle.remove()
-    trainer.model.zero_grad()
+    trainer.strategy.model.zero_grad()
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
     train_step(trainer, lr=1e-2)
-    assert not any(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if p.ndim == 2)
+    assert not any(torch.equal(p, before[name]) for name, p in trainer.strategy.model.named_parameters() if p.ndim == 2)
 
 
 def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:
@@ -172,8 +180,8 @@ def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:
     for step in range(6):
         trainer.step = step
         windows = Batches([trainer.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
-        trainer.batches.batch_at = lambda step, windows=windows: windows  # type: ignore[method-assign, misc]
-        losses.add(train_step(trainer, lr=0.0)[0])
+        trainer.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
+        losses.add(train_step(trainer, lr=0.0)["loss"])
     assert len(losses) == 6
 
 
@@ -193,7 +201,7 @@ def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPa
     """Seed E labelled seconds milliseconds: here a step that sleeps 50 ms must take 0.05 and a little."""
     update = training.train_step
 
-    def slow(trainer: Trainer, lr: float) -> tuple[float, float]:
+    def slow(trainer: Trainer, lr: float) -> dict[str, Any]:
         time.sleep(0.05)
         return update(trainer, lr)
 
@@ -460,7 +468,7 @@ def test_what_cannot_start_is_refused_before_anything_is_written(tmp_path: Path,
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(text: Path) -> None:
-    with pytest.raises(UserError, match=r"batch_tokens = 100 is no multiple of .* 2 x 16; the nearest that works: 96 or 128"):
+    with pytest.raises(UserError, match=r"batch_tokens = 100 is no multiple of .* 16; the nearest that works: 96 or 112"):
         tiny_config(text, batch_tokens=100)
 
 
@@ -492,7 +500,7 @@ def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path,
     config = tiny_config(text, steps=3)
     plain, compiled = (run_of(config.override(compile=switch, compile_backend="eager"), tmp_path / switch) for switch in ("off", "on"))
     names = [set(safetensors.torch.load_file(run / "checkpoints" / "000003" / "model.safetensors")) for run in (plain, compiled)]
-    assert names[0] == names[1] == {name for name, _ in trainer_for(config).model.named_parameters()}
+    assert names[0] == names[1] == {name for name, _ in trainer_for(config).strategy.model.named_parameters()}
     losses = [[record["loss"] for record in steps_of(run)] for run in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -501,13 +509,13 @@ def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path,
 def test_a_lost_connection_is_a_reason_to_save_however_often_it_is_told() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with training._signals() as caught:
+        with training._signals(once=True) as caught:
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGHUP)
         assert caught == [signal.SIGHUP]
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
-        with training._signals() as caught:
+        with training._signals(once=True) as caught:
             os.kill(os.getpid(), signal.SIGHUP)
         assert caught == []
     finally:

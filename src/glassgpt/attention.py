@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .norm import RMSNorm
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -171,15 +172,6 @@ class NoRotation(nn.Module):
         return x
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich, 2019) over the width of a head."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, H, T, D) of any dtype. A weight follows it, which autocast on a CPU leaves undone: mixed, the fused kernel is lost."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
-
-
 class LayerCache:
     """Keys and values that one layer may still need: all of them, or a window's last W and the first G.
 
@@ -270,8 +262,8 @@ class Attention(nn.Module):
         D = self.head_width = config.head_width
         self.split = [config.n_head * D, config.kv_heads * D, config.kv_heads * D]
         self.qkv = nn.Linear(config.n_embd, sum(self.split), bias=config.bias)
-        self.q_norm = HeadNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
-        self.k_norm = HeadNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.rotary = Rotary(D, config.rope_base) if config.position == "rope" else NoRotation()
         self.kernel = build_kernel(config, span)
         self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)

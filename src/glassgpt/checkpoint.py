@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .config import ModelConfig, TrainConfig
+from .distributed.strategies import Strategy
 from .errors import UserError
 from .files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
 from .tokenizers import Tokenizer, load_tokenizer
@@ -43,6 +45,8 @@ class TrainingState:
     """Loss scale of float16 training."""
     data_fingerprint: str | None = None
     """Of the dataset that the run trains on."""
+    recent: list[list[float]] | None = None
+    """Loss and gradient norm of the last updates, where outliers are skipped."""
 
 
 @dataclass(frozen=True)
@@ -98,40 +102,87 @@ class Checkpoint:
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
 
-    def load_optimizers(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def load_optimizers(self, strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
-        parameters = dict(model.named_parameters())
+        parameters = dict(strategy.model.named_parameters())
         owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
         for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
             kind, _, name = key.partition(".")
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
-            owners[parameter].state[parameter][kind] = value.to(parameter.device, copy=True)
+            copy = value.to(parameter.device, copy=True)
+            owners[parameter].state[parameter][kind] = strategy.like(copy, parameter) if copy.shape == parameter.shape else copy
 
 
-def save_checkpoint(
-    directory: Path,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    config: TrainConfig,
-    tokenizer: Tokenizer,
-    training: TrainingState,
-) -> Path:
-    """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
-    final = directory / f"{training.step:06d}"
-    weights: dict[str, Tensor] = dict(model.named_parameters())
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of weights and optimizer state in the host's memory, which training leaves alone while they are written."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """By the moment's name and its parameter's: `exp_avg.blocks.0.attention.qkv.weight`."""
+
+
+def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> Snapshot | None:
+    """A snapshot on the first rank, None on the others, which help to gather it."""
+    found = Snapshot({}, {})
+    weights: dict[str, Tensor] = dict(strategy.model.named_parameters())
     names = {parameter: name for name, parameter in weights.items()}
     states = [item for optimizer in optimizers for item in optimizer.state.items()]
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
+    for tensors, kept in ((weights, found.weights), (moments, found.moments)):
+        for name, tensor in tensors.items():
+            whole = strategy.whole(tensor.detach())
+            if strategy.ranks.is_first:
+                kept[name] = whole.to("cpu", copy=True)
+    return found if strategy.ranks.is_first else None
+
+
+def save_checkpoint(directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState) -> Path:
+    """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
+    final = directory / f"{training.step:06d}"
     with atomic_directory(final) as partial:
-        write_tensors(partial / "model.safetensors", weights)
-        write_tensors(partial / OPTIMIZER_FILE, moments)
+        write_tensors(partial / "model.safetensors", snapshot.weights)
+        write_tensors(partial / OPTIMIZER_FILE, snapshot.moments)
         (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
     return final
+
+
+class Background:
+    """Runs one action at a time in a thread; what it raised is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, action: Callable[[], None]) -> None:
+        """Wait for the action before, then run this one."""
+        self.finish()
+
+        def run() -> None:
+            try:
+                action()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="glassgpt-save", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the action raised, if it is over."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait until the action is over, or for so many seconds; raise what it raised."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self.check()
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from .commands.models import export, generate, info, report
 from .commands.shared import Command, description
 from .commands.text import data_info, prepare, show_tokenizer, train_tokenizer
 from .commands.training import recipes, train
-from .errors import UserError, did_you_mean
+from .errors import RankError, UserError, did_you_mean
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a closed pipe can still be caught
     except UserError as error:
-        return _fail(str(error))
+        # Of the same mistake on all processes of torchrun, one on each host tells.
+        return _fail(str(error)) if isinstance(error, RankError) or os.environ.get("LOCAL_RANK", "0") == "0" else 2
     except KeyboardInterrupt:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
@@ -74,6 +75,8 @@ def _run(arguments: list[str]) -> int:
         kind = "option" if command.startswith("-") else "command"
         nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
         raise UserError(f"there is no {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
+    if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"only train runs on several processes: call {command} without torchrun")
     COMMANDS[command](arguments[1:])
     return 0
 

@@ -185,6 +185,11 @@ def _nearest_divisors(number: int, wanted: int) -> str:
     return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))
 
 
+def _nearest_multiples(number: int, quantum: int) -> list[int]:
+    lower = number // quantum * quantum
+    return [n for n in (lower, lower + quantum) if n]
+
+
 def _default(config_class: type, name: str) -> Any:
     return next(f.default for f in dataclasses.fields(config_class) if f.name == name)
 
@@ -282,6 +287,8 @@ class OptimConfig(Checked):
     """Decoupled weight decay, on matrices only."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    skip_outliers: float = 0.0
+    """Leave out an update whose loss or gradient norm is so many standard deviations above those of the 128 steps before; 0 is never."""
 
     def check(self) -> None:
         self.require("lr", self.lr > 0, "above 0")
@@ -291,7 +298,8 @@ class OptimConfig(Checked):
             self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self.require("eps", self.eps > 0, "above 0")
         self.require("weight_decay", self.weight_decay >= 0, "at least 0")
-        self.require("grad_clip", self.grad_clip >= 0, "at least 0")
+        for name in ("grad_clip", "skip_outliers"):
+            self.require(name, getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,9 +349,9 @@ class TrainConfig(Checked):
     epochs: float | None = None
     """Passes over the training tokens. Give this or steps."""
     batch_tokens: int = 524288
-    """Tokens an update; a multiple of micro_batch_size x context_length, reached by gradient accumulation."""
+    """Tokens an update, of all processes together; a multiple of context_length x processes, reached by gradient accumulation."""
     micro_batch_size: int = 16
-    """Sequences a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
+    """Largest number of sequences in a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
     seed: int = 1337
     """Seed of initialisation, batches, dropout and samples."""
     device: str = "auto"
@@ -354,6 +362,13 @@ class TrainConfig(Checked):
     """torch.compile; auto is on for CUDA only (on small CPU models it costs more than it gains)."""
     compile_backend: str = "inductor"
     """Backend of torch.compile."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: each process holds all weights (ddp) or a share of them (fsdp); auto is ddp as long as that leaves room."""
+    cpu_offload: bool = False
+    """With fsdp: keep weights, gradients and optimizer in the host's memory, for models larger than all GPUs together."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Keep less of each block for the backward pass, and compute it again there: full keeps its input only, selective also the
+    results of matrix products and attention."""
     eval_every: int = 250
     """Steps between evaluations and samples; 0 is only before the first and after the last step."""
     eval_tokens: int | None = None
@@ -383,28 +398,38 @@ class TrainConfig(Checked):
         if self.hellaswag_every and (self.eval_every == 0 or self.hellaswag_every % self.eval_every):
             raise UserError(f"hellaswag_every = {self.hellaswag_every} must be a multiple of eval_every = {self.eval_every}")
         self.require("eval_tokens", self.eval_tokens is None or self.eval_tokens >= 1, "at least 1")
-        quantum = self.micro_batch_size * self.model.context_length
-        if self.batch_tokens % quantum:
-            lower = self.batch_tokens // quantum * quantum
-            nearest = [str(n) for n in (lower, lower + quantum) if n]
+        if self.batch_tokens % self.model.context_length:
+            nearest = " or ".join(map(str, _nearest_multiples(self.batch_tokens, self.model.context_length)))
             raise UserError(
-                f"batch_tokens = {self.batch_tokens} is no multiple of micro_batch_size x context_length = "
-                f"{self.micro_batch_size} x {self.model.context_length}; the nearest that works: {' or '.join(nearest)}"
+                f"batch_tokens = {self.batch_tokens} is no multiple of model.context_length = {self.model.context_length}; "
+                f"the nearest that works: {nearest}"
             )
+        if self.cpu_offload and self.strategy != "fsdp":
+            raise UserError("cpu_offload is a part of fsdp: give --strategy fsdp beside it")
+
+    def share_of_batch(self, processes: int) -> int:
+        """Sequences an update on each of so many processes. Raises `UserError` where they do not divide the batch."""
+        if self.batch_size % processes:
+            quantum = self.model.context_length * processes
+            nearest = " or ".join(map(str, _nearest_multiples(self.batch_tokens, quantum)))
+            raise UserError(
+                f"batch_tokens = {self.batch_tokens} are {self.batch_size} sequences, which {processes} processes cannot share evenly; "
+                f"the nearest that works: --batch-tokens {nearest}"
+            )
+        return self.batch_size // processes
 
     @property
     def batch_size(self) -> int:
         """Sequences an update."""
         return self.batch_tokens // self.model.context_length
 
-    @property
-    def accumulation(self) -> int:
-        """Forward and backward passes an update."""
-        return self.batch_size // self.micro_batch_size
+    def to_dict(self) -> dict[str, Any]:
+        """The config as nested mappings; what is left out (`None`) is not in them."""
+        return _without_none(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
-        """The config as TOML; what is left out (`None`) is not written."""
-        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+        """The config as TOML."""
+        return tomli_w.dumps(self.to_dict())
 
     @classmethod
     def from_toml(cls, text: str, origin: str = "config") -> Self:

@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class RankError(UserError):
+    """What ended a run of several processes, said by the rank that it happened on."""
+
+
 def program() -> str:
     """How the user can call the command line: `glassgpt` where the shell finds this one, else by its path."""
     here = shutil.which("glassgpt", path=str(Path(sys.executable).parent))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attention import Attention, KVCache, LayerCache, Span, spans
 from .config import ModelConfig
 from .loss import cross_entropy, soft_cap, token_losses
+from .norm import LayerNorm, RMSNorm
 from .seeding import generator_for
 
 
@@ -93,8 +94,8 @@ POSITIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 def build_norm(config: ModelConfig) -> nn.Module:
     """A normalisation over the width of the residual stream."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
+        return RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
 
 
 class FeedForward(nn.Module):
@@ -228,7 +229,7 @@ def initialize(model: GPT, seed: int) -> None:
     residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
     residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]
     for name, module in model.named_modules():
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if isinstance(module, (LayerNorm, RMSNorm)):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             std = residual_std if id(module) in residual else 0.02

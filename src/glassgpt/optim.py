@@ -1,6 +1,8 @@
 """AdamW and Muon, their parameters, and the learning rate of each step."""
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import OptimConfig
-from .model import GPT
+from .distributed.strategies import Strategy
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
@@ -23,6 +25,30 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps))
     remaining = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * remaining)
+
+
+class OutlierWatch:
+    """Tells a loss or gradient norm that is far above those before it (as llm.c does; off where `threshold` is 0).
+
+    `recent` are the losses and norms of the last 128 updates, oldest first, which a checkpoint keeps.
+    """
+
+    STEPS = 128
+
+    def __init__(self, threshold: float, recent: Sequence[Sequence[float]] = ()) -> None:
+        self.threshold = threshold
+        self.recent = [list(pair) for pair in recent]
+
+    def is_outlier(self, loss: float, norm: float) -> bool:
+        """Whether one of the two is more than `threshold` standard deviations above its mean; takes them in. Never in the first 128."""
+        if not self.threshold:
+            return False
+        found = False
+        if len(self.recent) == self.STEPS:
+            for value, before in zip((loss, norm), zip(*self.recent, strict=True), strict=True):
+                found |= value - statistics.fmean(before) > self.threshold * statistics.pstdev(before) > 0
+        self.recent = [*self.recent, [loss, norm]][-self.STEPS :]
+        return found
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -44,44 +70,61 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
+# Elements of the matrices that Muon handles together: 256 MiB in float32.
+ELEMENTS_AT_ONCE = 2**26
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan et al., 2024), for matrices.
 
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW update, so that one learning
-    rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch.
-    A parameter group's `split` gives the rows of the matrices that are fused in each of its parameters, None where it is one.
+    rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch, of
+    which each rank computes a part. A parameter group's `split` gives the rows of the matrices that are fused in each of its
+    parameters, None where it is one.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float, strategy: Strategy) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": None})
+        self._strategy = strategy
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
-        # Matrices of one shape go together, whichever group they are of: all groups share their settings but `split`.
-        batches: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                nesterov = parameter.grad.lerp(momentum, group["momentum"])
-                rows = group["split"] or [len(parameter)]
-                for weight, update in zip(parameter.split(rows), nesterov.split(rows), strict=True):
-                    batches.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, update))
-        lr, weight_decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        for (rows, columns), pairs in batches.items():
-            updates = orthogonalize(torch.stack([update for _, update in pairs]))
-            scale = 0.2 * math.sqrt(max(rows, columns))
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
+        members = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        while members:
+            # Sharded matrices are gathered, so only as many at once as fit into little memory.
+            sizes = itertools.accumulate(parameter.numel() for parameter, _ in members)
+            count = max(1, sum(size <= ELEMENTS_AT_ONCE for size in sizes))
+            self._update(members[:count])
+            members = members[count:]
+
+    def _update(self, members: Sequence[tuple[Tensor, dict[str, Any]]]) -> None:
+        directions = [self._strategy.whole(self._direction(parameter, group)) for parameter, group in members]
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for (_, group), direction in zip(members, directions, strict=True):
+            for matrix in direction.split(group["split"] or [len(direction)]):  # type: ignore[no-untyped-call]
+                by_shape.setdefault(matrix.shape, []).append(matrix)
+        for shape, matrices in by_shape.items():
+            scale = 0.2 * math.sqrt(max(shape))
+            for matrix, orthogonal in zip(matrices, self._strategy.shared(orthogonalize, torch.stack(matrices)), strict=True):
+                torch.mul(orthogonal, scale, out=matrix)
+        for (parameter, group), direction in zip(members, directions, strict=True):
+            update = self._strategy.like(direction, parameter)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """The gradient with Nesterov's momentum, which is updated."""
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+        return parameter.grad.lerp(momentum, group["momentum"])
 
 
-def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters: AdamW alone, or behind Muon on the matrices of the blocks."""
+def build_optimizers(strategy: Strategy, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a model's parameters, as they lie over the ranks: AdamW alone, or behind Muon on the matrices of the blocks."""
+    model = strategy.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.name == "adamw":
         return [build_adamw(parameters, config)]
@@ -91,7 +134,7 @@ def build_optimizers(model: GPT, config: OptimConfig) -> list[torch.optim.Optimi
     taken |= {id(p) for p in single}
     groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
-    return [Muon(groups, config.lr, config.momentum, config.weight_decay), build_adamw(rest, config)]
+    return [Muon(groups, config.lr, config.momentum, config.weight_decay, strategy), build_adamw(rest, config)]
 
 
 def build_adamw(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

@@ -121,6 +121,13 @@ class PlainProgress:
                 self._open = False
 
 
+class SilentProgress(PlainProgress):
+    """Says nothing, as all ranks but the first do."""
+
+    def _print(self, text: str) -> None:
+        pass
+
+
 def number(value: float | None, form: str) -> str:
     """A record's number, formatted; `?` for None, which was not measured."""
     return "?" if value is None else format(value, form)

@@ -1,6 +1,6 @@
 """A run's directory: plain files that the trainer writes and everybody else only reads.
 
-    config.toml  environment.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  report.html
+    config.toml  environment.json  status.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  report.html
 
 Whatever lies behind the checkpoint that a run goes on from is cut off when it is resumed, so that the files of an
 interrupted run end up equal to those of one that ran through.
@@ -12,10 +12,11 @@ import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import filelock
 
@@ -29,7 +30,8 @@ _LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage 
 # A step whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
 # What a start that was killed leaves before there is a config.
-_BEGUN = (".lock", "environment.json")
+_BEGUN = (".lock", "environment.json", "status.json")
+State = Literal["running", "preempted", "interrupted", "failed", "finished"]
 _SAMPLES_TITLE = "# Samples\n"
 
 
@@ -40,6 +42,7 @@ class RunDirectory:
         self.path = user_path(path)
         self.config_path = self.path / "config.toml"
         self.environment_path = self.path / "environment.json"
+        self.status_path = self.path / "status.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.samples_path = self.path / "samples.md"
         self.report_path = self.path / "report.html"
@@ -80,16 +83,19 @@ class RunDirectory:
                 raise UserError(f"{self.path} holds files that are no run's; choose another --out")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the lock goes with the process, even by SIGKILL. Raises `UserError` if it is taken."""
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the run for this process; the lock goes with the process, even by SIGKILL. Raises `UserError` if it is taken.
+
+        `wait`: seconds to wait for a process that is about to end.
+        """
         with explained("train in", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / ".lock")
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=wait)
             except filelock.Timeout:
                 raise UserError(f"another process is training in {self.path}; wait for it, or choose another --out") from None
-            for written in (self.config_path, self.environment_path, self.metrics_path, self.samples_path):
+            for written in (self.config_path, self.environment_path, self.status_path, self.metrics_path, self.samples_path):
                 remove_partials(self.path, f"{written.name}.*")  # what a killed one left: the folder may not be a run's
             remove_partials(self.path, f"{FAILURE_PREFIX}*")
         try:
@@ -104,7 +110,7 @@ class RunDirectory:
                 os.replace(self.config_path, self._removed_config_path)
             if self.checkpoints.exists():
                 shutil.rmtree(self.checkpoints)
-            for path in (self.metrics_path, self.samples_path, self.environment_path, self.report_path):
+            for path in (self.metrics_path, self.samples_path, self.environment_path, self.status_path, self.report_path):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{FAILURE_PREFIX}*"):
                 path.unlink()
@@ -137,6 +143,18 @@ class RunDirectory:
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Record where and on what data the run started."""
         write_atomic(self.environment_path, json.dumps(environment, indent=1))
+
+    def read_status(self) -> dict[str, Any]:
+        """What `write_status` wrote last; empty where nothing can be read."""
+        try:
+            status = json.loads(self.status_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Tell how the run stands. A run whose processes were killed stays `running`: then nobody holds its lock."""
+        write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
 
     def cut_back(self, step: int) -> None:
         """Drop metrics and samples of later steps, and a line that a killed process left half-written."""

@@ -1,11 +1,10 @@
 """Training: one update as a function, and the loop that reads as the recipe of a run.
 
 A run's state is its weights, its optimizer and the number of updates done. Batches, dropout and samples are functions of
-the seed and the step, so a run that was killed and resumed computes what it would have computed.
+the seed and the step, so a run that was killed and resumed computes what it would have computed. Under `torchrun` all of this
+runs on each rank; the first one writes.
 """
 
-import dataclasses
-import json
 import math
 import os
 import shlex
@@ -13,59 +12,37 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, TrainingState, latest_checkpoint, prune_checkpoints, remove_later_checkpoints, save_checkpoint
-from .config import DataConfig, SampleConfig, TrainConfig
-from .data.batches import Batches
+from .checkpoint import Checkpoint, latest_checkpoint, remove_later_checkpoints, take_snapshot
+from .config import DataConfig, TrainConfig
 from .data.sources import resolve
-from .data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
-from .errors import UserError, did_you_mean, program
+from .distributed.ranks import Ranks, first_line, joined
+from .errors import UserError, program
 from .evaluate.hellaswag import evaluate_hellaswag
-from .evaluate.hellaswag_items import Item, find_items, is_published, read_items, subset
 from .evaluate.loss import evaluate_data
-from .files import write_atomic
-from .generation import Piece, generate
-from .hardware import autocast, describe_environment, find_device, find_precision, matmul_precision, memory_bytes, peak_flops
-from .model import GPT, initialize
-from .optim import build_optimizers, lr_at
-from .progress import PlainProgress, Progress
-from .reference import ModelSource, find_model, load_source, tokenizer_of
-from .run_directory import MetricsLog, RunDirectory
+from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
+from .model import GPT
+from .optim import lr_at
+from .progress import PlainProgress, Progress, SilentProgress
+from .recorder import Recorder, RunRecorder
+from .run_directory import RunDirectory
 from .seeding import seed_for
 from .summary import ModelSummary
-from .tokenizers import Tokenizer, tokenizer_file
-
-
-@dataclass
-class Trainer:
-    """What an update works on. `step` counts the updates done."""
-
-    config: TrainConfig
-    data: TrainingData
-    batches: Batches
-    steps: int
-    device: torch.device
-    precision: str
-    model: GPT
-    optimizers: list[torch.optim.Optimizer]
-    scaler: torch.amp.GradScaler
-    hellaswag: Sequence[Item] = ()
-    hellaswag_published: bool = False
-    step: int = 0
-    best_step: int | None = None
-    best_val_loss: float | None = None
-
+from .trainer import Trainer, environment_of, new_trainer, sampler
 
 # Loss scale under which float16 gradients that are still infinite are no accident any more.
 SMALLEST_SCALE = 1.0
+# Seconds in which the processes of a lost host let go of a run, and in which another host sees what was written there.
+SETTLING = 60.0
+# Seconds that the checkpoint at hand gets when training fails.
+LAST_WRITE = 4.0
 
 
 class NonFiniteError(UserError):
@@ -77,63 +54,117 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
 
     Raises `UserError` before anything is written if config, data or machine do not fit or the directory is taken (`overwrite`
     replaces a run), and if the loss stops being finite. Ctrl-C saves a checkpoint, then raises `KeyboardInterrupt`; SIGTERM
-    and SIGHUP save, then raise `SystemExit(0)`.
+    and SIGHUP save, then raise `SystemExit(0)`. Under `torchrun` every rank calls it; where torchrun starts the ranks again, the
+    run that they began goes on.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    progress = progress or PlainProgress()
-    run.require_free(overwrite)
-    trainer = _new_trainer(config, progress)
-    with run.locked():
-        run.require_free(overwrite)  # again: another process may have been quicker
-        run.clear()
-        run.write_environment(_environment(trainer))
-        run.write_config(trainer.config)
-        run.cut_back(0)
-        _run_to_end(run, trainer, progress)
+    with joined(config.device) as ranks:
+        progress = _shown_by(ranks, progress)
+        if ranks.launch is not None and ranks.gather(ranks.is_first and _was_begun_by(run, ranks.launch))[0]:
+            progress.message(f"going on with {run.path}, which this call of torchrun began")
+            return _resume(run, ranks, progress, wait=SETTLING)
+        if ranks.is_first:
+            run.require_free(overwrite)
+        trainer = new_trainer(config, ranks, progress)
+        recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
+        with _locked(run, ranks):
+            if ranks.is_first:
+                run.require_free(overwrite)  # again: another process may have been quicker
+                run.clear()
+                run.write_environment(environment_of(trainer))
+                recorder.status("running")  # with the launch, for `_was_begun_by`
+                run.write_config(trainer.config)
+                run.cut_back(0)
+            _run_to_end(run, trainer, recorder, progress)
     return run.path
 
 
-def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None) -> Path:
+def _was_begun_by(run: RunDirectory, launch: str) -> bool:
+    """Whether the processes of this launch began the run, and were started again."""
+    return run.is_run and run.read_status().get("launch") == launch
+
+
+def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = None, progress: Progress | None = None) -> Path:
     """Go on with a run from its newest whole checkpoint, exactly as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. A finished run is left as it is.
+    On another number of processes, or by another `strategy` (see `TrainConfig`), losses are the same up to rounding.
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
-    progress = progress or PlainProgress()
     directory.require_run()
-    with directory.locked():
-        environment = directory.read_environment()
-        config = directory.read_config()
-        checkpoint = latest_checkpoint(directory.checkpoints, progress.message)
-        done = checkpoint.state.step if checkpoint is not None else 0
-        if checkpoint is not None:
-            _require_same_settings(directory, config, checkpoint.config)
-        _require_texts(directory, config.data)
-        if steps is not None and steps != config.steps:
-            if steps <= done:
-                raise UserError(f"the run {directory.path} is at step {done} already: --steps must be larger")
-            config = config.override(steps=steps)
-            progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
-        with _threads(environment["threads"]):
-            trainer = _new_trainer(config, progress, checkpoint, environment["data_fingerprint"])
-            _compare_environments(environment, _environment(trainer), progress)
+    with joined(directory.read_config().device) as ranks:
+        return _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy)
+
+
+def _resume(
+    run: RunDirectory, ranks: Ranks, progress: Progress, steps: int | None = None, strategy: str | None = None, wait: float = 0.0
+) -> Path:
+    with _locked(run, ranks, wait):
+        found = ranks.gather(_find_end(run, steps, strategy, progress) if ranks.is_first else None)[0]
+        config, environment = TrainConfig.from_dict(found["config"]), found["environment"]
+        checkpoint = None if found["step"] is None else _see_checkpoint(run.checkpoints / f"{found['step']:06d}")
+        # Other thread counts add up in another order; so do other numbers of processes, whose threads are torchrun's to choose.
+        same_processes = environment.get("processes", 1) == ranks.size
+        with _threads(environment["threads"] if same_processes else torch.get_num_threads()):
+            trainer = new_trainer(config, ranks, progress, checkpoint, environment["data_fingerprint"])
+            _compare_environments(environment, environment_of(trainer), progress)
             if trainer.step >= trainer.steps:
-                progress.message(f"{directory.path} is finished at step {trainer.step}; --steps N extends it")
-                return directory.path
+                progress.message(f"{run.path} is finished at step {trainer.step}; --steps N extends it")
+                return run.path
             if checkpoint is None:
-                progress.message(f"{directory.path} has no checkpoint: it begins again at step 0")
-            directory.cut_back(trainer.step if checkpoint is not None else -1)
-            directory.write_config(config)
-            remove_later_checkpoints(directory.checkpoints, trainer.step)
-            _run_to_end(directory, trainer, progress)
-    return directory.path
+                progress.message(f"{run.path} has no checkpoint: it begins again at step 0")
+            recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
+            if ranks.is_first:
+                run.cut_back(trainer.step if checkpoint is not None else -1)
+                run.write_config(config)
+                remove_later_checkpoints(run.checkpoints, trainer.step)
+                recorder.status("running")
+            _run_to_end(run, trainer, recorder, progress)
+    return run.path
+
+
+def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
+    """Where a run stands: its config with what is asked for, its environment, and the step of its newest whole checkpoint."""
+    environment, config = run.read_environment(), run.read_config()
+    checkpoint = latest_checkpoint(run.checkpoints, progress.message)
+    done = checkpoint.state.step if checkpoint is not None else 0
+    if checkpoint is not None:
+        _require_same_settings(run, config, checkpoint.config)
+    _require_texts(run, config.data)
+    if strategy is not None:
+        config = config.override(strategy=strategy)
+    if steps is not None and steps != config.steps:
+        if steps <= done:
+            raise UserError(f"the run {run.path} is at step {done} already: --steps must be larger")
+        config = config.override(steps=steps)
+        progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
+    return {"config": config.to_dict(), "environment": environment, "step": done if checkpoint is not None else None}
+
+
+def _see_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint that the first rank has verified. Another host may see it later: a network's file system takes its time."""
+    give_up = time.monotonic() + SETTLING
+    while not (path / "manifest.json").is_file():
+        if time.monotonic() > give_up:
+            raise UserError(f"{path} is not there: a run that goes on needs a directory that all hosts share")
+        time.sleep(0.5)
+    return Checkpoint(path)
+
+
+def _shown_by(ranks: Ranks, progress: Progress | None) -> Progress:
+    """Who shows the run: on the first rank the one that is given, or plain lines; on the others nobody."""
+    return (progress or PlainProgress()) if ranks.is_first else SilentProgress()
+
+
+def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractContextManager[None]:
+    return run.locked(wait) if ranks.is_first else nullcontext()
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
     """Refuse a config that was edited since the checkpoint, but for the run's length and the place of its text."""
-    # The texts may have moved: their fingerprint tells whether they are the same.
-    free = {"steps": 1, "data": {"source": "", "mixture": {}}}
+    # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only.
+    free = {"steps": 1, "strategy": "fsdp", "data": {"source": "", "mixture": {}}}
     weights = list(config.data.mixture.values()) == list(saved.data.mixture.values())
     if not weights or config.override(**free) != saved.override(**free):
         raise UserError(
@@ -162,107 +193,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _new_trainer(config: TrainConfig, progress: Progress, checkpoint: Checkpoint | None = None, fingerprint: str | None = None) -> Trainer:
-    """Everything an update needs, new or as a checkpoint left it. Writes nothing but a prepared dataset.
-
-    `fingerprint` is that of the data which a resumed run must find.
-    """
-    device = find_device(config.device)
-    precision = find_precision(config.precision, device)
-    if config.init_from == "":
-        raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
-    start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
-    config, data = _open_data(config, start or checkpoint, fingerprint, progress)
-    if start is not None:
-        model, config = _start_from(start, config, device)
-    else:
-        model = GPT.empty(config.model, device)
-        if checkpoint is None:
-            initialize(model, config.seed)
-    if config.model.attention == "flex" and device.type != "cuda":
-        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
-    batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
-    steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
-    if config.sample.count:
-        sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    trainer = Trainer(config, data, batches, steps, device, precision, model, build_optimizers(model, config.optim), scaler)
-    if config.hellaswag_every:
-        try:
-            file = find_items(config.hellaswag_file)
-            items = read_items(file)
-        except UserError as error:
-            raise UserError(f"{error}\n(--hellaswag-every 0 trains without HellaSwag)") from error
-        trainer.hellaswag = subset(items, config.hellaswag_items)
-        trainer.hellaswag_published = len(trainer.hellaswag) == len(items) and is_published(file)
-    if checkpoint is not None:
-        _restore(trainer, checkpoint)
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        known = torch.compiler.list_backends(exclude_tags=())
-        if config.compile_backend not in known:
-            raise UserError(f"there is no compile_backend {config.compile_backend!r}{did_you_mean(config.compile_backend, known)}")
-        model.compile(backend=config.compile_backend)  # in place: no wrapper, so names stay as they are
-    return trainer
-
-
-def _open_data(
-    config: TrainConfig, start: ModelSource | None, fingerprint: str | None, progress: Progress
-) -> tuple[TrainConfig, TrainingData]:
-    """The data, and the config with what it determines: the vocabulary, and references that hold from any directory."""
-    is_new = fingerprint is None
-    if is_new and start is not None and config.init_from is not None:
-        config = config.override(init_from=str(start.path.resolve()))
-    if is_new:
-        config = dataclasses.replace(config, data=pinned(config.data))
-    # A run that begins from another's weights has its tokenizer, and one that goes on need not find the tokenizer's file again;
-    # any other has what its own data make.
-    given = config.init_from is not None or tokenizer_file(config.data.tokenizer) is not None or bool(config.data.mixture)
-    tokenizer = tokenizer_of(start) if start is not None and given else None
-    if tokenizer is None and config.init_from is not None:
-        raise UserError(f"{config.init_from} has no tokenizer, so no text can be prepared for it; put its tokenizer.json beside it")
-    data = open_training_data(config.data, tokenizer, progress.message)
-    if is_new and config.init_from is None:
-        config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
-    if not is_new:
-        if fingerprint != data.fingerprint:
-            raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
-        data.verify()
-    require_validation(data)
-    vocab_size = data.tokenizer.vocab_size
-    if config.model.vocab_size not in (None, vocab_size):
-        raise UserError(f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out")
-    return config.override(model={"vocab_size": vocab_size}), data
-
-
-def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
-    model, _ = load_source(source, device)
-    own = config.model
-    shape = dataclasses.replace(model.config.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
-    cropped = GPT.empty(shape, device)
-    with torch.no_grad():
-        for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
-            parameter.copy_(whole[: parameter.shape[0]])  # only learned positions have rows to lose
-    return cropped, dataclasses.replace(config, model=shape)
-
-
-def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    state = checkpoint.state
-    checkpoint.load_model(trainer.model)
-    checkpoint.load_optimizers(trainer.model, trainer.optimizers)
-    if state.scaler is not None and trainer.scaler.is_enabled():
-        trainer.scaler.load_state_dict(dict(state.scaler))
-    trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
-
-
-def _environment(trainer: Trainer) -> dict[str, Any]:
-    return {
-        **describe_environment(trainer.device, trainer.precision),
-        "parameters": ModelSummary(trainer.config.model).parameters,
-        "data_fingerprint": trainer.data.fingerprint,
-    }
-
-
 def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress: Progress) -> None:
     """Warn of whatever can change the bits."""
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
@@ -270,117 +200,139 @@ def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
 
 
-def _run_to_end(run: RunDirectory, trainer: Trainer, progress: Progress) -> None:
-    metrics = MetricsLog(run.metrics_path)
-    progress.started(run.path, trainer.config, str(ModelSummary(trainer.config.model)), trainer.step, trainer.steps)
+def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress) -> None:
+    trainer.ranks.watch_failures(lambda reason: recorder.status("failed", reason))
+    recorder.begin()
     try:
-        with matmul_precision(trainer.precision), _signals() as caught:
-            _loop(run, trainer, metrics, progress, caught)
+        with matmul_precision(trainer.precision), _signals(once=trainer.ranks.launch is None) as caught:
+            stopped_by = _loop(run, trainer, recorder, caught)
+        recorder.finish()
+    except Exception as error:
+        if isinstance(error, UserError):
+            with suppress(Exception):
+                recorder.finish(LAST_WRITE)
+        recorder.status("failed", first_line(error))
+        raise
     finally:
-        metrics.close()
-    if trainer.step < trainer.steps:
-        progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {shlex.quote(str(run.path))}")
-        raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(0)
-    progress.finished(run.path)
+        recorder.close()
+    if stopped_by is None:
+        recorder.status("finished")
+        progress.finished(run.path)
+        return
+    recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
+    progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {shlex.quote(str(run.path))}")
+    raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(0)
 
 
-def _loop(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress: Progress, caught: list[int]) -> None:
-    """Evaluate, then update, record, evaluate, sample and save until the last step or a signal."""
-    config = trainer.config
+def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[int]) -> int | None:
+    """Evaluate, then update, record, evaluate, sample and save until the last step, or a signal on any rank, which is returned."""
+    config, ranks = trainer.config, trainer.ranks
     peak = peak_flops(trainer.device, trainer.precision)
     flops = ModelSummary(config.model).training_flops_per_token * config.batch_tokens
     if trainer.step == 0:
-        _evaluate(run, trainer, metrics, progress)
-    stopping = False
-    while trainer.step < trainer.steps and not stopping:
+        _evaluate(trainer, recorder)
+    while trainer.step < trainer.steps:
         began = time.perf_counter()
         lr = lr_at(trainer.step, trainer.steps, config.optim)
         try:
-            loss, grad_norm = train_step(trainer, lr)
+            update = train_step(trainer, lr)
         except NonFiniteError as error:
-            _record_failure(run, trainer, metrics, lr)
+            recorder.failed_step(lr)
+            ranks.numbers([0])  # all of them fail, and the first one to say so ends the others: not before this is written
             raise UserError(f"{error}; its batch is in {run.failure_path(trainer.step + 1)}. Try a lower --optim.lr") from None
         trainer.step += 1
         seconds = time.perf_counter() - began
-        record = {
-            "step": trainer.step,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "seconds": seconds,
-            "tokens_per_second": config.batch_tokens / seconds,
-            "tokens_seen": trainer.step * config.batch_tokens,
-            "peak_share": flops / seconds / peak if peak else None,
-            "memory_bytes": memory_bytes(trainer.device),
-        }
-        metrics.write(record)
-        progress.step(record)
+        # Looked at once, so that no signal can end the loop behind a step that was not saved.
+        signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
+        recorder.step(
+            {
+                "step": trainer.step,
+                **update,
+                "seconds": seconds,
+                "tokens_per_second": config.batch_tokens / seconds,
+                "tokens_seen": trainer.step * config.batch_tokens,
+                "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
+                "memory_bytes": memory,
+            }
+        )
         last = trainer.step == trainer.steps
         val_loss, is_best = None, False
         if last or _due(trainer.step, config.eval_every):
-            val_loss, is_best = _evaluate(run, trainer, metrics, progress)
-        stopping = bool(caught)  # looked at once, so that no signal can end the loop behind a step that was not saved
-        if last or is_best or stopping or _due(trainer.step, config.checkpoint_every):
-            _save(run, trainer, metrics, val_loss)
+            val_loss, is_best = _evaluate(trainer, recorder)
+        if last or is_best or signals or _due(trainer.step, config.checkpoint_every):
+            ranks.at(f"the checkpoint of step {trainer.step}", may_last=True)
+            recorder.save(take_snapshot(trainer.strategy, trainer.optimizers), val_loss)
+        if signals and not last:
+            return int(signals)
+    return None
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train_step(trainer: Trainer, lr: float) -> tuple[float, float]:
-    """One update. Returns the batch's mean loss in nats and the gradient norm before clipping.
+def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
+    """One update. Returns the batch's mean `loss` in nats, the `lr`, the `grad_norm` before clipping, and `skipped` where it was.
 
     Under float16 an infinite gradient is normal now and then: nothing is updated, and the loss scale halves. Otherwise
-    raises `NonFiniteError`, with the weights untouched, where loss or norm is not finite.
+    raises `NonFiniteError`, with the weights untouched, where loss or norm is not finite. All ranks come to the same verdict.
     """
-    config, model, scaler = trainer.config, trainer.model, trainer.scaler
-    micro_batches = torch.from_numpy(trainer.batches.batch_at(trainer.step)).to(trainer.device).chunk(config.accumulation)
+    config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
+    ranks.at(f"update {trainer.step + 1}")
+    rows = torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))).to(trainer.device)
+    micro_batches = rows.tensor_split(math.ceil(len(rows) / config.micro_batch_size))
     total = torch.zeros((), device=trainer.device)
-    model.train()
+    strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
+        ranks.at(f"micro-batch {index + 1} of update {trainer.step + 1}")
         if config.model.dropout:
-            # No generator can be passed to dropout, so the global one is set to what this draw is for.
-            torch.manual_seed(seed_for(config.seed, "dropout", trainer.step, index))
-        with autocast(trainer.device, trainer.precision):
-            loss: Tensor = model(micro_batch[:, :-1], micro_batch[:, 1:]) / config.accumulation
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            # No generator can be passed to dropout, so the global one is set to what this draw is for: the micro-batch of the
+            # whole batch, whichever rank has it.
+            torch.manual_seed(seed_for(config.seed, "dropout", trainer.step, ranks.rank * len(micro_batches) + index))
+        with strategy.synchronized(index + 1 == len(micro_batches)):
+            with autocast(trainer.device, trainer.precision):
+                loss: Tensor = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     for optimizer in trainer.optimizers:
         scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip or math.inf)
-    mean_loss, norm = total.item(), grad_norm.item()
-    # One verdict for all optimizers: left to the scaler, each would decide alone, and half an update would be done.
+    grad_norm = torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), config.optim.grad_clip or math.inf)
+    losses, norm = ranks.numbers([total.item()])[:, 0], strategy.whole(grad_norm).item()
+    mean_loss = float(losses.mean())
+    is_outlier = False
+    # One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and half an update would be done.
     if math.isfinite(mean_loss) and math.isfinite(norm):
-        for optimizer in trainer.optimizers:
+        is_outlier = trainer.outliers.is_outlier(mean_loss, norm)
+        for optimizer in trainer.optimizers if not is_outlier else ():
             for group in optimizer.param_groups:
                 group["lr"] = lr
             scaler.step(optimizer)
     elif not math.isfinite(mean_loss) or scaler.get_scale() <= SMALLEST_SCALE:
-        raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}, the gradient norm {norm}")
+        of_rank = next((f" (on rank {rank})" for rank, own in enumerate(losses) if ranks.size > 1 and not math.isfinite(own)), "")
+        raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}{of_rank}, the gradient norm {norm}")
     scaler.update()
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)
-    return mean_loss, norm
+    return {"loss": mean_loss, "lr": lr, "grad_norm": norm} | ({"skipped": True} if is_outlier else {})
 
 
-def _evaluate(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress: Progress) -> tuple[float, bool]:
+def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
     """Validation loss and samples of this step; whether it is the best so far."""
-    config = trainer.config
+    config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
-    result = evaluate_data(trainer.model, trainer.data, precision=trainer.precision, limit=config.eval_tokens)
-    record = {"step": trainer.step, **{f"val_{key}": value for key, value in result.items()}}
-    if trainer.hellaswag and (trainer.step == trainer.steps or _due(trainer.step, config.hellaswag_every)):
-        scores = evaluate_hellaswag(trainer.model, trainer.data.tokenizer, trainer.hellaswag, precision=trainer.precision)
-        record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
-        record["hellaswag_published"] = trainer.hellaswag_published
-    record["seconds"] = time.perf_counter() - began
-    metrics.write(record)
-    progress.evaluated(record)
-    if config.sample.count:
-        samples = sample(trainer)
-        run.append_samples(trainer.step, samples)
-        progress.sampled(trainer.step, samples)
+    with trainer.strategy.whole_model() as model:
+        ranks.at(f"the evaluation of step {trainer.step}", may_last=True)
+        result = evaluate_data(model, trainer.data, precision=precision, limit=config.eval_tokens, ranks=ranks)
+        record = {"step": trainer.step, **{f"val_{key}": value for key, value in result.items()}}
+        if trainer.hellaswag and (trainer.step == trainer.steps or _due(trainer.step, config.hellaswag_every)):
+            scores = evaluate_hellaswag(model, trainer.data.tokenizer, trainer.hellaswag, precision=precision, ranks=ranks)
+            record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
+            record["hellaswag_published"] = trainer.hellaswag_published
+        record["seconds"] = time.perf_counter() - began
+        recorder.evaluated(record)
+        ranks.at(f"the samples of step {trainer.step}", may_last=True)
+        if config.sample.count and ranks.is_first:
+            recorder.sampled(sample(trainer, model))
     loss: float = result["loss"]
     is_best = trainer.step > 0 and math.isfinite(loss) and (trainer.best_val_loss is None or loss < trainer.best_val_loss)
     if is_best:
@@ -388,58 +340,21 @@ def _evaluate(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, progress
     return loss, is_best
 
 
-def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
-    """The pieces of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
-    return generate(
-        model,
-        tokenizer,
-        settings.prompt,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        n=settings.count,
-        seed=seed,
-    )
-
-
-def sample(trainer: Trainer) -> list[str]:
+def sample(trainer: Trainer, model: GPT) -> list[str]:
     """What the model writes at this step, prompt included."""
     settings = trainer.config.sample
     texts = [settings.prompt or ""] * settings.count
-    for piece in sampler(trainer.model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)):
+    for piece in sampler(model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)):
         texts[piece.sample] += piece
     return texts
 
 
-def _save(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, val_loss: float | None) -> None:
-    """A checkpoint of this step. The metrics reach the disk first: a checkpoint counts on all records up to its step."""
-    metrics.sync()
-    state = TrainingState(
-        step=trainer.step,
-        val_loss=val_loss,
-        best_step=trainer.best_step,
-        best_val_loss=trainer.best_val_loss,
-        scaler=trainer.scaler.state_dict() or None,
-        data_fingerprint=trainer.data.fingerprint,
-    )
-    save_checkpoint(run.checkpoints, trainer.model, trainer.optimizers, trainer.config, trainer.data.tokenizer, state)
-    prune_checkpoints(run.checkpoints, trainer.config.keep_checkpoints, trainer.best_step)
-
-
-def _record_failure(run: RunDirectory, trainer: Trainer, metrics: MetricsLog, lr: float) -> None:
-    """Put the step that failed and its token ids on record."""
-    metrics.write({"step": trainer.step + 1, "loss": math.nan, "lr": lr})
-    ids = trainer.batches.batch_at(trainer.step).tolist()
-    write_atomic(run.failure_path(trainer.step + 1), json.dumps({"step": trainer.step + 1, "lr": lr, "ids": ids}))
-
-
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(once: bool) -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP, so that the step at hand is finished and saved; a second one ends the process at once.
 
-    Not so a second SIGHUP: of a lost connection both the terminal and the shell give notice.
+    Not so a second SIGHUP: of a lost connection both the terminal and the shell give notice. Nor any second one unless it comes
+    `once`: under torchrun both the scheduler and torchrun pass it on.
     Python allows handlers in the main thread only: in another one (a notebook's worker, say) nothing is caught.
     """
     caught: list[int] = []
@@ -450,9 +365,9 @@ def _signals() -> Iterator[list[int]]:
     def catch(number: int, frame: object) -> None:
         if not caught:
             caught.append(number)
-        elif number == signal.SIGINT:
+        elif once and number == signal.SIGINT:
             raise KeyboardInterrupt
-        elif number == signal.SIGTERM:
+        elif once and number == signal.SIGTERM:
             os._exit(128 + number)
 
     numbers = [signal.SIGINT, signal.SIGTERM]

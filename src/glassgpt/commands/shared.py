@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ def parse(options: type[Options], name: str, command: Command, arguments: Sequen
 def gives(arguments: Sequence[str], option: str) -> bool:
     """Whether an option, written with dashes, is given on the command line, with dashes or underscores."""
     return any(argument.partition("=")[0].replace("_", "-") == option for argument in arguments)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks: alone, or the first of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:

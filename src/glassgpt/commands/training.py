@@ -15,8 +15,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from ..config import TrainConfig, recipe, recipe_names, recipe_text
 from ..errors import UserError, program
 from ..parsing import parse_options
-from ..progress import PlainProgress, Progress
-from .shared import description, gives, parse
+from ..progress import PlainProgress, Progress, SilentProgress
+from .shared import description, gives, is_first_rank, parse
 
 DEFAULT_RECIPE = "demo"
 
@@ -39,7 +39,7 @@ class TrainOptions:
     """Directory of the run."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace the run that is there already."""
-    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps beside it)")] = None
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps and --strategy beside it)")] = None
     """Go on with the run in this directory, to more --steps if given."""
     config: Annotated[TrainConfig, arg(name="")]
 
@@ -52,6 +52,8 @@ class ResumeOptions:
     """Directory of the run to go on with."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: as the run was set)")] = None
     """Number of optimizer updates at the end."""
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"] | None, arg(help_behavior_hint="(default: as the run was set)")] = None
+    """How the model lies over the processes of torchrun, of which there may be others than before."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -132,20 +134,23 @@ def _refuse_beside_init_from(arguments: Sequence[str]) -> None:
 
 
 def _resume(arguments: Sequence[str]) -> None:
-    hint = "with --resume only --steps may be given: all else is the run's own"
+    hint = "with --resume only --steps and --strategy may be given: all else is the run's own"
     options = parse(ResumeOptions, "train", train, arguments, bare=hint, unknown=hint)
     from .. import training
     from ..hardware import keep_freed_memory
 
     keep_freed_memory()
     with _progress() as progress:
-        run = training.resume(options.resume, steps=options.steps, progress=progress)
+        run = training.resume(options.resume, steps=options.steps, strategy=options.strategy, progress=progress)
     _say_what_next(run)
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """A live display on a terminal, plain lines elsewhere."""
+    """A live display on a terminal, plain lines elsewhere; of several ranks the first shows."""
+    if not is_first_rank():
+        yield SilentProgress()
+        return
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         yield PlainProgress()
         return
@@ -156,6 +161,8 @@ def _progress() -> Iterator[Progress]:
 
 
 def _say_what_next(run: Path) -> None:
+    if not is_first_rank():
+        return
     name = shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
     print(f"next:\n  {program()} generate {name}   (--prompt TEXT sets it going)")
     print(f"  {program()} report {name}     (charts and samples in one page)")

@@ -90,9 +90,9 @@ class Batches:
         self.windows_per_epoch = sum(windows.per_epoch for windows in self._windows)
         """Windows in all texts together."""
 
-    def batch_at(self, step: int) -> Ids:
-        """The windows (B, T + 1) of a step, counted from 0."""
-        sequences = step * self._batch_size + np.arange(self._batch_size, dtype=np.int64)
+    def batch_at(self, step: int, rows: slice = slice(None)) -> Ids:
+        """The windows (B, T + 1) of a step, counted from 0, or those rows of them: no other window is read."""
+        sequences = (step * self._batch_size + np.arange(self._batch_size, dtype=np.int64))[rows]
         periods, places = np.divmod(sequences, len(self._text))
         texts = self._text[places]
         batch: Ids | None = None
@@ -100,7 +100,7 @@ class Batches:
             own = texts == number
             if own.any():
                 drawn = windows.at(periods[own] * int((self._text == number).sum()) + self._rank[places[own]])
-                batch = np.empty((self._batch_size, drawn.shape[1]), dtype=np.int64) if batch is None else batch
+                batch = np.empty((len(sequences), drawn.shape[1]), dtype=np.int64) if batch is None else batch
                 batch[own] = drawn
         assert batch is not None, "a batch has a sequence"
         return batch

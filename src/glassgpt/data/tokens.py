@@ -67,25 +67,25 @@ class TokenStream:
             filled, part = filled + len(piece), part + 1
         return tokens
 
-    def evaluation_batches(self, context_length: int, batch_size: int, limit: int | None = None) -> Iterator[tuple[Ids, Ids]]:
-        """Inputs and targets, both (B, T), in which every token but the first is a target exactly once, in the text's order.
+    def evaluation_batches(
+        self, context_length: int, batch_size: int, limit: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, Ids, Ids]]:
+        """The place of a batch's first target, its inputs and its targets, both (B, T): every token but the first is a target once.
 
-        The windows do not overlap. The last batch may hold fewer than `batch_size` of them, and a remainder of r < T tokens
-        comes at the end as (1, r). `limit` stops after that many targets. Raises `UserError` for fewer than 2 tokens.
+        They come in the text's order, and the windows do not overlap. The last batch may hold fewer than `batch_size` of them, and
+        a remainder of r < T tokens comes at the end as (1, r). `limit` stops after that many targets. Of several ranks each gets
+        every `world_size`-th batch, maybe none. Raises `UserError` for fewer than 2 tokens.
         """
         if len(self) < 2:
             raise UserError(f"the {self.name} has {len(self)} tokens, and it takes 2 to evaluate; give more text")
         targets = len(self) - 1 if limit is None else min(limit, len(self) - 1)
         windows, remainder = divmod(targets, context_length)
-        for first in range(0, windows, batch_size):
-            count = min(batch_size, windows - first)
-            yield self._windows(first * context_length, count, context_length)
+        batches = [(first * context_length, min(batch_size, windows - first), context_length) for first in range(0, windows, batch_size)]
         if remainder:
-            yield self._windows(windows * context_length, 1, remainder)
-
-    def _windows(self, start: int, count: int, length: int) -> tuple[Ids, Ids]:
-        tokens = self.read(start, count * length + 1)
-        return tokens[:-1].reshape(count, length), tokens[1:].reshape(count, length)
+            batches.append((windows * context_length, 1, remainder))
+        for start, count, length in batches[rank::world_size]:
+            tokens = self.read(start, count * length + 1)
+            yield start + 1, tokens[:-1].reshape(count, length), tokens[1:].reshape(count, length)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from ..attention import KVCache
+from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..hardware import autocast, matmul_precision
 from ..loss import IGNORED, token_losses
 from ..model import GPT
 from ..tokenizers import Tokenizer
 from .hellaswag_items import Item, fingerprint, wording_of
-from .hellaswag_results import Identity, Score, open_results, summarize
+from .hellaswag_results import Identity, Score, merge, open_results, summarize
 
 # Tokens of a batch's texts, each ending behind its own context. The more there are, the more rows have one length.
 BATCH_TOKENS = 8192
@@ -66,10 +67,26 @@ def evaluate_hellaswag(
     precision: str = "float32",
     results_path: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """The share of items whose right ending the model finds likeliest: what `summarize` returns of `score_hellaswag`."""
-    scores = score_hellaswag(model, tokenizer, items, style=style, precision=precision, results_path=results_path, progress=progress)
-    return {"style": style, **summarize(scores)}
+    """The share of items whose right ending the model finds likeliest: what `summarize` returns of `score_hellaswag`.
+
+    Each rank scores its share, and all get the figures of the whole.
+    """
+    ranks = ranks or Ranks()
+    own = score_hellaswag(
+        model,
+        tokenizer,
+        items,
+        style=style,
+        precision=precision,
+        results_path=results_path,
+        progress=progress,
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
+    shares = ranks.gather([asdict(score) for score in own])
+    return {"style": style, **summarize(merge([Score(**score) for score in share] for share in shares))}
 
 
 @torch.no_grad()

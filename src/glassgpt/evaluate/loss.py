@@ -17,6 +17,7 @@ from ..data.shards import SPLITS
 from ..data.sources import PreparedDataset, absolute_source, resolve
 from ..data.tokens import Ids, TokenStream
 from ..data.training_data import TrainingData, open_training_data
+from ..distributed.ranks import Ranks
 from ..errors import UserError
 from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
@@ -109,10 +110,13 @@ def measure_stream(
     precision: str = "float32",
     limit: int | None = None,
     batch_size: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Measurement:
     """The losses of a token stream in windows that do not overlap, the remainder included: every token but the first once.
 
-    `limit` stops after that many predicted tokens. Raises `UserError` for fewer than two tokens.
+    `limit` stops after that many predicted tokens. On several ranks, those of this rank's share of the windows, maybe of none.
+    Raises `UserError` for fewer than two tokens.
     """
     context_length = model.config.context_length
     batch_size = batch_size or max(1, EVALUATION_TOKENS // context_length)
@@ -121,11 +125,10 @@ def measure_stream(
     starts = stream.document_starts()
     documents = None if starts is None else DocumentLosses(starts)
     found = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64), 0, documents)
-    first = 1
     was_training = model.training
     model.eval()
     try:
-        for inputs, targets in stream.evaluation_batches(context_length, batch_size, limit):
+        for first, inputs, targets in stream.evaluation_batches(context_length, batch_size, limit, rank, world_size):
             with autocast(device, precision):
                 losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none")
             nats = losses.cpu().double().numpy()  # MPS has no float64, hence the way over the CPU
@@ -135,16 +138,29 @@ def measure_stream(
             found.text_bytes += int(sizes.sum())
             if documents is not None:
                 documents.add(first, nats.ravel(), sizes)
-            first += targets.size
     finally:
         model.train(was_training)
     return found
 
 
-def evaluate_data(model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None) -> dict[str, Any]:
-    """The figures of a run's validation splits; `limit` counts the predicted tokens of each. See `combined` for a mixture."""
-    found = [measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit) for d in data.datasets]
-    return combined(found, data)
+def evaluate_data(
+    model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
+) -> dict[str, Any]:
+    """The figures of a run's validation splits; `limit` counts the predicted tokens of each. See `combined` for a mixture.
+
+    Each rank measures its share, and all get the figures of the whole.
+    """
+    ranks = ranks or Ranks()
+    share = {"rank": ranks.rank, "world_size": ranks.size}
+    found = [measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, **share) for d in data.datasets]
+    return combined([added_up(one, ranks) for one in found], data)
+
+
+def added_up(found: Measurement, ranks: Ranks) -> Measurement:
+    """What all ranks measured of a text together, each document's losses aside."""
+    nats = ranks.numbers(found.nats_by_position).sum(axis=0)
+    *tokens, text_bytes = ranks.numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
+    return Measurement(nats, np.array(tokens), text_bytes, None)
 
 
 def combined(found: Sequence[Measurement], data: TrainingData) -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""The processes of a run: who they are, what they tell each other, and how they end together.
+
+`torchrun` starts them and tells each one its rank; `joined` makes them a group (NCCL between GPUs, gloo for all that lies in the
+host's memory). A process by itself is a group of one, whose methods do nothing, so that training reads the same for 1 and for 64.
+
+Shapes: `W` ranks.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import RankError, UserError
+from ..hardware import find_device
+from .watch import PERIOD, Watch, end_process, patience
+
+# Seconds that a rank with an exception may take to say it.
+LAST_WORDS = 5.0
+
+
+class Ranks:
+    """One process by itself. The methods are those of `Group`."""
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    """Among the processes of this host."""
+    launch: str | None = None
+    """What the processes of one `torchrun` have in common, also behind a restart; None without torchrun."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that writes the run's directory."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """Which process this is, for a message."""
+        return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
+
+    def device(self, name: str) -> torch.device:
+        """The device of that name; of several GPUs this rank's own. Raises `UserError` where there is none."""
+        return find_device(name)
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` rows, which the ranks divide evenly."""
+        rows = count // self.size
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON value of each rank (W,), in the order of the ranks, on all of them."""
+        return [value]
+
+    def numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The numbers (n,) of each rank as (W, n), on all of them. Sums over them are the same bits everywhere."""
+        return np.asarray(values, dtype=np.float64)[None]
+
+    def at(self, place: str, *, may_last: bool = False) -> None:
+        """Say where this rank is, for the report of a hang. `may_last`: others may wait for it for as long as it takes."""
+
+    @contextmanager
+    def first_of_host_ahead(self, place: str) -> Iterator[None]:
+        """One process of each host goes through the block alone; the others follow, and find what it has made."""
+        yield
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows (n, ...) of each rank, as many on each, one behind the other: (W n, ...)."""
+        return rows
+
+    def watch_failures(self, tell: Callable[[str], None]) -> None:
+        """Have `tell` called with the reason, in another thread, when another rank's failure is about to end this one."""
+
+
+class Group(Ranks):
+    """The ranks that torchrun has started, this process among them."""
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.launch = _launch()
+        self._on_gpus = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
+        if self._on_gpus and self.local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(self.local_rank)
+        backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
+        # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
+        dist.init_process_group(backend, timeout=timedelta(seconds=max(1800.0, 3 * patience())))
+        token = self.gather(os.urandom(8).hex())[0]  # a store may outlive a group that failed: each has names of its own
+        self._watch = Watch(token, self.rank, self.size)
+        self._watch.start()
+
+    def device(self, name: str) -> torch.device:
+        if name not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device {name!r} is for one process; under torchrun each takes its own GPU: use auto, cuda or cpu")
+        if not self._on_gpus:
+            return find_device("cpu" if name == "auto" else name)  # MPS has no collectives
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(f"there are {torch.cuda.device_count()} GPUs on this host; give torchrun no more --nproc-per-node")
+        return find_device(f"cuda:{self.local_rank}")
+
+    def gather(self, value: Any) -> list[Any]:
+        text = json.dumps(value).encode()
+        lengths = self.numbers([len(text)])[:, 0].astype(int).tolist()
+        own = torch.zeros(max(lengths), dtype=torch.uint8)
+        own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        table = self.gather_rows(own[None]).numpy()
+        return [json.loads(row[:length].tobytes()) for row, length in zip(table, lengths, strict=True)]
+
+    def numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        own = torch.from_numpy(np.array(values, dtype=np.float64))
+        return self.gather_rows(own[None]).numpy()
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        table = rows.new_empty((self.size * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather_into_tensor(table, rows.contiguous())
+        return table
+
+    def at(self, place: str, *, may_last: bool = False) -> None:
+        self._watch.place(place, may_last)
+
+    @contextmanager
+    def first_of_host_ahead(self, place: str) -> Iterator[None]:
+        self.at(place, may_last=True)
+        key = f"{place}/{socket.gethostname()}"
+        if self.local_rank:
+            while not self._watch.is_marked(key):  # no collective: this may take hours
+                time.sleep(PERIOD / 4)
+        yield
+        if self.local_rank == 0:
+            self._watch.mark(key)
+        self.at(f"behind: {place}")
+
+    def watch_failures(self, tell: Callable[[str], None]) -> None:
+        self._watch.tell = tell
+
+    def leave(self) -> None:
+        """The end of the work that the ranks have in common: each may go its way."""
+        self.at("the end", may_last=True)
+        dist.barrier()
+        self._watch.stop()
+        dist.destroy_process_group()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Tell all ranks of an exception, which ends them; raise it again, or end silently where another rank's came first."""
+        is_broken = _is_broken_connection(error)
+        reason = f"{self.name}: {_lost_connection(error) if is_broken else first_line(error)}"
+        if (is_broken and self._watch.another_has_failed(wait=3 * PERIOD)) or not self._watch.announce(reason):
+            end_process()
+        # Nothing may keep a failed rank from ending: not a thread, nor a GPU that waits for the others.
+        bomb = threading.Timer(LAST_WORDS, end_process)
+        bomb.daemon = True
+        bomb.start()
+        self._watch.stop()
+        if is_broken or isinstance(error, UserError):
+            raise RankError(reason) from error
+        print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+        raise error
+
+
+def launched() -> bool:
+    """Whether torchrun, or something like it, has started this process as one of several or of one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks of a run, for as long as they work together: those that torchrun started, or this process alone.
+
+    An exception that leaves the block on one rank ends all of them within seconds; the first one is told with its rank.
+    """
+    if not launched():
+        yield Ranks()
+        return
+    group = Group(device)
+    try:
+        yield group
+    except (KeyboardInterrupt, SystemExit):  # raised by all ranks alike, after the step that they agreed on
+        group.leave()
+        raise
+    except Exception as error:
+        group.fail(error)
+    else:
+        group.leave()
+
+
+def _launch() -> str:
+    """What this call of torchrun has and no other one, the same behind a restart of the processes."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if run_id != "none":
+        return run_id
+    agent = psutil.Process(os.getppid())  # a rendezvous without a name: the processes' parent is torchrun, and stays
+    return f"{socket.gethostname()}:{agent.pid}:{agent.create_time()}"
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in a line; of a `UserError` all that it says."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Whether a collective failed, which is the echo of another rank's end."""
+    # By its text: gloo's errors are plain RuntimeErrors.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _lost_connection(error: BaseException) -> str:
+    detail = next((part for part in ("Timed out", "Connection closed", "Connection reset", "Broken pipe") if part in str(error)), "")
+    return f"lost the connection to another rank, which was killed or whose host is gone ({detail or first_line(error)})"
+
+
+def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Raise `UserError` that names the rank in which a fact differs from the first rank's: another version of the code or the data."""
+    told = ranks.gather({**facts, "host": socket.gethostname()})
+    for rank, own in enumerate(told):
+        for what in facts:
+            if own[what] != told[0][what]:
+                raise UserError(f"rank {rank} ({own['host']}) has another {what} than rank 0 ({told[0]['host']}): they must be the same")

@@ -1,0 +1,161 @@
+"""A thread of each rank that ends it when another one fails, and finds the rank that the others wait for."""
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+# Seconds between two looks at the store.
+PERIOD = 1.0
+
+
+def patience() -> float:
+    """Seconds after which a rank that the others wait for counts as missing."""
+    return float(os.environ.get("GLASSGPT_HANG_SECONDS", "600"))
+
+
+class Watch(threading.Thread):
+    """Ends this process when another rank fails, or is missing.
+
+    The ranks write into the store of the group (torchrun's, or rank 0's) where each of them is: how many places it has passed and
+    the name of the last. One is missing that is not heard from any more, or that is behind the others and does not move.
+    """
+
+    def __init__(self, token: str, rank: int, size: int) -> None:
+        super().__init__(name="glassgpt-watch", daemon=True)
+        # A connection of its own: a thread that waits for a key keeps it to itself.
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+        self._store = PrefixStore(f"glassgpt/{token}", store)
+        self._rank, self._size = rank, size
+        self._at: tuple[int, str, bool] = (0, "the start", False)
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._patience = patience()
+        self.tell: Callable[[str], None] = lambda reason: None
+        """Is called with the reason before the end."""
+
+    def place(self, name: str, may_last: bool) -> None:
+        """This rank goes on to the next place; others may be made to wait there where it `may_last`."""
+        self._at = (self._at[0] + 1, name, may_last)
+
+    def mark(self, key: str) -> None:
+        """Leave a mark for the other ranks."""
+        with self._lock:
+            self._store.set(f"mark/{key}", "1")
+
+    def is_marked(self, key: str) -> bool:
+        """Whether a rank has left that mark."""
+        with self._lock:
+            return bool(self._store.check([f"mark/{key}"]))
+
+    def announce(self, reason: str) -> bool:
+        """Write down why the ranks are to end; whether no other reason came before."""
+        failure = json.dumps({"by": self._rank, "host": socket.gethostname(), "reason": reason})
+        try:
+            with self._lock:
+                return self._store.compare_set("failure", "", failure).decode() == failure
+        except RuntimeError:  # the store went with the rank that held it
+            return True
+
+    def another_has_failed(self, wait: float) -> bool:
+        """Whether another rank announces a failure within so many seconds."""
+        give_up = time.monotonic() + wait
+        try:
+            while self._first_failure() is None and time.monotonic() < give_up:
+                time.sleep(PERIOD / 10)
+            failure = self._first_failure()
+        except RuntimeError:  # the store went with the rank that held it
+            return False
+        return failure is not None and failure["by"] != self._rank
+
+    def _first_failure(self) -> dict[str, Any] | None:
+        with self._lock:
+            return json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Look, once a period, until stopped."""
+        for beat in itertools.count():
+            if self._stopped.wait(PERIOD):
+                return
+            try:
+                reason = self._failure_elsewhere() or self._missing(beat)
+            except RuntimeError:  # the store is gone: with torchrun, or with the rank that held it
+                if self._stopped.wait(3 * PERIOD):
+                    return
+                reason = "the process that holds the ranks together is gone"
+            if reason is not None:
+                self.tell(reason)
+                end_process()
+
+    def _failure_elsewhere(self) -> str | None:
+        """The reason that another rank has announced, which its own host has been told."""
+        failure = self._first_failure()
+        if failure is None or failure["by"] == self._rank:
+            return None
+        if self._rank == 0 and failure["host"] != socket.gethostname():
+            print(f"glassgpt: error: {failure['reason']}", file=sys.stderr, flush=True)
+        return str(failure["reason"])
+
+    def _missing(self, beat: int) -> str | None:
+        """Tell where this rank is; the reason to end where one is missing, which the first to notice prints."""
+        keys = [f"rank/{rank}" for rank in range(self._size)]
+        own = Sighting(beat, *self._at, f"{socket.gethostname()}, process {os.getpid()}")
+        with self._lock:
+            self._store.set(keys[self._rank], json.dumps(asdict(own)))
+            if not self._store.check(keys):
+                return None  # torchrun watches over those that have not begun
+            sightings = [Sighting(**json.loads(value)) for value in self._store.multi_get(keys)]
+        furthest = max(sightings, key=lambda sighting: sighting.count)
+        for rank, seen in enumerate(sightings):
+            silent = self._seconds_since(f"beat of {rank}", seen.beat)
+            still = self._seconds_since(f"place of {rank}", seen.count)
+            if silent > self._patience:
+                reason = f"rank {rank} ({seen.process}) is missing: not heard from for {silent:.0f} s, last seen at {seen.place}"
+            elif seen.count < furthest.count and not seen.may_last and still > self._patience:
+                reason = (
+                    f"rank {rank} ({seen.process}) is missing: at {seen.place} for {still:.0f} s, while others wait at {furthest.place}"
+                )
+            else:
+                continue
+            if self.announce(reason):
+                print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+            return reason
+        return None
+
+    def _seconds_since(self, what: str, value: int) -> float:
+        """Seconds since something was first seen to have this value."""
+        now = time.monotonic()
+        if self._seen.get(what, (None, now))[0] != value:
+            self._seen[what] = (value, now)
+        return now - self._seen[what][1]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Where a rank was when it last told: its place, and how many places it has passed."""
+
+    beat: int
+    count: int
+    place: str
+    may_last: bool
+    process: str
+
+
+def end_process() -> NoReturn:
+    """End at once, whatever the other threads wait for."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)

@@ -1,0 +1,39 @@
+"""Activation checkpointing (Chen et al., 2016): keep less of a block for the backward pass, and compute it again there.
+
+`full` keeps a block's input only, and costs another forward pass: a third more arithmetic. `selective` keeps the results of matrix
+products and of attention too, and computes again what lies between them: norms, activations, the residual sums.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+_aten = torch.ops.aten
+KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+
+
+def checkpoint_activations(block: nn.Module, kind: str) -> None:
+    """Have a block recompute, in place: `none`, `selective` or `full`. Gradients stay what they were; dropout is drawn as before."""
+    if kind == "none":
+        return
+    contexts: dict[str, Any] = {}
+    if kind == "selective":
+        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    # An instance's own `forward`: hooks around the block, those of FSDP above all, stay outside of it, and no name changes.
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **contexts)
+
+
+def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,113 @@
+"""What a run writes and shows while it goes on: metrics, samples, status, checkpoints, progress. The first rank's alone."""
+
+import json
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
+from .files import write_atomic
+from .progress import Progress
+from .run_directory import MetricsLog, RunDirectory, State
+from .summary import ModelSummary
+from .trainer import Trainer
+
+
+class Recorder:
+    """Of a rank that is not the first: writes nothing. The methods are those of `RunRecorder`."""
+
+    def begin(self) -> None:
+        """Updates are about to begin, or to go on."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One update is done. Raises what went wrong in a save meanwhile."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """The model was evaluated."""
+
+    def sampled(self, samples: Sequence[str]) -> None:
+        """The model wrote samples."""
+
+    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
+        """Write a checkpoint of this step while training goes on. Raises what went wrong in the save before."""
+
+    def failed_step(self, lr: float) -> None:
+        """Put a step that was not finite on record, with its token ids."""
+
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait until all is written, or for so many seconds. Raises what went wrong in the last save."""
+
+    def status(self, state: State, error: str | None = None) -> None:
+        """Say how the run stands."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class RunRecorder(Recorder):
+    """Of the first rank."""
+
+    def __init__(self, run: RunDirectory, trainer: Trainer, progress: Progress) -> None:
+        self._run = run
+        self._trainer = trainer
+        self._progress = progress
+        self._background = Background()
+
+    def begin(self) -> None:
+        trainer = self._trainer
+        self._metrics = MetricsLog(self._run.metrics_path)
+        self._progress.started(self._run.path, trainer.config, str(ModelSummary(trainer.config.model)), trainer.step, trainer.steps)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        self._background.check()
+        self._metrics.write(record)
+        self._progress.step(record)
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        self._metrics.write(record)
+        self._progress.evaluated(record)
+
+    def sampled(self, samples: Sequence[str]) -> None:
+        self._run.append_samples(self._trainer.step, samples)
+        self._progress.sampled(self._trainer.step, samples)
+
+    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
+        assert snapshot is not None
+        trainer, run = self._trainer, self._run
+        config, tokenizer, best_step = trainer.config, trainer.data.tokenizer, trainer.best_step
+        state = TrainingState(
+            step=trainer.step,
+            val_loss=val_loss,
+            best_step=best_step,
+            best_val_loss=trainer.best_val_loss,
+            scaler=trainer.scaler.state_dict() or None,
+            data_fingerprint=trainer.data.fingerprint,
+            recent=list(trainer.outliers.recent) or None,
+        )
+
+        def write() -> None:
+            self._metrics.sync()  # first: a checkpoint counts on all records up to its step
+            save_checkpoint(run.checkpoints, snapshot, config, tokenizer, state)
+            prune_checkpoints(run.checkpoints, config.keep_checkpoints, best_step)
+
+        self._background.start(write)
+
+    def failed_step(self, lr: float) -> None:
+        trainer = self._trainer
+        self._metrics.write({"step": trainer.step + 1, "loss": math.nan, "lr": lr})
+        ids = trainer.batches.batch_at(trainer.step).tolist()
+        write_atomic(self._run.failure_path(trainer.step + 1), json.dumps({"step": trainer.step + 1, "lr": lr, "ids": ids}))
+
+    def finish(self, timeout: float | None = None) -> None:
+        self._background.finish(timeout)
+
+    def status(self, state: State, error: str | None = None) -> None:
+        ranks = self._trainer.ranks
+        facts = {"step": self._trainer.step, "steps": self._trainer.steps, "processes": ranks.size, "launch": ranks.launch}
+        told = {} if error is None else {"error": error}
+        self._run.write_status(state, **facts, host=socket.gethostname(), pid=os.getpid(), **told)
+
+    def close(self) -> None:
+        self._metrics.close()

@@ -1,0 +1,204 @@
+"""What an update works on, and how it is put together: data, model, optimizers, new or as a checkpoint left them."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .config import SampleConfig, TrainConfig
+from .data.batches import Batches
+from .data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
+from .distributed.ranks import Ranks, require_same
+from .distributed.strategies import Strategy, parallelize
+from .errors import UserError, did_you_mean
+from .evaluate.hellaswag_items import Item, find_items, is_published, read_items, subset
+from .generation import Piece, generate
+from .hardware import describe_environment, find_precision
+from .model import GPT, initialize
+from .optim import OutlierWatch, build_optimizers
+from .progress import Progress
+from .recompute import checkpoint_activations
+from .reference import ModelSource, find_model, load_source, tokenizer_of
+from .summary import ModelSummary
+from .tokenizers import Tokenizer, tokenizer_file
+
+
+@dataclass
+class Trainer:
+    """What an update works on. `step` counts the updates done."""
+
+    config: TrainConfig
+    data: TrainingData
+    batches: Batches
+    steps: int
+    device: torch.device
+    precision: str
+    strategy: Strategy
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    outliers: OutlierWatch
+    hellaswag: Sequence[Item] = ()
+    hellaswag_published: bool = False
+    step: int = 0
+    best_step: int | None = None
+    best_val_loss: float | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self.strategy.ranks
+
+
+def new_trainer(
+    config: TrainConfig, ranks: Ranks, progress: Progress, checkpoint: Checkpoint | None = None, fingerprint: str | None = None
+) -> Trainer:
+    """Everything an update needs, new or as a checkpoint left it. Writes nothing but a prepared dataset.
+
+    `fingerprint` is that of the data which a resumed run must find. Raises `UserError` where something does not fit.
+    """
+    device = ranks.device(config.device)
+    precision = find_precision(config.precision, device)
+    if config.init_from == "":
+        raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
+    with ranks.first_of_host_ahead("opening the data"):
+        start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
+        config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
+        items, is_all = _open_hellaswag(config)
+    if start is not None:
+        model, config = _start_from(start, config, device)
+    else:
+        model = GPT.empty(config.model, device)
+        if checkpoint is None:
+            initialize(model, config.seed)
+        else:
+            checkpoint.load_model(model)
+    if config.model.attention == "flex" and device.type != "cuda":
+        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
+    if config.sample.count:
+        sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
+    config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
+    batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
+    steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
+    require_same(
+        ranks, {"version of the code": _code_hash(), "torch": torch.__version__, "config": config.to_toml(), "data": data.fingerprint}
+    )
+    for block in model.blocks:
+        checkpoint_activations(block, config.activation_checkpointing)
+    strategy = parallelize(model, config, ranks, device, precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    optimizers = build_optimizers(strategy, config.optim)
+    outliers = OutlierWatch(config.optim.skip_outliers)
+    trainer = Trainer(config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint)
+    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+        known = torch.compiler.list_backends(exclude_tags=())
+        if config.compile_backend not in known:
+            raise UserError(f"there is no compile_backend {config.compile_backend!r}{did_you_mean(config.compile_backend, known)}")
+        strategy.compile(config.compile_backend)
+    return trainer
+
+
+def _code_hash() -> str:
+    """Of this package's own files: installed from other commits, ranks may differ under one version number."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _open_data(
+    config: TrainConfig, start: ModelSource | None, fingerprint: str | None, ranks: Ranks, progress: Progress
+) -> tuple[TrainConfig, TrainingData]:
+    """The data, and the config with what it determines: the vocabulary, and references that hold from any directory."""
+    is_new = fingerprint is None
+    if is_new and start is not None and config.init_from is not None:
+        config = config.override(init_from=str(start.path.resolve()))
+    if is_new:
+        config = dataclasses.replace(config, data=pinned(config.data))
+    # A run that begins from another's weights has its tokenizer, and one that goes on need not find the tokenizer's file again;
+    # any other has what its own data make.
+    given = config.init_from is not None or tokenizer_file(config.data.tokenizer) is not None or bool(config.data.mixture)
+    tokenizer = tokenizer_of(start) if start is not None and given else None
+    if tokenizer is None and config.init_from is not None:
+        raise UserError(f"{config.init_from} has no tokenizer, so no text can be prepared for it; put its tokenizer.json beside it")
+    data = open_training_data(config.data, tokenizer, progress.message)
+    if is_new and config.init_from is None:
+        config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
+    if not is_new:
+        if fingerprint != data.fingerprint:
+            raise UserError("the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)")
+        if ranks.local_rank == 0:
+            data.verify()  # reads all shards: once on each host
+    require_validation(data)
+    vocab_size = data.tokenizer.vocab_size
+    if config.model.vocab_size not in (None, vocab_size):
+        raise UserError(f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out")
+    return config.override(model={"vocab_size": vocab_size}), data
+
+
+def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
+    """The items that the run is evaluated on, and whether they are all of the published file."""
+    if not config.hellaswag_every:
+        return (), False
+    try:
+        file = find_items(config.hellaswag_file)
+        items = read_items(file)
+    except UserError as error:
+        raise UserError(f"{error}\n(--hellaswag-every 0 trains without HellaSwag)") from error
+    chosen = subset(items, config.hellaswag_items)
+    return chosen, len(chosen) == len(items) and is_published(file)
+
+
+def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
+    """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
+    model, _ = load_source(source, device)
+    own = config.model
+    shape = dataclasses.replace(model.config.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
+    cropped = GPT.empty(shape, device)
+    with torch.no_grad():
+        for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
+            parameter.copy_(whole[: parameter.shape[0]])  # only learned positions have rows to lose
+    return cropped, dataclasses.replace(config, model=shape)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    state = checkpoint.state
+    checkpoint.load_optimizers(trainer.strategy, trainer.optimizers)
+    if state.scaler is not None and trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(dict(state.scaler))
+    trainer.outliers.recent = state.recent or []
+    trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
+
+
+def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
+    """The pieces of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
+    return generate(
+        model,
+        tokenizer,
+        settings.prompt,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        n=settings.count,
+        seed=seed,
+    )
+
+
+def environment_of(trainer: Trainer) -> dict[str, Any]:
+    """Besides config and data, all that the bits of a run depend on."""
+    return {
+        **describe_environment(trainer.device, trainer.precision),
+        "processes": trainer.ranks.size,
+        "strategy": trainer.strategy.name,
+        "parameters": ModelSummary(trainer.config.model).parameters,
+        "data_fingerprint": trainer.data.fingerprint,
+    }
