@@ -23,7 +23,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, latest_checkpoint, remove_later_checkpoints, take_snapshot
 from .config import DataConfig, TrainConfig
 from .data.sources import resolve
-from .distributed.ranks import Ranks, first_line, joined
+from .distributed.ranks import Ranks, joined
 from .errors import UserError, program
 from .evaluate.hellaswag import evaluate_hellaswag
 from .evaluate.loss import evaluate_data
@@ -201,17 +201,18 @@ def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress:
 
 
 def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress) -> None:
-    trainer.ranks.watch_failures(lambda reason: recorder.status("failed", reason))
+    trainer.ranks.on_failure(lambda reason: recorder.status("failed", reason))
     recorder.begin()
     try:
         with matmul_precision(trainer.precision), _signals(once=trainer.ranks.launch is None) as caught:
             stopped_by = _loop(run, trainer, recorder, caught)
         recorder.finish()
-    except Exception as error:
-        if isinstance(error, UserError):
-            with suppress(Exception):
-                recorder.finish(LAST_WRITE)
-        recorder.status("failed", first_line(error))
+    except UserError:
+        with suppress(UserError):
+            recorder.finish(LAST_WRITE)
+        raise
+    except KeyboardInterrupt:  # a second one: what is not saved is lost
+        recorder.status("interrupted")
         raise
     finally:
         recorder.close()

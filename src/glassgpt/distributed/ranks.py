@@ -6,6 +6,7 @@ host's memory). A process by itself is a group of one, whose methods do nothing,
 Shapes: `W` ranks.
 """
 
+import atexit
 import json
 import os
 import socket
@@ -39,6 +40,7 @@ class Ranks:
     size = 1
     local_rank = 0
     """Among the processes of this host."""
+    _tell: Callable[[str], None] = staticmethod(lambda reason: None)
     launch: str | None = None
     """What the processes of one `torchrun` have in common, also behind a restart; None without torchrun."""
 
@@ -81,8 +83,17 @@ class Ranks:
         """Rows (n, ...) of each rank, as many on each, one behind the other: (W n, ...)."""
         return rows
 
-    def watch_failures(self, tell: Callable[[str], None]) -> None:
-        """Have `tell` called with the reason, in another thread, when another rank's failure is about to end this one."""
+    def leave(self) -> None:
+        """The end of the work that the ranks have in common: each may go its way."""
+
+    def on_failure(self, tell: Callable[[str], None]) -> None:
+        """Have `tell` called with the reason when an exception here, or another rank's failure, ends this rank; maybe in another thread."""
+        self._tell = tell
+
+    def fail(self, error: Exception) -> NoReturn:
+        """The end by an exception: tell it, and raise it again."""
+        self._tell(first_line(error))
+        raise error
 
 
 class Group(Ranks):
@@ -95,11 +106,14 @@ class Group(Ranks):
         self._on_gpus = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
         if self._on_gpus and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
-        backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
-        # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
-        dist.init_process_group(backend, timeout=timedelta(seconds=max(1800.0, 3 * patience())))
+        if not dist.is_initialized():  # a process's second run goes on with the group of its first
+            backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
+            # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
+            dist.init_process_group(backend, timeout=timedelta(seconds=max(1800.0, 3 * patience())))
+            atexit.register(dist.destroy_process_group)
         token = self.gather(os.urandom(8).hex())[0]  # a store may outlive a group that failed: each has names of its own
         self._watch = Watch(token, self.rank, self.size)
+        self.gather(None)  # all have shown themselves
         self._watch.start()
 
     def device(self, name: str) -> torch.device:
@@ -125,7 +139,7 @@ class Group(Ranks):
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         table = rows.new_empty((self.size * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_into_tensor(table, rows.contiguous())
+        dist.all_gather_single(table, rows.contiguous())
         return table
 
     def at(self, place: str, *, may_last: bool = False) -> None:
@@ -143,27 +157,30 @@ class Group(Ranks):
             self._watch.mark(key)
         self.at(f"behind: {place}")
 
-    def watch_failures(self, tell: Callable[[str], None]) -> None:
-        self._watch.tell = tell
+    def on_failure(self, tell: Callable[[str], None]) -> None:
+        self._tell = self._watch.tell = tell
 
     def leave(self) -> None:
-        """The end of the work that the ranks have in common: each may go its way."""
         self.at("the end", may_last=True)
         dist.barrier()
         self._watch.stop()
-        dist.destroy_process_group()
 
-    def fail(self, error: BaseException) -> NoReturn:
+    def fail(self, error: Exception) -> NoReturn:
         """Tell all ranks of an exception, which ends them; raise it again, or end silently where another rank's came first."""
         is_broken = _is_broken_connection(error)
         reason = f"{self.name}: {_lost_connection(error) if is_broken else first_line(error)}"
-        if (is_broken and self._watch.another_has_failed(wait=3 * PERIOD)) or not self._watch.announce(reason):
+        # A broken connection may be the echo of a failure that is about to be announced.
+        first = self._watch.announce(reason, wait=3 * PERIOD if is_broken else 0.0)
+        self._tell(first)
+        if first != reason:
             end_process()
         # Nothing may keep a failed rank from ending: not a thread, nor a GPU that waits for the others.
         bomb = threading.Timer(LAST_WORDS, end_process)
         bomb.daemon = True
         bomb.start()
         self._watch.stop()
+        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2 * PERIOD)  # the store is this process's own: the others are to read in it why they end
         if is_broken or isinstance(error, UserError):
             raise RankError(reason) from error
         print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
@@ -181,19 +198,16 @@ def joined(device: str) -> Iterator[Ranks]:
 
     An exception that leaves the block on one rank ends all of them within seconds; the first one is told with its rank.
     """
-    if not launched():
-        yield Ranks()
-        return
-    group = Group(device)
+    ranks = Group(device) if launched() else Ranks()
     try:
-        yield group
+        yield ranks
     except (KeyboardInterrupt, SystemExit):  # raised by all ranks alike, after the step that they agreed on
-        group.leave()
+        ranks.leave()
         raise
     except Exception as error:
-        group.fail(error)
+        ranks.fail(error)
     else:
-        group.leave()
+        ranks.leave()
 
 
 def _launch() -> str:

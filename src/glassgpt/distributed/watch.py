@@ -42,6 +42,7 @@ class Watch(threading.Thread):
         self._patience = patience()
         self.tell: Callable[[str], None] = lambda reason: None
         """Is called with the reason before the end."""
+        self._show(0)
 
     def place(self, name: str, may_last: bool) -> None:
         """This rank goes on to the next place; others may be made to wait there where it `may_last`."""
@@ -57,25 +58,22 @@ class Watch(threading.Thread):
         with self._lock:
             return bool(self._store.check([f"mark/{key}"]))
 
-    def announce(self, reason: str) -> bool:
-        """Write down why the ranks are to end; whether no other reason came before."""
-        failure = json.dumps({"by": self._rank, "host": socket.gethostname(), "reason": reason})
-        try:
-            with self._lock:
-                return self._store.compare_set("failure", "", failure).decode() == failure
-        except RuntimeError:  # the store went with the rank that held it
-            return True
+    def announce(self, reason: str, wait: float = 0.0) -> str:
+        """Write down why the ranks are to end. Returns the reason that came first: this one, or another rank's.
 
-    def another_has_failed(self, wait: float) -> bool:
-        """Whether another rank announces a failure within so many seconds."""
+        `wait`: seconds in which another rank's goes before.
+        """
+        failure = json.dumps({"by": self._rank, "host": socket.gethostname(), "reason": reason})
         give_up = time.monotonic() + wait
         try:
-            while self._first_failure() is None and time.monotonic() < give_up:
+            while (first := self._first_failure()) is None and time.monotonic() < give_up:
                 time.sleep(PERIOD / 10)
-            failure = self._first_failure()
+            if first is None:
+                with self._lock:
+                    first = json.loads(self._store.compare_set("failure", "", failure))
         except RuntimeError:  # the store went with the rank that held it
-            return False
-        return failure is not None and failure["by"] != self._rank
+            return reason
+        return str(first["reason"])
 
     def _first_failure(self) -> dict[str, Any] | None:
         with self._lock:
@@ -87,7 +85,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look, once a period, until stopped."""
-        for beat in itertools.count():
+        for beat in itertools.count(1):
             if self._stopped.wait(PERIOD):
                 return
             try:
@@ -111,13 +109,10 @@ class Watch(threading.Thread):
 
     def _missing(self, beat: int) -> str | None:
         """Tell where this rank is; the reason to end where one is missing, which the first to notice prints."""
-        keys = [f"rank/{rank}" for rank in range(self._size)]
-        own = Sighting(beat, *self._at, f"{socket.gethostname()}, process {os.getpid()}")
+        self._show(beat)
         with self._lock:
-            self._store.set(keys[self._rank], json.dumps(asdict(own)))
-            if not self._store.check(keys):
-                return None  # torchrun watches over those that have not begun
-            sightings = [Sighting(**json.loads(value)) for value in self._store.multi_get(keys)]
+            values = self._store.multi_get([f"rank/{rank}" for rank in range(self._size)])
+        sightings = [Sighting(**json.loads(value)) for value in values]
         furthest = max(sightings, key=lambda sighting: sighting.count)
         for rank, seen in enumerate(sightings):
             silent = self._seconds_since(f"beat of {rank}", seen.beat)
@@ -130,10 +125,15 @@ class Watch(threading.Thread):
                 )
             else:
                 continue
-            if self.announce(reason):
+            if self.announce(reason) == reason:
                 print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
             return reason
         return None
+
+    def _show(self, beat: int) -> None:
+        own = Sighting(beat, *self._at, f"{socket.gethostname()}, process {os.getpid()}")
+        with self._lock:
+            self._store.set(f"rank/{self._rank}", json.dumps(asdict(own)))
 
     def _seconds_since(self, what: str, value: int) -> float:
         """Seconds since something was first seen to have this value."""

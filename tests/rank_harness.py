@@ -1,0 +1,374 @@
+"""Several ranks in a second: a process that has imported torch once forks them, again and again, at a caller's request.
+
+Run as a program it reads a request a line from standard input, and answers a line when the ranks have ended. What a rank can be
+asked to do are the functions under «tasks». `Harness` is the caller's side.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# ------------------------------------------------------------------------------------------------------------ caller's side
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many seconds."""
+
+    status: int
+    value: Any
+    errors: str
+    seconds: float
+
+
+class Harness:
+    """Starts the program, and asks it for ranks."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> None:
+        """Have `size` ranks do a task; 0 is one process without torchrun's variables. `ended` waits for them."""
+        request = {"size": size, "task": task, "arguments": arguments, "environment": dict(environment or {})}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request, default=str) + "\n")
+        self._process.stdin.flush()
+
+    def ended(self) -> list[Ended]:
+        """How the ranks ended, in their order."""
+        assert self._process.stdout is not None
+        return [Ended(**each) for each in json.loads(self._process.stdout.readline())]
+
+    def run(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> list[Any]:
+        """What each rank returned. All must end well."""
+        self.start(size, task, environment=environment, **arguments)
+        ended = self.ended()
+        assert all(each.status == 0 for each in ended), "\n".join(each.errors for each in ended)
+        return [each.value for each in ended]
+
+    def close(self) -> None:
+        """End the program."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+# -------------------------------------------------------------------------------------------------------------------- tasks
+
+
+def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
+    """Train a run."""
+    from glassgpt.config import TrainConfig
+    from glassgpt.training import train
+
+    train(TrainConfig.from_dict(config), out, overwrite=overwrite)
+
+
+def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -> None:
+    """Go on with a run."""
+    from glassgpt.training import resume
+
+    resume(run, steps=steps, strategy=strategy)
+
+
+def train_twice(config: dict[str, Any], outs: list[str]) -> None:
+    """Two runs in one process, as a script under torchrun may have them."""
+    for out in outs:
+        train(config, out)
+
+
+def first_weights(config: dict[str, Any]) -> dict[str, str]:
+    """A hash of each parameter before the first update, gathered from the ranks."""
+    import hashlib
+
+    from glassgpt.config import TrainConfig
+    from glassgpt.distributed.ranks import joined
+    from glassgpt.progress import SilentProgress
+    from glassgpt.trainer import new_trainer
+
+    with joined("cpu") as ranks:
+        trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
+        whole = {name: trainer.strategy.whole(p.detach()) for name, p in trainer.strategy.model.named_parameters()}
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
+
+
+def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) -> dict[str, Any]:
+    """Validation figures and HellaSwag of an untrained model, each rank its share."""
+    from glassgpt.config import TrainConfig
+    from glassgpt.distributed.ranks import joined
+    from glassgpt.evaluate.hellaswag import evaluate_hellaswag
+    from glassgpt.evaluate.hellaswag_items import read_items, subset
+    from glassgpt.evaluate.loss import evaluate_data
+    from glassgpt.progress import SilentProgress
+    from glassgpt.trainer import new_trainer
+
+    with joined("cpu") as ranks:
+        trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
+        with trainer.strategy.whole_model() as model:
+            loss = evaluate_data(model, trainer.data, limit=limit, ranks=ranks)
+            scores = evaluate_hellaswag(model, trainer.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks)
+    return {"loss": loss, "hellaswag": scores}
+
+
+def train_with(patch: str, config: dict[str, Any], out: str, options: dict[str, Any]) -> None:
+    """Train a run with something gone wrong: one of the functions under «accidents»."""
+    ACCIDENTS[patch](**options)
+    train(config, out)
+
+
+TASKS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, train_twice, first_weights, evaluate, train_with)}
+
+# ---------------------------------------------------------------------------------------------------------------- accidents
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _before_step(step: int, action: Callable[[], object]) -> None:
+    """Have this rank do something before that update, once."""
+    from glassgpt import training
+
+    update, to_do = training.train_step, [action]
+
+    def instead(trainer: Any, lr: float) -> Any:
+        if trainer.step + 1 == step and to_do:
+            to_do.pop()()
+        return update(trainer, lr)
+
+    mock.patch("glassgpt.training.train_step", instead).start()
+
+
+def raising(rank: int, step: int) -> None:
+    """An exception on one rank."""
+
+    def fail() -> None:
+        raise KeyError("a thing that nobody expected")
+
+    if _rank() == rank:
+        _before_step(step, fail)
+
+
+def stuck(rank: int, step: int) -> None:
+    """One rank never comes to the next collective."""
+    if _rank() == rank:
+        _before_step(step, lambda: time.sleep(1000))
+
+
+def stopped(rank: int, step: int) -> None:
+    """One process is stopped, with all of its threads."""
+    if _rank() == rank:
+        _before_step(step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def killed(rank: int, step: int) -> None:
+    """One process is killed."""
+    if _rank() == rank:
+        _before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def preempted(rank: int, step: int, number: int = signal.SIGTERM) -> None:
+    """One process gets a signal, twice, as from a scheduler and from torchrun."""
+
+    def signal_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    if _rank() == rank:
+        _before_step(step, signal_twice)
+
+
+def poisoned(rank: int, step: int, what: str) -> None:
+    """The loss of one rank's micro-batch, or its gradient, is no number."""
+    import torch
+
+    from glassgpt.model import GPT
+
+    forward, state = GPT.forward, {"on": False}
+
+    def bad(model: GPT, *arguments: Any, **options: Any) -> torch.Tensor:
+        loss = forward(model, *arguments, **options)
+        if not (state["on"] and model.training):
+            return loss
+        state["on"] = False
+        if what == "loss":
+            return loss * torch.nan
+        weight = next(model.parameters())
+        return loss + (weight.flatten()[0] - weight.flatten()[0].detach()).abs().sqrt()  # 0, with an infinite gradient
+
+    mock.patch.object(GPT, "forward", bad).start()
+    if _rank() == rank:
+        _before_step(step, lambda: state.update(on=True))
+
+
+def other_code(rank: int) -> None:
+    """One rank has another commit of the package."""
+    if _rank() == rank:
+        mock.patch("glassgpt.trainer._code_hash", return_value="another").start()
+
+
+def other_data(rank: int, source: str) -> None:
+    """One rank finds other text under the same name."""
+    from glassgpt.data.training_data import open_training_data as opened
+
+    def other(data: Any, *rest: Any) -> Any:
+        import dataclasses
+
+        return opened(dataclasses.replace(data, source=source), *rest)
+
+    if _rank() == rank:
+        mock.patch("glassgpt.trainer.open_training_data", other).start()
+
+
+def missing_data(rank: int) -> None:
+    """One rank does not find the text."""
+    from glassgpt.errors import UserError
+
+    if _rank() == rank:
+        gone = UserError("the dataset /data is damaged: train_000001.bin is missing; remove the directory and prepare it again")
+        mock.patch("glassgpt.trainer.open_training_data", side_effect=gone).start()
+
+
+def full_disk(save: int) -> None:
+    """The disk is full in the middle of that save."""
+    import errno
+
+    from glassgpt import checkpoint
+
+    write, calls = checkpoint.write_tensors, []
+
+    def failing(path: Path, *rest: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2 * save:  # weights first, then the optimizer's state
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *rest)
+
+    mock.patch("glassgpt.checkpoint.write_tensors", failing).start()
+
+
+ACCIDENTS: dict[str, Callable[..., None]] = {
+    f.__name__: f for f in (raising, stuck, stopped, killed, preempted, poisoned, other_code, other_data, missing_data, full_disk)
+}
+
+# ------------------------------------------------------------------------------------------------------------------ program
+
+
+def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], folder: Path) -> int:
+    """Start a rank; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.environ.update({**variables, **request["environment"]})
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(2, 1)
+        # Where no machine is to crash, nothing can be lost by not flushing; and the CPU's peak takes 0.3 s to measure.
+        mock.patch("os.fsync", return_value=None).start()
+        mock.patch("glassgpt.training.peak_flops", return_value=1e9).start()
+        value = TASKS[request["task"]](**request["arguments"])
+        (folder / f"{rank}.json").write_text(json.dumps(value))
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException as error:
+        from glassgpt.errors import UserError
+
+        print(f"glassgpt: error: {error}", file=sys.stderr) if isinstance(error, UserError) else traceback.print_exc()
+        status = 2 if isinstance(error, UserError) else 1
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve(request: Mapping[str, Any], folder: Path, shared: Mapping[str, str], limit: float = 60.0) -> list[dict[str, Any]]:
+    """Fork the ranks, wait until all have ended (after `limit` seconds they are killed), and tell how."""
+    size = request["size"]
+    begin = time.monotonic()
+    children = {}
+    for rank in range(max(1, size)):
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)} if size else {}
+        children[_fork(rank, request, variables, folder)] = rank
+    ended: dict[int, dict[str, Any]] = {}
+    while children:
+        child, status = next((found for each in children if (found := os.waitpid(each, os.WNOHANG))[0]), (0, 0))
+        if child:
+            rank = children.pop(child)
+            value = folder / f"{rank}.json"
+            ended[rank] = {
+                "status": os.waitstatus_to_exitcode(status),
+                "value": json.loads(value.read_text()) if value.exists() else None,
+                "errors": (folder / f"{rank}.err").read_text(errors="replace"),
+                "seconds": time.monotonic() - begin,
+            }
+            continue
+        if time.monotonic() - begin > limit or (request["task"] == "train_with" and _only_stopped(children)):
+            for each in children:
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.002)
+    return [ended[rank] for rank in sorted(ended)]
+
+
+def _only_stopped(children: Mapping[int, int]) -> bool:
+    """Whether all that are left are stopped, and will not end by themselves."""
+    states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
+    return all(state == "T" for state in states)
+
+
+@contextmanager
+def _store() -> Iterator[dict[str, str]]:
+    """A process that holds the store of a group, as torchrun does; gives the variables by which the ranks find it."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    reading, writing = os.pipe()
+    child = os.fork()  # not in this process: its threads would be forked in the middle of something
+    if child == 0:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writing, str(store.port).encode())
+        signal.pause()
+        os._exit(0)
+    port = os.read(reading, 10).decode()
+    os.close(reading)
+    os.close(writing)
+    try:
+        told = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": uuid.uuid4().hex}
+        yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **told}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def main() -> None:
+    """Serve requests until standard input is closed."""
+    import torch
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+
+    import glassgpt.training  # noqa: F401
+
+    torch.set_num_threads(1)  # a thread pool would not survive the fork
+    for line in sys.stdin:
+        with tempfile.TemporaryDirectory(prefix="glassgpt-ranks-") as folder, _store() as shared:
+            print(json.dumps(_serve(json.loads(line), Path(folder), shared)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
