@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +25,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ..errors import RankError, UserError
 from ..hardware import find_device
@@ -31,6 +33,8 @@ from .watch import PERIOD, Watch, end_process, patience
 
 # Seconds that a rank with an exception may take to say it.
 LAST_WORDS = 5.0
+# Seconds in which all ranks have to come, from the first to the last one that is started.
+MEETING = 600
 
 
 class Ranks:
@@ -107,12 +111,15 @@ class Group(Ranks):
         if self._on_gpus and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():  # a process's second run goes on with the group of its first
-            backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
+            store = _connect(self.rank)
+            start = _meet(store, self.rank, self.size)
             # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
-            dist.init_process_group(backend, timeout=timedelta(seconds=max(1800.0, 3 * patience())))
+            limit = timedelta(seconds=max(1800.0, 3 * patience()))
+            backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
+            dist.init_process_group(backend, store=PrefixStore(start, store), rank=self.rank, world_size=self.size, timeout=limit)
             atexit.register(dist.destroy_process_group)
-        token = self.gather(os.urandom(8).hex())[0]  # a store may outlive a group that failed: each has names of its own
-        self._watch = Watch(token, self.rank, self.size)
+        run = self.gather(uuid.uuid4().hex)[0]
+        self._watch = Watch(PrefixStore(run, _connect(self.rank, may_hold=False)), self.rank, self.size)
         self.gather(None)  # all have shown themselves
         self._watch.start()
 
@@ -208,6 +215,40 @@ def joined(device: str) -> Iterator[Ranks]:
         ranks.fail(error)
     else:
         ranks.leave()
+
+
+def _connect(rank: int, *, may_hold: bool = True) -> TCPStore:
+    """The store by which the ranks find each other: torchrun's, or the one that rank 0 holds."""
+    holds = may_hold and rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError):
+        raise UserError("RANK is set, but not MASTER_ADDR and MASTER_PORT: start the processes with torchrun") from None
+    return TCPStore(address, port, is_master=holds, wait_for_workers=False, timeout=timedelta(seconds=MEETING))
+
+
+def _meet(store: TCPStore, rank: int, size: int) -> str:
+    """A name that the ranks of this start have in common, and no earlier start of theirs.
+
+    torchrun 2.13 keeps its store when it starts the ranks again, so that they would find the addresses of the dead ones in it
+    (pytorch/pytorch#135712). Each rank therefore says a new word, and the first one gives the name to who said it last.
+    """
+    word = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+        name: str = store.get(f"welcome/{word}").decode()
+        store.set(f"there/{name}/{rank}", "1")
+        return name
+    give_up, missing = time.monotonic() + MEETING, list(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+        missing = [other for other in missing if not store.check([f"there/{word}/{other}"])]
+        if time.monotonic() > give_up:
+            raise UserError(f"rank {missing[0]} of {size} has not come within {MEETING} s: see what it says on its own host")
+        time.sleep(0.01)
+    return word
 
 
 def _launch() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 # Seconds between two looks at the store.
 PERIOD = 1.0
@@ -29,11 +29,10 @@ class Watch(threading.Thread):
     the name of the last. One is missing that is not heard from any more, or that is behind the others and does not move.
     """
 
-    def __init__(self, token: str, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
+        """`store`: through a connection of its own, since a thread that waits for a key keeps the connection to itself."""
         super().__init__(name="glassgpt-watch", daemon=True)
-        # A connection of its own: a thread that waits for a key keeps it to itself.
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
-        self._store = PrefixStore(f"glassgpt/{token}", store)
+        self._store = store
         self._rank, self._size = rank, size
         self._at: tuple[int, str, bool] = (0, "the start", False)
         self._seen: dict[str, tuple[int, float]] = {}
