@@ -5,6 +5,8 @@ import hashlib
 import json
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from glassgpt.checkpoint import (
+    Background,
     Snapshot,
     TrainingState,
     checkpoint_paths,
@@ -278,3 +281,70 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
     assert [int(path.name) for path in checkpoint_paths(tmp_path)] == kept
     assert (tmp_path / "notes").is_dir()
     assert not (tmp_path / ".partial-000070").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ in the background
+
+
+def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
+    """What is written is what was there when the snapshot was taken, however far training has gone meanwhile."""
+    training = Training(config_with(optim={"name": "muon"}))
+    training.update(2)
+    before, go, background = training.weights(), threading.Event(), Background()
+    snapshot, state = training.snapshot(), TrainingState(step=2)
+
+    def write() -> None:
+        go.wait()
+        save_checkpoint(tmp_path, snapshot, training.config, TOKENIZER, state)
+
+    background.start(write)
+    training.update(3)
+    assert not checkpoint_paths(tmp_path)
+    go.set()
+    background.finish()
+    found = Training(config_with(optim={"name": "muon"}))
+    checkpoint = open_checkpoint(tmp_path / "000002")
+    checkpoint.load_model(found.model)
+    checkpoint.load_optimizers(found.strategy, found.optimizers)
+    assert equal(found.weights(), before)
+    found.step = 2
+    found.update(3)
+    assert equal(found.weights(), training.weights())
+
+
+def test_one_action_at_a_time_and_its_error_at_the_next_call() -> None:
+    background, done, go = Background(), list[str](), threading.Event()
+
+    def first() -> None:
+        go.wait()
+        done.append("first")
+
+    background.start(first)
+    background.check()
+    threading.Timer(0.05, go.set).start()
+    background.start(lambda: done.append("second"))
+    assert done[0] == "first"  # waited for
+    background.finish()
+    assert done == ["first", "second"]
+
+    def fail() -> None:
+        raise UserError("the disk is full")
+
+    background.start(fail)
+    with pytest.raises(UserError, match="disk is full"):
+        background.finish()
+    background.check()  # said once
+    background.start(fail)
+    with pytest.raises(UserError, match="disk is full"):
+        background.start(lambda: done.append("never"))
+    assert done == ["first", "second"]
+
+
+def test_an_action_that_takes_long_is_waited_for_no_longer_than_asked() -> None:
+    background, go = Background(), threading.Event()
+    background.start(lambda: None if go.wait() else None)
+    begin = time.monotonic()
+    background.finish(timeout=0.1)
+    assert 0.1 <= time.monotonic() - begin < 5
+    go.set()
+    background.finish()

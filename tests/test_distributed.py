@@ -4,8 +4,11 @@ Real processes with gloo, forked by `rank_harness.py`; a few tests start torchru
 """
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -376,3 +379,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(harnes
     assert [each.status for each in ended] == [0, 0]
     assert "000009 is damaged: model.safetensors does not match its sha256; trying the one before it" in ended[0].errors
     assert differences(whole, run) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- torchrun
+
+
+def test_ranks_that_are_killed_under_torchrun_go_on_by_themselves_to_the_same_bits() -> None:
+    """Three ranks, a kill each between steps, in a save and in an evaluation. `benchmarks/rank_kills.py` has 20 of them."""
+    harness = Path(__file__).with_name("torchrun_harness.py")
+    result = subprocess.run([sys.executable, str(harness), "--ranks", "3", "--kills", "3"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    assert outcome["kills"] == {"step": 1, "save": 1, "evaluation": 1}
+    assert (outcome["differences"], outcome["steps_lost"], outcome["left_behind"]) == ([], [], [])
+
+
+def test_the_command_line_under_torchrun_speaks_once(tmp_path: Path, text: Path) -> None:
+    """A mistake in the options is told once a host; other commands refuse; a run shows itself on the first rank alone."""
+    variables = {**os.environ, "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}
+    silent = subprocess.run([sys.executable, "-m", "glassgpt", "train", "no-such-recipe"], env=variables, capture_output=True, text=True)
+    assert (silent.returncode, silent.stdout, silent.stderr) == (2, "", "")
+    variables |= {"LOCAL_RANK": "0", "RANK": "0"}
+    refused = subprocess.run([sys.executable, "-m", "glassgpt", "generate", "runs/x"], env=variables, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "only train runs on several processes" in refused.stderr
+    lost = subprocess.run([sys.executable, "-m", "glassgpt", "train", "demo"], env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert lost.returncode == 2
+    assert "MASTER_ADDR" in lost.stderr
+    assert "Traceback" not in lost.stderr

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from glassgpt.config import ModelConfig, OptimConfig, recipe
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.model import GPT
-from glassgpt.optim import Muon, build_adamw, build_optimizers, lr_at, orthogonalize
+from glassgpt.optim import Muon, OutlierWatch, build_adamw, build_optimizers, lr_at, orthogonalize
 
 SHAPE = ModelConfig(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, qk_norm=True)
 
@@ -224,3 +225,36 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
     Muon([{"params": [parameter]}], lr=1.0, momentum=0.9, weight_decay=0.5, strategy=WHOLE).step()
     assert torch.equal(parameter.detach(), torch.ones(4, 4))
+
+
+# Outliers
+
+
+def test_an_outlier_is_told_by_its_distance_from_the_128_before() -> None:
+    """Beside the formula in numpy, on losses and norms that are drawn; in the first 128 nothing is one."""
+    generator = np.random.default_rng(0)
+    pairs = generator.normal(3.0, 0.1, (400, 2))
+    pairs[[60, 200, 301], 0] += 2.0
+    pairs[350, 1] += 0.35
+    watch, found = OutlierWatch(4.0), []
+    for step, (loss, norm) in enumerate(pairs.tolist()):
+        before = pairs[max(0, step - 128) : step]
+        z = (pairs[step] - before.mean(axis=0)) / before.std(axis=0) if len(before) == 128 else np.zeros(2)
+        found.append(watch.is_outlier(loss, norm))
+        assert found[-1] == bool((z > 4.0).any()), step
+    assert [step for step, is_outlier in enumerate(found) if is_outlier][:2] == [200, 301]
+    assert not found[60]  # too early
+    resumed = OutlierWatch(4.0, watch.recent)
+    assert [resumed.is_outlier(9.0, 3.0), watch.is_outlier(9.0, 3.0)] == [True, True]
+
+
+@pytest.mark.parametrize("values", [[2.0] * 200, [2.0 - 0.01 * i for i in range(200)]])
+def test_equal_and_falling_losses_are_no_outliers(values: list[float]) -> None:
+    watch = OutlierWatch(3.0)
+    assert not any(watch.is_outlier(value, 1.0) for value in values)
+
+
+def test_outliers_are_off_unless_asked_for() -> None:
+    watch = OutlierWatch(0.0)
+    assert not any(watch.is_outlier(float(i % 100 == 99) * 1e9, 1.0) for i in range(500))
+    assert watch.recent == []
