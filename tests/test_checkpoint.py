@@ -342,7 +342,11 @@ def test_one_action_at_a_time_and_its_error_at_the_next_call() -> None:
 
 def test_an_action_that_takes_long_is_waited_for_no_longer_than_asked() -> None:
     background, go = Background(), threading.Event()
-    background.start(lambda: None if go.wait() else None)
+
+    def wait() -> None:
+        go.wait()
+
+    background.start(wait)
     begin = time.monotonic()
     background.finish(timeout=0.1)
     assert 0.1 <= time.monotonic() - begin < 5

@@ -491,7 +491,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class FillAt(Quiet):
-    """Fills the disk at a step, but for some bytes."""
+    """Fills the disk at a step, but for some bytes, once the save of the step before is done."""
 
     def __init__(self, step: int, filler: Path, left: int) -> None:
         super().__init__()
@@ -500,6 +500,8 @@ class FillAt(Quiet):
     def step(self, record: Any) -> None:
         """Fill it at the step."""
         if record["step"] == self.at:
+            while not (self.filler.parent / "run" / "checkpoints" / f"{self.at - 1:06d}").is_dir():
+                time.sleep(0.001)
             self.filler.write_bytes(bytes(shutil.disk_usage(self.filler.parent).free - self.left))
 
 

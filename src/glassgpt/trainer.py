@@ -91,6 +91,8 @@ def new_trainer(
     for block in model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)
     strategy = parallelize(model, config, ranks, device, precision)
+    if config.strategy not in ("auto", strategy.name):
+        progress.message(f"one process: strategy = {config.strategy!r} has no effect (torchrun starts several)")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     optimizers = build_optimizers(strategy, config.optim)
     outliers = OutlierWatch(config.optim.skip_outliers)

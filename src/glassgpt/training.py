@@ -62,21 +62,33 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
         progress = _shown_by(ranks, progress)
         if ranks.launch is not None and ranks.gather(ranks.is_first and _was_begun_by(run, ranks.launch))[0]:
             progress.message(f"going on with {run.path}, which this call of torchrun began")
-            return _resume(run, ranks, progress, wait=SETTLING)
+            stopped_by = _resume(run, ranks, progress, wait=SETTLING)
+        else:
+            stopped_by = _train(config, run, overwrite, ranks, progress)
+    return _ended(run, stopped_by)
+
+
+def _train(config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress) -> int | None:
+    if ranks.is_first:
+        run.require_free(overwrite)
+    trainer = new_trainer(config, ranks, progress)
+    recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
+    with _locked(run, ranks):
         if ranks.is_first:
-            run.require_free(overwrite)
-        trainer = new_trainer(config, ranks, progress)
-        recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
-        with _locked(run, ranks):
-            if ranks.is_first:
-                run.require_free(overwrite)  # again: another process may have been quicker
-                run.clear()
-                run.write_environment(environment_of(trainer))
-                recorder.status("running")  # with the launch, for `_was_begun_by`
-                run.write_config(trainer.config)
-                run.cut_back(0)
-            _run_to_end(run, trainer, recorder, progress)
-    return run.path
+            run.require_free(overwrite)  # again: another process may have been quicker
+            run.clear()
+            run.write_environment(environment_of(trainer))
+            recorder.status("running")  # with the launch, for `_was_begun_by`
+            run.write_config(trainer.config)
+            run.cut_back(0)
+        return _run_to_end(run, trainer, recorder, progress)
+
+
+def _ended(run: RunDirectory, stopped_by: int | None) -> Path:
+    """The run's directory; or the exception by which a process ends that a signal has stopped."""
+    if stopped_by is None:
+        return run.path
+    raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(0)
 
 
 def _was_begun_by(run: RunDirectory, launch: str) -> bool:
@@ -94,12 +106,13 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
     directory = RunDirectory(run)
     directory.require_run()
     with joined(directory.read_config().device) as ranks:
-        return _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy)
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy)
+    return _ended(directory, stopped_by)
 
 
 def _resume(
     run: RunDirectory, ranks: Ranks, progress: Progress, steps: int | None = None, strategy: str | None = None, wait: float = 0.0
-) -> Path:
+) -> int | None:
     with _locked(run, ranks, wait):
         found = ranks.gather(_find_end(run, steps, strategy, progress) if ranks.is_first else None)[0]
         config, environment = TrainConfig.from_dict(found["config"]), found["environment"]
@@ -111,7 +124,7 @@ def _resume(
             _compare_environments(environment, environment_of(trainer), progress)
             if trainer.step >= trainer.steps:
                 progress.message(f"{run.path} is finished at step {trainer.step}; --steps N extends it")
-                return run.path
+                return None
             if checkpoint is None:
                 progress.message(f"{run.path} has no checkpoint: it begins again at step 0")
             recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
@@ -120,8 +133,7 @@ def _resume(
                 run.write_config(config)
                 remove_later_checkpoints(run.checkpoints, trainer.step)
                 recorder.status("running")
-            _run_to_end(run, trainer, recorder, progress)
-    return run.path
+            return _run_to_end(run, trainer, recorder, progress)
 
 
 def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
@@ -200,15 +212,16 @@ def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
 
 
-def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress) -> None:
+def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress) -> int | None:
+    """Train until the last step is saved, or that of a signal, which is returned."""
     trainer.ranks.on_failure(lambda reason: recorder.status("failed", reason))
     recorder.begin()
     try:
         with matmul_precision(trainer.precision), _signals(once=trainer.ranks.launch is None) as caught:
             stopped_by = _loop(run, trainer, recorder, caught)
         recorder.finish()
-    except UserError:
-        with suppress(UserError):
+    except Exception:
+        with suppress(UserError):  # of two errors the first one counts
             recorder.finish(LAST_WRITE)
         raise
     except KeyboardInterrupt:  # a second one: what is not saved is lost
@@ -219,10 +232,10 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
     if stopped_by is None:
         recorder.status("finished")
         progress.finished(run.path)
-        return
+        return None
     recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
     progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {shlex.quote(str(run.path))}")
-    raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(0)
+    return stopped_by
 
 
 def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[int]) -> int | None:

@@ -178,8 +178,8 @@ class Group(Ranks):
         reason = f"{self.name}: {_lost_connection(error) if is_broken else first_line(error)}"
         # A broken connection may be the echo of a failure that is about to be announced.
         first = self._watch.announce(reason, wait=3 * PERIOD if is_broken else 0.0)
-        self._tell(first)
-        if first != reason:
+        self._tell(first.reason)
+        if first.by != self.rank:
             end_process()
         # Nothing may keep a failed rank from ending: not a thread, nor a GPU that waits for the others.
         bomb = threading.Timer(LAST_WORDS, end_process)
@@ -203,14 +203,11 @@ def launched() -> bool:
 def joined(device: str) -> Iterator[Ranks]:
     """The ranks of a run, for as long as they work together: those that torchrun started, or this process alone.
 
-    An exception that leaves the block on one rank ends all of them within seconds; the first one is told with its rank.
+    An exception that leaves the block on one rank ends the processes of all within seconds; the first one is told with its rank.
     """
     ranks = Group(device) if launched() else Ranks()
     try:
         yield ranks
-    except (KeyboardInterrupt, SystemExit):  # raised by all ranks alike, after the step that they agreed on
-        ranks.leave()
-        raise
     except Exception as error:
         ranks.fail(error)
     else:
@@ -256,7 +253,10 @@ def _launch() -> str:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if run_id != "none":
         return run_id
-    agent = psutil.Process(os.getppid())  # a rendezvous without a name: the processes' parent is torchrun, and stays
+    try:
+        agent = psutil.Process(os.getppid())  # a rendezvous without a name: the processes' parent is torchrun, and stays
+    except psutil.Error:  # outside of this container
+        return uuid.uuid4().hex
     return f"{socket.gethostname()}:{agent.pid}:{agent.create_time()}"
 
 

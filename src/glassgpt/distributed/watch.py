@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from torch.distributed import Store  # type: ignore[attr-defined]
+
+from ..errors import UserError
 
 # Seconds between two looks at the store.
 PERIOD = 1.0
@@ -19,7 +21,31 @@ PERIOD = 1.0
 
 def patience() -> float:
     """Seconds after which a rank that the others wait for counts as missing."""
-    return float(os.environ.get("GLASSGPT_HANG_SECONDS", "600"))
+    text = os.environ.get("GLASSGPT_HANG_SECONDS", "600")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Where a rank was when it last told: its place, and how many places it has passed."""
+
+    beat: int
+    count: int
+    place: str
+    may_last: bool
+    process: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the ranks end, and the rank that says so."""
+
+    by: int
+    host: str
+    reason: str
 
 
 class Watch(threading.Thread):
@@ -57,26 +83,26 @@ class Watch(threading.Thread):
         with self._lock:
             return bool(self._store.check([f"mark/{key}"]))
 
-    def announce(self, reason: str, wait: float = 0.0) -> str:
-        """Write down why the ranks are to end. Returns the reason that came first: this one, or another rank's.
+    def announce(self, reason: str, wait: float = 0.0) -> Failure:
+        """Write down why the ranks are to end. Returns what was written first: this, or another rank's.
 
         `wait`: seconds in which another rank's goes before.
         """
-        failure = json.dumps({"by": self._rank, "host": socket.gethostname(), "reason": reason})
+        own = Failure(self._rank, socket.gethostname(), reason)
         give_up = time.monotonic() + wait
         try:
             while (first := self._first_failure()) is None and time.monotonic() < give_up:
                 time.sleep(PERIOD / 10)
             if first is None:
                 with self._lock:
-                    first = json.loads(self._store.compare_set("failure", "", failure))
+                    first = Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
         except RuntimeError:  # the store went with the rank that held it
-            return reason
-        return str(first["reason"])
+            return own
+        return first
 
-    def _first_failure(self) -> dict[str, Any] | None:
+    def _first_failure(self) -> Failure | None:
         with self._lock:
-            return json.loads(self._store.get("failure")) if self._store.check(["failure"]) else None
+            return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
 
     def stop(self) -> None:
         """Look no more."""
@@ -100,11 +126,11 @@ class Watch(threading.Thread):
     def _failure_elsewhere(self) -> str | None:
         """The reason that another rank has announced, which its own host has been told."""
         failure = self._first_failure()
-        if failure is None or failure["by"] == self._rank:
+        if failure is None or failure.by == self._rank:
             return None
-        if self._rank == 0 and failure["host"] != socket.gethostname():
-            print(f"glassgpt: error: {failure['reason']}", file=sys.stderr, flush=True)
-        return str(failure["reason"])
+        if self._rank == 0 and failure.host != socket.gethostname():
+            print(f"glassgpt: error: {failure.reason}", file=sys.stderr, flush=True)
+        return failure.reason
 
     def _missing(self, beat: int) -> str | None:
         """Tell where this rank is; the reason to end where one is missing, which the first to notice prints."""
@@ -124,7 +150,7 @@ class Watch(threading.Thread):
                 )
             else:
                 continue
-            if self.announce(reason) == reason:
+            if self.announce(reason).by == self._rank:
                 print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
             return reason
         return None
@@ -140,17 +166,6 @@ class Watch(threading.Thread):
         if self._seen.get(what, (None, now))[0] != value:
             self._seen[what] = (value, now)
         return now - self._seen[what][1]
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """Where a rank was when it last told: its place, and how many places it has passed."""
-
-    beat: int
-    count: int
-    place: str
-    may_last: bool
-    process: str
 
 
 def end_process() -> NoReturn:

@@ -1,0 +1,98 @@
+"""How long a checkpoint holds training up: written in the background, and written in the foreground, alternately in one run.
+
+    python benchmarks/saves.py                                              # GPT-2's size, one process
+    torchrun --standalone --nproc-per-node 2 benchmarks/saves.py --strategy fsdp
+
+A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the copy, and in the
+foreground the writing and hashing too. The steps behind a save share the machine with the thread that writes: their times are told
+beside those of undisturbed steps.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from glassgpt.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
+from glassgpt.config import recipe
+from glassgpt.distributed.ranks import joined
+from glassgpt.progress import SilentProgress
+from glassgpt.trainer import Trainer, new_trainer
+from glassgpt.training import train_step
+
+
+def timed_step(trainer: Trainer) -> float:
+    """Seconds of an update."""
+    begin = time.perf_counter()
+    train_step(trainer, 1e-4)
+    trainer.step += 1
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    """Print the medians on the first rank."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="gpt2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="between two saves")
+    parser.add_argument("--strategy", choices=("auto", "ddp", "fsdp"), default="auto")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's folder for temporary files)")
+    arguments = parser.parse_args()
+    config = recipe(
+        arguments.recipe,
+        steps=10_000,
+        batch_tokens=256,
+        micro_batch_size=1,
+        strategy=arguments.strategy,
+        data={"source": "python-docs", "tokenizer": "bytes", "validation": "fraction"},
+        model={"context_length": 128, "vocab_size": None, "vocab_multiple": 50304},  # GPT-2's size without its vocabulary's file
+        sample={"count": 0},
+        hellaswag_every=0,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="glassgpt-saves-", dir=arguments.folder))
+    found: dict[str, list[float]] = {name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")}
+    with joined(config.device) as ranks:
+        trainer = new_trainer(config, ranks, SilentProgress())
+        background = Background()
+
+        def write(snapshot: Snapshot) -> None:
+            begin = time.perf_counter()
+            state = TrainingState(step=trainer.step)
+            save_checkpoint(folder, snapshot, trainer.config, trainer.data.tokenizer, state)
+            found["writing"].append(time.perf_counter() - begin)
+
+        timed_step(trainer)
+        for _ in range(arguments.rounds):
+            for way in ("foreground", "background"):
+                found["step"].append(timed_step(trainer))
+                begin = time.perf_counter()
+                snapshot = take_snapshot(trainer.strategy, trainer.optimizers)
+                found["copy"].append(time.perf_counter() - begin)
+                if snapshot is not None:
+                    background.start(lambda snapshot=snapshot: write(snapshot))  # type: ignore[misc]
+                    if way == "foreground":
+                        background.finish()
+                ranks.numbers([0])  # the others wait for the first
+                found[way].append(time.perf_counter() - begin)
+                writing = len(found["writing"])
+                for _ in range(arguments.steps if way == "background" else 0):
+                    seconds = timed_step(trainer)
+                    found["step while writing" if len(found["writing"]) == writing and ranks.is_first else "step"].append(seconds)
+                background.finish()
+        if ranks.is_first:
+            size = sum(p.numel() for p in trainer.strategy.model.parameters()) / 1e6
+            print(f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds")
+            for name, values in found.items():
+                if values:
+                    spread = f"({min(values):.2f} to {max(values):.2f}, {len(values)} times)"
+                    print(f"  {name:<20} {statistics.median(values):7.2f} s   {spread}")
+            print(f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
