@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -500,7 +501,7 @@ class FillAt(Quiet):
     def step(self, record: Any) -> None:
         """Fill it at the step."""
         if record["step"] == self.at:
-            while not (self.filler.parent / "run" / "checkpoints" / f"{self.at - 1:06d}").is_dir():
+            while any(thread.name == "glassgpt-save" for thread in threading.enumerate()):
                 time.sleep(0.001)
             self.filler.write_bytes(bytes(shutil.disk_usage(self.filler.parent).free - self.left))
 
