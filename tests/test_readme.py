@@ -1,6 +1,7 @@
 """The README's commands and its Python run as they are written, with fewer steps."""
 
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -86,6 +87,23 @@ def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
     assert (folder / "hf/demo/config.json").is_file()
 
 
+@pytest.mark.distributed
+def test_the_commands_for_many_processes_run(folder: Path) -> None:
+    """Begun on two processes, gone on with on two in parts, then on one."""
+    (block,) = blocks("sh", "Many processes")
+    lengths = {"3000": "6", "4000": "8"}
+    for line in block.splitlines():
+        words = [lengths.get(word, word) for word in shlex.split(line, comments=True)]
+        if "--resume" not in words:
+            words += ["--steps", "4", "--eval-every", "2", "--sample.max-new-tokens", "8"]
+        if words[0] == "torchrun":
+            words[0] = "torch.distributed.run"
+        assert words[0] in ("torch.distributed.run", "glassgpt"), line
+        run([sys.executable, "-m", *words], folder)
+    assert (folder / "runs/two/checkpoints/000008/model.safetensors").is_file()
+    assert json.loads((folder / "runs/two/status.json").read_text())["state"] == "finished"
+
+
 def test_every_slot_is_in_the_table() -> None:
     table = README.partition("| slot | values |")[2].partition("\n\n")[0]
     sizes = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
@@ -105,7 +123,9 @@ def test_the_python_runs_as_written(folder: Path) -> None:
     assert (folder / "runs/short/metrics.jsonl").is_file()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/results.md", "docs/data.md", "docs/evaluation.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/results.md", "docs/data.md", "docs/evaluation.md", "docs/distributed.md", "docs/scale.md"]
+)
 def test_links_lead_to_files(document: str) -> None:
     path = ROOT / document
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")) if "://" not in target]
