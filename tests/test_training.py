@@ -194,6 +194,29 @@ def test_precision_changes_the_loss_as_little_as_its_digits_say(tmp_path: Path, 
     assert (last_weights(run) == last_weights(reference)) == (precision == "float32")
 
 
+def test_an_update_that_is_an_outlier_is_left_out_and_said(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ninth loss is thirty times what it should be. What was before is remembered over a resume."""
+    forward, calls = GPT.forward, {"training": 0}
+
+    def spiking(model: GPT, *arguments: Any, **options: Any) -> Tensor:
+        loss = forward(model, *arguments, **options)
+        calls["training"] += model.training
+        return loss * 30 if model.training and calls["training"] in (17, 18) else loss  # the two micro-batches of step 9
+
+    monkeypatch.setattr(OutlierWatch, "STEPS", 6)
+    monkeypatch.setattr(GPT, "forward", spiking)
+    config = tiny_config(text, checkpoint_every=1, keep_checkpoints=20, eval_every=0, optim={"skip_outliers": 5.0})
+    run = run_of(config, tmp_path / "run")
+    assert [record["step"] for record in steps_of(run) if record.get("skipped")] == [9]
+    before, after = ((run / "checkpoints" / f"{step:06d}" / "model.safetensors").read_bytes() for step in (8, 9))
+    assert before == after
+    assert last_weights(run) != after
+    calls["training"] = 0
+    part = run_of(config.override(steps=7, optim={"schedule": "constant"}), tmp_path / "part")
+    training.resume(part, steps=10, progress=Quiet())
+    assert [record["step"] for record in steps_of(part) if record.get("skipped")] == [9]
+
+
 # ------------------------------------------------------------------------------------------------------- what is recorded
 
 
