@@ -4,10 +4,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
 import psutil
 import pytest
 
@@ -78,7 +80,15 @@ def _nothing_left(hosts: dict[str, Host]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+def harness() -> Iterator[Harness]:
+    """The program that forks ranks."""
+    started = Harness()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
     """A run on two ranks that nobody disturbs."""
     folder = tmp_path_factory.mktemp("quiet")
     config = tiny_config(
@@ -89,9 +99,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
         checkpoint_every=5,
         eval_every=50,
     )
-    harness = Harness()
     harness.run(2, "train", config=config.to_dict(), out=folder / "run")
-    harness.close()
     return config, folder / "run"
 
 
@@ -126,3 +134,27 @@ def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(quiet: t
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("launch", ["this", "another"])
+def test_ranks_that_are_started_again_wait_until_those_before_let_go(
+    harness: Harness, quiet: tuple[TrainConfig, Path], tmp_path: Path, launch: str
+) -> None:
+    """Also where `--resume` is what is started again. A run in the hands of another job is refused at once."""
+    config, _ = quiet
+    harness.run(2, "train", config=config.override(steps=5, eval_every=0).to_dict(), out=tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.write_status("running", launch="this")
+    lock = filelock.FileLock(run.path / ".lock", thread_local=False)
+    lock.acquire()
+    letting_go = threading.Timer(3.0, lock.release)
+    letting_go.start()
+    harness.start(2, "resume", run=run.path, steps=10, environment={"TORCHELASTIC_RUN_ID": launch})
+    ended = harness.ended()
+    letting_go.join()
+    if launch == "this":
+        assert [rank.status for rank in ended] == [0, 0], ended[0].errors
+        assert run.read_status()["step"] == 10
+    else:
+        assert all(rank.status for rank in ended)
+        assert "another process is training in" in ended[0].errors

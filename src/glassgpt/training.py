@@ -80,7 +80,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
 
 
 def _was_begun_by(run: RunDirectory, launch: str) -> bool:
-    """Whether the processes of this launch began the run, and were started again."""
+    """Whether the processes of this launch began the run, or went on with it, and were started again."""
     return run.is_run and run.read_status().get("launch") == launch
 
 
@@ -94,7 +94,9 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
     directory = RunDirectory(run)
     directory.require_run()
     with joined(directory.read_config().device) as ranks:
-        return _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy)
+        # Started again by torchrun: what is left of the ranks before may need a moment to end.
+        wait = SETTLING if ranks.launch is not None and _was_begun_by(directory, ranks.launch) else 0.0
+        return _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy, wait)
 
 
 def _resume(
