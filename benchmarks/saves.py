@@ -54,7 +54,7 @@ def main() -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="glassgpt-saves-", dir=arguments.folder))
     found: dict[str, list[float]] = {name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")}
-    with joined(config.device) as ranks:
+    with joined() as ranks:
         trainer = new_trainer(config, ranks, SilentProgress())
         background = Background()
 

@@ -101,7 +101,7 @@ def first_weights(config: dict[str, Any]) -> dict[str, str]:
     from glassgpt.progress import SilentProgress
     from glassgpt.trainer import new_trainer
 
-    with joined("cpu") as ranks:
+    with joined() as ranks:
         trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
         whole = {name: trainer.strategy.whole(p.detach()) for name, p in trainer.strategy.model.named_parameters()}
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
@@ -117,7 +117,7 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
     from glassgpt.progress import SilentProgress
     from glassgpt.trainer import new_trainer
 
-    with joined("cpu") as ranks:
+    with joined() as ranks:
         trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
         with trainer.strategy.whole_model() as model:
             loss = evaluate_data(model, trainer.data, limit=limit, ranks=ranks)

@@ -58,7 +58,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
     run that they began goes on.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with joined(config.device) as ranks:
+    with joined() as ranks:
         progress = _shown_by(ranks, progress)
         if ranks.launch is not None and ranks.gather(ranks.is_first and _was_begun_by(run, ranks.launch))[0]:
             progress.message(f"going on with {run.path}, which this call of torchrun began")
@@ -92,7 +92,7 @@ def _ended(run: RunDirectory, stopped_by: int | None) -> Path:
 
 
 def _was_begun_by(run: RunDirectory, launch: str) -> bool:
-    """Whether the processes of this launch began the run, and were started again."""
+    """Whether the processes of this launch began the run, or went on with it, and were started again."""
     return run.is_run and run.read_status().get("launch") == launch
 
 
@@ -104,9 +104,12 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
-    directory.require_run()
-    with joined(directory.read_config().device) as ranks:
-        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy)
+    with joined() as ranks:
+        if ranks.is_first:
+            directory.require_run()
+        # Started again by torchrun: what is left of the ranks before may need a moment to end.
+        wait = SETTLING if ranks.launch is not None and _was_begun_by(directory, ranks.launch) else 0.0
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy, wait)
     return _ended(directory, stopped_by)
 
 

@@ -103,19 +103,16 @@ class Ranks:
 class Group(Ranks):
     """The ranks that torchrun has started, this process among them."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.launch = _launch()
-        self._on_gpus = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
-        if self._on_gpus and self.local_rank < torch.cuda.device_count():
-            torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():  # a process's second run goes on with the group of its first
             store = _connect(self.rank)
             start = _meet(store, self.rank, self.size)
             # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
             limit = timedelta(seconds=max(1800.0, 3 * patience()))
-            backend = "cpu:gloo,cuda:nccl" if self._on_gpus else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=PrefixStore(start, store), rank=self.rank, world_size=self.size, timeout=limit)
             atexit.register(dist.destroy_process_group)
         run = self.gather(uuid.uuid4().hex)[0]
@@ -126,11 +123,13 @@ class Group(Ranks):
     def device(self, name: str) -> torch.device:
         if name not in ("auto", "cpu", "cuda"):
             raise UserError(f"device {name!r} is for one process; under torchrun each takes its own GPU: use auto, cuda or cpu")
-        if not self._on_gpus:
+        if name == "cpu" or not torch.cuda.is_available():
             return find_device("cpu" if name == "auto" else name)  # MPS has no collectives
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(f"there are {torch.cuda.device_count()} GPUs on this host; give torchrun no more --nproc-per-node")
-        return find_device(f"cuda:{self.local_rank}")
+        device = find_device(f"cuda:{self.local_rank}")
+        torch.cuda.set_device(device)
+        return device
 
     def gather(self, value: Any) -> list[Any]:
         text = json.dumps(value).encode()
@@ -200,12 +199,12 @@ def launched() -> bool:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined() -> Iterator[Ranks]:
     """The ranks of a run, for as long as they work together: those that torchrun started, or this process alone.
 
     An exception that leaves the block on one rank ends the processes of all within seconds; the first one is told with its rank.
     """
-    ranks = Group(device) if launched() else Ranks()
+    ranks = Group() if launched() else Ranks()
     try:
         yield ranks
     except Exception as error:
