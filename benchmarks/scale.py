@@ -24,12 +24,11 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from kill_harness import tiny_config, write_text
-from torchrun_harness import environment, torchrun
-
 from glassgpt.config import TrainConfig, recipe
 from glassgpt.scale import Memory, batch_a_rank, bytes_sent_a_step, memory_a_rank
 from glassgpt.summary import ModelSummary
+from kill_harness import tiny_config, write_text
+from torchrun_harness import environment, torchrun
 
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 PROCESSES = (1, 8, 64)
@@ -67,8 +66,8 @@ def tables() -> dict[str, str]:
         memory.append([*name, *(gigabytes(getattr(need, part)) for part in PARTS), f"**{gigabytes(need.total)}**"])
         if processes > 1:
             count = bytes_sent_a_step(config, processes, strategy, "bfloat16")
-            tokens = batch.sequences * config.model.context_length
-            sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{count / tokens / 1e6:.3f}"])
+            flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
+            sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
         if strategy == "ddp":
             each = [batch.sequences, batch.micro_batch, batch.micro_steps, batch.micro_batch * config.model.context_length, batch.tokens]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
@@ -76,7 +75,7 @@ def tables() -> dict[str, str]:
         "batches": markdown("recipe|GPUs|sequences a rank|a micro-batch|micro-steps|tokens a micro-batch|tokens an update", batches),
         "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(PARTS)}|total", memory),
         "checkpointing": markdown("recipe|none|selective|full", [[name, *_recomputed(name)] for name in SIZES]),
-        "sent": markdown("recipe|GPUs|strategy|micro-steps|GB an update|MB a token", sent),
+        "sent": markdown("recipe|GPUs|strategy|micro-steps|GB an update|FLOP a byte", sent),
         "host": markdown("recipe|parameters|a snapshot|a copy for evaluation", [[name, *_of_host(name)] for name in SIZES]),
     }
 
@@ -122,7 +121,9 @@ def checked_config(text: Path, settings: dict[str, Any]) -> TrainConfig:
 def check(folder: Path) -> None:
     """Print a row for each case as soon as it is measured."""
     text = write_text(folder / "text.txt", 60_000)
-    header = "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
+    header = (
+        "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
+    )
     print(markdown(header, []), end="", flush=True)
     for ranks, settings in cases():
         config = checked_config(text, settings)

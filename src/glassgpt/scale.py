@@ -111,7 +111,7 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     batch = batch_a_rank(config, processes)
     head, blocks = _trace_head(config.model, batch.micro_batch, precision), _blocks(config, batch.micro_batch, precision, strategy)
     if strategy == "fsdp":
-        return _sharded_moments(config, processes, precision, head, blocks)
+        return _sharded_moments(config, processes, batch, precision, head, blocks)
     return _whole_moments(config, processes, batch, precision, head, blocks)
 
 
@@ -140,7 +140,7 @@ def _whole_moments(
 
 
 def _sharded_moments(
-    config: TrainConfig, processes: int, precision: str, head: "_Head", blocks: Sequence["_Passage"]
+    config: TrainConfig, processes: int, batch: Batch, precision: str, head: "_Head", blocks: Sequence["_Passage"]
 ) -> dict[str, Memory]:
     summary = ModelSummary(config.model)
     share = -(-summary.parameters * FLOAT32 // processes)
@@ -149,7 +149,8 @@ def _sharded_moments(
     buffer = block * _width(precision) if processes > 1 else 0
     unsharded = block * _width(precision)
     memory = Memory(share, share, -(-_moments_of_optimizer(config) // processes), 0, 0, root, 0)
-    full = dataclasses.replace(memory, activations=head.embedded + sum(passage.kept for passage in blocks))
+    present = share if batch.micro_steps > 1 else 0  # an update's first backward pass makes them
+    full = dataclasses.replace(memory, gradients=present, activations=head.embedded + sum(passage.kept for passage in blocks))
     # The last block's gradients are being sent when the one before it goes backward: without the last one's activations.
     sending = max(0, block * FLOAT32 - blocks[-1].kept) if len(blocks) > 1 else 0
     return {
@@ -187,8 +188,11 @@ def _moments_of_optimizer(config: TrainConfig) -> int:
 
 
 def _working_of_optimizer(config: TrainConfig) -> int:
-    """AdamW is fused and needs nothing. Muon: about six matrices for each of those that it handles together."""
-    return 6 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config.model)) if config.optim.name == "muon" else 0
+    """AdamW is fused and needs nothing. Muon: the directions of the matrices that it handles together, and five times those of a shape.
+
+    A third of GPT-2's matrices have one shape. The five are the batch, filled up and orthogonalised in part, and two terms beside it.
+    """
+    return 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config.model)) // 3 if config.optim.name == "muon" else 0
 
 
 # ----------------------------------------------------------------------------------------- measured of tensors without storage
@@ -218,11 +222,11 @@ class _Head:
     embedding: int
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that come into being inside, for as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -303,7 +307,7 @@ def _drop_gradients(module: nn.Module) -> None:
         parameter.grad = None
 
     for parameter in module.parameters():
-        parameter.register_post_accumulate_grad_hook(drop)
+        parameter.register_post_accumulate_grad_hook(drop)  # type: ignore[no-untyped-call]
 
 
 @lru_cache
