@@ -106,7 +106,8 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
 
     In the loss, all activations are there; behind it go backward the head, the last block and (with all gradients there, and no
     activations) the embedding; at last the optimizer works. `strategy` is ddp or fsdp; ddp of one process is the model by itself.
-    Not counted: the device's context, libraries' and collectives' own buffers, what the allocator holds in reserve, evaluation.
+    Not counted: the device's context, libraries' and collectives' own buffers, what the allocator holds in reserve, evaluation;
+    and `cpu_offload` is not known here.
     """
     batch = batch_a_rank(config, processes)
     head, blocks = _trace_head(config.model, batch.micro_batch, precision), _blocks(config, batch.micro_batch, precision, strategy)
@@ -129,6 +130,7 @@ def _whole_moments(
     full = dataclasses.replace(memory, activations=activations, copies=copies)
     backward = full if config.activation_checkpointing == "none" else dataclasses.replace(full, copies=0)
     last = dataclasses.replace(memory, gradients=max(present, all_gradients))
+    # A tied head's gradient waits for that of the embedding, to be added to what is there.
     tied = head.gradient if config.model.tied_head else 0
     return {
         "loss": dataclasses.replace(full, working=head.loss),
