@@ -1,0 +1,214 @@
+"""The figures of `docs/scale.md`: its tables by the formulas, and the formulas beside what real runs need.
+
+    python benchmarks/scale.py --table    # memory, bytes sent and batches of GPT-2's sizes, as Markdown
+    python benchmarks/scale.py --check    # runs on 1, 2 and 4 CPU ranks, formula beside measurement: some minutes, 4 GB
+
+A check trains a model of 30M parameters under torchrun. Each rank reads its own peak of resident memory (VmHWM) over the second
+and third update, less what it had resident before the model was made, behind a warm-up by a tiny model; and the bytes that it has
+written to its sockets in the third update, from /proc/self/io. malloc gives every block of 64 KiB and more back at once, so that
+resident memory is what tensors take. Linux only.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from glassgpt.config import TrainConfig, recipe
+from glassgpt.scale import Memory, batch_a_rank, bytes_sent_a_step, memory_a_rank
+from glassgpt.summary import ModelSummary
+from kill_harness import tiny_config, write_text
+from torchrun_harness import environment, torchrun
+
+SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+PROCESSES = (1, 8, 64)
+STRATEGIES = ("ddp", "fsdp")
+PARTS = ("weights", "gradients", "optimizer", "activations", "copies", "gathered", "working")
+# Large blocks come from the kernel and go back to it at once.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_ARENA_MAX": "1"}
+
+
+def markdown(header: str, rows: list[list[str]]) -> str:
+    """A table whose header names the columns, divided by |."""
+    names = [name.strip() for name in header.split("|")]
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def setups() -> Iterator[tuple[TrainConfig, int, str]]:
+    """Each recipe on each number of processes by each strategy; on one process there is one."""
+    for name in SIZES:
+        for processes in PROCESSES:
+            for strategy in STRATEGIES if processes > 1 else STRATEGIES[:1]:
+                yield recipe(name, model={"vocab_size": 50257}), processes, strategy
+
+
+def tables() -> dict[str, str]:
+    """The tables of `docs/scale.md` by their names."""
+    memory, sent, batches = [], [], []
+    for config, processes, strategy in setups():
+        batch, name = batch_a_rank(config, processes), [config.name, str(processes), strategy if processes > 1 else "single"]
+        need = memory_a_rank(config, processes, strategy, "bfloat16")
+        memory.append([*name, *(gigabytes(getattr(need, part)) for part in PARTS), f"**{gigabytes(need.total)}**"])
+        if processes > 1:
+            count = bytes_sent_a_step(config, processes, strategy, "bfloat16")
+            flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
+            sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
+        if strategy == "ddp":
+            each = [batch.sequences, batch.micro_batch, batch.micro_steps, batch.micro_batch * config.model.context_length, batch.tokens]
+            batches.append([*name[:2], *(f"{number:,}" for number in each)])
+    return {
+        "batches": markdown("recipe|GPUs|sequences a rank|a micro-batch|micro-steps|tokens a micro-batch|tokens an update", batches),
+        "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(PARTS)}|total", memory),
+        "checkpointing": markdown("recipe|none|selective|full", [[name, *_recomputed(name)] for name in SIZES]),
+        "sent": markdown("recipe|GPUs|strategy|micro-steps|GB an update|FLOP a byte", sent),
+        "host": markdown("recipe|parameters|a snapshot|a copy for evaluation", [[name, *_of_host(name)] for name in SIZES]),
+    }
+
+
+def _recomputed(name: str) -> Iterator[str]:
+    """Totals under FSDP on 8 GPUs by kind of activation checkpointing."""
+    for kind in ("none", "selective", "full"):
+        config = recipe(name, model={"vocab_size": 50257}, activation_checkpointing=kind)
+        yield gigabytes(memory_a_rank(config, 8, "fsdp", "bfloat16").total)
+
+
+def _of_host(name: str) -> list[str]:
+    count = ModelSummary(recipe(name, model={"vocab_size": 50257}).model).parameters
+    return [f"{count:,}", gigabytes(12 * count), gigabytes(4 * count)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the check
+
+
+def cases() -> Iterator[tuple[int, dict[str, Any]]]:
+    """Ranks and settings of each run of the check."""
+    for precision in ("float32", "bfloat16"):
+        for ranks in (1, 2, 4):
+            for strategy in STRATEGIES:
+                yield ranks, {"strategy": strategy, "precision": precision}
+    for more in ({"activation_checkpointing": "selective"}, {"activation_checkpointing": "full"}, {"optim": {"name": "muon"}}):
+        for strategy in STRATEGIES:
+            yield 2, {"strategy": strategy, "precision": "bfloat16", **more}
+
+
+def checked_config(text: Path, settings: dict[str, Any]) -> TrainConfig:
+    """8 sequences of 512 tokens an update by a model of 30M parameters, with padding for a vocabulary of 8,192."""
+    return tiny_config(
+        text,
+        model={"n_layer": 8, "n_head": 8, "n_embd": 512, "context_length": 512, "vocab_multiple": 8192},
+        sample={"count": 0},
+        batch_tokens=8 * 512,
+        micro_batch_size=2,
+        device="cpu",
+    ).override(**settings)
+
+
+def check(folder: Path) -> None:
+    """Print a row for each case as soon as it is measured."""
+    text = write_text(folder / "text.txt", 60_000)
+    header = (
+        "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
+    )
+    print(markdown(header, []), end="", flush=True)
+    for ranks, settings in cases():
+        config = checked_config(text, settings)
+        print(f"| {' | '.join(_row(config, ranks, measured(folder, config, ranks)))} |", flush=True)
+
+
+def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[str]:
+    config = config.override(model={"vocab_size": told[0]["vocab_size"]})
+    strategy, precision = config.strategy, config.precision
+    besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
+    micro_steps = batch_a_rank(config, ranks).micro_steps
+    need, sent = memory_a_rank(config, ranks, strategy, precision), bytes_sent_a_step(config, ranks, strategy, precision)
+    # gloo reduces and scatters by an all-reduce, which sends twice as much.
+    extra = 4 * ModelSummary(config.model).parameters * (ranks - 1) / ranks * micro_steps if strategy == "fsdp" else 0
+    memory, written = mean(each["memory"] for each in told), mean(each["written"] for each in told)
+    print(f"  {_parts(need)}; by rank {[round(each['memory'] / 1e6, 1) for each in told]}", file=sys.stderr, flush=True)
+    return [
+        *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, besides, str(micro_steps)),
+        *(f"{need.total / 1e6:.1f}", f"{memory / 1e6:.1f}", f"{need.total / memory:.3f}"),
+        *(f"{sent / 1e6:.2f}", f"{(sent + extra) / 1e6:.2f}", f"{written / 1e6:.2f}", f"{(sent + extra) / written:.3f}" if sent else ""),
+    ]
+
+
+def _parts(memory: Memory) -> str:
+    return ", ".join(f"{part} {getattr(memory, part) / 1e6:.1f}" for part in PARTS)
+
+
+def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, Any]]:
+    """What each rank of a run has told."""
+    path = folder / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    command = torchrun([str(Path(__file__)), "--train", str(path), "--out", str(folder)], ranks=ranks)
+    subprocess.run(command, env=environment(folder) | MALLOC, check=True, timeout=1200)
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+
+
+def train(path: Path, out: Path) -> None:
+    """What each rank does."""
+    from glassgpt.distributed.ranks import joined
+    from glassgpt.progress import SilentProgress
+    from glassgpt.trainer import new_trainer
+    from glassgpt.training import train_step
+
+    config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
+    tiny = config.override(model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512)
+    with joined("cpu") as ranks:
+        trainer = new_trainer(tiny, ranks, SilentProgress())
+        for trainer.step in range(2):
+            train_step(trainer, 1e-4)
+        before = psutil.Process().memory_info().rss
+        trainer = new_trainer(config, ranks, SilentProgress())
+        train_step(trainer, 1e-4)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
+        for trainer.step in (1, 2):
+            written = _of_process("io", "wchar")
+            train_step(trainer, 1e-4)
+        told = {
+            "memory": _of_process("status", "VmHWM") * 1024 - before,
+            "written": _of_process("io", "wchar") - written,
+            "vocab_size": trainer.config.model.vocab_size,
+        }
+    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _of_process(file: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+)", Path(f"/proc/self/{file}").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the tables")
+    parser.add_argument("--check", action="store_true", help="train, and print formulas beside measurements")
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.train:
+        train(arguments.train, arguments.out)
+    if arguments.table:
+        print("\n".join(f"{name}:\n\n{table}" for name, table in tables().items()), end="")
+    if arguments.check:
+        with tempfile.TemporaryDirectory(prefix="glassgpt-scale-") as folder:
+            check(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
