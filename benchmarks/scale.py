@@ -169,7 +169,7 @@ def train(path: Path, out: Path) -> None:
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
     tiny = config.override(model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512)
-    with joined("cpu") as ranks:
+    with joined() as ranks:
         trainer = new_trainer(tiny, ranks, SilentProgress())
         for trainer.step in range(2):
             train_step(trainer, 1e-4)

@@ -365,7 +365,8 @@ class TrainConfig(Checked):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun: each process holds all weights (ddp) or a share of them (fsdp); auto is ddp as long as that leaves room."""
     cpu_offload: bool = False
-    """With fsdp: keep weights, gradients and optimizer in the host's memory, for models larger than all GPUs together."""
+    """With fsdp: keep weights, gradients and optimizer in the host's memory. A GPU still holds the whole model now and then: when it is
+    made, and in evaluations."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Keep less of each block for the backward pass, and compute it again there: full keeps its input only, selective also the
     results of matrix products and attention."""

@@ -31,8 +31,14 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     contexts: dict[str, Any] = {}
     if kind == "selective":
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    # An instance's own `forward`: hooks around the block, those of FSDP above all, stay outside of it, and no name changes.
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **contexts)
+    inner = block.forward
+
+    def forward(*arguments: Any) -> Any:
+        return checkpoint(inner, *arguments, use_reentrant=False, **contexts)
+
+    # An instance's own `forward`: hooks around the block, those of FSDP above all, stay outside of it, and no name changes. A function
+    # and no `partial`: within FSDP's hooks it is the frame that torch.compile begins with.
+    block.forward = forward
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

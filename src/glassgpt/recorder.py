@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
@@ -13,6 +14,9 @@ from .progress import Progress
 from .run_directory import MetricsLog, RunDirectory, State
 from .summary import ModelSummary
 from .trainer import Trainer
+
+# Seconds that the save at hand gets when training fails.
+LAST_WRITE = 4.0
 
 
 class Recorder:
@@ -42,6 +46,9 @@ class Recorder:
     def status(self, state: State, error: str | None = None) -> None:
         """Say how the run stands."""
 
+    def fail(self, reason: str) -> None:
+        """The end of a run that fails: give the save at hand a few seconds, and say why. Raises nothing: of two errors the first counts."""
+
     def close(self) -> None:
         """Close what is open."""
 
@@ -49,10 +56,12 @@ class Recorder:
 class RunRecorder(Recorder):
     """Of the first rank."""
 
-    def __init__(self, run: RunDirectory, trainer: Trainer, progress: Progress) -> None:
+    def __init__(self, run: RunDirectory, trainer: Trainer, progress: Progress, request: str | None) -> None:
+        """`request`: what was asked for when the run was begun, for its status."""
         self._run = run
         self._trainer = trainer
         self._progress = progress
+        self._request = request
         self._background = Background()
 
     def begin(self) -> None:
@@ -105,9 +114,17 @@ class RunRecorder(Recorder):
 
     def status(self, state: State, error: str | None = None) -> None:
         ranks = self._trainer.ranks
-        facts = {"step": self._trainer.step, "steps": self._trainer.steps, "processes": ranks.size, "launch": ranks.launch}
-        told = {} if error is None else {"error": error}
+        facts = {"step": self._trainer.step, "steps": self._trainer.steps, "processes": ranks.size}
+        told = {"launch": ranks.launch, "request": self._request} | ({} if error is None else {"error": error})
         self._run.write_status(state, **facts, host=socket.gethostname(), pid=os.getpid(), **told)
+
+    def fail(self, reason: str) -> None:
+        with suppress(Exception):
+            self.finish(LAST_WRITE)
+        with suppress(Exception):
+            self.status("failed", reason)
+        with suppress(Exception):
+            self.close()
 
     def close(self) -> None:
         self._metrics.close()

@@ -18,6 +18,7 @@ from .distributed.ranks import Ranks, require_same
 from .distributed.strategies import Strategy, parallelize
 from .errors import UserError, did_you_mean
 from .evaluate.hellaswag_items import Item, find_items, is_published, read_items, subset
+from .evaluate.hellaswag_items import fingerprint as fingerprint_of_items
 from .generation import Piece, generate
 from .hardware import describe_environment, find_precision
 from .model import GPT, initialize
@@ -82,12 +83,16 @@ def new_trainer(
         raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
-    config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
+    if checkpoint is None:
+        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
+    elif config.batch_size % ranks.size:
+        possible = ", ".join(str(n) for n in range(1, config.batch_size + 1) if config.batch_size % n == 0)
+        raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
-    require_same(
-        ranks, {"version of the code": _code_hash(), "torch": torch.__version__, "config": config.to_toml(), "data": data.fingerprint}
-    )
+    versions = {"version of the code": _code_hash(), "torch": torch.__version__, "precision": precision}
+    texts = {"data": data.fingerprint, "set of HellaSwag's items": fingerprint_of_items(items)}
+    require_same(ranks, {**versions, "config": config.to_toml(), **texts})
     for block in model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)
     strategy = parallelize(model, config, ranks, device, precision)

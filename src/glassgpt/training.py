@@ -5,15 +5,17 @@ the seed and the step, so a run that was killed and resumed computes what it wou
 runs on each rank; the first one writes.
 """
 
+import hashlib
 import math
 import os
 import shlex
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,11 @@ from torch import Tensor
 from .checkpoint import Checkpoint, latest_checkpoint, remove_later_checkpoints, take_snapshot
 from .config import DataConfig, TrainConfig
 from .data.sources import resolve
-from .distributed.ranks import Ranks, joined
+from .distributed.ranks import Ranks, joined, launched
 from .errors import UserError, program
 from .evaluate.hellaswag import evaluate_hellaswag
 from .evaluate.loss import evaluate_data
+from .files import explained
 from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .model import GPT
 from .optim import lr_at
@@ -41,8 +44,6 @@ from .trainer import Trainer, environment_of, new_trainer, sampler
 SMALLEST_SCALE = 1.0
 # Seconds in which the processes of a lost host let go of a run, and in which another host sees what was written there.
 SETTLING = 60.0
-# Seconds that the checkpoint at hand gets when training fails.
-LAST_WRITE = 4.0
 
 
 class NonFiniteError(UserError):
@@ -58,42 +59,60 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
     run that they began goes on.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with joined() as ranks:
+    with _signals_of_launch() as caught, joined() as ranks:
         progress = _shown_by(ranks, progress)
-        if ranks.launch is not None and ranks.gather(ranks.is_first and _was_begun_by(run, ranks.launch))[0]:
+        if ranks.gather(ranks.is_first and _is_begun(run, config, ranks))[0]:
             progress.message(f"going on with {run.path}, which this call of torchrun began")
-            stopped_by = _resume(run, ranks, progress, wait=SETTLING)
+            stopped_by = _resume(run, ranks, progress, caught, wait=SETTLING)
         else:
-            stopped_by = _train(config, run, overwrite, ranks, progress)
+            stopped_by = _train(config, run, overwrite, ranks, progress, caught)
     return _ended(run, stopped_by)
 
 
-def _train(config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress) -> int | None:
+def _train(
+    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, caught: list[int] | None
+) -> int | None:
     if ranks.is_first:
         run.require_free(overwrite)
     trainer = new_trainer(config, ranks, progress)
-    recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
+    recorder = RunRecorder(run, trainer, progress, _request(config)) if ranks.is_first else Recorder()
     with _locked(run, ranks):
         if ranks.is_first:
             run.require_free(overwrite)  # again: another process may have been quicker
             run.clear()
             run.write_environment(environment_of(trainer))
-            recorder.status("running")  # with the launch, for `_was_begun_by`
+            recorder.status("running")  # with launch and request, for `_is_begun`
             run.write_config(trainer.config)
             run.cut_back(0)
-        return _run_to_end(run, trainer, recorder, progress)
+        return _run_to_end(run, trainer, recorder, progress, caught)
 
 
 def _ended(run: RunDirectory, stopped_by: int | None) -> Path:
     """The run's directory; or the exception by which a process ends that a signal has stopped."""
     if stopped_by is None:
         return run.path
-    raise KeyboardInterrupt if stopped_by == signal.SIGINT else SystemExit(0)
+    # Under torchrun any other exit code is a failure, behind which it starts the ranks again.
+    raise KeyboardInterrupt if stopped_by == signal.SIGINT and not launched() else SystemExit(0)
 
 
-def _was_begun_by(run: RunDirectory, launch: str) -> bool:
-    """Whether the processes of this launch began the run, or went on with it, and were started again."""
-    return run.is_run and run.read_status().get("launch") == launch
+def _request(config: TrainConfig) -> str:
+    """What is asked for, in short: a run that is begun goes on only for who asks for the same."""
+    return hashlib.sha256(config.to_toml().encode()).hexdigest()[:16]
+
+
+def _is_begun(run: RunDirectory, config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether torchrun has started these processes again, behind others that began this run.
+
+    Raises `UserError` where that cannot be told any more: the run may be lost if it were begun anew.
+    """
+    with explained("read", run.path):
+        if ranks.launch is None or not run.is_run:
+            return False
+    status = run.read_status()
+    if not status and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        raise UserError(f"{run.status_path} cannot be read, so nobody knows who began this run; go on with --resume")
+    own = (socket.gethostname(), os.getpid())  # which began it itself, in an earlier call
+    return (status.get("launch"), status.get("request")) == (ranks.launch, _request(config)) and own != (status["host"], status["pid"])
 
 
 def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = None, progress: Progress | None = None) -> Path:
@@ -104,17 +123,23 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
-    with joined() as ranks:
+    with _signals_of_launch() as caught, joined() as ranks:
         if ranks.is_first:
             directory.require_run()
         # Started again by torchrun: what is left of the ranks before may need a moment to end.
-        wait = SETTLING if ranks.launch is not None and _was_begun_by(directory, ranks.launch) else 0.0
-        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), steps, strategy, wait)
+        wait = SETTLING if ranks.launch is not None and directory.read_status().get("launch") == ranks.launch else 0.0
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), caught, steps, strategy, wait)
     return _ended(directory, stopped_by)
 
 
 def _resume(
-    run: RunDirectory, ranks: Ranks, progress: Progress, steps: int | None = None, strategy: str | None = None, wait: float = 0.0
+    run: RunDirectory,
+    ranks: Ranks,
+    progress: Progress,
+    caught: list[int] | None,
+    steps: int | None = None,
+    strategy: str | None = None,
+    wait: float = 0.0,
 ) -> int | None:
     with _locked(run, ranks, wait):
         found = ranks.gather(_find_end(run, steps, strategy, progress) if ranks.is_first else None)[0]
@@ -125,18 +150,19 @@ def _resume(
         with _threads(environment["threads"] if same_processes else torch.get_num_threads()):
             trainer = new_trainer(config, ranks, progress, checkpoint, environment["data_fingerprint"])
             _compare_environments(environment, environment_of(trainer), progress)
+            recorder = RunRecorder(run, trainer, progress, found["request"]) if ranks.is_first else Recorder()
             if trainer.step >= trainer.steps:
+                recorder.status("finished")  # a kill may have come before that was written
                 progress.message(f"{run.path} is finished at step {trainer.step}; --steps N extends it")
                 return None
             if checkpoint is None:
                 progress.message(f"{run.path} has no checkpoint: it begins again at step 0")
-            recorder = RunRecorder(run, trainer, progress) if ranks.is_first else Recorder()
             if ranks.is_first:
                 run.cut_back(trainer.step if checkpoint is not None else -1)
                 run.write_config(config)
                 remove_later_checkpoints(run.checkpoints, trainer.step)
                 recorder.status("running")
-            return _run_to_end(run, trainer, recorder, progress)
+            return _run_to_end(run, trainer, recorder, progress, caught)
 
 
 def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
@@ -154,7 +180,8 @@ def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progre
             raise UserError(f"the run {run.path} is at step {done} already: --steps must be larger")
         config = config.override(steps=steps)
         progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
-    return {"config": config.to_dict(), "environment": environment, "step": done if checkpoint is not None else None}
+    step, request = done if checkpoint is not None else None, run.read_status().get("request")
+    return {"config": config.to_dict(), "environment": environment, "step": step, "request": request}
 
 
 def _see_checkpoint(path: Path) -> Checkpoint:
@@ -215,23 +242,18 @@ def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
 
 
-def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress) -> int | None:
-    """Train until the last step is saved, or that of a signal, which is returned."""
-    trainer.ranks.on_failure(lambda reason: recorder.status("failed", reason))
+def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress, caught: list[int] | None) -> int | None:
+    """Train until the last step is saved, or that of a signal, which is returned. `caught`: where signals are collected already."""
+    trainer.ranks.on_failure(recorder.fail)
     recorder.begin()
     try:
-        with matmul_precision(trainer.precision), _signals(once=trainer.ranks.launch is None) as caught:
-            stopped_by = _loop(run, trainer, recorder, caught)
-        recorder.finish()
-    except Exception:
-        with suppress(UserError):  # of two errors the first one counts
-            recorder.finish(LAST_WRITE)
-        raise
+        with matmul_precision(trainer.precision), _signals(once=True) if caught is None else nullcontext(caught) as signals:
+            stopped_by = _loop(run, trainer, recorder, signals)
+            recorder.finish()
     except KeyboardInterrupt:  # a second one: what is not saved is lost
         recorder.status("interrupted")
         raise
-    finally:
-        recorder.close()
+    recorder.close()
     if stopped_by is None:
         recorder.status("finished")
         progress.finished(run.path)
@@ -277,7 +299,9 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
         if last or _due(trainer.step, config.eval_every):
             val_loss, is_best = _evaluate(trainer, recorder)
         if last or is_best or signals or _due(trainer.step, config.checkpoint_every):
-            ranks.at(f"the checkpoint of step {trainer.step}", may_last=True)
+            ranks.at(f"the save of step {trainer.step}", may_last=True)
+            recorder.finish()  # the save before: two copies might be more than the host's memory holds
+            ranks.at(f"the gathering of step {trainer.step}")
             recorder.save(take_snapshot(trainer.strategy, trainer.optimizers), val_loss)
         if signals and not last:
             return int(signals)
@@ -301,7 +325,8 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
-        ranks.at(f"micro-batch {index + 1} of update {trainer.step + 1}")
+        place = f"micro-batch {index + 1} of update {trainer.step + 1}"
+        ranks.at(f"{place}, forward")
         if config.model.dropout:
             # No generator can be passed to dropout, so the global one is set to what this draw is for: the micro-batch of the
             # whole batch, whichever rank has it.
@@ -309,16 +334,19 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
         with strategy.synchronized(index + 1 == len(micro_batches)):
             with autocast(trainer.device, trainer.precision):
                 loss: Tensor = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
+            ranks.at(f"{place}, backward")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
+    ranks.at(f"the gradient norm of update {trainer.step + 1}")
     for optimizer in trainer.optimizers:
         scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), config.optim.grad_clip or math.inf)
-    losses, norm = ranks.numbers([total.item()])[:, 0], strategy.whole(grad_norm).item()
-    mean_loss = float(losses.mean())
+    losses, norms = ranks.numbers([total.item(), strategy.whole(grad_norm).item()]).T
+    mean_loss, norm = float(losses.mean()), float(norms[0])  # the first rank's: its last bit may be another one elsewhere
     is_outlier = False
     # One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and half an update would be done.
     if math.isfinite(mean_loss) and math.isfinite(norm):
+        ranks.at(f"the optimizer in update {trainer.step + 1}")
         is_outlier = trainer.outliers.is_outlier(mean_loss, norm)
         for optimizer in trainer.optimizers if not is_outlier else ():
             for group in optimizer.param_groups:
@@ -328,8 +356,7 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
         of_rank = next((f" (on rank {rank})" for rank, own in enumerate(losses) if ranks.size > 1 and not math.isfinite(own)), "")
         raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}{of_rank}, the gradient norm {norm}")
     scaler.update()
-    for optimizer in trainer.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    strategy.drop_gradients()
     return {"loss": mean_loss, "lr": lr, "grad_norm": norm} | ({"skipped": True} if is_outlier else {})
 
 
@@ -338,7 +365,7 @@ def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
     config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
     with trainer.strategy.whole_model() as model:
-        ranks.at(f"the evaluation of step {trainer.step}", may_last=True)
+        ranks.at(f"the evaluation of step {trainer.step}")
         result = evaluate_data(model, trainer.data, precision=precision, limit=config.eval_tokens, ranks=ranks)
         record = {"step": trainer.step, **{f"val_{key}": value for key, value in result.items()}}
         if trainer.hellaswag and (trainer.step == trainer.steps or _due(trainer.step, config.hellaswag_every)):
@@ -364,6 +391,16 @@ def sample(trainer: Trainer, model: GPT) -> list[str]:
     for piece in sampler(model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)):
         texts[piece.sample] += piece
     return texts
+
+
+@contextmanager
+def _signals_of_launch() -> Iterator[list[int] | None]:
+    """Under torchrun, collect signals from the start to the end of the ranks' common work: torchrun may repeat its own at any time."""
+    if not launched():
+        yield None
+        return
+    with _signals(once=False) as caught:
+        yield caught
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from ..errors import RankError, UserError
 from ..hardware import find_device
 from .watch import PERIOD, Watch, end_process, patience
 
-# Seconds that a rank with an exception may take to say it.
-LAST_WORDS = 5.0
+# Seconds that a rank with an exception may take to say it, and to end the write at hand.
+LAST_WORDS = 6.0
 # Seconds in which all ranks have to come, from the first to the last one that is started.
 MEETING = 600
 
@@ -77,6 +77,9 @@ class Ranks:
 
     def at(self, place: str, *, may_last: bool = False) -> None:
         """Say where this rank is, for the report of a hang. `may_last`: others may wait for it for as long as it takes."""
+
+    def tick(self) -> None:
+        """Say that this rank goes on at its place."""
 
     @contextmanager
     def first_of_host_ahead(self, place: str) -> Iterator[None]:
@@ -151,17 +154,25 @@ class Group(Ranks):
     def at(self, place: str, *, may_last: bool = False) -> None:
         self._watch.place(place, may_last)
 
+    def tick(self) -> None:
+        self._watch.tick()
+
     @contextmanager
     def first_of_host_ahead(self, place: str) -> Iterator[None]:
         self.at(place, may_last=True)
-        key = f"{place}/{socket.gethostname()}"
+        host, hosts = os.environ.get("GROUP_RANK", "0"), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
         if self.local_rank:
-            while not self._watch.is_marked(key):  # no collective: this may take hours
-                time.sleep(PERIOD / 4)
+            self._wait_for_mark(f"{place}/{host}")
         yield
         if self.local_rank == 0:
-            self._watch.mark(key)
-        self.at(f"behind: {place}")
+            self._watch.mark(f"{place}/{host}")
+        for other in range(hosts):
+            self._wait_for_mark(f"{place}/{other}")
+        self.at(f"behind {place}")
+
+    def _wait_for_mark(self, key: str) -> None:
+        while not self._watch.is_marked(key):  # no collective, which would give up: this may take hours
+            time.sleep(PERIOD / 4)
 
     def on_failure(self, tell: Callable[[str], None]) -> None:
         self._tell = self._watch.tell = tell
@@ -174,16 +185,19 @@ class Group(Ranks):
     def fail(self, error: Exception) -> NoReturn:
         """Tell all ranks of an exception, which ends them; raise it again, or end silently where another rank's came first."""
         is_broken = _is_broken_connection(error)
-        reason = f"{self.name}: {_lost_connection(error) if is_broken else first_line(error)}"
-        # A broken connection may be the echo of a failure that is about to be announced.
-        first = self._watch.announce(reason, wait=3 * PERIOD if is_broken else 0.0)
-        self._tell(first.reason)
-        if first.by != self.rank:
-            end_process()
-        # Nothing may keep a failed rank from ending: not a thread, nor a GPU that waits for the others.
+        if is_broken:  # perhaps the echo of a failure that is about to be announced
+            lost = self._watch.lost(wait=3 * PERIOD)
+            reason = f"{self.name}: lost the connection to {', '.join(lost) or 'another rank'}, which was killed or whose host is gone"
+        else:
+            reason = f"{self.name}: {first_line(error)}"
+        first = self._watch.announce(reason)
+        # Nothing may keep a failed rank from ending: not a thread, nor a disk, nor a GPU that waits for the others.
         bomb = threading.Timer(LAST_WORDS, end_process)
         bomb.daemon = True
         bomb.start()
+        self._tell(first.reason)
+        if first.by != self.rank:
+            end_process()
         self._watch.stop()
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(2 * PERIOD)  # the store is this process's own: the others are to read in it why they end
@@ -204,13 +218,15 @@ def joined() -> Iterator[Ranks]:
 
     An exception that leaves the block on one rank ends the processes of all within seconds; the first one is told with its rank.
     """
-    ranks = Group() if launched() else Ranks()
+    try:
+        ranks = Group() if launched() else Ranks()
+    except RuntimeError as error:
+        raise RankError(f"rank {os.environ['RANK']} ({socket.gethostname()}) cannot join the others: {first_line(error)}") from error
     try:
         yield ranks
+        ranks.leave()
     except Exception as error:
         ranks.fail(error)
-    else:
-        ranks.leave()
 
 
 def _connect(rank: int, *, may_hold: bool = True) -> TCPStore:
@@ -247,15 +263,15 @@ def _meet(store: TCPStore, rank: int, size: int) -> str:
     return word
 
 
-def _launch() -> str:
-    """What this call of torchrun has and no other one, the same behind a restart of the processes."""
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+def _launch() -> str | None:
+    """What this call of torchrun has and no other one, the same behind a restart of the processes; None without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id != "none":
         return run_id
     try:
         agent = psutil.Process(os.getppid())  # a rendezvous without a name: the processes' parent is torchrun, and stays
     except psutil.Error:  # outside of this container
-        return uuid.uuid4().hex
+        return f"{socket.gethostname()}:{os.getppid()}"
     return f"{socket.gethostname()}:{agent.pid}:{agent.create_time()}"
 
 
@@ -271,11 +287,6 @@ def _is_broken_connection(error: BaseException) -> bool:
     """Whether a collective failed, which is the echo of another rank's end."""
     # By its text: gloo's errors are plain RuntimeErrors.
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _lost_connection(error: BaseException) -> str:
-    detail = next((part for part in ("Timed out", "Connection closed", "Connection reset", "Broken pipe") if part in str(error)), "")
-    return f"lost the connection to another rank, which was killed or whose host is gone ({detail or first_line(error)})"
 
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:

@@ -36,6 +36,10 @@ class Strategy:
         """Around the forward and backward pass of a micro-step; the ranks' gradients meet in the last one of an update at the latest."""
         return nullcontext()
 
+    def drop_gradients(self) -> None:
+        """Behind an update, before the next."""
+        self.model.zero_grad(set_to_none=True)
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A parameter, or its gradient or moment, all of it."""
         return tensor
@@ -81,7 +85,10 @@ class DataParallel(Strategy):
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for _ in range(2):  # the second forward pass is where they are arranged
             self.forward(ids, ids).backward()
-        self.model.zero_grad(set_to_none=True)
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=False)  # they are the buckets: dropped, new ones would lie beside these
 
     def synchronized(self, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_last else self._wrapped.no_sync()
@@ -148,7 +155,8 @@ def parallelize(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.dev
     strategy = config.strategy if launched() else "single"
     if strategy == "auto":
         need = _BYTES_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
-        room = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+        own = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+        room = ranks.numbers([own]).min()  # all come to the same strategy
         strategy = "ddp" if ranks.size == 1 or need <= _REPLICATED_SHARE * room else "fsdp"
     if strategy == "fsdp" and precision == "float16":
         raise UserError("float16 has a loss scale, which fsdp does not know: use --precision bfloat16, or --strategy ddp")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
@@ -34,6 +34,8 @@ class Sighting:
 
     beat: int
     count: int
+    ticks: int
+    """Steps within the place: some work for longer than others there."""
     place: str
     may_last: bool
     process: str
@@ -60,8 +62,9 @@ class Watch(threading.Thread):
         super().__init__(name="glassgpt-watch", daemon=True)
         self._store = store
         self._rank, self._size = rank, size
-        self._at: tuple[int, str, bool] = (0, "the start", False)
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._at: tuple[int, int, str, bool] = (0, 0, "the start", False)
+        self._seen: dict[str, tuple[Any, float]] = {}
+        self._looked = time.monotonic()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._patience = patience()
@@ -71,7 +74,12 @@ class Watch(threading.Thread):
 
     def place(self, name: str, may_last: bool) -> None:
         """This rank goes on to the next place; others may be made to wait there where it `may_last`."""
-        self._at = (self._at[0] + 1, name, may_last)
+        self._at = (self._at[0] + 1, 0, name, may_last)
+
+    def tick(self) -> None:
+        """This rank goes on within its place."""
+        count, ticks, name, may_last = self._at
+        self._at = (count, ticks + 1, name, may_last)
 
     def mark(self, key: str) -> None:
         """Leave a mark for the other ranks."""
@@ -83,30 +91,39 @@ class Watch(threading.Thread):
         with self._lock:
             return bool(self._store.check([f"mark/{key}"]))
 
-    def announce(self, reason: str, wait: float = 0.0) -> Failure:
-        """Write down why the ranks are to end. Returns what was written first: this, or another rank's.
-
-        `wait`: seconds in which another rank's goes before.
-        """
+    def announce(self, reason: str) -> Failure:
+        """Write down why the ranks are to end. Returns what was written first: this, or another rank's."""
         own = Failure(self._rank, socket.gethostname(), reason)
-        give_up = time.monotonic() + wait
         try:
-            while (first := self._first_failure()) is None and time.monotonic() < give_up:
-                time.sleep(PERIOD / 10)
-            if first is None:
-                with self._lock:
-                    first = Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
+            with self._lock:
+                return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
         except RuntimeError:  # the store went with the rank that held it
             return own
-        return first
 
     def _first_failure(self) -> Failure | None:
         with self._lock:
             return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
 
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more. Waits for the thread: in the store's code it would abort the end of the interpreter."""
         self._stopped.set()
+        if self.is_alive():
+            self.join(timeout=5 * PERIOD)
+
+    def lost(self, wait: float) -> list[str]:
+        """The processes that have not shown themselves for so many seconds; none where a failure is announced meanwhile."""
+        give_up = time.monotonic() + wait
+        try:
+            before = self._sightings()
+            while time.monotonic() < give_up:
+                if self._first_failure() is not None:
+                    return []
+                time.sleep(PERIOD / 10)
+            after = self._sightings()
+        except RuntimeError:  # the store went with the rank that held it
+            return []
+        pairs = enumerate(zip(before, after, strict=True))
+        return [f"rank {rank} ({now.process})" for rank, (then, now) in pairs if rank != self._rank and then.beat == now.beat]
 
     def run(self) -> None:
         """Look, once a period, until stopped."""
@@ -119,9 +136,12 @@ class Watch(threading.Thread):
                 if self._stopped.wait(3 * PERIOD):
                     return
                 reason = "the process that holds the ranks together is gone"
+                print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
             if reason is not None:
-                self.tell(reason)
-                end_process()
+                try:
+                    self.tell(reason)
+                finally:
+                    end_process()
 
     def _failure_elsewhere(self) -> str | None:
         """The reason that another rank has announced, which its own host has been told."""
@@ -135,13 +155,15 @@ class Watch(threading.Thread):
     def _missing(self, beat: int) -> str | None:
         """Tell where this rank is; the reason to end where one is missing, which the first to notice prints."""
         self._show(beat)
-        with self._lock:
-            values = self._store.multi_get([f"rank/{rank}" for rank in range(self._size)])
-        sightings = [Sighting(**json.loads(value)) for value in values]
+        sightings = self._sightings()
+        now = time.monotonic()
+        if now - self._looked > 5 * PERIOD:  # this process was stopped itself, and perhaps all of them were
+            self._seen.clear()
+        self._looked = now
         furthest = max(sightings, key=lambda sighting: sighting.count)
-        for rank, seen in enumerate(sightings):
+        idle = [self._seconds_since(f"place of {rank}", (seen.count, seen.ticks)) for rank, seen in enumerate(sightings)]
+        for rank, (seen, still) in enumerate(zip(sightings, idle, strict=True)):
             silent = self._seconds_since(f"beat of {rank}", seen.beat)
-            still = self._seconds_since(f"place of {rank}", seen.count)
             if silent > self._patience:
                 reason = f"rank {rank} ({seen.process}) is missing: not heard from for {silent:.0f} s, last seen at {seen.place}"
             elif seen.count < furthest.count and not seen.may_last and still > self._patience:
@@ -150,17 +172,30 @@ class Watch(threading.Thread):
                 )
             else:
                 continue
-            if self.announce(reason).by == self._rank:
-                print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
-            return reason
+            return self._announced(reason)
+        if min(idle) > self._patience and not any(seen.may_last for seen in sightings):
+            places = "; ".join(f"rank {rank} ({seen.process}) at {seen.place}" for rank, seen in enumerate(sightings))
+            return self._announced(f"no rank has gone on for {min(idle):.0f} s (GLASSGPT_HANG_SECONDS sets how many are allowed): {places}")
         return None
+
+    def _announced(self, reason: str) -> str:
+        """The reason to end, which the rank that is the first to announce one prints."""
+        first = self.announce(reason)
+        if first.by == self._rank:
+            print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+        return first.reason
+
+    def _sightings(self) -> list[Sighting]:
+        with self._lock:
+            values = self._store.multi_get([f"rank/{rank}" for rank in range(self._size)])
+        return [Sighting(**json.loads(value)) for value in values]
 
     def _show(self, beat: int) -> None:
         own = Sighting(beat, *self._at, f"{socket.gethostname()}, process {os.getpid()}")
         with self._lock:
             self._store.set(f"rank/{self._rank}", json.dumps(asdict(own)))
 
-    def _seconds_since(self, what: str, value: int) -> float:
+    def _seconds_since(self, what: str, value: Any) -> float:
         """Seconds since something was first seen to have this value."""
         now = time.monotonic()
         if self._seen.get(what, (None, now))[0] != value:

@@ -74,6 +74,12 @@ def evaluate_hellaswag(
     Each rank scores its share, and all get the figures of the whole.
     """
     ranks = ranks or Ranks()
+
+    def told(done: int, total: int) -> None:
+        ranks.tick()
+        if progress is not None:
+            progress(done, total)
+
     own = score_hellaswag(
         model,
         tokenizer,
@@ -81,10 +87,11 @@ def evaluate_hellaswag(
         style=style,
         precision=precision,
         results_path=results_path,
-        progress=progress,
+        progress=told,
         rank=ranks.rank,
         world_size=ranks.size,
     )
+    ranks.at("the scores of HellaSwag")
     shares = ranks.gather([asdict(score) for score in own])
     return {"style": style, **summarize(merge([Score(**score) for score in share] for share in shares))}
 

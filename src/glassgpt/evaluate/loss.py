@@ -110,15 +110,14 @@ def measure_stream(
     precision: str = "float32",
     limit: int | None = None,
     batch_size: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks | None = None,
 ) -> Measurement:
     """The losses of a token stream in windows that do not overlap, the remainder included: every token but the first once.
 
     `limit` stops after that many predicted tokens. On several ranks, those of this rank's share of the windows, maybe of none.
     Raises `UserError` for fewer than two tokens.
     """
-    context_length = model.config.context_length
+    context_length, ranks = model.config.context_length, ranks or Ranks()
     batch_size = batch_size or max(1, EVALUATION_TOKENS // context_length)
     device = model.embedding.weight.device
     byte_lengths = tokenizer.byte_lengths()
@@ -128,7 +127,8 @@ def measure_stream(
     was_training = model.training
     model.eval()
     try:
-        for first, inputs, targets in stream.evaluation_batches(context_length, batch_size, limit, rank, world_size):
+        for first, inputs, targets in stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size):
+            ranks.tick()
             with autocast(device, precision):
                 losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none")
             nats = losses.cpu().double().numpy()  # MPS has no float64, hence the way over the CPU
@@ -151,8 +151,8 @@ def evaluate_data(
     Each rank measures its share, and all get the figures of the whole.
     """
     ranks = ranks or Ranks()
-    share = {"rank": ranks.rank, "world_size": ranks.size}
-    found = [measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, **share) for d in data.datasets]
+    found = [measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, ranks=ranks) for d in data.datasets]
+    ranks.at("the sums of an evaluation")
     return combined([added_up(one, ranks) for one in found], data)
 
 
