@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -125,13 +126,33 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
     return {"loss": loss, "hellaswag": scores}
 
 
-def train_with(patch: str, config: dict[str, Any], out: str, options: dict[str, Any]) -> None:
-    """Train a run with something gone wrong: one of the functions under «accidents»."""
-    ACCIDENTS[patch](**options)
+def train_with(accidents: dict[str, dict[str, Any]], config: dict[str, Any], out: str) -> None:
+    """Train a run with things gone wrong: functions under «accidents», each with its options."""
+    for name, options in accidents.items():
+        ACCIDENTS[name](**options)
     train(config, out)
 
 
-TASKS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, train_twice, first_weights, evaluate, train_with)}
+def compiled_operators(config: dict[str, Any], out: str) -> int:
+    """Train a run that is compiled; how many calls of operators and modules were in the graphs."""
+    import torch
+    from torch._dynamo import register_backend
+
+    found = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        inner = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]  # what is recomputed is one inside
+        found.append(sum(node.op.startswith("call_") for module in inner for node in module.graph.nodes))
+        return graph.forward
+
+    register_backend(counting, name="counting")
+    train({**config, "compile": "on", "compile_backend": "counting"}, out)
+    return sum(found)
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (train, resume, train_twice, first_weights, evaluate, train_with, compiled_operators)
+}
 
 # ---------------------------------------------------------------------------------------------------------------- accidents
 
@@ -182,15 +203,60 @@ def killed(rank: int, step: int) -> None:
         _before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def preempted(rank: int, step: int, number: int = signal.SIGTERM) -> None:
-    """One process gets a signal, twice, as from a scheduler and from torchrun."""
+def preempted(rank: int, step: int, again: float = 0.0) -> None:
+    """One process gets SIGTERM, and so many seconds later once more, as from a scheduler and from torchrun."""
 
     def signal_twice() -> None:
-        for _ in range(2):
-            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        repeat = threading.Timer(again, os.kill, [os.getpid(), signal.SIGTERM])
+        repeat.daemon = True
+        repeat.start()
 
     if _rank() == rank:
         _before_step(step, signal_twice)
+
+
+def slow_save(step: int, seconds: float, number: int | None = None) -> None:
+    """The save of that step takes long, and in the middle of it the process gets a signal."""
+    from glassgpt.checkpoint import save_checkpoint as save
+
+    def slow(directory: Path, snapshot: Any, config: Any, tokenizer: Any, state: Any) -> Path:
+        if state.step == step:
+            time.sleep(seconds / 2)
+            if number is not None:
+                os.kill(os.getpid(), number)
+            time.sleep(seconds / 2)
+        return save(directory, snapshot, config, tokenizer, state)
+
+    mock.patch("glassgpt.recorder.save_checkpoint", slow).start()
+
+
+def stuck_in_forward(rank: int, step: int) -> None:
+    """One rank never ends a forward pass, while the others wait for its gradients."""
+    from glassgpt.model import GPT
+
+    forward, state = GPT.forward, {"on": False}
+
+    def slow(model: GPT, *arguments: Any, **options: Any) -> Any:
+        if state["on"]:
+            time.sleep(1000)
+        return forward(model, *arguments, **options)
+
+    mock.patch.object(GPT, "forward", slow).start()
+    if _rank() == rank:
+        _before_step(step, lambda: state.update(on=True))
+
+
+def stuck_in_evaluation(rank: int) -> None:
+    """One rank never ends its share of an evaluation."""
+    from glassgpt.evaluate.loss import measure_stream as measure
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if _rank() == rank:
+            time.sleep(1000)
+        return measure(*arguments, **options)
+
+    mock.patch("glassgpt.evaluate.loss.measure_stream", slow).start()
 
 
 def poisoned(rank: int, step: int, what: str) -> None:
@@ -262,9 +328,9 @@ def full_disk(save: int) -> None:
     mock.patch("glassgpt.checkpoint.write_tensors", failing).start()
 
 
-ACCIDENTS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (raising, stuck, stopped, killed, preempted, poisoned, other_code, other_data, missing_data, full_disk)
-}
+_WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
+_WAYS_TO_FAIL = (raising, killed, poisoned, other_code, other_data, missing_data, full_disk)
+ACCIDENTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)}
 
 # ------------------------------------------------------------------------------------------------------------------ program
 

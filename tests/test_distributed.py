@@ -216,6 +216,15 @@ def test_recomputed_and_compiled_blocks_train_alike(harness: Harness, tmp_path: 
     assert losses_of(tmp_path / "compiled") == pytest.approx(plain, rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_blocks_are_compiled_under_each_strategy(harness: Harness, tmp_path: Path, text: Path, kind: str) -> None:
+    """Hooks around a block and recomputation in it both may keep the compiler away, without a word."""
+    config = settings(text, steps=2, model={"n_layer": 2}, activation_checkpointing=kind)
+    for strategy in ("ddp", "fsdp"):
+        found = harness.run(2, "compiled_operators", config={**config, "strategy": strategy}, out=tmp_path / strategy)
+        assert min(found) >= 15, strategy  # a block has some twenty
+
+
 # -------------------------------------------------------------------------------------------------------------- unbreakable
 
 
@@ -245,7 +254,7 @@ def test_a_preempted_rank_makes_all_save_the_same_step_and_the_run_goes_on_to_th
     config = {**settings(text, **changes), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(size, "train", config=config, out=whole)
-    harness.run(size, "train_with", patch="preempted", config=config, out=run, options={"rank": size - 1, "step": 6})
+    harness.run(size, "train_with", accidents={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
     assert (status["state"], status["step"], status["processes"]) == ("preempted", 6, size)
     assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
@@ -258,10 +267,13 @@ def error_lines(ended: list[Ended]) -> list[str]:
     return [line for each in ended for line in each.errors.splitlines() if "error: " in line]
 
 
-def accident(harness: Harness, size: int, patch: str, config: dict[str, Any], out: Path, **options: Any) -> list[Ended]:
+def accident(
+    harness: Harness, size: int, patch: str, config: dict[str, Any], out: Path, also: dict[str, Any] | None = None, **options: Any
+) -> list[Ended]:
     """How the ranks of a run end in which something goes wrong; a hang is noticed after 3 seconds."""
     environment = {"GLASSGPT_HANG_SECONDS": "3"}
-    harness.start(size, "train_with", environment=environment, patch=patch, config=config, out=out, options=options)
+    accidents = {patch: options} | (also or {})
+    harness.start(size, "train_with", environment=environment, accidents=accidents, config=config, out=out)
     return harness.ended()
 
 
@@ -279,15 +291,30 @@ def test_an_exception_on_any_rank_is_told_with_its_number_and_ends_all(harness: 
     assert f"rank {rank} of 3" in status["error"] or rank == 0
 
 
-@pytest.mark.parametrize("kind", ["stuck", "stopped"])
+@pytest.mark.parametrize("kind", ["stuck", "stopped", "stuck_in_forward"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_the_others_wait_for_in_vain_is_named(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
     ended = accident(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
     (line,) = error_lines(ended)
     assert re.search(rf"error: rank {rank} \(.*process \d+\) is missing: ", line), line
-    assert "the start" in line or "update 2" in line
+    # A stopped process has last shown itself when it began, a second before it was stopped or less.
+    assert {"stuck": "update 2", "stopped": "last seen at", "stuck_in_forward": "update 3, forward"}[kind] in line
     assert ended[1 - rank].status == 1
     assert ended[rank].status in (1, -signal.SIGKILL)  # who is stopped cannot end by itself: torchrun kills it
+
+
+def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
+    ended = accident(harness, 2, "stuck_in_evaluation", settings(text), tmp_path / "run", rank=1)
+    (line,) = error_lines(ended)
+    assert re.search(r"error: rank 1 \(.*\) is missing: at the evaluation of step 0 for", line), line
+
+
+def test_where_no_rank_goes_on_all_places_are_told(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """Both ranks are stuck: nobody waits for anybody."""
+    accidents = {"stuck_in_forward": {"rank": 0, "step": 3}}
+    ended = accident(harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=accidents, rank=0, step=3)
+    (line,) = error_lines(ended)
+    assert re.search(r"no rank has gone on for \d+ s .*: rank 0 \(.*\) at micro-batch 1 of update 3, forward", line), line
 
 
 def test_who_lost_the_connection_says_so(harness: Harness, tmp_path: Path, text: Path) -> None:
@@ -296,7 +323,7 @@ def test_who_lost_the_connection_says_so(harness: Harness, tmp_path: Path, text:
     assert ended[0].status == 2
     (line,) = error_lines(ended)
     assert "rank 0 of 2" in line
-    assert "lost the connection to another rank, which was killed or whose host is gone" in line
+    assert re.search(r"lost the connection to rank 1 \(.*process \d+\), which was killed or whose host is gone", line)
     assert "Traceback" not in ended[0].errors
     assert status_of(tmp_path / "run")["state"] == "failed"
 
@@ -320,6 +347,37 @@ def test_a_number_that_is_not_finite_on_one_rank_is_everybodys(
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003"]
     harness.run(2, "resume", run=run)
     assert differences(whole, run) == []
+
+
+def test_a_run_that_fails_ends_the_save_at_hand(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """Rank 1 is the one that says so, while rank 0 writes."""
+    run = tmp_path / "run"
+    config = settings(text, checkpoint_every=4)
+    ended = accident(harness, 2, "raising", config, run, also={"slow_save": {"step": 4, "seconds": 2.0}}, rank=1, step=5)
+    assert all(each.status for each in ended)
+    assert max(each.seconds for each in ended) < 10
+    assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000004"]
+    open_checkpoint(run / "checkpoints" / "000004")
+
+
+@pytest.mark.parametrize("size", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_save_does_not_lose_it(harness: Harness, tmp_path: Path, text: Path, size: int, number: int) -> None:
+    run = tmp_path / "run"
+    ended = accident(harness, size, "slow_save", settings(text, steps=3), run, step=3, seconds=1.0, number=number)
+    assert [each.status for each in ended] == [0] * max(1, size), ended[0].errors
+    assert status_of(run)["state"] == "finished"
+    open_checkpoint(run / "checkpoints" / "000003")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_signal_does_not_cut_the_save_short(harness: Harness, tmp_path: Path, text: Path, rank: int) -> None:
+    """A second behind the first one, when the rank has left the loop, or waits for the one that writes."""
+    run, slow = tmp_path / "run", {"slow_save": {"step": 5, "seconds": 2.0}}
+    ended = accident(harness, 2, "preempted", settings(text, steps=9), run, also=slow, rank=rank, step=5, again=1.0)
+    assert [each.status for each in ended] == [0, 0], ended[0].errors + ended[1].errors
+    assert (status_of(run)["state"], status_of(run)["step"]) == ("preempted", 5)
+    open_checkpoint(run / "checkpoints" / "000005")
 
 
 def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(harness: Harness, tmp_path: Path, text: Path) -> None:
@@ -346,7 +404,7 @@ def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
     ],
 )
 def test_a_rank_with_other_code_or_data_is_named(harness: Harness, tmp_path: Path, text: Path, patch: str, words: str) -> None:
-    source = {"source": str(write_text(tmp_path / "other.txt", seed=1))} if patch == "other_data" else {}
+    source: dict[str, Any] = {"source": str(write_text(tmp_path / "other.txt", seed=1))} if patch == "other_data" else {}
     ended = accident(harness, 2, patch, settings(text), tmp_path / "run", rank=1, **source)
     (line,) = error_lines(ended)
     assert re.search(words, line)
@@ -361,6 +419,32 @@ def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_pat
     (line,) = error_lines(harness.ended())
     assert "there is already a run at" in line
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_what_is_asked_for_anew_is_not_taken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """A name for the rendezvous that is used again: the same request goes on, another one is refused or, if asked to, replaces."""
+    environment, run = {"TORCHELASTIC_RUN_ID": "nightly"}, tmp_path / "run"
+    for steps, overwrite, expected in ((3, False, 0), (3, True, 0), (4, False, 2), (4, True, 0)):
+        harness.start(2, "train", environment=environment, config=settings(text, steps=steps), out=run, overwrite=overwrite)
+        ended = harness.ended()
+        assert ended[0].status == expected, ended[0].errors
+        assert ("there is already a run" in ended[0].errors) == (expected == 2)
+    assert len(losses_of(run)) == 4
+    (run / "status.json").write_text("")
+    variables = {**environment, "TORCHELASTIC_RESTART_COUNT": "1"}
+    harness.start(2, "train", environment=variables, config=settings(text, steps=4), out=run, overwrite=True)
+    (line,) = error_lines(harness.ended())
+    assert "status.json cannot be read, so nobody knows who began this run; go on with --resume" in line
+    assert len(checkpoint_paths(run / "checkpoints")) == 1  # nothing was removed
+    harness.run(2, "resume", run=run)
+    assert status_of(run)["state"] == "finished"  # which a kill had kept from being written, say
+
+
+def test_processes_that_do_not_divide_a_runs_batch_are_told_which_do(harness: Harness, tmp_path: Path, text: Path) -> None:
+    harness.run(0, "train", config=settings(text, steps=2, batch_tokens=64), out=tmp_path / "run")
+    harness.start(3, "resume", run=tmp_path / "run", steps=4)
+    (line,) = error_lines(harness.ended())
+    assert "3 processes cannot share this run's 4 sequences a step; go on with it on 1, 2, 4" in line
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate"])
