@@ -174,8 +174,8 @@ def test_ranks_share_what_fsdp_shards_and_ddp_holds_whole() -> None:
     run = config()
     one, ddp, fsdp = (memory_a_rank(run, *how, "float32") for how in ((1, "ddp"), (4, "ddp"), (2, "fsdp")))
     assert (ddp.weights, ddp.optimizer) == (one.weights, one.optimizer)
-    assert ddp.gradients == one.gradients  # of one micro-step; of several there are two sets: the buckets, and what is added up
-    assert memory_a_rank(run, 2, "ddp", "float32").gradients == 2 * one.gradients
+    assert ddp.gradients == one.gradients  # which are the buckets, also of several micro-steps
+    assert memory_a_rank(run, 2, "ddp", "float32").gradients == one.gradients
     for part in ("weights", "gradients", "optimizer"):
         assert 2 * getattr(fsdp, part) == pytest.approx(getattr(one, part), abs=16)
 

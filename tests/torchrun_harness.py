@@ -55,6 +55,8 @@ class Killer:
     def __init__(self, run: Path, ranks: int, draw: random.Random) -> None:
         self.run, self.ranks, self.draw = run, ranks, draw
         self.kills: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.hits: dict[str, int] = dict.fromkeys(KINDS[1:], 0)
+        """Kills that were seen to leave a save, or an evaluation, half done."""
         self.lost: list[tuple[int, int]] = []
         """Steps that had been saved, and the earlier ones that the ranks went on from."""
 
@@ -87,9 +89,13 @@ class Killer:
         time.sleep(self.draw.uniform(0, {"step": 0.2, "save": 0.02, "evaluation": 0.02}[kind]))
         victims = ranks_below(agent)
         saved = self.saved_step()
-        pids = {rank.pid for rank in victims.values()}
-        os.kill(self.draw.choice(sorted(pids)), signal.SIGKILL)
+        rank = 0 if kind == "save" else self.draw.choice(sorted(victims))  # the first one writes
+        os.kill(victims[rank].pid, signal.SIGKILL)
         self.kills[kind] += 1
+        if kind == "evaluation":
+            self.hits[kind] += _is_evaluating(self.run)
+        elif kind == "save":
+            self.hits[kind] += any((self.run / "checkpoints").glob(".partial-0*"))
         status = self.status()
         wait_for(agent, lambda: self.status().get("pid") not in (None, status.get("pid")) and self.status().get("state") == "running")
         gone_on_from = int(self.status()["step"])
@@ -175,6 +181,7 @@ def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, prog
         "strategy": strategy,
         "seed": seed,
         "kills": killer.kills,
+        "hits": killer.hits,
         "seconds": time.monotonic() - begin,
         "status": status,
         "state": killer.status().get("state"),

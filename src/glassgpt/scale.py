@@ -121,9 +121,8 @@ def _whole_moments(
 ) -> dict[str, Memory]:
     summary = ModelSummary(config.model)
     all_gradients = summary.parameters * FLOAT32
-    # A micro-step before this one has left all gradients; under DDP those of an update's first backward passes lie beside the
-    # buckets, which are there at all times.
-    present = all_gradients * ((processes > 1) + (batch.micro_steps > 1))
+    # DDP's buckets are there at all times, and are the gradients; else a micro-step before this one has left all of them.
+    present = all_gradients if processes > 1 or batch.micro_steps > 1 else 0
     memory = Memory(all_gradients, present, _moments_of_optimizer(config), 0, 0, 0, 0)
     activations = head.embedded + sum(block.kept for block in blocks)
     copies = _copies(config.model, precision)
