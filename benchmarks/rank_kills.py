@@ -34,7 +34,7 @@ def main() -> int:
             continue
         outcome = json.loads(last)
         hits = {kind: f" ({count} hit one)" for kind, count in outcome["hits"].items()}
-        kinds = ", ".join(f"{count} meant for a {kind}{hits.get(kind, '')}" for kind, count in outcome["kills"].items())
+        kinds = ", ".join(f"{count} meant for a(n) {kind}{hits.get(kind, '')}" for kind, count in outcome["kills"].items())
         print(f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: {sum(outcome['kills'].values())} kills ({kinds})", end="")
         print(f" in {outcome['seconds']:.0f} s; {len(outcome['steps_lost'])} saved steps lost; ", end="")
         differing = outcome["differences"] + outcome["left_behind"]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -516,6 +517,21 @@ def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Pa
         with pytest.raises(UserError, match=message):
             train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_run_that_is_removed_ends_and_writes_nothing_into_another_ones_place(tmp_path: Path, text: Path) -> None:
+    run = tmp_path / "run"
+
+    class Removing(Quiet):
+        def step(self, record: Any) -> None:
+            if record["step"] == 3:
+                shutil.rmtree(run)
+                run.mkdir()
+                (run / "config.toml").write_text("another run's")
+
+    with pytest.raises(UserError, match=r"run was removed while it was training"):
+        train(tiny_config(text, checkpoint_every=0, eval_every=0), run, progress=Removing())
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
 
 
 def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path, text: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from .checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
+from .errors import UserError
 from .files import write_atomic
 from .progress import Progress
 from .run_directory import MetricsLog, RunDirectory, State
@@ -70,6 +71,8 @@ class RunRecorder(Recorder):
         self._progress.started(self._run.path, trainer.config, str(ModelSummary(trainer.config.model)), trainer.step, trainer.steps)
 
     def step(self, record: Mapping[str, Any]) -> None:
+        if self._metrics.is_removed:  # by now another run may be in its place
+            raise UserError(f"the run {self._run.path} was removed while it was training; nothing more is written there")
         self._background.check()
         self._metrics.write(record)
         self._progress.step(record)
@@ -100,6 +103,7 @@ class RunRecorder(Recorder):
             self._metrics.sync()  # first: a checkpoint counts on all records up to its step
             save_checkpoint(run.checkpoints, snapshot, config, tokenizer, state)
             prune_checkpoints(run.checkpoints, config.keep_checkpoints, best_step)
+            self._write_status("running", state.step)
 
         self._background.start(write)
 
@@ -113,12 +117,17 @@ class RunRecorder(Recorder):
         self._background.finish(timeout)
 
     def status(self, state: State, error: str | None = None) -> None:
+        self._write_status(state, self._trainer.step, error)
+
+    def _write_status(self, state: State, step: int, error: str | None = None) -> None:
         ranks = self._trainer.ranks
-        facts = {"step": self._trainer.step, "steps": self._trainer.steps, "processes": ranks.size}
+        facts = {"step": step, "steps": self._trainer.steps, "processes": ranks.size}
         told = {"launch": ranks.launch, "request": self._request} | ({} if error is None else {"error": error})
         self._run.write_status(state, **facts, host=socket.gethostname(), pid=os.getpid(), **told)
 
     def fail(self, reason: str) -> None:
+        if self._metrics.is_removed:
+            return
         with suppress(Exception):
             self.finish(LAST_WRITE)
         with suppress(Exception):

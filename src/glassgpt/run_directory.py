@@ -197,6 +197,11 @@ class MetricsLog:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether somebody has removed the file, and with it the run most likely: what is written here, nobody will read."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
     def sync(self) -> None:
         """Wait until all records are on the disk, as a checkpoint that counts on them needs."""
         with explained("write", self._path):

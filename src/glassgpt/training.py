@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,18 @@ def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool
     run that they began goes on.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with _signals_of_launch() as caught, joined() as ranks:
+    with ExitStack() as until_parted, joined() as ranks:
         progress = _shown_by(ranks, progress)
         if ranks.gather(ranks.is_first and _is_begun(run, config, ranks))[0]:
             progress.message(f"going on with {run.path}, which this call of torchrun began")
-            stopped_by = _resume(run, ranks, progress, caught, wait=SETTLING)
+            stopped_by = _resume(run, ranks, progress, until_parted, wait=SETTLING)
         else:
-            stopped_by = _train(config, run, overwrite, ranks, progress, caught)
+            stopped_by = _train(config, run, overwrite, ranks, progress, until_parted)
     return _ended(run, stopped_by)
 
 
 def _train(
-    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, caught: list[int] | None
+    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, until_parted: ExitStack
 ) -> int | None:
     if ranks.is_first:
         run.require_free(overwrite)
@@ -84,7 +84,7 @@ def _train(
             recorder.status("running")  # with launch and request, for `_is_begun`
             run.write_config(trainer.config)
             run.cut_back(0)
-        return _run_to_end(run, trainer, recorder, progress, caught)
+        return _run_to_end(run, trainer, recorder, progress, until_parted)
 
 
 def _ended(run: RunDirectory, stopped_by: int | None) -> Path:
@@ -123,12 +123,12 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
-    with _signals_of_launch() as caught, joined() as ranks:
+    with ExitStack() as until_parted, joined() as ranks:
         if ranks.is_first:
             directory.require_run()
         # Started again by torchrun: what is left of the ranks before may need a moment to end.
         wait = SETTLING if ranks.launch is not None and directory.read_status().get("launch") == ranks.launch else 0.0
-        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), caught, steps, strategy, wait)
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, strategy, wait)
     return _ended(directory, stopped_by)
 
 
@@ -136,7 +136,7 @@ def _resume(
     run: RunDirectory,
     ranks: Ranks,
     progress: Progress,
-    caught: list[int] | None,
+    until_parted: ExitStack,
     steps: int | None = None,
     strategy: str | None = None,
     wait: float = 0.0,
@@ -162,7 +162,7 @@ def _resume(
                 run.write_config(config)
                 remove_later_checkpoints(run.checkpoints, trainer.step)
                 recorder.status("running")
-            return _run_to_end(run, trainer, recorder, progress, caught)
+            return _run_to_end(run, trainer, recorder, progress, until_parted)
 
 
 def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
@@ -242,13 +242,17 @@ def _compare_environments(before: dict[str, Any], now: dict[str, Any], progress:
         progress.message(f"warning: not the environment that the run began in, so its bits may differ: {'; '.join(changed)}")
 
 
-def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress, caught: list[int] | None) -> int | None:
-    """Train until the last step is saved, or that of a signal, which is returned. `caught`: where signals are collected already."""
-    trainer.ranks.on_failure(recorder.fail)
+def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progress: Progress, until_parted: ExitStack) -> int | None:
+    """Train until the last step is saved, or that of a signal, which is returned.
+
+    Signals are collected from here on until the ranks have parted: torchrun may repeat its own at any time.
+    """
     recorder.begin()
+    trainer.ranks.on_failure(recorder.fail)
     try:
-        with matmul_precision(trainer.precision), _signals(once=True) if caught is None else nullcontext(caught) as signals:
-            stopped_by = _loop(run, trainer, recorder, signals)
+        caught = until_parted.enter_context(_signals(once=not launched()))
+        with matmul_precision(trainer.precision):
+            stopped_by = _loop(run, trainer, recorder, caught)
             recorder.finish()
     except KeyboardInterrupt:  # a second one: what is not saved is lost
         recorder.status("interrupted")
@@ -259,7 +263,8 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
         progress.finished(run.path)
         return None
     recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
-    progress.message(f"stopped at step {trainer.step} and saved; go on with: {program()} train --resume {shlex.quote(str(run.path))}")
+    command = f"torchrun … -m {__package__}" if launched() else program()
+    progress.message(f"stopped at step {trainer.step} and saved; go on with: {command} train --resume {shlex.quote(str(run.path))}")
     return stopped_by
 
 
@@ -391,16 +396,6 @@ def sample(trainer: Trainer, model: GPT) -> list[str]:
     for piece in sampler(model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)):
         texts[piece.sample] += piece
     return texts
-
-
-@contextmanager
-def _signals_of_launch() -> Iterator[list[int] | None]:
-    """Under torchrun, collect signals from the start to the end of the ranks' common work: torchrun may repeat its own at any time."""
-    if not launched():
-        yield None
-        return
-    with _signals(once=False) as caught:
-        yield caught
 
 
 @contextmanager

@@ -93,6 +93,9 @@ class Ranks:
     def leave(self) -> None:
         """The end of the work that the ranks have in common: each may go its way."""
 
+    def part(self) -> None:
+        """This rank goes its way, whatever the others do."""
+
     def on_failure(self, tell: Callable[[str], None]) -> None:
         """Have `tell` called with the reason when an exception here, or another rank's failure, ends this rank; maybe in another thread."""
         self._tell = tell
@@ -168,7 +171,7 @@ class Group(Ranks):
             self._watch.mark(f"{place}/{host}")
         for other in range(hosts):
             self._wait_for_mark(f"{place}/{other}")
-        self.at(f"behind {place}")
+        self.at("the start of training")
 
     def _wait_for_mark(self, key: str) -> None:
         while not self._watch.is_marked(key):  # no collective, which would give up: this may take hours
@@ -180,6 +183,9 @@ class Group(Ranks):
     def leave(self) -> None:
         self.at("the end", may_last=True)
         self.numbers([0])
+        self.part()
+
+    def part(self) -> None:
         self._watch.stop()
 
     def fail(self, error: Exception) -> NoReturn:
@@ -227,6 +233,9 @@ def joined() -> Iterator[Ranks]:
         ranks.leave()
     except Exception as error:
         ranks.fail(error)
+    except KeyboardInterrupt:
+        ranks.part()
+        raise
 
 
 def _connect(rank: int, *, may_hold: bool = True) -> TCPStore:

@@ -23,9 +23,12 @@ def patience() -> float:
     """Seconds after which a rank that the others wait for counts as missing."""
     text = os.environ.get("GLASSGPT_HANG_SECONDS", "600")
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, got {text!r}") from None
+        seconds = 0.0
+    if not seconds >= 3 * PERIOD:
+        raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, at least {3 * PERIOD:.0f}, got {text!r}")
+    return seconds
 
 
 @dataclass(frozen=True)
