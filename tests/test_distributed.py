@@ -88,10 +88,16 @@ def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: H
 MODERN = {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "n_head": 4, "n_kv_head": 2, "tied_head": False, "bias": False}
 
 
-@pytest.mark.parametrize("accumulated", [False, True], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+PROCESSES = [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "accumulated", "processes"),
+    [("adamw", False, [*PROCESSES, (1, "fsdp")]), ("adamw", True, PROCESSES), ("muon", True, [(3, "ddp"), (2, "fsdp"), (4, "fsdp")])],
+    ids=["adamw", "adamw accumulated", "muon accumulated"],
+)
 def test_fifty_steps_are_the_same_on_any_number_of_processes(
-    harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool
+    harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool, processes: list[tuple[int, str]]
 ) -> None:
     """Losses and gradient norms to 1e-5 relative, weights to 1e-5: DDP and FSDP, Muon on sharded fused matrices included."""
     config = settings(
@@ -106,30 +112,12 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
     norms = [record["grad_norm"] for record in records_of(one) if "grad_norm" in record]
     assert losses_of(one)[-1] < 0.8 * losses_of(one)[0]  # it learns, so equality says something
     assert max(norms) > 0.83 > min(norms)  # and so does clipping
-    for size, strategy in ((2, "ddp"), (4, "ddp"), (1, "fsdp"), (2, "fsdp"), (3, "fsdp"), (4, "fsdp")):
+    for size, strategy in processes:
         run = tmp_path / f"{strategy}{size}"
         harness.run(size, "train", config={**config, "strategy": strategy}, out=run)
         assert losses_of(run) == pytest.approx(losses_of(one), rel=TOLERANCE), run.name
         assert [r["grad_norm"] for r in records_of(run) if "grad_norm" in r] == pytest.approx(norms, rel=20 * TOLERANCE), run.name
         assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_two_runs_on_as_many_processes_are_the_same_bits(harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str) -> None:
-    config = settings(
-        text,
-        model={"dropout": 0.1},
-        optim={"name": "muon"},
-        steps=12,
-        eval_every=4,
-        checkpoint_every=4,
-        sample={"count": 1},
-        strategy=strategy,
-    )
-    for name in ("one", "other"):
-        harness.run(size, "train", config=config, out=tmp_path / name)
-    assert differences(tmp_path / "one", tmp_path / "other") == []
 
 
 def test_dropout_is_drawn_by_micro_batch_whichever_rank_has_it(harness: Harness, tmp_path: Path, text: Path) -> None:
@@ -216,13 +204,12 @@ def test_recomputed_and_compiled_blocks_train_alike(harness: Harness, tmp_path: 
     assert losses_of(tmp_path / "compiled") == pytest.approx(plain, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["none", "selective", "full"])
-def test_blocks_are_compiled_under_each_strategy(harness: Harness, tmp_path: Path, text: Path, kind: str) -> None:
+@pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp", "none"), ("fsdp", "full")])
+def test_blocks_are_compiled_under_each_strategy(harness: Harness, tmp_path: Path, text: Path, strategy: str, kind: str) -> None:
     """Hooks around a block and recomputation in it both may keep the compiler away, without a word."""
-    config = settings(text, steps=2, model={"n_layer": 2}, activation_checkpointing=kind)
-    for strategy in ("ddp", "fsdp"):
-        found = harness.run(2, "compiled_operators", config={**config, "strategy": strategy}, out=tmp_path / strategy)
-        assert min(found) >= 15, strategy  # a block has some twenty
+    config = settings(text, steps=2, model={"n_layer": 2}, activation_checkpointing=kind, strategy=strategy)
+    found = harness.run(2, "compiled_operators", config=config, out=tmp_path / "run")
+    assert min(found) >= 15  # a block has some twenty
 
 
 # -------------------------------------------------------------------------------------------------------------- unbreakable
@@ -249,7 +236,7 @@ def test_one_two_four_two_one_process_and_both_strategies_in_one_chain(harness: 
 def test_a_preempted_rank_makes_all_save_the_same_step_and_the_run_goes_on_to_the_same_bits(
     harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str
 ) -> None:
-    """SIGTERM to the last rank, twice, as a scheduler and torchrun send it. All exit 0, and nothing of the run is another one."""
+    """SIGTERM to the last rank, twice, as from a scheduler and torchrun. All exit 0; the end is that of another run, which ran through."""
     changes: dict[str, Any] = {"model": {"dropout": 0.1}, "optim": {"name": "muon"}, "steps": 12, "eval_every": 4, "checkpoint_every": 4}
     config = {**settings(text, **changes), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -291,8 +278,7 @@ def test_an_exception_on_any_rank_is_told_with_its_number_and_ends_all(harness: 
     assert f"rank {rank} of 3" in status["error"] or rank == 0
 
 
-@pytest.mark.parametrize("kind", ["stuck", "stopped", "stuck_in_forward"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("kind", "rank"), [("stuck", 0), ("stopped", 0), ("stopped", 1), ("stuck_in_forward", 1)])
 def test_a_rank_that_the_others_wait_for_in_vain_is_named(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
     ended = accident(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
     (line,) = error_lines(ended)
@@ -328,8 +314,7 @@ def test_who_lost_the_connection_says_so(harness: Harness, tmp_path: Path, text:
     assert status_of(tmp_path / "run")["state"] == "failed"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(("what", "strategy"), [("loss", "ddp"), ("gradient", "fsdp")])
 def test_a_number_that_is_not_finite_on_one_rank_is_everybodys(
     harness: Harness, tmp_path: Path, text: Path, what: str, strategy: str
 ) -> None:
