@@ -257,8 +257,8 @@ def error_lines(ended: list[Ended]) -> list[str]:
 def accident(
     harness: Harness, size: int, patch: str, config: dict[str, Any], out: Path, also: dict[str, Any] | None = None, **options: Any
 ) -> list[Ended]:
-    """How the ranks of a run end in which something goes wrong; a hang is noticed after 3 seconds."""
-    environment = {"GLASSGPT_HANG_SECONDS": "3"}
+    """How the ranks of a run end in which something goes wrong; a hang is noticed after 2 seconds."""
+    environment = {"GLASSGPT_HANG_SECONDS": "2"}
     accidents = {patch: options} | (also or {})
     harness.start(size, "train_with", environment=environment, accidents=accidents, config=config, out=out)
     return harness.ended()
