@@ -258,6 +258,7 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
         recorder.status("interrupted")
         raise
     recorder.close()
+    trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run
     if stopped_by is None:
         recorder.status("finished")
         progress.finished(run.path)
