@@ -71,6 +71,7 @@ def new_trainer(
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         items, is_all = _open_hellaswag(config)
+    ranks.at("the start of training")
     if start is not None:
         model, config = _start_from(start, config, device)
     else:

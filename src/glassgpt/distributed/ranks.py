@@ -114,7 +114,7 @@ class Group(Ranks):
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.launch = _launch()
         if not dist.is_initialized():  # a process's second run goes on with the group of its first
-            store = _connect(self.rank)
+            store = _connect(_holds_store(self.rank))
             start = _meet(store, self.rank, self.size)
             # A hang is found by the watch below, which names the missing rank; PyTorch's own limit comes after it.
             limit = timedelta(seconds=max(1800.0, 3 * patience()))
@@ -122,7 +122,7 @@ class Group(Ranks):
             dist.init_process_group(backend, store=PrefixStore(start, store), rank=self.rank, world_size=self.size, timeout=limit)
             atexit.register(dist.destroy_process_group)
         run = self.gather(uuid.uuid4().hex)[0]
-        self._watch = Watch(PrefixStore(run, _connect(self.rank, may_hold=False)), self.rank, self.size)
+        self._watch = Watch(PrefixStore(run, _connect(holds=False)), self.rank, self.size)
         self.gather(None)  # all have shown themselves
         self._watch.start()
 
@@ -171,14 +171,13 @@ class Group(Ranks):
             self._watch.mark(f"{place}/{host}")
         for other in range(hosts):
             self._wait_for_mark(f"{place}/{other}")
-        self.at("the start of training")
 
     def _wait_for_mark(self, key: str) -> None:
         while not self._watch.is_marked(key):  # no collective, which would give up: this may take hours
             time.sleep(PERIOD / 4)
 
     def on_failure(self, tell: Callable[[str], None]) -> None:
-        self._tell = self._watch.tell = tell
+        self._watch.tell = tell
 
     def leave(self) -> None:
         self.at("the end", may_last=True)
@@ -201,11 +200,11 @@ class Group(Ranks):
         bomb = threading.Timer(LAST_WORDS, end_process)
         bomb.daemon = True
         bomb.start()
-        self._tell(first.reason)
+        self._watch.tell(first.reason)
         if first.by != self.rank:
             end_process()
         self._watch.stop()
-        if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if _holds_store(self.rank):
             time.sleep(2 * PERIOD)  # the store is this process's own: the others are to read in it why they end
         if is_broken or isinstance(error, UserError):
             raise RankError(reason) from error
@@ -238,9 +237,13 @@ def joined() -> Iterator[Ranks]:
         raise
 
 
-def _connect(rank: int, *, may_hold: bool = True) -> TCPStore:
-    """The store by which the ranks find each other: torchrun's, or the one that rank 0 holds."""
-    holds = may_hold and rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def _holds_store(rank: int) -> bool:
+    """Whether the store by which the ranks find each other is this process's, and not torchrun's."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _connect(holds: bool) -> TCPStore:
+    """A connection to the store; `holds`: to a new one, of this process."""
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError):

@@ -168,14 +168,12 @@ class Watch(threading.Thread):
         for rank, (seen, still) in enumerate(zip(sightings, idle, strict=True)):
             silent = self._seconds_since(f"beat of {rank}", seen.beat)
             if silent > self._patience:
-                reason = f"rank {rank} ({seen.process}) is missing: not heard from for {silent:.0f} s, last seen at {seen.place}"
+                why = f"not heard from for {silent:.0f} s, last seen at {seen.place}"
             elif seen.count < furthest.count and not seen.may_last and still > self._patience:
-                reason = (
-                    f"rank {rank} ({seen.process}) is missing: at {seen.place} for {still:.0f} s, while others wait at {furthest.place}"
-                )
+                why = f"at {seen.place} for {still:.0f} s, while others wait at {furthest.place}"
             else:
                 continue
-            return self._announced(reason)
+            return self._announced(f"rank {rank} ({seen.process}) is missing: {why}")
         if min(idle) > self._patience and not any(seen.may_last for seen in sightings):
             places = "; ".join(f"rank {rank} ({seen.process}) at {seen.place}" for rank, seen in enumerate(sightings))
             return self._announced(f"no rank has gone on for {min(idle):.0f} s (GLASSGPT_HANG_SECONDS sets how many are allowed): {places}")
