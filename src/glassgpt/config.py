@@ -419,6 +419,10 @@ class TrainConfig(Checked):
             )
         return self.batch_size // processes
 
+    def micro_steps(self, processes: int) -> int:
+        """Forward and backward passes an update on each of so many processes, as even as they can be."""
+        return math.ceil(self.share_of_batch(processes) / self.micro_batch_size)
+
     @property
     def batch_size(self) -> int:
         """Sequences an update."""

@@ -74,8 +74,7 @@ class Batch:
 
 def batch_a_rank(config: TrainConfig, processes: int) -> Batch:
     """The batch arithmetic of `train_step`. Raises `UserError` where the processes do not divide the batch."""
-    sequences = config.share_of_batch(processes)
-    micro_steps = -(-sequences // config.micro_batch_size)
+    sequences, micro_steps = config.share_of_batch(processes), config.micro_steps(processes)
     return Batch(sequences, micro_steps, -(-sequences // micro_steps), config.batch_tokens)
 
 

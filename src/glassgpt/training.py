@@ -327,7 +327,7 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
     rows = torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))).to(trainer.device)
-    micro_batches = rows.tensor_split(math.ceil(len(rows) / config.micro_batch_size))
+    micro_batches = rows.tensor_split(config.micro_steps(ranks.size))
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
