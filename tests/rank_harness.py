@@ -4,6 +4,7 @@ Run as a program it reads a request a line from standard input, and answers a li
 asked to do are the functions under «tasks». `Harness` is the caller's side.
 """
 
+import functools
 import json
 import os
 import signal
@@ -203,6 +204,13 @@ def killed(rank: int, step: int) -> None:
         _before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def killed_at_the_end(rank: int) -> None:
+    """One process is killed when all is done, but for the ranks to part."""
+    if _rank() == rank:
+        kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+        mock.patch("glassgpt.distributed.ranks.Group.leave", side_effect=kill).start()
+
+
 def preempted(rank: int, step: int, again: float = 0.0) -> None:
     """One process gets SIGTERM, and so many seconds later once more, as from a scheduler and from torchrun."""
 
@@ -329,7 +337,7 @@ def full_disk(save: int) -> None:
 
 
 _WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
-_WAYS_TO_FAIL = (raising, killed, poisoned, other_code, other_data, missing_data, full_disk)
+_WAYS_TO_FAIL = (raising, killed, killed_at_the_end, poisoned, other_code, other_data, missing_data, full_disk)
 ACCIDENTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)}
 
 # ------------------------------------------------------------------------------------------------------------------ program

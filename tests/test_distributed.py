@@ -314,6 +314,14 @@ def test_who_lost_the_connection_says_so(harness: Harness, tmp_path: Path, text:
     assert status_of(tmp_path / "run")["state"] == "failed"
 
 
+def test_a_run_that_is_written_stays_finished_whoever_is_lost_then(harness: Harness, tmp_path: Path, text: Path) -> None:
+    ended = accident(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
+    assert [each.status for each in ended] == [2, -signal.SIGKILL]
+    (line,) = error_lines(ended)
+    assert "lost the connection to rank 1" in line
+    assert status_of(tmp_path / "run")["state"] == "finished"
+
+
 @pytest.mark.parametrize(("what", "strategy"), [("loss", "ddp"), ("gradient", "fsdp")])
 def test_a_number_that_is_not_finite_on_one_rank_is_everybodys(
     harness: Harness, tmp_path: Path, text: Path, what: str, strategy: str

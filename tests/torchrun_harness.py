@@ -128,14 +128,14 @@ EVAL_EVERY = 6
 
 
 def _write_config(folder: Path, steps: int) -> Path:
-    """A run whose steps take some 20 ms on each rank; both optimizers, dropout and accumulation."""
+    """A run of short steps; both optimizers, dropout and accumulation."""
     config = tiny_config(
         write_text(folder / "text.txt", 60_000),
         model={"dropout": 0.1, "n_layer": 3, "n_embd": 96, "n_head": 4, "context_length": 64},
         optim={"name": "muon", "lr": 2e-3},
         steps=steps,
-        batch_tokens=64 * 24,
-        micro_batch_size=4,
+        batch_tokens=64 * 12,
+        micro_batch_size=2,
         eval_every=EVAL_EVERY,
         eval_tokens=4096,
         checkpoint_every=4,
@@ -147,7 +147,7 @@ def _write_config(folder: Path, steps: int) -> Path:
 
 def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Kill ranks of a run, let it end, and compare it with a quiet one."""
-    config = _write_config(folder, steps=60 + 25 * kills)
+    config = _write_config(folder, steps=30 + 15 * kills)
     quiet, run = folder / "quiet", folder / "killed"
     draw = random.Random(seed)
 
