@@ -352,12 +352,16 @@ class TrainConfig(Checked):
     """Tokens an update, of all processes together; a multiple of context_length x processes, reached by gradient accumulation."""
     micro_batch_size: int = 16
     """Largest number of sequences in a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
+    context_start: int | None = None
+    """Begin with shorter sequences: those of context_length are cut into pieces of so many tokens, which double until they are whole."""
+    context_warmup: float = 0.5
+    """Share of the steps in which they are cut, with context_start."""
     seed: int = 1337
     """Seed of initialisation, batches, dropout and samples."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of matrix products; auto is bfloat16 on GPUs that have it, else float32."""
+    precision: Literal["auto", "native", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of matrix products; auto is bfloat16 on GPUs that have it, else float32; native is bfloat16 on CPUs that have it too."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA only (on small CPU models it costs more than it gains)."""
     compile_backend: str = "inductor"
@@ -405,8 +409,30 @@ class TrainConfig(Checked):
                 f"batch_tokens = {self.batch_tokens} is no multiple of model.context_length = {self.model.context_length}; "
                 f"the nearest that works: {nearest}"
             )
+        if self.context_start is not None and self.context_start not in self._shorter_lengths():
+            possible = ", ".join(map(str, self._shorter_lengths())) or "none, since it is odd"
+            raise UserError(
+                f"context_start must be model.context_length = {self.model.context_length} halved once or more "
+                f"({possible}), got {self.context_start}"
+            )
+        self.require("context_warmup", 0 < self.context_warmup <= 1, "above 0 and at most 1")
         if self.cpu_offload and self.strategy != "fsdp":
             raise UserError("cpu_offload is a part of fsdp: give --strategy fsdp beside it")
+
+    def _shorter_lengths(self) -> list[int]:
+        """The context length halved, halved again, and so on, as long as it is even."""
+        lengths, length = [], self.model.context_length
+        while length % 2 == 0:
+            length //= 2
+            lengths.append(length)
+        return lengths
+
+    def sequence_length(self, progress: float) -> int:
+        """Tokens of a sequence in an update, by the share of the updates before it: `context_start`, doubled at even distances."""
+        if self.context_start is None or progress >= self.context_warmup:
+            return self.model.context_length
+        doublings = round(math.log2(self.model.context_length / self.context_start))
+        return self.context_start * 2 ** int(progress / self.context_warmup * doublings)
 
     def share_of_batch(self, processes: int) -> int:
         """Sequences an update on each of so many processes. Raises `UserError` where they do not divide the batch."""

@@ -59,14 +59,24 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The precision that `auto` stands for on a device, or the named one. Raises `UserError` where the device lacks it."""
+    """The precision that `auto` or `native` stands for on a device, or the named one. Raises `UserError` where the device lacks it."""
+    if name == "native" or (name == "auto" and device.type == "cuda"):
+        return "bfloat16" if _multiplies_bfloat16(device) else "float32"
     if name == "auto":
-        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "float32"  # on a CPU bfloat16 is no gain for each model: PyTorch's attention is slow in it on short text
     if name == "tf32" and device.type != "cuda":
         raise UserError(f"precision 'tf32' needs a CUDA device, and this run uses {device.type}; use float32")
     if name == "float16" and device.type == "cpu":
         raise UserError("precision 'float16' trains on GPUs only; on the CPU use float32 or bfloat16")
     return name
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether there are instructions for it, and it is not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextmanager

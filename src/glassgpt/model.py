@@ -176,7 +176,11 @@ class GPT(nn.Module):
         """A model whose weights are still to be filled, without the time and memory of drawing them first."""
         with torch.device("meta"):
             model = cls(config)
-        return model.to_empty(device=device)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                # Module.to_empty does this too, but imports sympy for it, half a second.
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device)))
+        return model
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Literal["mean", "none"] = "mean"

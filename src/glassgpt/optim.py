@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,16 +52,16 @@ class OutlierWatch:
         return found
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest half-orthogonal matrices to a batch (N, R, C), about.
 
     Singular values of at least 0.3 % of the matrix's norm land between 0.68 and 1.21, smaller ones below.
 
-    Five Newton-Schulz steps of a quintic whose coefficients are tuned for a steep slope at zero (Jordan et al., 2024, "Muon").
-    float32 on a CPU, where bfloat16 is emulated and costs a hundred times the time; bfloat16 elsewhere.
+    Five Newton-Schulz steps of a quintic whose coefficients are tuned for a steep slope at zero (Jordan et al., 2024, "Muon"),
+    computed in `dtype`.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x: Tensor = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -83,9 +84,18 @@ class Muon(torch.optim.Optimizer):
     parameters, None where it is one.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float, weight_decay: float, strategy: Strategy) -> None:
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        strategy: Strategy,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": None})
         self._strategy = strategy
+        self._orthogonalize = partial(orthogonalize, dtype=dtype)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -106,7 +116,7 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault(matrix.shape, []).append(matrix)
         for shape, matrices in by_shape.items():
             scale = 0.2 * math.sqrt(max(shape))
-            for matrix, orthogonal in zip(matrices, self._strategy.shared(orthogonalize, torch.stack(matrices)), strict=True):
+            for matrix, orthogonal in zip(matrices, self._strategy.shared(self._orthogonalize, torch.stack(matrices)), strict=True):
                 torch.mul(orthogonal, scale, out=matrix)
         for (parameter, group), direction in zip(members, directions, strict=True):
             update = self._strategy.like(direction, parameter)
@@ -122,8 +132,12 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(momentum, group["momentum"])
 
 
-def build_optimizers(strategy: Strategy, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters, as they lie over the ranks: AdamW alone, or behind Muon on the matrices of the blocks."""
+def build_optimizers(strategy: Strategy, config: OptimConfig, precision: str = "float32") -> list[torch.optim.Optimizer]:
+    """The optimizers of a model's parameters, as they lie over the ranks: AdamW alone, or behind Muon on the matrices of the blocks.
+
+    Muon orthogonalises in bfloat16 on a GPU, and on a CPU where the run's products are: in float32 otherwise, since CPUs that
+    emulate bfloat16 take a hundred times as long for it.
+    """
     model = strategy.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.name == "adamw":
@@ -134,7 +148,9 @@ def build_optimizers(strategy: Strategy, config: OptimConfig) -> list[torch.opti
     taken |= {id(p) for p in single}
     groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
-    return [Muon(groups, config.lr, config.momentum, config.weight_decay, strategy), build_adamw(rest, config)]
+    exact = precision != "bfloat16" and parameters[0].device.type == "cpu"
+    dtype = torch.float32 if exact else torch.bfloat16
+    return [Muon(groups, config.lr, config.momentum, config.weight_decay, strategy, dtype), build_adamw(rest, config)]
 
 
 def build_adamw(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

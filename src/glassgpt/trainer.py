@@ -100,7 +100,7 @@ def new_trainer(
     if config.strategy not in ("auto", strategy.name):
         progress.message(f"one process: strategy = {config.strategy!r} has no effect (torchrun starts several)")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    optimizers = build_optimizers(strategy, config.optim)
+    optimizers = build_optimizers(strategy, config.optim, precision)
     outliers = OutlierWatch(config.optim.skip_outliers)
     trainer = Trainer(config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all)
     if checkpoint is not None:

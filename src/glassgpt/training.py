@@ -328,6 +328,7 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
     ranks.at(f"update {trainer.step + 1}")
     rows = torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))).to(trainer.device)
     micro_batches = rows.tensor_split(config.micro_steps(ranks.size))
+    length = config.sequence_length(trainer.step / trainer.steps)
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
@@ -339,7 +340,7 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
             torch.manual_seed(seed_for(config.seed, "dropout", trainer.step, ranks.rank * len(micro_batches) + index))
         with strategy.synchronized(index + 1 == len(micro_batches)):
             with autocast(trainer.device, trainer.precision):
-                loss: Tensor = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
+                loss: Tensor = strategy.forward(*_inputs_and_targets(micro_batch, length)) * (len(micro_batch) / len(rows))
             ranks.at(f"{place}, backward")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -364,6 +365,11 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
     scaler.update()
     strategy.drop_gradients()
     return {"loss": mean_loss, "lr": lr, "grad_norm": norm} | ({"skipped": True} if is_outlier else {})
+
+
+def _inputs_and_targets(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Rows of tokens (B, T + 1) -> what the model sees and what follows each of these, (B T / length, length) both."""
+    return rows[:, :-1].reshape(-1, length), rows[:, 1:].reshape(-1, length)
 
 
 def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
