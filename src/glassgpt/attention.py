@@ -134,7 +134,8 @@ class FlexKernel(SDPAKernel):
         if self.blocks is None or self.blocks.seq_lengths != (T, T) or self.blocks.kv_num_blocks.device != q.device:
             self.blocks = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, T, T, device=q.device)
         grouped = q.shape[1] != k.shape[1]
-        return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)
+        # Autocast has its fused attention cast all three alike, but not this: a norm leaves q and k in float32.
+        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=self.blocks, enable_gqa=grouped)
 
 
 def build_kernel(config: ModelConfig, span: Span) -> nn.Module:

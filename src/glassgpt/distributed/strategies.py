@@ -30,7 +30,9 @@ class Strategy:
 
     def compile(self, backend: str) -> None:
         """Compile what computes, in place: no wrapper, so names stay as they are."""
-        self.model.compile(backend=backend)
+        # For each shape by itself. Left to guess, the compiler would take every shape that varies in an evaluation for one that
+        # varies in training too, whose kernels would be slower for it.
+        self.model.compile(backend=backend, dynamic=False)
 
     def synchronized(self, is_last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-step; the ranks' gradients meet in the last one of an update at the latest."""
@@ -120,7 +122,7 @@ class FullySharded(Strategy):
 
     def compile(self, backend: str) -> None:
         for block in self.model.blocks:  # between them weights are gathered, which is not to be compiled
-            block.compile(backend=backend)
+            block.compile(backend=backend, dynamic=False)
 
     def whole(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
