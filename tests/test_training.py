@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +319,32 @@ def test_on_the_device_too_a_bad_batch_stops_the_run_as_it_does_else(
     bad["on"] = False
     training.resume(tmp_path / "run", progress=Quiet())
     assert differences(tmp_path / "run", fine) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- compiled
+
+
+def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole graphs, whatever batches an evaluation ends with (10 windows, 10, 4, and one of 15 tokens), however often it comes."""
+    monkeypatch.setattr("glassgpt.evaluate.loss.EVALUATION_TOKENS", 160)
+    inputs: list[list[torch.Size]] = []
+
+    def backend(graph: torch.fx.GraphModule, given: list[Any]) -> Any:
+        inputs.append([x.shape for x in given if isinstance(x, Tensor) and x.dtype == torch.int64])
+        assert all(isinstance(x, Tensor) for x in given), "a size is a variable"
+        return graph.forward
+
+    compile_by: Callable[[Strategy, Any], None] = Strategy.compile
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(Strategy, "compile", lambda strategy, name: compile_by(strategy, backend))
+    config = tiny_config(text, steps=6, eval_every=2, checkpoint_every=2, sample={"count": 1}, compile="on", model={"dropout": 0.1})
+    run = run_of(config, tmp_path / "run")
+    assert [shapes[0] for shapes in inputs] == [(10, 16), (2, 16)]
+    assert not counters["graph_break"]
+    plain = run_of(config.override(compile="off"), tmp_path / "plain")
+    assert [e["val_loss"] for e in evaluations_of(run)] == pytest.approx([e["val_loss"] for e in evaluations_of(plain)], rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------- what is recorded
