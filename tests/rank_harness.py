@@ -166,14 +166,14 @@ def _before_step(step: int, action: Callable[[], object]) -> None:
     """Have this rank do something before that update, once."""
     from glassgpt import training
 
-    update, to_do = training.train_step, [action]
+    update, to_do = training.begin_update, [action]
 
     def instead(trainer: Any, lr: float) -> Any:
         if trainer.step + 1 == step and to_do:
             to_do.pop()()
         return update(trainer, lr)
 
-    mock.patch("glassgpt.training.train_step", instead).start()
+    mock.patch("glassgpt.training.begin_update", instead).start()
 
 
 def raising(rank: int, step: int) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func  # type: ignore[import-untyped]
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glassgpt import loss as loss_module
@@ -162,3 +165,29 @@ def test_float16_gradients_neither_vanish_nor_overflow() -> None:
     for actual, expected in zip(gradients, exact, strict=True):
         assert actual.isfinite().all()
         assert (actual - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_compiler_leaves_the_gradient_in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put off to the backward pass, all logits would have to be kept: that the partitioner sees, where they are the larger ones.
+
+    And it meets no scatter, which would part the pass over the logits in two.
+    """
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", 256)
+    graphs: list[torch.fx.Graph] = []
+
+    def keep(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(module.graph)
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition)
+    hidden = torch.randn(1024, 16, requires_grad=True)
+    weight, targets = torch.randn(2048, 16, requires_grad=True), torch.arange(1024)
+    compiled = torch.compile(cross_entropy, backend=backend, dynamic=False, fullgraph=True)(hidden, weight, targets, 2000)
+    compiled.backward()  # type: ignore[no-untyped-call]
+    found = hidden.grad, weight.grad
+    expected = torch.autograd.grad(cross_entropy(hidden, weight, targets, 2000), (hidden, weight))
+    torch.testing.assert_close(found, expected)
+    forward, backward = ([str(node.target) for node in graph.nodes] for graph in graphs)
+    assert sum("mm" in name for name in forward) == 12  # four chunks of three products
+    assert not any("mm" in name for name in backward)
+    assert not any("aten.scatter" in name for name in forward)

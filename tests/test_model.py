@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glassgpt.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
 from glassgpt.config import ModelConfig, TrainConfig, recipe
+from glassgpt.distributed.strategies import Strategy
 from glassgpt.model import GPT
 from glassgpt.reference import load_source
 from glassgpt.tokenizers import CharacterTokenizer
@@ -256,3 +257,23 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
     assert 0 < abs(loss.item() - exact.item()) < 0.01 * exact.item()
     assert each.mean().item() == pytest.approx(loss.item(), rel=1e-6)
     assert exact.item() == pytest.approx(F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()).item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_with_flex_attention_too_a_model_is_compiled_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of the first pass once was in a graph of its own; and a shorter text in between, not compiled, takes it away from none."""
+    model = GPT.create(config(context_length=256, window=64, attention="flex", position="rope"), 0)
+    ids = torch.zeros(1, 256, dtype=torch.int64)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    Strategy(model).compile(backend)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for _ in range(2):
+            model(ids)
+            with torch.compiler.set_stance("force_eager"):
+                model(ids[:, :100])
+    assert len(graphs) == 1

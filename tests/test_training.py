@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from glassgpt.evaluate.loss import evaluate_data
 from glassgpt.model import GPT
 from glassgpt.optim import OutlierWatch, build_optimizers, lr_at
 from glassgpt.summary import ModelSummary
-from glassgpt.trainer import Trainer
-from glassgpt.training import train, train_step
+from glassgpt.trainer import Trainer, judge_on_device, new_trainer
+from glassgpt.training import Update, begin_update, train, train_step
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
 
 
@@ -218,18 +218,147 @@ def test_an_update_that_is_an_outlier_is_left_out_and_said(tmp_path: Path, text:
     assert [record["step"] for record in steps_of(part) if record.get("skipped")] == [9]
 
 
+# ------------------------------------------------------------------------------- without waiting for the device (as on a GPU)
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a run on the CPU judge its updates as one on a GPU does."""
+    put_together = new_trainer
+
+    def instead(*arguments: Any, **options: Any) -> Trainer:
+        trainer = put_together(*arguments, **options)
+        judge_on_device(trainer)
+        return trainer
+
+    monkeypatch.setattr(training, "new_trainer", instead)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("every", [(4, 3), (0, 100), (1, 1)])
+def test_a_run_that_is_judged_on_the_device_is_the_same(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, every: tuple[int, int]
+) -> None:
+    config = tiny_config(text, eval_every=every[0], checkpoint_every=every[1], optim={"name": optimizer})
+    plain = run_of(config, tmp_path / "plain")
+    on_device(monkeypatch)
+    assert differences(run_of(config, tmp_path / "run"), plain) == []
+
+
+def test_the_next_update_begins_before_the_numbers_are_waited_for(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But before an evaluation and before a save all of them are known."""
+    told: list[str] = []
+    begin, read, evaluate = training.begin_update, Update.read, training._evaluate
+
+    def beginning(trainer: Trainer, lr: float) -> Update:
+        told.append(f"begin {trainer.step + 1}")
+        return begin(trainer, lr)
+
+    def reading(update: Update) -> dict[str, Any]:
+        told.append(f"read {update.step}")
+        return read(update)
+
+    def evaluating(trainer: Trainer, recorder: Any) -> tuple[float, bool]:
+        told.append("evaluate")
+        return evaluate(trainer, recorder)
+
+    monkeypatch.setattr(training, "begin_update", beginning)
+    monkeypatch.setattr(Update, "read", reading)
+    monkeypatch.setattr(training, "_evaluate", evaluating)
+    on_device(monkeypatch)
+    run_of(tiny_config(text, steps=5, eval_every=3, checkpoint_every=0), tmp_path / "run")
+    order = "evaluate, begin 1, begin 2, read 1, begin 3, read 2, read 3, evaluate, begin 4, begin 5, read 4, read 5, evaluate"
+    assert told == order.split(", ")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_on_the_device_too_a_bad_batch_leaves_the_weights(text: Path, what: str, optimizer: str) -> None:
+    """Nor do the good ones behind it change any, as long as nobody has looked."""
+    trainer = trainer_for(tiny_config(text, model={"n_layer": 1}))
+    trainer.optimizers = build_optimizers(trainer.strategy, trainer.config.override(optim={"name": optimizer}).optim)
+    judge_on_device(trainer)
+    model = trainer.strategy.model
+    for trainer.step in range(2):
+        train_step(trainer, lr=1e-2)
+    assert trainer.unfinite is not None
+    assert trainer.unfinite.item() == 0
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    moments = [value.clone() for optimizer in trainer.optimizers for state in optimizer.state.values() for value in state.values()]
+    forward = model.forward
+    model.forward = lambda *given: forward(*given) * (math.nan if what == "loss" else _one_without_gradient(model))  # type: ignore[method-assign]
+    bad = begin_update(trainer, lr=1e-2)
+    model.forward = forward  # type: ignore[method-assign]
+    begin_update(trainer, lr=1e-2)
+    with pytest.raises(training.NonFiniteError, match="step 2: the loss is"):
+        bad.read()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    after = [value for optimizer in trainer.optimizers for state in optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
+
+
+@pytest.mark.parametrize("step", [7, 10])
+def test_on_the_device_too_a_bad_batch_stops_the_run_as_it_does_else(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = tiny_config(text, checkpoint_every=3, eval_every=0)
+    fine = run_of(config, tmp_path / "fine")
+    forward, bad = GPT.forward, {"calls": 0, "on": True}
+
+    def poisoned(model: GPT, *arguments: Any, **options: Any) -> Tensor:
+        loss = forward(model, *arguments, **options)
+        bad["calls"] += model.training
+        return loss * math.nan if bad["on"] and model.training and bad["calls"] == 2 * step else loss
+
+    monkeypatch.setattr(GPT, "forward", poisoned)
+    on_device(monkeypatch)
+    with pytest.raises(UserError, match=f"step {step}: the loss is nan.*nonfinite-{step:06d}.json"):
+        run_of(config, tmp_path / "run")
+    assert [record["step"] for record in records_of(tmp_path / "run") if "val_loss" not in record] == list(range(1, step + 1))
+    assert json.loads((tmp_path / "run" / f"nonfinite-{step:06d}.json").read_text())["step"] == step
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["step"] == step - 1
+    bad["on"] = False
+    training.resume(tmp_path / "run", progress=Quiet())
+    assert differences(tmp_path / "run", fine) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- compiled
+
+
+def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whole graphs, whatever batches an evaluation ends with (10 windows, 10, 4, and one of 15 tokens), however often it comes."""
+    monkeypatch.setattr("glassgpt.evaluate.loss.EVALUATION_TOKENS", 160)
+    inputs: list[list[torch.Size]] = []
+
+    def backend(graph: torch.fx.GraphModule, given: list[Any]) -> Any:
+        inputs.append([x.shape for x in given if isinstance(x, Tensor) and x.dtype == torch.int64])
+        assert all(isinstance(x, Tensor) for x in given), "a size is a variable"
+        return graph.forward
+
+    compile_by: Callable[[Strategy, Any], None] = Strategy.compile
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(Strategy, "compile", lambda strategy, name: compile_by(strategy, backend))
+    config = tiny_config(text, steps=6, eval_every=2, checkpoint_every=2, sample={"count": 1}, compile="on", model={"dropout": 0.1})
+    run = run_of(config, tmp_path / "run")
+    assert [shapes[0] for shapes in inputs] == [(10, 16), (2, 16)]
+    assert not counters["graph_break"]
+    plain = run_of(config.override(compile="off"), tmp_path / "plain")
+    assert [e["val_loss"] for e in evaluations_of(run)] == pytest.approx([e["val_loss"] for e in evaluations_of(plain)], rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------- what is recorded
 
 
 def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed E labelled seconds milliseconds: here a step that sleeps 50 ms must take 0.05 and a little."""
-    update = training.train_step
+    update = training.begin_update
 
-    def slow(trainer: Trainer, lr: float) -> dict[str, Any]:
+    def slow(trainer: Trainer, lr: float) -> Update:
         time.sleep(0.05)
         return update(trainer, lr)
 
-    monkeypatch.setattr(training, "train_step", slow)
+    monkeypatch.setattr(training, "begin_update", slow)
     config = tiny_config(text, steps=6)
     begin = time.perf_counter()
     run = run_of(config, tmp_path / "run")

@@ -127,14 +127,26 @@ class FlexKernel(SDPAKernel):
         self.blocks: BlockMask | None = None
 
     def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The text with the span as a block mask, which is kept for the next text of this length."""
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # here, since it imports torch's compiler
+        """The text with the span as a block mask; that of the longest text so far is kept."""
+        from torch.nn.attention.flex_attention import flex_attention  # here, since it imports torch's compiler
 
-        T = q.shape[-2]
-        if self.blocks is None or self.blocks.seq_lengths != (T, T) or self.blocks.kv_num_blocks.device != q.device:
-            self.blocks = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, T, T, device=q.device)
+        blocks = self.blocks_of(q.shape[-2], q.device)
         grouped = q.shape[1] != k.shape[1]
-        return flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=grouped)
+        # Autocast has its fused attention cast all three alike, but not this: a norm leaves q and k in float32.
+        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=grouped)
+
+    def blocks_of(self, length: int, device: torch.device) -> "BlockMask":
+        """The block mask of texts of this length. Called before the model is compiled, which would take the making of it for a
+        part of the model, and compile it without that once more."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        kept = self.blocks if self.blocks is None or self.blocks.kv_num_blocks.device == device else None
+        if kept is not None and kept.seq_lengths == (length, length):
+            return kept
+        made = create_block_mask(lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, length, length, device=device)
+        if kept is None or length > kept.seq_lengths[0]:
+            self.blocks = made
+        return made
 
 
 def build_kernel(config: ModelConfig, span: Span) -> nn.Module:

@@ -19,6 +19,9 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**24
 # Rows in one chunk: their products are added up in the compute dtype, and more of them could overflow float16.
 CHUNK_ROWS = 2048
+# On a GPU: GPT-2's 50,304 logits of so many rows are 1.6 GB. With fewer the head's gradient is read and written more often, and what
+# is compiled is as many times longer as there are chunks: at `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
+GPU_CHUNK_ROWS = 8192
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
@@ -26,8 +29,10 @@ def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _rows_of_a_chunk(weight: Tensor) -> int:
-    return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // weight.shape[0]))
+def _rows_of_a_chunk(dtype: torch.dtype, device: torch.device, columns: int) -> int:
+    if device.type == "cuda":
+        return CHUNK_ROWS if dtype == torch.float16 else GPU_CHUNK_ROWS
+    return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
 
 
 def _log_probabilities(hidden: Tensor, weight: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
@@ -47,6 +52,14 @@ def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden, weight
 
 
+def _minus_one_at(target: Tensor, p: Tensor) -> Tensor:
+    """p (n, V), 1 less at the targets (n, 1); p itself is changed, or lost."""
+    if torch.compiler.is_compiling():
+        # A scatter would part the pass that turns logits into their gradient in two, with p in memory in between.
+        return torch.where(torch.arange(p.shape[1], device=p.device) == target, p - 1, p)
+    return p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+
+
 class _MeanCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy over the rows that are not ignored; the gradient is formed in the forward pass."""
 
@@ -56,7 +69,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
-        rows = _rows_of_a_chunk(w)
+        rows = _rows_of_a_chunk(w.dtype, w.device, w.shape[0])
         with torch.autocast(h.device.type, enabled=False):
             for start in range(0, h.shape[0], rows):
                 chunk, target = h[start : start + rows], targets[start : start + rows, None]
@@ -66,7 +79,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
                 total -= (log_p.gather(1, target) * kept).sum()
                 # d loss / d logits = softmax - onehot. It stays unnormalised here: divided by the number of rows it
                 # would fall below float16's smallest number, so the division waits for the backward pass.
-                grad = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=log_p.dtype)).mul_(kept)
+                grad = _minus_one_at(target, log_p.exp_()).mul_(kept)
                 if cap is not None:
                     grad[:, :vocab_size] *= 1 - (logits[:, :vocab_size] / cap).square()
                 grad = grad.to(h.dtype)
@@ -107,7 +120,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
     h, w = _in_compute_dtype(hidden.flatten(0, -2), weight)
     flat = targets.flatten()
     block = min(vocab_size, CPU_VOCAB_BLOCK) if h.device.type == "cpu" else vocab_size
-    rows = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // block))
+    rows = _rows_of_a_chunk(w.dtype, w.device, block)
     with torch.autocast(h.device.type, enabled=False):
         losses = [_losses_of_rows(h[i : i + rows], w, flat[i : i + rows], vocab_size, cap, block) for i in range(0, len(h), rows)]
     return torch.cat(losses).view(targets.shape)

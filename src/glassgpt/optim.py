@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW update, so that one learning
     rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch, of
     which each rank computes a part. A parameter group's `split` gives the rows of the matrices that are fused in each of its
-    parameters, None where it is one.
+    parameters, None where it is one. As with PyTorch's fused AdamW, nothing changes where the tensor `found_inf` is 1.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": None})
         self._strategy = strategy
         self._orthogonalize = partial(orthogonalize, dtype=dtype)
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -120,7 +121,11 @@ class Muon(torch.optim.Optimizer):
                 torch.mul(orthogonal, scale, out=matrix)
         for (parameter, group), direction in zip(members, directions, strict=True):
             update = self._strategy.like(direction, parameter)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            # In place, unless all of it may have to be left out.
+            new = parameter if self.found_inf is None else parameter.clone()
+            new.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            if self.found_inf is not None:
+                torch.where(self.found_inf.bool(), parameter, new, out=parameter)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """The gradient with Nesterov's momentum, which is updated."""
@@ -128,8 +133,11 @@ class Muon(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        return parameter.grad.lerp(momentum, group["momentum"])
+        grad = parameter.grad
+        if self.found_inf is not None:
+            grad = torch.where(self.found_inf.bool(), state["momentum"], grad)  # which then stays what it is
+        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
+        return grad.lerp(momentum, group["momentum"])
 
 
 def build_optimizers(strategy: Strategy, config: OptimConfig, precision: str = "float32") -> list[torch.optim.Optimizer]:

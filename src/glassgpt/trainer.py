@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .config import SampleConfig, TrainConfig
@@ -49,6 +50,8 @@ class Trainer:
     step: int = 0
     best_step: int | None = None
     best_val_loss: float | None = None
+    unfinite: Tensor | None = None
+    """Where the device judges updates by itself, so that the host need not wait: 1.0 there, (), once a loss or norm was not finite."""
 
     @property
     def ranks(self) -> Ranks:
@@ -103,6 +106,9 @@ def new_trainer(
     optimizers = build_optimizers(strategy, config.optim, precision)
     outliers = OutlierWatch(config.optim.skip_outliers)
     trainer = Trainer(config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all)
+    # Several ranks agree on the host; so they do where float16's scale or the losses before have a say.
+    if device.type == "cuda" and strategy.name == "single" and not scaler.is_enabled() and not config.optim.skip_outliers:
+        judge_on_device(trainer)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
@@ -111,6 +117,13 @@ def new_trainer(
             raise UserError(f"there is no compile_backend {config.compile_backend!r}{did_you_mean(config.compile_backend, known)}")
         strategy.compile(config.compile_backend)
     return trainer
+
+
+def judge_on_device(trainer: Trainer) -> None:
+    """Have the optimizers skip updates where `trainer.unfinite` says so, which they read on the device."""
+    trainer.unfinite = torch.zeros((), device=trainer.device)
+    for optimizer in trainer.optimizers:
+        optimizer.found_inf = trainer.unfinite  # type: ignore[attr-defined]  # what GradScaler, too, tells an optimizer by
 
 
 def _code_hash() -> str:

@@ -14,8 +14,10 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,11 @@ SETTLING = 60.0
 
 
 class NonFiniteError(UserError):
-    """The loss or the gradient is no longer a number; the weights are still those before the update."""
+    """The loss or the gradient of update `step` is no longer a number; the weights are still those before the update."""
+
+    def __init__(self, step: int, loss: float, norm: float, of_rank: str = "") -> None:
+        super().__init__(f"step {step}: the loss is {loss}{of_rank}, the gradient norm {norm}")
+        self.step = step
 
 
 def train(config: TrainConfig, out: str | Path | None = None, *, overwrite: bool = False, progress: Progress | None = None) -> Path:
@@ -276,35 +282,41 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
     flops = ModelSummary(config.model).training_flops_per_token * config.batch_tokens
     if trainer.step == 0:
         _evaluate(trainer, recorder)
+    begun: deque[Update] = deque()
+    began = 0.0
     while trainer.step < trainer.steps:
-        began = time.perf_counter()
-        lr = lr_at(trainer.step, trainer.steps, config.optim)
+        if not begun:  # else it was when the numbers of the one before were there
+            began = time.perf_counter()
         try:
-            update = train_step(trainer, lr)
+            begun.append(begin_update(trainer, lr_at(trainer.step, trainer.steps, config.optim)))
+            trainer.step += 1
+            # Looked at once, so that no signal can end the loop behind a step that was not saved.
+            signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
+            last = trainer.step == trainer.steps
+            evaluates, saves = last or _due(trainer.step, config.eval_every), last or signals or _due(trainer.step, config.checkpoint_every)
+            # A GPU has the next update at hand meanwhile, unless its weights are to be looked at.
+            while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
+                update = begun.popleft().read()
+                seconds, began = time.perf_counter() - began, time.perf_counter()
+                recorder.step(
+                    {
+                        **update,
+                        "seconds": seconds,
+                        "tokens_per_second": config.batch_tokens / seconds,
+                        "tokens_seen": update["step"] * config.batch_tokens,
+                        "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
+                        "memory_bytes": memory,
+                    }
+                )
         except NonFiniteError as error:
-            recorder.failed_step(lr)
+            trainer.step = error.step - 1
+            recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))
             ranks.numbers([0])  # all of them fail, and the first one to say so ends the others: not before this is written
-            raise UserError(f"{error}; its batch is in {run.failure_path(trainer.step + 1)}. Try a lower --optim.lr") from None
-        trainer.step += 1
-        seconds = time.perf_counter() - began
-        # Looked at once, so that no signal can end the loop behind a step that was not saved.
-        signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
-        recorder.step(
-            {
-                "step": trainer.step,
-                **update,
-                "seconds": seconds,
-                "tokens_per_second": config.batch_tokens / seconds,
-                "tokens_seen": trainer.step * config.batch_tokens,
-                "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
-                "memory_bytes": memory,
-            }
-        )
-        last = trainer.step == trainer.steps
+            raise UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr") from None
         val_loss, is_best = None, False
-        if last or _due(trainer.step, config.eval_every):
+        if evaluates:
             val_loss, is_best = _evaluate(trainer, recorder)
-        if last or is_best or signals or _due(trainer.step, config.checkpoint_every):
+        if saves or is_best:
             ranks.at(f"the save of step {trainer.step}", may_last=True)
             recorder.finish()  # the save before: two copies might be more than the host's memory holds
             ranks.at(f"the gathering of step {trainer.step}")
@@ -318,15 +330,68 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+@dataclass
+class Update:
+    """An update that has begun. On a GPU it may still go on, and its numbers be on their way to the host."""
+
+    step: int
+    """From 1."""
+    lr: float
+    numbers: Tensor
+    """Loss in nats and gradient norm before clipping (2,), on the host."""
+    is_judged: bool
+    """Whether they have been looked at already."""
+    there: torch.cuda.Event | None = None
+    """When the numbers are; None where they are now."""
+    is_outlier: bool = False
+
+    def read(self) -> dict[str, Any]:
+        """Wait for the numbers: `step`, `loss`, `lr`, `grad_norm`, and `skipped` where it was. Raises `NonFiniteError`."""
+        if self.there is not None:
+            self.there.synchronize()
+        loss, norm = self.numbers.tolist()
+        if not self.is_judged and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(self.step, loss, norm)
+        return {"step": self.step, "loss": loss, "lr": self.lr, "grad_norm": norm} | ({"skipped": True} if self.is_outlier else {})
+
+
 def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
-    """One update. Returns the batch's mean `loss` in nats, the `lr`, the `grad_norm` before clipping, and `skipped` where it was.
+    """One update, waited for. Returns what `Update.read` does: `loss` is the batch's mean.
 
     Under float16 an infinite gradient is normal now and then: nothing is updated, and the loss scale halves. Otherwise
     raises `NonFiniteError`, with the weights untouched, where loss or norm is not finite. All ranks come to the same verdict.
     """
+    return begin_update(trainer, lr).read()
+
+
+def begin_update(trainer: Trainer, lr: float) -> Update:
+    """An update as `train_step` says, which with `trainer.unfinite` is neither waited for nor judged here."""
+    loss, norm = _form_gradients(trainer)
+    if trainer.unfinite is None:
+        update = _judge_and_apply(trainer, lr, loss.item(), norm.item())
+    else:
+        update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), trainer.unfinite)
+    trainer.strategy.drop_gradients()
+    return update
+
+
+def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, unfinite: Tensor) -> Update:
+    """Have the device judge its loss and norm (2,) by itself: where one was not finite once, its optimizers do nothing any more."""
+    torch.maximum(unfinite, (~numbers.isfinite()).any().to(unfinite.dtype), out=unfinite)
+    # Sent ahead of the optimizers' work: who waits for the numbers does not wait for that, nor for the next update.
+    on_host, there = numbers.to("cpu", non_blocking=True), None
+    if numbers.device.type == "cuda":
+        there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+    _apply(trainer, lr)
+    return Update(trainer.step + 1, lr, on_host, is_judged=False, there=there)
+
+
+def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device."""
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
-    rows = torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))).to(trainer.device)
+    rows = _to_device(torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))), trainer.device)
     micro_batches = rows.tensor_split(config.micro_steps(ranks.size))
     length = config.sequence_length(trainer.step / trainer.steps)
     total = torch.zeros((), device=trainer.device)
@@ -347,24 +412,40 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
     ranks.at(f"the gradient norm of update {trainer.step + 1}")
     for optimizer in trainer.optimizers:
         scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), config.optim.grad_clip or math.inf)
-    losses, norms = ranks.numbers([total.item(), strategy.whole(grad_norm).item()]).T
+    norm = torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), config.optim.grad_clip or math.inf)
+    return total, strategy.whole(norm)
+
+
+def _to_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on the device. From pinned memory a GPU fetches them itself, and nobody waits for what it has at hand before that."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
+
+
+def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float) -> Update:
+    """Update the weights unless this loss or norm, or another rank's, forbids it."""
+    ranks, scaler = trainer.ranks, trainer.scaler
+    losses, norms = ranks.numbers([loss, own_norm]).T
     mean_loss, norm = float(losses.mean()), float(norms[0])  # the first rank's: its last bit may be another one elsewhere
     is_outlier = False
     # One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and half an update would be done.
     if math.isfinite(mean_loss) and math.isfinite(norm):
-        ranks.at(f"the optimizer in update {trainer.step + 1}")
         is_outlier = trainer.outliers.is_outlier(mean_loss, norm)
-        for optimizer in trainer.optimizers if not is_outlier else ():
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            scaler.step(optimizer)
+        if not is_outlier:
+            _apply(trainer, lr)
     elif not math.isfinite(mean_loss) or scaler.get_scale() <= SMALLEST_SCALE:
         of_rank = next((f" (on rank {rank})" for rank, own in enumerate(losses) if ranks.size > 1 and not math.isfinite(own)), "")
-        raise NonFiniteError(f"step {trainer.step + 1}: the loss is {mean_loss}{of_rank}, the gradient norm {norm}")
+        raise NonFiniteError(trainer.step + 1, mean_loss, norm, of_rank)
     scaler.update()
-    strategy.drop_gradients()
-    return {"loss": mean_loss, "lr": lr, "grad_norm": norm} | ({"skipped": True} if is_outlier else {})
+    return Update(trainer.step + 1, lr, torch.tensor([mean_loss, norm], dtype=torch.float64), is_judged=True, is_outlier=is_outlier)
+
+
+def _apply(trainer: Trainer, lr: float) -> None:
+    """Have the optimizers change the weights."""
+    trainer.ranks.at(f"the optimizer in update {trainer.step + 1}")
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        trainer.scaler.step(optimizer)
 
 
 def _inputs_and_targets(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:

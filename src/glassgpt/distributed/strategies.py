@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..attention import FlexKernel
 from ..config import TrainConfig
 from ..errors import UserError
 from ..model import GPT
@@ -30,7 +31,10 @@ class Strategy:
 
     def compile(self, backend: str) -> None:
         """Compile what computes, in place: no wrapper, so names stay as they are."""
-        self.model.compile(backend=backend)
+        make_masks(self.model)
+        # For each shape by itself. Left to guess, the compiler would take every shape that varies in an evaluation for one that
+        # varies in training too, whose kernels would be slower for it.
+        self.model.compile(backend=backend, dynamic=False)
 
     def synchronized(self, is_last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-step; the ranks' gradients meet in the last one of an update at the latest."""
@@ -119,8 +123,9 @@ class FullySharded(Strategy):
         self._device = device
 
     def compile(self, backend: str) -> None:
+        make_masks(self.model)
         for block in self.model.blocks:  # between them weights are gathered, which is not to be compiled
-            block.compile(backend=backend)
+            block.compile(backend=backend, dynamic=False)
 
     def whole(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
@@ -142,6 +147,14 @@ class FullySharded(Strategy):
             for target, parameter in zip(copy.parameters(), self.model.parameters(), strict=True):
                 target.copy_(self.whole(parameter.detach()))
         yield copy.train(self.model.training)
+
+
+def make_masks(model: GPT) -> None:
+    """Have a model that is about to be compiled keep the masks of its texts, where its kernels have some."""
+    for block in model.blocks:
+        kernel = block.attention.kernel  # type: ignore[union-attr]
+        if isinstance(kernel, FlexKernel):
+            kernel.blocks_of(model.config.context_length, model.embedding.weight.device)
 
 
 # Share of a GPU's memory that weights, gradients and AdamW's moments may take on each rank before `auto` shards them: activations

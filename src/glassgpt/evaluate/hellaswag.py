@@ -8,9 +8,7 @@ Shapes: `B` items of a batch, `R` endings of a pass, `T` time, `C` channels.
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from ..model import GPT
 from ..tokenizers import Tokenizer
 from .hellaswag_items import Item, fingerprint, wording_of
 from .hellaswag_results import Identity, Score, merge, open_results, summarize
+from .loss import as_written
 
 # Tokens of a batch's texts, each ending behind its own context. The more there are, the more rows have one length.
 BATCH_TOKENS = 8192
@@ -139,12 +138,6 @@ def score_hellaswag(
     finally:
         model.train(was_training)
     return [scores[number] for number in sorted(scores)]
-
-
-def as_written() -> AbstractContextManager[Any]:
-    """Modules as they are written and not as they were compiled: the lengths here change with each batch, and each would be compiled."""
-    # Whoever has compiled a module has imported this, which takes a second.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 # ----------------------------------------------------------------------------------------------------------------- tokens

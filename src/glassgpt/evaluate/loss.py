@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ from ..model import GPT
 from ..reference import ModelSource, load_source, read_reference
 from ..tokenizers import Tokenizer, tokenizer_file
 
-# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU.
+# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
+# wait for its work with less.
 EVALUATION_TOKENS = 4096
+GPU_EVALUATION_TOKENS = 32768
 
 
 @dataclass
@@ -118,8 +122,8 @@ def measure_stream(
     Raises `UserError` for fewer than two tokens.
     """
     context_length, ranks = model.config.context_length, ranks or Ranks()
-    batch_size = batch_size or max(1, EVALUATION_TOKENS // context_length)
     device = model.embedding.weight.device
+    batch_size = batch_size or max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
     byte_lengths = tokenizer.byte_lengths()
     starts = stream.document_starts()
     documents = None if starts is None else DocumentLosses(starts)
@@ -129,7 +133,8 @@ def measure_stream(
     try:
         for first, inputs, targets in stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size):
             ranks.tick()
-            with autocast(device, precision):
+            is_whole = inputs.shape == (batch_size, context_length)
+            with autocast(device, precision), nullcontext() if is_whole else as_written():
                 losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none")
             nats = losses.cpu().double().numpy()  # MPS has no float64, hence the way over the CPU
             found.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
@@ -141,6 +146,12 @@ def measure_stream(
     finally:
         model.train(was_training)
     return found
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be compiled."""
+    # Whoever has compiled a module has imported this, which takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def evaluate_data(
