@@ -48,6 +48,9 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"seed": -1}, ["seed", "at least 0", "-1"]),
         ({"steps": 0}, ["steps", "at least 1", "0"]),
         # impossible together
+        ({"context_start": 6}, ["context_start", "model.context_length = 16", "8, 4, 2, 1", "6"]),
+        ({"context_start": 16}, ["context_start", "8, 4, 2, 1", "16"]),
+        ({"context_warmup": 0.0}, ["context_warmup", "above 0"]),
         ({"model": {"n_embd": 128, "n_head": 5}}, ["model.n_head", "5", "model.n_embd", "128", "2, 4, 8"]),
         ({"model": {"n_embd": 36, "n_head": 12, "position": "rope"}}, ["even", "3", "model.n_head"]),
         ({"model": {"position": "rope", "head_dim": 5}}, ["even", "5", "model.head_dim"]),
@@ -190,6 +193,8 @@ def test_every_field_comes_back_from_toml() -> None:
         precision="bfloat16",
         compile="off",
         compile_backend="eager",
+        context_start=4,
+        context_warmup=0.25,
         strategy="fsdp",
         cpu_offload=True,
         activation_checkpointing="full",

@@ -43,7 +43,15 @@ def test_a_gpu_beyond_those_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_automatic_precision(bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bfloat16)
     assert hardware.find_precision("auto", CUDA) == expected
+    assert hardware.find_precision("native", CUDA) == expected
     assert hardware.find_precision("auto", CPU) == "float32"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx512_f", "float32")])
+def test_native_precision_is_bfloat16_on_a_cpu_that_multiplies_it(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx512_fp16": False})
+    assert hardware.find_precision("native", CPU) == expected
+    assert hardware.find_precision("native", torch.device("mps")) == "float32"
 
 
 @pytest.mark.parametrize("name", ["tf32", "float16"])

@@ -181,6 +181,25 @@ def test_orthogonalize_treats_each_matrix_by_itself() -> None:
     torch.testing.assert_close(orthogonalize(batch), alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
+    """On a CPU; the parameters stay in float32, and the update is that in float32 to bfloat16's digits."""
+    updates = []
+    for each in ("float32", precision):
+        model = GPT.create(SHAPE, 0)
+        weight = model.get_parameter("blocks.0.feed_forward.up.weight")
+        before = weight.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        muon, _ = build_optimizers(Strategy(model), OptimConfig(name="muon", lr=0.1, weight_decay=0.0), each)
+        muon.step()
+        assert weight.dtype == torch.float32
+        updates.append(weight.detach() - before)
+    exact, rounded = updates
+    assert torch.equal(exact, rounded) == (precision == "float32")
+    torch.testing.assert_close(rounded, exact, atol=0.1 * exact.abs().max().item(), rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)])
 def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
     """Three updates against `torch.optim.Muon` in the same scaling. It orthogonalises in bfloat16, and five steps of a polynomial

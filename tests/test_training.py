@@ -1,5 +1,6 @@
 """Training: what an update computes, what a run records, and what must not move it."""
 
+import itertools
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from glassgpt import training
 from glassgpt.checkpoint import checkpoint_paths
-from glassgpt.config import TrainConfig
+from glassgpt.config import ModelConfig, TrainConfig
 from glassgpt.data.batches import Batches
 from glassgpt.data.prepare import prepare
 from glassgpt.data.tokens import open_dataset
@@ -121,6 +125,32 @@ def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: i
     for name, parameter in trainer.strategy.model.named_parameters():
         # Subtracted from weights of size 1, a gradient is known to float32's 6e-8 absolute.
         torch.testing.assert_close(before[name] - parameter.detach(), gradient[name], atol=3e-7, rtol=1e-4)
+
+
+def test_short_sequences_are_the_pieces_of_the_batchs(text: Path) -> None:
+    """The same tokens as without `context_start`; each piece by itself, as if the batch had been cut by hand."""
+    config = tiny_config(text, context_start=4, context_warmup=0.5, micro_batch_size=3)
+    trainer = trainer_for(config)
+    T = config.model.context_length
+    for step, length in ((0, 4), (4, T // 2), (5, T)):  # of 10
+        trainer.step = step
+        model = trainer.strategy.model
+        pieces = [row[at : at + length + 1] for row in trainer.batches.batch_at(step) for at in range(0, T, length)]
+        with torch.no_grad():
+            expected = plain_loss(model, np.stack(pieces)).item()
+        assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.sampled_from([1, 2, 8, 32]), st.floats(0.01, 1.0), st.integers(1, 500))
+def test_sequences_double_at_even_distances_until_they_are_whole(start: int, warmup: float, steps: int) -> None:
+    config = TrainConfig(steps=steps, model=ModelConfig(context_length=64), context_start=start, context_warmup=warmup, batch_tokens=64)
+    lengths = [config.sequence_length(step / steps) for step in range(steps)]
+    assert lengths[0] == start
+    assert all(math.log2(after / before) >= 0 for before, after in itertools.pairwise(lengths))
+    assert {length for step, length in enumerate(lengths) if step / steps >= warmup} <= {64}
+    each = warmup * steps / math.log2(64 / start)
+    counts = Counter(length for length in lengths if length < 64)
+    assert all(abs(count - each) <= 1 for count in counts.values())
 
 
 def test_the_gradient_norm_is_that_before_clipping(text: Path) -> None:

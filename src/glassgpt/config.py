@@ -431,8 +431,9 @@ class TrainConfig(Checked):
         """Tokens of a sequence in an update, by the share of the updates before it: `context_start`, doubled at even distances."""
         if self.context_start is None or progress >= self.context_warmup:
             return self.model.context_length
-        doublings = round(math.log2(self.model.context_length / self.context_start))
-        return self.context_start * 2 ** int(progress / self.context_warmup * doublings)
+        lengths = self._shorter_lengths()[::-1]
+        lengths = lengths[lengths.index(self.context_start) :]
+        return lengths[int(progress / self.context_warmup * len(lengths))]
 
     def share_of_batch(self, processes: int) -> int:
         """Sequences an update on each of so many processes. Raises `UserError` where they do not divide the batch."""

@@ -74,7 +74,7 @@ def find_precision(name: str, device: torch.device) -> str:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether there are instructions for it, and it is not emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
