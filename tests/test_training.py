@@ -127,17 +127,19 @@ def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: i
         torch.testing.assert_close(before[name] - parameter.detach(), gradient[name], atol=3e-7, rtol=1e-4)
 
 
-def test_short_sequences_are_the_pieces_of_the_batchs(text: Path) -> None:
-    """The same tokens as without `context_start`; each piece by itself, as if the batch had been cut by hand."""
-    config = tiny_config(text, context_start=4, context_warmup=0.5, micro_batch_size=3)
+@pytest.mark.parametrize("micro_batch_size", [3, 100])
+def test_an_update_has_as_many_tokens_in_shorter_sequences(text: Path, micro_batch_size: int) -> None:
+    config = tiny_config(text, context_start=4, context_warmup=0.5, micro_batch_size=micro_batch_size)
     trainer = trainer_for(config)
     T = config.model.context_length
-    for step, length in ((0, 4), (4, T // 2), (5, T)):  # of 10
+    assert T == 16
+    for step, length in ((0, 4), (2, 4), (3, 8), (4, 8), (5, T)):  # of 10
         trainer.step = step
-        model = trainer.strategy.model
-        pieces = [row[at : at + length + 1] for row in trainer.batches.batch_at(step) for at in range(0, T, length)]
+        rows = trainer.rows()
+        assert rows.shape == (config.batch_tokens // length, length + 1)
+        assert len({tuple(row) for row in rows.tolist()}) > 1
         with torch.no_grad():
-            expected = plain_loss(model, np.stack(pieces)).item()
+            expected = plain_loss(trainer.strategy.model, rows).item()
         assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
 
 

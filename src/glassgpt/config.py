@@ -353,9 +353,9 @@ class TrainConfig(Checked):
     micro_batch_size: int = 16
     """Largest number of sequences in a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
     context_start: int | None = None
-    """Begin with shorter sequences: those of context_length are cut into pieces of so many tokens, which double until they are whole."""
+    """Begin with shorter sequences, and so many more of them: of so many tokens, doubled until they are of context_length."""
     context_warmup: float = 0.5
-    """Share of the steps in which they are cut, with context_start."""
+    """Share of the steps with shorter sequences, where there is a context_start."""
     seed: int = 1337
     """Seed of initialisation, batches, dropout and samples."""
     device: str = "auto"

@@ -110,7 +110,7 @@ class RunRecorder(Recorder):
     def failed_step(self, lr: float) -> None:
         trainer = self._trainer
         self._metrics.write({"step": trainer.step + 1, "loss": math.nan, "lr": lr})
-        ids = trainer.batches.batch_at(trainer.step).tolist()
+        ids = trainer.rows().tolist()
         write_atomic(self._run.failure_path(trainer.step + 1), json.dumps({"step": trainer.step + 1, "lr": lr, "ids": ids}))
 
     def finish(self, timeout: float | None = None) -> None:

@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .config import SampleConfig, TrainConfig
 from .data.batches import Batches
+from .data.tokens import Ids
 from .data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
 from .distributed.ranks import Ranks, require_same
 from .distributed.strategies import Strategy, parallelize
@@ -53,10 +54,24 @@ class Trainer:
     unfinite: Tensor | None = None
     """Where the device judges updates by itself, so that the host need not wait: 1.0 there, (), once a loss or norm was not finite."""
 
+    shorter: dict[int, Batches] = field(default_factory=dict)
+    """Batches of the lengths that sequences have at first, with `context_start`."""
+
     @property
     def ranks(self) -> Ranks:
         """The processes that train together."""
         return self.strategy.ranks
+
+    def rows(self, share: Callable[[int], slice] = slice) -> Ids:
+        """The sequences of the next update (B, T + 1), or a share of them; T grows to the context length with `context_start`."""
+        config, length = self.config, self.config.sequence_length(self.step / self.steps)
+        count = config.batch_tokens // length
+        batches = self.batches
+        if length < config.model.context_length:
+            if length not in self.shorter:
+                self.shorter[length] = self.data.batches(length, count, config.seed, config.data.order)
+            batches = self.shorter[length]
+        return batches.batch_at(self.step, share(count))
 
 
 def new_trainer(

@@ -391,9 +391,8 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device."""
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
-    rows = _to_device(torch.from_numpy(trainer.batches.batch_at(trainer.step, ranks.share(config.batch_size))), trainer.device)
+    rows = _to_device(torch.from_numpy(trainer.rows(ranks.share)), trainer.device)
     micro_batches = rows.tensor_split(config.micro_steps(ranks.size))
-    length = config.sequence_length(trainer.step / trainer.steps)
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
@@ -405,7 +404,7 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
             torch.manual_seed(seed_for(config.seed, "dropout", trainer.step, ranks.rank * len(micro_batches) + index))
         with strategy.synchronized(index + 1 == len(micro_batches)):
             with autocast(trainer.device, trainer.precision):
-                loss: Tensor = strategy.forward(*_inputs_and_targets(micro_batch, length)) * (len(micro_batch) / len(rows))
+                loss: Tensor = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
             ranks.at(f"{place}, backward")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
@@ -446,11 +445,6 @@ def _apply(trainer: Trainer, lr: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
         trainer.scaler.step(optimizer)
-
-
-def _inputs_and_targets(rows: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rows of tokens (B, T + 1) -> what the model sees and what follows each of these, (B T / length, length) both."""
-    return rows[:, :-1].reshape(-1, length), rows[:, 1:].reshape(-1, length)
 
 
 def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
