@@ -8,7 +8,7 @@ Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
 """
 
 import copy
-import platform
+import warnings
 from collections.abc import Callable
 from typing import Literal, cast
 
@@ -60,26 +60,37 @@ class PackedLinear(nn.Module):
 
 class Int8Linear(nn.Module):
     """A linear layer in int8 with a scale for each output and, taken as it comes, for each row of x (LLM.int8()'s vector-wise scheme,
-    Dettmers et al., 2022, without its outliers). Sums are exact, so a row's result does not depend on the rows beside it."""
+    Dettmers et al., 2022, without its outliers). Sums are exact, so a row's result does not depend on the rows beside it.
+
+    FBGEMM through PyTorch's quantized tensors, which are deprecated (pytorch#184982) and may go: `torch.ops.onednn.qlinear_pointwise`
+    then does the same, but a token takes 1.4 times as long; torchao's int8 layers are slower than float32 unless compiled.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        largest = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        self.scale = largest / 127
-        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
-        self.no_offsets = torch.zeros(len(weight), dtype=torch.int64)
+        self.packed = _packed_int8(weight)
         self.bias = bias
         self.levels = activation_levels()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        step = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30) / self.levels
-        zero = self.levels + 1
-        codes = (x / step).add_(zero + 0.5).to(torch.uint8)  # rounded to the nearest, since the conversion cuts
-        y = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, zero, self.weight, self.scale, self.no_offsets, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return y * step if self.bias is None else torch.addcmul(self.bias, y, step)
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-30)  # a row of zeros stays one
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / largest, 1 / self.levels, self.levels + 1, self.packed)
+        return cast(Tensor, y * largest if self.bias is None else torch.addcmul(self.bias, y, largest))
+
+
+def _packed_int8(weight: Tensor) -> torch.ScriptObject:
+    """A matrix (N, C) as FBGEMM wants it, rounded to 127 steps of the largest number of its row."""
+    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
+    engine = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            codes = torch.quantize_per_channel(weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+            return cast(torch.ScriptObject, torch.ops.quantized.linear_prepack(codes, None))
+        finally:
+            torch.backends.quantized.engine = engine
 
 
 def activation_levels() -> int:
@@ -143,9 +154,11 @@ def quantized(model: GPT, kind: str = "int8") -> WritingGPT:
     if weight.device.type != "cpu":
         raise UserError(f"int8 is for the CPU, and the model is on {weight.device}: load it with device cpu, or write without int8")
     if weight.dtype != torch.float32:
-        raise UserError(f"int8 is made from float32, and the model has {str(weight.dtype).removeprefix('torch.')}: call float() on it first")
-    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
-        raise UserError("int8 needs an x86 CPU and a PyTorch with oneDNN: write without it")
+        raise UserError(
+            f"int8 is made from float32, and the model has {str(weight.dtype).removeprefix('torch.')}: call float() on it first"
+        )
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only: write without it")
     with torch.inference_mode():
         return WritingGPT(model, Int8Linear)
 
