@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt import writing
+from glassgpt import reference, writing
+from glassgpt.cli import main
 from glassgpt.config import ModelConfig
 from glassgpt.errors import UserError
 from glassgpt.generation import draw, generate
 from glassgpt.model import GPT
+from glassgpt.tokenizers import BytesTokenizer
 from glassgpt.writing import Int8Linear, PackedLinear, RowLinear, WritingGPT, for_writing, quantized
 
 SHAPE: dict[str, Any] = {"vocab_size": 250, "context_length": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
@@ -119,8 +121,9 @@ def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypat
     plain = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
     seen.clear()
     monkeypatch.setattr(writing, "WORTH_BYTES", 0)
-    assert for_writing(original, n, writing.WORTH_TOKENS - 1) is original
-    assert isinstance(for_writing(original, n, 24), WritingGPT)
+    monkeypatch.setattr(writing, "WORTH_TOKENS", 26)
+    assert for_writing(original, n, writing.WORTH_TOKENS // n - 1) is original
+    assert isinstance(for_writing(original, n, writing.WORTH_TOKENS // n), WritingGPT)
     assert [p.token for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [p.token for p in plain]
     assert seen == [2] + [1] * 25
     assert for_writing(quantized(original), n, 1000).get_submodule("head").__class__ is Int8Linear
@@ -139,6 +142,19 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", ["qnnpack"])
     with pytest.raises(UserError, match="needs FBGEMM"):
         quantized(model())
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--quantize", "int8"], 0), (["--quantize", "int3"], 2)])
+def test_the_command_line_writes_in_int8(
+    options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` is the CPU then, and another kind is refused in a line."""
+    devices: list[str] = []
+    monkeypatch.setattr(reference, "load", lambda _, device: (devices.append(device), (model(vocab_size=256), BytesTokenizer()))[1])
+    assert main(["generate", "runs/x", "--prompt", "The", "--max-new-tokens", "5", *options]) == status
+    captured = capsys.readouterr()
+    assert devices == ["cpu"]
+    assert captured.out.startswith("The") if status == 0 else "no quantization 'int3'" in captured.err
 
 
 def test_int8_takes_less_memory() -> None:

@@ -21,9 +21,10 @@ from .errors import UserError
 from .loss import IGNORED, soft_cap
 from .model import GPT
 
-# A smaller model's weights stay in the CPU's cache, and the preparation costs as much as about ten tokens.
+# A smaller model's weights stay in the CPU's cache.
 WORTH_BYTES = 32 * 2**20
-WORTH_TOKENS = 24
+# Of all rows together: what the preparation costs is back after about 60 tokens of one row, 8 of each of 8 rows.
+WORTH_TOKENS = 64
 
 
 class RowLinear(nn.Module):
@@ -127,7 +128,7 @@ class WritingGPT(GPT):
             hidden = self.hidden(ids, cache)
             if targets is None:
                 return self.logits(hidden)
-            pairs = zip(hidden.flatten(0, -2).split(1024), targets.flatten().split(1024), strict=True)
+            pairs = zip(hidden.flatten(0, -2).split(1024), targets.flatten().split(1024), strict=True)  # type: ignore[no-untyped-call]
             losses = torch.cat([F.cross_entropy(self.logits(h), t, ignore_index=IGNORED, reduction="none") for h, t in pairs])
             return losses.sum() / (targets != IGNORED).sum() if reduction == "mean" else losses.view(targets.shape)
 
@@ -166,12 +167,13 @@ def quantized(model: GPT, kind: str = "int8") -> WritingGPT:
 def for_writing(model: GPT, rows: int, tokens: int) -> GPT:
     """The model to write `tokens` tokens with in `rows` rows: itself, or in float32 on a CPU a faster one, where that is worth it.
 
-    It takes as much memory again as the matrices, until it is dropped.
+    It takes as much memory again as the matrices, until it is dropped. Who writes often with the same weights makes it once, and gives
+    it to `generate` as the model.
     """
     weight = model.embedding.weight
     matrices = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)) + weight.nbytes
     unsuitable = isinstance(model, WritingGPT) or weight.device.type != "cpu" or weight.dtype != torch.float32
-    if unsuitable or tokens < WORTH_TOKENS or matrices < WORTH_BYTES or not torch.backends.mkldnn.is_available():
+    if unsuitable or rows * tokens < WORTH_TOKENS or matrices < WORTH_BYTES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return model
     with torch.inference_mode():
         return WritingGPT(model, RowLinear if rows == 1 else PackedLinear)
