@@ -5,8 +5,8 @@
 All have the same weights (exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and
 the same number of threads; what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this
 CPU. Time to first token is that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`,
-CTranslate2's packing as it loads) is not counted, for anyone; how long glassgpt's takes is printed. Prints Markdown: medians, fastest and slowest, and whether the bars are met.
-Leave the machine alone meanwhile.
+CTranslate2's packing as it loads) is not counted, for anyone; how long glassgpt's takes is printed. Prints Markdown: medians, fastest and
+slowest, and whether the bars are met. Leave the machine alone meanwhile.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def glassgpt_writer(prepare: Callable[[int], GPT]) -> Writer:
 def transformers_writer(directory: Path) -> Writer:
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(directory).eval()
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(directory)
+    model.eval()
 
     @torch.inference_mode()
     def write(batch: int, prompt: int, new: int) -> object:
