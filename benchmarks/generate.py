@@ -79,7 +79,7 @@ def ctranslate2_writers(directory: Path, scratch: Path) -> dict[str, Writer]:
         return lambda batch, prompt, new: model.generate_batch([["t1"] * prompt] * batch, min_length=new, max_length=new, **settings)
 
     kinds = sorted(ctranslate2.get_supported_compute_types("cpu"))
-    return {f"CTranslate2 {kind}": writer(kind) for kind in kinds if kind != "int8_float32"}  # which int8 is, beside float32 weights
+    return {f"CTranslate2 {kind}": writer(kind) for kind in kinds}
 
 
 def writers(scratch: Path) -> dict[str, Writer]:
