@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 FLOORS = """
 cli commands.evaluation commands.models commands.text commands.training commands.shared console parsing report training recorder
 trainer dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint
-generation scale optim recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware
-data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources
+generation writing scale optim recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary
+hardware data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources
 data.batches data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts
 data.compression tokenizers hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters
 data.download hub pickles config checked seeding published files errors

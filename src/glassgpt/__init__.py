@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .reference import export, load
     from .report import write_report
     from .training import resume, train
+    from .writing import quantized
 
 __all__ = [
     "GPT",
@@ -35,6 +36,7 @@ __all__ = [
     "export",
     "generate",
     "load",
+    "quantized",
     "recipe",
     "recipe_names",
     "resume",
@@ -56,6 +58,7 @@ _HOMES = {
     "export": "reference",
     "generate": "generation",
     "load": "reference",
+    "quantized": "writing",
     "recipe": "config",
     "recipe_names": "config",
     "resume": "training",

@@ -44,6 +44,8 @@ class GenerateOptions:
     """Seed of the draws."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: float32)")] = None
+    """int8 writes faster on a CPU, with matrices rounded to 8 bits."""
     no_cache: FlagCreatePairsOff[bool] = False
     """Compute each token from the whole text again, without the cache of keys and values."""
 
@@ -52,9 +54,12 @@ def generate(arguments: Sequence[str]) -> None:
     """Continue a text with a trained model."""
     options = parse(GenerateOptions, "generate", generate, arguments)
     prompt = _prompt(options)
-    from .. import generation, reference
+    from .. import generation, reference, writing
 
-    model, tokenizer = reference.load(options.reference, device=options.device)
+    device = "cpu" if options.quantize and options.device == "auto" else options.device
+    model, tokenizer = reference.load(options.reference, device=device)
+    if options.quantize is not None:
+        model = writing.quantized(model, options.quantize)
     pieces = generation.generate(
         model,
         tokenizer,

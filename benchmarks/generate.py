@@ -1,0 +1,165 @@
+"""Tokens a second of GPT-2 small (124M, random weights) beside transformers' `generate` and CTranslate2, by turns in one process.
+
+    python benchmarks/generate.py --rounds 5 --json generate.json
+
+All have the same weights (exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and
+the same number of threads; what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this
+CPU. Time to first token is that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`,
+CTranslate2's packing as it loads) is not counted, for anyone; how long glassgpt's takes is printed. Prints Markdown: medians, fastest and
+slowest, and whether the bars are met. Leave the machine alone meanwhile.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+
+from glassgpt import GPT, ModelConfig, generate, quantized
+from glassgpt.hf import export_hf
+from glassgpt.writing import for_writing
+
+Writer = Callable[[int, int, int], object]  # batch, tokens of the prompt, new tokens
+PROMPT, LONG_PROMPT = 16, 512
+
+
+def glassgpt_writer(prepare: Callable[[int], GPT]) -> Writer:
+    """`prepare(batch)` makes the model that is written with."""
+    models: dict[int, GPT] = {}
+
+    def write(batch: int, prompt: int, new: int) -> object:
+        if batch not in models:
+            began = time.perf_counter()
+            models.clear()
+            models[batch] = prepare(batch)
+            print(f"prepared in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+        return list(generate(models[batch], None, [1] * prompt, max_new_tokens=new, temperature=0, n=batch))
+
+    return write
+
+
+def transformers_writer(directory: Path) -> Writer:
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(directory)
+    model.eval()
+
+    @torch.inference_mode()
+    def write(batch: int, prompt: int, new: int) -> object:
+        ids = torch.ones(batch, prompt, dtype=torch.int64)
+        settings = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new, "pad_token_id": 0}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+
+    return write
+
+
+def ctranslate2_writers(directory: Path, scratch: Path) -> dict[str, Writer]:
+    import ctranslate2  # type: ignore[import-not-found, unused-ignore]
+    from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found, unused-ignore]
+
+    # CTranslate2 speaks in tokens, so the ids need names.
+    vocabulary = {f"t{i}": i for i in range(50257)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="t0")).save(str(directory / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t0", "eos_token": "t0"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    TransformersConverter(str(directory)).convert(str(scratch / "ct2"))
+
+    def writer(kind: str) -> Writer:
+        model = ctranslate2.Generator(str(scratch / "ct2"), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1)
+        settings = {"sampling_topk": 1, "include_prompt_in_result": False}
+        return lambda batch, prompt, new: model.generate_batch([["t1"] * prompt] * batch, min_length=new, max_length=new, **settings)
+
+    kinds = sorted(ctranslate2.get_supported_compute_types("cpu"))
+    return {f"CTranslate2 {kind}": writer(kind) for kind in kinds}
+
+
+def writers(scratch: Path) -> dict[str, Writer]:
+    """Everyone who is there, by name."""
+    shape = ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768)
+    model = GPT.create(shape, seed=0).eval()
+    export_hf(model, None, scratch / "hf")
+    found = {
+        "glassgpt float32": glassgpt_writer(lambda batch: for_writing(model, batch, 256)),
+        "glassgpt int8": glassgpt_writer(lambda batch: quantized(model)),
+    }
+    try:
+        found["transformers"] = transformers_writer(scratch / "hf")
+    except ImportError as error:
+        print(f"without transformers: {error}")
+    try:
+        found |= ctranslate2_writers(scratch / "hf", scratch)
+    except ImportError as error:
+        print(f"without CTranslate2: {error}")
+    return found
+
+
+def measure(found: dict[str, Writer], batch: int, prompt: int, new: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, by turns; a first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(1 + rounds):
+        for name, write in found.items():
+            began = time.perf_counter()
+            write(batch, prompt, new)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def bars(batch: int, pace: dict[str, float]) -> list[tuple[str, float, float]]:
+    """What is claimed, the ratio measured and the one wanted."""
+    best = max((pace[name] for name in pace if name.startswith("CTranslate2")), default=None)
+    found = []
+    if "CTranslate2 float32" in pace:
+        found.append(("float32 / CTranslate2 float32", pace["glassgpt float32"] / pace["CTranslate2 float32"], 1.0))
+    if "transformers" in pace:
+        found.append(("float32 / transformers", pace["glassgpt float32"] / pace["transformers"], 2.0))
+    if best is not None:
+        found.append(("int8 / CTranslate2's best", pace["glassgpt int8"] / best, 2.0 if batch == 1 else 1.0))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    packages = [d for d in ("torch", "transformers", "ctranslate2") if list(importlib.metadata.distributions(name=d))]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    rows, missed = [], 0
+    with tempfile.TemporaryDirectory() as scratch:
+        found = writers(Path(scratch))
+        print(f"{options.threads} threads, {options.rounds} rounds, {versions}\n")
+        print("| batch | prompt | new | who | s, median (fastest – slowest) | tokens/s |\n| --- | --- | --- | --- | --- | --- |")
+        cells = [(batch, PROMPT, new) for batch in options.batches for new in options.tokens] + [(1, LONG_PROMPT, 1)]
+        claims = []
+        for batch, prompt, new in cells:
+            seconds = measure(found, batch, prompt, new, options.rounds)
+            pace = {name: batch * new / statistics.median(times) for name, times in seconds.items()}
+            for name, times in seconds.items():
+                spread = f"{statistics.median(times):.3f} ({min(times):.3f} – {max(times):.3f})"
+                print(f"| {batch} | {prompt} | {new} | {name} | {spread} | {pace[name]:.1f} |", flush=True)
+            rows.append({"batch": batch, "prompt": prompt, "new": new, "seconds": seconds, "tokens_per_second": pace})
+            claims += [(batch, new, *bar) for bar in bars(batch, pace)] if new > 1 else []
+    print("\n| batch | new | ratio of tokens/s | measured | bar | met |\n| --- | --- | --- | --- | --- | --- |")
+    for batch, new, claim, ratio, bar in claims:
+        missed += ratio < bar
+        print(f"| {batch} | {new} | {claim} | {ratio:.2f} | {bar:.1f} | {'yes' if ratio >= bar else 'no'} |")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"versions": versions, "threads": options.threads, "rows": rows}, indent=1) + "\n")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""A model made ready to write on a CPU: the same modules around other linear layers, in float32 or int8.
+
+One token's pass reads every weight once and computes little, so its time is that of reading. PyTorch's own product of one or a
+few rows with a matrix reads at a half to a quarter of what the memory gives (docs/performance.md), and in int8 there is a
+quarter to read. What the layers compute is the same; in float32 only the last bits differ.
+
+Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import KVCache
+from .errors import UserError
+from .loss import IGNORED, soft_cap
+from .model import GPT
+
+# A smaller model's weights stay in the CPU's cache.
+WORTH_BYTES = 32 * 2**20
+# Of all rows together: what the preparation costs is back after about 60 tokens of one row, 8 of each of 8 rows.
+WORTH_TOKENS = 64
+
+
+class RowLinear(nn.Module):
+    """A linear layer for one row. Its weights lie column by column where that is the longer way, since BLAS reads long runs faster.
+
+    768 -> 50,257 takes 0.58 of the time, 768 -> 3,072 takes 0.63; the way back gains nothing and stays as it is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight.T.contiguous().T if len(weight) > weight.shape[1] else weight
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., N)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for a few rows, its weights in oneDNN's blocks: at 8 rows 0.4 of `F.linear`'s time (0.25 in the head).
+
+    The operators are those that PyTorch's own compiler puts in the place of `F.linear`. They cannot do one row faster.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)  # 8 rows; the blocks suit any number
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., N)."""
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in int8 with a scale for each output and, taken as it comes, for each row of x (LLM.int8()'s vector-wise scheme,
+    Dettmers et al., 2022, without its outliers). Sums are exact, so a row's result does not depend on the rows beside it.
+
+    FBGEMM through PyTorch's quantized tensors, which are deprecated (pytorch#184982) and may go: `torch.ops.onednn.qlinear_pointwise`
+    then does the same, but a token takes 1.4 times as long; torchao's int8 layers are slower than float32 unless compiled.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed = _packed_int8(weight)
+        self.bias = bias
+        self.levels = activation_levels()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., N)."""
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-30)  # a row of zeros stays one
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / largest, 1 / self.levels, self.levels + 1, self.packed)
+        return cast(Tensor, y * largest if self.bias is None else torch.addcmul(self.bias, y, largest))
+
+
+def _packed_int8(weight: Tensor) -> torch.ScriptObject:
+    """A matrix (N, C) as FBGEMM wants it, rounded to 127 steps of the largest number of its row."""
+    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
+    engine = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            codes = torch.quantize_per_channel(weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+            return cast(torch.ScriptObject, torch.ops.quantized.linear_prepack(codes, None))
+        finally:
+            torch.backends.quantized.engine = engine
+
+
+def activation_levels() -> int:
+    """Steps from 0 to a row's largest number. CPUs without int8 dot products add two products in 16 bits, which must not overflow."""
+    able = torch.cpu.get_capabilities()
+    return 127 if able.get("avx512_vnni") or able.get("avx_vnni") else 63
+
+
+class WritingGPT(GPT):
+    """A model whose linear layers are made anew by `linear(weight, bias)`. It shares all else with the original, hooks included."""
+
+    def __init__(self, model: GPT, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+        with torch.device("meta"):
+            super().__init__(model.config)
+        for name, module in model.named_modules():
+            if name not in ("", "head") and not any(True for _ in module.children()):
+                # A shallow copy has the same parameters and hooks, but its own mode.
+                own = linear(module.weight.detach(), _detached(module.bias)) if isinstance(module, nn.Linear) else copy.copy(module)
+                self.set_submodule(name, own)
+        self.head = cast(nn.Linear, linear(model.head.weight.detach()[: model.vocab_size], None))
+        self.eval()
+
+    def train(self, mode: bool = True) -> "WritingGPT":
+        """Raises `UserError` for `True`."""
+        if mode:
+            raise UserError("a model made ready to write cannot be trained: train the one that it was made from")
+        return super().train(mode)
+
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Literal["mean", "none"] = "mean"
+    ) -> Tensor:
+        """As `GPT.forward`, without gradients."""
+        with torch.inference_mode():
+            hidden = self.hidden(ids, cache)
+            if targets is None:
+                return self.logits(hidden)
+            pairs = zip(hidden.flatten(0, -2).split(1024), targets.flatten().split(1024), strict=True)  # type: ignore[no-untyped-call]
+            losses = torch.cat([F.cross_entropy(self.logits(h), t, ignore_index=IGNORED, reduction="none") for h, t in pairs])
+            return losses.sum() / (targets != IGNORED).sum() if reduction == "mean" else losses.view(targets.shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., C) -> logits (..., vocab_size)."""
+        return soft_cap(self.head(hidden), self.config.logit_softcap)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def quantized(model: GPT, kind: str = "int8") -> WritingGPT:
+    """The model with its linear layers and its head in int8, to write with on a CPU; embeddings and norms stay in float32.
+
+    The original is left as it is; drop it, and the memory of its matrices is free. What it costs in bits per byte is in
+    docs/performance.md. Raises `UserError` for another kind, another device or dtype, and a CPU that is no x86.
+    """
+    weight = model.embedding.weight
+    if kind != "int8":
+        raise UserError(f"there is no quantization {kind!r}: int8 is the one there is")
+    if isinstance(model, WritingGPT):
+        raise UserError("this model is made ready to write already: quantize the one that it was made from")
+    if weight.device.type != "cpu":
+        raise UserError(f"int8 is for the CPU, and the model is on {weight.device}: load it with device cpu, or write without int8")
+    if weight.dtype != torch.float32:
+        raise UserError(
+            f"int8 is made from float32, and the model has {str(weight.dtype).removeprefix('torch.')}: call float() on it first"
+        )
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only: write without it")
+    with torch.inference_mode():
+        return WritingGPT(model, Int8Linear)
+
+
+def for_writing(model: GPT, rows: int, tokens: int) -> GPT:
+    """The model to write `tokens` tokens with in `rows` rows: itself, or in float32 on a CPU a faster one, where that is worth it.
+
+    It takes as much memory again as the matrices, until it is dropped. Who writes often with the same weights makes it once, and gives
+    it to `generate` as the model.
+    """
+    weight = model.embedding.weight
+    matrices = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)) + weight.nbytes
+    unsuitable = isinstance(model, WritingGPT) or weight.device.type != "cpu" or weight.dtype != torch.float32
+    if unsuitable or rows * tokens < WORTH_TOKENS or matrices < WORTH_BYTES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return model
+    with torch.inference_mode():
+        return WritingGPT(model, RowLinear if rows == 1 else PackedLinear)

@@ -1,0 +1,188 @@
+"""Models made ready to write: the same logits in float32, close ones in int8, and what is refused."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glassgpt import reference, writing
+from glassgpt.cli import main
+from glassgpt.config import ModelConfig
+from glassgpt.errors import UserError
+from glassgpt.generation import draw, generate
+from glassgpt.model import GPT
+from glassgpt.tokenizers import BytesTokenizer
+from glassgpt.writing import Int8Linear, PackedLinear, RowLinear, WritingGPT, for_writing, quantized
+
+SHAPE: dict[str, Any] = {"vocab_size": 250, "context_length": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
+VARIANTS = pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"position": "rope", "n_kv_head": 2, "norm": "rmsnorm", "qk_norm": True, "activation": "swiglu", "bias": False, "tied_head": False},
+        {"window": 3, "embedding_norm": True, "logit_softcap": 5.0, "activation": "relu_squared"},
+    ],
+    ids=["gpt2", "modern", "window"],
+)
+
+
+def model(**changes: Any) -> GPT:
+    """GPT-2's initialisation, five times as large, so that the layers matter."""
+    made = GPT.create(ModelConfig(**(SHAPE | changes)), seed=0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(5 if parameter.dim() == 2 else 1)
+    return made.eval()
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(250, shape, generator=torch.Generator().manual_seed(0))
+
+
+@VARIANTS
+@pytest.mark.parametrize("linear", [RowLinear, PackedLinear])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_float32_gives_the_same_logits(changes: dict[str, Any], linear: type[nn.Module], rows: int) -> None:
+    """Up to float32's rounding in another order of sums."""
+    original = model(**changes)
+    with torch.inference_mode():
+        ready = WritingGPT(original, linear)
+        torch.testing.assert_close(ready(ids(rows, 9)), original(ids(rows, 9)), atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(ready(ids(rows, 9), ids(rows, 9)), original(ids(rows, 9), ids(rows, 9)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
+    """Against the formula: round both sides to 127 steps, multiply, scale. A row of zeros gives the bias."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
+    x[2] = 0
+    weight[3] = 0
+    w_step, x_step = (t.abs().amax(1, keepdim=True).clamp(min=1e-30) / n for t, n in ((weight, 127), (x, writing.activation_levels())))
+    expected = F.linear((x / x_step).round(), (weight / w_step).round()) * x_step * w_step.T + bias
+    with torch.inference_mode():
+        torch.testing.assert_close(Int8Linear(weight, bias)(x), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(Int8Linear(weight, None)(x), expected - bias, atol=1e-4, rtol=1e-4)
+
+
+def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 * 127 * 2 fits in 16 bits, which such a CPU adds two products in."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert (2 * writing.activation_levels() + 1) * 127 * 2 < 2**15
+    weight, x = torch.randn(8, 64), torch.randn(3, 64)
+    with torch.inference_mode():
+        assert (Int8Linear(weight, None)(x) - F.linear(x, weight)).abs().max() < 0.5
+
+
+@VARIANTS
+def test_int8_is_close(changes: dict[str, Any]) -> None:
+    """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of all."""
+    original, ready = model(**changes), quantized(model(**changes))
+    with torch.inference_mode():
+        expected, logits = original(ids(2, 20)), ready(ids(2, 20))
+        losses = ready(ids(2, 20), ids(2, 20), reduction="none")
+        assert losses.shape == (2, 20)
+        torch.testing.assert_close(losses, F.cross_entropy(logits.transpose(1, 2), ids(2, 20), reduction="none"), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ready(ids(2, 20), ids(2, 20)), losses.mean())
+    assert 0 < (logits - expected).std() < 0.1 * expected.std()
+
+
+def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
+    """Bit by bit, though the other rows are a thousand times as large."""
+    layer, x = Int8Linear(torch.randn(48, 64), torch.randn(48)), torch.randn(3, 64) * torch.tensor([[1.0], [1000.0], [0.001]])
+    with torch.inference_mode():
+        together, alone = layer(x), torch.cat([layer(row[None]) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_the_original_is_left_as_it_is() -> None:
+    original = model().train()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    ready = quantized(original)
+    assert original.training
+    assert all(module.training for module in original.modules())
+    assert not any(module.training for module in ready.modules())
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    assert not any(parameter.is_meta for parameter in ready.parameters())
+    with pytest.raises(UserError, match="cannot be trained"):
+        ready.train()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writes the same; a hook on the original's kernel still sees its queries."""
+    original = model()
+    seen: list[int] = []
+    original.get_submodule("blocks.0.attention.kernel").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    assert for_writing(original, n, 1000) is original
+    plain = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
+    seen.clear()
+    monkeypatch.setattr(writing, "WORTH_BYTES", 0)
+    monkeypatch.setattr(writing, "WORTH_TOKENS", 26)
+    assert for_writing(original, n, writing.WORTH_TOKENS // n - 1) is original
+    assert isinstance(for_writing(original, n, writing.WORTH_TOKENS // n), WritingGPT)
+    assert [p.token for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [p.token for p in plain]
+    assert seen == [2] + [1] * 25
+    assert for_writing(quantized(original), n, 1000).get_submodule("head").__class__ is Int8Linear
+    assert for_writing(model().double(), n, 1000).__class__ is GPT
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no quantization 'int3'"):
+        quantized(model(), "int3")
+    with pytest.raises(UserError, match="the model has bfloat16"):
+        quantized(model().bfloat16())
+    with pytest.raises(UserError, match="the model is on meta"):
+        quantized(model().to("meta"))
+    with pytest.raises(UserError, match="ready to write already"):
+        quantized(quantized(model()))
+    monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", ["qnnpack"])
+    with pytest.raises(UserError, match="needs FBGEMM"):
+        quantized(model())
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--quantize", "int8"], 0), (["--quantize", "int3"], 2)])
+def test_the_command_line_writes_in_int8(
+    options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` is the CPU then, and another kind is refused in a line."""
+    devices: list[str] = []
+    monkeypatch.setattr(reference, "load", lambda _, device: (devices.append(device), (model(vocab_size=256), BytesTokenizer()))[1])
+    assert main(["generate", "runs/x", "--prompt", "The", "--max-new-tokens", "5", *options]) == status
+    captured = capsys.readouterr()
+    assert devices == ["cpu"]
+    assert captured.out.startswith("The") if status == 0 else "no quantization 'int3'" in captured.err
+
+
+def test_int8_takes_less_memory() -> None:
+    """A model of 100 MB whose matrices go: a fresh process falls by half of it at least (three quarters of the matrices)."""
+    code = (
+        "import gc, psutil, torch, glassgpt\n"
+        "resident = lambda: (gc.collect(), psutil.Process().memory_info().rss)[1]\n"
+        "shape = glassgpt.ModelConfig(vocab_size=50, context_length=32, n_layer=2, n_head=4, n_embd=1024)\n"
+        "tiny = glassgpt.ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)\n"
+        "glassgpt.quantized(glassgpt.GPT.create(tiny, 0))\n"
+        "model = glassgpt.GPT.create(shape, 0); full = resident()\n"
+        "model = glassgpt.quantized(model); print(full - resident())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 50e6
+    assert not result.stderr
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even at the ends."""
+    p = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
+    drawn = draw(p.expand(20_000, -1), torch.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=6) / 20_000
+    assert ((shares - p).abs() <= 4 * (p * (1 - p) / 20_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1 - 2**-53])
+def test_draws_at_the_ends(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, share, dtype=torch.float64))
+    p = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    assert draw(p, torch.Generator()).tolist() == [2 if share else 1, 2]
