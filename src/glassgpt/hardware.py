@@ -53,6 +53,11 @@ class Gpu:
         """FLOP/s of matrix products in a precision, None where it has none."""
         return dict(GPU_PEAKS)[self.name].get(precision)
 
+    def is_meant(self, name: str, memory: float) -> bool:
+        """Whether a device of this name and memory (bytes) is one of these."""
+        found = next((key for key, _ in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
+        return found == self.name and 0.85 < memory / self.memory < 1.2
+
 
 # What `glassgpt plan --device` knows. H100 and A100 are the SXM boards.
 GPUS: dict[str, Gpu] = {
@@ -130,18 +135,20 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peaks.get(precision) for key, peaks in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
-    return _measured_peak(precision) if device.type == "cpu" else None
+    return measured_peak(precision, device) if device.type == "cpu" else None
 
 
-def _measured_peak(precision: str) -> float:
-    """Best rate of a 1024-wide matrix product, since a CPU's clock under load is on no data sheet."""
-    n = 1024
+def measured_peak(precision: str, device: torch.device) -> float:
+    """Best FLOP/s of a square matrix product within 0.3 s, since a CPU's clock under load is on no data sheet."""
+    n = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    a, b = torch.ones(n, n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < 0.3:
         start = time.perf_counter()
         torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2.0 * n**3 / best
 
@@ -222,6 +229,11 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """What the system calls the processor or GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name() if device.type == "cpu" else device.type
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:

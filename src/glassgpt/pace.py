@@ -124,7 +124,7 @@ class _Parts:
                 y = x
                 for block in self.blocks:
                     y = block(y, positions)
-            y.backward(gradient)
+            y.backward(gradient)  # type: ignore[no-untyped-call]
 
         def around_blocks() -> None:
             model.blocks = self._none

@@ -10,10 +10,10 @@ import torch
 
 from .config import TrainConfig
 from .errors import UserError, did_you_mean
-from .hardware import GPUS, Gpu, available_memory, cpu_name, find_device, find_precision, memory_bytes
+from .hardware import GPUS, Gpu, available_memory, device_name, find_device, find_precision, memory_bytes
 from .pace import ASSUMED_SHARE, BETWEEN_HOSTS, GPUS_A_HOST, Pace, assumed_pace, link, measured_pace
 from .progress import duration
-from .room import largest_micro_batch
+from .room import in_bytes, largest_micro_batch
 from .scale import Batch, Memory, batch_a_rank, memory_a_rank
 from .summary import ModelSummary
 from .tokenizers import build_tokenizer, tokenizer_file
@@ -140,14 +140,14 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
     fitted, largest = _fitted(config, 1, "single", precision, room)
     pace = measured_pace(fitted, device, precision) if largest is not None else None
     column = _column(fitted, 1, "single", precision, largest, pace)
-    name = f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     said = [
-        "time: blocks, embedding with head and loss, and the optimizer were timed now, by themselves; what else runs here slows a run alike",
+        "time: blocks, embedding with head and loss, and the optimizer were timed now, one by one; what else runs here counts",
         f"room: what is free now{'' if device.type == 'cpu' else f', less {FRAGMENTED:.0%} for what an allocator wastes'}",
         *_always(),
         *assumptions,
     ]
-    title = f"{config.name} here ({name}), {precision}"
+    title = f"{config.name} here ({device_name(device)}{threads}), {precision}"
     return Plan(title, ModelSummary(config.model).parameters, libraries, room, [column], said)
 
 
@@ -183,8 +183,8 @@ def _assumed(gpu: Gpu, gpus: int, precision: str, peak: float) -> Iterator[str]:
     )
     if gpus > 1:
         hosts = "" if gpus <= GPUS_A_HOST else f", {GPUS_A_HOST} GPUs a host and {BETWEEN_HOSTS / 1e9:.0f} GB/s for each between hosts"
-        yield f"network: {link(gpu, gpus) / 1e9:.0f} GB/s sent by each GPU{hosts}; all of it hidden behind computing where that takes longer"
-    yield f"room: the data sheet's memory less {FRAGMENTED:.0%} for what an allocator wastes and {CONTEXT / 1e9:.0f} GB for the CUDA context"
+        yield f"network: {link(gpu, gpus) / 1e9:.0f} GB/s sent by each GPU{hosts}, hidden behind computing where that takes longer"
+    yield f"room: the data sheet's memory less {FRAGMENTED:.0%} that an allocator wastes and {CONTEXT / 1e9:.0f} GB for the CUDA context"
     yield "memory: of eager kernels; torch.compile, on by default on GPUs, should keep less"
     yield from _always()
 
@@ -202,11 +202,11 @@ def _table(plan: Plan) -> Iterator[str]:
     for part in fields(Memory):
         sizes = [getattr(column.memory, part.name) for column in columns]
         if any(sizes):
-            yield _row(f"  {_LABELS.get(part.name, part.name)}", [_size(size) for size in sizes])
+            yield _row(f"  {_LABELS.get(part.name, part.name)}", [in_bytes(size) for size in sizes])
     if plan.libraries:
-        yield _row("  libraries", [_size(plan.libraries) for _ in columns])
-    yield _row("memory a rank", [_size(column.memory.total + plan.libraries) for column in columns])
-    yield _row("  room", [_size(plan.room + plan.libraries) for _ in columns])
+        yield _row("  libraries", [in_bytes(plan.libraries) for _ in columns])
+    yield _row("memory a rank", [in_bytes(column.memory.total + plan.libraries) for column in columns])
+    yield _row("  room", [in_bytes(plan.room + plan.libraries) for _ in columns])
     yield _row("largest micro-batch", [str(column.largest or "does not fit") for column in columns])
     yield _row("a step", ["-" if c.pace is None else f"{c.pace.seconds:,.3g} s" for c in columns])
     yield _row("tokens/s", ["-" if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f}" for c in columns])
@@ -217,10 +217,6 @@ def _table(plan: Plan) -> Iterator[str]:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<22}{''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
 def _long(column: Column) -> str:

@@ -4,13 +4,15 @@ The figures are those of `scale`, which real runs have so far exceeded by up to 
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from .config import TrainConfig
-from .distributed.ranks import launched
+from .distributed.ranks import Ranks, launched
 from .errors import UserError
 from .hardware import available_memory
 from .loss import CHUNK_ELEMENTS
@@ -19,6 +21,8 @@ from .summary import ModelSummary
 
 # Share of the free memory that a proposed micro-batch may take: rounding in allocators, buffers of libraries, evaluation.
 COMFORT = 0.9
+# Sequences that may fit at once although one of several does not: more would weigh more than the gradients.
+_FEW = 4
 # How far above the memory there is an update's figure must be before a run is refused.
 DOUBT = 1.05
 
@@ -33,47 +37,53 @@ def largest_micro_batch(config: TrainConfig, processes: int, need: Callable[[Tra
     def fits(micro_steps: int) -> bool:
         return need(config.override(micro_batch_size=-(-share // micro_steps))) <= room
 
-    if fits(1):  # apart: gradients need not lie beside its activations
-        return share
-    few, many = 1, share
-    if not fits(many):
-        return None
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if fits(middle) else (middle, many)
-    return -(-share // many)
+    few, many = 0, share
+    if fits(share):
+        # From one sequence up by doubling, then by halves: `need` takes the longer the larger the micro-batch is.
+        while many > 1 and few == 0:
+            few, many = (0, many // 2) if fits(many // 2) else (many // 2, many)
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if fits(middle) else (middle, many)
+        return share if many <= 3 and fits(1) else -(-share // many)
+    # In a single micro-step no gradients lie beside the activations.
+    return share if share <= _FEW and fits(1) else None
 
 
-def require_room(config: TrainConfig, processes: int, device: torch.device, precision: str, there: int = 0) -> None:
+def require_room(config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: nn.Module | None = None) -> None:
     """Raise `UserError` where an update cannot fit into the memory that is free now, naming the micro-batch that would.
 
-    `there` are bytes of it that are taken already. Refuses only what certainly does not fit: on a CPU what swap can hold too does
-    fit, and of a compiled model only what no compiler can drop is counted. Costs nothing for a model that is small beside
-    the machine, else up to a second.
+    `model` is the run's, where it is there already. Refuses only what certainly does not fit: on a CPU what swap can hold too does
+    fit, and of a compiled model only what no compiler can drop is counted. Takes no time for a model that is small beside the
+    machine, else up to a second. Every rank calls it.
     """
     room = available_memory(device, swap=True)
-    if room is None or config.cpu_offload:
-        return
+    # The most that any rank sees, before any has gone on: one that looked later would see less for what others have taken.
+    most = float(ranks.numbers([math.inf if room is None else room]).max())
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() and device.type == "cpu" else 1
-    own = room / sharers + there
-    if at_most(config, processes) <= own:
+    own = most / sharers + (sum(parameter.nbytes for parameter in model.parameters()) if model is not None else 0)
+    if config.cpu_offload or at_most(config, ranks.size) <= own:
         return
 
     def need(changed: TrainConfig) -> float:
-        return _surely(changed, processes, device, precision)
+        return _surely(changed, ranks.size, device, precision)
 
     least = need(config)
     if least <= DOUBT * own:
         return
-    gigabytes = f"an update needs {least / 1e9:,.1f} GB, and {'a process' if sharers > 1 else device.type} has {own / 1e9:,.1f} GB free"
-    fitting = largest_micro_batch(config, processes, need, COMFORT * own)
+    owner = "a process" if sharers > 1 else "this machine" if device.type == "cpu" else "the GPU"
+    said = f"this run does not fit: an update needs {in_bytes(least)}, and {owner} has {in_bytes(own)} free"
+    fitting = largest_micro_batch(config, ranks.size, need, COMFORT * own)
     if fitting is not None:
-        raise UserError(f"{gigabytes}: --micro-batch-size {fitting} fits (the training stays the same)")
+        raise UserError(f"{said}; --micro-batch-size {fitting} fits (the training stays the same)")
     state = (12 if config.optim.name == "muon" else 16) * ModelSummary(config.model).parameters
     ways = "a smaller model" if config.activation_checkpointing == "full" else "--activation-checkpointing full, or a smaller model"
-    raise UserError(
-        f"{gigabytes}. No micro-batch fits: weights, gradients and optimizer are {state / 1e9:,.1f} GB of a whole model; take {ways}"
-    )
+    raise UserError(f"{said}; no micro-batch does: weights, gradients and optimizer alone are {in_bytes(state)}. Take {ways}")
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes as GB (10^9) or MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
 def at_most(config: TrainConfig, processes: int) -> float:

@@ -8,8 +8,9 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ..config import TrainConfig
+from ..errors import UserError
 from ..parsing import parse_options
-from .shared import description, parse, require_json, write_json
+from .shared import description, parse, require_json, say, write_json
 from .training import named_recipe
 
 
@@ -55,13 +56,19 @@ def bench(arguments: Sequence[str]) -> None:
     options = parse(BenchOptions, "bench", bench, arguments)
     if options.json is not None:
         require_json(options.json)
+    import torch
+
     from ..bench import measure
-    from ..hardware import find_device, keep_freed_memory
+    from ..hardware import device_name, find_device, keep_freed_memory
 
     keep_freed_memory()
+    device = find_device(options.device)
+    if device.type == "mps":
+        raise UserError("bench measures CPUs and CUDA devices: give --device cpu")
+    say(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     figures = []
-    for figure in measure(find_device(options.device)):
-        print(figure, flush=True)
+    for figure in measure(device):
+        say(str(figure))
         figures.append(figure)
     if options.json is not None:
-        write_json(options.json, {figure.name: figure.to_dict() for figure in figures})
+        write_json(options.json, {"device": device_name(device), **{figure.name: figure.to_dict() for figure in figures}})
