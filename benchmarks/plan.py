@@ -53,7 +53,7 @@ def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     if processor_time:
         pace = measured_pace(config, torch.device("cpu"), "float32", time.process_time)
     assert pace is not None
-    return {"memory": planned.columns[0].memory.total + planned.libraries, "seconds": pace.seconds}
+    return {"memory": planned.columns[0].total + planned.libraries, "seconds": pace.seconds}
 
 
 def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:

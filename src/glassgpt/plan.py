@@ -21,6 +21,11 @@ from .tokenizers import build_tokenizer, tokenizer_file
 # Of a GPU's memory: the device's context and the buffers of cuBLAS and NCCL; and the share that an allocator wastes.
 CONTEXT = 1e9
 FRAGMENTED = 0.05
+# Of a process on a CPU: glibc's heap lies between blocks in use, for training keeps what it frees (`keep_freed_memory`). Measured as a
+# share of activations and working memory, 18 to 26 % at shakespeare-char's sizes; to the byte nothing where each block is given back.
+# And the buffers of oneDNN and its like, 10 to 34 MB (docs/scale.md).
+HEAP = 0.2
+BUFFERS = 30e6
 # Ids of a tokenizer before its text is there; of characters a guess, since Shakespeare has 65 and source code some hundreds.
 VOCABULARIES = {"gpt2": 50257, "bytes": 256, "characters": 100}
 _LABELS = {"working": "logits and working", "copies": "copies for products", "gathered": "gathered by FSDP"}
@@ -35,12 +40,19 @@ class Column:
     batch: Batch
     memory: Memory
     """On each rank, at an update's fullest moment."""
+    heap: int
+    """Bytes that malloc holds besides, on a CPU."""
     largest: int | None
     """The largest micro-batch that fits, None where none does."""
     pace: Pace | None
     """Of one update, None where it does not fit."""
     steps: int | None
     """Updates of the run, None where its length is known only with its data."""
+
+    @property
+    def total(self) -> int:
+        """Bytes on each rank, those of libraries left out."""
+        return self.memory.total + self.heap
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -130,6 +142,7 @@ def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int, assumptions: Sequence[st
 
 
 def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[str]) -> Plan:
+    config = config.override(device=device.type)
     precision = find_precision(config.precision, device)
     libraries = _libraries() if device.type == "cpu" else 0
     free = available_memory(device)
@@ -141,7 +154,9 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
     pace = measured_pace(fitted, device, precision) if largest is not None else None
     column = _column(fitted, 1, "single", precision, largest, pace)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    on_cpu = [f"memory: malloc is taken to hold {HEAP:.0%} of activations and working memory unused; an estimate"]
     said = [
+        *(on_cpu if device.type == "cpu" else []),
         "time: blocks, embedding with head and loss, and the optimizer were timed now, one by one; what else runs here counts",
         f"room: what is free now{'' if device.type == 'cpu' else f', less {FRAGMENTED:.0%} for what an allocator wastes'}",
         *_always(),
@@ -163,7 +178,8 @@ def _fitted(config: TrainConfig, processes: int, strategy: str, precision: str, 
     """The config with a micro-batch that fits, if there is one, and the largest that does."""
 
     def need(changed: TrainConfig) -> float:
-        return memory_a_rank(changed, processes, strategy, precision).total
+        memory = memory_a_rank(changed, processes, strategy, precision)
+        return memory.total + _heap(memory, changed.device)
 
     largest = largest_micro_batch(config, processes, need, room)
     if need(config) <= room:
@@ -173,7 +189,11 @@ def _fitted(config: TrainConfig, processes: int, strategy: str, precision: str, 
 
 def _column(config: TrainConfig, processes: int, strategy: str, precision: str, largest: int | None, pace: Pace | None) -> Column:
     memory = memory_a_rank(config, processes, strategy, precision)
-    return Column(strategy, batch_a_rank(config, processes), memory, largest, pace, config.steps)
+    return Column(strategy, batch_a_rank(config, processes), memory, _heap(memory, config.device), largest, pace, config.steps)
+
+
+def _heap(memory: Memory, device: str) -> int:
+    return int(HEAP * (memory.activations + memory.working) + BUFFERS) if device == "cpu" else 0
 
 
 def _assumed(gpu: Gpu, gpus: int, precision: str, peak: float) -> Iterator[str]:
@@ -204,8 +224,9 @@ def _table(plan: Plan) -> Iterator[str]:
         if any(sizes):
             yield _row(f"  {_LABELS.get(part.name, part.name)}", [in_bytes(size) for size in sizes])
     if plan.libraries:
+        yield _row("  malloc and buffers", [in_bytes(column.heap) for column in columns])
         yield _row("  libraries", [in_bytes(plan.libraries) for _ in columns])
-    yield _row("memory a rank", [in_bytes(column.memory.total + plan.libraries) for column in columns])
+    yield _row("memory a rank", [in_bytes(column.total + plan.libraries) for column in columns])
     yield _row("  room", [in_bytes(plan.room + plan.libraries) for _ in columns])
     yield _row("largest micro-batch", [str(column.largest or "does not fit") for column in columns])
     yield _row("a step", ["-" if c.pace is None else f"{c.pace.seconds:,.3g} s" for c in columns])
