@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .commands.evaluation import evaluate
+from .commands.machine import bench, plan
 from .commands.models import export, generate, info, report
 from .commands.shared import Command, description
 from .commands.text import data_info, prepare, show_tokenizer, train_tokenizer
@@ -132,6 +133,7 @@ def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
 
 COMMANDS: Mapping[str, Command] = {
     "prepare": prepare,
+    "plan": plan,
     "train": train,
     "generate": generate,
     "eval": evaluate,
@@ -139,6 +141,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": export,
     "report": report,
     "recipes": recipes,
+    "bench": bench,
     "tokenizer": tokenizer,
     "data": data,
 }

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,48 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("RTX 4090", {"bfloat16": 165e12, "float16": 165e12, "tf32": 82.6e12, "float32": 82.6e12}),
     ("RTX 3090", {"bfloat16": 71e12, "float16": 71e12, "tf32": 35.6e12, "float32": 35.6e12}),
 )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by NVIDIA's data sheet."""
+
+    name: str
+    """As in `GPU_PEAKS`."""
+    memory: float
+    """Bytes, the sheet's GB taken as 10^9: what a driver shows is between that and 2^30, error correction taken off."""
+    bandwidth: float
+    """Bytes/s between the memory and the chip."""
+    link: float
+    """Bytes/s to another GPU of the host, in one direction: NVLink where there is one, else PCIe x16."""
+
+    def peak(self, precision: str) -> float | None:
+        """FLOP/s of matrix products in a precision, None where it has none."""
+        return dict(GPU_PEAKS)[self.name].get(precision)
+
+    def is_meant(self, name: str, memory: float) -> bool:
+        """Whether a device of this name and memory (bytes) is one of these."""
+        found = next((key for key, _ in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
+        return found == self.name and 0.85 < memory / self.memory < 1.2
+
+
+# What `glassgpt plan --device` knows. H100 and A100 are the SXM boards.
+GPUS: dict[str, Gpu] = {
+    "b200": Gpu("B200", 180e9, 8000e9, 900e9),
+    "h200": Gpu("H200", 141e9, 4800e9, 450e9),
+    "h100": Gpu("H100", 80e9, 3350e9, 450e9),
+    "h100-pcie": Gpu("H100 PCIe", 80e9, 2000e9, 64e9),
+    "a100-80": Gpu("A100", 80e9, 2039e9, 300e9),
+    "a100-40": Gpu("A100", 40e9, 1555e9, 300e9),
+    "l40s": Gpu("L40S", 48e9, 864e9, 32e9),
+    "a10": Gpu("A10", 24e9, 600e9, 32e9),
+    "l4": Gpu("L4", 24e9, 300e9, 32e9),
+    "v100-32": Gpu("V100", 32e9, 900e9, 150e9),
+    "v100-16": Gpu("V100", 16e9, 900e9, 150e9),
+    "t4": Gpu("T4", 16e9, 300e9, 16e9),
+    "rtx4090": Gpu("RTX 4090", 24e9, 1008e9, 32e9),
+    "rtx3090": Gpu("RTX 3090", 24e9, 936e9, 32e9),
+}
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -102,18 +145,20 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peaks.get(precision) for key, peaks in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
-    return _measured_peak(precision) if device.type == "cpu" else None
+    return measured_peak(precision, device) if device.type == "cpu" else None
 
 
-def _measured_peak(precision: str) -> float:
-    """Best rate of a 1024-wide matrix product, since a CPU's clock under load is on no data sheet."""
-    n = 1024
+def measured_peak(precision: str, device: torch.device) -> float:
+    """Best FLOP/s of a square matrix product within 0.3 s, since a CPU's clock under load is on no data sheet."""
+    n = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    a, b = torch.ones(n, n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < 0.3:
         start = time.perf_counter()
         torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2.0 * n**3 / best
 
@@ -123,6 +168,54 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
+
+
+def available_memory(device: torch.device, *, swap: bool = False) -> int | None:
+    """Bytes that this process could still take: what a GPU has free, or the machine within its control groups' limits.
+
+    What this process's own allocator holds in reserve on the GPU counts as free, and so do pages of files, which give way. `swap`
+    counts what is free there too. None where nothing tells (MPS, whose memory grows at the system's leave).
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    own = min([psutil.virtual_memory().available, *_left_in_groups(CGROUPS)])
+    return max(0, int(own)) + (psutil.swap_memory().free if swap else 0)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+# Files of a control group by version: its limit, what it uses, and the lines of memory.stat that give way.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Bytes left in this process's control group and in each that it is in, by cgroups(7); nothing where none has a limit."""
+    listing = Path("/proc/self/cgroup")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        # In a container the path may be the host's, which is not there: the root then is the container's own group.
+        place = top / path.lstrip("/")
+        for folder in (place, *place.parents):
+            if folder.is_relative_to(top):
+                yield from _left_in_group(folder)
+
+
+def _left_in_group(folder: Path) -> Iterator[int]:
+    for limit, usage, files in _GROUP_FILES:
+        try:
+            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # not of this version, or "max"
+            continue
+        yield most - used + sum(int(stat.get(name, 0)) for name in files)
 
 
 def keep_freed_memory() -> None:
@@ -146,6 +239,11 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """What the system calls the processor or GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name() if device.type == "cpu" else device.type
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:

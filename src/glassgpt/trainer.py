@@ -28,6 +28,7 @@ from .optim import OutlierWatch, build_optimizers
 from .progress import Progress
 from .recompute import checkpoint_activations
 from .reference import ModelSource, find_model, load_source, tokenizer_of
+from .room import require_room
 from .summary import ModelSummary
 from .tokenizers import Tokenizer, tokenizer_file
 
@@ -90,9 +91,16 @@ def new_trainer(
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         items, is_all = _open_hellaswag(config)
     ranks.at("the start of training")
+    model: GPT | None = None
     if start is not None:
         model, config = _start_from(start, config, device)
-    else:
+    if checkpoint is None:
+        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
+    elif config.batch_size % ranks.size:
+        possible = ", ".join(str(n) for n in range(1, config.batch_size + 1) if config.batch_size % n == 0)
+        raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
+    require_room(config, ranks, device, precision, model)
+    if model is None:
         model = GPT.empty(config.model, device)
         if checkpoint is None:
             initialize(model, config.seed)
@@ -102,11 +110,6 @@ def new_trainer(
         raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
-    if checkpoint is None:
-        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
-    elif config.batch_size % ranks.size:
-        possible = ", ".join(str(n) for n in range(1, config.batch_size + 1) if config.batch_size % n == 0)
-        raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
     versions = {"version of the code": _code_hash(), "torch": torch.__version__, "precision": precision}

@@ -64,9 +64,7 @@ def train(arguments: Sequence[str]) -> None:
     """
     if gives(arguments, "--resume"):
         return _resume(arguments)
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name = arguments[0] if named else DEFAULT_RECIPE
-    options = _train_options(name, arguments[1:] if named else arguments)
+    options = _train_options(arguments)
     from .. import training
     from ..hardware import keep_freed_memory
 
@@ -76,12 +74,19 @@ def train(arguments: Sequence[str]) -> None:
     _say_what_next(run)
 
 
-def _train_options(name: str, arguments: Sequence[str]) -> TrainOptions:
-    """The options with the recipe's values as defaults, and `data` merged into `config`."""
+def named_recipe(arguments: Sequence[str]) -> tuple[TrainConfig, Sequence[str]]:
+    """The config of the recipe that comes first, `demo` where none does, without what a given option replaces; and the options."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, rest = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
     config = recipe(name)
     if config.name == TrainConfig.name:
         config = config.override(name=Path(name).stem)  # a file that does not name its runs
-    config = _with_room(config, arguments)
+    return _with_room(config, rest), rest
+
+
+def _train_options(arguments: Sequence[str]) -> TrainOptions:
+    """The options with the recipe's values as defaults, and `data` merged into `config`."""
+    config, arguments = named_recipe(arguments)
     bare = "a recipe comes first (glassgpt train RECIPE …), a value follows its option, a switch takes none"
     defaults = TrainOptions(config=config)
     options = parse_options(TrainOptions, "glassgpt train [RECIPE]", description(train), arguments, default=defaults, bare=bare)

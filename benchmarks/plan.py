@@ -1,0 +1,119 @@
+"""`glassgpt plan --device cpu` beside what is then measured: memory and time of an update at three sizes.
+
+    python benchmarks/plan.py                     # a Markdown table; some minutes, 5 GB
+    python benchmarks/plan.py --processor-time    # on a busy machine: one thread, its time on the processor
+
+Each size is planned in a process of its own, then trained for some updates in another by the trainer's own `train_step`, then
+planned again. Memory is the process's peak (VmHWM), interpreter and libraries included; time is the median of the updates behind the
+second. A machine that does other things slows each process by another factor: then the processor's time on one thread, on both sides,
+says more. Linux only.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from glassgpt.config import TrainConfig, recipe
+from glassgpt.hardware import keep_freed_memory
+from kill_harness import write_text
+
+# Updates that are timed.
+UPDATES = {"shakespeare-cpu": 60, "shakespeare-char": 3, "gpt2": 4}
+
+
+def size(name: str, text: Path) -> TrainConfig:
+    """The recipe on a text of few characters, its vocabulary padded to what the recipe's own has; GPT-2 with 2 x 1024 tokens an update."""
+    changes: dict[str, Any] = {"model": {"vocab_multiple": 65}}
+    if name == "gpt2":
+        changes = {"model": {"vocab_multiple": 50304}, "batch_tokens": 2048, "micro_batch_size": 2, "hellaswag_every": 0}
+    data = {"source": str(text), "tokenizer": "characters", "validation": "fraction"}
+    return recipe(name, data=data, sample={"count": 0}, device="cpu", **changes)
+
+
+def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
+    """Bytes and seconds as `glassgpt plan` has them."""
+    from glassgpt.pace import measured_pace
+    from glassgpt.plan import plan
+
+    text = Path(config.data.source).read_text(encoding="utf-8")
+    config = config.override(model={"vocab_size": len(set(text))})
+    planned = plan(config)
+    pace = planned.columns[0].pace
+    if processor_time:
+        pace = measured_pace(config, torch.device("cpu"), "float32", time.process_time)
+    assert pace is not None
+    return {"memory": planned.columns[0].total + planned.libraries, "seconds": pace.seconds}
+
+
+def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
+    """Bytes and seconds of real updates."""
+    from glassgpt.distributed.ranks import Ranks
+    from glassgpt.progress import SilentProgress
+    from glassgpt.trainer import new_trainer
+    from glassgpt.training import train_step
+
+    clock = time.process_time if processor_time else time.perf_counter
+    trainer, seconds = new_trainer(config, Ranks(), SilentProgress()), []
+    for trainer.step in range(UPDATES[config.name] + 2):
+        begin = clock()
+        train_step(trainer, 1e-4)
+        seconds.append(clock() - begin)
+    peak = re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    assert peak is not None
+    return {"memory": int(peak[1]) * 1024, "seconds": statistics.median(seconds[2:])}
+
+
+def child(what: str, name: str, folder: Path, processor_time: bool) -> dict[str, float]:
+    """The figures of a fresh process."""
+    command = [sys.executable, __file__, "--child", what, name, str(folder), *["--processor-time"] * processor_time]
+    environment = {"GOMP_SPINCOUNT": "3000", **os.environ}  # as the command line has it
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=1200)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def row(name: str, before: dict[str, float], real: dict[str, float], after: dict[str, float]) -> str:
+    """A size's row; the seconds foretold are the mean of before and behind the run."""
+    seconds = (before["seconds"] + after["seconds"]) / 2
+    cells = [name, *(f"{each['memory'] / 1e6:,.0f}" for each in (before, real)), f"{before['memory'] / real['memory']:.3f}"]
+    cells += [f"{before['seconds']:.4g}, {after['seconds']:.4g}", f"{real['seconds']:.4g}", f"{seconds / real['seconds']:.3f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table, or in a child the figures of one process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processor-time", action="store_true", help="one thread, and its time on the processor")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.processor_time:
+        torch.set_num_threads(1)
+    if arguments.child:
+        what, name, folder = arguments.child
+        keep_freed_memory()
+        figures = {"predict": predict, "train": train}[what](size(name, Path(folder) / "text.txt"), arguments.processor_time)
+        print(json.dumps(figures))
+        return
+    print("| size | memory foretold, MB | measured | ratio | seconds an update foretold, before and behind | measured | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory(prefix="glassgpt-plan-") as folder:
+        write_text(Path(folder) / "text.txt", 60_000)
+        os.environ["GLASSGPT_CACHE"] = folder
+        for name in UPDATES:
+            turns = [child(what, name, Path(folder), arguments.processor_time) for what in ("predict", "train", "predict")]
+            print(row(name, *turns), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""This machine's limits, and how near training and generation come to them: the figures of `glassgpt bench`."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .config import TrainConfig, recipe
+from .distributed.strategies import Strategy
+from .generation import generate
+from .hardware import GPUS, autocast, available_memory, find_precision, matmul_precision, measured_peak, peak_flops
+from .model import GPT
+from .optim import build_optimizers
+from .scale import FLOAT32, memory_a_rank
+from .summary import ModelSummary
+
+# GPT-2's embedding, whose product with a vector reads 154 MB: several times a CPU's cache. Of a GPU's it is made 16 times as wide.
+_ROWS, _COLUMNS = 50304, 768
+_NEW_TOKENS = 32
+# Seconds in which a short thing is repeated, and updates; of these at least so many.
+_REPEATING, _UPDATING = 0.5, 2.0
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure beside its limit."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    """In the same unit; None where the figure is a limit itself, or nothing tells it."""
+    of: str = ""
+    """What the limit is."""
+
+    def __str__(self) -> str:
+        line = f"{self.name:<36}{_short(self.value):>8} {self.unit:<9}"
+        return line.rstrip() if self.limit is None else f"{line} {self.value / self.limit:>4.0%} of {_short(self.limit)}, {self.of}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {key: value for key, value in asdict(self).items() if key != "name" and (self.limit is not None or key in ("value", "unit"))}
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def measure(device: torch.device) -> Iterator[Figure]:
+    """Measure a CPU or a CUDA device, a minute or two; yields each figure as soon as it is there.
+
+    Weights are random, which takes as long as any others. GPT-2 is left out where it does not fit into the free memory.
+    """
+    peaks: dict[str, float] = {}
+    for precision in ("float32", "bfloat16"):
+        peaks[precision] = measured_peak(precision, device)
+        sheet = peak_flops(device, precision) if device.type == "cuda" else None
+        yield Figure(f"matrix products, {precision}", peaks[precision] / 1e12, "TFLOP/s", sheet and sheet / 1e12, "the data sheet's")
+    for name, bandwidth in _bandwidths(device):
+        yield Figure(name, bandwidth / 1e9, "GB/s", _sheet_bandwidth(device), "the data sheet's")
+    precision = find_precision("auto", device)
+    peak = (peak_flops(device, precision) if device.type == "cuda" else None) or peaks[precision]
+    for config in trainings(device):
+        if _fits(config, device, precision):
+            limit = peak / ModelSummary(config.model).training_flops_per_token
+            rate = config.batch_tokens / _seconds_of_update(config, device, precision)
+            yield Figure(f"training, {config.name}, {precision}", rate, "tokens/s", limit, "if all time were products at the peak")
+    gpt2 = trainings(device)[-1]
+    if _fits(gpt2, device, precision):
+        limit = bandwidth / (FLOAT32 * ModelSummary(gpt2.model).parameters)
+        yield Figure("generation, gpt2, float32, batch 1", _written(gpt2, device), "tokens/s", limit, "each reads all weights once")
+
+
+def trainings(device: torch.device) -> list[TrainConfig]:
+    """The recipe for CPUs, of which a step is short, and GPT-2 in updates that a CPU does in seconds."""
+    sequences = 16 if device.type == "cuda" else 1
+    small = recipe("shakespeare-cpu", model={"vocab_size": 65})
+    gpt2 = recipe("gpt2", model={"vocab_size": 50257}, batch_tokens=1024 * sequences, micro_batch_size=sequences)
+    return [small, gpt2]
+
+
+def _fits(config: TrainConfig, device: torch.device, precision: str) -> bool:
+    room = available_memory(device)
+    return room is None or memory_a_rank(config, 1, "single", precision).total < 0.9 * room
+
+
+def _bandwidths(device: torch.device) -> Iterator[tuple[str, float]]:
+    """Bytes/s of a copy, which are read and written; and of a matrix-vector product, which are read, as generation reads weights."""
+    matrix = torch.ones(_ROWS, _COLUMNS * (16 if device.type == "cuda" else 1), device=device)
+    other, vector = torch.empty_like(matrix), torch.ones(matrix.shape[1], device=device)
+    yield "memory, a copy", 2 * matrix.nbytes / _quickest(lambda: other.copy_(matrix), device)
+    yield "memory, a matrix-vector product", matrix.nbytes / _quickest(lambda: torch.mv(matrix, vector), device)
+
+
+def _sheet_bandwidth(device: torch.device) -> float | None:
+    """In GB/s, where the device's name and memory are those of one data sheet."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return next((gpu.bandwidth / 1e9 for gpu in GPUS.values() if gpu.is_meant(properties.name, properties.total_memory)), None)
+
+
+def _quickest(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the quickest call within `_REPEATING`, behind one that warms up."""
+    function()
+    best, begin = math.inf, time.perf_counter()
+    while time.perf_counter() - begin < _REPEATING:
+        best = min(best, _timed(function, device))
+    return best
+
+
+def _timed(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str) -> float:
+    """The median of some updates of one micro-batch, as `train_step` does them, behind one that warms up."""
+    model = GPT.create(config.model, config.seed, device).train()
+    strategy = Strategy(model)
+    if device.type == "cuda":
+        strategy.compile(config.compile_backend)
+    optimizers = build_optimizers(strategy, config.optim)
+    ids = torch.randint(0, model.vocab_size, (config.batch_size, config.model.context_length), device=device)
+
+    def update() -> None:
+        with autocast(device, precision):
+            loss = strategy.forward(ids, ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        strategy.drop_gradients()
+
+    with matmul_precision(precision):
+        update()
+        times, begin = [_timed(update, device)], time.perf_counter()
+        while len(times) < _STEPS or time.perf_counter() - begin < _UPDATING:
+            times.append(_timed(update, device))
+    return statistics.median(times)
+
+
+def _written(config: TrainConfig, device: torch.device) -> float:
+    """Tokens/s of one text, from its second token on: the first one's time goes to the prompt."""
+    model = GPT.create(config.model, config.seed, device)
+    pieces = generate(model, None, [0], max_new_tokens=_NEW_TOKENS + 4)
+    for _ in range(4):
+        next(pieces)
+    begin = time.perf_counter()
+    count = sum(1 for _ in pieces)  # each is drawn on the CPU, so none is still being computed
+    return count / (time.perf_counter() - begin)
