@@ -150,7 +150,12 @@ def test_the_command_line_writes_in_int8(
 ) -> None:
     """`auto` is the CPU then, and another kind is refused in a line."""
     devices: list[str] = []
-    monkeypatch.setattr(reference, "load", lambda _, device: (devices.append(device), (model(vocab_size=256), BytesTokenizer()))[1])
+
+    def load(_: str, device: str) -> tuple[GPT, BytesTokenizer]:
+        devices.append(device)
+        return model(vocab_size=256), BytesTokenizer()
+
+    monkeypatch.setattr(reference, "load", load)
     assert main(["generate", "runs/x", "--prompt", "The", "--max-new-tokens", "5", *options]) == status
     captured = capsys.readouterr()
     assert devices == ["cpu"]
