@@ -1,56 +1,61 @@
-"""Tokens a second of GPT-2 small (124M, random weights) beside transformers' `generate` and CTranslate2, by turns in one process.
+"""Tokens a second of GPT-2 small (124M, random weights) beside transformers' `generate` and CTranslate2, by turns.
 
     python benchmarks/generate.py --rounds 5 --json generate.json
 
-All have the same weights (exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and
-the same number of threads; what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this
-CPU. Time to first token is that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`,
-CTranslate2's packing as it loads) is not counted, for anyone; how long glassgpt's takes is printed. Prints Markdown: medians, fastest and
-slowest, and whether the bars are met. Leave the machine alone meanwhile.
+Each has a process of its own, which sleeps while it is not its turn: threads that wait for
+work keep a core busy for a while, CTranslate2's for 0.2 s, and in one process this would be another's time. All have the same weights
+(exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and the same number of threads;
+what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this CPU. Time to first token is
+that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`, CTranslate2's packing as it loads)
+is not counted, for anyone. Prints Markdown: medians, fastest and slowest, and whether the bars are met. Leave the machine alone meanwhile.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
 
-from glassgpt import GPT, ModelConfig, generate, quantized
+from glassgpt import GPT, ModelConfig
 from glassgpt.hf import export_hf
-from glassgpt.writing import for_writing
 
 Writer = Callable[[int, int, int], object]  # batch, tokens of the prompt, new tokens
 PROMPT, LONG_PROMPT = 16, 512
 
 
-def glassgpt_writer(prepare: Callable[[int], GPT]) -> Writer:
-    """`prepare(batch)` makes the model that is written with."""
+def glassgpt_writer(directory: Path, kind: str) -> Writer:
+    from glassgpt import generate, load, quantized
+    from glassgpt.writing import for_writing
+
+    original, _ = load(str(directory / "hf"), device="cpu")
     models: dict[int, GPT] = {}
 
     def write(batch: int, prompt: int, new: int) -> object:
         if batch not in models:
-            began = time.perf_counter()
             models.clear()
-            models[batch] = prepare(batch)
-            print(f"prepared in {time.perf_counter() - began:.2f} s", file=sys.stderr)
+            models[batch] = quantized(original) if kind == "int8" else for_writing(original, batch, 256)
         return list(generate(models[batch], None, [1] * prompt, max_new_tokens=new, temperature=0, n=batch))
 
     return write
 
 
-def transformers_writer(directory: Path) -> Writer:
+def transformers_writer(directory: Path, kind: str) -> Writer:
     from transformers import AutoModelForCausalLM
 
     loader: Any = AutoModelForCausalLM
-    model = loader.from_pretrained(directory)
+    model = loader.from_pretrained(directory / "hf")
     model.eval()
 
     @torch.inference_mode()
@@ -62,54 +67,81 @@ def transformers_writer(directory: Path) -> Writer:
     return write
 
 
-def ctranslate2_writers(directory: Path, scratch: Path) -> dict[str, Writer]:
+def ctranslate2_writer(directory: Path, kind: str) -> Writer:
+    import ctranslate2  # type: ignore[import-not-found, unused-ignore]
+
+    model = ctranslate2.Generator(str(directory / "ct2"), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1)
+    settings = {"sampling_topk": 1, "include_prompt_in_result": False}
+    return lambda batch, prompt, new: model.generate_batch([["t1"] * prompt] * batch, min_length=new, max_length=new, **settings)
+
+
+WRITERS = {"glassgpt": glassgpt_writer, "transformers": transformers_writer, "CTranslate2": ctranslate2_writer}
+
+
+def convert(directory: Path) -> list[str]:
+    """Make CTranslate2's files out of the export; its compute types on this CPU."""
     import ctranslate2  # type: ignore[import-not-found, unused-ignore]
     from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found, unused-ignore]
 
     # CTranslate2 speaks in tokens, so the ids need names.
-    vocabulary = {f"t{i}": i for i in range(50257)}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="t0")).save(str(directory / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "bos_token": "t0", "eos_token": "t0"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(names))
-    TransformersConverter(str(directory)).convert(str(scratch / "ct2"))
-
-    def writer(kind: str) -> Writer:
-        model = ctranslate2.Generator(str(scratch / "ct2"), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1)
-        settings = {"sampling_topk": 1, "include_prompt_in_result": False}
-        return lambda batch, prompt, new: model.generate_batch([["t1"] * prompt] * batch, min_length=new, max_length=new, **settings)
-
-    kinds = sorted(ctranslate2.get_supported_compute_types("cpu"))
-    return {f"CTranslate2 {kind}": writer(kind) for kind in kinds}
+    copy = directory / "named"
+    shutil.copytree(directory / "hf", copy)
+    Tokenizer(models.WordLevel({f"t{i}": i for i in range(50257)}, unk_token="t0")).save(str(copy / "tokenizer.json"))
+    (copy / "tokenizer_config.json").write_text(json.dumps(names))
+    TransformersConverter(str(copy)).convert(str(directory / "ct2"))
+    return sorted(ctranslate2.get_supported_compute_types("cpu"))
 
 
-def writers(scratch: Path) -> dict[str, Writer]:
-    """Everyone who is there, by name."""
+def contenders(directory: Path) -> list[str]:
+    """Everyone who is there, by name and kind."""
     shape = ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768)
-    model = GPT.create(shape, seed=0).eval()
-    export_hf(model, None, scratch / "hf")
-    found = {
-        "glassgpt float32": glassgpt_writer(lambda batch: for_writing(model, batch, 256)),
-        "glassgpt int8": glassgpt_writer(lambda batch: quantized(model)),
-    }
-    try:
-        found["transformers"] = transformers_writer(scratch / "hf")
-    except ImportError as error:
-        print(f"without transformers: {error}")
-    try:
-        found |= ctranslate2_writers(scratch / "hf", scratch)
-    except ImportError as error:
-        print(f"without CTranslate2: {error}")
+    export_hf(GPT.create(shape, seed=0), None, directory / "hf")
+    found = ["glassgpt float32", "glassgpt int8"]
+    if importlib.util.find_spec("transformers"):
+        found.append("transformers float32")
+    if importlib.util.find_spec("ctranslate2"):
+        found += [f"CTranslate2 {kind}" for kind in convert(directory)]
+    for name in ("transformers", "ctranslate2"):
+        if not importlib.util.find_spec(name):
+            print(f"without {name}, which is not installed")
     return found
 
 
-def measure(found: dict[str, Writer], batch: int, prompt: int, new: int, rounds: int) -> dict[str, list[float]]:
+def serve(who: str, directory: Path) -> None:
+    """In a process of its own: for each line «batch prompt new» on standard input, the seconds that it took."""
+    name, kind = who.split()
+    write = WRITERS[name](directory, kind)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        write(*map(int, line.split()))
+        print(f"seconds {time.perf_counter() - began}", flush=True)
+
+
+class Contender:
+    """A process that writes when it is asked."""
+
+    def __init__(self, who: str, directory: Path, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", who, str(directory), "--threads", str(threads)]
+        self.process: subprocess.Popen[str] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def seconds(self, *cell: int) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(*cell, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise RuntimeError(f"a contender's process ended with {self.process.wait()}")
+
+
+def measure(found: dict[str, Contender], batch: int, prompt: int, new: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each, by turns; a first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(1 + rounds):
-        for name, write in found.items():
-            began = time.perf_counter()
-            write(batch, prompt, new)
-            seconds[name].append(time.perf_counter() - began)
+        for name, contender in found.items():
+            time.sleep(0.3)  # until the threads of the one before have gone to sleep
+            seconds[name].append(contender.seconds(batch, prompt, new))
     return {name: times[1:] for name, times in seconds.items()}
 
 
@@ -119,8 +151,8 @@ def bars(batch: int, pace: dict[str, float]) -> list[tuple[str, float, float]]:
     found = []
     if "CTranslate2 float32" in pace:
         found.append(("float32 / CTranslate2 float32", pace["glassgpt float32"] / pace["CTranslate2 float32"], 1.0))
-    if "transformers" in pace:
-        found.append(("float32 / transformers", pace["glassgpt float32"] / pace["transformers"], 2.0))
+    if "transformers float32" in pace:
+        found.append(("float32 / transformers", pace["glassgpt float32"] / pace["transformers float32"], 2.0))
     if best is not None:
         found.append(("int8 / CTranslate2's best", pace["glassgpt int8"] / best, 2.0 if batch == 1 else 1.0))
     return found
@@ -133,13 +165,19 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.serve:
+        serve(options.serve[0], Path(options.serve[1]))
+        return 0
     packages = [d for d in ("torch", "transformers", "ctranslate2") if list(importlib.metadata.distributions(name=d))]
     versions = {name: importlib.metadata.version(name) for name in packages}
     rows, missed = [], 0
-    with tempfile.TemporaryDirectory() as scratch:
-        found = writers(Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
+        found = {who: Contender(who, Path(scratch), options.threads) for who in contenders(Path(scratch))}
+        for contender in found.values():
+            running.enter_context(contender.process)  # which closes its input, and so ends it
         print(f"{options.threads} threads, {options.rounds} rounds, {versions}\n")
         print("| batch | prompt | new | who | s, median (fastest – slowest) | tokens/s |\n| --- | --- | --- | --- | --- | --- |")
         cells = [(batch, PROMPT, new) for batch in options.batches for new in options.tokens] + [(1, LONG_PROMPT, 1)]

@@ -57,10 +57,13 @@ class ExplicitKernel(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (B, H, T, D), k and v (B, K, S, D), mask (T, S) or None for the span over plain positions, T = S -> (B, H, T, D)."""
+        """q (B, H, T, D), k and v (B, K, S, D), mask (T, S) -> (B, H, T, D).
+
+        None for a mask: the span over plain positions where T = S, and all of the keys for a single query.
+        """
         if mask is None:
-            positions = torch.arange(q.shape[-2], device=q.device)
-            mask = self.span.mask(positions, positions)
+            positions = torch.arange(k.shape[-2], device=q.device)
+            mask = self.span.mask(positions[-q.shape[-2] :], positions)
         shared_by = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -78,17 +81,17 @@ class SDPAKernel(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Shapes as in `ExplicitKernel`."""
-        return self.over_plain_positions(q, k, v) if mask is None else self.fused(q, k, v, mask)
+        return self.over_plain_positions(q, k, v) if mask is None and q.shape[-2] == k.shape[-2] else self.fused(q, k, v, mask)
 
     def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All of the text: PyTorch's own causal attention."""
         return self.fused(q, k, v)
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Causal attention from the top left, or what a mask (T, S) shows."""
+        """Causal attention, or what a mask (T, S) shows."""
         dropout = self.dropout if self.training else 0.0
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped)
+        grouped, causal = q.shape[1] != k.shape[1], mask is None and q.shape[-2] == k.shape[-2]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
 
 
 class WindowKernel(SDPAKernel):
@@ -196,15 +199,20 @@ class LayerCache:
         shape = (batch_size, config.kv_heads, slots, config.head_width)
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.positions = torch.empty(slots, dtype=torch.int64, device=device)
+        self.positions = torch.arange(slots, device=device)
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take in k and v (B, K, T, D) of the next T positions; return what these see, (B, K, S, D) each, and the mask (T, S).
 
-        No mask for the first T positions, which see each other by the plain span.
+        No mask for the first T positions, which see each other by the plain span, and for a single one that sees all before it.
         """
         start, slots = self.length, self.k.shape[-2]
+        if self.span.window is None and k.shape[-2] == 1:
+            # Each token of a text takes this way in each layer, so it asks for nothing that it can do without.
+            self.length += 1
+            self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
+            return self.k[:, :, : self.length], self.v[:, :, : self.length], None
         positions = torch.arange(start, start + k.shape[-2], device=k.device)
         if start == 0:
             self._store(k, v, positions)

@@ -4,7 +4,6 @@ Shapes: `n` samples side by side, `T` time, `V` vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -238,14 +237,18 @@ def generate(
         raise UserError("this model has no tokenizer, so it writes no text that a stop string could be found in; leave stop out")
     ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
     writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache, vocab_size)
-    distribution = partial(sampling_distribution, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     texts = [_Text(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
-    return _stream(writer, texts, distribution, max_new_tokens, generator_for(seed, "generate"))
+    generator = generator_for(seed, "generate")
+
+    def choose(logits: Tensor) -> Tensor:
+        if temperature == 0:  # the distribution would be all on one, and cost a twentieth of a step
+            return logits.argmax(dim=-1)
+        return draw(sampling_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), generator)
+
+    return _stream(writer, texts, choose, max_new_tokens)
 
 
-def _stream(
-    writer: _Writer, texts: list[_Text], distribution: Callable[[Tensor], Tensor], max_new_tokens: int, generator: torch.Generator
-) -> Iterator[Piece]:
+def _stream(writer: _Writer, texts: list[_Text], choose: Callable[[Tensor], Tensor], max_new_tokens: int) -> Iterator[Piece]:
     model = writer.model
     was_training = model.training
     model.eval()
@@ -253,7 +256,7 @@ def _stream(
         if writer.use_cache:
             writer.model = for_writing(model, len(texts), max_new_tokens)
         for index in range(max_new_tokens):
-            tokens = draw(distribution(writer.next_logits()), generator)
+            tokens = choose(writer.next_logits())
             for sample, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
                 if not text.done:
                     yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample)
