@@ -1,0 +1,49 @@
+"""A program to compare with others by turns: it works in a process of its own when it is asked, and sleeps meanwhile.
+
+In one process the threads of one library would take the cores from the next for a while, and peaks of memory could not be told apart.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+
+class Contender:
+    """A process that runs `command`, whose program calls `serve`; to be used as a context, whose end is the process's."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        self._process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.__exit__(None, None, None)  # closes its input, upon which it ends
+
+    def seconds(self, *numbers: int) -> float:
+        """What the work on these numbers takes."""
+        time.sleep(0.3)  # until the threads of the one before have gone to sleep
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(*numbers, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise RuntimeError(f"a contender ended with {self._process.wait()}; its own message is above")
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that it has had resident so far (Linux)."""
+        with open(f"/proc/{self._process.pid}/status", encoding="utf-8") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def serve(work: Callable[..., object]) -> None:
+    """For each line of numbers on standard input, the seconds that `work(*numbers)` takes."""
+    for line in sys.stdin:
+        began = time.perf_counter()
+        work(*map(int, line.split()))
+        print(f"seconds {time.perf_counter() - began}", flush=True)

@@ -1,0 +1,135 @@
+"""A training step of GPT-2 small (124M) on a CPU beside nanoGPT's, by turns: tokens/s and peak memory.
+
+    python benchmarks/step.py --nanogpt PATH --rounds 5 --json step.json
+
+Both sides: 2 x 1024 tokens an update, AdamW, clipping, the same threads, random weights and tokens, in processes of their own.
+nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there), `torch.optim.AdamW` by its
+`configure_optimizers`, both sequences at once. glassgpt's is the trainer's own `train_step` with recipe gpt2 and its defaults, in float32
+and in `native` precision, with both sequences at once and one by one. Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest
+and slowest, the largest resident memory of each process, and whether the bars are met. Linux; leave the machine alone meanwhile.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from contender import Contender, serve
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from glassgpt.config import recipe
+from glassgpt.hardware import cpu_name, keep_freed_memory
+from kill_harness import write_text
+
+SEQUENCES, LENGTH, VOCABULARY = 2, 1024, 50304
+# At least so many times its tokens/s, at most so much of its memory.
+FASTER, SMALLER = 1.2, 0.65
+
+
+def nanogpt_step(path: Path) -> Callable[[], object]:
+    sys.path.insert(0, str(path))
+    from model import GPT, GPTConfig  # type: ignore[import-not-found, unused-ignore]
+
+    torch.manual_seed(1337)
+    shape = GPTConfig(block_size=LENGTH, vocab_size=VOCABULARY, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=False)
+    model = GPT(shape)
+    optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4, betas=(0.9, 0.95), device_type="cpu")
+    x, y = torch.randint(VOCABULARY, (2, SEQUENCES, LENGTH))
+
+    def step() -> object:
+        _, loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def glassgpt_step(folder: Path, precision: str, micro_batch: int) -> Callable[[], object]:
+    from glassgpt.distributed.ranks import Ranks
+    from glassgpt.progress import SilentProgress
+    from glassgpt.trainer import new_trainer
+    from glassgpt.training import train_step
+
+    keep_freed_memory()  # as the command line does
+    os.environ["GLASSGPT_CACHE"] = str(folder)
+    data = {"source": str(folder / "text.txt"), "tokenizer": "characters", "validation": "fraction"}
+    changes: dict[str, Any] = {"model": {"vocab_multiple": VOCABULARY}, "sample": {"count": 0}, "hellaswag_every": 0, "device": "cpu"}
+    batch = {"batch_tokens": SEQUENCES * LENGTH, "micro_batch_size": micro_batch, "precision": precision}
+    trainer = new_trainer(recipe("gpt2", data=data, **changes, **batch), Ranks(), SilentProgress())
+
+    def step() -> object:
+        train_step(trainer, 6e-4)
+        trainer.step += 1
+        return None
+
+    return step
+
+
+def main() -> int:
+    """Print the table; 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, help="a copy of nanoGPT")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        torch.set_num_threads(options.threads)
+        who, where, micro_batch = options.serve
+        serve(nanogpt_step(Path(where)) if who == "nanoGPT" else glassgpt_step(Path(where), who, int(micro_batch)))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
+        write_text(Path(scratch) / "text.txt", 60_000)
+        sides = {"nanoGPT": ("nanoGPT", str(options.nanogpt), str(SEQUENCES))} if options.nanogpt else {}
+        for precision in ("float32", "native"):
+            for micro_batch in (SEQUENCES, 1):
+                sides[f"glassgpt, {precision}, micro-batch {micro_batch}"] = (precision, scratch, str(micro_batch))
+        print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds behind one that warms up\n")
+        contenders = {}
+        for name, side in sides.items():
+            # As glassgpt's command line has it; nanoGPT's has none.
+            environment = {**os.environ, **({"GOMP_SPINCOUNT": "3000"} if name != "nanoGPT" else {})}
+            command = [__file__, "--threads", str(options.threads), "--serve", *side]
+            contenders[name] = running.enter_context(Contender(command, environment))
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(1 + options.rounds):
+            for name, contender in contenders.items():
+                seconds[name].append(contender.seconds())
+        found = {name: {"seconds": seconds[name][1:], "peak": contenders[name].peak} for name in contenders}
+    missed = print_table(found)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "threads": options.threads, "sides": found}, indent=1) + "\n")
+    return int(missed)
+
+
+def print_table(found: dict[str, dict[str, Any]]) -> bool:
+    """Each side's row; whether a bar is missed by all of glassgpt's sides."""
+    print("| side | s a step, median (fastest – slowest) | tokens/s | of nanoGPT's | peak memory, GB | of nanoGPT's |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    base = found.get("nanoGPT")
+    met = base is None
+    for name, side in found.items():
+        median = statistics.median(side["seconds"])
+        spread = f"{median:.2f} ({min(side['seconds']):.2f} – {max(side['seconds']):.2f})"
+        faster = smaller = "-"
+        if base is not None and side is not base:
+            ratios = statistics.median(base["seconds"]) / median, side["peak"] / base["peak"]
+            faster, smaller = (f"{ratio:.2f}" for ratio in ratios)
+            met |= ratios[0] >= FASTER and ratios[1] <= SMALLER
+        print(f"| {name} | {spread} | {SEQUENCES * LENGTH / median:,.0f} | {faster} | {side['peak'] / 1e9:.2f} | {smaller} |")
+    return not met
+
+
+if __name__ == "__main__":
+    sys.exit(main())
