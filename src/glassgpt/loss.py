@@ -9,7 +9,6 @@ Shapes: `N` rows (batch x time), `C` channels, `V` padded vocabulary.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -23,6 +22,10 @@ CHUNK_ROWS = 2048
 # is compiled is as many times longer as there are chunks: at `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
 GPU_CHUNK_ROWS = 8192
 
+# Rows of the head that a CPU multiplies at once for evaluation, where products are half as fast again, since they stay in its cache;
+# and whose gradient it adds up at once, since a product in bfloat16 is copied to float32 for it.
+CPU_VOCAB_BLOCK = 4096
+
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     """Squash logits into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2, 2024); unchanged where cap is None."""
@@ -35,14 +38,6 @@ def _rows_of_a_chunk(dtype: torch.dtype, device: torch.device, columns: int) -> 
     return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
 
 
-def _log_probabilities(hidden: Tensor, weight: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (n, V), -inf for padded ids, and the capped logits, both at least in float32."""
-    logits = hidden @ weight.T
-    logits = soft_cap(logits.to(torch.promote_types(logits.dtype, torch.float32)), cap)
-    logits[:, vocab_size:] = -torch.inf
-    return F.log_softmax(logits, dim=-1), logits
-
-
 def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What autocast would make of the two factors; done once, since an autograd function is opaque to autocast."""
     device = hidden.device.type
@@ -50,6 +45,27 @@ def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(device)
         return hidden.to(dtype), weight.to(dtype)
     return hidden, weight
+
+
+def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
+    """Loss of each row (n,), and its gradient by the logits (n, V), which takes their place: softmax - onehot.
+
+    targets (n,). The logits are gone after that: at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
+    """
+    slope = None
+    if cap is not None:
+        logits = logits.div_(cap).tanh_()
+        slope = 1 - logits.square()
+        logits.mul_(cap)
+    logits[:, vocab_size:] = -torch.inf
+    kept = targets != IGNORED
+    target = targets.masked_fill(~kept, 0)[:, None]  # not clamp: another negative id is a mistake, and gather says so
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    own = logits.gather(1, target)
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    losses = (total.log() - own)[:, 0] * kept
+    gradient = _minus_one_at(target, logits.div_(total)).mul_(kept[:, None])
+    return losses, gradient if slope is None else gradient.mul_(slope)
 
 
 def _minus_one_at(target: Tensor, p: Tensor) -> Tensor:
@@ -70,21 +86,19 @@ class _MeanCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
         rows = _rows_of_a_chunk(w.dtype, w.device, w.shape[0])
+        block = CPU_VOCAB_BLOCK if w.device.type == "cpu" else len(w)
         with torch.autocast(h.device.type, enabled=False):
             for start in range(0, h.shape[0], rows):
-                chunk, target = h[start : start + rows], targets[start : start + rows, None]
-                kept = target != IGNORED
-                target = target.masked_fill(~kept, 0)  # not clamp: another negative id is a mistake, and gather says so
-                log_p, logits = _log_probabilities(chunk, w, vocab_size, cap)
-                total -= (log_p.gather(1, target) * kept).sum()
-                # d loss / d logits = softmax - onehot. It stays unnormalised here: divided by the number of rows it
-                # would fall below float16's smallest number, so the division waits for the backward pass.
-                grad = _minus_one_at(target, log_p.exp_()).mul_(kept)
-                if cap is not None:
-                    grad[:, :vocab_size] *= 1 - (logits[:, :vocab_size] / cap).square()
+                chunk = h[start : start + rows]
+                losses, grad = _losses_and_gradient((chunk @ w.T).to(total.dtype), targets[start : start + rows], vocab_size, cap)
+                total += losses.sum()
+                # It stays unnormalised here: divided by the number of rows it would fall below float16's smallest number, so the
+                # division waits for the backward pass.
                 grad = grad.to(h.dtype)
                 grad_hidden[start : start + rows] = grad @ w
-                grad_weight += grad.T @ chunk
+                for first in range(0, len(w), block):
+                    grad_weight[first : first + block] += grad[:, first : first + block].T @ chunk
+                del grad  # else it lies beside the next chunk's logits
         count = (targets != IGNORED).sum()
         ctx.save_for_backward(grad_hidden, grad_weight, count)
         return total / count
@@ -105,10 +119,6 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: i
     """
     loss: Tensor = _MeanCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap)  # type: ignore[no-untyped-call]
     return loss
-
-
-# Rows of the head that a CPU multiplies at once for evaluation: they stay in its cache, and products are half as fast again.
-CPU_VOCAB_BLOCK = 4096
 
 
 @torch.no_grad()
