@@ -51,6 +51,10 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"context_start": 6}, ["context_start", "model.context_length = 16", "8, 4, 2, 1", "6"]),
         ({"context_start": 16}, ["context_start", "8, 4, 2, 1", "16"]),
         ({"context_warmup": 0.0}, ["context_warmup", "above 0"]),
+        ({"batch_tokens": 64, "batch_start": 24}, ["batch_start", "batch_tokens = 64", "32, 16", "24"]),
+        ({"batch_tokens": 16, "batch_start": 8}, ["batch_start", "which nothing is", "8"]),
+        ({"batch_warmup": 1.5}, ["batch_warmup", "at most 1"]),
+        ({"batch_tokens": 64, "batch_start": 32, "steps": None, "epochs": 1.0}, ["batch_start needs steps", "--steps N"]),
         ({"model": {"n_embd": 128, "n_head": 5}}, ["model.n_head", "5", "model.n_embd", "128", "2, 4, 8"]),
         ({"model": {"n_embd": 36, "n_head": 12, "position": "rope"}}, ["even", "3", "model.n_head"]),
         ({"model": {"position": "rope", "head_dim": 5}}, ["even", "5", "model.head_dim"]),
@@ -193,6 +197,7 @@ def test_every_field_comes_back_from_toml() -> None:
         precision="bfloat16",
         compile="off",
         compile_backend="eager",
+        batch_warmup=0.75,
         context_start=4,
         context_warmup=0.25,
         strategy="fsdp",
@@ -210,9 +215,11 @@ def test_every_field_comes_back_from_toml() -> None:
     for section in (None, "model", "data", "optim", "sample"):
         mine, plain = (getattr(c, section) if section else c for c in (config, default))
         same = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(plain, f.name)]
-        assert set(same) <= {"validation_source"}, "a field at its default proves nothing here"
+        assert set(same) <= {"validation_source", "batch_start"}, "a field at its default proves nothing here"
     assert TrainConfig.from_toml(config.to_toml()) == config
+    # What does not go together with a field above.
     other = config.override(data={"validation": "fraction", "validation_source": "other.txt", "mixture": {}})
+    other = other.override(epochs=None, steps=7, batch_start=32)
     assert TrainConfig.from_toml(other.to_toml()) == other
 
 

@@ -34,6 +34,7 @@ from glassgpt.errors import UserError
 from glassgpt.evaluate.loss import evaluate_data
 from glassgpt.model import GPT
 from glassgpt.optim import OutlierWatch, build_optimizers, lr_at
+from glassgpt.reference import find_checkpoint
 from glassgpt.summary import ModelSummary
 from glassgpt.trainer import Trainer, judge_on_device, new_trainer
 from glassgpt.training import Update, begin_update, train, train_step
@@ -141,6 +142,25 @@ def test_an_update_has_as_many_tokens_in_shorter_sequences(text: Path, micro_bat
         with torch.no_grad():
             expected = plain_loss(trainer.strategy.model, rows).item()
         assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
+    """As many tokens as asked for, in as few passes as they need, drawn by the step alone; the record counts what was seen."""
+    config = tiny_config(text, batch_tokens=128, batch_start=32, batch_warmup=0.5, micro_batch_size=3)
+    trainer = trainer_for(config)
+    whole = trainer_for(config.override(batch_start=128 // 2))
+    for step, sequences in ((0, 2), (2, 2), (3, 4), (4, 4), (5, 8)):  # of 10, and of 16 tokens
+        trainer.step = whole.step = step
+        rows = trainer.rows()
+        assert len(rows) == sequences
+        assert rows.tolist() == whole.rows().tolist()[:sequences]
+        with torch.no_grad():
+            expected = plain_loss(trainer.strategy.model, rows).item()
+        assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+    assert [config.tokens_seen(step, 10) for step in (0, 3, 5, 10)] == [0, 96, 224, 864]
+    records = records_of(train(config, tmp_path / "run", progress=Quiet()))
+    assert [record["tokens_seen"] for record in records if "loss" in record] == [config.tokens_seen(step, 10) for step in range(1, 11)]
+    assert dict(find_checkpoint(tmp_path / "run").facts)["step"] == "10 (864 tokens seen)"
 
 
 @given(st.sampled_from([1, 2, 8, 32]), st.floats(0.01, 1.0), st.integers(1, 500))

@@ -70,9 +70,10 @@ class Checkpoint:
         """What `glassgpt info` tells: where it is, and its training so far."""
         config, state = self.config, self.state
         loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
+        tokens = config.tokens_seen(state.step, config.steps or state.step)  # where there is no number of steps, all are alike
         return (
             ("checkpoint", str(self.path)),
-            ("step", f"{state.step:,} ({state.step * config.batch_tokens:,} tokens seen)"),
+            ("step", f"{state.step:,} ({tokens:,} tokens seen)"),
             ("validation loss", loss),
             ("trained on", config.data.source),
         )

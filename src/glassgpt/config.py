@@ -185,6 +185,23 @@ def _nearest_divisors(number: int, wanted: int) -> str:
     return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))
 
 
+def _halved(end: int, quantum: int) -> list[int]:
+    """A number halved, halved again, and so on, as long as that is a multiple of the quantum."""
+    found = []
+    while end % (2 * quantum) == 0:
+        end //= 2
+        found.append(end)
+    return found
+
+
+def _doubled(start: int | None, end: int, progress: float) -> int:
+    """What doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
+    if start is None or progress >= 1:
+        return end
+    doublings = (end // start).bit_length() - 1
+    return start << int(progress * doublings)
+
+
 def _nearest_multiples(number: int, quantum: int) -> list[int]:
     lower = number // quantum * quantum
     return [n for n in (lower, lower + quantum) if n]
@@ -352,6 +369,10 @@ class TrainConfig(Checked):
     """Tokens an update, of all processes together; a multiple of context_length x processes, reached by gradient accumulation."""
     micro_batch_size: int = 16
     """Largest number of sequences in a forward pass: lower it when memory runs out; the result stays the same up to rounding."""
+    batch_start: int | None = None
+    """Begin with smaller updates: of so many tokens, doubled until they are of batch_tokens. Needs steps."""
+    batch_warmup: float = 0.5
+    """Share of the steps with smaller updates, where there is a batch_start."""
     context_start: int | None = None
     """Begin with shorter sequences, and so many more of them: of so many tokens, doubled until they are of context_length."""
     context_warmup: float = 0.5
@@ -409,34 +430,41 @@ class TrainConfig(Checked):
                 f"batch_tokens = {self.batch_tokens} is no multiple of model.context_length = {self.model.context_length}; "
                 f"the nearest that works: {nearest}"
             )
-        if self.context_start is not None and self.context_start not in self._shorter_lengths():
-            possible = ", ".join(map(str, self._shorter_lengths())) or "none, since it is odd"
-            raise UserError(
-                f"context_start must be model.context_length = {self.model.context_length} halved once or more "
-                f"({possible}), got {self.context_start}"
-            )
-        self.require("context_warmup", 0 < self.context_warmup <= 1, "above 0 and at most 1")
+        self._require_halved("context_start", self.model.context_length, 1)
+        self._require_halved("batch_start", self.batch_tokens, self.model.context_length)
+        if self.batch_start is not None and self.steps is None:
+            raise UserError("batch_start needs steps: give --steps N in place of epochs")
         if self.cpu_offload and self.strategy != "fsdp":
             raise UserError("cpu_offload is a part of fsdp: give --strategy fsdp beside it")
 
-    def _shorter_lengths(self) -> list[int]:
-        """The context length halved, halved again, and so on, as long as it is even."""
-        lengths, length = [], self.model.context_length
-        while length % 2 == 0:
-            length //= 2
-            lengths.append(length)
-        return lengths
+    def _require_halved(self, name: str, end: int, quantum: int) -> None:
+        """Refuse a start that doubling does not lead from to the end, and a share of the steps that is none."""
+        start, warmup = getattr(self, name), name.replace("start", "warmup")
+        if start is not None and start not in (possible := _halved(end, quantum)):
+            whole = "model.context_length" if name == "context_start" else "batch_tokens"
+            raise UserError(
+                f"{name} must be {whole} = {end} halved once or more ({', '.join(map(str, possible)) or 'which nothing is'}), got {start}"
+            )
+        self.require(warmup, 0 < getattr(self, warmup) <= 1, "above 0 and at most 1")
 
     def sequence_length(self, progress: float) -> int:
         """Tokens of a sequence in an update, by the share of the updates before it: `context_start`, doubled at even distances."""
-        if self.context_start is None or progress >= self.context_warmup:
-            return self.model.context_length
-        lengths = self._shorter_lengths()[::-1]
-        lengths = lengths[lengths.index(self.context_start) :]
-        return lengths[int(progress / self.context_warmup * len(lengths))]
+        return _doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
+
+    def update_tokens(self, progress: float) -> int:
+        """Tokens of an update, by the share of the updates before it: `batch_start`, doubled at even distances."""
+        return _doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
+
+    def tokens_seen(self, step: int, steps: int) -> int:
+        """Tokens of the first `step` updates of a run of `steps`."""
+        if self.batch_start is None:
+            return step * self.batch_tokens
+        return sum(self.update_tokens(done / steps) for done in range(step))
 
     def share_of_batch(self, processes: int) -> int:
         """Sequences an update on each of so many processes. Raises `UserError` where they do not divide the batch."""
+        if self.batch_start is not None and self.batch_start // self.model.context_length % processes:
+            raise UserError(f"batch_start = {self.batch_start} are too few sequences for {processes} processes; double it")
         if self.batch_size % processes:
             quantum = self.model.context_length * processes
             nearest = " or ".join(map(str, _nearest_multiples(self.batch_tokens, quantum)))
@@ -446,9 +474,10 @@ class TrainConfig(Checked):
             )
         return self.batch_size // processes
 
-    def micro_steps(self, processes: int) -> int:
-        """Forward and backward passes an update on each of so many processes, as even as they can be."""
-        return math.ceil(self.share_of_batch(processes) / self.micro_batch_size)
+    def micro_steps(self, processes: int, tokens: int | None = None) -> int:
+        """Forward and backward passes on each of so many processes, as even as they can be: of an update of so many tokens, of all."""
+        share = self.share_of_batch(processes) if tokens is None else tokens // self.model.context_length // processes
+        return math.ceil(share / self.micro_batch_size)
 
     @property
     def batch_size(self) -> int:

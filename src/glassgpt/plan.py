@@ -91,8 +91,8 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
     config, assumptions = _with_vocabulary(config)
-    if config.context_start is not None:
-        assumptions.append("sequences are taken as long as they become; the early, shorter ones take less")
+    if config.context_start is not None or config.batch_start is not None:
+        assumptions.append("updates are taken as they become; the early ones, smaller or of shorter sequences, take less")
     config.share_of_batch(gpus)
     gpu = GPUS.get(config.device.lower())
     if gpu is not None:

@@ -63,16 +63,21 @@ class Trainer:
         """The processes that train together."""
         return self.strategy.ranks
 
+    @property
+    def update_tokens(self) -> int:
+        """Tokens of the next update."""
+        return self.config.update_tokens(self.step / self.steps)
+
     def rows(self, share: Callable[[int], slice] = slice) -> Ids:
-        """The sequences of the next update (B, T + 1), or a share of them; T grows to the context length with `context_start`."""
+        """The sequences of the next update (B, T + 1), or a share of them: at first shorter and fewer ones, where the config asks."""
         config, length = self.config, self.config.sequence_length(self.step / self.steps)
-        count = config.batch_tokens // length
         batches = self.batches
         if length < config.model.context_length:
             if length not in self.shorter:
-                self.shorter[length] = self.data.batches(length, count, config.seed, config.data.order)
+                self.shorter[length] = self.data.batches(length, config.batch_tokens // length, config.seed, config.data.order)
             batches = self.shorter[length]
-        return batches.batch_at(self.step, share(count))
+        # Of a smaller update's batch the rest is passed over, so that which windows a step has depends on the step alone.
+        return batches.batch_at(self.step, share(self.update_tokens // length))
 
 
 def new_trainer(

@@ -279,11 +279,11 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
     """Evaluate, then update, record, evaluate, sample and save until the last step, or a signal on any rank, which is returned."""
     config, ranks = trainer.config, trainer.ranks
     peak = peak_flops(trainer.device, trainer.precision)
-    flops = ModelSummary(config.model).training_flops_per_token * config.batch_tokens
+    flops = ModelSummary(config.model).training_flops_per_token
     if trainer.step == 0:
         _evaluate(trainer, recorder)
     begun: deque[Update] = deque()
-    began = 0.0
+    began, seen = 0.0, config.tokens_seen(trainer.step, trainer.steps)
     while trainer.step < trainer.steps:
         if not begun:  # else it was when the numbers of the one before were there
             began = time.perf_counter()
@@ -298,13 +298,15 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
                 update = begun.popleft().read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
+                tokens = config.update_tokens((update["step"] - 1) / trainer.steps)
+                seen += tokens
                 recorder.step(
                     {
                         **update,
                         "seconds": seconds,
-                        "tokens_per_second": config.batch_tokens / seconds,
-                        "tokens_seen": update["step"] * config.batch_tokens,
-                        "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
+                        "tokens_per_second": tokens / seconds,
+                        "tokens_seen": seen,
+                        "peak_share": flops * tokens / seconds / (peak * ranks.size) if peak else None,
                         "memory_bytes": memory,
                     }
                 )
@@ -392,7 +394,7 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
     rows = _to_device(torch.from_numpy(trainer.rows(ranks.share)), trainer.device)
-    micro_batches = rows.tensor_split(config.micro_steps(ranks.size))
+    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, trainer.update_tokens))
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
