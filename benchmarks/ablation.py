@@ -1,83 +1,136 @@
-"""One run a slot at equal steps: what each value of a slot does to the loss on your text, all else as in the recipe.
+"""One run a variant, all else as in the recipe: what each part of a model or of its training does to the loss on your text.
 
-    python benchmarks/ablation.py --data input.txt --out runs/ablation            # 25 runs of shakespeare-cpu
-    python benchmarks/ablation.py --data input.txt --out runs/ablation --steps 500 --seeds 3
+    python benchmarks/ablation.py slots --data input.txt --out runs/slots            # 25 runs of shakespeare-cpu
+    python benchmarks/ablation.py speedrun --data input.txt --out runs/parts --seeds 3   # 31 times 3 runs of speedrun
 
-Runs that are finished are not repeated, so it goes on where it was stopped. Prints a Markdown table: parameters, whole-split
-validation loss (mean over the seeds), and the difference to the recipe.
+Equal tokens throughout. Runs that are finished are not repeated, so it goes on where it was stopped. Prints a Markdown table:
+parameters, whole-split validation loss (mean and standard deviation over the seeds), the difference to the recipe, and a run's processor
+time, evaluations included, beside the recipe's (medians; comparable where one call made all runs and nothing else was running).
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import glassgpt as g
 from glassgpt.files import user_path
+from glassgpt.hardware import keep_freed_memory
 from glassgpt.reference import find_checkpoint
 from glassgpt.summary import ModelSummary
 
-# Name of a run -> what it changes in [model].
-VARIANTS: dict[str, dict[str, object]] = {
+# Name of a run -> what it changes in the recipe.
+SLOTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "positions: rope": {"position": "rope"},
-    "positions: sinusoidal": {"position": "sinusoidal"},
-    "positions: none": {"position": "none"},
-    "heads: 2 key-value": {"n_kv_head": 2},
-    "heads: 1 key-value": {"n_kv_head": 1},
-    "heads: twice as wide": {"head_dim": 64},
-    "span: window 16": {"window": 16},
-    "span: window 16, 4 global": {"window": 16, "window_globals": 4},
-    "span: window 16, fourth layer full": {"window": 16, "window_pattern": "SSSL"},
-    "norm: LayerNorm with bias": {"norm_bias": True},
-    "norm: RMSNorm": {"norm": "rmsnorm"},
-    "norm: RMSNorm without weight": {"norm": "rmsnorm", "norm_weight": False},
-    "norm: of the embedding too": {"embedding_norm": True},
-    "norm: QK-norm": {"qk_norm": True},
-    "norm: QK-norm, rope": {"qk_norm": True, "position": "rope"},
-    "feed-forward: GELU, exact": {"activation": "gelu"},
-    "feed-forward: ReLU": {"activation": "relu"},
-    "feed-forward: squared ReLU": {"activation": "relu_squared"},
-    "feed-forward: SiLU": {"activation": "silu"},
-    "feed-forward: SwiGLU": {"activation": "swiglu"},
-    "feed-forward: half as wide": {"n_inner": 256},
-    "biases: everywhere": {"bias": True},
-    "head: untied": {"tied_head": False},
-    "head: soft-cap 15": {"logit_softcap": 15.0},
+    "positions: rope": {"model": {"position": "rope"}},
+    "positions: sinusoidal": {"model": {"position": "sinusoidal"}},
+    "positions: none": {"model": {"position": "none"}},
+    "heads: 2 key-value": {"model": {"n_kv_head": 2}},
+    "heads: 1 key-value": {"model": {"n_kv_head": 1}},
+    "heads: twice as wide": {"model": {"head_dim": 64}},
+    "span: window 16": {"model": {"window": 16}},
+    "span: window 16, 4 global": {"model": {"window": 16, "window_globals": 4}},
+    "span: window 16, fourth layer full": {"model": {"window": 16, "window_pattern": "SSSL"}},
+    "norm: LayerNorm with bias": {"model": {"norm_bias": True}},
+    "norm: RMSNorm": {"model": {"norm": "rmsnorm"}},
+    "norm: RMSNorm without weight": {"model": {"norm": "rmsnorm", "norm_weight": False}},
+    "norm: of the embedding too": {"model": {"embedding_norm": True}},
+    "norm: QK-norm": {"model": {"qk_norm": True}},
+    "norm: QK-norm, rope": {"model": {"qk_norm": True, "position": "rope"}},
+    "feed-forward: GELU, exact": {"model": {"activation": "gelu"}},
+    "feed-forward: ReLU": {"model": {"activation": "relu"}},
+    "feed-forward: squared ReLU": {"model": {"activation": "relu_squared"}},
+    "feed-forward: SiLU": {"model": {"activation": "silu"}},
+    "feed-forward: SwiGLU": {"model": {"activation": "swiglu"}},
+    "feed-forward: half as wide": {"model": {"n_inner": 256}},
+    "biases: everywhere": {"model": {"bias": True}},
+    "head: untied": {"model": {"tied_head": False}},
+    "head: soft-cap 15": {"model": {"logit_softcap": 15.0}},
 }
+ADAMW: dict[str, Any] = {"name": "adamw", "beta2": 0.99}
+SPEEDRUN: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "AdamW, rate 3e-3": {"optim": ADAMW | {"lr": 3e-3}},
+    "AdamW, rate 1e-2": {"optim": ADAMW | {"lr": 1e-2}},
+    "AdamW, rate 2e-2": {"optim": ADAMW | {"lr": 2e-2}},
+    "Muon, rate 1e-2": {"optim": {"lr": 1e-2}},
+    "Muon, rate 2e-2": {"optim": {"lr": 2e-2}},
+    "Muon, momentum 0.9": {"optim": {"momentum": 0.9}},
+    "Muon, momentum 0.95": {"optim": {"momentum": 0.95}},
+    "weight decay 0.1": {"optim": {"weight_decay": 0.1}},
+    "clipping at 1": {"optim": {"grad_clip": 1.0}},
+    "cosine decay": {"optim": {"schedule": "cosine"}},
+    "constant rate": {"optim": {"schedule": "constant"}},
+    "warmup, 10 steps": {"optim": {"warmup_steps": 10}},
+    "without QK-norm": {"model": {"qk_norm": False}},
+    "LayerNorm": {"model": {"norm": "layernorm"}},
+    "norm of the embedding too": {"model": {"embedding_norm": True}},
+    "squared ReLU": {"model": {"activation": "relu_squared"}},
+    "GELU": {"model": {"activation": "gelu_tanh"}},
+    "projections not begun at zero": {"model": {"residual_init": "scaled"}},
+    "tied head": {"model": {"tied_head": True}},
+    "logit soft-cap 15": {"model": {"logit_softcap": 15.0}},
+    "sequences of 64 from the start": {"context_start": None},
+    "sequences of 64 from the start, learned positions": {"model": {"position": "learned"}, "context_start": None},
+    "updates that begin at 256 tokens": {"batch_start": 256, "steps": 262},
+    "updates half as large, twice as many": {"batch_tokens": 512, "steps": 360},
+    "updates twice as large, half as many": {"batch_tokens": 2048, "steps": 90},
+    "4 layers of 64": {"model": {"n_layer": 4, "n_embd": 64, "n_head": 2}},
+    "1 layer of 128": {"model": {"n_layer": 1, "n_embd": 128, "n_head": 4}},
+    "float32": {"precision": "float32"},
+    "float32, fused attention": {"precision": "float32", "model": {"attention": "sdpa"}},
+    "bfloat16, fused attention": {"model": {"attention": "sdpa"}},
+}
+TABLES = {"slots": ("shakespeare-cpu", SLOTS), "speedrun": ("speedrun", SPEEDRUN)}
 
 
 def main() -> int:
+    """Train what is not there, print the table, and write the losses beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", default="shakespeare-cpu")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    changes = {"data": {"source": options.data}, "eval_every": 0, "checkpoint_every": 0, "sample": {"count": 0}}
+    keep_freed_memory()  # as the command line does
+    recipe, variants = TABLES[options.table]
+    base = g.recipe(recipe, data={"source": options.data}, eval_every=0, checkpoint_every=0, sample={"count": 0})
     if options.steps:
-        changes["steps"] = options.steps
+        base = base.override(steps=options.steps)
     losses: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
-    for name, slots in VARIANTS.items():
-        for seed in range(1337, 1337 + options.seeds):
-            config = g.recipe(options.recipe, **changes, model=slots, seed=seed)
-            run = user_path(str(options.out)) / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}-{seed}"
-            if not finished(run, config):
-                g.train(config, run, overwrite=True)
-            checkpoint = find_checkpoint(run)
-            losses.setdefault(name, []).append(checkpoint.state.val_loss or float("nan"))
-            sizes[name] = ModelSummary(checkpoint.model_config).parameters
-            print(f"{name}, seed {seed}: {losses[name][-1]:.4f}", file=sys.stderr, flush=True)
-    base = statistics.mean(losses["the recipe"])
-    print("| slot | parameters | validation loss | against the recipe |\n| --- | --- | --- | --- |")
+    for seed in range(1337, 1337 + options.seeds):
+        for name, changes in variants.items():
+            run = user_path(str(options.out)) / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{seed}"
+            loss, spent, sizes[name] = figures(base.override(seed=seed, **changes), run)
+            losses.setdefault(name, []).append(loss)
+            seconds.setdefault(name, []).append(spent)
+            print(f"{name}, seed {seed}: {loss:.4f}, {spent:.1f} s", file=sys.stderr, flush=True)
+    print("| variant | parameters | validation loss | against the recipe | time |\n| --- | --- | --- | --- | --- |")
     for name, values in losses.items():
-        loss = statistics.mean(values)
-        print(f"| {name} | {sizes[name]:,} | {loss:.4f} | {loss - base:+.4f} |")
-    (options.out / "ablation.json").write_text(json.dumps(losses, indent=1))
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        difference = statistics.mean(values) - statistics.mean(losses["the recipe"])
+        ratio = statistics.median(seconds[name]) / statistics.median(seconds["the recipe"])
+        print(f"| {name} | {sizes[name]:,} | {statistics.mean(values):.4f}{spread} | {difference:+.4f} | {ratio:.2f} |")
+    (options.out / "ablation.json").write_text(json.dumps({"losses": losses, "seconds": seconds}, indent=1))
     return 0
+
+
+def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
+    """Validation loss, processor seconds of the whole run, and parameters of a run, which is trained where it is not there."""
+    if not finished(run, config):
+        begin = time.process_time()
+        g.train(config, run, overwrite=True)
+        (run / "seconds").write_text(str(time.process_time() - begin))
+    checkpoint = find_checkpoint(run)
+    loss = checkpoint.state.val_loss
+    return float("nan") if loss is None else loss, float((run / "seconds").read_text()), ModelSummary(checkpoint.model_config).parameters
 
 
 def finished(run: Path, config: g.TrainConfig) -> bool:
