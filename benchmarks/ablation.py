@@ -51,12 +51,12 @@ SLOTS: dict[str, dict[str, Any]] = {
     "head: untied": {"model": {"tied_head": False}},
     "head: soft-cap 15": {"model": {"logit_softcap": 15.0}},
 }
-ADAMW: dict[str, Any] = {"name": "adamw", "beta2": 0.99}
+ADAMW: dict[str, Any] = {"name": "adamw", "beta2": 0.99, "warmup_steps": 20, "grad_clip": 1.0}
 SPEEDRUN: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "AdamW, rate 3e-3": {"optim": ADAMW | {"lr": 3e-3}},
-    "AdamW, rate 1e-2": {"optim": ADAMW | {"lr": 1e-2}},
-    "AdamW, rate 2e-2": {"optim": ADAMW | {"lr": 2e-2}},
+    "AdamW, warmup, clipping, rate 2e-3": {"optim": ADAMW | {"lr": 2e-3}},
+    "AdamW, warmup, clipping, rate 4e-3": {"optim": ADAMW | {"lr": 4e-3}},
+    "AdamW, warmup, clipping, rate 8e-3": {"optim": ADAMW | {"lr": 8e-3}},
     "Muon, rate 1e-2": {"optim": {"lr": 1e-2}},
     "Muon, rate 2e-2": {"optim": {"lr": 2e-2}},
     "Muon, momentum 0.9": {"optim": {"momentum": 0.9}},

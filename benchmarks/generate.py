@@ -16,16 +16,15 @@ import importlib.util
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from contender import Contender, serve
 from tokenizers import Tokenizer, models
 
 from glassgpt import GPT, ModelConfig
@@ -108,39 +107,11 @@ def contenders(directory: Path) -> list[str]:
     return found
 
 
-def serve(who: str, directory: Path) -> None:
-    """In a process of its own: for each line «batch prompt new» on standard input, the seconds that it took."""
-    name, kind = who.split()
-    write = WRITERS[name](directory, kind)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        write(*map(int, line.split()))
-        print(f"seconds {time.perf_counter() - began}", flush=True)
-
-
-class Contender:
-    """A process that writes when it is asked."""
-
-    def __init__(self, who: str, directory: Path, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", who, str(directory), "--threads", str(threads)]
-        self.process: subprocess.Popen[str] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def seconds(self, *cell: int) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(*cell, file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
-        raise RuntimeError(f"a contender's process ended with {self.process.wait()}")
-
-
 def measure(found: dict[str, Contender], batch: int, prompt: int, new: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each, by turns; a first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(1 + rounds):
         for name, contender in found.items():
-            time.sleep(0.3)  # until the threads of the one before have gone to sleep
             seconds[name].append(contender.seconds(batch, prompt, new))
     return {name: times[1:] for name, times in seconds.items()}
 
@@ -169,15 +140,17 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.serve:
-        serve(options.serve[0], Path(options.serve[1]))
+        name, kind = options.serve[0].split()
+        serve(WRITERS[name](Path(options.serve[1]), kind))
         return 0
     packages = [d for d in ("torch", "transformers", "ctranslate2") if list(importlib.metadata.distributions(name=d))]
     versions = {name: importlib.metadata.version(name) for name in packages}
     rows, missed = [], 0
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
-        found = {who: Contender(who, Path(scratch), options.threads) for who in contenders(Path(scratch))}
-        for contender in found.values():
-            running.enter_context(contender.process)  # which closes its input, and so ends it
+        found = {}
+        for who in contenders(Path(scratch)):
+            command = [__file__, "--serve", who, scratch, "--threads", str(options.threads)]
+            found[who] = running.enter_context(Contender(command))
         print(f"{options.threads} threads, {options.rounds} rounds, {versions}\n")
         print("| batch | prompt | new | who | s, median (fastest – slowest) | tokens/s |\n| --- | --- | --- | --- | --- | --- |")
         cells = [(batch, PROMPT, new) for batch in options.batches for new in options.tokens] + [(1, LONG_PROMPT, 1)]

@@ -2,7 +2,8 @@
 
     python benchmarks/step.py --nanogpt PATH --rounds 5 --json step.json
 
-Both sides: 2 x 1024 tokens an update, AdamW, clipping, the same threads, random weights and tokens, in processes of their own.
+Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, AdamW, clipping, biases, the same threads, random weights, in
+processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT has no such setting).
 nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there), `torch.optim.AdamW` by its
 `configure_optimizers`, both sequences at once. glassgpt's is the trainer's own `train_step` with recipe gpt2, in float32 and in
 `native` precision, with and without activation checkpointing. Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest
@@ -22,11 +23,10 @@ from typing import Any
 
 import torch
 from contender import Contender, serve
+from gpu import GPT2_IDS, write_tokens
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config import recipe
 from glassgpt.hardware import cpu_name, keep_freed_memory
-from kill_harness import write_text
 
 SEQUENCES, LENGTH, VOCABULARY = 2, 1024, 50304
 # At least so many times its tokens/s, at most so much of its memory.
@@ -39,10 +39,10 @@ def nanogpt_step(path: Path) -> Callable[[], object]:
     from model import GPT, GPTConfig  # type: ignore[import-not-found, unused-ignore]
 
     torch.manual_seed(1337)
-    shape = GPTConfig(block_size=LENGTH, vocab_size=VOCABULARY, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=False)
+    shape = GPTConfig(block_size=LENGTH, vocab_size=VOCABULARY, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=True)
     model = GPT(shape)
     optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4, betas=(0.9, 0.95), device_type="cpu")
-    x, y = torch.randint(VOCABULARY, (2, SEQUENCES, LENGTH))
+    x, y = torch.randint(GPT2_IDS, (2, SEQUENCES, LENGTH))
 
     def step() -> object:
         _, loss = model(x, y)
@@ -63,8 +63,8 @@ def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[
 
     keep_freed_memory()  # as the command line does
     os.environ["GLASSGPT_CACHE"] = str(folder)
-    data = {"source": str(folder / "text.txt"), "tokenizer": "characters", "validation": "fraction"}
-    changes: dict[str, Any] = {"model": {"vocab_multiple": VOCABULARY}, "sample": {"count": 0}, "hellaswag_every": 0, "device": "cpu"}
+    data = {"source": str(folder / "tokens")}
+    changes: dict[str, Any] = {"model": {"vocab_multiple": 128}, "sample": {"count": 0}, "hellaswag_every": 0, "device": "cpu"}
     changes |= {"batch_tokens": SEQUENCES * LENGTH, "precision": precision, "activation_checkpointing": checkpointing}
     trainer = new_trainer(recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress())
 
@@ -91,7 +91,7 @@ def main() -> int:
         serve(nanogpt_step(Path(where)) if who == "nanoGPT" else glassgpt_step(Path(where), who, checkpointing))
         return 0
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
-        write_text(Path(scratch) / "text.txt", 60_000)
+        write_tokens(Path(scratch) / "tokens", 2**18)
         sides = {"nanoGPT": ("nanoGPT", str(options.nanogpt), "none")} if options.nanogpt else {}
         for precision, checkpointing in SETTINGS:
             sides[f"glassgpt, {precision}, checkpointing {checkpointing}"] = (precision, scratch, checkpointing)

@@ -354,9 +354,9 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     recorder = mock.create_autospec(glassgpt.evaluate.evaluate_reference, return_value=figures)
     monkeypatch.setattr(glassgpt.evaluate, "evaluate_reference", recorder)
     path = tmp_path / "new" / "figures.json"
-    assert main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--json", str(path)]) == 0
+    assert main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)]) == 0
     settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
-    settings |= {"skip_bad": None, "documents": True, "device": "auto", "log": mock.ANY}
+    settings |= {"skip_bad": None, "documents": True, "device": "auto", "quantize": "int8", "log": mock.ANY}
     expected = mock.call("runs/x@best", **settings)
     assert recorder.call_args == expected
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -259,6 +259,15 @@ def test_a_checkpoint_has_the_loss_that_its_run_recorded(run: Path, step: int) -
     assert {key: found[key] for key in figures} == figures
 
 
+def test_what_int8_costs_can_be_measured(run: Path) -> None:
+    """Another loss than the weights' own, but a near one; over the same tokens."""
+    plain, rounded = (evaluate_reference(run, quantize=kind) for kind in (None, "int8"))
+    assert rounded["tokens"] == plain["tokens"]
+    assert 0 < abs(rounded["loss"] - plain["loss"]) < 0.01
+    with pytest.raises(UserError, match="no quantization 'int3'"):
+        evaluate_reference(run, quantize="int3")
+
+
 def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_path: Path) -> None:
     text = run.parent / "text.txt"
     assert evaluate_reference(run, split="train")["tokens"] == 3599

@@ -145,3 +145,5 @@ def test_missing_items_are_said_before_anything_is_measured(tmp_path: Path, file
 def test_options_of_hellaswag_alone_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "runs/x", "--hellaswag-items", "5"]) == 2
     assert "go with --hellaswag" in capsys.readouterr().err
+    assert main(["eval", "runs/x", "--hellaswag", "--quantize", "int8"]) == 2
+    assert "leave it or --hellaswag out" in capsys.readouterr().err

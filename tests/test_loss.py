@@ -42,6 +42,7 @@ def test_loss_and_gradients_are_those_of_full_logits(
 ) -> None:
     """float64: 1e-12 is rounding. The upstream gradient of 3 stands for accumulation and loss scaling."""
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", rows * PADDED)
+    monkeypatch.setattr(loss_module, "CPU_VOCAB_BLOCK", 5)
     hidden, weight, targets = inputs()
     actual = cross_entropy(hidden, weight, targets, vocab_size, cap)
     expected = plain(hidden, weight, targets, vocab_size, cap)

@@ -89,16 +89,17 @@ def test_gpt2s_block_keeps_what_the_page_says(precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-xl"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @PRECISION
-def test_the_loss_takes_what_the_page_says(name: str, precision: str) -> None:
+def test_the_loss_takes_what_the_page_says(name: str, device: str, precision: str) -> None:
     """To 0.1 %: targets, and columns of a number a row, are not in the formula."""
     shape = recipe(name, model={"vocab_size": 50257}).model
     N, C, V = 2 * 1024, shape.n_embd, 50304
-    logits = 2**24 // V * V
-    products = 4 * logits + 4 * 4096 * C
+    logits = 2**24 // V * V if device == "cpu" else N * V
+    products = 4 * logits + 4 * (4096 if device == "cpu" else V) * C
     if precision == "bfloat16":
         products = 2 * (N + V) * C + 6 * logits
-    assert _trace_head(shape, 2, precision).loss == pytest.approx(N * (8 * C + 8) + 4 * V * C + products, rel=1e-3)
+    assert _trace_head(shape, 2, precision, device).loss == pytest.approx(N * (8 * C + 8) + 4 * V * C + products, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
@@ -130,7 +131,7 @@ def test_the_head_keeps_its_two_gradients(changes: dict[str, Any]) -> None:
     x, saved = torch.randn(B, T, C, requires_grad=True), Saved(model)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda kept: kept):
         cross_entropy(model.norm(x), model.head.weight, ids, 65)
-    head = _trace_head(shape, B, "float32")
+    head = _trace_head(shape, B, "float32", "cpu")
     weight = 4 * 65 * C
     assert weight + 4 * B * T * C < saved.count(less=x) < head.loss
     assert head.gradient == weight

@@ -157,10 +157,24 @@ def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
         with torch.no_grad():
             expected = plain_loss(trainer.strategy.model, rows).item()
         assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
-    assert [config.tokens_seen(step, 10) for step in (0, 3, 5, 10)] == [0, 96, 224, 864]
-    records = records_of(train(config, tmp_path / "run", progress=Quiet()))
-    assert [record["tokens_seen"] for record in records if "loss" in record] == [config.tokens_seen(step, 10) for step in range(1, 11)]
-    assert dict(find_checkpoint(tmp_path / "run").facts)["step"] == "10 (864 tokens seen)"
+    run = train(config, tmp_path / "run", progress=Quiet())
+    seen = [32, 64, 96, 160, 224, 352, 480, 608, 736, 864]
+    assert [record["tokens_seen"] for record in records_of(run) if "loss" in record] == seen
+    # A longer run's schedule is another one, but what was seen was seen.
+    training.resume(run, steps=12, progress=Quiet())
+    assert [record["tokens_seen"] for record in records_of(run) if "loss" in record] == [*seen, 992, 1120]
+    assert dict(find_checkpoint(run).facts)["step"] == "12 (1,120 tokens seen)"
+
+
+def test_the_share_of_the_peak_is_of_sequences_as_long_as_they_are(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention over a quarter of the context is a quarter of the work."""
+    monkeypatch.setattr(training, "peak_flops", lambda device, precision: 1e9)
+    config = tiny_config(text, context_start=4, context_warmup=0.5)
+    records = [r for r in records_of(train(config, tmp_path / "run", progress=Quiet())) if "loss" in r]
+    for record, length in ((records[0], 4), (records[-1], 16)):
+        model = find_checkpoint(tmp_path / "run").model_config.cropped(length)
+        flops = record["peak_share"] * 1e9 * record["seconds"] / config.batch_tokens
+        assert flops == pytest.approx(ModelSummary(model).training_flops_per_token, rel=1e-6)
 
 
 @given(st.sampled_from([1, 2, 8, 32]), st.floats(0.01, 1.0), st.integers(1, 500))

@@ -1,5 +1,6 @@
 """Models made ready to write: the same logits in float32, close ones in int8, and what is refused."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -69,12 +70,22 @@ def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
 
 
 def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """128 * 127 * 2 fits in 16 bits, which such a CPU adds two products in."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it would."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
     assert (2 * writing.activation_levels() + 1) * 127 * 2 < 2**15
-    weight, x = torch.randn(8, 64), torch.randn(3, 64)
-    with torch.inference_mode():
-        assert (Int8Linear(weight, None)(x) - F.linear(x, weight)).abs().max() < 0.5
+    code = (
+        "import torch\nfrom glassgpt import writing\n"
+        "weight, x = 0.5 + torch.rand(64, 256), 0.5 + torch.rand(3, 256)\n"
+        "def error(levels):\n"
+        "    writing.activation_levels = lambda: levels\n"
+        "    with torch.inference_mode():\n"
+        "        return float((writing.Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max())\n"
+        "print(error(63), error(127))"
+    )
+    environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    coarse, overflown = map(float, done.stdout.split())
+    assert coarse < 0.01 < 0.1 < overflown
 
 
 @VARIANTS
@@ -109,6 +120,20 @@ def test_the_original_is_left_as_it_is() -> None:
     assert not any(parameter.is_meta for parameter in ready.parameters())
     with pytest.raises(UserError, match="cannot be trained"):
         ready.train()
+
+
+def test_hooks_see_what_is_written() -> None:
+    """On a block, on a linear layer, which then stays what it is, and on a model that was given other parts."""
+    original, seen = model(), []
+    original.get_submodule("blocks.0").register_forward_hook(lambda *_: seen.append("block"))
+    original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: seen.append("linear"))
+    original.set_submodule("blocks.0.attention_norm", torch.nn.Identity())
+    with torch.inference_mode():
+        ready = quantized(original)
+        ready(ids(1, 3))
+        assert seen == ["block", "linear"]
+        assert ready.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
+        assert (ready(ids(1, 9)) - original(ids(1, 9))).abs().max() < 0.5 < (ready(ids(1, 9)) - model()(ids(1, 9))).abs().max()
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -191,3 +216,8 @@ def test_draws_at_the_ends(share: float, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, share, dtype=torch.float64))
     p = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.0, 1.0, 0.0]])
     assert draw(p, torch.Generator()).tolist() == [2 if share else 1, 2]
+
+
+def test_a_diverged_model_is_told_of() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        draw(torch.tensor([[0.5, float("nan"), 0.5]]), torch.Generator())

@@ -17,10 +17,10 @@ from .model import GPT
 from .optim import build_optimizers
 from .scale import FLOAT32, memory_a_rank
 from .summary import ModelSummary
+from .writing import WORTH_TOKENS
 
 # GPT-2's embedding, whose product with a vector reads 154 MB: several times a CPU's cache. Of a GPU's it is made 16 times as wide.
 _ROWS, _COLUMNS = 50304, 768
-_NEW_TOKENS = 32
 # Seconds in which a short thing is repeated, and updates; of these at least so many.
 _REPEATING, _UPDATING = 0.5, 2.0
 _STEPS = 3
@@ -86,7 +86,7 @@ def trainings(device: torch.device) -> list[TrainConfig]:
 
 def _fits(config: TrainConfig, device: torch.device, precision: str) -> bool:
     room = available_memory(device)
-    return room is None or memory_a_rank(config, 1, "single", precision).total < 0.9 * room
+    return room is None or memory_a_rank(config.override(device=device.type), 1, "single", precision).total < 0.9 * room
 
 
 def _bandwidths(device: torch.device) -> Iterator[tuple[str, float]]:
@@ -130,7 +130,7 @@ def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str
     strategy = Strategy(model)
     if device.type == "cuda":
         strategy.compile(config.compile_backend)
-    optimizers = build_optimizers(strategy, config.optim)
+    optimizers = build_optimizers(strategy, config.optim, precision)
     ids = torch.randint(0, model.vocab_size, (config.batch_size, config.model.context_length), device=device)
 
     def update() -> None:
@@ -153,7 +153,7 @@ def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str
 def _written(config: TrainConfig, device: torch.device) -> float:
     """Tokens/s of one text, from its second token on: the first one's time goes to the prompt."""
     model = GPT.create(config.model, config.seed, device)
-    pieces = generate(model, None, [0], max_new_tokens=_NEW_TOKENS + 4)
+    pieces = generate(model, None, [0], max_new_tokens=WORTH_TOKENS + 4)  # as many as have the model made ready to write
     for _ in range(4):
         next(pieces)
     begin = time.perf_counter()

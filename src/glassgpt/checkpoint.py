@@ -47,6 +47,8 @@ class TrainingState:
     """Of the dataset that the run trains on."""
     recent: list[list[float]] | None = None
     """Loss and gradient norm of the last updates, where outliers are skipped."""
+    tokens_seen: int | None = None
+    """Of all updates; None in a checkpoint of glassgpt before 2026-11-22, where all updates were alike."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Checkpoint:
         """What `glassgpt info` tells: where it is, and its training so far."""
         config, state = self.config, self.state
         loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
-        tokens = config.tokens_seen(state.step, config.steps or state.step)  # where there is no number of steps, all are alike
+        tokens = state.step * config.batch_tokens if state.tokens_seen is None else state.tokens_seen
         return (
             ("checkpoint", str(self.path)),
             ("step", f"{state.step:,} ({tokens:,} tokens seen)"),

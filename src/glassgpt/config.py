@@ -252,7 +252,8 @@ class DataConfig(TextConfig, Checked):
     mixture: dict[str, float] = field(default_factory=dict)
     """Several sources with their weights, instead of `source`: each is prepared by itself, and keeps its own part for validation."""
     order: Literal["shuffled", "sequential", "random"] = "shuffled"
-    """Windows of a batch: each once an epoch in shuffled order, in the text's order, or anywhere at random."""
+    """Windows of a batch: each once an epoch in shuffled order, in the text's order, or anywhere at random. (With a context_start each
+    length has a shuffled order of its own; a smaller update, by batch_start, passes over the rest of its windows.)"""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -455,16 +456,8 @@ class TrainConfig(Checked):
         """Tokens of an update, by the share of the updates before it: `batch_start`, doubled at even distances."""
         return _doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
 
-    def tokens_seen(self, step: int, steps: int) -> int:
-        """Tokens of the first `step` updates of a run of `steps`."""
-        if self.batch_start is None:
-            return step * self.batch_tokens
-        return sum(self.update_tokens(done / steps) for done in range(step))
-
     def share_of_batch(self, processes: int) -> int:
         """Sequences an update on each of so many processes. Raises `UserError` where they do not divide the batch."""
-        if self.batch_start is not None and self.batch_start // self.model.context_length % processes:
-            raise UserError(f"batch_start = {self.batch_start} are too few sequences for {processes} processes; double it")
         if self.batch_size % processes:
             quantum = self.model.context_length * processes
             nearest = " or ".join(map(str, _nearest_multiples(self.batch_tokens, quantum)))
@@ -472,7 +465,17 @@ class TrainConfig(Checked):
                 f"batch_tokens = {self.batch_tokens} are {self.batch_size} sequences, which {processes} processes cannot share evenly; "
                 f"the nearest that works: --batch-tokens {nearest}"
             )
+        if self.batch_start is not None and self.batch_start // self.model.context_length % processes:
+            raise UserError(
+                f"batch_start = {self.batch_start} are too few sequences for {processes} processes: give a larger one, or leave it out"
+            )
         return self.batch_size // processes
+
+    @property
+    def possible_processes(self) -> list[int]:
+        """The numbers of processes that can share every update's sequences."""
+        smallest = (self.batch_start or self.batch_tokens) // self.model.context_length  # of which all updates are multiples
+        return [n for n in range(1, smallest + 1) if smallest % n == 0]
 
     def micro_steps(self, processes: int, tokens: int | None = None) -> int:
         """Forward and backward passes on each of so many processes, as even as they can be: of an update of so many tokens, of all."""

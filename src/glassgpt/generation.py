@@ -76,9 +76,11 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One token (n,) from each distribution (n, V): the first at which the running sum passes a random share of the whole.
 
     One random number a row, where `torch.multinomial` takes V of them: 8 rows of GPT-2's vocabulary cost a tenth of a step there.
-    On the CPU, where the generator is: the same seed then gives the same draws on every device.
+    On the CPU, where the generator is: the same seed then gives the same draws on every device. Raises `UserError` for nan.
     """
     sums = probabilities.cpu().cumsum(dim=-1, dtype=torch.float64)
+    if not sums[:, -1].isfinite().all():
+        raise UserError("the model's probabilities are not finite: its weights have diverged; take an earlier checkpoint")
     # Strictly below 1 after rounding too, so that no token without probability comes behind the last one with any.
     share = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator) * (1 - 2**-50)
     return torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1)

@@ -32,8 +32,8 @@ def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _rows_of_a_chunk(dtype: torch.dtype, device: torch.device, columns: int) -> int:
-    if device.type == "cuda":
+def _rows_of_a_chunk(dtype: torch.dtype, device: str, columns: int) -> int:
+    if device == "cuda":
         return CHUNK_ROWS if dtype == torch.float16 else GPU_CHUNK_ROWS
     return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
 
@@ -80,13 +80,13 @@ class _MeanCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy over the rows that are not ignored; the gradient is formed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None, device: str) -> Tensor:
         h, w = _in_compute_dtype(hidden, weight)
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
-        rows = _rows_of_a_chunk(w.dtype, w.device, w.shape[0])
-        block = CPU_VOCAB_BLOCK if w.device.type == "cpu" else len(w)
+        rows = _rows_of_a_chunk(w.dtype, device, w.shape[0])
+        block = CPU_VOCAB_BLOCK if device == "cpu" else len(w)
         with torch.autocast(h.device.type, enabled=False):
             for start in range(0, h.shape[0], rows):
                 chunk = h[start : start + rows]
@@ -105,19 +105,23 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         grad_hidden, grad_weight, count = ctx.saved_tensors
         scale = grad_output / count
-        return grad_hidden * scale, grad_weight * scale, None, None, None
+        return grad_hidden * scale, grad_weight * scale, None, None, None, None
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None = None, chunked_for: str | None = None
+) -> Tensor:
     """Mean next-token loss in nats, with gradients for the hidden states and the head.
 
     hidden (..., C); weight (V, C), rows from `vocab_size` on being padding, which gets no probability and no gradient;
-    targets (...), `IGNORED` to leave a position out. Returns a scalar, at least float32.
+    targets (...), `IGNORED` to leave a position out. Chunks are those of the tensors' device, or of the type `chunked_for`.
+    Returns a scalar, at least float32.
     """
-    loss: Tensor = _MeanCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap)  # type: ignore[no-untyped-call]
+    device = chunked_for or hidden.device.type
+    loss: Tensor = _MeanCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap, device)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -130,7 +134,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
     h, w = _in_compute_dtype(hidden.flatten(0, -2), weight)
     flat = targets.flatten()
     block = min(vocab_size, CPU_VOCAB_BLOCK) if h.device.type == "cpu" else vocab_size
-    rows = _rows_of_a_chunk(w.dtype, w.device, block)
+    rows = _rows_of_a_chunk(w.dtype, w.device.type, block)
     with torch.autocast(h.device.type, enabled=False):
         losses = [_losses_of_rows(h[i : i + rows], w, flat[i : i + rows], vocab_size, cap, block) for i in range(0, len(h), rows)]
     return torch.cat(losses).view(targets.shape)

@@ -108,7 +108,7 @@ class _Parts:
         if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
             for block in self.blocks:
                 block.compile(backend=config.compile_backend)
-        self._optimizers = build_optimizers(Strategy(self.model), config.optim)
+        self._optimizers = build_optimizers(Strategy(self.model), config.optim, precision)
         self._device, self._precision, self._clock = device, precision, clock
         self._clip = config.optim.grad_clip
 

@@ -23,7 +23,7 @@ CONTEXT = 1e9
 FRAGMENTED = 0.05
 # Of a process on a CPU: glibc's heap lies between blocks in use, for training keeps what it frees (`keep_freed_memory`). Measured as a
 # share of activations and working memory, 18 to 26 % at shakespeare-char's sizes; to the byte nothing where each block is given back.
-# And the buffers of oneDNN and its like, 10 to 34 MB (docs/scale.md).
+# And the buffers of oneDNN and its like, 10 to 13 MB (docs/scale.md), and more for larger matrices.
 HEAP = 0.2
 BUFFERS = 30e6
 # Ids of a tokenizer before its text is there; of characters a guess, since Shakespeare has 65 and source code some hundreds.

@@ -97,6 +97,7 @@ class RunRecorder(Recorder):
             scaler=trainer.scaler.state_dict() or None,
             data_fingerprint=trainer.data.fingerprint,
             recent=list(trainer.outliers.recent) or None,
+            tokens_seen=trainer.tokens_seen,
         )
 
         def write() -> None:

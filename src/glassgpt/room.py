@@ -6,7 +6,7 @@ The figures are those of `scale`, which real runs have so far exceeded by up to 
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -15,14 +15,14 @@ from .config import TrainConfig
 from .distributed.ranks import Ranks, launched
 from .errors import UserError
 from .hardware import available_memory
-from .loss import CHUNK_ELEMENTS
+from .loss import CHUNK_ELEMENTS, GPU_CHUNK_ROWS
 from .scale import FLOAT32, Memory, batch_a_rank, memory_a_rank
 from .summary import ModelSummary
 
 # Share of the free memory that a proposed micro-batch may take: rounding in allocators, buffers of libraries, evaluation.
 COMFORT = 0.9
-# Sequences that may fit at once although one of several does not: more would weigh more than the gradients.
-_FEW = 4
+# Tokens of a rank's share whose activations may weigh less than the gradients of the model.
+_LIGHT = 2**16
 # How far above the memory there is an update's figure must be before a run is refused.
 DOUBT = 1.05
 
@@ -37,17 +37,19 @@ def largest_micro_batch(config: TrainConfig, processes: int, need: Callable[[Tra
     def fits(micro_steps: int) -> bool:
         return need(config.override(micro_batch_size=-(-share // micro_steps))) <= room
 
-    few, many = 0, share
-    if fits(share):
+    few, many = 1, share
+    several_fit = share > 1 and fits(share)
+    if several_fit:
         # From one sequence up by doubling, then by halves: `need` takes the longer the larger the micro-batch is.
-        while many > 1 and few == 0:
-            few, many = (0, many // 2) if fits(many // 2) else (many // 2, many)
+        while few == 1 and many > 3:
+            few, many = (1, many // 2) if fits(many // 2) else (many // 2, many)
         while many - few > 1:
             middle = (few + many) // 2
             few, many = (few, middle) if fits(middle) else (middle, many)
-        return share if many <= 3 and fits(1) else -(-share // many)
-    # In a single micro-step no gradients lie beside the activations.
-    return share if share <= _FEW and fits(1) else None
+    # All at once may fit where fewer do not: no gradients of a micro-step before lie beside them.
+    if (many <= 2 or share * config.model.context_length <= _LIGHT) and fits(1):
+        return share
+    return -(-share // many) if several_fit else None
 
 
 def require_room(config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: nn.Module | None = None) -> None:
@@ -58,6 +60,7 @@ def require_room(config: TrainConfig, ranks: Ranks, device: torch.device, precis
     machine, else up to a second. Every rank calls it.
     """
     room = available_memory(device, swap=True)
+    config = config.override(device=device.type)
     # The most that any rank sees, before any has gone on: one that looked later would see less for what others have taken.
     most = float(ranks.numbers([math.inf if room is None else room]).max())
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() and device.type == "cpu" else 1
@@ -65,15 +68,12 @@ def require_room(config: TrainConfig, ranks: Ranks, device: torch.device, precis
     if config.cpu_offload or at_most(config, ranks.size) <= own:
         return
 
-    def need(changed: TrainConfig) -> float:
-        return _surely(changed, ranks.size, device, precision)
-
-    least = need(config)
+    least = _surely(config, ranks.size, precision)
     if least <= DOUBT * own:
         return
     owner = "a process" if sharers > 1 else "this machine" if device.type == "cpu" else "the GPU"
     said = f"this run does not fit: an update needs {in_bytes(least)}, and {owner} has {in_bytes(own)} free"
-    fitting = largest_micro_batch(config, ranks.size, need, COMFORT * own)
+    fitting = largest_micro_batch(config, ranks.size, lambda changed: _as_written(changed, ranks.size, precision), COMFORT * own)
     if fitting is not None:
         raise UserError(f"{said}; --micro-batch-size {fitting} fits (the training stays the same)")
     state = (12 if config.optim.name == "muon" else 16) * ModelSummary(config.model).parameters
@@ -98,22 +98,26 @@ def at_most(config: TrainConfig, processes: int) -> float:
     if model.attention == "explicit" or model.dropout or model.window is not None:
         attention += 8 * model.n_head * model.context_length
     layer = 16 * model.n_embd + attention + 8 * model.inner_width
-    chunk = max(model.padded_vocab_size, CHUNK_ELEMENTS)
+    chunk = max(model.padded_vocab_size * (GPU_CHUNK_ROWS if config.device == "cuda" else 1), CHUNK_ELEMENTS)
     return FLOAT32 * (2 * tokens * (model.n_layer * layer + 8 * model.n_embd) + 8 * summary.parameters + 8 * chunk)
 
 
-def _surely(config: TrainConfig, processes: int, device: torch.device, precision: str) -> float:
-    """Bytes that an update needs at least, by the strategy that needs the least of those that may come."""
-    strategies = {"auto": ["ddp"] if processes == 1 or device.type == "cpu" else ["ddp", "fsdp"]}.get(config.strategy, [config.strategy])
-    if not launched():
-        strategies = ["ddp"]
-    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-    # A compiler chooses what to keep: at least what products and attention gave.
-    if compiled and config.activation_checkpointing == "none":
+def _as_written(config: TrainConfig, processes: int, precision: str) -> float:
+    """Bytes that an update of uncompiled kernels needs, by the strategy that needs the least of those that may come."""
+    return min(memory.total for memory in _memories(config, processes, precision))
+
+
+def _surely(config: TrainConfig, processes: int, precision: str) -> float:
+    """Bytes that an update needs at least, whatever a compiler makes of it: what products and attention gave must be kept."""
+    if config.compile == "off" or (config.compile == "auto" and config.device != "cuda"):
+        return _as_written(config, processes, precision)
+    if config.activation_checkpointing == "none":
         config = config.override(activation_checkpointing="selective")
-    needs = [memory_a_rank(config, processes, strategy, precision) for strategy in strategies]
-    return min(_kept(memory).total if compiled else memory.total for memory in needs)
+    return min(dataclasses.replace(memory, copies=0, working=0).total for memory in _memories(config, processes, precision))
 
 
-def _kept(memory: Memory) -> Memory:
-    return dataclasses.replace(memory, copies=0, working=0)
+def _memories(config: TrainConfig, processes: int, precision: str) -> Iterator[Memory]:
+    """By each strategy that may come."""
+    strategies = {"auto": ["ddp"] if processes == 1 or config.device == "cpu" else ["ddp", "fsdp"]}.get(config.strategy, [config.strategy])
+    for strategy in strategies if launched() else ["ddp"]:
+        yield memory_a_rank(config, processes, strategy, precision)

@@ -109,7 +109,9 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     and `cpu_offload` is not known here.
     """
     batch = batch_a_rank(config, processes)
-    head, blocks = _trace_head(config.model, batch.micro_batch, precision), _blocks(config, batch.micro_batch, precision, strategy)
+    # Chunks of the loss are larger on a GPU, which is what a run without a device is taken to have.
+    device = config.device if config.device in ("cpu", "mps") else "cuda"
+    head, blocks = _trace_head(config.model, batch.micro_batch, precision, device), _blocks(config, batch.micro_batch, precision, strategy)
     if strategy == "fsdp":
         return _sharded_moments(config, processes, batch, precision, head, blocks)
     return _whole_moments(config, processes, batch, precision, head, blocks)
@@ -311,7 +313,7 @@ def _drop_gradients(module: nn.Module) -> None:
 
 
 @lru_cache
-def _trace_head(model: ModelConfig, batch: int, precision: str) -> _Head:
+def _trace_head(model: ModelConfig, batch: int, precision: str, device: str) -> _Head:
     shape = dataclasses.replace(model, n_layer=1, window=None, window_globals=0, window_pattern="S")
     with FakeTensorMode():
         gpt = GPT(shape)
@@ -324,16 +326,16 @@ def _trace_head(model: ModelConfig, batch: int, precision: str) -> _Head:
             kept, gradient = ledger.bytes, torch.empty_like(embedded)
             embedding = ledger.most(lambda: embedded.backward(gradient))
         gpt.zero_grad()
-        return _Head(kept, *_trace_loss(gpt, ids, precision), embedding)
+        return _Head(kept, *_trace_loss(gpt, ids, precision, device), embedding)
 
 
-def _trace_loss(gpt: GPT, ids: Tensor, precision: str) -> tuple[int, int, int, int]:
+def _trace_loss(gpt: GPT, ids: Tensor, precision: str, device: str) -> tuple[int, int, int, int]:
     """Final norm, head and loss, forward and backward: the most in each, what is left, and the head's gradient in that."""
     x = torch.empty(*ids.shape, gpt.config.n_embd, requires_grad=True)
 
     def forward() -> Tensor:
         with _casting(precision):
-            return cross_entropy(gpt.norm(x), gpt.head.weight, ids, gpt.vocab_size, gpt.config.logit_softcap)
+            return cross_entropy(gpt.norm(x), gpt.head.weight, ids, gpt.vocab_size, gpt.config.logit_softcap, device)
 
     losses: list[Tensor] = []
     with _Ledger() as ledger:

@@ -50,6 +50,7 @@ class Trainer:
     hellaswag: Sequence[Item] = ()
     hellaswag_published: bool = False
     step: int = 0
+    tokens_seen: int = 0
     best_step: int | None = None
     best_val_loss: float | None = None
     unfinite: Tensor | None = None
@@ -101,8 +102,8 @@ def new_trainer(
         model, config = _start_from(start, config, device)
     if checkpoint is None:
         config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
-    elif config.batch_size % ranks.size:
-        possible = ", ".join(str(n) for n in range(1, config.batch_size + 1) if config.batch_size % n == 0)
+    elif ranks.size not in config.possible_processes:
+        possible = ", ".join(map(str, config.possible_processes))
         raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
     require_room(config, ranks, device, precision, model)
     if model is None:
@@ -218,6 +219,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if state.scaler is not None and trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(dict(state.scaler))
     trainer.outliers.recent = state.recent or []
+    trainer.tokens_seen = state.tokens_seen if state.tokens_seen is not None else state.step * trainer.config.batch_tokens
     trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
 
 

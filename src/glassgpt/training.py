@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +280,15 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
     """Evaluate, then update, record, evaluate, sample and save until the last step, or a signal on any rank, which is returned."""
     config, ranks = trainer.config, trainer.ranks
     peak = peak_flops(trainer.device, trainer.precision)
-    flops = ModelSummary(config.model).training_flops_per_token
+
+    @cache
+    def flops_a_token(length: int) -> int:
+        return ModelSummary(config.model.cropped(length)).training_flops_per_token
+
     if trainer.step == 0:
         _evaluate(trainer, recorder)
     begun: deque[Update] = deque()
-    began, seen = 0.0, config.tokens_seen(trainer.step, trainer.steps)
+    began = 0.0
     while trainer.step < trainer.steps:
         if not begun:  # else it was when the numbers of the one before were there
             began = time.perf_counter()
@@ -298,15 +303,17 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
                 update = begun.popleft().read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                tokens = config.update_tokens((update["step"] - 1) / trainer.steps)
-                seen += tokens
+                progress = (update["step"] - 1) / trainer.steps
+                tokens = config.update_tokens(progress)
+                trainer.tokens_seen += tokens
+                flops = tokens * flops_a_token(config.sequence_length(progress))
                 recorder.step(
                     {
                         **update,
                         "seconds": seconds,
                         "tokens_per_second": tokens / seconds,
-                        "tokens_seen": seen,
-                        "peak_share": flops * tokens / seconds / (peak * ranks.size) if peak else None,
+                        "tokens_seen": trainer.tokens_seen,
+                        "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
                         "memory_bytes": memory,
                     }
                 )
@@ -413,7 +420,10 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
     ranks.at(f"the gradient norm of update {trainer.step + 1}")
     for optimizer in trainer.optimizers:
         scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), config.optim.grad_clip or math.inf)
+    gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if config.optim.grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
     return total, strategy.whole(norm)
 
 

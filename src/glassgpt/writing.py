@@ -82,22 +82,23 @@ def _packed_int8(weight: Tensor) -> torch.ScriptObject:
 
 
 def activation_levels() -> int:
-    """Steps from 0 to a row's largest number. CPUs without int8 dot products add two products in 16 bits, which must not overflow."""
-    able = torch.cpu.get_capabilities()
-    return 127 if able.get("avx512_vnni") or able.get("avx_vnni") else 63
+    """Steps from 0 to a row's largest number. Without AVX-512's int8 dot products (FBGEMM knows no others) two products are added in 16
+    bits, which must not overflow.
+    """
+    return 127 if torch.cpu.get_capabilities().get("avx512_vnni") else 63
 
 
 class WritingGPT(GPT):
-    """A model whose linear layers are made anew by `linear(weight, bias)`. It shares all else with the original, hooks included."""
+    """A model whose linear layers are made anew by `linear(weight, bias)`. It shares all else with the original, hooks included.
+
+    A linear layer with a hook of its own, or of a class of its own, stays as it is.
+    """
 
     def __init__(self, model: GPT, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-        with torch.device("meta"):
-            super().__init__(model.config)
-        for name, module in model.named_modules():
-            if name not in ("", "head") and not any(True for _ in module.children()):
-                # A shallow copy has the same parameters and hooks, but its own mode.
-                own = linear(module.weight.detach(), _detached(module.bias)) if isinstance(module, nn.Linear) else copy.copy(module)
-                self.set_submodule(name, own)
+        nn.Module.__init__(self)
+        self.config, self.vocab_size, self.limit = model.config, model.vocab_size, model.limit
+        for name, module in model.named_children():
+            self.add_module(name, _remade(module, linear))
         self.head = cast(nn.Linear, linear(model.head.weight.detach()[: model.vocab_size], None))
         self.eval()
 
@@ -124,15 +125,20 @@ class WritingGPT(GPT):
         return soft_cap(self.head(hidden), self.config.logit_softcap)
 
 
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
+def _remade(module: nn.Module, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> nn.Module:
+    """A module with other linear layers inside: a shallow copy, which has the same parameters and hooks, but its own mode."""
+    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+        return linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    own = copy.copy(module)
+    own._modules = {name: child and _remade(child, linear) for name, child in module._modules.items()}
+    return own
 
 
 def quantized(model: GPT, kind: str = "int8") -> WritingGPT:
     """The model with its linear layers and its head in int8, to write with on a CPU; embeddings and norms stay in float32.
 
-    The original is left as it is; drop it, and the memory of its matrices is free. What it costs in bits per byte is in
-    docs/performance.md. Raises `UserError` for another kind, another device or dtype, and a CPU that is no x86.
+    The original is left as it is; drop it, and the memory of its matrices is free. What it costs in bits per byte:
+    `glassgpt eval --quantize int8`. Raises `UserError` for another kind, another device or dtype, and a CPU that is no x86.
     """
     weight = model.embedding.weight
     if kind != "int8":

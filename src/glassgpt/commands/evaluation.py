@@ -43,6 +43,8 @@ class EvalOptions:
     """Write the figures to this file too, by place in the context and by document."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: the weights as they are)")] = None
+    """What the matrices rounded to 8 bits, as generate --quantize int8 has them, cost in loss."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -50,6 +52,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvalOptions, "eval", evaluate, arguments)
     if not options.hellaswag and (options.hellaswag_file is not None or options.hellaswag_items is not None):
         raise UserError("--hellaswag-file and --hellaswag-items go with --hellaswag: give that too")
+    if options.hellaswag and options.quantize is not None:
+        raise UserError("--quantize is for the loss on a text: leave it or --hellaswag out")
     from ..hardware import keep_freed_memory
 
     keep_freed_memory()
@@ -82,6 +86,7 @@ def _evaluate_text(options: EvalOptions) -> dict[str, Any]:
         skip_bad=options.skip_bad or None,
         documents=options.json is not None,
         device=options.device,
+        quantize=options.quantize,
         log=say_aside,
     )
     print(_figures_table(figures))

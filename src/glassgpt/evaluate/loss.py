@@ -25,6 +25,7 @@ from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
 from ..reference import ModelSource, load_source, read_reference
 from ..tokenizers import Tokenizer, tokenizer_file
+from ..writing import quantized
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
 # wait for its work with less.
@@ -239,6 +240,7 @@ def evaluate_reference(
     skip_bad: bool | None = None,
     documents: bool = False,
     device: str = "auto",
+    quantize: str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model reference on its run's validation split, or on another source with the model's tokenizer.
@@ -246,18 +248,20 @@ def evaluate_reference(
     split: `validation`, `train` or `all`; left out, `validation` for the text that the model was trained on and for prepared
     datasets, `all` for any other text. `column`, `encoding`, `errors` and `skip_bad` as in `DataConfig`, the run's own unless given.
     `documents` adds the figures of each. Precision is the run's own, float32 where the device lacks that. A model from elsewhere
-    has no run: it needs a source, and precision is the device's best. `log` gets lines about text that is prepared first.
+    has no run: it needs a source, and precision is the device's best. `quantize` measures the model as `writing.quantized` makes it,
+    on the CPU. `log` gets lines about text that is prepared first.
 
     Returns the figures of `evaluate_data`, and the `details` (of a mixture: those of each text, as `texts`). Raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
-    target = find_device(device)
+    target = find_device("cpu" if quantize is not None and device == "auto" else device)
     run, model, tokenizer = read_reference(reference, lambda found: (_run_of(found), *load_source(found, target)))
     if tokenizer is None:
         raise UserError(f"{reference} has no tokenizer, so no text can be evaluated with it")
     if run is None and source is None:
         raise UserError(f"{reference} is no run of glassgpt, so it has no validation split of its own; name a text with --data")
+    model = model if quantize is None else quantized(model, quantize)
     config, own_fingerprint = run or (TrainConfig(steps=1), None)
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
     settings = config.override(data={key: value for key, value in changes.items() if value is not None}).data
@@ -276,7 +280,7 @@ def evaluate_reference(
         split = "validation" if is_own or isinstance(resolve(settings.source), PreparedDataset) else "all"
     streams = [{"validation": dataset.validation, "train": dataset.train, "all": dataset.whole}[split] for dataset in data.datasets]
     try:
-        precision = find_precision(config.precision, target)
+        precision = find_precision(config.precision if quantize is None else "float32", target)
     except UserError:
         precision = "float32"
     with matmul_precision(precision):
