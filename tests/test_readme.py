@@ -1,4 +1,4 @@
-"""The README's commands and its Python run as they are written, with fewer steps."""
+"""The README's commands and its Python run as they are written, with fewer steps, and evaluated on less."""
 
 import dataclasses
 import json
@@ -52,6 +52,7 @@ def test_the_commands_run_as_written(folder: Path) -> None:
         if words[:2] == ["glassgpt", "train"] and "--resume" not in words:
             steps = words.index("--steps") if "--steps" in words else None
             words = [*words[:steps], *(words[steps + 2 :] if steps is not None else []), "--steps", "4", "--eval-every", "2"]
+            words += ["--eval-tokens", "3000"]
             words += ["--sample.max-new-tokens", "8"]
         elif "--steps" in words:
             words[words.index("--steps") + 1] = "6"
@@ -67,7 +68,7 @@ def test_the_commands_for_text_of_any_size_run(folder: Path) -> None:
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "glassgpt", line
-        short = ["--steps", "2", "--sample.max-new-tokens", "8"] if words[1] == "train" else []
+        short = ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"] if words[1] == "train" else []
         run([sys.executable, "-m", *words, *short], folder)
     assert (folder / "figures.json").is_file()
 
@@ -82,7 +83,7 @@ def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
     for line in block.splitlines():
         words = [stand_ins.get(word, word) for word in shlex.split(line, comments=True)]
         assert words[0] == "glassgpt", line
-        short = {"train": ["--steps", "2", "--sample.max-new-tokens", "8"], "generate": ["--max-new-tokens", "8"]}
+        short = {"train": ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"], "generate": ["--max-new-tokens", "8"]}
         run([sys.executable, "-m", *words, *short.get(words[1], [])], folder)
     assert (folder / "hf/demo/config.json").is_file()
 
@@ -95,7 +96,7 @@ def test_the_commands_for_many_processes_run(folder: Path) -> None:
     for line in block.splitlines():
         words = [lengths.get(word, word) for word in shlex.split(line, comments=True)]
         if "--resume" not in words:
-            words += ["--steps", "4", "--eval-every", "2", "--sample.max-new-tokens", "8"]
+            words += ["--steps", "4", "--eval-every", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"]
         if words[0] == "torchrun":
             words[0] = "torch.distributed.run"
         assert words[0] in ("torch.distributed.run", "glassgpt"), line
@@ -115,7 +116,7 @@ def test_the_python_runs_as_written(folder: Path) -> None:
     (block,) = blocks("python", "In Python")
     assert "steps=200" in block
     assert block.rstrip().endswith('print(piece, end="")')
-    output = run([sys.executable, "-c", block.replace("steps=200", "steps=2, eval_every=0")], folder)
+    output = run([sys.executable, "-c", block.replace("steps=200", "steps=2, eval_every=0, eval_tokens=3000")], folder)
     # Behind the run's last line stands what the loop has printed: 100 characters, without the prompt.
     written = output.partition("done: runs/short\n")[2]
     assert len(written) == 100

@@ -39,12 +39,12 @@ GPT2 = recipe("gpt2", model={"vocab_size": 50257}, batch_tokens=16 * 1024, devic
 )
 def test_the_bound_is_above_the_need(changes: dict[str, Any], precision: str) -> None:
     """Else a run that does not fit would be let through unseen."""
-    config = GPT2.override(**changes)
+    config = GPT2.override(batch_tokens=4 * 1024).override(**changes)
     for processes, strategy in ((1, "ddp"), (2, "fsdp")):
         assert at_most(config, processes) > memory_a_rank(config, processes, strategy, precision).total
 
 
-@given(st.integers(1, 200), st.floats(0, 300), st.floats(0, 1))
+@given(st.integers(1, 200), st.floats(0, 300), st.floats(0, 30))
 def test_the_largest_micro_batch_is_that_of_a_search(share: int, free: float, gradients: float) -> None:
     """Of all even divisions, with a need that grows with the micro-batch, and by the gradients where there are several."""
     config = GPT2.override(batch_tokens=share * 1024)
