@@ -20,6 +20,7 @@ from typing import Any
 import glassgpt as g
 from glassgpt.files import user_path
 from glassgpt.hardware import keep_freed_memory
+from glassgpt.progress import SilentProgress
 from glassgpt.reference import find_checkpoint
 from glassgpt.summary import ModelSummary
 
@@ -126,7 +127,7 @@ def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
     """Validation loss, processor seconds of the whole run, and parameters of a run, which is trained where it is not there."""
     if not finished(run, config):
         begin = time.process_time()
-        g.train(config, run, overwrite=True)
+        g.train(config, run, overwrite=True, progress=SilentProgress())
         (run / "seconds").write_text(str(time.process_time() - begin))
     checkpoint = find_checkpoint(run)
     loss = checkpoint.state.val_loss
