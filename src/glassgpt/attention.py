@@ -81,16 +81,18 @@ class SDPAKernel(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Shapes as in `ExplicitKernel`."""
-        return self.over_plain_positions(q, k, v) if mask is None and q.shape[-2] == k.shape[-2] else self.fused(q, k, v, mask)
+        if mask is None and q.shape[-2] == k.shape[-2]:
+            return self.over_plain_positions(q, k, v)
+        return self.fused(q, k, v, mask)
 
     def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All of the text: PyTorch's own causal attention."""
-        return self.fused(q, k, v)
+        return self.fused(q, k, v, causal=True)
 
-    def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Causal attention, or what a mask (T, S) shows."""
+    def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """What a mask (T, S) shows, or all keys; or causal attention, T = S."""
         dropout = self.dropout if self.training else 0.0
-        grouped, causal = q.shape[1] != k.shape[1], mask is None and q.shape[-2] == k.shape[-2]
+        grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
 
 
@@ -108,7 +110,7 @@ class WindowKernel(SDPAKernel):
         positions = torch.split(torch.arange(q.shape[-2], device=q.device), W)
         holding_globals = max(1, math.ceil(G / W))
         k_global, v_global = (torch.cat(blocks[:holding_globals], dim=-2)[..., :G, :] for blocks in (k_blocks, v_blocks))
-        outputs = [self.fused(q_blocks[0], k_blocks[0], v_blocks[0])]  # the first block sees all before it
+        outputs = [self.fused(q_blocks[0], k_blocks[0], v_blocks[0], causal=True)]  # the first block sees all before it
         for own in range(1, len(q_blocks)):
             before = own - 1
             seen = min(G, before * W)  # those that the previous block does not have itself
@@ -207,28 +209,22 @@ class LayerCache:
 
         No mask for the first T positions, which see each other by the plain span, and for a single one that sees all before it.
         """
-        start, slots = self.length, self.k.shape[-2]
-        if self.span.window is None and k.shape[-2] == 1:
-            # Each token of a text takes this way in each layer, so it asks for nothing that it can do without.
-            self.length += 1
-            self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
-            return self.k[:, :, : self.length], self.v[:, :, : self.length], None
-        positions = torch.arange(start, start + k.shape[-2], device=k.device)
-        if start == 0:
-            self._store(k, v, positions)
-            return k, v, None
-        if len(positions) == 1 or start + len(positions) <= slots:
-            # Nothing is overwritten that one of these positions sees.
-            self._store(k, v, positions)
-            filled = min(self.length, slots)
-            k, v, key_positions = self.k[:, :, :filled], self.v[:, :, :filled], self.positions[:filled]
-        else:
+        start, T, slots = self.length, k.shape[-2], self.k.shape[-2]
+        if start and T > 1 and start + T > slots:
+            # What is overwritten may be seen by one of these positions.
             filled = min(start, slots)
-            new_k, new_v = k, v
-            k, v = torch.cat([self.k[:, :, :filled], k], dim=-2), torch.cat([self.v[:, :, :filled], v], dim=-2)
-            key_positions = torch.cat([self.positions[:filled], positions])
-            self._store(new_k, new_v, positions)
-        return k, v, self.span.mask(positions, key_positions)
+            seen_k, seen_v = torch.cat([self.k[:, :, :filled], k], dim=-2), torch.cat([self.v[:, :, :filled], v], dim=-2)
+            seen = torch.cat([self.positions[:filled], torch.arange(start, start + T, device=k.device)])
+            self._store(k, v)
+        else:
+            self._store(k, v)
+            if start == 0:
+                return k, v, None
+            filled = min(self.length, slots)
+            seen_k, seen_v, seen = self.k[:, :, :filled], self.v[:, :, :filled], self.positions[:filled]
+            if T == 1 and self.span.window is None:
+                return seen_k, seen_v, None
+        return seen_k, seen_v, self.span.mask(torch.arange(start, start + T, device=k.device), seen)
 
     def select(self, rows: Tensor) -> "LayerCache":
         """A copy with these rows (n,) of the batch, in this order; a row may come more than once."""
@@ -236,16 +232,18 @@ class LayerCache:
         chosen.k, chosen.v, chosen.positions = self.k[rows], self.v[rows], self.positions.clone()
         return chosen
 
-    def _store(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+    def _store(self, k: Tensor, v: Tensor) -> None:
         """Keep what a later position may see."""
         slots, G, start = self.k.shape[-2], self.span.n_global, self.length
-        self.length += len(positions)
-        slot: slice | Tensor = slice(start, self.length)
-        if self.length > slots:
-            kept = (positions < G) | (positions >= self.length - (slots - G))
-            k, v, positions = k[:, :, kept], v[:, :, kept], positions[kept]
-            slot = torch.where(positions < slots, positions, G + (positions - G) % (slots - G))
-        self.k[:, :, slot], self.v[:, :, slot], self.positions[slot] = k, v, positions
+        self.length += k.shape[-2]
+        if self.length <= slots:  # where each position's slot has been its own number from the start
+            self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
+            return
+        positions = torch.arange(start, self.length, device=k.device)
+        kept = (positions < G) | (positions >= self.length - (slots - G))
+        positions = positions[kept]
+        slot = torch.where(positions < slots, positions, G + (positions - G) % (slots - G))
+        self.k[:, :, slot], self.v[:, :, slot], self.positions[slot] = k[:, :, kept], v[:, :, kept], positions
 
 
 class KVCache:
