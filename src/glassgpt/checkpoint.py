@@ -72,13 +72,18 @@ class Checkpoint:
         """What `glassgpt info` tells: where it is, and its training so far."""
         config, state = self.config, self.state
         loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
-        tokens = state.step * config.batch_tokens if state.tokens_seen is None else state.tokens_seen
         return (
             ("checkpoint", str(self.path)),
-            ("step", f"{state.step:,} ({tokens:,} tokens seen)"),
+            ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)"),
             ("validation loss", loss),
             ("trained on", config.data.source),
         )
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all updates so far."""
+        counted = self.state.tokens_seen
+        return self.state.step * self.config.batch_tokens if counted is None else counted
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -219,7 +219,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if state.scaler is not None and trainer.scaler.is_enabled():
         trainer.scaler.load_state_dict(dict(state.scaler))
     trainer.outliers.recent = state.recent or []
-    trainer.tokens_seen = state.tokens_seen if state.tokens_seen is not None else state.step * trainer.config.batch_tokens
+    trainer.tokens_seen = checkpoint.tokens_seen
     trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
 
 

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -276,15 +275,24 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
     return stopped_by
 
 
+def _pace(trainer: Trainer, step: int, seconds: float, peak: float | None) -> dict[str, float | None]:
+    """What the record of an update says of its tokens, which are counted. `peak` is a rank's FLOP/s, where that is known."""
+    config, progress = trainer.config, (step - 1) / trainer.steps
+    tokens = config.update_tokens(progress)
+    trainer.tokens_seen += tokens
+    flops = tokens * ModelSummary(config.model.cropped(config.sequence_length(progress))).training_flops_per_token
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "tokens_seen": trainer.tokens_seen,
+        "peak_share": flops / seconds / (peak * trainer.ranks.size) if peak else None,
+    }
+
+
 def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[int]) -> int | None:
     """Evaluate, then update, record, evaluate, sample and save until the last step, or a signal on any rank, which is returned."""
     config, ranks = trainer.config, trainer.ranks
     peak = peak_flops(trainer.device, trainer.precision)
-
-    @cache
-    def flops_a_token(length: int) -> int:
-        return ModelSummary(config.model.cropped(length)).training_flops_per_token
-
     if trainer.step == 0:
         _evaluate(trainer, recorder)
     begun: deque[Update] = deque()
@@ -303,20 +311,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
                 update = begun.popleft().read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                progress = (update["step"] - 1) / trainer.steps
-                tokens = config.update_tokens(progress)
-                trainer.tokens_seen += tokens
-                flops = tokens * flops_a_token(config.sequence_length(progress))
-                recorder.step(
-                    {
-                        **update,
-                        "seconds": seconds,
-                        "tokens_per_second": tokens / seconds,
-                        "tokens_seen": trainer.tokens_seen,
-                        "peak_share": flops / seconds / (peak * ranks.size) if peak else None,
-                        "memory_bytes": memory,
-                    }
-                )
+                recorder.step({**update, **_pace(trainer, update["step"], seconds, peak), "memory_bytes": memory})
         except NonFiniteError as error:
             trainer.step = error.step - 1
             recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))
