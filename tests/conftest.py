@@ -18,6 +18,14 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """4,000 characters in a file."""
+    from kill_harness import write_text
+
+    return write_text(tmp_path / "text.txt")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache."""

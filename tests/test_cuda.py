@@ -26,7 +26,7 @@ from glassgpt.loss import GPU_CHUNK_ROWS, IGNORED, cross_entropy, token_losses
 from glassgpt.model import GPT
 from glassgpt.trainer import Trainer, new_trainer
 from glassgpt.training import begin_update, resume, train, train_step
-from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
+from kill_harness import Quiet, lightly, records_of, tiny_config
 
 pytestmark = [
     pytest.mark.cuda,
@@ -39,11 +39,6 @@ DEVICE = "cuda"
 def light() -> Iterator[None]:
     with lightly():
         yield
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_text(tmp_path / "text.txt")
 
 
 def cuda_config(text: Path, **changes: Any) -> TrainConfig:

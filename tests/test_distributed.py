@@ -37,12 +37,6 @@ def harness() -> Iterator[Harness]:
     started.close()
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """4,000 characters in a file."""
-    return write_text(tmp_path / "text.txt")
-
-
 def settings(text: Path, **changes: Any) -> dict[str, Any]:
     """A tiny run's config as the harness takes it."""
     return tiny_config(text, **{**BATCH, **changes}).to_dict()

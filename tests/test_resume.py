@@ -36,12 +36,6 @@ def light() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """4,000 characters in a file."""
-    return write_text(tmp_path / "text.txt")
-
-
 class CrashError(Exception):
     """Ends a run in the middle."""
 

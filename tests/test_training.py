@@ -48,12 +48,6 @@ def light() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """4,000 characters in a file."""
-    return write_text(tmp_path / "text.txt")
-
-
 def run_of(config: TrainConfig, out: Path) -> Path:
     return train(config, out, progress=Quiet())
 
