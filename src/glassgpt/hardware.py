@@ -36,6 +36,11 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 
+def _sheet(device_name: str) -> tuple[str, dict[str, float]]:
+    """The name in `GPU_PEAKS` that a device's own name has in it, and its peaks; nothing for another device."""
+    return next(((name, peaks) for name, peaks in GPU_PEAKS if re.search(rf"\b{name}\b", device_name)), ("", {}))
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU by NVIDIA's data sheet."""
@@ -55,8 +60,7 @@ class Gpu:
 
     def is_meant(self, name: str, memory: float) -> bool:
         """Whether a device of this name and memory (bytes) is one of these."""
-        found = next((key for key, _ in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
-        return found == self.name and 0.85 < memory / self.memory < 1.2
+        return _sheet(name)[0] == self.name and 0.85 < memory / self.memory < 1.2
 
 
 # What `glassgpt plan --device` knows. H100 and A100 are the SXM boards.
@@ -143,8 +147,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: from the data sheet for a GPU, measured here (0.3 s) for a CPU, else None."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peaks.get(precision) for key, peaks in GPU_PEAKS if re.search(rf"\b{key}\b", name)), None)
+        return _sheet(torch.cuda.get_device_name(device))[1].get(precision)
     return measured_peak(precision, device) if device.type == "cpu" else None
 
 

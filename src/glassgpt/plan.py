@@ -105,7 +105,7 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
 def _device_here(name: str) -> torch.device:
     if name in ("auto", "here"):
         return find_device()
-    if torch.device("cpu").type != name and not name.startswith(("cuda", "mps")):
+    if name != "cpu" and not name.startswith(("cuda", "mps")):
         known = ["here", "cpu", "cuda", *GPUS]
         raise UserError(f"there is no device {name!r}{did_you_mean(name, known)} (devices: {', '.join(known)})")
     return find_device(name)

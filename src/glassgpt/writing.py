@@ -1,8 +1,8 @@
 """A model made ready to write on a CPU: the same modules around other linear layers, in float32 or int8.
 
 One token's pass reads every weight once and computes little, so its time is that of reading. PyTorch's own product of one or a
-few rows with a matrix reads at half or less of what the memory gives (docs/performance.md), and in int8 there is a
-quarter to read. What the layers compute is the same; in float32 only the last bits differ.
+few rows with a matrix reads at half or less of what the memory gives, and in int8 there is a quarter to read. What the layers compute
+is the same; in float32 only the last bits differ.
 
 Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
 """
@@ -155,6 +155,11 @@ def quantized(model: GPT, kind: str = "int8") -> WritingGPT:
         raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only: write without it")
     with torch.inference_mode():
         return WritingGPT(model, Int8Linear)
+
+
+def device_for(quantize: str | None, device: str) -> str:
+    """The device to load a model on that may be `quantized`: the CPU for `auto`."""
+    return "cpu" if quantize is not None and device == "auto" else device
 
 
 def for_writing(model: GPT, rows: int, tokens: int) -> GPT:

@@ -26,9 +26,8 @@ class PlanOptions:
 def plan(arguments: Sequence[str]) -> None:
     """Say what a run will need: memory by part, the micro-batch that fits, tokens/s and hours.
 
-    A recipe's name or .toml file comes first, then its settings as for train.
-    --device here (or auto, cpu, cuda) times this machine for some
-    seconds; a GPU's name takes its data sheet: b200, h200, h100, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4,
+    A recipe's name or .toml file comes first, then its settings as for train. --device here (or auto, cpu, cuda) times this machine for
+    some seconds; a GPU's name takes its data sheet: b200, h200, h100, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4,
     rtx4090, rtx3090.
     """
     config, rest = named_recipe(arguments)

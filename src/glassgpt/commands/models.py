@@ -56,8 +56,7 @@ def generate(arguments: Sequence[str]) -> None:
     prompt = _prompt(options)
     from .. import generation, reference, writing
 
-    device = "cpu" if options.quantize and options.device == "auto" else options.device
-    model, tokenizer = reference.load(options.reference, device=device)
+    model, tokenizer = reference.load(options.reference, device=writing.device_for(options.quantize, options.device))
     if options.quantize is not None:
         model = writing.quantized(model, options.quantize)
     pieces = generation.generate(

@@ -25,7 +25,7 @@ from ..hardware import autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
 from ..reference import ModelSource, load_source, read_reference
 from ..tokenizers import Tokenizer, tokenizer_file
-from ..writing import quantized
+from ..writing import device_for, quantized
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
 # wait for its work with less.
@@ -255,7 +255,7 @@ def evaluate_reference(
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
-    target = find_device("cpu" if quantize is not None and device == "auto" else device)
+    target = find_device(device_for(quantize, device))
     run, model, tokenizer = read_reference(reference, lambda found: (_run_of(found), *load_source(found, target)))
     if tokenizer is None:
         raise UserError(f"{reference} has no tokenizer, so no text can be evaluated with it")
