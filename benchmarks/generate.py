@@ -2,8 +2,8 @@
 
     python benchmarks/generate.py --rounds 5 --json generate.json
 
-Each has a process of its own, which sleeps while it is not its turn: threads that wait for
-work keep a core busy for a while, CTranslate2's for 0.2 s, and in one process this would be another's time. All have the same weights
+Each has a process of its own, which sleeps while it is not its turn: threads that wait for work keep a core busy for a while,
+CTranslate2's for 0.2 s, and in one process this would be another's time. All have the same weights
 (exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and the same number of threads;
 what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this CPU. Time to first token is
 that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`, CTranslate2's packing as it loads)
