@@ -27,6 +27,8 @@ from .model import GPT
 WORTH_BYTES = 32 * 2**20
 # Of all rows together: what the preparation costs is back after about 60 tokens of one row, 8 of each of 8 rows.
 WORTH_TOKENS = 64
+# In the place of a row's largest number where all are 0, which stay so.
+SMALLEST = 1e-30
 
 
 class PackedLinear(nn.Module):
@@ -48,7 +50,8 @@ class PackedLinear(nn.Module):
 
 class Int8Linear(nn.Module):
     """A linear layer in int8 with a scale for each output and, taken as it comes, for each row of x (LLM.int8()'s vector-wise scheme,
-    Dettmers et al., 2022, without its outliers). Sums are exact, so a row's result does not depend on the rows beside it.
+    Dettmers et al., 2022, without its outliers). Sums of integers are exact, so but for rounding (of one input in a million to the
+    next integer) a row's result does not depend on the rows beside it.
 
     FBGEMM through PyTorch's quantized tensors, which are deprecated (pytorch#184982) and may go: `torch.ops.onednn.qlinear_pointwise`
     then does the same, but a token takes 1.4 times as long; torchao's int8 layers are slower than float32 unless compiled.
@@ -62,9 +65,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_(min=1e-30)  # a row of zeros stays one
-        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / largest, 1 / self.levels, self.levels + 1, self.packed)
-        return cast(Tensor, y * largest if self.bias is None else torch.addcmul(self.bias, y, largest))
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        if x.numel() == x.shape[-1]:  # a single row: its scale as a number spares two passes
+            y = product(x, max(x.abs().max().item(), SMALLEST) / self.levels, self.levels + 1, self.packed)
+            return cast(Tensor, y if self.bias is None else y.add_(self.bias))
+        scale = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_(min=SMALLEST).div_(self.levels)
+        y = product(x / scale, 1.0, self.levels + 1, self.packed)
+        return cast(Tensor, y * scale if self.bias is None else torch.addcmul(self.bias, y, scale))
 
 
 def _packed_int8(weight: Tensor) -> torch.ScriptObject:
@@ -129,6 +136,8 @@ def _remade(module: nn.Module, linear: Callable[[Tensor, Tensor | None], nn.Modu
     """A module with other linear layers inside: a shallow copy, which has the same parameters and hooks, but its own mode."""
     if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
         return linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    if type(module) is nn.Dropout and not module._forward_hooks and not module._forward_pre_hooks:
+        return nn.Identity()
     own = copy.copy(module)
     own._modules = {name: child and _remade(child, linear) for name, child in module._modules.items()}
     return own
