@@ -3,10 +3,12 @@
 In one process the threads of one library would take the cores from the next for a while, and peaks of memory could not be told apart.
 """
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 
 class Contender:
@@ -16,6 +18,7 @@ class Contender:
         self._process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
+        self.said: Any = None
 
     def __enter__(self) -> "Contender":
         return self
@@ -24,14 +27,16 @@ class Contender:
         self._process.__exit__(None, None, None)  # closes its input, upon which it ends
 
     def seconds(self, *numbers: int) -> float:
-        """What the work on these numbers takes."""
+        """What the work on these numbers takes; its result is in `said`."""
         time.sleep(0.3)  # until the threads of the one before have gone to sleep
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(*numbers, file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith("seconds "):
-                return float(line.split()[1])
+                _, seconds, result = line.split(maxsplit=2)
+                self.said = json.loads(result)
+                return float(seconds)
         raise RuntimeError(f"a contender ended with {self._process.wait()}; its own message is above")
 
     @property
@@ -42,8 +47,8 @@ class Contender:
 
 
 def serve(work: Callable[..., object]) -> None:
-    """For each line of numbers on standard input, the seconds that `work(*numbers)` takes."""
+    """For each line of numbers on standard input, the seconds that `work(*numbers)` takes and its result, which JSON must know."""
     for line in sys.stdin:
         began = time.perf_counter()
-        work(*map(int, line.split()))
-        print(f"seconds {time.perf_counter() - began}", flush=True)
+        result = work(*map(int, line.split()))
+        print(f"seconds {time.perf_counter() - began} {json.dumps(result)}", flush=True)

@@ -2,7 +2,9 @@
 
     python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3                      # the same recipe
     python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3 --recipe speedrun    # the same loss, sooner
+    python benchmarks/nanogpt.py --data input.txt --seeds 3 --recipe shakespeare-best                # its GPU recipe's loss, on a CPU
 
+Without --nanogpt only glassgpt's side is run. Of the recipes that have bars it says whether they are met, and exits with 1 where not.
 nanoGPT is your own copy; it is left as it is (a copy of the copy is run). Both sides are timed as whole processes, and
 both models are measured on the whole validation split, by the same windows. Prints one line a run and writes JSON.
 Leave the machine alone meanwhile. nanoGPT's own prepare.py needs the package `requests`, which glassgpt[dev] brings along.
@@ -30,6 +32,11 @@ RECIPE = (
 )
 # nanoGPT has no option for its seed, so its one call of manual_seed is shifted.
 SHIFT_SEED = "import sys, torch; s = torch.manual_seed; torch.manual_seed = lambda n: s(n + {shift}); exec(open('train.py').read())"
+
+
+# The losses of nanoGPT's two recipes for this text (its CPU recipe's as measured on the whole split, its GPU recipe's as its README has
+# it), and in how much of its time or in how many seconds they are to be reached.
+BARS = {"speedrun": {"loss": 1.893, "time_ratio": 0.1}, "shakespeare-best": {"loss": 1.4697, "seconds": 600.0}}
 
 
 def prepare_nanogpt(source: Path, text: Path, copy: Path) -> None:
@@ -67,10 +74,37 @@ def nanogpt_loss(copy: Path, out: Path) -> float:
     return total / (len(ids) - 1)
 
 
-def main() -> None:
+def nanogpt_run(copy: Path, out: Path, shift: int) -> dict[str, float]:
+    """Train nanoGPT's side, and measure it."""
+    command = [sys.executable, "-c", SHIFT_SEED.format(shift=shift), *RECIPE.split(), f"--out_dir={out}"]
+    return {"nanogpt_seconds": timed(command, copy), "nanogpt_loss": nanogpt_loss(copy, out)}
+
+
+def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, float]:
+    """Train glassgpt's side, which measures itself at the end. The text is prepared in the time that is taken."""
+    run = work / f"glassgpt-{seed}"
+    os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{seed}")
+    command = [sys.executable, "-m", "glassgpt", "train", recipe, "--data", str(text), "--out", str(run), "--seed", str(seed)]
+    seconds = timed(command, work)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {"glassgpt_seconds": seconds, "glassgpt_loss": next(record["val_loss"] for record in reversed(records) if "val_loss" in record)}
+
+
+def is_met(recipe: str, summary: dict[str, float]) -> bool:
+    """Whether the recipe's bars are met by the means and medians; prints each that there is."""
+    met = True
+    for name, bar in BARS.get(recipe, {}).items():
+        measured = summary.get(name if name == "time_ratio" else f"glassgpt_{name}")
+        if measured is not None:
+            print(f"{name} {measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}")
+            met &= measured <= bar
+    return met
+
+
+def main() -> int:
     """Run both sides alternately and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="your copy of nanoGPT")
+    parser.add_argument("--nanogpt", type=Path, help="your copy of nanoGPT")
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare, as nanoGPT's input.txt")
     parser.add_argument(
         "--recipe", default="shakespeare-cpu", help="of glassgpt (default: %(default)s; speedrun is to reach the same loss sooner)"
@@ -82,28 +116,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         copy = work / "nanoGPT"
-        prepare_nanogpt(arguments.nanogpt, arguments.data, copy)
+        if arguments.nanogpt is not None:
+            prepare_nanogpt(arguments.nanogpt, arguments.data, copy)
         for shift in range(arguments.seeds):
-            out = work / f"nanogpt-{shift}"
-            command = [sys.executable, "-c", SHIFT_SEED.format(shift=shift), *RECIPE.split(), f"--out_dir={out}"]
-            row = {"seed": 1337 + shift, "nanogpt_seconds": timed(command, copy), "nanogpt_loss": nanogpt_loss(copy, out)}
-            run = work / f"glassgpt-{shift}"
-            command = [sys.executable, "-m", "glassgpt", "train", arguments.recipe, "--data", str(arguments.data.resolve())]
-            command += ["--out", str(run), "--seed", str(1337 + shift)]
-            os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{shift}")  # the text is prepared in the time that is taken
-            row["glassgpt_seconds"] = timed(command, work)
-            records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            row["glassgpt_loss"] = next(record["val_loss"] for record in reversed(records) if "val_loss" in record)
+            row: dict[str, float] = {"seed": 1337 + shift}
+            if arguments.nanogpt is not None:
+                row |= nanogpt_run(copy, work / f"nanogpt-{shift}", shift)
+            row |= glassgpt_run(arguments.recipe, arguments.data.resolve(), work, 1337 + shift)
             rows.append(row)
             print("  ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "seed"), f" seed {row['seed']}", flush=True)
     summary = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key.endswith("loss")}
     summary |= {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.endswith("seconds")}
-    summary["time_ratio"] = statistics.median(row["glassgpt_seconds"] / row["nanogpt_seconds"] for row in rows)
+    if arguments.nanogpt is not None:
+        summary["time_ratio"] = statistics.median(row["glassgpt_seconds"] / row["nanogpt_seconds"] for row in rows)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     print("mean loss, median seconds, median ratio glassgpt / nanoGPT:", json.dumps(summary))
     if arguments.json:
         arguments.json.write_text(json.dumps({"summary": summary, "runs": rows, "versions": versions}, indent=1) + "\n")
+    return int(not is_met(arguments.recipe, summary))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -86,6 +86,7 @@ def test_autocast_sets_the_type_of_products(precision: str, dtype: torch.dtype) 
     [
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-40GB", 312),
         ("NVIDIA A10", 125),
@@ -98,6 +99,7 @@ def test_autocast_sets_the_type_of_products(precision: str, dtype: torch.dtype) 
         ("NVIDIA A10G", None),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA T400 4GB", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )

@@ -2,8 +2,13 @@
 
 import dataclasses
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +24,9 @@ from glassgpt.model import GPT
 from glassgpt.optim import build_optimizers
 from glassgpt.scale import Memory, bytes_sent_a_step, memory_a_rank
 from glassgpt.summary import ModelSummary
+from kill_harness import write_text
 
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "plan.py"
 CPU = torch.device("cpu")
 GPT2 = recipe("gpt2", model={"vocab_size": 50257})
 SMALL = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 6}, device="cpu")
@@ -105,6 +112,23 @@ def test_an_update_takes_about_as_long_as_its_timed_parts_say(optimizer: str, mo
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the largest resident memory is read from /proc")
+def test_a_runs_memory_is_about_what_is_foretold(tmp_path: Path) -> None:
+    """Of a fresh process that trains: within a quarter (docs/performance.md has three sizes, measured within 4 %)."""
+    write_text(tmp_path / "text.txt", 60_000)
+    foretold, real = (benchmark_child(what, tmp_path) for what in ("predict", "train"))
+    assert 0.8 < foretold["memory"] / (real["memory"] - foretold["libraries"]) < 1.25
+
+
+def benchmark_child(what: str, folder: Path) -> dict[str, float]:
+    """The figures of one process of benchmarks/plan.py."""
+    command = [sys.executable, str(BENCHMARK), "--child", what, "shakespeare-cpu", str(folder)]
+    environment = {**os.environ, "GLASSGPT_CACHE": str(folder)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
 def test_a_plan_of_this_machine_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "measured_pace", lambda config, device, precision: pace.Pace(1.0, 0.5, 0.5))
     assert main(["plan", "shakespeare-cpu", "--device", "cpu", "--steps", "100"]) == 0
@@ -136,6 +160,7 @@ def test_parts_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFixture[
         (["gpt2", "--device", "h100", "--gpus", "0"], "--gpus must be at least 1"),
         (["gpt2", "--device", "cpu", "--gpus", "2"], "--gpus 2 is for a GPU by its name"),
         (["gpt2", "--device", "t4", "--precision", "bfloat16"], "the T4 has no bfloat16"),
+        (["gpt2", "--device", "h100", "--strategy", "fsdp", "--cpu-offload"], "plan does not know what --cpu-offload leaves"),
         (["gpt-2"], "no recipe 'gpt-2'; did you mean 'gpt2'"),
     ],
 )

@@ -7,20 +7,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .config import TrainConfig, recipe
+from .data.batches import Batches
+from .data.tokens import TokenStream
+from .data.training_data import TrainingData
 from .distributed.strategies import Strategy
 from .generation import generate
-from .hardware import GPUS, autocast, available_memory, find_precision, matmul_precision, measured_peak, peak_flops
+from .hardware import GPUS, available_memory, find_precision, matmul_precision, measured_peak, peak_flops
 from .model import GPT
-from .optim import build_optimizers
+from .optim import OutlierWatch, build_optimizers
 from .scale import FLOAT32, memory_a_rank
 from .summary import ModelSummary
+from .trainer import Trainer, judge_on_device
+from .training import train_step
 from .writing import WORTH_TOKENS
 
-# GPT-2's embedding, whose product with a vector reads 154 MB: several times a CPU's cache. Of a GPU's it is made 16 times as wide.
-_ROWS, _COLUMNS = 50304, 768
+# Numbers that are copied and read: 154 MB of them, several times a CPU's cache; for a GPU 16 times as many.
+_NUMBERS = 50304 * 768
 # Seconds in which a short thing is repeated, and updates; of these at least so many.
 _REPEATING, _UPDATING = 0.5, 2.0
 _STEPS = 3
@@ -61,7 +67,8 @@ def measure(device: torch.device) -> Iterator[Figure]:
         peaks[precision] = measured_peak(precision, device)
         sheet = peak_flops(device, precision) if device.type == "cuda" else None
         yield Figure(f"matrix products, {precision}", peaks[precision] / 1e12, "TFLOP/s", sheet and sheet / 1e12, "the data sheet's")
-    for name, bandwidth in _bandwidths(device):
+    copying, reading = _bandwidths(device)
+    for name, bandwidth in (("memory, a copy", copying), ("memory, reading", reading)):
         yield Figure(name, bandwidth / 1e9, "GB/s", _sheet_bandwidth(device), "the data sheet's")
     precision = find_precision("auto", device)
     peak = (peak_flops(device, precision) if device.type == "cuda" else None) or peaks[precision]
@@ -72,7 +79,7 @@ def measure(device: torch.device) -> Iterator[Figure]:
             yield Figure(f"training, {config.name}, {precision}", rate, "tokens/s", limit, "if all time were products at the peak")
     gpt2 = trainings(device)[-1]
     if _fits(gpt2, device, precision):
-        limit = bandwidth / (FLOAT32 * ModelSummary(gpt2.model).parameters)
+        limit = reading / (FLOAT32 * ModelSummary(gpt2.model).parameters)
         yield Figure("generation, gpt2, float32, batch 1", _written(gpt2, device), "tokens/s", limit, "each reads all weights once")
 
 
@@ -89,12 +96,11 @@ def _fits(config: TrainConfig, device: torch.device, precision: str) -> bool:
     return room is None or memory_a_rank(config.override(device=device.type), 1, "single", precision).total < 0.9 * room
 
 
-def _bandwidths(device: torch.device) -> Iterator[tuple[str, float]]:
-    """Bytes/s of a copy, which are read and written; and of a matrix-vector product, which are read, as generation reads weights."""
-    matrix = torch.ones(_ROWS, _COLUMNS * (16 if device.type == "cuda" else 1), device=device)
-    other, vector = torch.empty_like(matrix), torch.ones(matrix.shape[1], device=device)
-    yield "memory, a copy", 2 * matrix.nbytes / _quickest(lambda: other.copy_(matrix), device)
-    yield "memory, a matrix-vector product", matrix.nbytes / _quickest(lambda: torch.mv(matrix, vector), device)
+def _bandwidths(device: torch.device) -> tuple[float, float]:
+    """Bytes/s of a copy, which are read and written; and of a sum, which are read, as writing reads weights."""
+    numbers = torch.ones(_NUMBERS * (16 if device.type == "cuda" else 1), device=device)
+    other = torch.empty_like(numbers)
+    return 2 * numbers.nbytes / _quickest(lambda: other.copy_(numbers), device), numbers.nbytes / _quickest(numbers.sum, device)
 
 
 def _sheet_bandwidth(device: torch.device) -> float | None:
@@ -125,28 +131,24 @@ def _timed(function: Callable[[], object], device: torch.device) -> float:
 
 
 def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str) -> float:
-    """The median of some updates of one micro-batch, as `train_step` does them, behind one that warms up."""
-    model = GPT.create(config.model, config.seed, device).train()
-    strategy = Strategy(model)
+    """The median of some updates by `train_step` on random tokens, behind one that warms up."""
+    strategy = Strategy(GPT.create(config.model, config.seed, device))
     if device.type == "cuda":
         strategy.compile(config.compile_backend)
-    optimizers = build_optimizers(strategy, config.optim, precision)
-    ids = torch.randint(0, model.vocab_size, (config.batch_size, config.model.context_length), device=device)
-
-    def update() -> None:
-        with autocast(device, precision):
-            loss = strategy.forward(ids, ids)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-        strategy.drop_gradients()
-
+    optimizers, scaler = build_optimizers(strategy, config.optim, precision), torch.amp.GradScaler(device.type, enabled=False)
+    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, 2**20, dtype=np.uint16)
+    batches = Batches([TokenStream([tokens])], config.model.context_length, config.batch_size, config.seed)
+    nothing, steps = TrainingData((), ()), config.steps or 1  # the batches are there already
+    trainer = Trainer(config, nothing, batches, steps, device, precision, strategy, optimizers, scaler, OutlierWatch(0))
+    if device.type == "cuda":
+        judge_on_device(trainer)
+    times: list[float] = []
     with matmul_precision(precision):
-        update()
-        times, begin = [_timed(update, device)], time.perf_counter()
+        train_step(trainer, config.optim.lr)
+        begin = time.perf_counter()
         while len(times) < _STEPS or time.perf_counter() - begin < _UPDATING:
-            times.append(_timed(update, device))
+            trainer.step += 1
+            times.append(_timed(lambda: train_step(trainer, config.optim.lr), device))
     return statistics.median(times)
 
 

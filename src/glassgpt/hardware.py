@@ -24,6 +24,7 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("B200", {"bfloat16": 2250e12, "float16": 2250e12, "tf32": 1100e12, "float32": 75e12}),
     ("H200", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
     ("H100 PCIe", {"bfloat16": 756e12, "float16": 756e12, "tf32": 378e12, "float32": 51e12}),
+    ("H100 NVL", {"bfloat16": 835e12, "float16": 835e12, "tf32": 417e12, "float32": 60e12}),
     ("H100", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
     ("L40S", {"bfloat16": 362e12, "float16": 362e12, "tf32": 183e12, "float32": 91.6e12}),
     ("A100", {"bfloat16": 312e12, "float16": 312e12, "tf32": 156e12, "float32": 19.5e12}),
@@ -37,7 +38,9 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 
 
 def _sheet(device_name: str) -> tuple[str, dict[str, float]]:
-    """The name in `GPU_PEAKS` that a device's own name has in it, and its peaks; nothing for another device."""
+    """The name in `GPU_PEAKS` that a device's own name has in it, and its peaks; nothing for another device, or for a laptop's."""
+    if "Laptop" in device_name:
+        return "", {}
     return next(((name, peaks) for name, peaks in GPU_PEAKS if re.search(rf"\b{name}\b", device_name)), ("", {}))
 
 
@@ -68,6 +71,7 @@ GPUS: dict[str, Gpu] = {
     "b200": Gpu("B200", 180e9, 8000e9, 900e9),
     "h200": Gpu("H200", 141e9, 4800e9, 450e9),
     "h100": Gpu("H100", 80e9, 3350e9, 450e9),
+    "h100-nvl": Gpu("H100 NVL", 94e9, 3938e9, 300e9),
     "h100-pcie": Gpu("H100 PCIe", 80e9, 2000e9, 64e9),
     "a100-80": Gpu("A100", 80e9, 2039e9, 300e9),
     "a100-40": Gpu("A100", 40e9, 1555e9, 300e9),

@@ -3,6 +3,7 @@
 For a GPU by its data sheet and named assumptions; for this machine by short timings.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -90,6 +91,8 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     """
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
+    if config.cpu_offload:
+        raise UserError("plan does not know what --cpu-offload leaves on a GPU; without it, it tells what fsdp needs there")
     config, assumptions = _with_vocabulary(config)
     if config.context_start is not None or config.batch_start is not None:
         assumptions.append("updates are taken as they become; the early ones, smaller or of shorter sequences, take less")
@@ -170,9 +173,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 
 def _libraries() -> int:
     """Bytes that a process which trains has resident before its model is made: this one's, with all that training imports."""
-    from . import training
-
-    assert training is not None
+    importlib.import_module("glassgpt.training")
     return memory_bytes(torch.device("cpu"))
 
 

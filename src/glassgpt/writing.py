@@ -178,9 +178,11 @@ def for_writing(model: GPT, rows: int, tokens: int) -> GPT:
     it to `generate` as the model.
     """
     weight = model.embedding.weight
-    matrices = sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear)) + weight.nbytes
     unsuitable = isinstance(model, WritingGPT) or weight.device.type != "cpu" or weight.dtype != torch.float32
-    if unsuitable or rows * tokens < WORTH_TOKENS or matrices < WORTH_BYTES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if unsuitable or rows * tokens < WORTH_TOKENS or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return model
+    linears = [model.head, *(module for module in model.blocks.modules() if isinstance(module, nn.Linear))]
+    if sum(linear.weight.nbytes for linear in linears) < WORTH_BYTES:
         return model
     with torch.inference_mode():
         return WritingGPT(model, partial(PackedLinear, rows=rows))

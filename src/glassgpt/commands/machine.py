@@ -20,6 +20,8 @@ class PlanOptions:
 
     gpus: int = 1
     """GPUs that train together."""
+    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
+    """Short for --data.source, as for train; it is not read."""
     config: Annotated[TrainConfig, arg(name="")]
 
 
@@ -27,8 +29,8 @@ def plan(arguments: Sequence[str]) -> None:
     """Say what a run will need: memory by part, the micro-batch that fits, tokens/s and hours.
 
     A recipe's name or .toml file comes first, then its settings as for train. --device here (or auto, cpu, cuda) times this machine for
-    some seconds; a GPU's name takes its data sheet: b200, h200, h100, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4,
-    rtx4090, rtx3090.
+    some seconds; a GPU's name takes its data sheet: b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32,
+    v100-16, t4, rtx4090, rtx3090.
     """
     config, rest = named_recipe(arguments)
     bare = "a recipe comes first (glassgpt plan RECIPE …), a value follows its option, a switch takes none"
@@ -38,7 +40,8 @@ def plan(arguments: Sequence[str]) -> None:
     from ..plan import plan as plan_run
 
     keep_freed_memory()  # as training does: the timings are to be its
-    print(plan_run(options.config, options.gpus))
+    config = options.config if options.data is None else options.config.override(data={"source": options.data})
+    print(plan_run(config, options.gpus))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,101 @@
+"""How much of a small model's update is matrix products: the update, and then its products alone, by turns.
+
+    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another one
+
+The products are those that one update of the trainer's `train_step` was seen to make, forward and backward: the same operators on
+tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a softmax between them, counts
+as products, and its share is told. What is left, as a share of the update, is the overhead: norms, activations, the loss, clipping, the
+optimizer, the batch, and the calls themselves. Prints Markdown: medians, fastest and slowest. Leave the machine alone meanwhile.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from glassgpt.config import recipe
+from glassgpt.distributed.ranks import Ranks
+from glassgpt.hardware import cpu_name, keep_freed_memory
+from glassgpt.progress import SilentProgress
+from glassgpt.trainer import new_trainer
+from glassgpt.training import train_step
+from kill_harness import write_text
+
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear", "_addmm_activation")
+ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
+# Of an update at most this share may be overhead.
+BAR = 0.35
+Call = Callable[[], object]
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the calls of some operators, to be made again."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products: list[Call] = []
+        self.attention: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name in PRODUCTS or name in ATTENTION:
+            calls = self.attention if name in ATTENTION else self.products
+            calls.append(lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def seconds(calls: list[Call]) -> float:
+    """What they take, one behind the other."""
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for call in calls:
+            call()
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    """Print the table; 1 where the overhead is above the bar."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="shakespeare-cpu")
+    parser.add_argument("--rounds", type=int, default=200)
+    options = parser.parse_args()
+    keep_freed_memory()  # as the command line does
+    times: dict[str, list[float]] = {"update": [], "products": [], "attention": []}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GLASSGPT_CACHE"] = folder
+        write_text(Path(folder) / "text.txt", 60_000)
+        data = {"source": str(Path(folder) / "text.txt"), "tokenizer": "characters", "validation": "fraction"}
+        config = recipe(options.recipe, data=data, model={"vocab_multiple": 65}, sample={"count": 0}, device="cpu")
+        config = config.override(context_start=None, batch_start=None)  # updates as they are in the end
+        trainer = new_trainer(config, Ranks(), SilentProgress())
+        with _Recorder() as recorder:
+            train_step(trainer, 1e-4)
+        for trainer.step in range(1, options.rounds + 21):  # the first 20 warm up
+            begin = time.perf_counter()
+            train_step(trainer, 1e-4)
+            times["update"].append(time.perf_counter() - begin)
+            times["products"].append(seconds(recorder.products))
+            times["attention"].append(seconds(recorder.attention))
+    found = {name: [1e3 * each for each in series[20:]] for name, series in times.items()}
+    whole = statistics.median(found["update"])
+    print(f"{options.recipe}, {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.rounds} rounds\n")
+    print("| what | ms, median (fastest – slowest) | share of the update |\n| --- | --- | --- |")
+    for name, count in (("update", 1), ("products", len(recorder.products)), ("attention", len(recorder.attention))):
+        median = statistics.median(found[name])
+        print(f"| {name} ({count}) | {median:.2f} ({min(found[name]):.2f} – {max(found[name]):.2f}) | {median / whole:.0%} |")
+    overhead = 1 - sum(statistics.median(found[name]) for name in ("products", "attention")) / whole
+    print(f"\noverhead {overhead:.1%}, bar {BAR:.0%}: {'met' if overhead < BAR else 'missed'}")
+    return int(overhead >= BAR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
