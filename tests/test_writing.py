@@ -47,11 +47,12 @@ def ids(*shape: int) -> Tensor:
 
 @VARIANTS
 @pytest.mark.parametrize("rows", [1, 3])
-def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int) -> None:
+@pytest.mark.parametrize("packed_for", [1, 2])
+def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packed_for: int) -> None:
     """Up to float32's rounding in another order of sums."""
     original = model(**changes)
     with torch.inference_mode():
-        ready = WritingGPT(original, partial(PackedLinear, rows=2))
+        ready = WritingGPT(original, partial(PackedLinear, rows=packed_for))
         torch.testing.assert_close(ready(ids(rows, 9)), original(ids(rows, 9)), atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(ready(ids(rows, 9), ids(rows, 9)), original(ids(rows, 9), ids(rows, 9)), atol=1e-4, rtol=1e-4)
 
@@ -149,12 +150,19 @@ def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypat
     seen.clear()
     monkeypatch.setattr(writing, "WORTH_BYTES", 0)
     monkeypatch.setattr(writing, "WORTH_TOKENS", 26)
-    assert for_writing(original, n, writing.WORTH_TOKENS // n - 1) is original
+    assert (for_writing(original, n, writing.WORTH_TOKENS // n - 1) is original) == (n > 1)
     assert isinstance(for_writing(original, n, writing.WORTH_TOKENS // n), WritingGPT)
     assert [p.token for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [p.token for p in plain]
     assert seen == [2] + [1] * 25
     assert for_writing(quantized(original), n, 1000).get_submodule("head").__class__ is Int8Linear
     assert for_writing(model().double(), n, 1000).__class__ is GPT
+
+
+def test_for_one_row_no_weights_are_copied() -> None:
+    original, name = model(), "blocks.0.feed_forward.up"
+    ready = WritingGPT(original, partial(PackedLinear, rows=1)).get_submodule(name)
+    assert isinstance(ready.weight, torch.Tensor)
+    assert ready.weight.data_ptr() == original.get_parameter(f"{name}.weight").data_ptr()
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,14 @@ from .scale import FLOAT32, memory_a_rank
 from .summary import ModelSummary
 from .trainer import Trainer, judge_on_device
 from .training import train_step
-from .writing import WORTH_TOKENS
 
 # Numbers that are copied and read: 154 MB of them, several times a CPU's cache; for a GPU 16 times as many.
 _NUMBERS = 50304 * 768
 # Seconds in which a short thing is repeated, and updates; of these at least so many.
 _REPEATING, _UPDATING = 0.5, 2.0
 _STEPS = 3
+# Tokens of a text.
+_TOKENS = 68
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str
 def _written(config: TrainConfig, device: torch.device) -> float:
     """Tokens/s of one text, from its second token on: the first one's time goes to the prompt."""
     model = GPT.create(config.model, config.seed, device)
-    pieces = generate(model, None, [0], max_new_tokens=WORTH_TOKENS + 4)  # as many as have the model made ready to write
+    pieces = generate(model, None, [0], max_new_tokens=_TOKENS)
     for _ in range(4):
         next(pieces)
     begin = time.perf_counter()

@@ -97,23 +97,7 @@ def new_trainer(
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         items, is_all = _open_hellaswag(config)
     ranks.at("the start of training")
-    model: GPT | None = None
-    if start is not None:
-        model, config = _start_from(start, config, device)
-    if checkpoint is None:
-        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
-    elif ranks.size not in config.possible_processes:
-        possible = ", ".join(map(str, config.possible_processes))
-        raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
-    require_room(config, ranks, device, precision, model)
-    if model is None:
-        model = GPT.empty(config.model, device)
-        if checkpoint is None:
-            initialize(model, config.seed)
-        else:
-            checkpoint.load_model(model)
-    if config.model.attention == "flex" and device.type != "cuda":
-        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
+    model, config = _make_model(config, start, checkpoint, ranks, device, precision)
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
@@ -136,11 +120,39 @@ def new_trainer(
     if checkpoint is not None:
         _restore(trainer, checkpoint)
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        known = torch.compiler.list_backends(exclude_tags=())
-        if config.compile_backend not in known:
-            raise UserError(f"there is no compile_backend {config.compile_backend!r}{did_you_mean(config.compile_backend, known)}")
-        strategy.compile(config.compile_backend)
+        _compile(strategy, config.compile_backend)
     return trainer
+
+
+def _make_model(
+    config: TrainConfig, start: ModelSource | None, checkpoint: Checkpoint | None, ranks: Ranks, device: torch.device, precision: str
+) -> tuple[GPT, TrainConfig]:
+    """The model, new or with the weights of `start` or a checkpoint, and the config that tells its shape; what cannot train is refused."""
+    model: GPT | None = None
+    if start is not None:
+        model, config = _start_from(start, config, device)
+    if checkpoint is None:
+        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
+    elif ranks.size not in config.possible_processes:
+        possible = ", ".join(map(str, config.possible_processes))
+        raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
+    require_room(config, ranks, device, precision, model)
+    if config.model.attention == "flex" and device.type != "cuda":
+        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
+    if model is None:
+        model = GPT.empty(config.model, device)
+        if checkpoint is None:
+            initialize(model, config.seed)
+        else:
+            checkpoint.load_model(model)
+    return model, config
+
+
+def _compile(strategy: Strategy, backend: str) -> None:
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise UserError(f"there is no compile_backend {backend!r}{did_you_mean(backend, known)}")
+    strategy.compile(backend)
 
 
 def judge_on_device(trainer: Trainer) -> None:

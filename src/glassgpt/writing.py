@@ -25,22 +25,23 @@ from .model import GPT
 
 # A smaller model's weights stay in the CPU's cache.
 WORTH_BYTES = 32 * 2**20
-# Of all rows together: what the preparation costs is back after about 60 tokens of one row, 8 of each of 8 rows.
+# Of all of several rows together: what packing costs is back after 8 tokens of each of 8 rows. For one row nothing is packed.
 WORTH_TOKENS = 64
 # In the place of a row's largest number where all are 0, which stay so.
 SMALLEST = 1e-30
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for a few rows, its weights in oneDNN's blocks: for one row 0.65 of `F.linear`'s time, for eight 0.4.
+    """A linear layer by oneDNN, for several rows with the weights in its blocks: for one row 0.65 of `F.linear`'s time, for eight 0.4.
 
     The operators are those that PyTorch's own compiler puts in the place of `F.linear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        """`rows` (M) is how many there mostly are: the blocks suit it best, and any other number too."""
+        """`rows` (M) is how many there mostly are: the blocks suit it best, and any other number too. For one, `weight` itself is kept."""
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        weight = weight.contiguous()
+        self.weight = weight if rows == 1 else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,12 +175,13 @@ def device_for(quantize: str | None, device: str) -> str:
 def for_writing(model: GPT, rows: int, tokens: int) -> GPT:
     """The model to write `tokens` tokens with in `rows` rows: itself, or in float32 on a CPU a faster one, where that is worth it.
 
-    It takes as much memory again as the matrices, until it is dropped. Who writes often with the same weights makes it once, and gives
-    it to `generate` as the model.
+    For several rows it takes as much memory again as the matrices, until it is dropped; who writes often with the same weights makes it
+    once, and gives it to `generate` as the model.
     """
     weight = model.embedding.weight
     unsuitable = isinstance(model, WritingGPT) or weight.device.type != "cpu" or weight.dtype != torch.float32
-    if unsuitable or rows * tokens < WORTH_TOKENS or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    too_few = rows > 1 and rows * tokens < WORTH_TOKENS
+    if unsuitable or too_few or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return model
     linears = [model.head, *(module for module in model.blocks.modules() if isinstance(module, nn.Linear))]
     if sum(linear.weight.nbytes for linear in linears) < WORTH_BYTES:
