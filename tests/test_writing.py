@@ -58,30 +58,40 @@ def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packe
 
 
 def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
-    """Against the formula: round both sides to 127 steps, multiply, scale. A row of zeros gives the bias."""
+    """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest number, 0 among
+    them. A row of zeros gives the bias; rows of one sign only are there too.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
     x[2] = 0
+    x[3], x[4] = x[3].abs() + 1, -x[4].abs() - 1
     weight[3] = 0
-    w_step, x_step = (t.abs().amax(1, keepdim=True).clamp(min=1e-30) / n for t, n in ((weight, 127), (x, writing.activation_levels())))
-    expected = F.linear((x / x_step).round(), (weight / w_step).round()) * x_step * w_step.T + bias
+    rounded_weight = rounded(weight, weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127)
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / writing.activation_steps()), rounded_weight) + bias
     with torch.inference_mode():
-        torch.testing.assert_close(Int8Linear(weight, bias)(x), expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(Int8Linear(weight, None)(x), expected - bias, atol=1e-4, rtol=1e-4)
+        for rows in (x, *x.split(1)):
+            at = slice(0, 5) if len(rows) == 5 else [i for i in range(5) if torch.equal(x[i], rows[0])]
+            torch.testing.assert_close(Int8Linear(weight, bias)(rows), expected[at], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(Int8Linear(weight, None)(rows), expected[at] - bias, atol=1e-4, rtol=1e-4)
+
+
+def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    return (numbers / step).round() * step
 
 
 def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
     """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it would."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
-    assert (2 * writing.activation_levels() + 1) * 127 * 2 < 2**15
+    assert (writing.activation_steps() + 1) * 127 * 2 < 2**15
     code = (
         "import torch\nfrom glassgpt import writing\n"
-        "weight, x = 0.5 + torch.rand(64, 256), 0.5 + torch.rand(3, 256)\n"
-        "def error(levels):\n"
-        "    writing.activation_levels = lambda: levels\n"
+        "weight, x = 1 + torch.rand(64, 256), 1 + torch.rand(3, 256)\n"
+        "def error(steps):\n"
+        "    writing.activation_steps = lambda: steps\n"
         "    with torch.inference_mode():\n"
         "        return float((writing.Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max())\n"
-        "print(error(63), error(127))"
+        "print(error(127), error(255))"
     )
     environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

@@ -27,7 +27,7 @@ from .model import GPT
 WORTH_BYTES = 32 * 2**20
 # Of all of several rows together: what packing costs is back after 8 tokens of each of 8 rows. For one row nothing is packed.
 WORTH_TOKENS = 64
-# In the place of a row's largest number where all are 0, which stay so.
+# A row's scale where all of it is 0, which stays so.
 SMALLEST = 1e-30
 
 
@@ -50,9 +50,9 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8 with a scale for each output and, taken as it comes, for each row of x (LLM.int8()'s vector-wise scheme,
-    Dettmers et al., 2022, without its outliers). Sums of integers are exact, so but for rounding (of one input in a million to the
-    next integer) a row's result does not depend on the rows beside it.
+    """A linear layer in int8: weights with a scale for each output, and each row of x, as it comes, with a scale and a zero point
+    (dynamic quantization). Sums of integers are exact, so but for rounding (of one input in a million to the next integer) a row's
+    result does not depend on the rows beside it.
 
     FBGEMM through PyTorch's quantized tensors, which are deprecated (pytorch#184982) and may go: `torch.ops.onednn.qlinear_pointwise`
     then does the same, but a token takes 1.4 times as long; torchao's int8 layers are slower than float32 unless compiled.
@@ -60,23 +60,31 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.packed = _packed_int8(weight)
+        self.packed, self.of_ones = _packed_int8(weight)
         self.bias = bias
-        self.levels = activation_levels()
+        self.steps = activation_steps()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
+        # x = scale (integers - zero), of which each term is multiplied by the weights.
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        if x.numel() == x.shape[-1]:  # a single row: its scale as a number spares two passes
-            y = product(x, max(x.abs().max().item(), SMALLEST) / self.levels, self.levels + 1, self.packed)
+        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        if low.numel() == 1:  # for a single row FBGEMM does all of it
+            lowest, highest = min(low.item(), 0.0), max(high.item(), 0.0)
+            step = max((highest - lowest) / self.steps, SMALLEST)
+            if not math.isfinite(step):
+                return x.new_full((*x.shape[:-1], len(self.of_ones)), math.nan)
+            y = product(x, step, round(-lowest / step), self.packed)
             return cast(Tensor, y if self.bias is None else y.add_(self.bias))
-        scale = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_(min=SMALLEST).div_(self.levels)
-        y = product(x / scale, 1.0, self.levels + 1, self.packed)
-        return cast(Tensor, y * scale if self.bias is None else torch.addcmul(self.bias, y, scale))
+        low, high = low.clamp_(max=0), high.clamp_(min=0)
+        scale = (high - low).div_(self.steps).clamp_(min=SMALLEST)
+        zero = (-low / scale).round_()
+        y = product(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.of_ones, value=-1)
+        return cast(Tensor, y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale))
 
 
-def _packed_int8(weight: Tensor) -> torch.ScriptObject:
-    """A matrix (N, C) as FBGEMM wants it, rounded to 127 steps of the largest number of its row."""
+def _packed_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:
+    """A matrix (N, C) as FBGEMM wants it, rounded to 127 steps of the largest number of its row; and its product with ones (N,)."""
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
     engine = torch.backends.quantized.engine
     with warnings.catch_warnings():
@@ -84,16 +92,17 @@ def _packed_int8(weight: Tensor) -> torch.ScriptObject:
         try:
             torch.backends.quantized.engine = "fbgemm"
             codes = torch.quantize_per_channel(weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
-            return cast(torch.ScriptObject, torch.ops.quantized.linear_prepack(codes, None))
+            packed = cast(torch.ScriptObject, torch.ops.quantized.linear_prepack(codes, None))
         finally:
             torch.backends.quantized.engine = engine
+    return packed, (codes.int_repr().sum(dim=1) * scale).float()
 
 
-def activation_levels() -> int:
-    """Steps from 0 to a row's largest number. Without AVX-512's int8 dot products (FBGEMM knows no others) two products are added in 16
-    bits, which must not overflow.
+def activation_steps() -> int:
+    """From a row's smallest number to its largest. Without AVX-512's int8 dot products (FBGEMM knows no others) two products are added
+    in 16 bits, which must not overflow.
     """
-    return 127 if torch.cpu.get_capabilities().get("avx512_vnni") else 63
+    return 255 if torch.cpu.get_capabilities().get("avx512_vnni") else 127
 
 
 class WritingGPT(GPT):
