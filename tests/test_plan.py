@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import register_backend
 
 from glassgpt import pace, plan
 from glassgpt.cli import main
@@ -129,6 +131,23 @@ def benchmark_child(what: str, folder: Path) -> dict[str, float]:
     return figures
 
 
+def test_parts_are_compiled_where_training_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks, which share a graph, and the model without them, each whole and once; by a backend that runs them as they are."""
+    monkeypatch.setattr(pace, "_IN_ALL", 0.0)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def collecting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    register_backend(collecting, name="collecting")
+    changes = {"batch_tokens": 64, "micro_batch_size": 1, "compile": "on", "compile_backend": "collecting"}
+    config = SMALL.override(model={"n_embd": 16, "context_length": 8}, **changes)
+    assert pace.measured_pace(config, CPU, "float32").seconds > 0
+    assert len(graphs) == 2
+
+
 def test_a_plan_of_this_machine_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "measured_pace", lambda config, device, precision: pace.Pace(1.0, 0.5, 0.5))
     assert main(["plan", "shakespeare-cpu", "--device", "cpu", "--steps", "100"]) == 0
@@ -159,6 +178,7 @@ def test_parts_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFixture[
         (["gpt2", "--device", "h100", "--gpus", "7"], "7 processes cannot share"),
         (["gpt2", "--device", "h100", "--gpus", "0"], "--gpus must be at least 1"),
         (["gpt2", "--device", "cpu", "--gpus", "2"], "--gpus 2 is for a GPU by its name"),
+        (["gpt2", "--device", "cpu", "--model.attention", "flex"], "model.attention = 'flex' trains on CUDA only"),
         (["gpt2", "--device", "t4", "--precision", "bfloat16"], "the T4 has no bfloat16"),
         (["gpt2", "--device", "h100", "--strategy", "fsdp", "--cpu-offload"], "plan does not know what --cpu-offload leaves"),
         (["gpt-2"], "no recipe 'gpt-2'; did you mean 'gpt2'"),

@@ -72,7 +72,7 @@ def test_a_block_keeps_what_autograd_saves(changes: dict[str, Any], precision: s
         result = block(x, torch.arange(T))
     matrices = sum(p.numel() for p in block.parameters() if p.ndim == 2)
     casts = 2 * matrices if precision == "bfloat16" else 0
-    passage = _trace_block(shape, spans(shape)[0], B, precision, "none", False)
+    passage = _trace_block(shape, spans(shape)[0], B, precision, "none", False, "cpu")
     assert passage.kept - result.nbytes == saved.count(less=x) - casts
 
 
@@ -81,7 +81,7 @@ def test_gpt2s_block_keeps_what_the_page_says(precision: str) -> None:
     """B T (8 C + 14 e C + 4 H + 16) bytes; recomputed in full only its input, selectively what products and attention give."""
     e = 2 if precision == "bfloat16" else 4
     shape = recipe("gpt2", model={"vocab_size": 50257}).model
-    kept = {kind: _trace_block(shape, spans(shape)[0], 4, precision, kind, False).kept for kind in ("none", "selective", "full")}
+    kept = {kind: _trace_block(shape, spans(shape)[0], 4, precision, kind, False, "cpu").kept for kind in ("none", "selective", "full")}
     tokens = 4 * 1024
     assert kept["none"] == tokens * (8 * 768 + 14 * e * 768 + 4 * 12 + 16)
     assert kept["selective"] == tokens * (4 * 768 + 10 * e * 768 + 4 * 12)
@@ -119,7 +119,7 @@ def test_fake_tensors_live_as_long_as_real_ones(kind: str, precision: str) -> No
         kept = ledger.bytes
         most = ledger.most(lambda: result.backward(gradient)) - kept
     casts = 2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) if precision == "bfloat16" and kind == "none" else 0
-    passage = _trace_block(shape, spans(shape)[0], B, precision, kind, False)
+    passage = _trace_block(shape, spans(shape)[0], B, precision, kind, False, "cpu")
     assert (passage.kept, passage.backward) == (kept - casts, most)
 
 
@@ -228,3 +228,18 @@ def test_the_pages_tables_are_the_codes() -> None:
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for name, table in tables().items():
         assert table in page, f"docs/scale.md has another table {name}: python benchmarks/scale.py --table"
+
+
+@PRECISION
+def test_on_a_gpu_attention_with_dropout_keeps_no_weights(precision: str) -> None:
+    """Its fused kernels draw what is dropped anew; a CPU's do not know dropout, and the formula that takes their place keeps all."""
+    config = recipe("gpt2", model={"vocab_size": 50257}, batch_tokens=2 * 1024)
+    kept = {
+        (device, dropout): memory_a_rank(config.override(device=device, model={"dropout": dropout}), 1, "ddp", precision).activations
+        for device in ("cpu", "cuda")
+        for dropout in (0.0, 0.1)
+    }
+    weights = 12 * 2 * 12 * 1024**2  # layers, sequences, heads, T x T
+    residual = 3 * 12 * 2 * 1024 * 768 * 4  # what dropout on the residual stream keeps, at most
+    assert kept["cpu", 0.1] > kept["cpu", 0.0] + 2 * weights
+    assert kept["cuda", 0.0] < kept["cuda", 0.1] < kept["cuda", 0.0] + residual

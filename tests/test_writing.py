@@ -17,6 +17,7 @@ from glassgpt.config import ModelConfig
 from glassgpt.errors import UserError
 from glassgpt.generation import draw, generate
 from glassgpt.model import GPT
+from glassgpt.recompute import checkpoint_activations
 from glassgpt.tokenizers import BytesTokenizer
 from glassgpt.writing import Int8Linear, PackedLinear, WritingGPT, for_writing, quantized
 
@@ -70,10 +71,9 @@ def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
     expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / writing.activation_steps()), rounded_weight) + bias
     with torch.inference_mode():
-        for rows in (x, *x.split(1)):
-            at = slice(0, 5) if len(rows) == 5 else [i for i in range(5) if torch.equal(x[i], rows[0])]
-            torch.testing.assert_close(Int8Linear(weight, bias)(rows), expected[at], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(Int8Linear(weight, None)(rows), expected[at] - bias, atol=1e-4, rtol=1e-4)
+        for rows in (slice(0, 5), *(slice(i, i + 1) for i in range(5))):  # all together, and each alone
+            torch.testing.assert_close(Int8Linear(weight, bias)(x[rows]), expected[rows], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(Int8Linear(weight, None)(x[rows]), expected[rows] - bias, atol=1e-4, rtol=1e-4)
 
 
 def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
@@ -147,6 +147,15 @@ def test_hooks_see_what_is_written() -> None:
         assert seen == ["block", "linear"]
         assert ready.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
         assert (ready(ids(1, 9)) - original(ids(1, 9))).abs().max() < 0.5 < (ready(ids(1, 9)) - model()(ids(1, 9))).abs().max()
+
+
+def test_a_block_that_recomputes_is_made_ready_too() -> None:
+    """It has a `forward` of its own, which a copy would go on with, and with the layers of the original."""
+    original, recomputing = model(), model()
+    for block in recomputing.blocks:
+        checkpoint_activations(block, "full")
+    with torch.inference_mode():
+        assert torch.equal(quantized(recomputing)(ids(1, 9)), quantized(original)(ids(1, 9)))
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -154,7 +154,7 @@ def _seconds_of_update(config: TrainConfig, device: torch.device, precision: str
 
 
 def _written(config: TrainConfig, device: torch.device) -> float:
-    """Tokens/s of one text, from its second token on: the first one's time goes to the prompt."""
+    """Tokens/s of one text, from its fifth token on: the first one's time goes to the prompt, the next ones warm up."""
     model = GPT.create(config.model, config.seed, device)
     pieces = generate(model, None, [0], max_new_tokens=_TOKENS)
     for _ in range(4):

@@ -242,6 +242,10 @@ class TextConfig:
     """What to do with bytes that are not valid in the encoding."""
 
 
+# Ids of a tokenizer before its text is there; of characters a guess, since Shakespeare has 65 and source code some hundreds.
+USUAL_VOCABULARIES = {"gpt2": 50257, "bytes": 256, "characters": 100}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(TextConfig, Checked):
     """Where the text comes from and how it becomes batches."""
@@ -470,6 +474,10 @@ class TrainConfig(Checked):
                 f"batch_start = {self.batch_start} are too few sequences for {processes} processes: give a larger one, or leave it out"
             )
         return self.batch_size // processes
+
+    def compiles_on(self, device_type: str) -> bool:
+        """Whether training is compiled there."""
+        return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
 
     @property
     def possible_processes(self) -> list[int]:

@@ -130,6 +130,12 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def require_kernel(attention: str, device: torch.device) -> None:
+    """Raise `UserError` where the kernel `model.attention` cannot train on a device."""
+    if attention == "flex" and device.type != "cuda":
+        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
+
+
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Allow TF32 products inside, for `tf32` only, and put the process's setting back afterwards."""

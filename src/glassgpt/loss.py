@@ -18,9 +18,11 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**24
 # Rows in one chunk: their products are added up in the compute dtype, and more of them could overflow float16.
 CHUNK_ROWS = 2048
-# On a GPU: GPT-2's 50,304 logits of so many rows are 1.6 GB. With fewer the head's gradient is read and written more often, and what
-# is compiled is as many times longer as there are chunks: at `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
+# On a GPU: GPT-2's 50,304 logits of so many rows are 1.6 GB, and a larger vocabulary has no more of them in a chunk. With fewer the
+# head's gradient is read and written more often, and what is compiled is as many times longer as there are chunks: at
+# `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
 GPU_CHUNK_ROWS = 8192
+GPU_CHUNK_ELEMENTS = 2**29
 
 # Rows of the head that a CPU multiplies at once for evaluation, where products are half as fast again, since they stay in its cache;
 # and whose gradient it adds up at once, since a product in bfloat16 is copied to float32 for it.
@@ -34,7 +36,7 @@ def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
 
 def _rows_of_a_chunk(dtype: torch.dtype, device: str, columns: int) -> int:
     if device == "cuda":
-        return CHUNK_ROWS if dtype == torch.float16 else GPU_CHUNK_ROWS
+        return CHUNK_ROWS if dtype == torch.float16 else max(1, min(GPU_CHUNK_ROWS, GPU_CHUNK_ELEMENTS // columns))
     return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .config import TrainConfig
-from .distributed.strategies import Strategy
+from .distributed.strategies import Strategy, make_masks
 from .hardware import Gpu, autocast, matmul_precision
 from .model import GPT
 from .optim import build_optimizers
@@ -83,9 +83,10 @@ def measured_pace(config: TrainConfig, device: torch.device, precision: str, clo
     """
     batch, parts = batch_a_rank(config, 1), _Parts(config, device, precision, clock)
     with matmul_precision(precision):
-        parts.time(1)  # what happens once, happens here
-        one = sum(parts.time(1))
-        count = max(1, min(batch.micro_batch, int(_ROUND / one)))
+        count = batch.micro_batch
+        if device.type == "cpu":
+            parts.time(1)  # what happens once, happens here
+            count = max(1, min(count, int(_ROUND / sum(parts.time(1)))))
         parts.time(count)
         rounds, begin = [parts.time(count)], clock()
         while len(rounds) < _ROUNDS or clock() - begin < _IN_ALL:
@@ -105,9 +106,10 @@ class _Parts:
         self.blocks, self._none = self.model.blocks, nn.ModuleList()
         for block in self.blocks:
             checkpoint_activations(block, config.activation_checkpointing)
-        if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-            for block in self.blocks:
-                block.compile(backend=config.compile_backend)
+        if config.compiles_on(device.type):
+            make_masks(self.model)
+            for part in (*self.blocks, self.model):  # the model by itself is embedding, head and loss: its blocks are taken out then
+                part.compile(backend=config.compile_backend, dynamic=False)
         self._optimizers = build_optimizers(Strategy(self.model), config.optim, precision)
         self._device, self._precision, self._clock = device, precision, clock
         self._clip = config.optim.grad_clip

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from .config import TrainConfig
+from .config import USUAL_VOCABULARIES, TrainConfig
 from .errors import UserError, did_you_mean
-from .hardware import GPUS, Gpu, available_memory, device_name, find_device, find_precision, memory_bytes
+from .hardware import GPUS, Gpu, available_memory, device_name, find_device, find_precision, memory_bytes, require_kernel
 from .pace import ASSUMED_SHARE, BETWEEN_HOSTS, GPUS_A_HOST, Pace, assumed_pace, link, measured_pace
 from .progress import duration
 from .room import in_bytes, largest_micro_batch
@@ -27,8 +27,6 @@ FRAGMENTED = 0.05
 # And the buffers of oneDNN and its like, 10 to 13 MB (docs/scale.md), and more for larger matrices.
 HEAP = 0.2
 BUFFERS = 30e6
-# Ids of a tokenizer before its text is there; of characters a guess, since Shakespeare has 65 and source code some hundreds.
-VOCABULARIES = {"gpt2": 50257, "bytes": 256, "characters": 100}
 _LABELS = {"working": "logits and working", "copies": "copies for products", "gathered": "gathered by FSDP"}
 
 
@@ -122,7 +120,7 @@ def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if config.model.vocab_size is not None:
         return config, said
     kind = config.data.tokenizer
-    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else VOCABULARIES[kind]
+    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else USUAL_VOCABULARIES[kind]
     if kind == "characters":
         said.append(f"the text has {size} different characters (--model.vocab-size N for another number)")
     return config.override(model={"vocab_size": size}), said
@@ -149,6 +147,7 @@ def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int, assumptions: Sequence[st
 def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[str]) -> Plan:
     config = config.override(device=device.type)
     precision = find_precision(config.precision, device)
+    require_kernel(config.model.attention, device)
     libraries = _libraries() if device.type == "cpu" else 0
     free = available_memory(device)
     if free is None:

@@ -16,7 +16,7 @@ from .distributed.ranks import Ranks, launched
 from .errors import UserError
 from .hardware import available_memory
 from .loss import CHUNK_ELEMENTS, GPU_CHUNK_ROWS
-from .scale import FLOAT32, Memory, batch_a_rank, memory_a_rank
+from .scale import FLOAT32, Memory, batch_a_rank, memory_a_rank, moments
 from .summary import ModelSummary
 
 # Share of the free memory that a proposed micro-batch may take: rounding in allocators, buffers of libraries, evaluation.
@@ -76,7 +76,8 @@ def require_room(config: TrainConfig, ranks: Ranks, device: torch.device, precis
     fitting = largest_micro_batch(config, ranks.size, lambda changed: _as_written(changed, ranks.size, precision), COMFORT * own)
     if fitting is not None:
         raise UserError(f"{said}; --micro-batch-size {fitting} fits (the training stays the same)")
-    state = (12 if config.optim.name == "muon" else 16) * ModelSummary(config.model).parameters
+    updates = [moments(config, ranks.size, strategy, precision)["update"] for strategy in _strategies(config, ranks.size)]
+    state = min(memory.weights + memory.gradients + memory.optimizer for memory in updates)
     ways = "a smaller model" if config.activation_checkpointing == "full" else "--activation-checkpointing full, or a smaller model"
     raise UserError(f"{said}; no micro-batch does: weights, gradients and optimizer alone are {in_bytes(state)}. Take {ways}")
 
@@ -98,7 +99,7 @@ def at_most(config: TrainConfig, processes: int) -> float:
     if model.attention == "explicit" or model.dropout or model.window is not None:
         attention += 8 * model.n_head * model.context_length
     layer = 16 * model.n_embd + attention + 8 * model.inner_width
-    chunk = max(model.padded_vocab_size * (GPU_CHUNK_ROWS if config.device == "cuda" else 1), CHUNK_ELEMENTS)
+    chunk = model.padded_vocab_size * (GPU_CHUNK_ROWS if config.device == "cuda" else 1) + CHUNK_ELEMENTS
     return FLOAT32 * (2 * tokens * (model.n_layer * layer + 8 * model.n_embd) + 8 * summary.parameters + 8 * chunk)
 
 
@@ -109,7 +110,7 @@ def _as_written(config: TrainConfig, processes: int, precision: str) -> float:
 
 def _surely(config: TrainConfig, processes: int, precision: str) -> float:
     """Bytes that an update needs at least, whatever a compiler makes of it: what products and attention gave must be kept."""
-    if config.compile == "off" or (config.compile == "auto" and config.device != "cuda"):
+    if not config.compiles_on(config.device):
         return _as_written(config, processes, precision)
     if config.activation_checkpointing == "none":
         config = config.override(activation_checkpointing="selective")
@@ -118,6 +119,11 @@ def _surely(config: TrainConfig, processes: int, precision: str) -> float:
 
 def _memories(config: TrainConfig, processes: int, precision: str) -> Iterator[Memory]:
     """By each strategy that may come."""
-    strategies = {"auto": ["ddp"] if processes == 1 or config.device == "cpu" else ["ddp", "fsdp"]}.get(config.strategy, [config.strategy])
-    for strategy in strategies if launched() else ["ddp"]:
+    for strategy in _strategies(config, processes):
         yield memory_a_rank(config, processes, strategy, precision)
+
+
+def _strategies(config: TrainConfig, processes: int) -> list[str]:
+    if not launched():
+        return ["ddp"]
+    return {"auto": ["ddp"] if processes == 1 or config.device == "cpu" else ["ddp", "fsdp"]}.get(config.strategy, [config.strategy])

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .attention import Span, spans
+from .attention import SDPAKernel, Span, spans
 from .config import ModelConfig, TrainConfig
 from .hardware import autocast
 from .loss import cross_entropy
@@ -104,14 +104,15 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     """The moments at which an update's memory can be fullest: `loss`, `head`, `block`, `embedding` and `update`.
 
     In the loss, all activations are there; behind it go backward the head, the last block and (with all gradients there, and no
-    activations) the embedding; at last the optimizer works. `strategy` is ddp or fsdp; ddp of one process is the model by itself.
+    activations) the embedding; at last the optimizer works. `strategy` is ddp or fsdp; any other is the model by itself, in one process.
     Not counted: the device's context, libraries' and collectives' own buffers, what the allocator holds in reserve, evaluation;
     and `cpu_offload` is not known here.
     """
     batch = batch_a_rank(config, processes)
     # Chunks of the loss are larger on a GPU, which is what a run without a device is taken to have.
     device = config.device if config.device in ("cpu", "mps") else "cuda"
-    head, blocks = _trace_head(config.model, batch.micro_batch, precision, device), _blocks(config, batch.micro_batch, precision, strategy)
+    head = _trace_head(config.model, batch.micro_batch, precision, device)
+    blocks = _blocks(config, batch.micro_batch, precision, strategy, device)
     if strategy == "fsdp":
         return _sharded_moments(config, processes, batch, precision, head, blocks)
     return _whole_moments(config, processes, batch, precision, head, blocks)
@@ -263,21 +264,24 @@ def _casting(precision: str) -> AbstractContextManager[Any]:
     return autocast(torch.device("cpu"), precision)
 
 
-def _blocks(config: TrainConfig, batch: int, precision: str, strategy: str) -> list[_Passage]:
+def _blocks(config: TrainConfig, batch: int, precision: str, strategy: str, device: str) -> list[_Passage]:
     model = config.model
     if model.attention == "flex":  # whose backward pass no CPU has: like the fused kernel it keeps q, k, v, its result and a number a row
         model = dataclasses.replace(model, attention="sdpa", window=None, window_globals=0, window_pattern="S")
     kind, is_sharded = config.activation_checkpointing, strategy == "fsdp"
-    return [_trace_block(model, span, batch, precision, kind, is_sharded) for span in spans(model)]
+    return [_trace_block(model, span, batch, precision, kind, is_sharded, device) for span in spans(model)]
 
 
 @lru_cache
-def _trace_block(model: ModelConfig, span: Span, batch: int, precision: str, kind: str, is_sharded: bool) -> _Passage:
+def _trace_block(model: ModelConfig, span: Span, batch: int, precision: str, kind: str, is_sharded: bool, device: str) -> _Passage:
     """One block in a micro-batch (B, T, C). Sharded, its weights are gathered in the dtype of products, and nobody casts them."""
     copies = 0 if is_sharded or kind != "none" else _copies(model, precision) // model.n_layer
     with FakeTensorMode():
         with _default_dtype(torch.bfloat16 if is_sharded and precision == "bfloat16" else torch.float32):
             block = Block(model, span)
+        if device == "cuda" and isinstance(block.attention.kernel, SDPAKernel):
+            # A GPU's fused kernels draw it anew; a CPU's refuse it, and the formula in their place keeps all weights.
+            block.attention.kernel.dropout = 0.0
         if not is_sharded:
             _drop_gradients(block)
         checkpoint_activations(block, kind)

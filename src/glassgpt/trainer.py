@@ -22,7 +22,7 @@ from .errors import UserError, did_you_mean
 from .evaluate.hellaswag_items import Item, find_items, is_published, read_items, subset
 from .evaluate.hellaswag_items import fingerprint as fingerprint_of_items
 from .generation import Piece, generate
-from .hardware import describe_environment, find_precision
+from .hardware import describe_environment, find_precision, require_kernel
 from .model import GPT, initialize
 from .optim import OutlierWatch, build_optimizers
 from .progress import Progress
@@ -119,7 +119,7 @@ def new_trainer(
         judge_on_device(trainer)
     if checkpoint is not None:
         _restore(trainer, checkpoint)
-    if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
+    if config.compiles_on(device.type):
         _compile(strategy, config.compile_backend)
     return trainer
 
@@ -137,8 +137,7 @@ def _make_model(
         possible = ", ".join(map(str, config.possible_processes))
         raise UserError(f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}")
     require_room(config, ranks, device, precision, model)
-    if config.model.attention == "flex" and device.type != "cuda":
-        raise UserError(f"model.attention = 'flex' trains on CUDA only (on a {device.type} it has no gradients); leave it out")
+    require_kernel(config.model.attention, device)
     if model is None:
         model = GPT.empty(config.model, device)
         if checkpoint is None:

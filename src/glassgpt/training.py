@@ -275,8 +275,8 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
     return stopped_by
 
 
-def _pace(trainer: Trainer, step: int, seconds: float, peak: float | None) -> dict[str, float | None]:
-    """What the record of an update says of its tokens, which are counted. `peak` is a rank's FLOP/s, where that is known."""
+def _count_tokens(trainer: Trainer, step: int, seconds: float, peak: float | None) -> dict[str, float | None]:
+    """Count an update's tokens; what its record says of them. `peak` is a rank's FLOP/s, where that is known."""
     config, progress = trainer.config, (step - 1) / trainer.steps
     tokens = config.update_tokens(progress)
     trainer.tokens_seen += tokens
@@ -311,7 +311,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
                 update = begun.popleft().read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                recorder.step({**update, **_pace(trainer, update["step"], seconds, peak), "memory_bytes": memory})
+                recorder.step({**update, **_count_tokens(trainer, update["step"], seconds, peak), "memory_bytes": memory})
         except NonFiniteError as error:
             trainer.step = error.step - 1
             recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))

@@ -68,14 +68,15 @@ class Int8Linear(nn.Module):
         """x (..., C) -> (..., N)."""
         # x = scale (integers - zero), of which each term is multiplied by the weights.
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
-        if low.numel() == 1:  # for a single row FBGEMM does all of it
-            lowest, highest = min(low.item(), 0.0), max(high.item(), 0.0)
+        if x.numel() == x.shape[-1]:  # for a single row FBGEMM does all of it
+            lowest, highest = (extreme.item() for extreme in torch.aminmax(x))
+            lowest, highest = min(lowest, 0.0), max(highest, 0.0)
             step = max((highest - lowest) / self.steps, SMALLEST)
             if not math.isfinite(step):
                 return x.new_full((*x.shape[:-1], len(self.of_ones)), math.nan)
             y = product(x, step, round(-lowest / step), self.packed)
             return cast(Tensor, y if self.bias is None else y.add_(self.bias))
+        low, high = torch.aminmax(x, dim=-1, keepdim=True)
         low, high = low.clamp_(max=0), high.clamp_(min=0)
         scale = (high - low).div_(self.steps).clamp_(min=SMALLEST)
         zero = (-low / scale).round_()
@@ -115,7 +116,8 @@ class WritingGPT(GPT):
         nn.Module.__init__(self)
         self.config, self.vocab_size, self.limit = model.config, model.vocab_size, model.limit
         for name, module in model.named_children():
-            self.add_module(name, _remade(module, linear))
+            if name != "head":
+                self.add_module(name, _remade(module, linear))
         self.head = cast(nn.Linear, linear(model.head.weight.detach()[: model.vocab_size], None))
         self.eval()
 
@@ -149,6 +151,7 @@ def _remade(module: nn.Module, linear: Callable[[Tensor, Tensor | None], nn.Modu
     if type(module) is nn.Dropout and not module._forward_hooks and not module._forward_pre_hooks:
         return nn.Identity()
     own = copy.copy(module)
+    own.__dict__.pop("forward", None)  # of `recompute`: it would go on with the original's layers
     own._modules = {name: child and _remade(child, linear) for name, child in module._modules.items()}
     return own
 

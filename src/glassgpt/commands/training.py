@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from ..config import TrainConfig, recipe, recipe_names, recipe_text
+from ..config import USUAL_VOCABULARIES, TrainConfig, recipe, recipe_names, recipe_text
 from ..errors import UserError, program
 from ..parsing import parse_options
 from ..progress import PlainProgress, Progress, SilentProgress
@@ -197,6 +197,6 @@ def _size(config: TrainConfig) -> str:
     """A recipe's parameters, rounded; a character vocabulary, which is not known before its text is, counts as 100 ids."""
     from ..summary import ModelSummary
 
-    vocabulary = config.model.vocab_size or {"gpt2": 50257, "bytes": 256}.get(config.data.tokenizer, 100)
+    vocabulary = config.model.vocab_size or USUAL_VOCABULARIES.get(config.data.tokenizer, USUAL_VOCABULARIES["characters"])
     count = ModelSummary(config.override(model={"vocab_size": vocabulary}).model).parameters
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"
