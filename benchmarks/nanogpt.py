@@ -21,10 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+
+import glassgpt as g
 
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
@@ -34,8 +37,8 @@ RECIPE = (
 SHIFT_SEED = "import sys, torch; s = torch.manual_seed; torch.manual_seed = lambda n: s(n + {shift}); exec(open('train.py').read())"
 
 
-# The losses of nanoGPT's two recipes for this text (its CPU recipe's as measured on the whole split, its GPU recipe's as its README has
-# it), and in how much of its time or in how many seconds they are to be reached.
+# The losses of nanoGPT's two recipes for this text (its CPU recipe's as one run reached it, its GPU recipe's as its README has it), and in
+# how much of nanoGPT's time or in how many seconds they are to be reached.
 BARS = {"speedrun": {"loss": 1.893, "time_ratio": 0.1}, "shakespeare-best": {"loss": 1.4697, "seconds": 600.0}}
 
 
@@ -66,11 +69,25 @@ def nanogpt_loss(copy: Path, out: Path) -> float:
     model.load_state_dict(saved["model"])
     model.eval()
     ids = torch.from_numpy(np.fromfile(copy / "data/shakespeare_char/val.bin", dtype=np.uint16).astype(np.int64))
-    length, total = saved["model_args"]["block_size"], 0.0
-    with torch.no_grad():
-        for start in range(0, len(ids) - 1, length):
-            window = ids[start : start + length + 1][None]
-            total += model(window[:, :-1], window[:, 1:])[1].item() * (window.shape[1] - 1)
+    return mean_loss(lambda x, y: model(x, y)[1], ids, saved["model_args"]["block_size"])
+
+
+def glassgpt_loss(run: Path, text: Path) -> float:
+    """A run's last checkpoint on the same split, in the same windows, in float32 as well."""
+    model, tokenizer = g.load(str(run), device="cpu")
+    assert tokenizer is not None
+    whole = text.read_text(encoding="utf-8")
+    ids = torch.from_numpy(tokenizer.encode(whole[int(len(whole) * 0.9) :]))  # as nanoGPT's prepare.py divides it
+    return mean_loss(model, ids, model.config.context_length)
+
+
+@torch.no_grad()
+def mean_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids: torch.Tensor, length: int) -> float:
+    """Mean over the tokens, in windows of that length."""
+    total = 0.0
+    for start in range(0, len(ids) - 1, length):
+        window = ids[start : start + length + 1][None]
+        total += loss(window[:, :-1], window[:, 1:]).item() * (window.shape[1] - 1)
     return total / (len(ids) - 1)
 
 
@@ -81,13 +98,11 @@ def nanogpt_run(copy: Path, out: Path, shift: int) -> dict[str, float]:
 
 
 def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, float]:
-    """Train glassgpt's side, which measures itself at the end. The text is prepared in the time that is taken."""
+    """Train glassgpt's side, and measure it. The text is prepared in the time that is taken, as is its own evaluation."""
     run = work / f"glassgpt-{seed}"
     os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{seed}")
     command = [sys.executable, "-m", "glassgpt", "train", recipe, "--data", str(text), "--out", str(run), "--seed", str(seed)]
-    seconds = timed(command, work)
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {"glassgpt_seconds": seconds, "glassgpt_loss": next(record["val_loss"] for record in reversed(records) if "val_loss" in record)}
+    return {"glassgpt_seconds": timed(command, work), "glassgpt_loss": glassgpt_loss(run, text)}
 
 
 def is_met(recipe: str, summary: dict[str, float]) -> bool:
@@ -95,9 +110,9 @@ def is_met(recipe: str, summary: dict[str, float]) -> bool:
     met = True
     for name, bar in BARS.get(recipe, {}).items():
         measured = summary.get(name if name == "time_ratio" else f"glassgpt_{name}")
-        if measured is not None:
-            print(f"{name} {measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}")
-            met &= measured <= bar
+        told = "not measured" if measured is None else f"{measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}"
+        print(f"{name} {told}")
+        met &= measured is not None and measured <= bar
     return met
 
 

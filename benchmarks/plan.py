@@ -83,6 +83,20 @@ def child(what: str, name: str, folder: Path, processor_time: bool) -> dict[str,
     return figures
 
 
+# Memory and time are to be foretold within these shares.
+BARS = {"memory": 0.10, "seconds": 0.25}
+
+
+def is_met(name: str, before: dict[str, float], real: dict[str, float], after: dict[str, float]) -> bool:
+    """Whether both are; says so."""
+    memory = (before["memory"] + before["libraries"]) / real["memory"] - 1
+    seconds = (before["seconds"] + after["seconds"]) / 2 / real["seconds"] - 1
+    met = abs(memory) <= BARS["memory"] and abs(seconds) <= BARS["seconds"]
+    verdict = "met" if met else "missed"
+    print(f"{name}: memory {memory:+.1%} (bar {BARS['memory']:.0%}), time {seconds:+.1%} (bar {BARS['seconds']:.0%}): {verdict}")
+    return met
+
+
 def row(name: str, before: dict[str, float], real: dict[str, float], after: dict[str, float]) -> str:
     """A size's row; the seconds foretold are the mean of before and behind the run."""
     seconds = (before["seconds"] + after["seconds"]) / 2
@@ -93,8 +107,8 @@ def row(name: str, before: dict[str, float], real: dict[str, float], after: dict
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Print the table, or in a child the figures of one process."""
+def main() -> int:
+    """Print the table, or in a child the figures of one process; 1 where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processor-time", action="store_true", help="one thread, and its time on the processor")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -106,16 +120,20 @@ def main() -> None:
         keep_freed_memory()
         figures = {"predict": predict, "train": train}[what](size(name, Path(folder) / "text.txt"), arguments.processor_time)
         print(json.dumps(figures))
-        return
+        return 0
     print("| size | memory foretold, MB | measured | ratio | without libraries | seconds an update foretold, twice | measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory(prefix="glassgpt-plan-") as folder:
         write_text(Path(folder) / "text.txt", 60_000)
         os.environ["GLASSGPT_CACHE"] = folder
+        turns = {}
         for name in UPDATES:
-            turns = [child(what, name, Path(folder), arguments.processor_time) for what in ("predict", "train", "predict")]
-            print(row(name, *turns), flush=True)
+            turns[name] = [child(what, name, Path(folder), arguments.processor_time) for what in ("predict", "train", "predict")]
+            print(row(name, *turns[name]), flush=True)
+    print()
+    verdicts = [is_met(name, *figures) for name, figures in turns.items()]
+    return int(not all(verdicts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,11 +23,9 @@ from typing import Any
 
 import torch
 from contender import Contender, serve
-from gpu import GPT2_IDS, write_tokens
 
-from glassgpt.config import recipe
-from glassgpt.hardware import cpu_name, keep_freed_memory
-
+# glassgpt is imported where it works: nanoGPT's process is to hold nothing of it.
+GPT2_IDS = 50257
 SEQUENCES, LENGTH, VOCABULARY = 2, 1024, 50304
 # At least so many times its tokens/s, at most so much of its memory.
 FASTER, SMALLER = 1.2, 0.65
@@ -56,7 +54,9 @@ def nanogpt_step(path: Path) -> Callable[[], object]:
 
 
 def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[[], object]:
+    from glassgpt.config import recipe
     from glassgpt.distributed.ranks import Ranks
+    from glassgpt.hardware import keep_freed_memory
     from glassgpt.progress import SilentProgress
     from glassgpt.trainer import new_trainer
     from glassgpt.training import train_step
@@ -90,6 +90,10 @@ def main() -> int:
         who, where, checkpointing = options.serve
         serve(nanogpt_step(Path(where)) if who == "nanoGPT" else glassgpt_step(Path(where), who, checkpointing))
         return 0
+    from gpu import write_tokens
+
+    from glassgpt.hardware import cpu_name
+
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
         write_tokens(Path(scratch) / "tokens", 2**18)
         sides = {"nanoGPT": ("nanoGPT", str(options.nanogpt), "none")} if options.nanogpt else {}
@@ -118,7 +122,7 @@ def print_table(found: dict[str, dict[str, Any]]) -> bool:
     print("| side | s a step, median (fastest – slowest) | tokens/s | of nanoGPT's | peak memory, GB | of nanoGPT's |")
     print("| --- | --- | --- | --- | --- | --- |")
     base = found.get("nanoGPT")
-    met = base is None
+    met: list[str] = []
     for name, side in found.items():
         median = statistics.median(side["seconds"])
         spread = f"{median:.2f} ({min(side['seconds']):.2f} – {max(side['seconds']):.2f})"
@@ -126,9 +130,12 @@ def print_table(found: dict[str, dict[str, Any]]) -> bool:
         if base is not None and side is not base:
             ratios = statistics.median(base["seconds"]) / median, side["peak"] / base["peak"]
             faster, smaller = (f"{ratio:.2f}" for ratio in ratios)
-            met |= ratios[0] >= FASTER and ratios[1] <= SMALLER
+            met += [name] if ratios[0] >= FASTER and ratios[1] <= SMALLER else []
         print(f"| {name} | {spread} | {SEQUENCES * LENGTH / median:,.0f} | {faster} | {side['peak'] / 1e9:.2f} | {smaller} |")
-    return not met
+    if base is not None:
+        verdict = f"met by {'; '.join(met)}" if met else "missed"
+        print(f"\n{FASTER} times nanoGPT's tokens/s (float32) and {SMALLER} of its memory: {verdict}")
+    return base is not None and not met
 
 
 if __name__ == "__main__":

@@ -46,6 +46,13 @@ def test_a_part_that_fails_or_has_no_time_is_told_and_the_others_run() -> None:
     assert len({line.replace("\\|", "").count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
+def test_the_bar_is_held_against_the_faster_of_the_peers() -> None:
+    rates = {"bfloat16, compiled, 64 x 1024": 130.0, "build-nanogpt as it is": 50.0, "build-nanogpt, compiled": 104.0}
+    results: list[gpu.Result] = [{"name": name, **result_of(rate)(1.0)} for name, rate in rates.items()]
+    assert "1.25 times build-nanogpt's tokens/s (the faster of its two); the bar is 1.3: missed" in gpu.as_markdown(MACHINE, results)
+    assert "bar" not in gpu.as_markdown(MACHINE, results[:1])
+
+
 def test_without_a_gpu_a_line_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2

@@ -18,7 +18,8 @@ from torch._dynamo import register_backend
 from glassgpt import pace, plan
 from glassgpt.cli import main
 from glassgpt.commands.machine import plan as command
-from glassgpt.config import TrainConfig, recipe
+from glassgpt.config import DataConfig, TrainConfig, recipe
+from glassgpt.data.prepare import prepare
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.errors import UserError
 from glassgpt.hardware import GPU_PEAKS, GPUS
@@ -54,6 +55,14 @@ def test_a_slow_network_sets_the_pace() -> None:
     sent = bytes_sent_a_step(config, 16, "fsdp", "bfloat16") / 50e9
     assert found.blocks + found.head < sent
     assert found.seconds == pytest.approx(sent + found.update)
+
+
+def test_a_prepared_dataset_brings_its_vocabulary(tmp_path: Path) -> None:
+    """Which a text that is only named does not."""
+    text = write_text(tmp_path / "text.txt")
+    prepared = prepare(DataConfig(source=str(text), tokenizer="characters"), out=tmp_path / "prepared")
+    sizes = [plan.plan(recipe("shakespeare-cpu", data={"source": str(source)}, device="h100")).parameters for source in (text, prepared)]
+    assert sizes[0] - sizes[1] == 128 * (100 - len(set(text.read_text(encoding="utf-8"))))
 
 
 def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from .config import USUAL_VOCABULARIES, TrainConfig
+from .config import USUAL_VOCABULARIES, DataConfig, TrainConfig
+from .data.sources import PreparedDataset, resolve
+from .data.tokens import open_dataset
 from .errors import UserError, did_you_mean
 from .hardware import GPUS, Gpu, available_memory, device_name, find_device, find_precision, memory_bytes, require_kernel
 from .pace import ASSUMED_SHARE, BETWEEN_HOSTS, GPUS_A_HOST, Pace, assumed_pace, link, measured_pace
@@ -120,10 +122,22 @@ def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if config.model.vocab_size is not None:
         return config, said
     kind = config.data.tokenizer
+    prepared = _prepared(config.data)
+    if prepared is not None:
+        return config.override(model={"vocab_size": open_dataset(prepared.directory).tokenizer.vocab_size}), said
     size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else USUAL_VOCABULARIES[kind]
     if kind == "characters":
         said.append(f"the text has {size} different characters (--model.vocab-size N for another number)")
     return config.override(model={"vocab_size": size}), said
+
+
+def _prepared(data: DataConfig) -> PreparedDataset | None:
+    """The dataset that the text is prepared as already, if it is. A text that is not there yet is no mistake here."""
+    try:
+        source = None if data.mixture else resolve(data.source)
+    except UserError:
+        return None
+    return source if isinstance(source, PreparedDataset) else None
 
 
 def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int, assumptions: Sequence[str]) -> Plan:

@@ -21,7 +21,7 @@ class PlanOptions:
     gpus: int = 1
     """GPUs that train together."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
-    """Short for --data.source, as for train; it is not read."""
+    """Short for --data.source, as for train. Only a prepared dataset is looked at, for its vocabulary."""
     config: Annotated[TrainConfig, arg(name="")]
 
 
