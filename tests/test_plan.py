@@ -23,6 +23,7 @@ from glassgpt.data.prepare import prepare
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.errors import UserError
 from glassgpt.hardware import GPU_PEAKS, GPUS
+from glassgpt.hf import export_hf
 from glassgpt.model import GPT
 from glassgpt.optim import build_optimizers
 from glassgpt.scale import Memory, bytes_sent_a_step, memory_a_rank
@@ -190,12 +191,37 @@ def test_parts_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFixture[
         (["gpt2", "--device", "cpu", "--model.attention", "flex"], "model.attention = 'flex' trains on CUDA only"),
         (["gpt2", "--device", "t4", "--precision", "bfloat16"], "the T4 has no bfloat16"),
         (["gpt2", "--device", "h100", "--strategy", "fsdp", "--cpu-offload"], "plan does not know what --cpu-offload leaves"),
+        (["gpt2", "--resume", "runs/x"], "plan is for a new run"),
         (["gpt-2"], "no recipe 'gpt-2'; did you mean 'gpt2'"),
     ],
 )
 def test_a_mistake_is_told(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_line_of_a_training_can_be_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--data", "my.txt", "--column", "text", "--out", str(tmp_path / "run"), "--overwrite", "--model.n-layer", "6"]
+    assert main(["plan", "shakespeare-cpu", *options, "--device", "h100"]) == 0
+    assert f"{ModelSummary(SMALL.override(model={'vocab_size': 100}).model).parameters:,}" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_no_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(GPT2.to_toml(), encoding="utf-8")
+    assert main(["plan", str(tmp_path)]) == 2
+    assert f"what it was trained by is {tmp_path / 'config.toml'}" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "config.toml"), "--device", "h100"]) == 0
+
+
+def test_a_run_that_goes_on_has_the_shape_of_the_model_before(tmp_path: Path) -> None:
+    shape = GPT2.model.cropped(64)
+    export_hf(GPT.create(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128), 0), None, tmp_path / "model")
+    found = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
+    assert found.parameters == ModelSummary(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128)).parameters
+    assert "bound by starting their kernels" in str(found)
+    with pytest.raises(UserError, match="there is no run or checkpoint at"):
+        plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "nothing"), device="h100"))
 
 
 def test_help_names_every_gpu() -> None:

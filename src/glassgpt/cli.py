@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        return _fail("out of memory; a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model")
+        ways = "a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model"
+        return _fail(f"out of memory; {ways}" if given[:1] == ["train"] else "out of memory: this needs more than is free")
 
 
 def _wait_asleep() -> None:

@@ -553,6 +553,8 @@ def recipe_text(name: str) -> str:
             raise UserError(f"cannot read {name}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise UserError(f"{name} is not UTF-8 text") from None
+    if (path / "config.toml").is_file():
+        raise UserError(f"{name} is a run and no recipe: what it was trained by is {path / 'config.toml'}")
     known = recipe_names()
     raise UserError(f"there is no recipe {name!r}{did_you_mean(name, known)} (recipes: {', '.join(known)}; or a .toml file)")
 

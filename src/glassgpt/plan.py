@@ -3,6 +3,7 @@
 For a GPU by its data sheet and named assumptions; for this machine by short timings.
 """
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -13,13 +14,17 @@ from .config import USUAL_VOCABULARIES, DataConfig, TrainConfig
 from .data.sources import PreparedDataset, resolve
 from .data.tokens import open_dataset
 from .errors import UserError, did_you_mean
+from .files import user_path
 from .hardware import GPUS, Gpu, available_memory, device_name, find_device, find_precision, memory_bytes, require_kernel
+from .hub import is_hub_id
 from .pace import ASSUMED_SHARE, BETWEEN_HOSTS, GPUS_A_HOST, Pace, assumed_pace, link, measured_pace
 from .progress import duration
+from .reference import find_model
 from .room import in_bytes, largest_micro_batch
 from .scale import Batch, Memory, batch_a_rank, memory_a_rank
 from .summary import ModelSummary
 from .tokenizers import build_tokenizer, tokenizer_file
+from .trainer import shape_from
 
 # Of a GPU's memory: the device's context and the buffers of cuBLAS and NCCL; and the share that an allocator wastes.
 CONTEXT = 1e9
@@ -29,6 +34,8 @@ FRAGMENTED = 0.05
 # And the buffers of oneDNN and its like, 10 to 13 MB (docs/scale.md), and more for larger matrices.
 HEAP = 0.2
 BUFFERS = 30e6
+# Seconds of a forward and backward pass on a GPU below which its host may not start kernels in time: hundreds, some microseconds each.
+SHORT_PASS = 0.01
 _LABELS = {"working": "logits and working", "copies": "copies for products", "gathered": "gathered by FSDP"}
 
 
@@ -117,8 +124,10 @@ def _device_here(name: str) -> torch.device:
 def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The config with the size of its vocabulary, which a run learns from its data."""
     said = []
-    if config.init_from is not None:
+    if config.init_from == "" or (config.init_from and is_hub_id(config.init_from) and not user_path(config.init_from).exists()):
         said.append("the model has the shape in [model]; a run with --init-from takes that of the model that it goes on from")
+    elif config.init_from is not None:
+        config = dataclasses.replace(config, model=shape_from(find_model(config.init_from).model_config, config.model))
     if config.model.vocab_size is not None:
         return config, said
     kind = config.data.tokenizer
@@ -154,7 +163,7 @@ def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int, assumptions: Sequence[st
         pace = assumed_pace(fitted, gpu, gpus, strategy, precision) if largest is not None else None
         columns.append(_column(fitted, gpus, strategy, precision, largest, pace))
     title = f"{config.name} on {gpus} x {gpu.name} of {gpu.memory / 1e9:.0f} GB, {precision}"
-    said = [*_assumed(gpu, gpus, precision, peak), *assumptions]
+    said = [*_assumed(gpu, gpus, precision, peak), *_shortcomings(config, gpus, columns), *assumptions]
     return Plan(title, ModelSummary(config.model).parameters, 0, room, columns, said)
 
 
@@ -178,6 +187,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
         "time: blocks, embedding with head and loss, and the optimizer were timed now, one by one; what else runs here counts",
         f"room: what is free now{'' if device.type == 'cpu' else f', less {FRAGMENTED:.0%} for what an allocator wastes'}",
         *_always(),
+        *_shortcomings(config, 1, [column]),
         *assumptions,
     ]
     title = f"{config.name} here ({device_name(device)}{threads}), {precision}"
@@ -225,6 +235,16 @@ def _assumed(gpu: Gpu, gpus: int, precision: str, peak: float) -> Iterator[str]:
     yield from _always()
 
 
+def _shortcomings(config: TrainConfig, processes: int, columns: Sequence[Column]) -> Iterator[str]:
+    """What a reader of the table might miss."""
+    asked = batch_a_rank(config, processes).micro_batch
+    if any(column.largest is not None and column.batch.micro_batch < asked for column in columns):
+        yield f"micro-batch: {asked} sequences, as the recipe has it, do not fit; the largest that does was taken"
+    passes = [column.pace.seconds / column.batch.micro_steps for column in columns if column.pace is not None]
+    if config.device.lower() in GPUS and passes and min(passes) < SHORT_PASS:
+        yield "time: passes as short as these are bound by starting their kernels, which is not counted: they will take longer"
+
+
 def _always() -> Iterator[str]:
     yield "hours: updates only; evaluations, samples and checkpoints come on top"
 
@@ -253,12 +273,12 @@ def _table(plan: Plan) -> Iterator[str]:
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<22}{''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
+    return f"{name:<21} {''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
 
 
 def _long(column: Column) -> str:
     if column.steps is None:
-        return "give --steps N"
+        return "give --steps N (the text is not read)"
     if column.seconds is None:
         return "-"
     return duration(column.seconds) if column.seconds < 3600 else f"{column.seconds / 3600:,.1f} hours"

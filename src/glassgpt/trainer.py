@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .config import SampleConfig, TrainConfig
+from .config import ModelConfig, SampleConfig, TrainConfig
 from .data.batches import Batches
 from .data.tokens import Ids
 from .data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
@@ -215,13 +215,17 @@ def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
 def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
     """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
     model, _ = load_source(source, device)
-    own = config.model
-    shape = dataclasses.replace(model.config.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
+    shape = shape_from(model.config, config.model)
     cropped = GPT.empty(shape, device)
     with torch.no_grad():
         for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
             parameter.copy_(whole[: parameter.shape[0]])  # only learned positions have rows to lose
     return cropped, dataclasses.replace(config, model=shape)
+
+
+def shape_from(trained: ModelConfig, own: ModelConfig) -> ModelConfig:
+    """The shape of a run that goes on from a trained model; of its own settings it has the context's length, dropout and kernel."""
+    return dataclasses.replace(trained.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:

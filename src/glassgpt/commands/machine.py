@@ -7,41 +7,34 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ..config import TrainConfig
 from ..errors import UserError
-from ..parsing import parse_options
-from .shared import description, parse, require_json, say, write_json
-from .training import named_recipe
+from .shared import parse, require_json, say, write_json
+from .training import TrainOptions, parse_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(TrainOptions):
     """Options of `glassgpt plan`."""
 
     gpus: int = 1
     """GPUs that train together."""
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
-    """Short for --data.source, as for train. Only a prepared dataset is looked at, for its vocabulary."""
-    config: Annotated[TrainConfig, arg(name="")]
 
 
 def plan(arguments: Sequence[str]) -> None:
     """Say what a run will need: memory by part, the micro-batch that fits, tokens/s and hours.
 
-    A recipe's name or .toml file comes first, then its settings as for train. --device here (or auto, cpu, cuda) times this machine for
-    some seconds; a GPU's name takes its data sheet: b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32,
-    v100-16, t4, rtx4090, rtx3090.
+    A recipe's name or .toml file comes first, then what train would be given (nothing is written, and of a text only a prepared
+    dataset is looked at). --device here (or auto, cpu, cuda) times this machine, for some seconds to a minute; a GPU's name takes its
+    data sheet: b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
     """
-    config, rest = named_recipe(arguments)
-    bare = "a recipe comes first (glassgpt plan RECIPE …), a value follows its option, a switch takes none"
-    defaults = PlanOptions(config=config)
-    options = parse_options(PlanOptions, "glassgpt plan [RECIPE]", description(plan), rest, default=defaults, bare=bare)
+    options = parse_settings(PlanOptions, "plan", plan, arguments)
+    if options.resume is not None:
+        raise UserError("plan is for a new run: name its recipe, which of a run is its config.toml")
     from ..hardware import keep_freed_memory
     from ..plan import plan as plan_run
 
     keep_freed_memory()  # as training does: the timings are to be its
-    config = options.config if options.data is None else options.config.override(data={"source": options.data})
-    print(plan_run(config, options.gpus))
+    print(plan_run(options.config, options.gpus))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -16,7 +16,7 @@ from ..config import USUAL_VOCABULARIES, TrainConfig, recipe, recipe_names, reci
 from ..errors import UserError, program
 from ..parsing import parse_options
 from ..progress import PlainProgress, Progress, SilentProgress
-from .shared import description, gives, is_first_rank, parse
+from .shared import Command, description, gives, is_first_rank, parse
 
 DEFAULT_RECIPE = "demo"
 
@@ -64,7 +64,11 @@ def train(arguments: Sequence[str]) -> None:
     """
     if gives(arguments, "--resume"):
         return _resume(arguments)
-    options = _train_options(arguments)
+    options = parse_settings(TrainOptions, "train", train, arguments)
+    if gives(arguments, "--data.tokenizer"):
+        from ..data.prepare import require_tokenizer
+
+        require_tokenizer(options.config.data)
     from .. import training
     from ..hardware import keep_freed_memory
 
@@ -74,7 +78,22 @@ def train(arguments: Sequence[str]) -> None:
     _say_what_next(run)
 
 
-def named_recipe(arguments: Sequence[str]) -> tuple[TrainConfig, Sequence[str]]:
+Settings = TypeVar("Settings", bound=TrainOptions)
+
+
+def parse_settings(kind: type[Settings], name: str, command: Command, arguments: Sequence[str]) -> Settings:
+    """The options of a command that takes a recipe, with the recipe's values as defaults, and `data` merged into `config`."""
+    config, arguments = _named_recipe(arguments)
+    bare = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
+    default = kind(config=config)
+    options = parse_options(kind, f"glassgpt {name} [RECIPE]", description(command), arguments, default=default, bare=bare)
+    config = options.config.override(data=_short_forms(options, arguments))
+    if config.init_from is not None:
+        _refuse_beside_init_from(arguments)
+    return dataclasses.replace(options, config=config)
+
+
+def _named_recipe(arguments: Sequence[str]) -> tuple[TrainConfig, Sequence[str]]:
     """The config of the recipe that comes first, `demo` where none does, without what a given option replaces; and the options."""
     named = bool(arguments) and not arguments[0].startswith("-")
     name, rest = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
@@ -82,22 +101,6 @@ def named_recipe(arguments: Sequence[str]) -> tuple[TrainConfig, Sequence[str]]:
     if config.name == TrainConfig.name:
         config = config.override(name=Path(name).stem)  # a file that does not name its runs
     return _with_room(config, rest), rest
-
-
-def _train_options(arguments: Sequence[str]) -> TrainOptions:
-    """The options with the recipe's values as defaults, and `data` merged into `config`."""
-    config, arguments = named_recipe(arguments)
-    bare = "a recipe comes first (glassgpt train RECIPE …), a value follows its option, a switch takes none"
-    defaults = TrainOptions(config=config)
-    options = parse_options(TrainOptions, "glassgpt train [RECIPE]", description(train), arguments, default=defaults, bare=bare)
-    config = options.config.override(data=_short_forms(options, arguments))
-    if config.init_from is not None:
-        _refuse_beside_init_from(arguments)
-    if gives(arguments, "--data.tokenizer"):
-        from ..data.prepare import require_tokenizer
-
-        require_tokenizer(config.data)
-    return dataclasses.replace(options, config=config)
 
 
 def _with_room(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
