@@ -154,6 +154,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext()
 
 
+def as_written() -> AbstractContextManager[Any]:
+    """Modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be compiled."""
+    # Whoever has compiled a module has imported this, which takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: from the data sheet for a GPU, measured here (0.3 s) for a CPU, else None."""
     if device.type == "cuda":

@@ -21,13 +21,12 @@ from torch import Tensor
 from ..attention import KVCache
 from ..distributed.ranks import Ranks
 from ..errors import UserError
-from ..hardware import autocast, matmul_precision
+from ..hardware import as_written, autocast, matmul_precision
 from ..loss import IGNORED, token_losses
 from ..model import GPT
 from ..tokenizers import Tokenizer
 from .hellaswag_items import Item, fingerprint, wording_of
 from .hellaswag_results import Identity, Score, merge, open_results, summarize
-from .loss import as_written
 
 # Tokens of a batch's texts, each ending behind its own context. The more there are, the more rows have one length.
 BATCH_TOKENS = 8192

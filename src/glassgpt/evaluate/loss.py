@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..data.tokens import Ids, TokenStream
 from ..data.training_data import TrainingData, open_training_data
 from ..distributed.ranks import Ranks
 from ..errors import UserError
-from ..hardware import autocast, find_device, find_precision, matmul_precision
+from ..hardware import as_written, autocast, find_device, find_precision, matmul_precision
 from ..model import GPT
 from ..reference import ModelSource, load_source, read_reference
 from ..tokenizers import Tokenizer, tokenizer_file
@@ -147,12 +146,6 @@ def measure_stream(
     finally:
         model.train(was_training)
     return found
-
-
-def as_written() -> AbstractContextManager[Any]:
-    """Modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be compiled."""
-    # Whoever has compiled a module has imported this, which takes a second.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def evaluate_data(
