@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .attention import Attention, Span
-from .hardware import as_written
-from .model import GPT, Block
+from ..attention import Attention, Span
+from ..hardware import as_written
+from ..model import GPT, Block
 
 
 @dataclass
