@@ -8,15 +8,16 @@ const ROW = 22;
 
 /**
  * series: [{name, color: 'accent' or 'warm'}]; a row has a value and a text for each. signed: whether bars begin in the middle.
- * onPick(row): it was chosen. most: what a full bar stands for (default: the largest value shown).
+ * onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown).
  *
- * The element's `show(rows)` shows rows of {label, values, texts, title, faint, picked, …}; `figure` and `rows()` are for exports.
+ * The element's `show(rows)` shows rows of {label, values, texts, title, faint, picked, …}, `scale()` is what a full bar stands for
+ * now; `figure` and `rows()` are for exports.
  */
-export function bars({label, series, signed = false, onPick = null, most = null, onHover = null}) {
+export function bars({label, series, signed = false, onPick = null, most = largest => largest, onHover = null}) {
   const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: move});
   const lines = [];
   let shown = [];
-  const scale = () => most ?? (Math.max(...shown.flatMap(row => row.values.map(Math.abs))) || 1);
+  const scale = () => most(Math.max(0, ...shown.flatMap(row => row.values.map(Math.abs)))) || 1;
 
   function line(i) {
     const name = h('span.bars-name');
@@ -70,6 +71,7 @@ export function bars({label, series, signed = false, onPick = null, most = null,
   }
 
   return Object.assign(list, {
+    scale,
     show(rows) {
       shown = rows;
       while (lines.length < rows.length) lines.push(line(lines.length));
