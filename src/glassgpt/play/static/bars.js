@@ -7,7 +7,8 @@ import {h} from './ui.js';
 const ROW = 22;
 
 /**
- * series: [{name, color: 'accent' or 'warm'}]; a row has a value and a text for each. signed: whether bars begin in the middle.
+ * series: [{name, color: 'accent' or 'warm'}]; a row has a value and a text for each. signed: whether bars begin in the middle, in the
+ * colours of 'signs' instead.
  * onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown).
  *
  * The element's `show(rows)` shows rows of {label, values, texts, title, faint, picked, …}, `scale()` is what a full bar stands for
@@ -17,11 +18,12 @@ export function bars({label, series, signed = false, onPick = null, most = large
   const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: move});
   const lines = [];
   let shown = [];
+  const color = (s, value) => (!signed ? series[s].color : value < 0 ? 'accent' : 'warm');
   const scale = () => most(Math.max(0, ...shown.flatMap(row => row.values.map(Math.abs)))) || 1;
 
   function line(i) {
     const name = h('span.bars-name');
-    const fills = series.map(({color}) => h('span', {style: {background: `var(--${color})`}}));
+    const fills = series.map(() => h('span'));
     const track = h(signed ? 'span.bars-track.signed' : 'span.bars-track', {}, fills);
     const numbers = series.map(() => h('span.bars-number'));
     const element = h(onPick ? 'button.bars-row' : 'div.bars-row', {
@@ -38,6 +40,7 @@ export function bars({label, series, signed = false, onPick = null, most = large
     element.classList.toggle('picked', Boolean(row.picked));
     row.values.forEach((value, s) => {
       const share = Math.min(1, Math.abs(value) / whole || 0) * (signed ? 50 : 100);
+      fills[s].style.background = `var(--${color(s, value)})`;
       fills[s].style.width = `${share}%`;
       fills[s].style.marginLeft = signed ? `${value < 0 ? 50 - share : 50}%` : '';
       numbers[s].textContent = row.texts[s];
@@ -55,16 +58,16 @@ export function bars({label, series, signed = false, onPick = null, most = large
     lines[to].element.focus();
   }
 
-  function paint(p, width) {
+  function paint(p, width, top = 0) {
     const whole = scale(), room = 110, digits = 70 * series.length, track = width - room - digits - 12;
     shown.forEach((row, i) => {
-      const y = i * ROW + ROW / 2;
+      const y = top + i * ROW + ROW / 2;
       p.text(room - 6, y, row.label, {align: 'end', mono: true, most: room - 10, fill: css(row.faint ? 'soft' : 'ink')});
       const thick = (ROW - 6) / series.length;
       row.values.forEach((value, s) => {
         const long = track * Math.min(1, Math.abs(value) / whole || 0) * (signed ? 0.5 : 1);
         const from = room + (signed ? track / 2 - (value < 0 ? long : 0) : 0);
-        p.rect(from, y - (ROW - 6) / 2 + s * thick, long, thick, css(series[s].color));
+        p.rect(from, y - (ROW - 6) / 2 + s * thick, long, thick, css(color(s, value)));
         p.text(width - digits + 70 * (s + 1) - 6, y, row.texts[s], {align: 'end', size: 11, fill: css('soft')});
       });
     });
@@ -81,10 +84,23 @@ export function bars({label, series, signed = false, onPick = null, most = large
       if (list.childElementCount !== rows.length) list.replaceChildren(...children);
       return list;
     },
-    figure: pictured(() => [Math.max(360, Math.floor(list.clientWidth)), Math.max(ROW, shown.length * ROW)], paint),
+    paint,
+    tall: () => Math.max(ROW, shown.length * ROW),
+    figure: pictured(() => [wide(list), list.tall()], (p, width) => paint(p, width)),
     rows: () => [['', ...series.map(({name}) => name)], ...shown.map(row => [row.label, ...row.values])],
   });
 }
+
+const wide = list => Math.max(360, Math.floor(list.clientWidth));
+
+/** Several lists of bars, one below the other with their names, as one picture for exports. */
+export const together = lists => ({figure: pictured(
+  () => [wide(lists[0]), lists.reduce((sum, list) => sum + ROW + list.tall(), 0)],
+  (p, width) => lists.reduce((top, list) => {
+    p.text(6, top + ROW / 2, list.ariaLabel, {bold: true, fill: css('soft')});
+    list.paint(p, width, top + ROW);
+    return top + ROW + list.tall();
+  }, 0))});
 
 /** What the bars' colours stand for. */
 export const key = series => h('p.about', {}, series.flatMap(({name, color}) => [

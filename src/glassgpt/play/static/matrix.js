@@ -18,7 +18,8 @@ export function matrix(given) {
   function room(width) {
     const labels = m.rowLabels ? Math.min(92, 0.25 * width) : 0;
     const cell = Math.min(m.cell, (width - labels - 1) / m.cols);
-    const head = m.colLabels && cell >= 9 ? 64 : 0;
+    const longest = Math.max(0, ...(m.colLabels ?? []).map(label => String(label).length));
+    const head = m.colLabels && cell >= 9 ? Math.min(64, 12 + 8 * longest) : 0;
     const cellY = m.cellY ?? cell;
     place = {x: cell * m.rows >= 0 && m.rowLabels ? labels : 0, y: head, cell, cellY};
     return place;

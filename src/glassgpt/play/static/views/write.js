@@ -40,7 +40,7 @@ export default async function show(page, context) {
   const written = writtenCard({prompt: pieces.join(''), names, onStep: step, onLikeliest: () => point && take(point.order[0]),
     onReject: reject, onBack: () => change(() => paths.back()), onBranch: () => change(() => paths.branch()),
     onCut: i => change(() => paths.branch(i)), onJump: i => change(() => paths.jump(i)), onDrop: i => change(() => paths.drop(i))}, settingsControls(info.vocab_size));
-  const next = nextCard(names, take);
+  const next = nextCard(names, info.vocab_size, take);
   const ranks = ranksCard(signal);
   const search = searchCard(names, take);
   page.append(written.card, next.card,
@@ -50,7 +50,7 @@ export default async function show(page, context) {
     const ids = idsNow();
     point = null;
     written.show(paths, false);
-    const seen = ids.slice(outOfSight(ids.length, contextOf(info, context.limits)));
+    const seen = ids.slice(outOfSight(ids.length, info.most_tokens));
     try {
       const {logits} = await post('/api/next', opened.question({ids: seen}), signal);
       await fillIn(ids, seen);
@@ -119,12 +119,6 @@ export default async function show(page, context) {
   await look();
 }
 
-/** How many tokens the model can look at; what is written beyond goes on as `glassgpt generate` does. */
-function contextOf({config, windows}, limits) {
-  const isRelative = config.position === 'none' || (config.position === 'rope' && !config.window_globals);
-  return isRelative && !windows.includes(null) ? limits.tokens : Math.min(limits.tokens, config.context_length);
-}
-
 // --- the text so far -----------------------------------------------------------------------------------------------------
 
 function writtenCard({prompt, names, onStep, onLikeliest, onReject, onBack, onBranch, onCut, onJump, onDrop}, controls) {
@@ -185,15 +179,14 @@ function likelihood(path) {
 
 // --- the next token ------------------------------------------------------------------------------------------------------
 
-function nextCard(names, onPick) {
-  const it = card('The next token', `The ${SHOWN} likeliest of all ${names.length.toLocaleString('en')}: softmax of the logits, and what remains `
+function nextCard(names, vocabSize, onPick) {
+  const it = card('The next token', `The ${SHOWN} likeliest of all ${vocabSize.toLocaleString('en')}: softmax of the logits, and what remains `
     + 'of it after the settings. Choose one to write it.');
   const list = bars({label: 'The likeliest next tokens', series: SERIES, onPick: row => onPick(row.id),
     most: largest => FULL.find(full => largest <= full) ?? 1});
   list.dataset.test = 'next-bars';
   const full = h('span.soft');
-  const numbers = h('div', {'data-test': 'next-facts'});
-  it.body.append(h('div.row', {}, key(SERIES), full), list, numbers);
+  it.body.append(h('div.row', {}, key(SERIES), full), list);
   let point = null;
   exportable(it, {name: 'next-token', canvas: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability', 'drawn from'],
     ...Array.from(point.order, (id, rank) => [rank + 1, id, names[id], point.logits[id], point.p[id], point.q[id]])]});
@@ -201,16 +194,6 @@ function nextCard(names, onPick) {
     point = now;
     list.show(Array.from(point.order.subarray(0, SHOWN), (id, rank) => rowOf(point, names, id, rank)));
     full.textContent = `full bar: ${percent(list.scale())}`;
-    const {kept, mass} = keptOf(point);
-    numbers.replaceChildren(facts([
-      ['sum over the whole vocabulary', h('span', {'data-test': 'next-sum'}, sumOf(point.p).toFixed(6))],
-      ['sum of what is drawn from', h('span', {'data-test': 'drawn-sum'}, sumOf(point.q).toFixed(6))],
-      ['tokens kept', h('span', {'data-test': 'next-kept'}, `${kept.toLocaleString('en')} of ${point.p.length.toLocaleString('en')}`)],
-      ['their probability under the model', percent(mass)],
-      ['entropy', h('span', {'data-test': 'next-entropy'}, `${point.entropy.toFixed(3)} bits`)],
-      ['entropy of what is drawn from', `${entropy(point.q).toFixed(3)} bits`],
-      ...(point.isCut ? [['the context is full', 'the older half of the text is out of sight']] : []),
-    ]));
   }};
 }
 
@@ -259,9 +242,9 @@ function ranksShown(size, most = 240) {
 }
 
 function ranksCard(signal) {
-  const it = card('All tokens by rank', 'Rank and probability of the whole vocabulary, both logarithmic, at up to 240 ranks (the CSV has all).');
+  const it = card('All tokens', 'Rank and probability of the whole vocabulary, both logarithmic, at up to 240 ranks (the CSV has all).');
   let point = null;
-  let waits = false;
+  let wanted = 0;
   const lines = () => {
     if (!point) return [];
     const ranks = ranksShown(point.p.length);
@@ -270,27 +253,49 @@ function ranksCard(signal) {
       mode: 'lines+markers', line: {color: css(series.color), width: 1.5}, marker: {size: 4, color: css(series.color)}});
     return [line(SERIES[0], ranks, point.p), line(SERIES[1], drawn, point.q)];
   };
+  const isWhole = () => point?.q.every(q => q > 0) ?? true;
   const drawing = chart({label: 'Probability by rank', height: 250, signal, traces: lines, layout: () => {
     const last = point ? point.order.findLastIndex(id => point.q[id] > 0) + 1 : 1;
     return {
       xaxis: {type: 'log', title: {text: 'rank'}, dtick: 1, tickformat: ',d'}, yaxis: {type: 'log', title: {text: 'probability'}, nticks: 6},
-      shapes: [{type: 'line', x0: last, x1: last, yref: 'paper', y0: 0, y1: 1, line: {color: css('warm'), dash: 'dot', width: 1.5}}],
-      annotations: [{x: Math.log10(last), yref: 'paper', y: 1, text: `kept up to ${last.toLocaleString('en')}`, showarrow: false,
+      shapes: isWhole() ? [] : [{type: 'line', x0: last, x1: last, yref: 'paper', y0: 0, y1: 1, line: {color: css('warm'), dash: 'dot', width: 1.5}}],
+      annotations: isWhole() ? [] : [{x: Math.log10(last), yref: 'paper', y: 1, text: `kept up to ${last.toLocaleString('en')}`, showarrow: false,
         xanchor: last > (point?.p.length ?? 1) ** 0.6 ? 'right' : 'left', yanchor: 'top', font: {color: css('warm')}}],
     };
   }});
-  it.body.append(drawing);
+  const numbers = h('div', {'data-test': 'next-facts'});
+  it.body.append(numbers, drawing);
   exportable(it, {name: 'ranks', canvas: drawing, rows: () => [['rank', 'probability', 'drawn from'],
     ...Array.from(point.order, (id, i) => [i + 1, point.p[id], point.q[id]])]});
+
+  /** A slider moves faster than a chart is drawn: draw what is wanted last, once. */
+  async function redraw() {
+    if (wanted++) return;
+    for (let drawn = 0; drawn !== wanted;) {
+      drawn = wanted;
+      await drawing.redraw();
+    }
+    wanted = 0;
+  }
+
   return {card: it, show(now) {
     point = now;
-    if (waits) return;
-    waits = true;  // a slider moves faster than a chart is drawn
-    requestAnimationFrame(async () => {
-      waits = false;
-      await drawing.redraw();
-    });
+    numbers.replaceChildren(inNumbers(point));
+    redraw();
   }};
+}
+
+function inNumbers(point) {
+  const {kept, mass} = keptOf(point);
+  return facts([
+    ['sum over the whole vocabulary', h('span', {'data-test': 'next-sum'}, sumOf(point.p).toFixed(6))],
+    ['sum of what is drawn from', h('span', {'data-test': 'drawn-sum'}, sumOf(point.q).toFixed(6))],
+    ['tokens kept', h('span', {'data-test': 'next-kept'}, `${kept.toLocaleString('en')} of ${point.p.length.toLocaleString('en')}`)],
+    ['their probability under the model', percent(mass)],
+    ['entropy', h('span', {'data-test': 'next-entropy'}, `${point.entropy.toFixed(3)} bits`)],
+    ['entropy of what is drawn from', `${entropy(point.q).toFixed(3)} bits`],
+    ...(point.isCut ? [['the context is full', 'the older half of the text is out of sight']] : []),
+  ]);
 }
 
 // --- a token of the vocabulary -------------------------------------------------------------------------------------------
