@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import filelock
+import psutil
 
 from .config import TrainConfig
 from .errors import UserError
@@ -151,6 +153,26 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
+
+    @property
+    def state(self) -> str | None:
+        """How the run stands: what its status says, `stopped` where that is running and its process no more; None without a status.
+
+        The lock would tell, too, but only by being taken, and a trainer that starts at that moment would find it taken.
+        """
+        status = self.read_status()
+        state, host, pid = (status.get(name) for name in ("state", "host", "pid"))
+        if not isinstance(state, str):
+            return None
+        if state != "running" or host != socket.gethostname() or not isinstance(pid, int):  # another machine's processes cannot be seen
+            return state
+        try:
+            # A process that is younger than what it wrote has but the same number. (Clocks of files and processes differ a little.)
+            return state if psutil.Process(pid).create_time() <= self.status_path.stat().st_mtime + 2 else "stopped"
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
+            return "stopped"
+        except (psutil.AccessDenied, OSError):
+            return state
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Tell how the run stands. A run whose processes were killed stays `running`: then nobody holds its lock."""
