@@ -2,12 +2,15 @@
 
 from .capture import AttentionPicture, LayerSeen, Seen, attention_picture, capture
 from .head_kinds import KINDS, head_kinds
+from .intervention import Edit, Effects, edited, effects
 from .lens import Attribution, Lens, Part, Predictions, logit_attribution, logit_lens, predictions
 
 __all__ = [
     "KINDS",
     "AttentionPicture",
     "Attribution",
+    "Edit",
+    "Effects",
     "LayerSeen",
     "Lens",
     "Part",
@@ -15,6 +18,8 @@ __all__ = [
     "Seen",
     "attention_picture",
     "capture",
+    "edited",
+    "effects",
     "head_kinds",
     "logit_attribution",
     "logit_lens",
