@@ -29,6 +29,8 @@ def _describe(annotation: Any) -> str:
         elif typing.get_origin(choice) is dict:
             key, item = (_describe(part) for part in typing.get_args(choice))
             parts.append(f"a table with {item} for each key, {key}")
+        elif typing.get_origin(choice) is list:
+            parts.append(f"a list, each item of it {_describe(typing.get_args(choice)[0])}")
         else:
             parts.append(names.get(choice, getattr(choice, "__name__", str(choice))))
     return " or ".join(parts)
@@ -42,6 +44,9 @@ def _fits(value: Any, annotation: Any) -> bool:
         elif typing.get_origin(choice) is dict:
             key_type, value_type = typing.get_args(choice)
             if type(value) is dict and all(_fits(k, key_type) and _fits(v, value_type) for k, v in value.items()):
+                return True
+        elif typing.get_origin(choice) is list:
+            if type(value) is list and all(_fits(item, typing.get_args(choice)[0]) for item in value):
                 return True
         elif choice is float:
             if type(value) in (int, float) and math.isfinite(value):
