@@ -10,23 +10,16 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .. import probe
 from ..errors import UserError
 from ..generation import generate
-from ..probe import (
-    KINDS,
-    LayerSeen,
-    Seen,
-    attention_picture,
-    capture,
-    head_kinds,
-    logit_attribution,
-    logit_lens,
-    predictions,
-)
+from ..probe import KINDS, Edit, LayerSeen, Seen, capture, edited
 from ..probe.bounds import require_index
 from ..tokenizer_view import merge_states
 from ..tokenizers import BPETokenizer, Tokenizer
@@ -39,9 +32,14 @@ from .questions import (
     HeadQuestion,
     LensQuestion,
     MergesQuestion,
+    NearQuestion,
     NextQuestion,
+    PictureQuestion,
     Question,
     SeenQuestion,
+    TableQuestion,
+    TextQuestion,
+    WeightQuestion,
     WriteQuestion,
 )
 from .workshop import Captures, Held
@@ -73,17 +71,11 @@ def model_facts(held: Held, question: Question) -> Answer:
         "vocab_size": held.vocab_size,
         "most_tokens": most_tokens(held),
         "has_merges": isinstance(tokenizer, BPETokenizer),
-        "tables": tables(held),
+        "tables": list(probe.tables(held.model)),
         "weights": [{"name": name, "shape": list(parameter.shape)} for name, parameter in parameters.items()],
         "default_text": default_text(held),
         "seconds": held.seconds,
     }
-
-
-def tables(held: Held) -> list[str]:
-    """The tables with a row for each id, or position."""
-    config = held.model.config
-    return ["embedding", *["head"] * (not config.tied_head), *["positions"] * (config.position == "learned")]
 
 
 def most_tokens(held: Held) -> int:
@@ -182,25 +174,37 @@ def seen_by(captures: Captures, held: Held) -> Capturing:
     """What a model computes over a question's text, its changes made: the last ones are kept."""
 
     def seen(question: SeenQuestion) -> Seen:
-        require_text(held, question.ids)
-        key = (weakref.ref(held), tuple(question.ids), tuple(question.edits), None if question.source is None else tuple(question.source))
-        return captures.get(key, lambda: look(held, question))
+        key = (weakref.ref(held), tuple(question.ids), *((tuple(question.edits), tuple(question.source or ())) if question.edits else ()))
+        return captures.get(key, lambda: looked(question))
+
+    @torch.no_grad()
+    def looked(question: SeenQuestion) -> Seen:
+        with changed(held, question, seen), capture(held.model) as found:
+            held.model.hidden(ids_on_device(held, question.ids))
+        return found
 
     return seen
 
 
-@torch.no_grad()
-def look(held: Held, question: SeenQuestion) -> Seen:
-    """One pass over a question's text, its changes made."""
-    ids = torch.tensor([question.ids], device=held.model.embedding.weight.device)
-    with capture(held.model) as seen:
-        held.model.hidden(ids)
-    return seen
+def ids_on_device(held: Held, ids: Sequence[int]) -> Tensor:
+    """A text's ids (1, T) for the model. Raises `UserError` where it cannot read them at once."""
+    require_text(held, ids)
+    return torch.tensor([ids], device=held.model.embedding.weight.device)
+
+
+def changed(held: Held, question: SeenQuestion, seen: Capturing) -> AbstractContextManager[None]:
+    """The model with a question's changes made. Raises `UserError` for a part that is not there."""
+    if not question.edits:
+        return nullcontext()
+    source = None
+    if question.source is not None:
+        source = seen(SeenQuestion(model=question.model, step=question.step, ids=question.source))
+    return edited(held.model, [Edit(**vars(choice)) for choice in question.edits], source)
 
 
 def attention(held: Held, question: SeenQuestion, seen: Capturing) -> Answer:
     """All heads at a glance."""
-    picture = attention_picture(seen(question))
+    picture = probe.attention_picture(seen(question))
     thumbnails = (255 * picture.thumbnails).round().to(torch.uint8)
     values = {"differences": picture.differences, "tokens": len(question.ids), "cells": thumbnails.shape[-1]}
     return pack({"thumbnails": thumbnails, "entropies": picture.entropies}, values)
@@ -248,20 +252,20 @@ def vectors(held: Held, question: HeadQuestion, seen: Capturing) -> Answer:
 
 def expectations(held: Held, question: SeenQuestion, seen: Capturing) -> Answer:
     """What was expected in each token's place."""
-    found = predictions(held.model, seen(question))
+    found = probe.predictions(held.model, seen(question))
     return pack({"surprisal": found.surprisal, "top_ids": found.top_ids, "top_p": found.top_p, "entropy": found.entropy}, {})
 
 
 def lens(held: Held, question: LensQuestion, seen: Capturing) -> Answer:
     """What would be expected at each depth."""
-    found = logit_lens(held.model, seen(question), question.start, question.stop, question.k, question.watch)
+    found = probe.logit_lens(held.model, seen(question), question.start, question.stop, question.k, question.watch)
     names = ("top_ids", "top_p", "watch_rank", "watch_p", "next_rank", "next_p", "entropy", "norm")
     return pack({name: getattr(found, name) for name in names}, {})
 
 
 def attribution(held: Held, question: AttributionQuestion, seen: Capturing) -> Answer:
     """What each part adds to a logit."""
-    found = logit_attribution(held.model, seen(question), question.position, question.token, question.against)
+    found = probe.logit_attribution(held.model, seen(question), question.position, question.token, question.against)
     return {**dataclasses.asdict(found), "capped": held.model.config.logit_softcap is not None}
 
 
@@ -270,8 +274,12 @@ def next_logits(held: Held, question: NextQuestion, seen: Capturing) -> Answer:
     """The logits of what may come behind a position."""
     position = len(question.ids) - 1 if question.position is None else question.position
     require_index("position", position, len(question.ids))
-    hidden = seen(question).hidden[0, position]
-    return pack({"logits": held.model.logits(hidden)[: held.vocab_size].float()}, {})
+    if question.edits:  # asked for one change after the other: nothing but the end of the pass is of use
+        with changed(held, question, seen):
+            hidden = held.model.hidden(ids_on_device(held, question.ids))
+    else:
+        hidden = seen(question).hidden
+    return pack({"logits": held.model.logits(hidden[0, position])[: held.vocab_size].float()}, {})
 
 
 # --- what it writes ---------------------------------------------------------------------------------------------------------
@@ -309,4 +317,41 @@ def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], No
 
 def kinds(held: Held, question: Question) -> Answer:
     """How much each head is of a known kind."""
-    return {"kinds": list(KINDS), "scores": head_kinds(held.model).tolist()}
+    return {"kinds": list(KINDS), "scores": probe.head_kinds(held.model).tolist()}
+
+
+def table_of(held: Held, name: str) -> Tensor:
+    """One of the model's tables (N, C). Raises `UserError` where it has no such table."""
+    found = probe.tables(held.model)
+    if name not in found:
+        raise UserError(f"this model has no table {name!r}: it has {', '.join(found)}")
+    return found[name]
+
+
+def table_map(held: Held, question: TableQuestion) -> Answer:
+    """A table's rows along its principal components."""
+    found = probe.principal_components(table_of(held, question.table))
+    return pack({"points": found.points, "explained": found.explained}, {})
+
+
+def near(held: Held, question: NearQuestion) -> Answer:
+    """The rows nearest to one."""
+    found = probe.nearest(table_of(held, question.table), question.id, question.k)
+    return {"ids": found.ids.tolist(), "cosines": found.cosines.tolist()}
+
+
+def weight(held: Held, question: PictureQuestion) -> Answer:
+    """A parameter's picture, and a few numbers of it."""
+    found = probe.weight_of(held.model, question.name)
+    values = {"shape": list(found.shape), **dataclasses.asdict(probe.statistics(found))}
+    return pack({"picture": probe.picture(found, question.size)}, values)
+
+
+def spectrum(held: Held, question: WeightQuestion) -> Answer:
+    """A matrix's singular values."""
+    return pack({"singular_values": probe.singular_values(probe.weight_of(held.model, question.name))}, {})
+
+
+def gradients(held: Held, question: TextQuestion) -> Answer:
+    """How hard a text pulls at each parameter."""
+    return dataclasses.asdict(probe.gradient_norms(held.model, ids_on_device(held, question.ids)))

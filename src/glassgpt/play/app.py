@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -11,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 
 from ..errors import UserError
 from ..json_text import json_text
-from . import answers, questions
+from ..run_directory import RunDirectory
+from . import answers, follow, questions
 from .answers import Answer
 from .assets import PLOTLY, Asset, plotly_script
 from .guard import Application, Door, GoneError, Guard, Receive, Refused, Scope, Send, error_body, explain
@@ -20,12 +22,22 @@ from .workshop import Held, Workshop
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+MOST_FOLLOWERS = 16
+LOOK_SECONDS = 0.5
+"""Between two looks at a run's files."""
+HEARTBEAT_SECONDS = 10.0
+
 ABOUT_MODELS: dict[str, tuple[type[questions.Question], Callable[[Held, Any], Answer]]] = {
     "model": (questions.Question, answers.model_facts),
     "vocabulary": (questions.Question, answers.vocabulary),
     "tokens": (questions.CutQuestion, answers.tokens),
     "merges": (questions.MergesQuestion, answers.merges),
     "head_kinds": (questions.Question, answers.kinds),
+    "map": (questions.TableQuestion, answers.table_map),
+    "near": (questions.NearQuestion, answers.near),
+    "weight": (questions.PictureQuestion, answers.weight),
+    "spectrum": (questions.WeightQuestion, answers.spectrum),
+    "gradients": (questions.TextQuestion, answers.gradients),
 }
 """Addresses whose answer needs the model alone."""
 
@@ -49,10 +61,14 @@ class Play:
         self._files = files
         self._version = version("glassgpt")
         self._plotly: asyncio.Future[Asset] | None = None
+        self._followers: list[asyncio.Event] = []
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             "/": ("GET", self._index),
             "/api/offers": ("GET", self._offers),
             "/api/write": ("POST", self._write),
+            "/api/history": ("GET", self._history),
+            "/api/snapshot": ("GET", self._snapshot),
+            "/api/events": ("GET", self._events),
         }
         for name, (question, answer) in ABOUT_MODELS.items():
             self._endpoints[f"/api/{name}"] = ("POST", functools.partial(self._about_model, question, answer))
@@ -122,11 +138,63 @@ class Play:
         first = await _unless_gone(request, anext(parts))  # what is refused is refused before a status is sent
         return StreamingResponse(_lines(first, parts), media_type="application/x-ndjson")
 
+    # --- runs ---------------------------------------------------------------------------------------------------------------
+
+    def _run(self, question: questions.RunQuestion) -> RunDirectory:
+        offer = self._workshop.offers[question.model]
+        if offer.run is None:
+            raise UserError(f"{offer.name} is a model and no run: nothing is known of how it learned")
+        return offer.run
+
+    async def _history(self, request: Request) -> Response:
+        run = self._run(questions.read_parameters(questions.RunQuestion, request.query_params.multi_items()))
+        return Response(await asyncio.to_thread(lambda: json_text(follow.history(run))), media_type="application/json")
+
+    async def _snapshot(self, request: Request) -> Response:
+        question = questions.read_parameters(questions.SnapshotQuestion, request.query_params.multi_items())
+        return _answered(await asyncio.to_thread(follow.snapshot, self._run(question), question.step))
+
+    async def _events(self, request: Request) -> Response:
+        parameters = request.query_params.multi_items()
+        after = [value for name, value in parameters if name == "after"]
+        question = questions.read_parameters(questions.RunQuestion, [(name, value) for name, value in parameters if name != "after"])
+        cursor = request.headers.get("last-event-id") or (after[-1] if after else None)
+        follower = await asyncio.to_thread(follow.Follower, self._run(question), cursor)
+        return StreamingResponse(self._followed(follower), media_type="text/event-stream")
+
+    async def _followed(self, follower: follow.Follower) -> AsyncIterator[bytes]:
+        """A run's events, for as long as the client stays and no more than `MOST_FOLLOWERS` others come: it can come again."""
+        ended = asyncio.Event()
+        self._followers.append(ended)
+        if len(self._followers) > MOST_FOLLOWERS:
+            self._followers.pop(0).set()
+        quiet = 0.0
+        yield b"retry: 2000\n\n"
+        try:
+            while not ended.is_set():
+                events = await asyncio.to_thread(lambda: [_event(name, value) for name, value in follower.look()])
+                quiet = 0.0 if events else quiet + LOOK_SECONDS
+                if events:
+                    yield b"".join(events) + f"id: {follower.cursor}\n\n".encode()
+                elif quiet >= HEARTBEAT_SECONDS:
+                    quiet = 0.0
+                    yield b": still here\n\n"
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), LOOK_SECONDS)
+        finally:
+            with suppress(ValueError):
+                self._followers.remove(ended)
+
     async def _asked(self, kind: type[questions.Q], request: Request) -> tuple[questions.Q, Held]:
         _require_no_parameters(request)
         question = questions.read_question(kind, await request.body())
         held = await _unless_gone(request, self._workshop.held(question.model, getattr(question, "step", None)))
         return question, held
+
+
+def _event(name: str, value: Any) -> bytes:
+    """A server-sent event."""
+    return f"event: {name}\ndata: {json_text(value)}\n\n".encode()
 
 
 async def _lines(first: list[dict[str, Any]], parts: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:

@@ -31,15 +31,11 @@ class Offer:
 
     def checkpoints(self) -> dict[int, Path]:
         """The kept checkpoints of a run, by their steps; of a pinned one, that alone."""
-        if self.run is None:
-            return {}
-        with suppress(OSError):
-            kept = {int(path.name): path for path in checkpoint_paths(self.run.checkpoints)}
-            if self.pinned is None:
-                return kept
-            wanted = self.best_of(kept) if self.pinned == "best" else int(self.pinned)
-            return {step: path for step, path in kept.items() if step == wanted}
-        return {}
+        kept = {} if self.run is None else kept_checkpoints(self.run)
+        if self.pinned is None:
+            return kept
+        wanted = self.best_of(kept) if self.pinned == "best" else int(self.pinned)
+        return {step: path for step, path in kept.items() if step == wanted}
 
     def best_of(self, kept: dict[int, Path]) -> int | None:
         """The step with the lowest validation loss, as the newest checkpoint knows it."""
@@ -59,6 +55,13 @@ class Offer:
             "steps": list(kept),
             "best": self.best_of(kept),
         }
+
+
+def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
+    """A run's checkpoints by their steps, in their order."""
+    with suppress(OSError):  # removed meanwhile
+        return {int(path.name): path for path in checkpoint_paths(run.checkpoints)}
+    return {}
 
 
 class Offers:
@@ -97,10 +100,19 @@ class Offers:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The runs right below a folder, by name."""
+    """The runs right below a folder, the one that was written to last first."""
     with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if RunDirectory(path).is_run)
+        return sorted((path for path in folder.iterdir() if RunDirectory(path).is_run), key=_written, reverse=True)
     return []
+
+
+def _written(run: Path) -> tuple[int, str]:
+    """When a run's directory was changed last, as with each step's record, and its name."""
+    times = [0]
+    for name in ("config.toml", "metrics.jsonl", "status.json"):
+        with suppress(OSError):
+            times.append((run / name).stat().st_mtime_ns)
+    return max(times), str(run)
 
 
 def find_offer(reference: str) -> Offer:
