@@ -115,12 +115,14 @@ function switchesCard({shape, pieces, partial, off, by}) {
 
 function nextCard(names) {
   const it = card('The next token', 'Its likeliest before and after: softmax of the logits over the whole vocabulary.');
-  const lists = ['Likeliest before', 'Likeliest after'].map(label => bars({label, series: SERIES}));
+  let effect = null;
+  // One scale for both lists: the two are to be compared.
+  const most = () => Math.max(effect.p[effect.ranks[0]], effect.q[effect.then[0]]);
+  const lists = ['Likeliest before', 'Likeliest after'].map(label => bars({label, series: SERIES, most}));
   lists.forEach((one, i) => { one.dataset.test = i ? 'after-bars' : 'before-bars'; });
   const where = h('span.soft');
   const numbers = h('div', {'data-test': 'effect'});
   it.body.append(h('div.row', {}, key(SERIES), where), numbers, ...lists.flatMap(list => [h('h3', {}, list.ariaLabel), list]));
-  let effect = null;
   exportable(it, {name: 'what-if', canvas: together(lists), rows: () => [['id', 'token', 'logit before', 'logit after', 'before', 'after'],
     ...Array.from(effect.ranks, id => [id, names[id], effect.before[id], effect.after[id], effect.p[id], effect.q[id]])]});
   return {card: it, show(now, words) {
@@ -196,6 +198,7 @@ function surprisalCard({pieces, partial, ids, position}) {
 function headsCard({opened, ids, names, shape, position, by, signal}) {
   const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s distribution, '
     + 'and the change of the likeliest token’s logit. Choose a cell to switch that head off above.');
+  const told = h('p.about', {role: 'status'});
   let plain = null;
   const view = sweep({
     name: 'heads-sweep', button: 'Measure all heads', signal, height: 22,
@@ -212,7 +215,6 @@ function headsCard({opened, ids, names, shape, position, by, signal}) {
       return {bits: divergence(plain, logits), logit: logits[likeliest] - plain[likeliest]};
     },
   });
-  const told = h('p.about');
   state.on(['token', 'by'], () => view.clear(), signal);
   it.body.append(view, told);
   exportable(it, {name: 'heads', canvas: view, rows: view.rows});

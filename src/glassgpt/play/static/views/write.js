@@ -20,7 +20,7 @@ const SERIES = [{name: 'the model', color: 'accent'}, {name: 'drawn from', color
 
 /** Sampling's settings as the address holds them; the same defaults as `glassgpt generate`. */
 const settings = vocabSize => ({
-  temperature: Math.min(10, Math.max(0, state.number('t', 0.8))),
+  temperature: Math.min(2, Math.max(0, state.number('t', 0.8))),
   topK: state.number('k') === null ? null : Math.min(vocabSize, Math.max(1, Math.round(state.number('k')))),
   topP: between01('p'), minP: between01('minp'),
 });
@@ -31,13 +31,13 @@ export default async function show(page, context) {
   const {signal, opened, info, ids: prompt, pieces} = context;
   const names = await vocabulary(opened, signal);
   const tag = tagOf(`${info.name} ${info.step}`, prompt);
-  const paths = pathsOf(state.text('w'), tag, info.vocab_size);
+  let paths = pathsOf(state.text('w'), tag, info.vocab_size);
   const idsNow = () => [...prompt, ...paths.current.map(({id}) => id)];
 
   // How the next token is distributed at this point; `ids` tells whether it is still this point.
   let point = null;
 
-  const written = writtenCard({prompt: pieces.join(''), names, onStep: step, onLikeliest: () => point && take(point.order[0]),
+  const written = writtenCard({prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, onStep: step, onLikeliest: () => point && take(point.order[0]),
     onReject: reject, onBack: () => change(() => paths.back()), onBranch: () => change(() => paths.branch()),
     onCut: i => change(() => paths.branch(i)), onJump: i => change(() => paths.jump(i)), onDrop: i => change(() => paths.drop(i))}, settingsControls(info.vocab_size));
   const next = nextCard(names, info.vocab_size, take);
@@ -105,9 +105,9 @@ export default async function show(page, context) {
   }
 
   async function reject() {
-    change(() => paths.reject());
+    change(() => paths.reject(info.vocab_size));
     await settled();
-    if (point && paths.rejected.size < info.vocab_size) step();
+    step();
   }
 
   /** Once the distribution of this point is there. */
@@ -116,6 +116,11 @@ export default async function show(page, context) {
   }
 
   state.on(['t', 'k', 'p', 'minp', 'seed'], refresh, signal);
+  state.on(['w'], () => {
+    if (state.text('w') === paths.toText(tag)) return;
+    paths = pathsOf(state.text('w'), tag, info.vocab_size);  // Back, or a link
+    look();
+  }, signal);
   await look();
 }
 
@@ -162,7 +167,7 @@ function writtenCard({prompt, names, onStep, onLikeliest, onReject, onBack, onBr
       text.replaceChildren(h('span.mono.soft.before', {}, prompt.length > 400 ? `…${prompt.slice(-400)}` : prompt), strip);
       text.className = 'tokens tall so-far';
       strip.className = 'inline';
-      for (const b of [reject, back]) b.disabled = !paths.current.length || !isReady;
+      for (const b of [reject, back]) b.disabled = !paths.current.length;
       for (const b of [step, accept]) b.setAttribute('aria-disabled', String(!isReady));
       list.replaceChildren(...(paths.paths.length > 1 ? paths.paths.map((_, i) => line(paths, i)) : []));
     },
@@ -228,7 +233,7 @@ function settingsControls(vocabSize) {
       show: place => (place >= 100 ? 'all' : kAt(place).toLocaleString('en')), onInput: place => state.set({k: place >= 100 ? null : kAt(place)})}),
     slider({label: 'top-p', min: 0.01, max: 1, step: 0.01, value: now.topP ?? 1, show: p => (p < 1 ? p.toFixed(2) : 'all'),
       onInput: p => state.set({p: p < 1 ? p : null})}),
-    slider({label: 'min-p', min: 0, max: 0.5, step: 0.005, value: now.minP ?? 0, show: p => (p ? p.toFixed(3) : 'none'),
+    slider({label: 'min-p', min: 0, max: 0.99, step: 0.01, value: now.minP ?? 0, show: p => (p ? p.toFixed(2) : 'none'),
       onInput: p => state.set({minp: p || null})}));
 }
 
