@@ -2,7 +2,7 @@
 
 import {css} from './colors.js';
 import {pictured} from './paint.js';
-import {h} from './ui.js';
+import {h, legend} from './ui.js';
 
 const ROW = 22;
 
@@ -104,5 +104,4 @@ export const together = lists => ({figure: pictured(
   }, 0))});
 
 /** What the bars' colours stand for. */
-export const key = series => h('p.about', {}, series.flatMap(({name, color}) => [
-  h('span.swatch', {style: {background: `var(--${color})`}}), ` ${name}  `]));
+export const key = series => legend(series.map(({name, color}) => [name, `var(--${color})`]));

@@ -104,7 +104,7 @@ export function patching({signal, opened, ids, pieces, names, shape, position}) 
       rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: pieces.slice(0, last + 1),
       views: [{name: 'way', text: 'way to the second text', kind: 'signs'}, {name: 'p', text: 'change of probability', kind: 'signs'}],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,
-      onPick: (layer, i) => change(now => { now.clear(); now.add(`r${layer}@${i}`); }),
+      action: ['Patch it in', (layer, i) => change(now => now.add(`r${layer}@${i}`))],
       async begin(aborted) {
         const logits = async question => (await post('/api/next', opened.question({position: last, ...question}), aborted)).logits;
         [text, other] = await Promise.all([logits({ids}), logits({ids: second.ids})]);

@@ -3,12 +3,12 @@
 import {post} from './api.js';
 import {bars, key} from './bars.js';
 import {chart} from './charts.js';
-import {css, named} from './colors.js';
+import {css, named, onTheme} from './colors.js';
 import {exportable} from './export.js';
 import {matrix} from './matrix.js';
 import {encode} from './models.js';
 import * as state from './state.js';
-import {card, choice, facts, h, notice, segmented, short} from './ui.js';
+import {card, choice, facts, h, legend, notice, segmented, short} from './ui.js';
 
 const CELLS = 256;
 const TALL = 440;
@@ -33,7 +33,7 @@ export function weightCard({opened, info, signal}) {
     try {
       const found = await post('/api/weight', opened.question({name: name(), size: CELLS}), until);
       picture = pictureOf(found, name(), until);
-      place.replaceChildren(picture, h('div', {'data-test': 'weight-facts'}, facts([
+      place.replaceChildren(picture, picture.chosen, h('div', {'data-test': 'weight-facts'}, facts([
         ['shape', found.shape.join(' × ')], ['Frobenius norm', short(found.norm)], ['mean', short(found.mean)],
         ['standard deviation', short(found.std)], ['largest', short(found.largest)],
         ['strongest colour', `±${short(found.picture.reduce((most, x) => Math.max(most, Math.abs(x)), 0))}`]])));
@@ -67,10 +67,12 @@ function pictureOf({picture, shape}, name, signal) {
     const [from, to] = [Math.floor(i * whole / n), Math.ceil((i + 1) * whole / n) - 1];
     return from === to ? String(from) : `${from} to ${to}`;
   };
+  const words = (r, c) => [`row ${part(r, rows, height)}, column ${part(c, cols, width)}`, short(picture[r * cols + c])];
+  const chosen = h('p.soft', {role: 'status'});
   const it = matrix({rows, cols, values: picture, kind: 'signs', cell: 26, cellY: Math.min(26, TALL / rows), signal, label: `Picture of ${name}`,
-    describe: (r, c) => [`row ${part(r, rows, height)}, column ${part(c, cols, width)}`, short(picture[r * cols + c])]});
+    describe: words, onPick: (r, c) => { chosen.textContent = words(r, c).join(': '); }});
   it.dataset.test = 'weight';
-  return it;
+  return Object.assign(it, {chosen});
 }
 
 /** Of singular values, descending: a chart, and what they say of the matrix. */
@@ -130,9 +132,12 @@ export function normsCard({opened, info, signal}) {
   }
 
   function showAll(loss, tokens) {
-    const drawing = chart({label: 'Norms by layer', height: 300, signal, traces: lines, layout: () => ({showlegend: true,
-      legend: {y: -0.3, yanchor: 'top', x: 0, xanchor: 'left', font: {size: 10}}, margin: {b: 100},
+    const drawing = chart({label: 'Norms by layer', signal, traces: lines, layout: () => ({
       xaxis: {title: {text: 'layer'}, dtick: info.config.n_layer > 16 ? 4 : 1}, yaxis: {type: 'log', title: {text: MEASURES[measureNow][0]}}})});
+    const names = h('div');
+    const showNames = () => names.replaceChildren(legend(lines().map(({name, line}) => [name + (line.dash === 'solid' ? '' : ' (dotted)'), line.color])));
+    onTheme(showNames, signal);
+    showNames();
     const list = bars({label: 'All parameters', series: NORMS, ownScales: true});
     list.dataset.test = 'gradient-bars';
     list.classList.add('long-names');
@@ -142,7 +147,7 @@ export function normsCard({opened, info, signal}) {
       h('p', {'data-test': 'gradient-loss'}, `Loss of the text’s ${tokens.toLocaleString('en')} tokens: ${loss.toFixed(4)} nats.`),
       segmented({label: 'Shown by layer', value: measureNow, options: Object.entries(MEASURES).map(([value, [name]]) => [value, name]),
         onInput(value) { measureNow = value; drawing.redraw(); }}),
-      drawing, h('h3', {}, 'All parameters'), key(NORMS), h('p.about', {}, 'Each colour against its own largest.'), h('div.scrolls', {}, list));
+      drawing, names, h('h3', {}, 'All parameters'), key(NORMS), h('p.about', {}, 'Each colour against its own largest.'), h('div.scrolls', {}, list));
     it.tools.replaceChildren();
     exportable(it, {name: 'norms', canvas: drawing, rows: () => [['parameter', 'norm of the weights', 'norm of the gradient'],
       ...parts.map(part => [part.name, part.weight_norm, part.gradient_norm])]});

@@ -2,6 +2,7 @@
 
 import {post} from '../api.js';
 import {bars, key, together} from '../bars.js';
+import {onTheme} from '../colors.js';
 import {editFor, editsOf, told} from '../edits.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
@@ -38,7 +39,7 @@ export default async function show(page, context) {
   const next = nextCard(names);
   const moved = movedCard(names);
   const surprise = surprisalCard({pieces, partial: context.partial, ids, position});
-  const heads = headsCard({opened, ids, names, shape, position, by, signal});
+  const heads = headsCard({opened, ids, names, shape, position, off, by, signal});
   page.append(controls.card, next.card, h('div.stack', {}, moved.card, heads), surprise.card, patch.card);
   let turn = 0;
 
@@ -62,6 +63,7 @@ export default async function show(page, context) {
   }
 
   state.on(['off', 'by', 'patch', 'token'], look, signal);
+  onTheme(look, signal);
   await patch.begin(look);
   await look();
 }
@@ -195,9 +197,9 @@ function surprisalCard({pieces, partial, ids, position}) {
 
 // --- which head matters --------------------------------------------------------------------------------------------------
 
-function headsCard({opened, ids, names, shape, position, by, signal}) {
+function headsCard({opened, ids, names, shape, position, off, by, signal}) {
   const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s distribution, '
-    + 'and the change of the likeliest token’s logit. Choose a cell to switch that head off above.');
+    + 'and the change of the likeliest token’s logit.');
   const told = h('p.about', {role: 'status'});
   let plain = null;
   const view = sweep({
@@ -205,7 +207,7 @@ function headsCard({opened, ids, names, shape, position, by, signal}) {
     rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads}, (_, i) => String(i)),
     views: [{name: 'bits', text: 'divergence in bits', kind: 'sizes'}, {name: 'logit', text: 'change of the logit', kind: 'signs'}],
     describe: (layer, head) => `layer ${layer}, head ${head}`,
-    onPick: (layer, head) => state.set({off: `h${layer}.${head}`}),
+    action: ['Switch it off', (layer, head) => state.set({off: [...new Set([...off(), `h${layer}.${head}`])].join(',')})],
     begin: async stopped => { plain = (await post('/api/next', opened.question({ids, position: position()}), stopped)).logits; },
     async ask(layer, head, stopped) {
       const edits = [editFor(`h${layer}.${head}`, by())];

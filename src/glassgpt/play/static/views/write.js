@@ -3,7 +3,7 @@
 import {post} from '../api.js';
 import {bars, key} from '../bars.js';
 import {chart} from '../charts.js';
-import {css} from '../colors.js';
+import {css, onTheme} from '../colors.js';
 import {continuations} from '../continuations.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
@@ -121,6 +121,7 @@ export default async function show(page, context) {
     paths = pathsOf(state.text('w'), tag, info.vocab_size);  // Back, or a link
     look();
   }, signal);
+  onTheme(() => written.show(paths, point !== null), signal);
   await look();
 }
 
@@ -312,6 +313,7 @@ function searchCard(names, onPick) {
   const told = h('p.about', {role: 'status'});
   const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', 'data-test': 'find', oninput: () => show(point)});
   it.body.append(field, told, list);
+  exportable(it, {name: 'found', canvas: list, rows: list.rows});
   let point = null;
 
   function show(now) {
