@@ -8,11 +8,10 @@ const ROW = 22;
 
 /**
  * series: [{name, color: 'accent' or 'warm'}]; a row has a value and a text for each. signed: whether bars begin in the middle, in the
- * colours of 'signs' instead.
- * onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown). ownScales:
- * whether that is so for each series by itself.
+ * colours of 'signs' instead. onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown).
+ * ownScales: whether that is so for each series by itself.
  *
- * The element's `show(rows)` shows rows of {label, values, texts, title, faint, picked, …}, `scale()` is what a full bar stands for
+ * The element's `show(rows)` shows rows of {label, values, texts, title, faint, …}, `scale()` is what a full bar stands for
  * now; `figure` and `rows()` are for exports.
  */
 export function bars({label, series, signed = false, onPick = null, most = largest => largest, ownScales = false}) {
@@ -38,7 +37,6 @@ export function bars({label, series, signed = false, onPick = null, most = large
     name.textContent = row.label;
     element.title = row.title ?? '';
     element.classList.toggle('faint', Boolean(row.faint));
-    element.classList.toggle('picked', Boolean(row.picked));
     row.values.forEach((value, s) => {
       const share = Math.min(1, Math.abs(value) / wholes[s] || 0) * (signed ? 50 : 100);
       fills[s].style.background = `var(--${color(s, value)})`;

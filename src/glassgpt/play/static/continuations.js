@@ -40,8 +40,9 @@ export function continuations({signal, opened, info, offer, limits, text, ids: p
       ['min-p', sampling.minP], ['n', samples()], ['seed', seed()], ['max-new-tokens', length()]];
     // An option's value that begins with a dash needs the sign.
     const told = options.filter(([, value]) => value !== null).map(([name, value]) => `--${name}${/^'?-/.test(value) ? '=' : ' '}${value}`);
-    command.textContent = info.tokenizer === null ? 'A command to repeat them would need a tokenizer, which this model has none of.'
-      : idsNow().length > prompt.length ? 'They go on from what was written above, too; without it, a command that repeats them is shown here.'
+    const isFurther = idsNow().length > prompt.length;
+    command.textContent = info.tokenizer === null ? 'This model has no tokenizer, so no command with a text repeats them.'
+      : isFurther ? 'They go on from what was written above, too; without it, a command that repeats them is shown here.'
       : `glassgpt generate ${quoted(reference)} ${told.join(' ')}`;
   }
 

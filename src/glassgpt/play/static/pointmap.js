@@ -11,8 +11,8 @@ const MOST_LABELS = 40;
  * describe(i): lines of a point's tooltip; name(i): its label; onPick(i): it was chosen.
  *
  * The element's `show(changes)` takes: x and y (arrays of coordinates), groups (a number for each point), color(group), isPath (whether
- * they are joined in their order), marked (numbers of points to mark and name), picked (one of them, or null). New x and y fit the whole; a picked point
- * that is out of sight moves into the middle.
+ * they are joined in their order), marked (numbers of points to mark and name), picked (one of them, or null). New x and y fit the
+ * whole; a picked point that is out of sight moves into the middle.
  */
 export function pointMap({title, describe, name, onPick, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], picked: null};

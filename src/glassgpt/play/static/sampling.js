@@ -26,7 +26,8 @@ export const ranked = values => Uint32Array.from(values, (_, i) => i).sort((a, b
  * The distribution that a token is drawn from; 0 for what is left out. topK, topP, minP: null for none.
  * order: `ranked(logits)`, where the caller has it already. without: a Set of ids that are not to be drawn, as if they had no logits.
  */
-export function distribution(logits, {temperature, topK = null, topP = null, minP = null}, {order = ranked(logits), without = new Set()} = {}) {
+export function distribution(logits, {temperature, topK = null, topP = null, minP = null},
+  {order = ranked(logits), without = new Set()} = {}) {
   const left = without.size ? order.filter(id => !without.has(id)) : order;
   const scaled = new Float64Array(logits.length).fill(-Infinity);
   // The largest becomes 0 first, so that a tiny temperature leads to -inf and not to inf - inf.

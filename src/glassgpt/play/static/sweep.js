@@ -7,7 +7,8 @@ import {announce, h, notice, short} from './ui.js';
  * rows, cols: names. ask(row, col, signal): the numbers of a cell, {name: number}. views: [{name, text, kind}], of which one is shown.
  * The element's `clear()` forgets them; `figure` and `rows()` are for exports.
  *
- * describe(row, col): words for its place. action: [text, run(row, col)], what a button does with the chosen cell. begin(): what must be known first.
+ * describe(row, col): words for its place. action: [text, run(row, col)], what a button does with the chosen cell. begin(): what must
+ * be known first.
  */
 export function sweep({name, button: what, rows, cols, ask, views, begin = null, describe, action, signal, height = 20}) {
   const values = Object.fromEntries(views.map(view => [view.name, new Float64Array(rows.length * cols.length).fill(NaN)]));
@@ -23,8 +24,8 @@ export function sweep({name, button: what, rows, cols, ask, views, begin = null,
       for (const other of this.parentNode.children) other.setAttribute('aria-pressed', String(other === this));
       picture.show({values: values[view.name], kind: view.kind});
     }}, one.text)));
-  const picture = matrix({rows: rows.length, cols: cols.length, values: values[view.name], kind: view.kind, rowLabels: rows, colLabels: cols,
-    cell: 34, cellY: height, signal, label: what, describe: lines,
+  const picture = matrix({rows: rows.length, cols: cols.length, values: values[view.name], kind: view.kind, rowLabels: rows,
+    colLabels: cols, cell: 34, cellY: height, signal, label: what, describe: lines,
     onPick: choose});
   picture.dataset.test = name;
   const chosen = h('p.row');
@@ -33,7 +34,8 @@ export function sweep({name, button: what, rows, cols, ask, views, begin = null,
 
   function lines(r, c) {
     const found = key => values[key][r * cols.length + c];
-    return [describe(r, c), ...views.map(({name: key, text}) => `${text}: ${Number.isNaN(found(key)) ? 'not measured' : short(found(key))}`)];
+    const worded = key => (Number.isNaN(found(key)) ? 'not measured' : short(found(key)));
+    return [describe(r, c), ...views.map(one => `${one.text}: ${worded(one.name)}`)];
   }
 
   function choose(r, c) {

@@ -37,7 +37,8 @@ export default async function show(page, {signal, opened, info}) {
     try {
       const found = await post('/api/map', opened.question({table: table()}), signal);
       const id = picked(found.points.shape[0]);
-      const neighbours = await post('/api/near', opened.question({table: table(), id, k: Math.min(NEIGHBOURS, found.points.shape[0] - 1)}), signal);
+      const k = Math.min(NEIGHBOURS, found.points.shape[0] - 1);
+      const neighbours = await post('/api/near', opened.question({table: table(), id, k}), signal);
       if (signal.aborted) return;
       map.show(found, id, neighbours.ids);
       near.show(id, neighbours);
@@ -106,8 +107,8 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
     const counts = KINDS.map((_, i) => kinds.reduce((n, kind) => n + (kind === i), 0));
     colours.replaceChildren(byKind
       ? legend(KINDS.map(([name], i) => [`${name} (${counts[i].toLocaleString('en')})`, named(i)]).filter((_, i) => counts[i]))
-      : h('p.about', {}, 'from 0 ', ...Array.from({length: 8}, (_, i) => h('span.swatch', {style: {background: shade('sizes', 0.3 + 0.1 * i)}})),
-        ` to ${size - 1}`));
+      : h('p.about', {}, 'from 0 ', ...Array.from({length: 8}, (_, i) =>
+        h('span.swatch', {style: {background: shade('sizes', 0.3 + 0.1 * i)}})), ` to ${size - 1}`));
     return byKind ? {groups: kinds, color: named}
       : {groups: Uint8Array.from({length: size}, (_, i) => i * SHADES / size), color: group => shade('sizes', 0.3 + 0.7 * group / SHADES)};
   }
@@ -122,15 +123,16 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
     map.show({...(wanted === shown ? {} : {x: column(a), y: column(b)}), ...coloured(size), isPath: table() === 'positions', picked: id});
     shown = wanted;
     mark();
-    shares.textContent = `To the right component ${a + 1} with ${(100 * found.explained[a]).toFixed(1)} % of the variance, upwards component ${b + 1} `
-      + `with ${(100 * found.explained[b]).toFixed(1)} %.`;
+    const share = axis => `${(100 * found.explained[axis]).toFixed(1)} %`;
+    shares.textContent = `To the right component ${a + 1} with ${share(a)} of the variance, upwards component ${b + 1} with ${share(b)}.`;
   }};
 }
 
 // --- nearest neighbours --------------------------------------------------------------------------------------------------
 
 function nearCard({nameOf, pick}) {
-  const it = card('Nearest neighbours', 'The rows of the table that point the most alike: cosine = a · b / (‖a‖ ‖b‖). Choose one to go on from it.');
+  const it = card('Nearest neighbours', 'The rows of the table that point the most alike: cosine = a · b / (‖a‖ ‖b‖). Choose one to go on '
+    + 'from it.');
   const list = bars({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}], onPick: row => pick(row.id), most: () => 1});
   list.dataset.test = 'near-bars';
   const title = h('h3', {'data-test': 'near-of'});
@@ -143,7 +145,8 @@ function nearCard({nameOf, pick}) {
     show(id, {ids, cosines}) {
       problem.replaceChildren();
       title.textContent = `${nameOf(id)} (${id})`;
-      list.show(ids.map((other, i) => ({id: other, label: nameOf(other), values: [cosines[i]], texts: [cosines[i].toFixed(3)], title: `id ${other}`})));
+      list.show(ids.map((other, i) => (
+        {id: other, label: nameOf(other), values: [cosines[i]], texts: [cosines[i].toFixed(3)], title: `id ${other}`})));
     },
   };
 }

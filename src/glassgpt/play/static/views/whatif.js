@@ -69,14 +69,15 @@ export default async function show(page, context) {
 }
 
 function effectOf(before, after) {
-  return {before, after, p: softmax(before), q: softmax(after), ranks: ranked(before), then: ranked(after), bits: divergence(before, after)};
+  const [p, q] = [softmax(before), softmax(after)];
+  return {before, after, p, q, ranks: ranked(before), then: ranked(after), bits: divergence(before, after)};
 }
 
 // --- what is switched off ------------------------------------------------------------------------------------------------
 
 function switchesCard({shape, pieces, partial, off, by}) {
-  const it = card('Switch off', 'What a switched-off part writes into the residual stream is replaced by zero, or by its mean over the text’s '
-    + 'positions. A block is its attention and its feed-forward together.');
+  const it = card('Switch off', 'What a switched-off part writes into the residual stream is replaced by zero, or by its mean over the '
+    + 'text’s positions. A block is its attention and its feed-forward together.');
   it.classList.add('wide');
   const columns = [
     ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`, short: String(i)})),
@@ -164,8 +165,9 @@ function movedCard(names) {
     const up = Array.from(order.subarray(0, MOVED)).filter(id => changes[id] > 0);
     const down = Array.from(order.subarray(-MOVED)).filter(id => changes[id] < 0);
     shown.replaceChildren(...(up.length + down.length ? [] : [notice('Nothing moved.')]));
+    const {before, after, p, q} = effect;
     list.show([...up, ...down].map(id => ({label: names[id], values: [changes[id]], texts: [text(changes[id])],
-      title: `id ${id}: ${percent(effect.p[id])} → ${percent(effect.q[id])}, logit ${short(effect.before[id])} → ${short(effect.after[id])}`})));
+      title: `id ${id}: ${percent(p[id])} → ${percent(q[id])}, logit ${short(before[id])} → ${short(after[id])}`})));
   }
   return {card: it, show(now) { effect = now; draw(); }};
 }
@@ -173,8 +175,8 @@ function movedCard(names) {
 // --- the whole text ------------------------------------------------------------------------------------------------------
 
 function surprisalCard({pieces, partial, ids, position}) {
-  const it = card('The whole text', `Change of each token’s surprisal, −log₂ of its probability: orange where the changed model is more surprised, `
-    + `blue where less, strongest at ${MOST_CHANGE} bits. Choose a token to see what is expected after it.`);
+  const it = card('The whole text', `Change of each token’s surprisal, −log₂ of its probability: orange where the changed model is more `
+    + `surprised, blue where less, strongest at ${MOST_CHANGE} bits. Choose a token to see what is expected after it.`);
   it.classList.add('wide');
   let before = null, after = null;
   const strip = tokenStrip({pieces, partial, kind: 'signs', marked: position(), onPick: i => state.set({token: i}),
@@ -191,15 +193,16 @@ function surprisalCard({pieces, partial, ids, position}) {
     strip.tint(i => (i && Math.abs(after[i] - before[i]) > 1e-6 ? 0.5 + (after[i] - before[i]) / (2 * MOST_CHANGE) : null));
     strip.mark(position());
     const [was, is] = [sum(before), sum(after)];
-    total.replaceChildren(facts([['the whole text', `${was.toFixed(2)} → ${is.toFixed(2)} bits (${is < was ? '−' : '+'}${Math.abs(is - was).toFixed(2)})`]]));
+    const change = `${is < was ? '−' : '+'}${Math.abs(is - was).toFixed(2)}`;
+    total.replaceChildren(facts([['the whole text', `${was.toFixed(2)} → ${is.toFixed(2)} bits (${change})`]]));
   }};
 }
 
 // --- which head matters --------------------------------------------------------------------------------------------------
 
 function headsCard({opened, ids, names, shape, position, off, by, signal}) {
-  const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s distribution, '
-    + 'and the change of the likeliest token’s logit.');
+  const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s '
+    + 'distribution, and the change of the likeliest token’s logit.');
   const told = h('p.about', {role: 'status'});
   let plain = null;
   const view = sweep({
