@@ -1,7 +1,7 @@
 // Weights as pictures, spectra, and norms beside those of a text's gradients.
 
 import {post} from './api.js';
-import {bars, key} from './bars.js';
+import {barList, key} from './barlist.js';
 import {chart} from './charts.js';
 import {css, named, onTheme} from './colors.js';
 import {exportable} from './export.js';
@@ -145,7 +145,7 @@ export function normsCard({opened, info, signal}) {
     const showNames = () => names.replaceChildren(legend(lines().map(one => [nameOf(one), one.line.color])));
     onTheme(showNames, signal);
     showNames();
-    const list = bars({label: 'All parameters', series: NORMS, ownScales: true});
+    const list = barList({label: 'All parameters', series: NORMS, ownScales: true});
     list.dataset.test = 'gradient-bars';
     list.classList.add('long-names');
     list.show(parts.map(part => ({label: part.name, values: [part.weight_norm, part.gradient_norm],

@@ -1,7 +1,7 @@
 // What it knows: maps of its tables, nearest neighbours, and its weights.
 
 import {post} from '../api.js';
-import {bars} from '../bars.js';
+import {barList} from '../barlist.js';
 import {named, onTheme, shade} from '../colors.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
@@ -133,7 +133,7 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
 function nearCard({nameOf, pick}) {
   const it = card('Nearest neighbours', 'The rows of the table that point the most alike: cosine = a · b / (‖a‖ ‖b‖). Choose one to go on '
     + 'from it.');
-  const list = bars({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}], onPick: row => pick(row.id), most: () => 1});
+  const list = barList({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}], onPick: row => pick(row.id), most: () => 1});
   list.dataset.test = 'near-bars';
   const title = h('h3', {'data-test': 'near-of'});
   const problem = h('div');

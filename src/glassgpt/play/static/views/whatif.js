@@ -1,7 +1,7 @@
 // What if: parts of the model switched off, tokens hidden, values taken from a second text, and what comes of it.
 
 import {post} from '../api.js';
-import {bars, key, together} from '../bars.js';
+import {barList, key, together} from '../barlist.js';
 import {onTheme} from '../colors.js';
 import {editFor, editsOf, told} from '../edits.js';
 import {exportable} from '../export.js';
@@ -121,7 +121,7 @@ function nextCard(names) {
   let effect = null;
   // One scale for both lists: the two are to be compared.
   const most = () => Math.max(effect.p[effect.ranks[0]], effect.q[effect.then[0]]);
-  const lists = ['Likeliest before', 'Likeliest after'].map(label => bars({label, series: SERIES, most}));
+  const lists = ['Likeliest before', 'Likeliest after'].map(label => barList({label, series: SERIES, most}));
   lists.forEach((one, i) => { one.dataset.test = i ? 'after-bars' : 'before-bars'; });
   const where = h('span.soft');
   const numbers = h('div', {'data-test': 'effect'});
@@ -148,7 +148,7 @@ function movedCard(names) {
     probability: {change: ({p, q}, id) => q[id] - p[id], text: x => `${x < 0 ? '−' : '+'}${percent(Math.abs(x))}`},
     logit: {change: ({before, after}, id) => after[id] - before[id], text: x => (x > 0 ? `+${short(x)}` : short(x))},
   };
-  const list = bars({label: 'Tokens that moved most', series: [{name: 'change', color: 'accent'}], signed: true});
+  const list = barList({label: 'Tokens that moved most', series: [{name: 'change', color: 'accent'}], signed: true});
   list.dataset.test = 'moved-bars';
   const shown = h('div');
   let kind = 'probability';

@@ -1,7 +1,7 @@
 // What it writes: the distribution of the next token, token by token with branches, and whole continuations.
 
 import {post} from '../api.js';
-import {bars, key} from '../bars.js';
+import {barList, key} from '../barlist.js';
 import {chart} from '../charts.js';
 import {css, onTheme} from '../colors.js';
 import {continuations} from '../continuations.js';
@@ -126,7 +126,7 @@ export default async function show(page, context) {
 function nextCard(names, vocabSize, onPick) {
   const it = card('The next token', `The ${SHOWN} likeliest of all ${vocabSize.toLocaleString('en')}: softmax of the logits, and what `
     + 'remains of it after the settings. Choose one to write it.');
-  const list = bars({label: 'The likeliest next tokens', series: SERIES, onPick: row => onPick(row.id),
+  const list = barList({label: 'The likeliest next tokens', series: SERIES, onPick: row => onPick(row.id),
     most: largest => FULL.find(full => largest <= full) ?? 1});
   list.dataset.test = 'next-bars';
   const full = h('span.soft');
@@ -233,7 +233,7 @@ function inNumbers(point) {
 
 function searchCard(names, onPick) {
   const it = card('Find a token', 'Part of a token; a space counts as ␣.');
-  const list = bars({label: 'Tokens found', series: SERIES, onPick: row => onPick(row.id)});
+  const list = barList({label: 'Tokens found', series: SERIES, onPick: row => onPick(row.id)});
   list.dataset.test = 'found';
   const told = h('p.about', {role: 'status'});
   const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', 'data-test': 'find',

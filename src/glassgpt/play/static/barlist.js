@@ -14,7 +14,7 @@ const ROW = 22;
  * The element's `show(rows)` shows rows of {label, values, texts, title, faint, …}, `scale()` is what a full bar stands for
  * now; `figure` and `rows()` are for exports.
  */
-export function bars({label, series, signed = false, onPick = null, most = largest => largest, ownScales = false}) {
+export function barList({label, series, signed = false, onPick = null, most = largest => largest, ownScales = false}) {
   const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: move});
   const lines = [];
   let shown = [];
