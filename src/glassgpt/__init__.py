@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, recipe, recipe_names
+    from .config import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig, recipe, recipe_names
     from .errors import UserError
     from .evaluate import evaluate_reference
     from .generation import Piece, generate
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Piece",
+    "ProbeConfig",
     "SampleConfig",
     "TrainConfig",
     "UserError",
@@ -53,6 +54,7 @@ _HOMES = {
     "ModelConfig": "config",
     "OptimConfig": "config",
     "Piece": "generation",
+    "ProbeConfig": "config",
     "SampleConfig": "config",
     "TrainConfig": "config",
     "UserError": "errors",

@@ -76,13 +76,14 @@ class LayerSeen:
         """Attention's weights, softmax(mask(scores)): of one head (B, T, S), or of all (B, H, T, S)."""
         return self.scores(head).masked_fill(~self.visible, -torch.inf).softmax(dim=-1)
 
-    def difference(self, weights: Tensor | None = None) -> float:
+    def difference(self, weights: Tensor | None = None, head: int | None = None) -> float:
         """The largest difference between weights v, with `weights` (B, H, T, S) as formed here, and what the kernel gave.
 
-        It is rounding alone where nothing was dropped out (`model.eval()`).
+        Of one head alone, its weights (B, T, S). It is rounding alone where nothing was dropped out (`model.eval()`).
         """
-        formed = (self.weights() if weights is None else weights) @ self._heads(self.v, None)
-        return float((formed - self.head_outputs.to(formed.dtype)).abs().amax())
+        formed = (self.weights(head) if weights is None else weights) @ self._heads(self.v, head)
+        given = self.head_outputs if head is None else self.head_outputs[:, head]
+        return float((formed - given.to(formed.dtype)).abs().amax())
 
     def _heads(self, x: Tensor, head: int | None) -> Tensor:
         """Queries, keys or values (B, H or K, T, D), each for its query head; of one head (B, T, D). At least float32."""
