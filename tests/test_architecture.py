@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.play commands.shared console parsing
 play.server play.app play.answers play.follow play.workshop play.questions play.packing play.guard report plan bench training recorder
-trainer room pace probe probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture dataset_view
-tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale
-optim recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware data.training_data
+trainer room pace probe probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture probe.bounds dataset_view
+tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim
+recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware data.training_data
 data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches data.tokens
-data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers
-hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked
-seeding published files errors
+data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers hf_tokenizer
+vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked seeding
+published files errors
 """.split()
 
 # Who may import what, besides the standard library.
@@ -72,8 +72,8 @@ def imports(name: str, tree: ast.Module) -> set[str]:
 
 
 def floor(name: str) -> int:
-    """How far down a module stands; the files of `evaluate` share its place."""
-    return next(i for i, floor in enumerate(FLOORS) if name == floor or name.startswith(f"{floor}."))
+    """How far down a module stands; the files of `evaluate` share its place, those of `probe` have their own below it."""
+    return FLOORS.index(name) if name in FLOORS else next(i for i, floor in enumerate(FLOORS) if name.startswith(f"{floor}."))
 
 
 def loads_weights_only(call: ast.Call) -> bool:

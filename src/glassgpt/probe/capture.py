@@ -48,6 +48,8 @@ class LayerSeen:
     """The mask (T, S) that the kernel was given, None where the span over plain positions says it all."""
     head_outputs: Tensor = field(init=False)
     """What each head took from the values, before the output projection (B, H, T, D)."""
+    out_in: Tensor = field(init=False)
+    """What the output projection was given of each head (B, H, T, D): `head_outputs`, but where a head was switched off or patched."""
     attention_out: Tensor = field(init=False)
     """What attention wrote into the stream (B, T, C)."""
     activations: Tensor = field(init=False)
@@ -145,6 +147,9 @@ def _watch(block: Block, layer: LayerSeen) -> list[RemovableHandle]:
         layer.q, layer.k, layer.v = (x.detach() for x in given[:3])
         layer.mask, layer.head_outputs = given[3], gives.detach()
 
+    def at_out(given: tuple[Any, ...], _: Any) -> None:
+        layer.out_in = given[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
+
     def at_block(given: tuple[Any, ...], gives: Any) -> None:
         layer.stream_in, layer.stream_out = given[0].detach(), gives.detach()
 
@@ -155,6 +160,7 @@ def _watch(block: Block, layer: LayerSeen) -> list[RemovableHandle]:
         _after(attention.q_norm, at("q_plain")),
         _after(attention.k_norm, at("k_plain")),
         _after(attention.kernel, at_kernel),
+        _after(attention.out, at_out),
         _after(attention, at("attention_out")),
         _after(block.feed_forward.down, lambda given, _: setattr(layer, "activations", given[0].detach())),
         _after(block.feed_forward, at("feed_forward_out")),

@@ -1,0 +1,230 @@
+"""What a model expects, depth by depth, and which part of it made it expect that.
+
+Shapes: `L` layers, `T` tokens, `n` positions looked at, `C` channels, `H` query heads, `D` head width, `V` vocabulary, `W` watched ids.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..loss import CHUNK_ELEMENTS
+from ..model import GPT, Block
+from ..norm import LayerNorm, RMSNorm
+from .bounds import require_index, require_plain_weights
+from .capture import LayerSeen, Seen
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What the head expects behind each position, soft-cap included."""
+
+    top_ids: Tensor
+    """The k likeliest ids (..., n, k), the likeliest first; fewer where the vocabulary is smaller."""
+    top_p: Tensor
+    """Their probabilities (..., n, k)."""
+    watch_rank: Tensor
+    """How many ids are likelier than each watched one (..., n, W): 0 for the likeliest."""
+    watch_p: Tensor
+    """Probabilities of the watched ids (..., n, W)."""
+    next_rank: Tensor
+    """How many ids are likelier than the one that does come next (..., n); -1 behind the text's last token."""
+    next_bits: Tensor
+    """Surprisal of the one that comes next, -log2 p, (..., n); NaN behind the last token. (p itself may be too small for a float32.)"""
+    entropy: Tensor
+    """Of the whole distribution (..., n), in bits."""
+
+    @property
+    def next_p(self) -> Tensor:
+        """Probability of the token that comes next (..., n); NaN behind the last."""
+        return torch.exp2(-self.next_bits)
+
+
+@dataclass(frozen=True)
+class Lens(Expectations):
+    """`Expectations` at each depth (L + 1, n, …): of the embedding, and of the residual stream behind each block."""
+
+    norm: Tensor
+    """Length of the residual stream's vector (L + 1, n), before the last norm."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How well a text was foretold."""
+
+    surprisal: Tensor
+    """Of each token, in bits (T,): NaN for the first, which nothing foretells."""
+    top_ids: Tensor
+    """What was expected behind each token (T, k), the likeliest first."""
+    top_p: Tensor
+    """Their probabilities (T, k)."""
+    entropy: Tensor
+    """Of what was expected behind each token (T,), in bits."""
+
+
+@torch.no_grad()
+def logit_lens(model: GPT, seen: Seen, start: int = 0, stop: int | None = None, k: int = 5, watch: Sequence[int] = ()) -> Lens:
+    """The logit lens (nostalgebraist, 2020): last norm and head applied to the residual stream at each depth.
+
+    For positions `start` to `stop` of the first sequence. Depth by depth and a chunk of positions at a time, so that no more than
+    64 MiB of logits are there at once. The last depth is what the model itself expects. Raises `UserError` for positions or ids that
+    are not there.
+    """
+    T = seen.ids.shape[1]
+    stop = T if stop is None else stop
+    if not 0 <= start < stop <= T:
+        raise UserError(f"there are no positions {start} to {stop}: the text has {T} tokens")
+    for token in watch:
+        require_index("token", token, model.vocab_size)
+    following, norms, depths = _next_ids(seen)[start:stop], [], []
+    for stream in seen.stream:
+        x = stream[0, start:stop]
+        norms.append(torch.linalg.vector_norm(x.to(_at_least_float32(x)), dim=-1))
+        # `forward` and no call: inside a `capture` a call would be taken for the model's own.
+        depths.append(_expectations(model, model.norm.forward(x), following, k, watch))
+    stacked = Expectations(*(torch.stack(each) for each in _by_field(depths)))
+    return Lens(**vars(stacked), norm=torch.stack(norms))
+
+
+@torch.no_grad()
+def predictions(model: GPT, seen: Seen, k: int = 5) -> Predictions:
+    """Surprisal of each token of the first sequence, and what was expected in its place; memory as in `logit_lens`."""
+    expected = _expectations(model, seen.hidden[0], _next_ids(seen), k, ())
+    return Predictions(expected.next_bits.roll(1), expected.top_ids, expected.top_p, expected.entropy)  # the last one's NaN comes first
+
+
+def _next_ids(seen: Seen) -> Tensor:
+    """The id behind each token of the first sequence (T,): -1 behind the last."""
+    ids = seen.ids[0]
+    return torch.cat([ids[1:], ids.new_full((1,), -1)])
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _expectations(model: GPT, hidden: Tensor, following: Tensor, k: int, watch: Sequence[int]) -> Expectations:
+    """What the head makes of hidden (n, C), of which `following` (n,) are the next ids, -1 for none."""
+    rows = max(1, CHUNK_ELEMENTS // model.vocab_size)
+    watched = torch.tensor(watch, dtype=torch.int64, device=hidden.device)
+    starts = range(0, len(hidden), rows)
+    chunks = [_expected_by(model.logits(hidden[i : i + rows]), following[i : i + rows], k, watched) for i in starts]
+    return Expectations(*(torch.cat(each) for each in _by_field(chunks)))
+
+
+def _by_field(several: list[Expectations]) -> list[list[Tensor]]:
+    """Each field's tensors, in the order of the fields."""
+    return [[getattr(one, field.name) for one in several] for field in dataclasses.fields(Expectations)]
+
+
+def _expected_by(logits: Tensor, following: Tensor, k: int, watched: Tensor) -> Expectations:
+    """The same for logits (n, V)."""
+    logits = logits.to(_at_least_float32(logits))
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    top = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    ids = torch.cat([watched.expand(len(logits), -1), following.clamp(min=0)[:, None]], dim=1)
+    chosen = logits.gather(1, ids)  # (n, W + 1), that of the next token last
+    ranks = torch.stack([(logits > one[:, None]).sum(dim=-1) for one in chosen.unbind(dim=1)], dim=1)
+    last = following < 0
+    return Expectations(
+        top_ids=top.indices,
+        top_p=(top.values - total).exp(),
+        watch_rank=ranks[:, :-1],
+        watch_p=(chosen[:, :-1] - total).exp(),
+        next_rank=ranks[:, -1].masked_fill(last, -1),
+        next_bits=((total[:, 0] - chosen[:, -1]) / math.log(2)).masked_fill(last, math.nan),
+        entropy=torch.special.entr((logits - total).exp_()).sum(dim=-1) / math.log(2),
+    )
+
+
+PartKind = Literal["embedding", "head", "attention_bias", "feed_forward", "patch", "norm_bias"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of the model adds to a logit."""
+
+    name: str
+    kind: PartKind
+    layer: int | None
+    head: int | None
+    value: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A logit, or the difference of two, as a sum over the parts that wrote into the residual stream."""
+
+    logit: float
+    """The token's logit before a soft-cap."""
+    against_logit: float | None
+    """That of the token that it is held against."""
+    parts: list[Part]
+    """Their values sum to logit - against_logit."""
+
+
+@torch.no_grad()
+def logit_attribution(model: GPT, seen: Seen, position: int, token: int, against: int | None = None) -> Attribution:
+    """Direct logit attribution (Elhage et al., 2021): how much each part raises a token's logit at a position of the first sequence.
+
+    The residual stream is a sum, and the head is linear, and so is the last norm once its scale is held at what it was. So the logit
+    is a sum over embedding, heads, biases and feed-forward blocks of what each wrote. With `against`, that of the difference to another
+    token's logit, in which what raises all tokens alike drops out. All in float64; what rounding leaves is the model's own.
+    A part `patch` is there only where the stream behind a layer is not the sum of what was written into it: it was patched, or dropout
+    was on. Raises `UserError` for a position or token that is not there, and for a model made ready to write.
+    """
+    require_plain_weights(model)
+    require_index("position", position, seen.ids.shape[1])
+    for index in (token, *([] if against is None else [against])):
+        require_index("token", index, model.vocab_size)
+    head = model.head.weight
+    own, other = head[token].double(), None if against is None else head[against].double()
+    wanted = own if other is None else own - other
+    direction, bias = _through_norm(model.norm, seen.stream[-1][0, position].double(), wanted)
+    parts = [Part("embedding", "embedding", None, None, float(seen.stream[0][0, position].double() @ direction))]
+    for number, (layer, block) in enumerate(zip(seen.layers, model.blocks, strict=True)):
+        parts += _parts_of_layer(number, layer, cast(Block, block), position, direction)
+    if bias is not None:
+        parts.append(Part("last norm's bias", "norm_bias", None, None, bias))
+    hidden = seen.hidden[0, position].double()
+    return Attribution(float(hidden @ own), None if other is None else float(hidden @ other), parts)
+
+
+def _through_norm(norm: nn.Module, x: Tensor, wanted: Tensor) -> tuple[Tensor, float | None]:
+    """The direction in the residual stream (C,) that norm, at the scale that it has for x (C,), turns into `wanted` (C,).
+
+    And what the norm's bias adds: norm(x) @ wanted = x @ direction + bias.
+    """
+    assert isinstance(norm, LayerNorm | RMSNorm)
+    assert norm.eps is not None
+    weighted = wanted if norm.weight is None else wanted * norm.weight.double()
+    if isinstance(norm, RMSNorm):
+        return weighted * (x.square().mean() + norm.eps).rsqrt(), None
+    # LayerNorm takes the mean off x; as that is linear too, it can be taken off the direction instead.
+    direction = (weighted - weighted.mean()) * (x.var(correction=0) + norm.eps).rsqrt()
+    return direction, None if norm.bias is None else float(norm.bias.double() @ wanted)
+
+
+def _parts_of_layer(number: int, layer: LayerSeen, block: Block, position: int, direction: Tensor) -> list[Part]:
+    """What a block's heads, attention's bias and feed-forward block write along a direction (C,)."""
+    out = block.attention.out
+    heads = layer.out_in[0, :, position].double()  # (H, D)
+    reading = (out.weight.double().T @ direction).view_as(heads)  # what each head's own columns of `out` make of the direction
+    values = (heads * reading).sum(dim=-1)
+    place = f"layer {number}"
+    parts = [Part(f"{place}, head {head}", "head", number, head, value) for head, value in enumerate(values.tolist())]
+    attention, written = (x[0, position].double() for x in (layer.attention_out, layer.feed_forward_out))
+    if out.bias is not None:
+        # What attention wrote beyond its heads: the bias, but where all of attention was switched off.
+        parts.append(Part(f"{place}, attention's bias", "attention_bias", number, None, float(attention @ direction - values.sum())))
+    parts.append(Part(f"{place}, feed-forward", "feed_forward", number, None, float(written @ direction)))
+    before, behind = (x[0, position] for x in (layer.stream_in, layer.stream_out))
+    rest = behind.double() - before.double() - attention - written
+    if rest.norm() > 32 * torch.finfo(behind.dtype).eps * max(float(x.norm()) for x in (before, behind, attention, written)):
+        parts.append(Part(f"{place}, patched in", "patch", number, None, float(rest @ direction)))
+    return parts
