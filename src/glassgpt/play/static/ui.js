@@ -162,5 +162,12 @@ export function short(x) {
   return (size >= 1000 ? Math.round(x).toLocaleString('en') : String(Number(x.toPrecision(3)))).replace('-', '−');
 }
 
+/** A number for who holds it against another: six significant digits. */
+export function precise(x) {
+  const size = Math.abs(x);
+  const text = size && (size >= 1e6 || size < 1e-4) ? x.toExponential(3) : String(Number(x.toPrecision(6)));
+  return text.replaceAll('-', '−').replace('e+', 'e');
+}
+
 /** A probability in percent. */
 export const percent = p => (p >= 0.9995 ? '100 %' : p >= 0.0995 ? `${(100 * p).toFixed(1)} %` : p >= 0.000095 ? `${(100 * p).toFixed(2)} %` : `${(100 * p).toExponential(0).replace('-', '−')} %`);
