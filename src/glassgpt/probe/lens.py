@@ -179,15 +179,15 @@ def logit_attribution(model: GPT, seen: Seen, position: int, token: int, against
     for index in (token, *([] if against is None else [against])):
         require_index("token", index, model.vocab_size)
     head = model.head.weight
-    own, other = head[token].double(), None if against is None else head[against].double()
+    own, other = _exact(head[token]), None if against is None else _exact(head[against])
     wanted = own if other is None else own - other
-    direction, bias = _through_norm(model.norm, seen.stream[-1][0, position].double(), wanted)
-    parts = [Part("embedding", "embedding", None, None, float(seen.stream[0][0, position].double() @ direction))]
+    direction, bias = _through_norm(model.norm, _exact(seen.stream[-1][0, position]), wanted)
+    parts = [Part("embedding", "embedding", None, None, float(_exact(seen.stream[0][0, position]) @ direction))]
     for number, (layer, block) in enumerate(zip(seen.layers, model.blocks, strict=True)):
         parts += _parts_of_layer(number, layer, cast(Block, block), position, direction)
     if bias is not None:
         parts.append(Part("last norm's bias", "norm_bias", None, None, bias))
-    hidden = seen.hidden[0, position].double()
+    hidden = _exact(seen.hidden[0, position])
     return Attribution(float(hidden @ own), None if other is None else float(hidden @ other), parts)
 
 
@@ -198,29 +198,35 @@ def _through_norm(norm: nn.Module, x: Tensor, wanted: Tensor) -> tuple[Tensor, f
     """
     assert isinstance(norm, LayerNorm | RMSNorm)
     assert norm.eps is not None
-    weighted = wanted if norm.weight is None else wanted * norm.weight.double()
+    weighted = wanted if norm.weight is None else wanted * _exact(norm.weight)
     if isinstance(norm, RMSNorm):
         return weighted * (x.square().mean() + norm.eps).rsqrt(), None
     # LayerNorm takes the mean off x; as that is linear too, it can be taken off the direction instead.
     direction = (weighted - weighted.mean()) * (x.var(correction=0) + norm.eps).rsqrt()
-    return direction, None if norm.bias is None else float(norm.bias.double() @ wanted)
+    return direction, None if norm.bias is None else float(_exact(norm.bias) @ wanted)
 
 
 def _parts_of_layer(number: int, layer: LayerSeen, block: Block, position: int, direction: Tensor) -> list[Part]:
     """What a block's heads, attention's bias and feed-forward block write along a direction (C,)."""
     out = block.attention.out
-    heads = layer.out_in[0, :, position].double()  # (H, D)
-    reading = (out.weight.double().T @ direction).view_as(heads)  # what each head's own columns of `out` make of the direction
+    heads = _exact(layer.out_in[0, :, position])  # (H, D)
+    reading = (_exact(out.weight).T @ direction).view_as(heads)  # what each head's own columns of `out` make of the direction
     values = (heads * reading).sum(dim=-1)
     place = f"layer {number}"
     parts = [Part(f"{place}, head {head}", "head", number, head, value) for head, value in enumerate(values.tolist())]
-    attention, written = (x[0, position].double() for x in (layer.attention_out, layer.feed_forward_out))
+    written = (layer.stream_in, layer.attention_out, layer.feed_forward_out, layer.stream_out)
+    before, attention, feed_forward, behind = (_exact(x[0, position]) for x in written)
     if out.bias is not None:
         # What attention wrote beyond its heads: the bias, but where all of attention was switched off.
         parts.append(Part(f"{place}, attention's bias", "attention_bias", number, None, float(attention @ direction - values.sum())))
-    parts.append(Part(f"{place}, feed-forward", "feed_forward", number, None, float(written @ direction)))
-    before, behind = (x[0, position] for x in (layer.stream_in, layer.stream_out))
-    rest = behind.double() - before.double() - attention - written
-    if rest.norm() > 32 * torch.finfo(behind.dtype).eps * max(float(x.norm()) for x in (before, behind, attention, written)):
+    parts.append(Part(f"{place}, feed-forward", "feed_forward", number, None, float(feed_forward @ direction)))
+    rest = behind - before - attention - feed_forward
+    rounding = torch.finfo(layer.stream_out.dtype).eps * max(float(x.norm()) for x in (before, attention, feed_forward, behind))
+    if rest.norm() > 32 * rounding:
         parts.append(Part(f"{place}, patched in", "patch", number, None, float(rest @ direction)))
     return parts
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64, on the CPU: MPS has none."""
+    return x.cpu().double()
