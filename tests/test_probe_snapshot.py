@@ -91,7 +91,7 @@ def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path,
         torch.testing.assert_close(attention / 255, weights[0], rtol=0, atol=0.5 / 255 + 1e-6)
     with torch.no_grad():
         for depth, stream in enumerate(computed.stream):
-            expected = (F.layer_norm(stream[0], (16,), model.norm.weight, model.norm.bias) @ model.embedding.weight.T).softmax(-1)  # type: ignore[arg-type, union-attr]
+            expected = (F.layer_norm(stream[0], (16,), model.norm.weight, model.norm.bias) @ model.embedding.weight.T).softmax(-1)  # type: ignore[arg-type]
             chosen = expected.gather(1, seen.lens_ids[depth].long())
             torch.testing.assert_close(seen.lens_p[depth].float(), chosen, rtol=2**-10, atol=1e-6)  # float16's digits
             torch.testing.assert_close(chosen, expected.topk(3).values, rtol=1e-5, atol=0)
