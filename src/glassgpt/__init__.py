@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .evaluate import evaluate_reference
     from .generation import Piece, generate
     from .model import GPT
+    from .probe import capture
     from .reference import export, load
     from .report import write_report
     from .training import resume, train
@@ -33,6 +34,7 @@ __all__ = [
     "SampleConfig",
     "TrainConfig",
     "UserError",
+    "capture",
     "evaluate_reference",
     "export",
     "generate",
@@ -56,6 +58,7 @@ _HOMES = {
     "SampleConfig": "config",
     "TrainConfig": "config",
     "UserError": "errors",
+    "capture": "probe",
     "evaluate_reference": "evaluate",
     "export": "reference",
     "generate": "generation",

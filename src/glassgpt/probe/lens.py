@@ -71,9 +71,8 @@ class Predictions:
 def logit_lens(model: GPT, seen: Seen, start: int = 0, stop: int | None = None, k: int = 5, watch: Sequence[int] = ()) -> Lens:
     """The logit lens (nostalgebraist, 2020): last norm and head applied to the residual stream at each depth.
 
-    For positions `start` to `stop` of the first sequence. Depth by depth and a chunk of positions at a time, so that no more than
-    64 MiB of logits are there at once. The last depth is what the model itself expects. Raises `UserError` for positions or ids that
-    are not there.
+    For positions `start` to `stop` of the first sequence, in chunks of 64 MiB of logits: never are those of all there at once.
+    The last depth is what the model itself expects. Raises `UserError` for positions or ids that are not there.
     """
     T = seen.ids.shape[1]
     stop = T if stop is None else stop
@@ -81,14 +80,13 @@ def logit_lens(model: GPT, seen: Seen, start: int = 0, stop: int | None = None, 
         raise UserError(f"there are no positions {start} to {stop}: the text has {T} tokens")
     for token in watch:
         require_index("token", token, model.vocab_size)
-    following, norms, depths = _next_ids(seen)[start:stop], [], []
-    for stream in seen.stream:
-        x = stream[0, start:stop]
-        norms.append(torch.linalg.vector_norm(x.to(_at_least_float32(x)), dim=-1))
-        # `forward` and no call: inside a `capture` a call would be taken for the model's own.
-        depths.append(_expectations(model, model.norm.forward(x), following, k, watch))
-    stacked = Expectations(*(torch.stack(each) for each in _by_field(depths)))
-    return Lens(**vars(stacked), norm=torch.stack(norms))
+    x = torch.stack([stream[0, start:stop] for stream in seen.stream])  # (L + 1, n, C)
+    # `forward` and no call: inside a `capture` a call would be taken for the model's own.
+    hidden = model.norm.forward(x)
+    # All depths in one go: a few positions of one alone would read the whole head for little.
+    rows = _expectations(model, hidden.flatten(0, 1), _next_ids(seen)[start:stop].repeat(len(x)), k, watch)
+    by_depth = {name: values.unflatten(0, x.shape[:2]) for name, values in vars(rows).items()}
+    return Lens(**by_depth, norm=torch.linalg.vector_norm(x.to(_at_least_float32(x)), dim=-1))
 
 
 @torch.no_grad()
@@ -114,12 +112,8 @@ def _expectations(model: GPT, hidden: Tensor, following: Tensor, k: int, watch: 
     watched = torch.tensor(watch, dtype=torch.int64, device=hidden.device)
     starts = range(0, len(hidden), rows)
     chunks = [_expected_by(model.logits(hidden[i : i + rows]), following[i : i + rows], k, watched) for i in starts]
-    return Expectations(*(torch.cat(each) for each in _by_field(chunks)))
-
-
-def _by_field(several: list[Expectations]) -> list[list[Tensor]]:
-    """Each field's tensors, in the order of the fields."""
-    return [[getattr(one, field.name) for one in several] for field in dataclasses.fields(Expectations)]
+    names = [field.name for field in dataclasses.fields(Expectations)]
+    return Expectations(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
 
 
 def _expected_by(logits: Tensor, following: Tensor, k: int, watched: Tensor) -> Expectations:
@@ -129,7 +123,9 @@ def _expected_by(logits: Tensor, following: Tensor, k: int, watched: Tensor) -> 
     top = logits.topk(min(k, logits.shape[-1]), dim=-1)
     ids = torch.cat([watched.expand(len(logits), -1), following.clamp(min=0)[:, None]], dim=1)
     chosen = logits.gather(1, ids)  # (n, W + 1), that of the next token last
-    ranks = torch.stack([(logits > one[:, None]).sum(dim=-1) for one in chosen.unbind(dim=1)], dim=1)
+    # Summed up as floats: twice as fast as truth values are, and exact up to 2^24 ids.
+    above = torch.empty_like(logits)
+    ranks = torch.stack([torch.gt(logits, one[:, None], out=above).sum(dim=-1) for one in chosen.unbind(dim=1)], dim=1).long()
     last = following < 0
     return Expectations(
         top_ids=top.indices,
