@@ -38,7 +38,7 @@ def _as_sent(array: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     shorter = {"float64": "float32", "float16": "float32", "int64": "int32"}
     name = shorter.get(data.dtype.name, data.dtype.name)
     assert name in DTYPES, name
-    return np.ascontiguousarray(data, dtype=np.dtype(name).newbyteorder("<"))
+    return np.asarray(data, dtype=np.dtype(name).newbyteorder("<"))
 
 
 def _padded(data: bytes) -> bytes:
