@@ -20,19 +20,20 @@ export function bars(given) {
   let b = {labels: null, hidden: null, describe: null, onPick: null, picked: null, height: 90, ...given};
   let step = 1;
   const count = () => b.lanes[0].values.length;
+  const bottomOf = () => b.lanes.length * (b.height + BETWEEN) - BETWEEN + 20;
   const foot = () => (b.labels && step >= 9 ? 66 : 6);
 
   function paint(p, width) {
     step = (width - AXIS) / count();
     b.lanes.forEach((lane, n) => paintLane(p, lane, n * (b.height + BETWEEN), width));
-    const bottom = b.lanes.length * (b.height + BETWEEN);
+    const bottom = bottomOf();
     if (foot() > 6) {
       for (let i = 0; i < count(); i++) {
-        p.text(AXIS + (i + 0.5) * step, bottom - 4, b.labels[i], {turn: -90, align: 'end', size: Math.min(12, step), mono: true, most: 60,
+        p.text(AXIS + (i + 0.5) * step, bottom + 5, b.labels[i], {turn: -90, align: 'end', size: Math.min(12, step), mono: true, most: 60,
           fill: css(i === b.picked ? 'accent' : 'soft'), bold: i === b.picked});
       }
     }
-    if (b.picked !== null) p.frame(AXIS + b.picked * step, 20, Math.max(2, step), bottom - 20 - BETWEEN + 20, css('warm'), 1.5);
+    if (b.picked !== null) p.frame(AXIS + b.picked * step, 20, Math.max(2, step), bottom - 20, css('warm'), 1.5);
   }
 
   function paintLane(p, {title, values, color = () => named(0), range}, top, width) {
@@ -54,7 +55,7 @@ export function bars(given) {
 
   const canvas = figure({label: b.label, signal: b.signal, paint, size(width) {
     step = (width - AXIS) / count();
-    return b.lanes.length * (b.height + BETWEEN) + foot();
+    return bottomOf() + foot();
   }});
 
   function under(event) {
