@@ -7,8 +7,8 @@ import {matrix} from './matrix.js';
 import * as state from './state.js';
 import {card, choice, h, precise, ramp, short, swatch, table} from './ui.js';
 
-const KIND_COLORS = {embedding: 2, head: 0, attention_bias: 7, feed_forward: 1, norm_bias: 7, patch: 3};
-const KIND_NAMES = {embedding: 'embedding', head: 'heads of a layer', attention_bias: 'biases', feed_forward: 'feed-forward'};
+const KIND_COLORS = {embedding: 2, head: 0, attention_bias: 7, feed_forward: 1, norm_bias: 4, patch: 3};
+const KIND_NAMES = {embedding: 'embedding', head: 'a layer’s heads', attention_bias: 'attention’s bias', feed_forward: 'feed-forward', norm_bias: 'last norm’s bias', patch: 'patched in'};
 const LISTED = 10;
 
 /** The parts block by block: the heads of a layer together. [{name, kind, value}], in the model's order. */
@@ -17,7 +17,7 @@ export function blocks(parts) {
   for (const {name, kind, layer, value} of parts) {
     const last = found.at(-1);
     if (kind === 'head' && last?.kind === 'head' && last.layer === layer) last.value += value;
-    else found.push({name: kind === 'head' ? `${layer} heads` : kind === 'feed_forward' ? `${layer} feed-fwd` : kind === 'attention_bias' ? `${layer} bias` : name, kind, layer, value});
+    else found.push({name: kind === 'head' ? `${layer} heads` : kind === 'feed_forward' ? `${layer} feed-forward` : kind === 'attention_bias' ? `${layer} bias` : name, kind, layer, value});
   }
   return found;
 }
@@ -29,15 +29,14 @@ export function blocks(parts) {
 export function attributionCards({signal, info, names, ask}) {
   const sumCard = card('What made the logit', 'The residual stream is a sum, so a token’s logit is one too: each part’s share is what it wrote, through the last norm '
     + '(at its actual scale) and the head, along that token’s direction.');
-  const menus = h('div.row'), lead = h('p', {'data-test': 'attribution-sum'}), list = h('div', {'data-test': 'attribution-table'});
+  const menus = h('div.row'), lead = h('p', {'data-test': 'attribution-sum'}), legend = h('p.about.kv-legend');
   let shown = [], answer = null;
   const figure = bars({
     label: 'Share of each block in the logit', signal, height: 150, lanes: [{title: '', values: [0]}],
     describe: i => (shown[i] ? [shown[i].name, precise(shown[i].value), `so far ${precise(shown.slice(0, i + 1).reduce((all, {value}) => all + value, 0))}`] : []),
   });
   figure.dataset.test = 'attribution-bars';
-  sumCard.body.append(menus, lead, figure, h('p.about.kv-legend', {}, Object.entries(KIND_NAMES).map(([kind, name]) =>
-    h('span', {}, swatch(() => named(KIND_COLORS[kind]), signal), ` ${name}`))), list);
+  sumCard.body.append(menus, lead, figure, legend);
   const partRows = () => [['part', 'kind', 'layer', 'head', 'share'], ...answer.parts.map(part => [part.name, part.kind, part.layer ?? '', part.head ?? '', part.value])];
   exportable(sumCard, {name: 'attribution', canvas: figure, rows: partRows});
   const heads = headsCard({signal, info});
@@ -53,8 +52,8 @@ export function attributionCards({signal, info, names, ask}) {
     lead.replaceChildren(...sentence(answer));
     figure.show({lanes: [{title: against === null ? 'share in the logit' : 'share in the difference of the logits', values: shown.map(({value}) => value), color: i => named(KIND_COLORS[shown[i].kind])}],
       labels: shown.map(({name}) => name)});
-    const strongest = [...answer.parts].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, LISTED);
-    list.replaceChildren(h('h3', {}, 'The strongest parts'), table(['part', 'share'], strongest.map(({name, value}) => [name, precise(value)])));
+    const kinds = new Set(shown.map(({kind}) => kind));
+    legend.replaceChildren(...[...kinds].map(kind => h('span', {}, swatch(() => named(KIND_COLORS[kind]), signal), ` ${KIND_NAMES[kind]}`)));
     heads.show(answer, position);
   }};
 }
@@ -86,7 +85,8 @@ function headsCard({signal, info}) {
     open.textContent = `Look at layer ${row}, head ${col}`;
   };
   let position = 0;
-  element.body.append(grid, scale, open);
+  const list = h('div', {'data-test': 'attribution-table'});
+  element.body.append(grid, scale, open, h('h3', {}, 'The strongest parts'), list);
   exportable(element, {name: 'attribution-heads', canvas: grid, rows: grid.rows});
   return {element, show({parts}, at) {
     values = new Float64Array(rows * cols);
@@ -94,6 +94,8 @@ function headsCard({signal, info}) {
     const most = values.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
     position = at;
     grid.show({values});
+    const strongest = [...parts].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, LISTED);
+    list.replaceChildren(table(['part', 'share'], strongest.map(part => [part.name, precise(part.value)])));
     scale.replaceChildren(...ramp('signs', `−${short(most)}`, short(most), signal));
     mark();
   }};

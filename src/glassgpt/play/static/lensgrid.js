@@ -6,14 +6,14 @@ import {matrix} from './matrix.js';
 import * as state from './state.js';
 import {card, checkbox, h, percent, precise, ramp, slider} from './ui.js';
 
-const MOST_POSITIONS = 40, LABELS = 92;
+const MOST_POSITIONS = 40, LEAST_POSITIONS = 5, LABELS = 92;
 
 /** How many positions are shown at once: as many as have room for their tokens. */
 export function windowSize(width, pieces) {
   const lengths = pieces.map(piece => [...piece].length).sort((a, b) => a - b);
   const characters = Math.min(7, lengths[Math.floor(0.9 * (lengths.length - 1))]);
   const cell = 14 + 7.5 * characters;
-  return Math.max(1, Math.min(pieces.length, MOST_POSITIONS, Math.floor((width - LABELS - 36) / cell)));
+  return Math.min(pieces.length, MOST_POSITIONS, Math.max(LEAST_POSITIONS, Math.floor((width - LABELS - 36) / cell)));
 }
 
 /** Name of a depth: row 0 of the lens is the embedding, row d the stream behind block d − 1. */
