@@ -266,7 +266,7 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     monkeypatch.setattr(glassgpt.reference, "load", mock.create_autospec(glassgpt.reference.load, return_value=(None, None)))
 
     def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
-        made = [Piece(text, token=0, sample=sample) for text, sample in pieces]
+        made = [Piece(text, token=0, sample=sample, probability=1.0) for text, sample in pieces]
         recorder: mock.Mock = mock.create_autospec(glassgpt.generation.generate, side_effect=lambda *a, **k: iter(made))
         monkeypatch.setattr(glassgpt.generation, "generate", recorder)
         return recorder
@@ -283,7 +283,7 @@ def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) ->
     def pieces(*arguments: object, **options: object) -> Iterator[Piece]:
         for text in ("a", "", "语"):
             seen.append(capsys.readouterr().out)
-            yield Piece(text, token=0, sample=0)
+            yield Piece(text, token=0, sample=0, probability=1.0)
         seen.append(capsys.readouterr().out)
 
     writes([]).side_effect = pieces

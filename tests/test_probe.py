@@ -1,5 +1,6 @@
 """What the glass shows is what the model computed: on every slot, compiled or cached, and nothing of it stays behind."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
-from glassgpt.probe import Seen, attention_picture, capture
-from slot_harness import SLOTS, TINY, combined, lively, token_ids
+from glassgpt.probe import Edit, Seen, attention_picture, capture, edited, effects, logit_lens
+from glassgpt.recompute import checkpoint_activations
+from glassgpt.writing import PackedLinear, WritingGPT, quantized
+from slot_harness import SLOTS, TINY, T, combined, lively, token_ids
 
 COMBINATIONS = [dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])]
 
@@ -50,3 +53,121 @@ def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: 
     with torch.no_grad():
         torch.testing.assert_close(model.logits(seen.hidden), model(token_ids()), rtol=0, atol=0)
     assert hooks_of(model) == 0
+
+
+def test_a_compiled_model_is_seen_and_stays_compiled() -> None:
+    """After a compiled call, where hooks would not fire; what is seen is what the model computes, and nothing is compiled anew."""
+    model, ids, compiled = small(), token_ids(), []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model.compile(backend=backend)
+    with torch.no_grad():
+        logits = model(ids)
+        before = len(compiled)
+        assert before > 0
+        seen = seen_of(model, ids)
+        torch.testing.assert_close(model.logits(seen.hidden), logits)
+        assert max(attention_picture(seen).differences) < 1e-5
+        with edited(model, [Edit("block", 0)]):
+            assert not torch.allclose(model(ids), logits)
+        assert torch.equal(model(ids), logits)
+    assert len(compiled) == before
+    assert hooks_of(model) == 0
+
+
+def interrupted(model: GPT) -> None:
+    assert hooks_of(model) > 0
+    raise KeyboardInterrupt
+
+
+def test_hooks_are_gone_whatever_ends_it() -> None:
+    """An interrupt inside, or a forward pass that fails."""
+    model = small()
+    for context in (capture(model), edited(model, [Edit("head", 0, 0), Edit("position", position=0)])):
+        with pytest.raises(KeyboardInterrupt), context:
+            interrupted(model)
+        assert hooks_of(model) == 0
+    with capture(model), pytest.raises(ValueError, match="do not fit"):
+        model(token_ids(length=11))
+    assert hooks_of(model) == 0
+
+
+def test_nothing_of_it_is_in_a_checkpoint() -> None:
+    model = small()
+    keys = list(model.state_dict())
+    with capture(model), edited(model, [Edit("head", 0, 0)]):
+        model(token_ids())
+        assert list(model.state_dict()) == keys
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"window": 3}, {"window": 3, "window_globals": 2, "n_kv_head": 2, "position": "rope"}],
+    ids=["full", "window", "globals"],
+)
+@torch.no_grad()
+def test_a_cached_pass_is_seen_too(changes: dict[str, Any]) -> None:
+    """One token after another, the rows of weights are those of the whole text, at the keys that are kept; to float32's rounding."""
+    model, ids = small(**changes), token_ids()
+    whole, cache = seen_of(model, ids), model.new_cache(len(ids), T)
+    with capture(model) as seen:
+        for start, end in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 10)):
+            model(ids[:, start:end], cache=cache)
+            for layer, full, kept in zip(seen.layers, whole.layers, cache.layers, strict=True):
+                weights, expected = layer.weights(), full.weights()[:, :, start:end]
+                assert layer.difference(weights) < 1e-5
+                torch.testing.assert_close(layer.q, full.q[:, :, start:end], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(layer.k_plain, full.k_plain[:, :, start:end], rtol=1e-4, atol=1e-5)
+                if end == start + 1:  # one token: its keys are those that the cache holds, which go round in a window
+                    expected = expected[..., kept.positions[: weights.shape[-1]]]
+                    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+                    assert bool((weights[..., ~layer.visible] == 0).all())
+
+
+@torch.no_grad()
+def test_what_was_seen_of_a_cache_stays() -> None:
+    """Though the cache goes on, and in a window its buffers are written over."""
+    model, ids = small(window=3), token_ids()
+    cache = model.new_cache(len(ids), T)
+    model(ids[:, :5], cache=cache)
+    with capture(model) as seen:
+        model(ids[:, 5:6], cache=cache)
+    before = seen.layers[0].weights()
+    model(ids[:, 6:], cache=cache)
+    assert torch.equal(seen.layers[0].weights(), before)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_training_step_is_seen_and_left_as_it_is(recompute: str) -> None:
+    """In training mode, under activation checkpointing: what is seen is what was computed, and the gradients are the same bits."""
+    model, ids = small(), token_ids()
+    for block in model.blocks:
+        checkpoint_activations(block, recompute)
+    model.train()
+    model(ids, ids.roll(1, 1)).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    with capture(model) as seen:
+        loss = model(ids, ids.roll(1, 1))
+        loss.backward()
+    assert max(attention_picture(seen).differences) < 1e-5
+    assert not seen.layers[0].stream_out.requires_grad
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0)
+
+
+def test_a_model_made_ready_to_write_is_seen_too() -> None:
+    """Its modules are others around the same kernels: weights that sum to 1, and what it computes itself."""
+    model, ids = small(n_embd=64), token_ids()
+    for ready in (quantized(model), WritingGPT(model, partial(PackedLinear, rows=1))):
+        seen = seen_of(ready, ids)
+        assert max(attention_picture(seen).differences) < 1e-5
+        torch.testing.assert_close(ready.logits(seen.hidden), ready(ids))
+        torch.testing.assert_close(logit_lens(ready, seen).top_p[-1], ready(ids)[0].softmax(-1).topk(5).values)
+        assert bool(effects(ready, ids, [Edit("head", 0, 1)]).change.abs().amax() > 0)
+        assert hooks_of(ready) == hooks_of(model) == 0

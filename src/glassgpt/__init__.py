@@ -13,11 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, recipe, recipe_names
+    from .config import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig, recipe, recipe_names
     from .errors import UserError
     from .evaluate import evaluate_reference
     from .generation import Piece, generate
     from .model import GPT
+    from .probe import capture
     from .reference import export, load
     from .report import write_report
     from .training import resume, train
@@ -29,9 +30,11 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Piece",
+    "ProbeConfig",
     "SampleConfig",
     "TrainConfig",
     "UserError",
+    "capture",
     "evaluate_reference",
     "export",
     "generate",
@@ -51,9 +54,11 @@ _HOMES = {
     "ModelConfig": "config",
     "OptimConfig": "config",
     "Piece": "generation",
+    "ProbeConfig": "config",
     "SampleConfig": "config",
     "TrainConfig": "config",
     "UserError": "errors",
+    "capture": "probe",
     "evaluate_reference": "evaluate",
     "export": "reference",
     "generate": "generation",

@@ -29,6 +29,8 @@ def _describe(annotation: Any) -> str:
         elif typing.get_origin(choice) is dict:
             key, item = (_describe(part) for part in typing.get_args(choice))
             parts.append(f"a table with {item} for each key, {key}")
+        elif typing.get_origin(choice) is list:
+            parts.append(f"a list, each item of it {_describe(typing.get_args(choice)[0])}")
         else:
             parts.append(names.get(choice, getattr(choice, "__name__", str(choice))))
     return " or ".join(parts)
@@ -42,6 +44,9 @@ def _fits(value: Any, annotation: Any) -> bool:
         elif typing.get_origin(choice) is dict:
             key_type, value_type = typing.get_args(choice)
             if type(value) is dict and all(_fits(k, key_type) and _fits(v, value_type) for k, v in value.items()):
+                return True
+        elif typing.get_origin(choice) is list:
+            if type(value) is list and all(_fits(item, typing.get_args(choice)[0]) for item in value):
                 return True
         elif choice is float:
             if type(value) in (int, float) and math.isfinite(value):
@@ -82,7 +87,10 @@ C = TypeVar("C", bound=Checked)
 
 
 def build(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
-    """A config from nested mappings, what they leave out from `base`. Raises `UserError` for an unknown name or a bad value."""
+    """A config from nested mappings, what they leave out from `base`.
+
+    Raises `UserError` for an unknown name, a bad value, and one left out that has no default.
+    """
     hints = types_of(config_class)
     arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
     for name, value in values.items():
@@ -90,5 +98,16 @@ def build(config_class: type[C], values: Mapping[str, Any], base: C | None = Non
             raise UserError(f"unknown setting {config_class.name_of(name)!r}{did_you_mean(name, hints)}")
         if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name]):
             value = build(hints[name], value, base=getattr(base, name, None))
+        elif isinstance(value, list) and (item := _checked_item(hints[name])) is not None:
+            value = [build(item, each) if isinstance(each, Mapping) else each for each in value]
         arguments[name] = value
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if field.name not in arguments and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{config_class.name_of(field.name)} is missing: it must be {_describe(hints[field.name])}")
     return config_class(**arguments)
+
+
+def _checked_item(annotation: Any) -> type[Checked] | None:
+    """What a list's items are where these are built of mappings, too."""
+    item = typing.get_args(annotation)[0] if typing.get_origin(annotation) is list else None
+    return item if isinstance(item, type) and issubclass(item, Checked) else None

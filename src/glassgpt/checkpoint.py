@@ -18,7 +18,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .config import ModelConfig, TrainConfig
@@ -290,9 +290,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     path.chmod(mode)
 
 
+def tensor_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The content of a safetensors file, for small ones: the same bytes for the same tensors as long as `metadata` has one key alone."""
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, as a map of the file. Raises `UserError` where it is damaged."""
     try:
         return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the texts beside them. Raises `UserError` where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from .commands.evaluation import evaluate
 from .commands.machine import bench, plan
 from .commands.models import export, generate, info, report
+from .commands.play import play
 from .commands.shared import Command, description
 from .commands.text import data_info, prepare, show_tokenizer, train_tokenizer
 from .commands.training import recipes, train
@@ -139,6 +140,7 @@ COMMANDS: Mapping[str, Command] = {
     "plan": plan,
     "train": train,
     "generate": generate,
+    "play": play,
     "eval": evaluate,
     "info": info,
     "export": export,

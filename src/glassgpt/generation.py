@@ -17,15 +17,20 @@ from .writing import for_writing
 
 
 class Piece(str):
-    """The text that one token added, "" while a character is incomplete, with the token's id and its sample's number."""
+    """The text that one token added, "" while a character is incomplete, with the token's id, its sample's number and its probability.
+
+    That is what the model gave it, before temperature and whatever else the draw was made with.
+    """
 
     token: int
     sample: int
+    probability: float
 
-    def __new__(cls, text: str, token: int, sample: int) -> "Piece":
+    def __new__(cls, text: str, token: int, sample: int, probability: float) -> "Piece":
         piece = super().__new__(cls, text)
         piece.token = token
         piece.sample = sample
+        piece.probability = probability
         return piece
 
 
@@ -84,6 +89,12 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     # Strictly below 1 after rounding too, so that no token without probability comes behind the last one with any.
     share = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator) * (1 - 2**-50)
     return torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1)
+
+
+def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """What logits (n, V) give the tokens (n,) that were drawn: (n,)."""
+    logits = logits.float()
+    return (logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)).exp()
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -258,10 +269,12 @@ def _stream(writer: _Writer, texts: list[_Text], choose: Callable[[Tensor], Tens
         if writer.use_cache:
             writer.model = for_writing(model, len(texts), max_new_tokens)
         for index in range(max_new_tokens):
-            tokens = choose(writer.next_logits())
-            for sample, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
+            logits = writer.next_logits()
+            tokens = choose(logits)
+            probabilities = probability_of(tokens.to(logits.device), logits).tolist()
+            for sample, (token, text, probability) in enumerate(zip(tokens.tolist(), texts, probabilities, strict=True)):
                 if not text.done:
-                    yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample)
+                    yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample, probability)
             if all(text.done for text in texts):
                 return
             writer.append(tokens.to(writer.ids.device))

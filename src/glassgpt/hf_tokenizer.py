@@ -138,6 +138,15 @@ class HFTokenizer(Vocabulary):
 _BYTE_OF = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
 
+def split_words(tokenizer_json: str, text: str) -> list[str]:
+    """What a tokenizer.json splits a text into, normalised, before its model sees it."""
+    from tokenizers import Tokenizer as Library
+
+    library = Library.from_str(tokenizer_json)
+    normal = text if library.normalizer is None else library.normalizer.normalize_str(text)
+    return [normal] if library.pre_tokenizer is None else [word for word, _ in library.pre_tokenizer.pre_tokenize_str(normal)]
+
+
 def token_ids(content: Mapping[str, Any]) -> dict[str, int]:
     """The id of each token of a tokenizer.json by its name. Raises `KeyError`, `TypeError` or `ValueError` where there are none."""
     vocab = content["model"]["vocab"]

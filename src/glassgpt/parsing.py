@@ -69,6 +69,7 @@ def _registry() -> ConstructorRegistry:
     registry.primitive_rule(_plain_value)
     registry.primitive_rule(_optional_value)
     registry.primitive_rule(_weights)
+    registry.primitive_rule(_texts)
     return registry
 
 
@@ -84,16 +85,17 @@ def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
         except ValueError:
             raise ValueError(f"must be {names[kind]}, got {texts[0]!r}") from None
 
-    def show(value: Any) -> list[str]:
-        return [repr(value)[1:-1] if isinstance(value, str) and not value.isprintable() else str(value)]
-
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar={int: "N", float: "X", str: "TEXT"}[kind],
         instance_from_str=read,
         is_instance=lambda value: type(value) is kind,
-        str_from_instance=show,
+        str_from_instance=lambda value: [_shown(str(value))],
     )
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -134,4 +136,17 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [f"{name}={weight}" for name, weight in value.items()] or ["none"],
+    )
+
+
+def _texts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Several texts, as "one" "another"; `none` alone is no text."""
+    if info.type != list[str]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="TEXT ...",
+        instance_from_str=lambda texts: [] if texts == ["none"] else texts,
+        is_instance=lambda value: isinstance(value, list),
+        str_from_instance=lambda value: [_shown(text) for text in value] or ["none"],
     )

@@ -11,6 +11,7 @@ from typing import Any
 from .checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
 from .errors import UserError
 from .files import write_atomic
+from .probe.snapshot import ProbeSnapshot, write_probe
 from .progress import Progress
 from .run_directory import MetricsLog, RunDirectory, State
 from .summary import ModelSummary
@@ -34,6 +35,9 @@ class Recorder:
 
     def sampled(self, samples: Sequence[str]) -> None:
         """The model wrote samples."""
+
+    def probed(self, snapshot: ProbeSnapshot) -> None:
+        """The model was looked into."""
 
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
         """Write a checkpoint of this step while training goes on. Raises what went wrong in the save before."""
@@ -84,6 +88,9 @@ class RunRecorder(Recorder):
     def sampled(self, samples: Sequence[str]) -> None:
         self._run.append_samples(self._trainer.step, samples)
         self._progress.sampled(self._trainer.step, samples)
+
+    def probed(self, snapshot: ProbeSnapshot) -> None:
+        write_probe(self._run.probe_path(snapshot.step), snapshot)
 
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
         assert snapshot is not None

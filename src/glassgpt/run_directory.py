@@ -1,6 +1,6 @@
 """A run's directory: plain files that the trainer writes and everybody else only reads.
 
-    config.toml  environment.json  status.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  report.html
+    config.toml  environment.json  status.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  probes/NNNNNN.safetensors  report.html
 
 Whatever lies behind the checkpoint that a run goes on from is cut off when it is resumed, so that the files of an
 interrupted run end up equal to those of one that ran through.
@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import filelock
+import psutil
 
 from .config import TrainConfig
 from .errors import UserError
@@ -26,6 +28,7 @@ from .files import PARTIAL_PREFIX, explained, remove_partials, user_path, write_
 
 # A section of samples that is whole but for its last line: a write that was cut off can leave a part of a heading, too.
 _SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
+_SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
 _LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage return would end the indented line, too
 # A step whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
@@ -47,6 +50,7 @@ class RunDirectory:
         self.samples_path = self.path / "samples.md"
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
+        self.probes = self.path / "probes"
         # The config of a run that is being removed: while it is there, whatever else is here was that run's.
         self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
 
@@ -58,6 +62,17 @@ class RunDirectory:
     def failure_path(self, step: int) -> Path:
         """Where a step that was not finite is put on record."""
         return self.path / f"{FAILURE_PREFIX}{step:06d}.json"
+
+    def probe_path(self, step: int) -> Path:
+        """Where what was seen of the model at a step is kept (`probe.snapshot`)."""
+        return self.probes / f"{step:06d}.safetensors"
+
+    @property
+    def probed_steps(self) -> list[int]:
+        """The steps that such a snapshot is there of, in their order."""
+        if not self.probes.is_dir():
+            return []
+        return sorted(int(path.stem) for path in self.probes.iterdir() if _SNAPSHOT_NAME.fullmatch(path.name))
 
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
@@ -108,8 +123,9 @@ class RunDirectory:
         with explained("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)
-            if self.checkpoints.exists():
-                shutil.rmtree(self.checkpoints)
+            for folder in (self.checkpoints, self.probes):
+                if folder.exists():
+                    shutil.rmtree(folder)
             for path in (self.metrics_path, self.samples_path, self.environment_path, self.status_path, self.report_path):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{FAILURE_PREFIX}*"):
@@ -152,12 +168,32 @@ class RunDirectory:
             return {}
         return status if isinstance(status, dict) else {}
 
+    @property
+    def state(self) -> str | None:
+        """How the run stands: what its status says, `stopped` where that is running and its process no more; None without a status.
+
+        The lock would tell, too, but only by being taken, and a trainer that starts at that moment would find it taken.
+        """
+        status = self.read_status()
+        state, host, pid = (status.get(name) for name in ("state", "host", "pid"))
+        if not isinstance(state, str):
+            return None
+        if state != "running" or host != socket.gethostname() or not isinstance(pid, int):  # another machine's processes cannot be seen
+            return state
+        try:
+            # A process that is younger than what it wrote has but the same number. (Clocks of files and processes differ a little.)
+            return state if psutil.Process(pid).create_time() <= self.status_path.stat().st_mtime + 2 else "stopped"
+        except (psutil.NoSuchProcess, ValueError, OverflowError):
+            return "stopped"
+        except (psutil.AccessDenied, OSError):
+            return state
+
     def write_status(self, state: State, **facts: Any) -> None:
         """Tell how the run stands. A run whose processes were killed stays `running`: then nobody holds its lock."""
         write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
 
     def cut_back(self, step: int) -> None:
-        """Drop metrics and samples of later steps, and a line that a killed process left half-written."""
+        """Drop metrics, samples and probe snapshots of later steps, and what a killed process left half-written."""
         kept = []
         lines = self.metrics_path.read_bytes().splitlines(keepends=True) if self.metrics_path.exists() else []
         for number, line in enumerate(lines, start=1):
@@ -171,6 +207,11 @@ class RunDirectory:
         text = self.samples_path.read_text(encoding="utf-8", errors="replace") if self.samples_path.exists() else ""
         sections = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
         write_atomic(self.samples_path, "".join([_SAMPLES_TITLE, *sections]))
+        with explained("write", self.probes):
+            for later in self.probed_steps:
+                if later > step:
+                    self.probe_path(later).unlink()
+            remove_partials(self.probes)
 
     def append_samples(self, step: int, samples: Sequence[str]) -> None:
         """Add a section of samples, indented as code so that nothing in them can look like a heading."""

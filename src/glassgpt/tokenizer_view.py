@@ -7,9 +7,9 @@ import numpy as np
 
 from .errors import UserError
 from .files import user_path
-from .tokenizers import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_file
+from .tokenizers import BPETokenizer, Tokenizer, build_tokenizer, load_tokenizer, tokenizer_file
 from .visible import visible
-from .vocabulary import begin_of_text
+from .vocabulary import begin_of_text, byte_symbols
 
 SAMPLE = "Hello, world! It's 1984: 12.5 % naïve café crème, Größe, Война и мир, 日本語, 🙂👍🏽.\n\tif x == 0:\n\t    return  None\n"
 """Words, numbers, accents, scripts, signs of several code points, and white space of each kind."""
@@ -83,6 +83,35 @@ def split_visibly(tokenizer: Tokenizer, text: str) -> list[str]:
     size = len(text.encode())
     each = f": {size / len(ids):.2f} bytes a token" if ids else ""
     return [*marked.replace("\n│", "│\n").rstrip("\n").split("\n"), f"{len(ids):,} tokens, {size:,} bytes{each}"]
+
+
+def merge_states(tokenizer: BPETokenizer, text: str) -> list[list[bytes]]:
+    """A text's pieces from single bytes to tokens, one merge after the other: at each the earliest in the tokenizer's list, everywhere.
+
+    Merges never cross the words that the text is split into first. Raises `UserError` for text without ids.
+    """
+    tokenizer.encode(text)  # refuses what is no Unicode
+    words = [list(word) for word in tokenizer.words(text)]
+    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges())}
+    byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(byte_symbols())}
+    states = []
+    while True:
+        states.append([b"".join(byte_of[symbol] for symbol in part) for word in words for part in word])
+        found = {pair for word in words for pair in itertools.pairwise(word)} & ranks.keys()
+        if not found:
+            return states
+        words = [_merged(word, min(found, key=lambda pair: ranks[pair])) for word in words]
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's parts with each occurrence of a pair as one, from the left."""
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts
 
 
 def bytes_per_token(tokenizers: Sequence[Tokenizer], texts: Iterable[str]) -> list[float]:

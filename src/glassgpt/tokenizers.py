@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .errors import UserError, did_you_mean
 from .files import explained, sha256_of, user_path
-from .hf_tokenizer import HFTokenizer, find_end_of_text, saved_with_end_of_text, special_ids, starting_ids, token_ids
+from .hf_tokenizer import HFTokenizer, find_end_of_text, saved_with_end_of_text, special_ids, split_words, starting_ids, token_ids
 from .vocabulary import (
     END_OF_TEXT,
     StreamDecoder,
@@ -205,6 +205,15 @@ class BPETokenizer(Vocabulary):
         except UnicodeEncodeError as error:
             raise lone_surrogate(error.object, error.start) from None
         return np.frombuffer(ids, "<u4").astype(np.uint32), np.frombuffer(offsets, "<u8").astype(np.uint64)
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs in the order in which they are merged, in GPT-2's spelling of bytes (`byte_symbols`)."""
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in json.loads(self._json)["model"]["merges"]]
+        return [(first, second) for first, second in pairs]
+
+    def words(self, text: str) -> list[str]:
+        """What a text is split into before anything is merged, in the same spelling: no token goes across two of them."""
+        return split_words(self._json, text)
 
     def to_json(self) -> str:
         return saved_with_end_of_text(self._json, self._end_of_text_name)

@@ -21,10 +21,11 @@ from .distributed.strategies import Strategy, parallelize
 from .errors import UserError, did_you_mean
 from .evaluate.hellaswag_items import Item, find_items, is_published, read_items, subset
 from .evaluate.hellaswag_items import fingerprint as fingerprint_of_items
-from .generation import Piece, generate
+from .generation import Piece, generate, prompt_ids
 from .hardware import describe_environment, find_precision, require_kernel
 from .model import GPT, initialize
 from .optim import OutlierWatch, build_optimizers
+from .probe.snapshot import Prompt, prompt_of
 from .progress import Progress
 from .recompute import checkpoint_activations
 from .reference import ModelSource, find_model, load_source, tokenizer_of
@@ -49,6 +50,9 @@ class Trainer:
     outliers: OutlierWatch
     hellaswag: Sequence[Item] = ()
     hellaswag_published: bool = False
+    prompts: Sequence[Prompt] = ()
+    """What the model is looked into with at each evaluation; nothing is where there are none."""
+
     step: int = 0
     tokens_seen: int = 0
     best_step: int | None = None
@@ -100,6 +104,7 @@ def new_trainer(
     model, config = _make_model(config, start, checkpoint, ranks, device, precision)
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuses now what it would refuse at the first sample
+    prompts = _probe_prompts(model, data, config)
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
     steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
     versions = {"version of the code": _code_hash(), "torch": torch.__version__, "precision": precision}
@@ -113,7 +118,7 @@ def new_trainer(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     optimizers = build_optimizers(strategy, config.optim, precision)
     outliers = OutlierWatch(config.optim.skip_outliers)
-    trainer = Trainer(config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all)
+    trainer = Trainer(config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all, prompts)
     # Several ranks agree on the host; so they do where float16's scale or the losses before have a say.
     if device.type == "cuda" and strategy.name == "single" and not scaler.is_enabled() and not config.optim.skip_outliers:
         judge_on_device(trainer)
@@ -252,6 +257,19 @@ def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int)
         n=settings.count,
         seed=seed,
     )
+
+
+def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[Prompt]:
+    """The prompts that [probe] asks for. Raises `UserError` for one that the tokenizer has no ids for."""
+    length, found = min(config.probe.tokens, config.model.context_length), []
+    if length and not config.probe.prompts:
+        found = [each.validation.read(0, min(length, len(each.validation))).tolist() for each in data.datasets]
+    for text in config.probe.prompts if length else []:
+        try:
+            found.append(prompt_ids(model, data.tokenizer, text)[0, :length].tolist())
+        except UserError as error:
+            raise UserError(f"probe.prompts, {text!r}: {error}") from None
+    return [prompt_of(ids, data.tokenizer) for ids in found]
 
 
 def environment_of(trainer: Trainer) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from .files import explained
 from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .model import GPT
 from .optim import lr_at
+from .probe.snapshot import take_probe
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
 from .run_directory import RunDirectory
@@ -210,9 +211,9 @@ def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractConte
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config that was edited since the checkpoint, but for the run's length and the place of its text."""
+    """Refuse a config that was edited since the checkpoint, but for its length, the place of its text and what it is looked into with."""
     # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only.
-    free = {"steps": 1, "strategy": "fsdp", "data": {"source": "", "mixture": {}}}
+    free = {"steps": 1, "strategy": "fsdp", "data": {"source": "", "mixture": {}}, "probe": {"prompts": [], "tokens": 0}}
     weights = list(config.data.mixture.values()) == list(saved.data.mixture.values())
     if not weights or config.override(**free) != saved.override(**free):
         raise UserError(
@@ -455,7 +456,7 @@ def _apply(trainer: Trainer, lr: float) -> None:
 
 
 def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
-    """Validation loss and samples of this step; whether it is the best so far."""
+    """Validation loss, samples and a look into the model at this step; the loss, and whether it is the best so far."""
     config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
     with trainer.strategy.whole_model() as model:
@@ -469,8 +470,11 @@ def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
         ranks.at(f"the samples of step {trainer.step}", may_last=True)
-        if config.sample.count and ranks.is_first:
-            recorder.sampled(sample(trainer, model))
+        samples = sample(trainer, model) if config.sample.count and ranks.is_first else []
+        if samples:
+            recorder.sampled(samples)
+        if trainer.prompts and ranks.is_first:
+            recorder.probed(take_probe(model, trainer.prompts, samples, trainer.step))
     loss: float = result["loss"]
     is_best = trainer.step > 0 and math.isfinite(loss) and (trainer.best_val_loss is None or loss < trainer.best_val_loss)
     if is_best:

@@ -1,7 +1,6 @@
 """What several commands need."""
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -77,15 +76,8 @@ def require_json(path: Path) -> None:
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as a JSON object, a line each; numbers that JSON does not have (infinite, not a number) are null."""
     from ..files import write_atomic
+    from ..json_text import finite
 
     # Without `indent` within a line: with it, each of ten million numbers would be a line, and slow to write.
-    rows = (f"  {json.dumps(name)}: {json.dumps(_finite(value), allow_nan=False)}" for name, value in figures.items())
+    rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
     write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -76,13 +76,14 @@ class LayerSeen:
         """Attention's weights, softmax(mask(scores)): of one head (B, T, S), or of all (B, H, T, S)."""
         return self.scores(head).masked_fill(~self.visible, -torch.inf).softmax(dim=-1)
 
-    def difference(self, weights: Tensor | None = None) -> float:
+    def difference(self, weights: Tensor | None = None, head: int | None = None) -> float:
         """The largest difference between weights v, with `weights` (B, H, T, S) as formed here, and what the kernel gave.
 
-        It is rounding alone where nothing was dropped out (`model.eval()`).
+        Of one head alone, its weights (B, T, S). It is rounding alone where nothing was dropped out (`model.eval()`).
         """
-        formed = (self.weights() if weights is None else weights) @ self._heads(self.v, None)
-        return float((formed - self.head_outputs.to(formed.dtype)).abs().amax())
+        formed = (self.weights(head) if weights is None else weights) @ self._heads(self.v, head)
+        given = self.head_outputs if head is None else self.head_outputs[:, head]
+        return float((formed - given.to(formed.dtype)).abs().amax())
 
     def _heads(self, x: Tensor, head: int | None) -> Tensor:
         """Queries, keys or values (B, H or K, T, D), each for its query head; of one head (B, T, D). At least float32."""
@@ -146,6 +147,8 @@ def _watch(block: Block, layer: LayerSeen) -> list[RemovableHandle]:
     def at_kernel(given: tuple[Any, ...], gives: Any) -> None:
         layer.q, layer.k, layer.v = (x.detach() for x in given[:3])
         layer.mask, layer.head_outputs = given[3], gives.detach()
+        if layer.k.shape[-2] != layer.q.shape[-2]:  # they are a cache's own buffers, which go on to change
+            layer.k, layer.v = layer.k.clone(), layer.v.clone()
 
     def at_out(given: tuple[Any, ...], _: Any) -> None:
         layer.out_in = given[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)

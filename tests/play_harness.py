@@ -1,0 +1,166 @@
+"""Small models and runs on the disk, and the page's server over them in a thread of this process."""
+
+import http.client
+import json
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from glassgpt.checkpoint import Snapshot, TrainingState, save_checkpoint
+from glassgpt.config import TrainConfig
+from glassgpt.model import GPT
+from glassgpt.play.app import create_app
+from glassgpt.play.assets import Asset
+from glassgpt.play.guard import Door
+from glassgpt.play.offers import Offers
+from glassgpt.play.server import PlayServer, bind, server_for
+from glassgpt.play.workshop import Workshop
+from glassgpt.run_directory import RunDirectory
+from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, Tokenizer
+from glassgpt.vocabulary import END_OF_TEXT, byte_symbols
+
+INDEX = Asset(b"<!doctype html><title>page</title>" + b" " * 5000, "text/html; charset=utf-8")
+FILES = {"index.html": INDEX, "views/text.js": Asset(b"export const a = 1;\n", "text/javascript; charset=utf-8")}
+
+GPT2_LIKE = {"n_layer": 2, "n_head": 4, "n_embd": 16, "context_length": 24}
+WINDOWED = {
+    "n_layer": 3,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "n_embd": 16,
+    "context_length": 24,
+    "position": "rope",
+    "window": 5,
+    "window_globals": 1,
+    "window_pattern": "SL",
+    "norm": "rmsnorm",
+    "qk_norm": True,
+    "activation": "swiglu",
+    "tied_head": False,
+    "logit_softcap": 3.0,
+}
+
+
+def small_bpe() -> BPETokenizer:
+    """Byte-level BPE with a few merges."""
+    merges = ["t h", "th e", "Ġ the", "a b", "ab ab", "Ã ©"]
+    symbols = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
+    return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, merges)
+
+
+def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
+    """Weights so large that everything shows in every number."""
+    model = GPT.create(config.model, seed=seed)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(1000 * seed + number)
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def write_run(path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)) -> RunDirectory:
+    """A run's directory with a checkpoint of each step, no two alike."""
+    tokenizer = BytesTokenizer() if tokenizer is None else tokenizer
+    config = TrainConfig.from_dict({"model": {**model, "vocab_size": tokenizer.vocab_size}, "steps": 100, "batch_tokens": 24, "micro_batch_size": 1})
+    run = RunDirectory(path)
+    path.mkdir(parents=True, exist_ok=True)
+    run.write_config(config)
+    for step in steps:
+        weights = dict(lively_model(config, seed=step).named_parameters())
+        state = TrainingState(step=step, best_step=steps[0], val_loss=1.0)
+        save_checkpoint(run.checkpoints, Snapshot(weights, {}), config, tokenizer, state)
+    return run
+
+
+class Client:
+    """Asks a server on this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout: float = 20
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers with small letters, and body of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def ask(self, path: str, **question: Any) -> tuple[int, Any]:
+        """Status and value of the answer to a question."""
+        body = json.dumps(question).encode()
+        status, headers, answer = self.request("POST", f"/api/{path}", body, {"content-type": "application/json"})
+        return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(headers, answer)
+
+    def answer(self, path: str, **question: Any) -> Any:
+        """The value of an answer, which there must be."""
+        status, value = self.ask(path, **question)
+        assert status == 200, value
+        return value
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and value of what is at an address."""
+        status, headers, answer = self.request("GET", path)
+        return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else json.loads(answer)
+
+
+def lines_or_value(headers: Mapping[str, str], answer: bytes) -> Any:
+    if headers["content-type"].startswith("application/x-ndjson"):
+        return [json.loads(line) for line in answer.splitlines()]
+    return json.loads(answer)
+
+
+def unpacked(data: bytes) -> dict[str, Any]:
+    """A packed answer, read by its description alone: the plain values, and arrays under their names."""
+    (length,) = struct.unpack("<I", data[:4])
+    header: dict[str, Any] = json.loads(data[4 : 4 + length])
+    start = (4 + length + 7) // 8 * 8
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, place in header.pop("arrays").items():
+        dtype = np.dtype(place["dtype"]).newbyteorder("<")
+        assert place["offset"] % 8 == 0
+        arrays[name] = np.frombuffer(data, dtype, int(np.prod(place["shape"])), start + place["offset"]).reshape(place["shape"])
+    return {**header, **arrays}
+
+
+class Served:
+    """A server in a thread."""
+
+    def __init__(self, offers: Offers, token: bool = False) -> None:
+        address = bind("127.0.0.1" if token else None, 0)
+        self.door: Door = address.door
+        self.url = address.url
+        self.client = Client(address.listener.getsockname()[1])
+        self.workshop = Workshop(offers, torch.device("cpu"))
+        listening = threading.Event()
+        self.server: PlayServer = server_for(create_app(self.workshop, FILES, address.door), self.workshop, listening.set)
+        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
+        self._thread.start()
+        assert listening.wait(20)
+
+    def stop(self) -> None:
+        """End it."""
+        self.server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def serving(*references: Path | str, token: bool = False) -> Iterator[Served]:
+    """A server over these references."""
+    served = Served(Offers([str(reference) for reference in references], None), token)
+    try:
+        yield served
+    finally:
+        served.stop()
