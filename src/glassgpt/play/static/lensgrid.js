@@ -93,11 +93,12 @@ function marked({found, start}, depth, token) {
 
 export function streamCard({signal, pieces}) {
   const element = card('Residual stream', 'Length of the residual stream’s vector, ‖x‖, by depth and position: every block adds to it.');
+  element.classList.add('wide');
   let now = null;
   const isLog = () => state.text('log') === '1';
   const at = (r, c) => now.found.norm[(now.found.norm.shape[0] - 1 - r) * now.found.norm.shape[1] + c];
   const grid = matrix({
-    label: 'Length of the residual stream by depth and position', signal, rows: 1, cols: 1, value: () => 0, cell: 40, cellY: 18, rowLabels: [''],
+    label: 'Length of the residual stream by depth and position', signal, rows: 1, cols: 1, value: () => 0, cell: 90, cellY: 18, rowLabels: [''],
     describe: (r, c) => (now ? [`${depthName(now.found.norm.shape[0] - 1 - r)}, ${pieces[now.start + c]} at ${now.start + c}`, `length ${precise(at(r, c))}`] : []),
     onPick: (r, c) => state.set({depth: now.found.norm.shape[0] - 1 - r, token: now.start + c}),
   });

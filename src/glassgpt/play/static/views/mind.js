@@ -23,7 +23,7 @@ export default async function show(page, context) {
   const ranks = ranksCard({signal, names});
   const attribution = attributionCards({signal, info, names, ask: change => state.set({
     ...'token' in change ? {target: change.token} : {}, ...'against' in change ? {against: change.against} : {}})});
-  page.append(problem, grids[0].element, ranks.element, ...attribution.cards, grids[1].element);
+  page.append(problem, ...grids.map(({element}) => element), ranks.element, ...attribution.cards);
   const ask = (path, more) => post(path, opened.question({ids, ...more}), signal);
 
   async function showLens() {
@@ -112,7 +112,7 @@ function ranksCard({signal, names}) {
     layout: () => ({
       showlegend: true, margin: {t: 30}, hovermode: 'x', xaxis: {anchor: 'y2', type: 'category', title: {text: 'depth'}},
       yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1},
-      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, range: [0, 1.02], domain: [0, 0.42], title: {text: 'probability'}},
+      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero', domain: [0, 0.42], title: {text: 'probability'}},
     }),
   });
   lines.dataset.test = 'rank-chart';
