@@ -20,19 +20,22 @@ export function bars(given) {
   let b = {labels: null, hidden: null, describe: null, onPick: null, picked: null, height: 90, ...given};
   let step = 1;
   const count = () => b.lanes[0].values.length;
-  const foot = () => (b.labels && step >= 9 ? 66 : 6);
+  const bottomOf = () => b.lanes.length * (b.height + BETWEEN) - BETWEEN + 20;
+  const labelSize = () => Math.min(12, step);
+  const labelRoom = () => Math.min(110, 0.62 * labelSize() * Math.max(...b.labels.map(label => [...label].length)));
+  const foot = () => (b.labels && step >= 9 ? 12 + labelRoom() : 6);
 
   function paint(p, width) {
     step = (width - AXIS) / count();
     b.lanes.forEach((lane, n) => paintLane(p, lane, n * (b.height + BETWEEN), width));
-    const bottom = b.lanes.length * (b.height + BETWEEN);
+    const bottom = bottomOf();
     if (foot() > 6) {
       for (let i = 0; i < count(); i++) {
-        p.text(AXIS + (i + 0.5) * step, bottom - 4, b.labels[i], {turn: -90, align: 'end', size: Math.min(12, step), mono: true, most: 60,
+        p.text(AXIS + (i + 0.5) * step, bottom + 5, b.labels[i], {turn: -90, align: 'end', size: labelSize(), mono: true, most: labelRoom() + 1,
           fill: css(i === b.picked ? 'accent' : 'soft'), bold: i === b.picked});
       }
     }
-    if (b.picked !== null) p.frame(AXIS + b.picked * step, 20, Math.max(2, step), bottom - 20 - BETWEEN + 20, css('warm'), 1.5);
+    if (b.picked !== null) p.frame(AXIS + b.picked * step, 20, Math.max(2, step), bottom - 20, css('warm'), 1.5);
   }
 
   function paintLane(p, {title, values, color = () => named(0), range}, top, width) {
@@ -46,15 +49,15 @@ export function bars(given) {
       else p.rect(x, Math.min(y(values[i]), y(0)), Math.max(0.5, step - gap), Math.abs(y(values[i]) - y(0)), color(i));
     }
     p.line(AXIS, y(0), width, y(0), css('line'));
-    for (const value of new Set([low, 0, high])) {
-      const isCrowded = value === 0 && Math.min(y(low) - y(0), y(0) - y(high)) < 12 && low < 0 && high > 0;
+    for (const value of [low, 0, high]) {
+      const isCrowded = value !== 0 && Math.abs(y(value) - y(0)) < 12;
       if (!isCrowded) p.text(AXIS - 5, y(value), short(value), {align: 'end', size: 11, fill: css('soft')});
     }
   }
 
   const canvas = figure({label: b.label, signal: b.signal, paint, size(width) {
     step = (width - AXIS) / count();
-    return b.lanes.length * (b.height + BETWEEN) + foot();
+    return bottomOf() + foot();
   }});
 
   function under(event) {

@@ -134,7 +134,7 @@ function valuesCard({signal, pieces}) {
     const took = keys => Float64Array.from({length: D}, (_, d) => sum(keys.map(s => formed[s] * v[s * D + d])));
     const rest = ranked.slice(LISTED), all = took(ranked), gave = out.subarray(t * D, (t + 1) * D);
     lines = [
-      ...ranked.slice(0, LISTED).map(s => ({name: `${pieces[s]} ${percent(formed[s])}`, values: took([s])})),
+      ...ranked.slice(0, LISTED).map(s => ({name: `${percent(formed[s])} ${pieces[s]}`, values: took([s])})),
       ...rest.length ? [{name: `${rest.length} more`, values: took(rest)}] : [],
       {name: 'sum', values: all}, {name: 'output', values: gave},
     ];

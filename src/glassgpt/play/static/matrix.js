@@ -28,12 +28,17 @@ export function matrix(given) {
     let labels = m.rowLabels ? Math.min(92, 0.25 * width) : 0;
     if ((m.cellY ?? across(labels)) < LEGIBLE) labels = 0;
     const cell = across(labels);
-    place = {x: labels, y: m.colLabels && cell >= LEGIBLE ? head(cell) : 0, cell, cellY: m.cellY ?? cell};
+    place = {x: labels, y: 0, cell, cellY: m.cellY ?? cell};
+    if (m.colLabels && cell >= LEGIBLE) place.y = head(cell);
     return place;
   }
 
-  // As high as the longest of the columns' labels.
-  const head = cell => 10 + Math.min(54, 0.62 * Math.min(12, cell) * Math.max(...m.colLabels.map(label => [...String(label)].length)));
+  /** Room above the columns: their labels lie where the longest fits into a cell, else they stand. */
+  function head(cell) {
+    const longest = 0.62 * Math.min(12, cell) * Math.max(...m.colLabels.map(label => [...String(label)].length));
+    place.isLying = longest <= cell;
+    return place.isLying ? 18 : 10 + Math.min(54, longest);
+  }
 
   function pixels() {
     const foldX = Math.max(1, Math.ceil(1 / (place.cell * (devicePixelRatio || 1))));
@@ -101,8 +106,9 @@ export function matrix(given) {
     }
     if (y) {
       const size = Math.min(12, cell);
-      m.colLabels.forEach((label, c) => p.text(x + (c + 0.5) * cell, y - 5, label,
-        {turn: -90, size, mono: true, most: y - 8, fill: css(m.picked?.col === c ? 'accent' : 'soft'), bold: m.picked?.col === c}));
+      const how = place.isLying ? {align: 'center'} : {turn: -90, most: y - 6};
+      m.colLabels.forEach((label, c) => p.text(x + (c + 0.5) * cell, y - (place.isLying ? 9 : 4), label, {...how, size, mono: true,
+        fill: css(m.picked?.col === c ? 'accent' : 'soft'), bold: m.picked?.col === c}));
     }
     if (m.picked) {
       const {row, col} = m.picked;

@@ -104,6 +104,7 @@ function dialsCard({signal, info, turns, pieces}) {
 function distanceCard({signal, pieces, turns}) {
   const element = card('Score by distance', 'Each key’s score with this query as it is, and as it would be without rotation, by how far back the key lies. '
     + 'Dotted: the chosen key alone, were it at another distance.');
+  element.classList.add('wide');
   let now = null;
   const series = () => {
     const {row, t, s, vectors} = now, keys = Array.from({length: t + 1}, (_, i) => t - i);

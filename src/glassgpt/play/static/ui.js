@@ -1,6 +1,6 @@
 // The page's few controls. Text from outside is only ever set as text, so nothing in it can become markup.
 
-import {inkOn, shade} from './colors.js';
+import {inkOn, onTheme, shade} from './colors.js';
 
 /** An element: h('button.small', {onclick, title}, 'text', child, …). Properties that elements have none of become attributes. */
 export function h(tag, properties = {}, ...children) {
@@ -86,6 +86,18 @@ export const facts = pairs => h('dl.facts', {}, pairs.map(([name, value]) => h('
 
 /** A bar from 0 to a share of the width, with what it says. */
 export const bar = (share, color) => h('span.meter', {}, h('span', {style: {width: `${100 * Math.min(1, Math.max(0, share || 0))}%`, background: color}}));
+
+/** A small patch of a colour that may change with the theme: color() gives it. */
+export function swatch(color, signal) {
+  const patch = h('span.swatch');
+  const paint = () => { patch.style.background = color(); };
+  onTheme(paint, signal);
+  paint();
+  return patch;
+}
+
+/** The colours of a matrix from its lowest to its highest value, with what these are. */
+export const ramp = (kind, low, high, signal) => [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
 
 /** Something that went wrong, or is not there, in words. */
 export const notice = (text, kind = '') => h(kind ? `p.notice.${kind}` : 'p.notice', {role: kind === 'error' ? 'alert' : 'status'}, text);

@@ -1,7 +1,7 @@
 // All heads, then one, then one of its rows, number by number.
 
 import {latest, post} from '../api.js';
-import {css, named, shade} from '../colors.js';
+import {css, named} from '../colors.js';
 import {exportable} from '../export.js';
 import {headGrid} from '../headgrid.js';
 import {rowCards} from '../headrow.js';
@@ -9,7 +9,7 @@ import {matrix} from '../matrix.js';
 import {rotaryCards} from '../rotary.js';
 import {sees} from '../span.js';
 import * as state from '../state.js';
-import {card, checkbox, h, notice, percent, precise, short} from '../ui.js';
+import {card, checkbox, h, notice, percent, precise, ramp, short, swatch} from '../ui.js';
 
 export default async function show(page, context) {
   const {signal, opened, info, ids} = context;
@@ -81,7 +81,8 @@ function spanText({window, globals}) {
 
 // --- all heads -----------------------------------------------------------------------------------------------------------
 
-function gridCard({signal, info, picture, place, kvOf: kv, spanOf: span}, root) {
+function gridCard(view, root) {
+  const {signal, picture, place, kvOf: kv, spanOf: span} = view;
   const element = card('Heads', 'A row a layer, a column a head. In each, a row is a query and a column a key: the darker, the more the query '
     + 'attends to it. Grey: masked.');
   const [layers, heads, cells] = picture.thumbnails.shape;
@@ -94,7 +95,7 @@ function gridCard({signal, info, picture, place, kvOf: kv, spanOf: span}, root) 
   canvas.dataset.test = 'head-grid';
   element.tools.append(checkbox({label: 'faint ones too', title: 'Colour by the square root of the weight', checked: root.on,
     onInput: on => state.set({root: on ? 1 : null})}));
-  element.body.append(canvas, legend(info, kv));
+  element.body.append(canvas, legend(view, kv));
   if (cells < picture.tokens) {
     element.body.append(h('p.about', {}, `Of ${picture.tokens.toLocaleString('en')} tokens, ${cells} × ${cells} cells: each shows the largest of its weights.`));
   }
@@ -108,18 +109,18 @@ function gridCard({signal, info, picture, place, kvOf: kv, spanOf: span}, root) 
 }
 
 /** Which query heads share a key/value head: its colour is theirs. */
-function legend({config, kv_heads: kvHeads}, kv) {
+function legend({info: {config, kv_heads: kvHeads}, signal}, kv) {
   if (kv(0) === null) return h('p.about', {}, 'Each query head has a key/value head of its own.');
   const sharedBy = config.n_head / kvHeads;
   return h('p.about.kv-legend', {'data-test': 'kv-legend'}, Array.from({length: kvHeads}, (_, i) => h('span', {},
-    h('span.swatch', {style: {background: named(i)}}), ` key/value head ${i}: query heads ${i * sharedBy}–${(i + 1) * sharedBy - 1}`)));
+    swatch(() => named(i), signal), ` key/value head ${i}: query heads ${i * sharedBy}–${(i + 1) * sharedBy - 1}`)));
 }
 
 // --- one head ------------------------------------------------------------------------------------------------------------
 
 function headCard({signal, pieces, ids, kvOf: kv}, root) {
   const element = card('One head', 'Rows are queries, columns keys. Pick a row with ↑ ↓, a key with ← →.');
-  const lead = h('p', {'data-test': 'head-facts'}), problem = h('div');
+  const lead = h('p', {'data-test': 'head-facts'}), scale = h('span'), problem = h('div');
   const size = ids.length;
   let now = null;
   const labels = pieces.map((piece, i) => `${piece} ${i}`);
@@ -129,14 +130,16 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
     describe: (t, s) => [`query ${pieces[t]} at ${t}`, `key ${pieces[s]} at ${s}`, ...now ? [weightText(now, t, s)] : []],
   });
   canvas.dataset.test = 'head-matrix';
-  element.body.append(problem, lead, canvas, h('p.about', {}, '0 ', Array.from({length: 9}, (_, i) =>
-    h('span.swatch', {style: {background: shade('sizes', i / 8)}})), ' 1'));
+  element.body.append(problem, lead, canvas, h('p.about', {}, scale));
   const explained = h('p.about', {'data-test': 'span'});
   element.body.append(explained);
   exportable(element, {name: 'head', canvas, rows: () => [['query', ...labels],
     ...pieces.map((_, t) => [labels[t], ...pieces.map((__, s) => (sees(now.span, t, s) ? now.weights[t * size + s] : ''))])]});
   // Of the root, so that faint weights are seen beside strong ones.
-  const values = () => (root.on ? now.weights.map(Math.sqrt) : now.weights);
+  const tint = () => {
+    canvas.show({values: root.on ? now.weights.map(Math.sqrt) : now.weights});
+    scale.replaceChildren(...ramp('sizes', 'weight 0', root.on ? '1, by its square root' : 1, signal));
+  };
 
   return {
     element,
@@ -146,10 +149,10 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
       problem.replaceChildren();
       lead.textContent = `Layer ${found.layer}, head ${found.head}${shared}: formed anew, it differs from the kernel’s output by at most ${short(found.tile.difference)}.`;
       explained.textContent = spanLegend(found.span);
-      canvas.show({values: values()});
+      tint();
     },
     mark: (row, col) => canvas.show({picked: {row, col}}),
-    tint: () => now && canvas.show({values: values()}),
+    tint: () => now && tint(),
     refuse: text => problem.replaceChildren(notice(text, 'error')),
   };
 }
