@@ -182,6 +182,13 @@ class RunDirectory:
             file.write("".join(parts))
 
 
+def _finite(value: Any) -> Any:
+    """A value with None for each number in it that is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class MetricsLog:
     """Appends `metrics.jsonl`: one object a step or evaluation, a number that is not finite as null."""
 
@@ -192,9 +199,8 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and hand it to the system, so that a reader, or a SIGKILL, finds it."""
-        values = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         with explained("write", self._path):
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
             self._file.flush()
 
     @property

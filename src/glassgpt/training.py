@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from .files import explained
 from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .model import GPT
 from .optim import lr_at
+from .parts import gradient_norms, weight_norms
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
 from .run_directory import RunDirectory
@@ -296,6 +297,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
     if trainer.step == 0:
         _evaluate(trainer, recorder)
     begun: deque[Update] = deque()
+    grad_norms: dict[str, float] = {}
     began = 0.0
     while trainer.step < trainer.steps:
         if not begun:  # else it was when the numbers of the one before were there
@@ -305,13 +307,15 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             trainer.step += 1
             # Looked at once, so that no signal can end the loop behind a step that was not saved.
             signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
-            last = trainer.step == trainer.steps
-            evaluates, saves = last or _due(trainer.step, config.eval_every), last or signals or _due(trainer.step, config.checkpoint_every)
+            last, evaluates = trainer.step == trainer.steps, _evaluates(trainer, trainer.step)
+            saves = last or signals or _due(trainer.step, config.checkpoint_every)
             # A GPU has the next update at hand meanwhile, unless its weights are to be looked at.
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
-                update = begun.popleft().read()
+                update = begun.popleft()
+                numbers = update.read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                recorder.step({**update, **_count_tokens(trainer, update["step"], seconds, peak), "memory_bytes": memory})
+                recorder.step({**numbers, **_count_tokens(trainer, update.step, seconds, peak), "memory_bytes": memory})
+                grad_norms = {part: norm.item() for part, norm in update.part_norms.items()}
         except NonFiniteError as error:
             trainer.step = error.step - 1
             recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))
@@ -319,7 +323,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             raise UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr") from None
         val_loss, is_best = None, False
         if evaluates:
-            val_loss, is_best = _evaluate(trainer, recorder)
+            val_loss, is_best = _evaluate(trainer, recorder, grad_norms)
         if saves or is_best:
             ranks.at(f"the save of step {trainer.step}", may_last=True)
             recorder.finish()  # the save before: two copies might be more than the host's memory holds
@@ -334,6 +338,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _evaluates(trainer: Trainer, step: int) -> bool:
+    """Whether the model is evaluated behind this update."""
+    return step == trainer.steps or _due(step, trainer.config.eval_every)
+
+
 @dataclass
 class Update:
     """An update that has begun. On a GPU it may still go on, and its numbers be on their way to the host."""
@@ -345,6 +354,8 @@ class Update:
     """Loss in nats and gradient norm before clipping (2,), on the host."""
     is_judged: bool
     """Whether they have been looked at already."""
+    part_norms: dict[str, Tensor]
+    """The gradient's norm () by part, before clipping, on the device; empty unless an evaluation follows."""
     there: torch.cuda.Event | None = None
     """When the numbers are; None where they are now."""
     is_outlier: bool = False
@@ -370,16 +381,16 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
 
 def begin_update(trainer: Trainer, lr: float) -> Update:
     """An update as `train_step` says, which with `trainer.unfinite` is neither waited for nor judged here."""
-    loss, norm = _form_gradients(trainer)
+    loss, norm, part_norms = _form_gradients(trainer)
     if trainer.unfinite is None:
-        update = _judge_and_apply(trainer, lr, loss.item(), norm.item())
+        update = _judge_and_apply(trainer, lr, loss.item(), norm.item(), part_norms)
     else:
-        update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), trainer.unfinite)
+        update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), part_norms, trainer.unfinite)
     trainer.strategy.drop_gradients()
     return update
 
 
-def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, unfinite: Tensor) -> Update:
+def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, part_norms: dict[str, Tensor], unfinite: Tensor) -> Update:
     """Have the device judge its loss and norm (2,) by itself: where one was not finite once, its optimizers do nothing any more."""
     torch.maximum(unfinite, (~numbers.isfinite()).any().to(unfinite.dtype), out=unfinite)
     # Sent ahead of the optimizers' work: who waits for the numbers does not wait for that, nor for the next update.
@@ -388,11 +399,14 @@ def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, unfinit
         there = torch.cuda.Event()  # type: ignore[no-untyped-call]
         there.record()
     _apply(trainer, lr)
-    return Update(trainer.step + 1, lr, on_host, is_judged=False, there=there)
+    return Update(trainer.step + 1, lr, on_host, is_judged=False, part_norms=part_norms, there=there)
 
 
-def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device."""
+def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device.
+
+    Where an evaluation follows, the norms by part as well: every rank knows that beforehand, as their sums need.
+    """
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
     rows = _to_device(torch.from_numpy(trainer.rows(ranks.share)), trainer.device)
@@ -417,9 +431,10 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    part_norms = gradient_norms(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
     if config.optim.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
-    return total, strategy.whole(norm)
+    return total, strategy.whole(norm), part_norms
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -427,7 +442,7 @@ def _to_device(rows: Tensor, device: torch.device) -> Tensor:
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
-def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float) -> Update:
+def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float, part_norms: dict[str, Tensor]) -> Update:
     """Update the weights unless this loss or norm, or another rank's, forbids it."""
     ranks, scaler = trainer.ranks, trainer.scaler
     losses, norms = ranks.numbers([loss, own_norm]).T
@@ -442,7 +457,8 @@ def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float) 
         of_rank = next((f" (on rank {rank})" for rank, own in enumerate(losses) if ranks.size > 1 and not math.isfinite(own)), "")
         raise NonFiniteError(trainer.step + 1, mean_loss, norm, of_rank)
     scaler.update()
-    return Update(trainer.step + 1, lr, torch.tensor([mean_loss, norm], dtype=torch.float64), is_judged=True, is_outlier=is_outlier)
+    numbers = torch.tensor([mean_loss, norm], dtype=torch.float64)
+    return Update(trainer.step + 1, lr, numbers, is_judged=True, part_norms=part_norms, is_outlier=is_outlier)
 
 
 def _apply(trainer: Trainer, lr: float) -> None:
@@ -454,8 +470,8 @@ def _apply(trainer: Trainer, lr: float) -> None:
         trainer.scaler.step(optimizer)
 
 
-def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
-    """Validation loss and samples of this step; whether it is the best so far."""
+def _evaluate(trainer: Trainer, recorder: Recorder, grad_norms: Mapping[str, float] | None = None) -> tuple[float, bool]:
+    """Validation loss, norms and samples of this step; whether the loss is the best so far. `grad_norms`: of its update, by part."""
     config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
     with trainer.strategy.whole_model() as model:
@@ -466,6 +482,7 @@ def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
             scores = evaluate_hellaswag(model, trainer.data.tokenizer, trainer.hellaswag, precision=precision, ranks=ranks)
             record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
             record["hellaswag_published"] = trainer.hellaswag_published
+        record |= {"weight_norms": weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
         ranks.at(f"the samples of step {trainer.step}", may_last=True)
