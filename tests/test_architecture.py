@@ -19,9 +19,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.shared console parsing report plan bench
-training recorder trainer room pace dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf
-hf_families checkpoint generation writing scale optim recompute distributed.strategies distributed.ranks distributed.watch parts model
-attention norm loss summary hardware data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates
+training recorder log_targets trainer room pace dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory
+foreign hf hf_families checkpoint generation writing scale optim recompute distributed.strategies distributed.ranks distributed.watch parts
+model attention norm loss summary hardware data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates
 data.plan data.sources data.batches data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows
 data.parts data.compression tokenizers hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters
 data.download hub pickles config checked seeding published files errors
@@ -31,6 +31,8 @@ data.download hub pickles config checked seeding published files errors
 OWNERS = {
     "tyro": {"parsing", *(f"commands.{name}" for name in ("evaluation", "machine", "models", "shared", "text", "training"))},
     "rich": {"console"},
+    "tensorboard": {"log_targets"},
+    "wandb": {"log_targets"},
     "plotly": {"report"},
     "fastokens": {"tokenizers"},
     "tokenizers": {"hf_tokenizer", "tokenizer_training"},

@@ -1,6 +1,7 @@
 """A run's directory: plain files that the trainer writes and everybody else only reads.
 
     config.toml  environment.json  status.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  report.html
+    tensorboard/  wandb/  where the config's `log` asks for them
 
 Whatever lies behind the checkpoint that a run goes on from is cut off when it is resumed, so that the files of an
 interrupted run end up equal to those of one that ran through.
@@ -47,6 +48,8 @@ class RunDirectory:
         self.samples_path = self.path / "samples.md"
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.wandb = self.path / "wandb"
         # The config of a run that is being removed: while it is there, whatever else is here was that run's.
         self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
 
@@ -108,8 +111,9 @@ class RunDirectory:
         with explained("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)
-            if self.checkpoints.exists():
-                shutil.rmtree(self.checkpoints)
+            for folder in (self.checkpoints, self.tensorboard, self.wandb):
+                if folder.exists():
+                    shutil.rmtree(folder)
             for path in (self.metrics_path, self.samples_path, self.environment_path, self.status_path, self.report_path):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{FAILURE_PREFIX}*"):

@@ -33,6 +33,7 @@ from .evaluate.hellaswag import evaluate_hellaswag
 from .evaluate.loss import evaluate_data
 from .files import explained
 from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
+from .log_targets import require_log_targets
 from .model import GPT
 from .optim import lr_at
 from .parts import gradient_norms, weight_norms
@@ -81,6 +82,7 @@ def _train(
 ) -> int | None:
     if ranks.is_first:
         run.require_free(overwrite)
+        require_log_targets(config.log)
     trainer = new_trainer(config, ranks, progress)
     recorder = RunRecorder(run, trainer, progress, _request(config)) if ranks.is_first else Recorder()
     with _locked(run, ranks):
@@ -122,11 +124,14 @@ def _is_begun(run: RunDirectory, config: TrainConfig, ranks: Ranks) -> bool:
     return (status.get("launch"), status.get("request")) == (ranks.launch, _request(config)) and own != (status["host"], status["pid"])
 
 
-def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = None, progress: Progress | None = None) -> Path:
+def resume(
+    run: str | Path, *, steps: int | None = None, strategy: str | None = None, log: str | None = None, progress: Progress | None = None
+) -> Path:
     """Go on with a run from its newest whole checkpoint, exactly as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. A finished run is left as it is.
-    On another number of processes, or by another `strategy` (see `TrainConfig`), losses are the same up to rounding.
+    On another number of processes, or by another `strategy` (see `TrainConfig`), losses are the same up to rounding; where else
+    numbers go, `log`, changes nothing in them.
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
@@ -135,7 +140,8 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
             directory.require_run()
         # Started again by torchrun: what is left of the ranks before may need a moment to end.
         wait = SETTLING if ranks.launch is not None and directory.read_status().get("launch") == ranks.launch else 0.0
-        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, strategy, wait)
+        changes = {"strategy": strategy, "log": log}
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, changes, wait)
     return _ended(directory, stopped_by)
 
 
@@ -145,11 +151,11 @@ def _resume(
     progress: Progress,
     until_parted: ExitStack,
     steps: int | None = None,
-    strategy: str | None = None,
+    changes: Mapping[str, str | None] | None = None,
     wait: float = 0.0,
 ) -> int | None:
     with _locked(run, ranks, wait):
-        found = ranks.gather(_find_end(run, steps, strategy, progress) if ranks.is_first else None)[0]
+        found = ranks.gather(_find_end(run, steps, changes or {}, progress) if ranks.is_first else None)[0]
         config, environment = TrainConfig.from_dict(found["config"]), found["environment"]
         checkpoint = None if found["step"] is None else _see_checkpoint(run.checkpoints / f"{found['step']:06d}")
         # Other thread counts add up in another order; so do other numbers of processes, whose threads are torchrun's to choose.
@@ -172,7 +178,7 @@ def _resume(
             return _run_to_end(run, trainer, recorder, progress, until_parted)
 
 
-def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
+def _find_end(run: RunDirectory, steps: int | None, changes: Mapping[str, str | None], progress: Progress) -> dict[str, Any]:
     """Where a run stands: its config with what is asked for, its environment, and the step of its newest whole checkpoint."""
     environment, config = run.read_environment(), run.read_config()
     checkpoint = latest_checkpoint(run.checkpoints, progress.message)
@@ -180,8 +186,8 @@ def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progre
     if checkpoint is not None:
         _require_same_settings(run, config, checkpoint.config)
     _require_texts(run, config.data)
-    if strategy is not None:
-        config = config.override(strategy=strategy)
+    config = config.override(**{name: value for name, value in changes.items() if value is not None})
+    require_log_targets(config.log)
     if steps is not None and steps != config.steps:
         if steps <= done:
             raise UserError(f"the run {run.path} is at step {done} already: --steps must be larger")
@@ -211,9 +217,9 @@ def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractConte
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config that was edited since the checkpoint, but for the run's length and the place of its text."""
-    # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only.
-    free = {"steps": 1, "strategy": "fsdp", "data": {"source": "", "mixture": {}}}
+    """Refuse a config that was edited since the checkpoint, but for the run's length, the place of its text and its log."""
+    # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only, the log nothing.
+    free = {"steps": 1, "strategy": "fsdp", "log": "none", "data": {"source": "", "mixture": {}}}
     weights = list(config.data.mixture.values()) == list(saved.data.mixture.values())
     if not weights or config.override(**free) != saved.override(**free):
         raise UserError(
@@ -268,9 +274,11 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
     trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run
     if stopped_by is None:
         recorder.status("finished")
+        recorder.close_logs()
         progress.finished(run.path)
         return None
     recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
+    recorder.close_logs()
     command = f"torchrun … -m {__package__}" if launched() else program()
     progress.message(f"stopped at step {trainer.step} and saved; go on with: {command} train --resume {shlex.quote(str(run.path))}")
     return stopped_by
