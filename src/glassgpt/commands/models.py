@@ -169,7 +169,7 @@ def export(arguments: Sequence[str]) -> None:
 class ReportOptions:
     """Options of `glassgpt report`."""
 
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
     """Directory of a run, such as runs/demo; of several, to compare them."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html; of several runs report.html here)")] = (
         None

@@ -49,16 +49,16 @@ def _of_one(run: RunRecords) -> list[Record]:
         _chart("Loss (nats per token)", ".4~g", losses, tall=True),
         _chart("Learning rate", ".3~g", plain("lr", "lr")),
         _chart("Gradient norm before clipping", ".3~g", noisy("grad_norm"), log=True),
-        _chart("Tokens per second", ".3~s", noisy("tokens_per_second")),
+        _chart("Tokens per second", ".4~s", noisy("tokens_per_second")),
         _chart("Share of the device's peak", ".3~%", noisy("peak_share"))
         if has_peak
         else _chart("Memory (bytes)", ".4~s", plain("memory", "memory_bytes")),
     ]
     if any("hellaswag_acc_norm" in record for record in run.evaluations):
-        charts.append(_chart("HellaSwag", ".1~%", [_hellaswag(run, "HellaSwag, normalised"), *_hellaswag_lines([run])]))
+        charts.append(_chart("HellaSwag", ".1~%", [_hellaswag(run, "HellaSwag, normalised"), *_hellaswag_lines([run])], tall=True))
     for title, key in (("Gradient norms by part, before clipping", "grad_norms"), ("Weight norms by part", "weight_norms")):
         traces = (_evaluated(run, name, key, part, color) for color, (part, name) in enumerate(PARTS.items()))
-        charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, section=NORMS))
+        charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section=NORMS))
     return charts
 
 
@@ -87,10 +87,10 @@ def _of_several(runs: Sequence[RunRecords]) -> list[Record]:
         _chart("Training loss, smoothed (nats per token)", ".4~g", trained("loss"), tall=True),
         _chart("Validation loss (nats per token)", ".4~g", [*evaluated("val_loss"), *lines], tall=True),
         _chart("Validation, bits per byte", ".4~g", evaluated("val_bits_per_byte")),
-        _chart("HellaSwag", ".1~%", [*scores, *_hellaswag_lines(runs)] if any(trace["y"] for trace in scores) else []),
+        _chart("HellaSwag", ".1~%", [*scores, *_hellaswag_lines(runs)] if any(trace["y"] for trace in scores) else [], tall=True),
         _chart("Learning rate", ".3~g", trained("lr", smooth=False)),
         _chart("Gradient norm before clipping, smoothed", ".3~g", trained("grad_norm"), log=True),
-        _chart("Tokens per second, smoothed", ".3~s", trained("tokens_per_second")),
+        _chart("Tokens per second, smoothed", ".4~s", trained("tokens_per_second")),
         _chart("Share of the device's peak, smoothed", ".3~%", trained("peak_share")),
         _chart("Memory (bytes)", ".4~s", trained("memory_bytes", smooth=False)),
         _chart("Embedding-gradient norm before clipping", ".3~g", evaluated("grad_norms", "embedding"), log=True, section=NORMS),

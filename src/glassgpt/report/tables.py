@@ -63,7 +63,7 @@ def samples_of(run: RunRecords) -> str:
 
 def compared_results(runs: Sequence[RunRecords]) -> str:
     """Final and best losses, and what the logs say about the whole runs: a column a run."""
-    columns = [_results(run) | _facts(run) for run in runs]
+    columns = [{k: v for k, v in (_results(run) | _facts(run)).items() if k != "last training loss"} for run in runs]
     notice = ""
     if len({run.environment.get("data_fingerprint") for run in runs}) > 1:
         notice = "<p class='notice'>These runs are not of the same data: what their losses say of each other depends on that.</p>"
@@ -126,7 +126,8 @@ def _results(run: RunRecords) -> dict[str, str]:
     final, best = (run.evaluations[-1], _best(run)) if run.evaluations else ({}, {})
     found = {
         "validation loss, final": _number(final.get("val_loss"), ".4f"),
-        "validation loss, best": _number(best.get("val_loss"), ".4f") + (f" (step {_number(best['step'])})" if best else ""),
+        "validation loss, best": _number(best.get("val_loss"), ".4f"),
+        "best at step": _number(best.get("step")),
         "perplexity": _number(final.get("val_perplexity"), ",.2f"),
         "bits per byte": _number(final.get("val_bits_per_byte"), ".4f"),
     }
@@ -166,7 +167,10 @@ def _differing(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _table(runs: Sequence[RunRecords], columns: Sequence[Mapping[str, str]]) -> str:
     """A row a key, a column a run; on a narrow screen it scrolls sideways under its row heads."""
     keys = list(dict.fromkeys(key for column in columns for key in column))
-    heads = "".join(f"<th scope='col'>{label_of(run, number)}</th>" for number, run in enumerate(runs))
+    heads = "".join(
+        f"<th scope='col'><span class='name' title='{html.escape(run.name)}'>{label_of(run, number)}</span></th>"
+        for number, run in enumerate(runs)
+    )
     rows = "".join(
         f"<tr><th scope='row'>{html.escape(key)}</th>{''.join(f'<td>{html.escape(c.get(key, ABSENT))}</td>' for c in columns)}</tr>"
         for key in keys
