@@ -21,11 +21,11 @@ FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.shared console parsing report.page
 report.tables report.charts report.runs report.series report plan bench training recorder log_targets trainer room pace dataset_view
 tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim
-recompute distributed.strategies distributed.ranks distributed.watch parts model attention norm loss summary hardware data.training_data
-data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches data.tokens
-data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers hf_tokenizer
-vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked seeding
-published files errors
+recompute distributed.strategies distributed.ranks distributed.watch part_norms parts model attention norm loss summary hardware
+data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches
+data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers
+hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked
+seeding published files errors
 """.split()
 
 # Who may import what, besides the standard library.

@@ -195,6 +195,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
         ("prepare x --validation-fraction 2", "validation_fraction"),
         ("report nonexistent", "nonexistent"),
+        ("report", "needs a run"),
         ("recipes gtp2", "did you mean 'gpt2'"),
     ],
 )

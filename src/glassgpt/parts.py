@@ -1,11 +1,12 @@
 """The parts of a model by which norms of weights and gradients are told: the one place that names them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # the report needs the names, and none of what takes seconds to import
+    from torch import nn
 
-from .model import GPT
+    from .model import GPT
 
 PARTS = {
     "embedding": "token embedding",
@@ -18,7 +19,7 @@ PARTS = {
 """Each part's key in a record, and its name for people. A tied head is the token embedding."""
 
 
-def parts_of(model: GPT) -> dict[str, list[nn.Parameter]]:
+def parts_of(model: "GPT") -> dict[str, "list[nn.Parameter]"]:
     """The model's parameters by part, each of them in one; a part that has none is left out."""
     blocks = list(model.blocks)
     modules: dict[str, list[nn.Module]] = {
@@ -33,24 +34,5 @@ def parts_of(model: GPT) -> dict[str, list[nn.Parameter]]:
     return {part: parameters for part, parameters in found.items() if parameters}
 
 
-def _norms(blocks: Iterable[nn.Module]) -> list[nn.Module]:
+def _norms(blocks: "Iterable[nn.Module]") -> "list[nn.Module]":
     return [norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm)]  # type: ignore[misc]
-
-
-@torch.no_grad()
-def weight_norms(model: GPT) -> dict[str, float]:
-    """The Euclidean norm of each part's weights, of a model that is whole on this rank."""
-    return {part: torch.nn.utils.get_total_norm(parameters).item() for part, parameters in parts_of(model).items()}
-
-
-@torch.no_grad()
-def gradient_norms(model: GPT, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The Euclidean norm () of each part's gradient, still on the device.
-
-    `whole` makes one of what the ranks have in parts (see `Strategy.whole`), so every rank has to call this.
-    """
-    norms = {}
-    for part, parameters in parts_of(model).items():
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms[part] = whole(torch.nn.utils.get_total_norm(gradients))
-    return norms

@@ -36,7 +36,7 @@ from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .log_targets import require_log_targets
 from .model import GPT
 from .optim import lr_at
-from .parts import gradient_norms, weight_norms
+from .part_norms import gradient_norms, weight_norms
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
 from .run_directory import RunDirectory
