@@ -75,7 +75,7 @@ def wandb_records(path: Path) -> Iterator[Record]:
     """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB of (checksum, length, type, data), behind 7 bytes."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
-        if (rest := -at % 32768) < 7:
+        if 0 < (rest := -at % 32768) < 7:
             at += rest
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
