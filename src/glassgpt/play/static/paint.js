@@ -130,19 +130,16 @@ export function figure({size, paint, label, signal}) {
   canvas.setAttribute('aria-label', label);
   let width = 0, height = 0;
 
-  function onto(target, scale) {
-    target.width = Math.max(1, Math.round(width * scale));
-    target.height = Math.max(1, Math.round(height * scale));
-    const context = target.getContext('2d');
-    context.scale(scale, scale);
-    paint(new CanvasPaint(context), width, height);
-  }
-
   function redraw() {
     if (!width) return;
     height = size(width);
     canvas.style.height = `${height}px`;
-    onto(canvas, devicePixelRatio || 1);
+    const scale = devicePixelRatio || 1;
+    canvas.width = Math.max(1, Math.round(width * scale));
+    canvas.height = Math.max(1, Math.round(height * scale));
+    const context = canvas.getContext('2d');
+    context.scale(scale, scale);
+    paint(new CanvasPaint(context), width, height);
   }
 
   const observer = new ResizeObserver(() => {
@@ -155,23 +152,29 @@ export function figure({size, paint, label, signal}) {
   observer.observe(canvas);
   onTheme(redraw, signal);
   signal?.addEventListener('abort', () => observer.disconnect());
-  canvas.figure = {
-    redraw,
+  canvas.figure = {redraw, ...pictured(() => [width, height], paint)};
+  return canvas;
+}
+
+/** What `paint(p, width, height)` paints as files on the cards' ground: `png()` (a Blob) and `svg()` (text). size(): [width, height]. */
+export function pictured(size, paint) {
+  return {
     async png() {
-      const copy = document.createElement('canvas');
-      onto(copy, 2);
-      const over = copy.getContext('2d');
-      over.globalCompositeOperation = 'destination-over';
-      over.fillStyle = css('card');
-      over.fillRect(0, 0, copy.width, copy.height);
-      return new Promise(resolve => copy.toBlob(resolve));
+      const [width, height] = size();
+      const canvas = new OffscreenCanvas(2 * width, 2 * height);
+      const context = canvas.getContext('2d');
+      context.scale(2, 2);
+      context.fillStyle = css('card');
+      context.fillRect(0, 0, width, height);
+      paint(new CanvasPaint(context), width, height);
+      return canvas.convertToBlob();
     },
     svg() {
+      const [width, height] = size();
       const p = new SvgPaint(width, height);
       p.rect(0, 0, width, height, css('card'));
       paint(p, width, height);
       return String(p);
     },
   };
-  return canvas;
 }

@@ -109,9 +109,11 @@ export const announce = text => { document.getElementById('live').textContent = 
  * Tokens as a row of buttons, walked through with the arrow keys.
  *
  * share(i): 0 to 1 for the colour of token i, or null for none. hint(i): its tooltip. onPick(i): it was chosen. marked: its number.
- * The element's `mark(i)` moves the mark, `tint(share)` colours anew.
+ * pickOnMove: whether the arrow keys choose, or only move the focus. The element's `mark(i)` moves the mark, `press(isIt)` marks any
+ * number of them, `tint(share)` colours anew.
  */
-export function tokenStrip({pieces, partial = [], share = () => null, hint = () => '', onPick, marked = null, label = 'Tokens', kind = 'sizes'}) {
+export function tokenStrip({pieces, partial = [], share = () => null, hint = () => '', onPick, marked = null, label = 'Tokens',
+  kind = 'sizes', pickOnMove = true}) {
   const buttons = pieces.map((piece, i) => h('button.token', {
     type: 'button', title: hint(i), tabIndex: i === (marked ?? 0) ? 0 : -1, 'data-i': i, 'aria-pressed': String(i === marked),
     onclick: () => pick(i),
@@ -124,16 +126,18 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
     const to = {ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: buttons.length - 1}[event.key];
     if (at < 0 || to === undefined || !buttons[to]) return;
     event.preventDefault();
-    pick(to);
+    if (pickOnMove) pick(to);
+    else buttons.forEach((button, i) => { button.tabIndex = i === to ? 0 : -1; });
     buttons[to].focus();
   }}, buttons.flatMap((button, i) => (pieces[i].includes('⏎') ? [button, h('br')] : [button])));
 
   function pick(i) {
-    strip.mark(i);
+    if (pickOnMove) strip.mark(i);
     onPick?.(i);
   }
 
   return Object.assign(strip, {
+    press: isIt => buttons.forEach((button, i) => button.setAttribute('aria-pressed', String(isIt(i)))),
     mark(i) {
       buttons.forEach((button, j) => {
         button.setAttribute('aria-pressed', String(j === i));
