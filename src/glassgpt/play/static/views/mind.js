@@ -18,7 +18,7 @@ export default async function show(page, context) {
   const names = await vocabulary(opened, signal);
   const place = placesOf(context, names, page.clientWidth);
   const problem = h('div.problem');
-  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from});
+  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from, token: () => place.now().token});
   const grids = [lensCard({signal, info, ids, pieces, names, controls}), streamCard({signal, pieces})];
   const ranks = ranksCard({signal, names});
   const attribution = attributionCards({signal, info, names, ask: change => state.set({
