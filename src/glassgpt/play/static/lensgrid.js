@@ -74,7 +74,8 @@ export function lensCard({signal, info, ids, pieces, names, controls}) {
   }
 
   element.body.append(controls, grid, h('p.about', {}, ramp('sizes', 'probability 0', 1, signal), '. Underlined: it is the token that does come next.'));
-  exportable(element, {name: 'logit-lens', canvas: grid, rows: () => [['depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next', 'its probability', 'entropy in bits'],
+  exportable(element, {name: 'logit-lens', canvas: grid, rows: () => [['depth', 'position', 'token', 'likeliest next', 'probability of the likeliest', 'rank of the actual next',
+    'probability of the actual next', 'entropy in bits'],
     ...Array.from(now.found.norm, (_, i) => {
       const {found, start} = now, n = found.norm.shape[1], k = found.top_ids.shape[2], position = start + i % n, hasNext = found.next_rank[i] >= 0;
       return [depthName(Math.floor(i / n)), position, pieces[position], names[found.top_ids[i * k]], found.top_p[i * k],
