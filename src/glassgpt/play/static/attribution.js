@@ -7,17 +7,21 @@ import {matrix} from './matrix.js';
 import * as state from './state.js';
 import {card, choice, h, precise, ramp, short, swatch, table} from './ui.js';
 
-const KIND_COLORS = {embedding: 2, head: 0, attention_bias: 7, feed_forward: 1, norm_bias: 4, patch: 3};
-const KIND_NAMES = {embedding: 'embedding', head: 'a layer’s heads', attention_bias: 'attention’s bias', feed_forward: 'feed-forward', norm_bias: 'last norm’s bias', patch: 'patched in'};
+const KIND_COLORS = {embedding: 2, attention: 0, feed_forward: 1, norm_bias: 4, patch: 3};
+const KIND_NAMES = {
+  embedding: 'embedding', attention: 'a layer’s heads, and its bias if it has one', feed_forward: 'feed-forward', norm_bias: 'last norm’s bias',
+  patch: 'patched in',
+};
 const LISTED = 10;
 
-/** The parts block by block: the heads of a layer together. [{name, kind, value}], in the model's order. */
+/** The parts block by block: all that a layer's attention wrote together. [{name, kind, layer, value}], in the model's order. */
 export function blocks(parts) {
   const found = [];
   for (const {name, kind, layer, value} of parts) {
-    const last = found.at(-1);
-    if (kind === 'head' && last?.kind === 'head' && last.layer === layer) last.value += value;
-    else found.push({name: kind === 'head' ? `${layer} heads` : kind === 'feed_forward' ? `${layer} feed-forward` : kind === 'attention_bias' ? `${layer} bias` : name, kind, layer, value});
+    const isAttention = kind === 'head' || kind === 'attention_bias', last = found.at(-1);
+    if (isAttention && last?.kind === 'attention' && last.layer === layer) last.value += value;
+    else if (isAttention) found.push({name: `${layer} attention`, kind: 'attention', layer, value});
+    else found.push({name: kind === 'feed_forward' ? `${layer} feed-forward` : name, kind, layer, value});
   }
   return found;
 }

@@ -19,15 +19,17 @@ export function windowSize(width, pieces) {
 /** Name of a depth: row 0 of the lens is the embedding, row d the stream behind block d − 1. */
 export const depthName = depth => (depth === 0 ? 'embedding' : `layer ${depth - 1}`);
 
-/** The controls for which positions are shown: `size` at once, from `from()`. */
-export function pager({tokens, size, from}) {
+/** The controls for which positions are shown: `size` at once, from `from()`; `token()` is the chosen one. */
+export function pager({tokens, size, from, token}) {
   if (size >= tokens) return Object.assign(h('span'), {show() {}});
   const last = tokens - size;
   const go = start => state.set({from: Math.min(last, Math.max(0, start))});
   const range = slider({label: 'Positions from', min: 0, max: last, step: 1, value: from(), onInput: go});
   const before = h('button', {type: 'button', onclick: () => go(from() - size), title: 'Earlier positions'}, '‹ earlier');
   const after = h('button', {type: 'button', onclick: () => go(from() + size), title: 'Later positions'}, 'later ›');
-  return Object.assign(h('div.row', {}, before, range, after, h('span.soft', {}, `of ${tokens.toLocaleString('en')}`)), {show() {
+  const back = h('button.small', {type: 'button', onclick: () => state.set({from: null})}, 'to the chosen one');
+  return Object.assign(h('div.row', {}, before, range, after, h('span.soft', {}, `of ${tokens.toLocaleString('en')}`), back), {show() {
+    back.hidden = token() >= from() && token() < from() + size;
     range.set(from());
     before.disabled = from() === 0;
     after.disabled = from() === last;
@@ -58,7 +60,7 @@ export function lensCard({signal, info, ids, pieces, names, controls}) {
         }
       }
     },
-    onPick: (r, c) => state.set({depth: now.found.norm.shape[0] - 1 - r, token: now.start + c}),
+    onPick: (r, c) => state.set(chosen(now, r, c)),
   });
   grid.dataset.test = 'lens-grid';
 
@@ -72,7 +74,8 @@ export function lensCard({signal, info, ids, pieces, names, controls}) {
   }
 
   element.body.append(controls, grid, h('p.about', {}, ramp('sizes', 'probability 0', 1, signal), '. Underlined: it is the token that does come next.'));
-  exportable(element, {name: 'logit-lens', canvas: grid, rows: () => [['depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next', 'its probability', 'entropy in bits'],
+  exportable(element, {name: 'logit-lens', canvas: grid, rows: () => [['depth', 'position', 'token', 'likeliest next', 'probability of the likeliest', 'rank of the actual next',
+    'probability of the actual next', 'entropy in bits'],
     ...Array.from(now.found.norm, (_, i) => {
       const {found, start} = now, n = found.norm.shape[1], k = found.top_ids.shape[2], position = start + i % n, hasNext = found.next_rank[i] >= 0;
       return [depthName(Math.floor(i / n)), position, pieces[position], names[found.top_ids[i * k]], found.top_p[i * k],
@@ -84,6 +87,9 @@ export function lensCard({signal, info, ids, pieces, names, controls}) {
     grid.show({...frameOf({...now, pieces}), words: (r, c) => top(r, c), value: (r, c) => found.top_p[at(r, c) * found.top_p.shape[2]]});
   }, mark: (depth, token) => now && grid.show({picked: marked(now, depth, token)})};
 }
+
+/** What the address says of a cell; which positions are shown stays as it is. */
+const chosen = ({found, start}, r, c) => ({depth: found.norm.shape[0] - 1 - r, token: start + c, from: start});
 
 /** The picked cell, where the shown positions hold it. */
 function marked({found, start}, depth, token) {
@@ -100,7 +106,7 @@ export function streamCard({signal, pieces}) {
   const grid = matrix({
     label: 'Length of the residual stream by depth and position', signal, rows: 1, cols: 1, value: () => 0, cell: 90, cellY: 18, rowLabels: [''],
     describe: (r, c) => (now ? [`${depthName(now.found.norm.shape[0] - 1 - r)}, ${pieces[now.start + c]} at ${now.start + c}`, `length ${precise(at(r, c))}`] : []),
-    onPick: (r, c) => state.set({depth: now.found.norm.shape[0] - 1 - r, token: now.start + c}),
+    onPick: (r, c) => state.set(chosen(now, r, c)),
   });
   grid.dataset.test = 'stream-grid';
   const ends = h('p.about');

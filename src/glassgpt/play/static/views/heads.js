@@ -9,7 +9,7 @@ import {matrix} from '../matrix.js';
 import {rotaryCards} from '../rotary.js';
 import {sees} from '../span.js';
 import * as state from '../state.js';
-import {card, checkbox, h, notice, percent, precise, ramp, short, swatch} from '../ui.js';
+import {card, checkbox, h, notice, percent, precise, ramp, short, slider, swatch} from '../ui.js';
 
 export default async function show(page, context) {
   const {signal, opened, info, ids} = context;
@@ -130,7 +130,9 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
     describe: (t, s) => [`query ${pieces[t]} at ${t}`, `key ${pieces[s]} at ${s}`, ...now ? [weightText(now, t, s)] : []],
   });
   canvas.dataset.test = 'head-matrix';
-  element.body.append(problem, lead, canvas, h('p.about', {}, scale));
+  const choose = (label, key) => slider({label, min: 0, max: size - 1, step: 1, value: 0, show: i => labels[i], onInput: i => state.set({[key]: i})});
+  const [query, key] = [choose('Query', 'row'), choose('Key', 'col')];
+  element.body.append(problem, lead, h('div.controls.short-labels', {}, query, key), canvas, h('p.about', {}, scale));
   const explained = h('p.about', {'data-test': 'span'});
   element.body.append(explained);
   exportable(element, {name: 'head', canvas, rows: () => [['query', ...labels],
@@ -151,7 +153,11 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
       explained.textContent = spanLegend(found.span);
       tint();
     },
-    mark: (row, col) => canvas.show({picked: {row, col}}),
+    mark(row, col) {
+      canvas.show({picked: {row, col}});
+      query.set(row);
+      key.set(col);
+    },
     tint: () => now && tint(),
     refuse: text => problem.replaceChildren(notice(text, 'error')),
   };

@@ -18,7 +18,7 @@ export default async function show(page, context) {
   const names = await vocabulary(opened, signal);
   const place = placesOf(context, names, page.clientWidth);
   const problem = h('div.problem');
-  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from});
+  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from, token: () => place.now().token});
   const grids = [lensCard({signal, info, ids, pieces, names, controls}), streamCard({signal, pieces})];
   const ranks = ranksCard({signal, names});
   const attribution = attributionCards({signal, info, names, ask: change => state.set({
@@ -111,8 +111,8 @@ function ranksCard({signal, names}) {
     }))) : []),
     layout: () => ({
       showlegend: true, margin: {t: 30}, hovermode: 'x', xaxis: {anchor: 'y2', type: 'category', title: {text: 'depth'}},
-      yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1},
-      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero', domain: [0, 0.42], title: {text: 'probability'}},
+      yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1, tickformat: ',d'},
+      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero', exponentformat: 'power', domain: [0, 0.42], title: {text: 'probability'}},
     }),
   });
   lines.dataset.test = 'rank-chart';
