@@ -4,6 +4,7 @@ import json
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,22 @@ def wandb_records(path: Path) -> Iterator[Record]:
             at += rest
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        if not kind:  # zeros up to the end
+        if not kind or at + 7 + length > len(data):  # zeros up to the end, or still being written
             return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
             yield Record.FromString(parts)
             parts = b""
+
+
+def finished_records(path: Path) -> list[Record]:
+    """All of a finished run's: W&B's process writes the last ones while ours has gone on."""
+    give_up = time.monotonic() + 60
+    while not (records := list(wandb_records(path))) or not records[-1].HasField("exit"):
+        assert time.monotonic() < give_up, f"{path} has no end"
+        time.sleep(0.05)
+    return records
 
 
 def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(tmp_path: Path, text: Path) -> None:
@@ -97,7 +107,7 @@ def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(
     names = set()
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         steps: dict[str, dict[int, float]] = {}
-        for record in wandb_records(path):
+        for record in finished_records(path):
             if record.HasField("run"):
                 names.add((record.run.run_id, record.run.display_name, record.run.project))
             if record.HasField("history"):

@@ -94,7 +94,7 @@ class WeightsAndBiases:
             settings=settings,
         )
         self._first_step = self._run.starting_step
-        self.place = self._run.url or f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
+        self.place = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if self._run.offline else str(self._run.url)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `LogTarget`."""
