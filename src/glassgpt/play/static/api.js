@@ -38,6 +38,25 @@ export function post(path, question, signal) {
   return abortable(entry.answer, signal);
 }
 
+/** `work` as often as it is asked for, one run after the other: what is asked while it runs becomes one more run, not many. */
+export function latest(work) {
+  let running = null, again = false;
+  return () => {
+    again = true;
+    running ??= (async () => {
+      try {
+        while (again) {
+          again = false;
+          await work();
+        }
+      } finally {
+        running = null;
+      }
+    })();
+    return running;
+  };
+}
+
 /** The objects of an answer that comes line by line. */
 export async function* lines(path, question, signal) {
   busy(1);

@@ -21,6 +21,9 @@ export function setTheme(theme) {
 /** The value of a colour of the style sheet: ink, soft, line, page, card, accent, warm. */
 export const css = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+/** The same as [r, g, b], for pixels. */
+export const rgb = name => [1, 3, 5].map(i => parseInt(css(name).slice(i, i + 2), 16));
+
 const NAMES = {
   light: ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#8a6d00', '#3a8fc4', '#7a4b9a', '#555555'],
   dark: ['#56b4e9', '#e69f00', '#2fc79a', '#e59cc4', '#f0e442', '#9ccbe8', '#c3a0e0', '#bbbbbb'],

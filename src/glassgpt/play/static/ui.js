@@ -1,6 +1,6 @@
 // The page's few controls. Text from outside is only ever set as text, so nothing in it can become markup.
 
-import {inkOn, shade} from './colors.js';
+import {inkOn, onTheme, shade} from './colors.js';
 
 /** An element: h('button.small', {onclick, title}, 'text', child, …). Properties that elements have none of become attributes. */
 export function h(tag, properties = {}, ...children) {
@@ -91,6 +91,18 @@ export const bar = (share, color) => h('span.meter', {}, h('span', {style: {widt
 export const legend = pairs => h('p.about.legend', {}, pairs.map(([name, color]) =>
   h('span', {}, h('span.swatch', {style: {background: color}}), ` ${name}`)));
 
+/** A small patch of a colour that may change with the theme: color() gives it. */
+export function swatch(color, signal) {
+  const patch = h('span.swatch');
+  const paint = () => { patch.style.background = color(); };
+  onTheme(paint, signal);
+  paint();
+  return patch;
+}
+
+/** The colours of a matrix from its lowest to its highest value, with what these are. */
+export const ramp = (kind, low, high, signal) => [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
+
 /** Something that went wrong, or is not there, in words. */
 export const notice = (text, kind = '') => h(kind ? `p.notice.${kind}` : 'p.notice', {role: kind === 'error' ? 'alert' : 'status'}, text);
 
@@ -168,6 +180,13 @@ export function short(x) {
   const size = Math.abs(x);
   if (size >= 1e6 || size < 1e-3) return x.toExponential(1).replace('e+', 'e').replaceAll('-', '−');
   return (size >= 1000 ? Math.round(x).toLocaleString('en') : String(Number(x.toPrecision(3)))).replace('-', '−');
+}
+
+/** A number for who holds it against another: six significant digits. */
+export function precise(x) {
+  const size = Math.abs(x);
+  const text = size && (size >= 1e6 || size < 1e-4) ? x.toExponential(3) : String(Number(x.toPrecision(6)));
+  return text.replaceAll('-', '−').replace('e+', 'e');
 }
 
 /** A probability in percent. */
