@@ -18,7 +18,7 @@ import safetensors.torch
 
 from glassgpt.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.errors import UserError
-from kill_harness import differences, records_of, tiny_config, write_text
+from kill_harness import differences, probes_of, records_of, tiny_config, write_text
 from rank_harness import Ended, Harness
 
 pytestmark = pytest.mark.distributed
@@ -44,6 +44,12 @@ def settings(text: Path, **changes: Any) -> dict[str, Any]:
 
 def losses_of(run: Path) -> list[float]:
     return [record["loss"] for record in records_of(run) if "loss" in record]
+
+
+def norms_by_part(run: Path) -> dict[tuple[int, str, str], float]:
+    """Norms of gradients and weights at each evaluation."""
+    kinds, evaluations = ("grad_norms", "weight_norms"), [record for record in records_of(run) if "val_loss" in record]
+    return {(r["step"], kind, part): norm for r in evaluations for kind in kinds for part, norm in r.get(kind, {}).items()}
 
 
 def last_weights(run: Path) -> dict[str, Any]:
@@ -104,6 +110,7 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
     harness.run(0, "train", config=config, out=tmp_path / "one")
     one = tmp_path / "one"
     norms = [record["grad_norm"] for record in records_of(one) if "grad_norm" in record]
+    by_part = norms_by_part(one)
     assert losses_of(one)[-1] < 0.8 * losses_of(one)[0]  # it learns, so equality says something
     assert max(norms) > 0.83 > min(norms)  # and so does clipping
     for size, strategy in processes:
@@ -111,6 +118,7 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
         harness.run(size, "train", config={**config, "strategy": strategy}, out=run)
         assert losses_of(run) == pytest.approx(losses_of(one), rel=TOLERANCE), run.name
         assert [r["grad_norm"] for r in records_of(run) if "grad_norm" in r] == pytest.approx(norms, rel=20 * TOLERANCE), run.name
+        assert norms_by_part(run) == pytest.approx(by_part, rel=20 * TOLERANCE), run.name
         assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
 
 
@@ -198,6 +206,10 @@ def test_recomputed_and_compiled_blocks_train_alike(harness: Harness, tmp_path: 
     assert losses_of(tmp_path / "selective") == plain
     assert losses_of(tmp_path / "full") == plain
     assert losses_of(tmp_path / "compiled") == pytest.approx(plain, rel=1e-6)
+    # What the first rank looks into before the first update is the same model, whole.
+    assert len({probes_of(tmp_path / name)["000000.safetensors"] for name in variants}) == 1
+    harness.run(0, "train", config={**config, "strategy": "auto", "steps": 1}, out=tmp_path / "one")
+    assert probes_of(tmp_path / "one")["000000.safetensors"] == probes_of(tmp_path / "plain")["000000.safetensors"]
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp", "none"), ("fsdp", "full")])

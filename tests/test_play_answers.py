@@ -154,7 +154,13 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
         own = seen.layers[layer]
-        expected = {"q_plain": own.q_plain[0, head], "k_plain": own.k_plain[0, kv], "q": own.q[0, head], "k": own.k[0, kv], "v": own.v[0, kv]}
+        expected = {
+            "q_plain": own.q_plain[0, head],
+            "k_plain": own.k_plain[0, kv],
+            "q": own.q[0, head],
+            "k": own.k[0, kv],
+            "v": own.v[0, kv],
+        }
         for name, tensor in expected.items():
             same(vectors[name], tensor)
         scores = torch.tensor(vectors["q"] @ vectors["k"].T * vectors["scale"])
@@ -228,7 +234,9 @@ def test_what_is_changed_is_changed(client: Client, model: GPT, ids: list[int], 
     same(plain, run(model, ids)[-1], 1e-5)  # the model is as it was
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 9, "n": 3, "seed": 5}, {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.0}, {"top_k": 9, "n": 3, "seed": 5}, {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01}]
+)
 def test_writing_is_that_of_generate(
     client: Client, loaded: tuple[GPT, Tokenizer], ids: list[int], number: int, settings: dict[str, Any]
 ) -> None:

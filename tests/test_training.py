@@ -317,9 +317,9 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(tmp_path: Path
         told.append(f"read {update.step}")
         return read(update)
 
-    def evaluating(trainer: Trainer, recorder: Any) -> tuple[float, bool]:
+    def evaluating(trainer: Trainer, recorder: Any, *norms: Any) -> tuple[float, bool]:
         told.append("evaluate")
-        return evaluate(trainer, recorder)
+        return evaluate(trainer, recorder, *norms)
 
     monkeypatch.setattr(training, "begin_update", beginning)
     monkeypatch.setattr(Update, "read", reading)
@@ -559,6 +559,7 @@ def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Pa
         {"eval_every": 0},
         {"eval_tokens": 20},
         {"checkpoint_every": 1, "keep_checkpoints": 1},
+        {"probe": {"tokens": 0}},
         {"name": "another"},
     ],
     ids=str,
@@ -654,6 +655,7 @@ def _one_without_gradient(model: GPT) -> Tensor:
 REFUSED = [
     ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "needs at least 8,001"),
     ({"sample": {"prompt": "Ω"}}, "'Ω'"),
+    ({"probe": {"prompts": ["the", "Щ"]}}, r"probe\.prompts, 'Щ': .* is none of the"),
     ({"sample": {"top_k": 1000}}, "top_k must be from 1 to the vocabulary's"),
     ({"model": {"vocab_size": 5}}, "the tokenizer has"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),

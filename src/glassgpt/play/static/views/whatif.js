@@ -119,8 +119,7 @@ function nextCard(names) {
   lists.forEach((one, i) => { one.dataset.test = i ? 'after-bars' : 'before-bars'; });
   const where = h('span.soft');
   const numbers = h('div', {'data-test': 'effect'});
-  it.body.append(h('div.row', {}, key(SERIES), where), numbers, 
-    lists.map(list => [h('h3', {}, list.ariaLabel), list]));
+  it.body.append(h('div.row', {}, key(SERIES), where), numbers, ...lists.flatMap(list => [h('h3', {}, list.ariaLabel), list]));
   let effect = null;
   exportable(it, {name: 'what-if', canvas: together(lists), rows: () => [['id', 'token', 'logit before', 'logit after', 'before', 'after'],
     ...Array.from(effect.ranks, id => [id, names[id], effect.before[id], effect.after[id], effect.p[id], effect.q[id]])]});
