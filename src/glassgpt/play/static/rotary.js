@@ -1,6 +1,6 @@
 // Rotary positions (Su et al., 2021), before and after: what turning queries and keys does to a score.
 
-import {chart} from './charts.js';
+import {chart, plain} from './charts.js';
 import {css, named} from './colors.js';
 import {exportable} from './export.js';
 import {rowOf, stripRows, sum, terms} from './headrow.js';
@@ -123,13 +123,13 @@ function distanceCard({signal, pieces, turns}) {
   let now = null;
   const series = () => {
     const {row, t, s, vectors} = now, keys = Array.from({length: t + 1}, (_, i) => t - i);
-    const line = (name, score) => ({name, x: keys.map(key => t - key), y: keys.map(score), text: keys.map(key => pieces[key])});
+    const line = (name, score) => ({name, x: keys.map(key => t - key), y: keys.map(score), text: keys.map(key => plain(pieces[key]))});
     const distances = [...pieces.keys()];
     return [
       line('with rotation', key => row.scores[key]),
       line('without', key => vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, key))),
       ...s > t ? [] : [{
-        name: 'the chosen key', x: distances, y: distances.map(x => scoreAt(now, x, turns)), text: distances.map(() => pieces[s]),
+        name: 'the chosen key', x: distances, y: distances.map(x => scoreAt(now, x, turns)), text: distances.map(() => plain(pieces[s])),
       }],
     ];
   };

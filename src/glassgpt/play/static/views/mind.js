@@ -2,7 +2,7 @@
 
 import {latest, post} from '../api.js';
 import {attributionCards} from '../attribution.js';
-import {chart} from '../charts.js';
+import {chart, plain} from '../charts.js';
 import {css, named, onTheme} from '../colors.js';
 import {exportable} from '../export.js';
 import {depthName, lensCard, pager, streamCard, windowSize} from '../lensgrid.js';
@@ -107,7 +107,7 @@ function ranksCard({signal, names}) {
     label: 'Rank and probability over the layers', signal, height: 380,
     traces: () => (now ? now.series.flatMap((id, i) => {
       const common = {
-        name: nameOf(id), x: depths().map(shortDepth), mode: 'lines+markers', line: {color: named(i)}, marker: {symbol: i % 4, size: 7},
+        name: plain(nameOf(id)), x: depths().map(shortDepth), mode: 'lines+markers', line: {color: named(i)}, marker: {symbol: i % 4, size: 7},
         legendgroup: String(id),
       };
       return [{...common, y: values(now.found.watch_rank, i).map(rank => rank + 1), hovertemplate: 'rank %{y}'},
@@ -117,7 +117,7 @@ function ranksCard({signal, names}) {
       showlegend: true, margin: {t: 30}, hovermode: 'x', xaxis: {anchor: 'y2', type: 'category', title: {text: 'depth'}},
       yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1, tickformat: ',d'},
       yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero',
-        exponentformat: 'power', domain: [0, 0.42], title: {text: 'probability'}},
+        exponentformat: 'e', domain: [0, 0.42], title: {text: 'probability'}},
     }),
   });
   lines.dataset.test = 'rank-chart';
