@@ -101,7 +101,8 @@ export function swatch(color, signal) {
 }
 
 /** The colours of a matrix from its lowest to its highest value, with what these are. */
-export const ramp = (kind, low, high, signal) => [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
+export const ramp = (kind, low, high, signal) =>
+  [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
 
 /** Something that went wrong, or is not there, in words. */
 export const notice = (text, kind = '') => h(kind ? `p.notice.${kind}` : 'p.notice', {role: kind === 'error' ? 'alert' : 'status'}, text);
