@@ -1,13 +1,13 @@
 // A run's history, and then what it goes on to write.
 
-import {follow, get} from './api.js';
+import {follow, get, latest} from './api.js';
 
 // Rows that are added before the history is loaded anew, thinned: so that a chart never has many more than the history gives.
 const MOST_ADDED = 1500;
 
 /**
  * Load a run's history and follow it until `signal` aborts. heard.loaded(history): all of it, at first and whenever the run was cut back
- * or grew much; heard[event](data): what is new: metrics, samples, snapshots, checkpoints, status; heard.connected(isOpen).
+ * or grew much; heard[event](data): what is new: metrics, samples, snapshots, checkpoints, status; heard.connected(isOpen, why).
  * added(): how many rows were added to the last history.
  */
 export async function followRun(model, {loaded, connected, added, ...heard}, signal) {
@@ -15,22 +15,27 @@ export async function followRun(model, {loaded, connected, added, ...heard}, sig
 
   async function load() {
     waiting = [];
-    const history = await get('/api/history', {model}, signal);
-    const came = waiting;
-    waiting = null;
-    loaded(history);
-    came.forEach(([name, data]) => take(name, data));
-    return history;
+    try {
+      const history = await get('/api/history', {model}, signal);
+      loaded(history);
+      return history;
+    } finally {
+      const came = waiting;
+      waiting = null;
+      came.forEach(([name, data]) => take(name, data));
+    }
   }
 
-  function again() {
-    if (waiting) waiting.length = 0;
-    // One that cannot be read just now is asked for once more with the next reset, or when the server is there again.
-    load().catch(error => signal.aborted || connected(false, error.message));
-  }
+  const again = latest(async () => {
+    try {
+      await load();
+    } catch (error) {
+      if (!signal.aborted) connected(false, error.message);
+    }
+  });
 
   function take(name, data) {
-    if (name === 'reset') return again();
+    if (name === 'reset') return void again();
     if (waiting) return void waiting.push([name, data]);
     heard[name](data);
     if (name === 'metrics' && added() > MOST_ADDED) again();
