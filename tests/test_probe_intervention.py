@@ -161,6 +161,8 @@ def test_edits_do_not_depend_on_their_order() -> None:
     model, ids = small(), token_ids()
     one, other = Edit("head", 0, 2, position=1), Edit("head", 0, 2, position=6, by="mean")
     assert torch.equal(logits_of(model, ids, one, other), logits_of(model, ids, other, one))
+    everywhere = Edit("head", 0, 2, by="mean")
+    assert torch.equal(logits_of(model, ids, one, everywhere), logits_of(model, ids, everywhere))
 
 
 @torch.no_grad()

@@ -80,6 +80,7 @@ def principal_components(table: Tensor, n: int = 3) -> Components:
     A component has no sign of its own: here its largest loading is positive, so that the map of a checkpoint does not flip over.
     Components that a narrow table does not have are 0.
     """
+    table = _where_float64_is(table)
     mean = table.mean(dim=0, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(_gram(table, mean))  # ascending
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)[:, :n]
@@ -101,6 +102,7 @@ def singular_values(weight: Tensor) -> Tensor:
     """
     if weight.dim() != 2:
         raise UserError(f"a spectrum is that of a matrix, and these weights have the shape {tuple(weight.shape)}")
+    weight = _where_float64_is(weight)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     squares = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
     values: Tensor = squares.flip(0).clamp(min=0).sqrt()
@@ -114,6 +116,10 @@ def _gram(table: Tensor, mean: Tensor) -> Tensor:
         centred = rows - mean
         total.addmm_(centred.T, centred)
     return total
+
+
+def _where_float64_is(x: Tensor) -> Tensor:
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def _in_float64(table: Tensor) -> Iterator[Tensor]:
