@@ -27,7 +27,6 @@ import torch
 import torch._dynamo  # training loads it in the end: a second that each forked child need not spend
 
 from forking import fork, wait_until
-from glassgpt import files
 from glassgpt.checkpoint import checkpoint_paths
 from glassgpt.config import TrainConfig
 from glassgpt.data.prepare import prepare
@@ -97,18 +96,25 @@ def differences(one: Path, other: Path) -> list[str]:
         differing.append("metrics.jsonl")
     if (one / "samples.md").read_bytes() != (other / "samples.md").read_bytes():
         differing.append("samples.md")
+    if probes_of(one) != probes_of(other):
+        differing.append("probes")
     return differing
+
+
+def probes_of(run: Path) -> dict[str, bytes]:
+    """A run's probe snapshots by their file names."""
+    return {path.name: path.read_bytes() for path in (run / "probes").glob("*")}
 
 
 def slow_disk(seconds: float = 0.002) -> None:
     """From now on each flush waits a little longer, as on a busy disk: on a RAM disk a save is too short to be hit."""
-    flush = files.flush_to_disk
+    flush = os.fsync
 
-    def slow_flush(path: Path) -> None:
+    def slow_flush(file: int) -> None:
         time.sleep(seconds)
-        flush(path)
+        flush(file)
 
-    mock.patch("glassgpt.files.flush_to_disk", slow_flush).start()
+    mock.patch("os.fsync", slow_flush).start()
 
 
 @contextmanager
@@ -131,45 +137,47 @@ def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
         train(config, run, progress=Quiet())
 
 
-def _partials(run: Path) -> set[tuple[str, int, int]]:
-    """Name, inode and time of each checkpoint that is only half there: one that an earlier kill left is thus told apart."""
+def _partials(folder: Path) -> set[tuple[str, int, int]]:
+    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus told apart."""
     found = set()
-    for path in (run / "checkpoints").glob(".partial-[0-9]*"):
+    for path in folder.glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
             try:
                 status = path.stat()
-            except FileNotFoundError:  # renamed meanwhile: that save is done
+            except FileNotFoundError:  # renamed meanwhile: that is done
                 continue
             found.add((path.name, status.st_ino, status.st_ctime_ns))
     return found
 
 
 class Killer:
-    """Starts the trainer and kills it, at one of three kinds of moment."""
+    """Starts the trainer and kills it, at one of four kinds of moment."""
 
     def __init__(self, config: TrainConfig, run: Path, draw: random.Random) -> None:
         self.config, self.run, self.draw = config, run, draw
-        self.kills = self.in_save = self.before_config = 0
+        self.kills = self.in_save = self.in_probe = self.before_config = 0
+        self.folders = {"save": run / "checkpoints", "probe": run / "probes"}
         self.steps: list[int] = []
 
     def kill_once(self, kind: str) -> None:
-        """`start`: soon after the start. `step`, `save`: after progress, at any time or once a save has begun."""
-        known, before = _partials(self.run), self._last_step()
+        """`start`: soon after the start. `step`, `save`, `probe`: after progress, at any time or once a save or a snapshot has begun."""
+        known, before = {kind: _partials(folder) for kind, folder in self.folders.items()}, self._last_step()
         child = fork(self._train)
         if kind == "start":
             wait_until(child, self.run.exists)
             self._sleep(0.04)
         else:
             wait_until(child, lambda: self._last_step() > before)
-            if kind == "save":
-                seen = _partials(self.run)
-                wait_until(child, lambda: bool(_partials(self.run) - seen))
-            self._sleep(0.02 if kind == "save" else 0.1)
+            if kind in self.folders:
+                seen = _partials(self.folders[kind])
+                wait_until(child, lambda: bool(_partials(self.folders[kind]) - seen))
+            self._sleep({"save": 0.02, "probe": 0.001}.get(kind, 0.1))
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             raise SystemExit(f"the trainer ended by itself after {self.kills} kills: too few steps, or an error above")
         self.kills += 1
-        self.in_save += bool(_partials(self.run) - known)
+        self.in_save += bool(_partials(self.folders["save"]) - known["save"])
+        self.in_probe += bool(_partials(self.folders["probe"]) - known["probe"])
         self.before_config += not RunDirectory(self.run).is_run
         self.steps.append(self._last_step())
 
@@ -199,7 +207,8 @@ def finish(action: Callable[[], object]) -> None:
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a run at least `kills` times, a quarter of them inside a save, let it end, and compare it with a quiet one."""
+    """Kill a run at least `kills` times, a quarter of them inside a save and some inside a snapshot, let it end, and compare it with a
+    quiet one."""
     torch.set_num_threads(1)
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     config = tiny_config(
@@ -216,8 +225,8 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     killer = Killer(config, run, random.Random(seed))
     for _ in range(2):
         killer.kill_once("start")  # while there is hardly a run yet
-    while killer.kills < kills or killer.in_save < kills // 4:
-        for kind in killer.draw.sample(["start", "step", "step", "save", "save"], k=5):
+    while killer.kills < kills or killer.in_save < kills // 4 or killer.in_probe < kills // 10:
+        for kind in killer.draw.sample(["start", "step", "step", "save", "save", "probe"], k=6):
             killer.kill_once(kind)
     finish(lambda: _begin_or_go_on(config, run))
     left = [path.name for path in run.rglob(".partial-*")]
@@ -225,6 +234,7 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "kills": killer.kills,
         "in_save": killer.in_save,
+        "in_probe": killer.in_probe,
         "before_config": killer.before_config,
         "steps": killer.steps,
         "left_behind": left,

@@ -106,7 +106,7 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
     assert stop.value.code == 0
     text = " ".join(line.strip(" │") for line in capsys.readouterr().out.splitlines())
     for option, value in option_defaults(recipe("shakespeare-cpu")):
-        shown = "none" if value in (None, {}) else {"\n": r"'\n'"}.get(value if isinstance(value, str) else "", str(value))
+        shown = "none" if value in (None, {}, []) else {"\n": r"'\n'"}.get(value if isinstance(value, str) else "", str(value))
         # The option, its help (which has a sentence to say), and the default before the next option begins.
         found = re.search(rf"{option}(?:,? \S+)? (?P<help>(?:(?! --).)*?) ?\(default: (?P<default>[^)]*)\)", text)
         assert found, option
@@ -508,6 +508,15 @@ def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(training: mock.Mo
         capsys.readouterr()
         assert f"{option} and --data.mixture exclude" in fails(capsys, "train", option, "c.txt", "--data.mixture", "a.txt=1")
     assert trained_config(training, "demo", "--data.mixture", "a.txt=1", "b.txt=2").data.sources == ("a.txt", "b.txt")
+
+
+def test_texts_to_look_into_the_model_with_come_one_after_the_other(training: mock.Mock, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('steps = 3\n[probe]\nprompts = ["a b", "c"]\n')
+    for given, expected in (([], ["a b", "c"]), (["none"], []), (["d e", "-5", "none"], ["d e", "-5", "none"])):
+        options = ["--probe.prompts", *given] if given else []
+        config = trained_config(training, str(file), *options, "--probe.tokens", "7")
+        assert (config.probe.prompts, config.probe.tokens) == (expected, 7)
 
 
 def test_a_recipe_that_needs_a_model_says_so(capsys: Capture) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glassgpt.config import DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, recipe, recipe_names
+from glassgpt.config import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig, recipe, recipe_names
 from glassgpt.errors import UserError
 
 SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelConfig(context_length=16))
@@ -45,6 +45,10 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"optim": {"min_lr_ratio": 1.1}}, ["optim.min_lr_ratio", "from 0 to 1"]),
         ({"sample": {"top_p": 0.0}}, ["sample.top_p", "above 0"]),
         ({"sample": {"prompt": ""}}, ["sample.prompt", "at least one character"]),
+        ({"probe": {"prompts": "the"}}, ["probe.prompts", "a list, each item of it a string", "'the'"]),
+        ({"probe": {"prompts": ["the", 3]}}, ["probe.prompts", "a list, each item of it a string", "3"]),
+        ({"probe": {"prompts": ["the", ""]}}, ["probe.prompts", "at least one character"]),
+        ({"probe": {"tokens": -1}}, ["probe.tokens", "at least 0"]),
         ({"seed": -1}, ["seed", "at least 0", "-1"]),
         ({"steps": 0}, ["steps", "at least 1", "0"]),
         # impossible together
@@ -188,6 +192,7 @@ def test_every_field_comes_back_from_toml() -> None:
             skip_outliers=3.5,
         ),
         sample=SampleConfig(prompt="\n\t'😀\\", count=3, max_new_tokens=9, temperature=0.0, top_k=4, top_p=0.5, min_p=0.1),
+        probe=ProbeConfig(prompts=["the", "\n'Да"], tokens=7),
         init_from="runs/x@best",
         epochs=1.5,
         batch_tokens=64,
@@ -212,7 +217,7 @@ def test_every_field_comes_back_from_toml() -> None:
         keep_checkpoints=5,
     )
     default = TrainConfig(steps=1)
-    for section in (None, "model", "data", "optim", "sample"):
+    for section in (None, "model", "data", "optim", "sample", "probe"):
         mine, plain = (getattr(c, section) if section else c for c in (config, default))
         same = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(plain, f.name)]
         assert set(same) <= {"validation_source", "batch_start"}, "a field at its default proves nothing here"

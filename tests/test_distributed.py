@@ -18,7 +18,7 @@ import safetensors.torch
 
 from glassgpt.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.errors import UserError
-from kill_harness import differences, records_of, tiny_config, write_text
+from kill_harness import differences, probes_of, records_of, tiny_config, write_text
 from rank_harness import Ended, Harness
 
 pytestmark = pytest.mark.distributed
@@ -198,6 +198,10 @@ def test_recomputed_and_compiled_blocks_train_alike(harness: Harness, tmp_path: 
     assert losses_of(tmp_path / "selective") == plain
     assert losses_of(tmp_path / "full") == plain
     assert losses_of(tmp_path / "compiled") == pytest.approx(plain, rel=1e-6)
+    # What the first rank looks into before the first update is the same model, whole.
+    assert len({probes_of(tmp_path / name)["000000.safetensors"] for name in variants}) == 1
+    harness.run(0, "train", config={**config, "strategy": "auto", "steps": 1}, out=tmp_path / "one")
+    assert probes_of(tmp_path / "one")["000000.safetensors"] == probes_of(tmp_path / "plain")["000000.safetensors"]
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp", "none"), ("fsdp", "full")])

@@ -82,6 +82,7 @@ def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["kills"] >= 20
     assert outcome["in_save"] >= 5  # a `.partial-` directory is left and no final one
+    assert outcome["in_probe"] >= 2  # a `.partial-` file likewise
     assert outcome["differences"] == outcome["left_behind"] == []
     assert len(set(outcome["steps"])) >= 5  # kills all over the run, and progress between them
 

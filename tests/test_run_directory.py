@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from glassgpt.errors import UserError
+from glassgpt.files import write_atomic
 from glassgpt.run_directory import MetricsLog, RunDirectory
 from glassgpt.training import resume, train
-from kill_harness import Quiet, lightly, tiny_config, write_text
+from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text
 
 NOBODY = 65534
 # What a model may write at its worst: nothing, headings of its own, and every kind of line end.
@@ -134,7 +135,9 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_clear_removes_a_run_and_nothing_else(run: RunDirectory) -> None:
     (run.checkpoints / "000005").mkdir(parents=True)
-    (run.checkpoints / "000005" / "state.json").write_text("{}")
+    run.probes.mkdir()
+    for path in (run.checkpoints / "000005" / "state.json", run.probe_path(5)):
+        path.write_text("{}")
     for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json", "notes.txt"):
         (run.path / name).write_text("x")
     run.clear()
@@ -271,12 +274,14 @@ def written(run: RunDirectory, steps: int) -> None:
     """An evaluation with samples at 0, 2, 4, …, and a record of each step."""
     draw = random.Random(0)
     metrics = MetricsLog(run.metrics_path)
+    run.probes.mkdir()
     for step in range(steps + 1):
         if step:
             metrics.write({"step": step, "loss": step / 7})
         if step % 2 == 0:
             metrics.write({"step": step, "val_loss": step / 3})
             run.append_samples(step, [draw.choice(AWKWARD) for _ in range(3)])
+            write_atomic(run.probe_path(step), str(step))
     metrics.close()
 
 
@@ -287,9 +292,12 @@ def test_cutting_back_gives_the_files_as_they_were_at_that_step(tmp_path: Path, 
         run.path.mkdir()
         run.cut_back(0)  # as a run begins
         written(run, steps)
+    (longer.probes / ".partial-000002.safetensors.7-8").write_text("killed")
     longer.cut_back(step)
     assert longer.metrics_path.read_bytes() == shorter.metrics_path.read_bytes()
     assert longer.samples_path.read_bytes() == shorter.samples_path.read_bytes()
+    assert probes_of(longer.path) == probes_of(shorter.path)
+    assert longer.probed_steps == [probed for probed in (0, 2, 4, 6) if probed <= step]
 
 
 def test_cutting_back_drops_the_line_that_a_killed_process_left_half_written(run: RunDirectory) -> None:

@@ -559,6 +559,7 @@ def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Pa
         {"eval_every": 0},
         {"eval_tokens": 20},
         {"checkpoint_every": 1, "keep_checkpoints": 1},
+        {"probe": {"tokens": 0}},
         {"name": "another"},
     ],
     ids=str,
@@ -654,6 +655,7 @@ def _one_without_gradient(model: GPT) -> Tensor:
 REFUSED = [
     ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "needs at least 8,001"),
     ({"sample": {"prompt": "Ω"}}, "'Ω'"),
+    ({"probe": {"prompts": ["the", "Щ"]}}, r"probe\.prompts, 'Щ': .* is none of the"),
     ({"sample": {"top_k": 1000}}, "top_k must be from 1 to the vocabulary's"),
     ({"model": {"vocab_size": 5}}, "the tokenizer has"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
