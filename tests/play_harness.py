@@ -75,7 +75,7 @@ def write_run(path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None 
     path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     for step in steps:
-        weights = dict(lively_model(config, seed=step).named_parameters())
+        weights: dict[str, torch.Tensor] = dict(lively_model(config, seed=step).named_parameters())
         state = TrainingState(step=step, best_step=steps[0], val_loss=1.0)
         save_checkpoint(run.checkpoints, Snapshot(weights, {}), config, tokenizer, state)
     return run

@@ -1,5 +1,6 @@
 """The page's numbers: each answer over HTTP holds what the model's own tensors are."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
     states = client.answer("merges", model=1, text=TEXT)["states"]
     assert [visible(bytes([byte])) for byte in TEXT.encode()] == states[0]
     assert states[-1] == client.answer("tokens", model=1, text=TEXT)["pieces"]
-    assert [len(a) > len(b) for a, b in zip(states, states[1:], strict=False)] == [True] * (len(states) - 1)
+    assert [len(a) > len(b) for a, b in itertools.pairwise(states)] == [True] * (len(states) - 1)
     assert client.ask("merges", model=0, text=TEXT)[0] == 400
 
 
@@ -337,7 +338,7 @@ def test_a_mistake_is_told(client: Client, path: str, question: dict[str, Any], 
 def test_packed_arrays_are_read_as_they_were() -> None:
     """Of each dtype, with header lengths of every remainder by 8, empty arrays and numbers that JSON does not have."""
     for length in range(9):
-        arrays = {
+        arrays: dict[str, Any] = {
             "a": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),
             "b": torch.arange(3),
             "c": np.arange(5, dtype=np.uint8),
