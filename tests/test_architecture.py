@@ -20,14 +20,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.play commands.shared console parsing
 play.server play.app play.assets play.answers play.follow play.workshop play.offers play.questions play.packing play.guard report plan bench
-training recorder
-trainer room pace probe probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture probe.bounds dataset_view
-tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim
-recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware data.training_data
-data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches data.tokens
-data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers hf_tokenizer
-vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked seeding
-published json_text files errors
+training recorder trainer room pace probe probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture
+probe.bounds dataset_view tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint
+generation writing scale optim recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary
+hardware data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches
+data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers
+hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked
+seeding published json_text files errors
 """.split()
 
 # Who may import what, besides the standard library.
