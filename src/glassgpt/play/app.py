@@ -46,7 +46,6 @@ ABOUT_TEXTS: dict[str, tuple[type[questions.SeenQuestion], Callable[[Held, Any, 
     "predictions": (questions.SeenQuestion, answers.expectations),
     "head": (questions.HeadQuestion, answers.head),
     "vectors": (questions.HeadQuestion, answers.vectors),
-    "lens": (questions.LensQuestion, answers.lens),
     "attribution": (questions.AttributionQuestion, answers.attribution),
     "next": (questions.NextQuestion, answers.next_logits),
 }
@@ -65,6 +64,7 @@ class Play:
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             "/": ("GET", self._index),
             "/api/offers": ("GET", self._offers),
+            "/api/lens": ("POST", self._lens),
             "/api/write": ("POST", self._write),
             "/api/history": ("GET", self._history),
             "/api/snapshot": ("GET", self._snapshot),
@@ -131,6 +131,12 @@ class Play:
         question, held = await self._asked(kind, request)
         seen = answers.seen_by(self._workshop.captures, held)
         return _answered(await _unless_gone(request, self._workshop.compute(lambda: answer(held, question, seen))))
+
+    async def _lens(self, request: Request) -> Response:
+        question, held = await self._asked(questions.LensQuestion, request)
+        seen = answers.seen_by(self._workshop.captures, held)
+        work = self._workshop.compute_in_turns(lambda: answers.lens(held, question, seen))
+        return _answered(await _unless_gone(request, work))
 
     async def _write(self, request: Request) -> Response:
         question, held = await self._asked(questions.WriteQuestion, request)

@@ -179,6 +179,13 @@ class Workshop:
             raise Busy("too many questions wait for an answer; try again in a moment")
         return await self._turn(work)
 
+    async def compute_in_turns(self, make: Callable[[], Generator[None, None, T]]) -> T:
+        """The same for a long piece of work, which yields where others may have their turn."""
+        steps = await self.compute(make)
+        while (result := await self._turn(lambda: _step(steps))) is None:
+            pass
+        return result[0]
+
     async def _turn(self, work: Callable[[], T]) -> T:
         self._waiting += 1
         try:
@@ -208,6 +215,15 @@ class Workshop:
         """End the threads, behind what is being computed."""
         self._computing.close(timeout)
         self._loading.close(0.0)
+
+
+def _step(steps: Generator[None, None, T]) -> tuple[T] | None:
+    """One step of a long piece of work, and its result at its end."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return (end.value,)
+    return None
 
 
 def take(items: Iterable[T], seconds: float) -> list[T]:
