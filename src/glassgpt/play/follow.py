@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..probe.snapshot import read_probe
-from ..report import thinned
+from ..report import smoothed, thinned
 from ..run_directory import RunDirectory
 from .offers import kept_checkpoints
 from .packing import pack
@@ -26,6 +26,8 @@ Record = dict[str, Any]
 Event = tuple[str, Any]
 
 COLUMNS = ("step", "loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes", "peak_share", "tokens_seen", "seconds")
+SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
+"""Columns that have a `_mean` beside them."""
 MOST_ROWS = 3000
 """Training steps of a history: about two a pixel."""
 MOST_BYTES = 1 << 20
@@ -205,10 +207,21 @@ def history(run: RunDirectory) -> Record:
 
 
 def columns(training: Sequence[Record]) -> dict[str, list[Any]]:
-    """Training records as columns, of at most `MOST_ROWS` of them: those that draw the same curve of the loss."""
-    losses = np.array([float(record["loss"]) if _is_number(record["loss"]) else np.nan for record in training])
-    kept = [training[i] for i in thinned(losses, MOST_ROWS)]
-    return {name: [record[name] if _is_number(record.get(name)) else None for record in kept] for name in COLUMNS}
+    """Training records as columns, of at most `MOST_ROWS` of them: those that draw the same curve of the loss.
+
+    What cannot be made from some of them is made from all: `loss_mean` and its like, smoothed as in a report, and `time`, the seconds
+    in training steps so far.
+    """
+    kept = thinned(_column(training, "loss"), MOST_ROWS)
+    window = 2 * max(1, len(training) // 50) + 1
+    made = {f"{name}_mean": smoothed(_column(training, name), window) for name in SMOOTHED}
+    made["time"] = np.nancumsum(_column(training, "seconds"))
+    read = {name: [training[i][name] if _is_number(training[i].get(name)) else None for i in kept] for name in COLUMNS}
+    return read | {name: [float(value) if np.isfinite(value) else None for value in values[kept]] for name, values in made.items()}
+
+
+def _column(training: Sequence[Record], name: str) -> np.ndarray:
+    return np.array([float(record[name]) if _is_number(record.get(name)) else np.nan for record in training])
 
 
 def _is_number(value: Any) -> bool:
