@@ -14,6 +14,7 @@ from torch import Tensor
 import glassgpt
 from glassgpt.hf import export_hf
 from glassgpt.model import GPT
+from glassgpt.play import answers
 from glassgpt.play.packing import pack
 from glassgpt.probe import Edit, capture, edited
 from glassgpt.tokenizers import BPETokenizer, Tokenizer
@@ -184,7 +185,10 @@ def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], 
         same(found["logits"], logits[-1 if position is None else position], 1e-5)  # the head on one row, and on all
 
 
-def test_the_lens_ends_in_the_models_own_expectation(client: Client, model: GPT, ids: list[int], number: int) -> None:
+def test_the_lens_ends_in_the_models_own_expectation(
+    client: Client, model: GPT, ids: list[int], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LENS_POSITIONS", 3)
     watch = [5, ids[3]]
     found = client.answer("lens", model=number, ids=ids, start=2, stop=9, k=4, watch=watch)
     with torch.no_grad(), capture(model) as seen:

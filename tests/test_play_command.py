@@ -49,7 +49,7 @@ def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         address = bind(None, None)
         number = address.listener.getsockname()[1]
         assert server.PORT < number < server.PORT + server.PORTS_TRIED
-        assert address.url == f"http://localhost:{number}/"
+        assert address.url == f"http://127.0.0.1:{number}/"
         assert address.door.token is None
         address.listener.close()
         monkeypatch.setattr(server, "PORTS_TRIED", 1)
@@ -87,7 +87,7 @@ def test_a_process_is_started_asked_and_interrupted(tmp_path: Path, stop: signal
     )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://localhost:(\d+)/", process.stdout.readline())
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
         assert found
         client = Client(int(found[1]))
         offers = client.get("/api/offers")[1]["offers"]

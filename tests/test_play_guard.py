@@ -476,7 +476,7 @@ def test_a_text_ends_when_nobody_reads_it(served: Served) -> None:
     assert served.workshop._streams == 1
     connection.close()
     until(lambda: served.workshop._streams == 0, seconds=2)
-    until(lambda: served.workshop._waiting == 0, seconds=2)
+    until(lambda: served.workshop.computing.waiting == 0, seconds=2)
 
 
 def test_a_long_text_lets_others_have_their_turn(served: Served) -> None:
@@ -499,16 +499,16 @@ def test_waiting_questions_are_bounded_and_forgotten_with_their_clients(served: 
     import threading
 
     gate, begun = threading.Event(), []
-    served.workshop._computing.submit(gate.wait)
+    served.workshop.computing.submit(gate.wait)
     asked = [connected(served.client, post({"model": 0, "ids": [i + 1]}, "next")) for i in range(workshop.MOST_WAITING)]
     try:
-        until(lambda: served.workshop._waiting == workshop.MOST_WAITING)
+        until(lambda: served.workshop.computing.waiting == workshop.MOST_WAITING)
         status, headers, _ = served.client.request("POST", "/api/next", IDS, JSON)
         assert (status, headers["retry-after"]) == (429, "1")
         for connection in asked[1:]:
             connection.close()
-        until(lambda: served.workshop._waiting == 1)
-        served.workshop._computing.submit(lambda: begun.append(1))
+        until(lambda: served.workshop.computing.waiting == 1)
+        served.workshop.computing.submit(lambda: begun.append(1))
     finally:
         gate.set()
     assert asked[0].recv(100).startswith(b"HTTP/1.1 200")

@@ -92,9 +92,8 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
-    """What logits (n, V) give the tokens (n,) that were drawn: (n,)."""
-    logits = logits.float()
-    return (logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)).exp()
+    """What logits (n, V) give the tokens (n,) that were drawn: (n, 1)."""
+    return logits.float().softmax(dim=-1).gather(-1, tokens[:, None])
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -272,7 +271,7 @@ def _stream(writer: _Writer, texts: list[_Text], choose: Callable[[Tensor], Tens
             logits = writer.next_logits()
             tokens = choose(logits)
             probabilities = probability_of(tokens.to(logits.device), logits).tolist()
-            for sample, (token, text, probability) in enumerate(zip(tokens.tolist(), texts, probabilities, strict=True)):
+            for sample, (token, text, (probability,)) in enumerate(zip(tokens.tolist(), texts, probabilities, strict=True)):
                 if not text.done:
                     yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample, probability)
             if all(text.done for text in texts):

@@ -46,7 +46,6 @@ ABOUT_TEXTS: dict[str, tuple[type[questions.SeenQuestion], Callable[[Held, Any, 
     "predictions": (questions.SeenQuestion, answers.expectations),
     "head": (questions.HeadQuestion, answers.head),
     "vectors": (questions.HeadQuestion, answers.vectors),
-    "lens": (questions.LensQuestion, answers.lens),
     "attribution": (questions.AttributionQuestion, answers.attribution),
     "next": (questions.NextQuestion, answers.next_logits),
 }
@@ -65,6 +64,7 @@ class Play:
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
             "/": ("GET", self._index),
             "/api/offers": ("GET", self._offers),
+            "/api/lens": ("POST", self._lens),
             "/api/write": ("POST", self._write),
             "/api/history": ("GET", self._history),
             "/api/snapshot": ("GET", self._snapshot),
@@ -117,20 +117,26 @@ class Play:
 
     async def _offers(self, request: Request) -> Response:
         _require_no_parameters(request)
-        told = await asyncio.to_thread(self._workshop.offers.told)
+        told = await self._workshop.reading.ask(self._workshop.offers.told)
         limits = {"tokens": questions.MOST_TOKENS, "samples": questions.MOST_SAMPLES, "new_tokens": questions.MOST_NEW_TOKENS}
         return _json({"version": self._version, "device": str(self._workshop.device), "offers": told, "limits": limits})
 
     async def _about_model(self, kind: type[questions.Question], answer: Callable[[Held, Any], Answer], request: Request) -> Response:
         question, held = await self._asked(kind, request)
-        return _answered(await _unless_gone(request, self._workshop.compute(lambda: answer(held, question))))
+        return _answered(await _unless_gone(request, self._workshop.computing.ask(lambda: answer(held, question))))
 
     async def _about_text(
         self, kind: type[questions.SeenQuestion], answer: Callable[[Held, Any, answers.Capturing], Answer], request: Request
     ) -> Response:
         question, held = await self._asked(kind, request)
         seen = answers.seen_by(self._workshop.captures, held)
-        return _answered(await _unless_gone(request, self._workshop.compute(lambda: answer(held, question, seen))))
+        return _answered(await _unless_gone(request, self._workshop.computing.ask(lambda: answer(held, question, seen))))
+
+    async def _lens(self, request: Request) -> Response:
+        question, held = await self._asked(questions.LensQuestion, request)
+        seen = answers.seen_by(self._workshop.captures, held)
+        work = self._workshop.compute_in_turns(lambda: answers.lens(held, question, seen))
+        return _answered(await _unless_gone(request, work))
 
     async def _write(self, request: Request) -> Response:
         question, held = await self._asked(questions.WriteQuestion, request)
@@ -148,18 +154,20 @@ class Play:
 
     async def _history(self, request: Request) -> Response:
         run = self._run(questions.read_parameters(questions.RunQuestion, request.query_params.multi_items()))
-        return Response(await asyncio.to_thread(lambda: json_text(follow.history(run))), media_type="application/json")
+        return Response(await self._workshop.reading.ask(lambda: json_text(follow.history(run))), media_type="application/json")
 
     async def _snapshot(self, request: Request) -> Response:
         question = questions.read_parameters(questions.SnapshotQuestion, request.query_params.multi_items())
-        return _answered(await asyncio.to_thread(follow.snapshot, self._run(question), question.step))
+        run = self._run(question)
+        return _answered(await self._workshop.reading.ask(lambda: follow.snapshot(run, question.step)))
 
     async def _events(self, request: Request) -> Response:
         parameters = request.query_params.multi_items()
         after = [value for name, value in parameters if name == "after"]
         question = questions.read_parameters(questions.RunQuestion, [(name, value) for name, value in parameters if name != "after"])
         cursor = request.headers.get("last-event-id") or (after[-1] if after else None)
-        follower = await asyncio.to_thread(follow.Follower, self._run(question), cursor)
+        run = self._run(question)
+        follower = await self._workshop.reading.ask(lambda: follow.Follower(run, cursor))
         return StreamingResponse(self._followed(follower), media_type="text/event-stream")
 
     async def _followed(self, follower: follow.Follower) -> AsyncIterator[bytes]:

@@ -1,6 +1,8 @@
 """The page's server: where it listens, for how long a client may keep it waiting, and how it ends."""
 
 import asyncio
+import errno
+import os
 import secrets
 import socket
 import sys
@@ -17,7 +19,7 @@ from ..errors import UserError
 from .app import create_app
 from .assets import page_files
 from .guard import LOOPBACK_NAMES, MOST_HEAD, Application, Door
-from .offers import Offers
+from .offers import Offers, offers_for
 from .workshop import Workshop
 
 PORT = 7860
@@ -122,7 +124,8 @@ def bind(host: str | None, port: int | None) -> Address:
     """
     listener = _listen(host or "127.0.0.1", port)
     number: int = listener.getsockname()[1]
-    shown = "localhost" if host is None else socket.gethostname() if host in ("0.0.0.0", "::") else host
+    # The address and not `localhost`: that may be ::1 first, where another program may listen.
+    shown = "127.0.0.1" if host is None else socket.gethostname() if host in ("0.0.0.0", "::") else host
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/"
     if host is None:
         return Address(listener, Door(), url)
@@ -156,8 +159,6 @@ def _listen(host: str, port: int | None) -> socket.socket:
 
 
 def _is_taken(error: OSError) -> bool:
-    import errno
-
     return error.errno == errno.EADDRINUSE
 
 
@@ -187,18 +188,21 @@ def server_for(app: Application, workshop: Workshop, listening: Callable[[], Non
     return PlayServer(config, workshop, listening)
 
 
+def has_screen() -> bool:
+    """Whether a browser can open a window: without one, Python would open one that runs in this terminal."""
+    return not sys.platform.startswith("linux") or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+
+
 def play(
     references: list[str], *, device: torch.device, host: str | None, port: int | None, browser: bool, say: Callable[[str], Any]
 ) -> None:
     """Open the page over models and runs, or over every run in ./runs, and serve it until interrupted. Raises `UserError`."""
-    from .offers import offers_for
-
     offers = offers_for(references)
     address = bind(host, port)
 
     def listening() -> None:
         say(f"glassgpt: {address.url} (Ctrl-C ends it)")
-        if browser:
+        if browser and has_screen():
             asyncio.get_running_loop().run_in_executor(None, webbrowser.open, address.url)
 
     serve(offers, device, address, listening)

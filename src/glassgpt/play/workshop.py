@@ -42,9 +42,11 @@ TURN = 0.03
 
 
 class Worker:
-    """A thread that does one piece of work after the other."""
+    """A thread that does one piece of work after the other, for the requests of one event loop."""
 
     def __init__(self, name: str) -> None:
+        self.waiting = 0
+        """Requests that wait or are worked for."""
         self._work: queue.SimpleQueue[tuple[Future[object], Callable[[], object]] | None] = queue.SimpleQueue()
         # A daemon: nobody who ends the program wants to wait for a download.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -55,6 +57,20 @@ class Worker:
         future: Future[T] = Future()
         self._work.put((future, work))  # type: ignore[arg-type]
         return future
+
+    async def ask(self, work: Callable[[], T]) -> T:
+        """The result of a piece of work, when its turn has come. Raises `Busy` where too many wait already."""
+        if self.waiting >= MOST_WAITING:
+            raise Busy("too many questions wait for an answer; try again in a moment")
+        return await self.turn(work)
+
+    async def turn(self, work: Callable[[], T]) -> T:
+        """The same for one who has had a turn before."""
+        self.waiting += 1
+        try:
+            return await asyncio.wrap_future(self.submit(work))
+        finally:
+            self.waiting -= 1
 
     def close(self, timeout: float) -> None:
         """End behind what is at hand, which is waited for so many seconds."""
@@ -131,9 +147,13 @@ class Workshop:
         self.offers = offers
         self.device = device
         self.captures = Captures()
-        self._computing, self._loading = Worker("glassgpt-compute"), Worker("glassgpt-load")
+        self.computing = Worker("glassgpt-compute")
+        """For all that runs a model."""
+        self.reading = Worker("glassgpt-read")
+        """For what takes its time on the disk."""
+        self._loading = Worker("glassgpt-load")
         self._held: OrderedDict[tuple[int, int | None], _Place] = OrderedDict()
-        self._waiting = self._streams = 0
+        self._streams = 0
 
     async def held(self, number: int, step: int | None) -> Held:
         """The model of an offer, loaded if need be: of a run, that of a step, None for its newest.
@@ -173,18 +193,12 @@ class Workshop:
         place.loading.add_done_callback(forget)
         return place
 
-    async def compute(self, work: Callable[[], T]) -> T:
-        """The result of a piece of work, when its turn has come. Cancelled before that, it is not begun. Raises `Busy`."""
-        if self._waiting >= MOST_WAITING:
-            raise Busy("too many questions wait for an answer; try again in a moment")
-        return await self._turn(work)
-
-    async def _turn(self, work: Callable[[], T]) -> T:
-        self._waiting += 1
-        try:
-            return await asyncio.wrap_future(self._computing.submit(work))
-        finally:
-            self._waiting -= 1
+    async def compute_in_turns(self, make: Callable[[], Generator[None, None, T]]) -> T:
+        """The result of a long piece of work, which yields where others may have their turn. Raises `Busy`."""
+        steps = await self.computing.ask(make)
+        while (result := await self.computing.turn(lambda: _step(steps))) is None:
+            pass
+        return result[0]
 
     async def stream(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[list[T]]:
         """What an iterator gives, a turn's worth at a time, others' work in between. It is closed where it is left, too.
@@ -195,19 +209,29 @@ class Workshop:
             raise Busy("too many texts are being written; try again in a moment")
         self._streams += 1
         try:
-            items = await self.compute(make)
+            items = await self.computing.ask(make)
             try:
-                while part := await self._turn(lambda: take(items, TURN)):
+                while part := await self.computing.turn(lambda: take(items, TURN)):
                     yield part
             finally:
-                self._computing.submit(items.close)
+                self.computing.submit(items.close)
         finally:
             self._streams -= 1
 
     def close(self, timeout: float = 5.0) -> None:
         """End the threads, behind what is being computed."""
-        self._computing.close(timeout)
+        self.computing.close(timeout)
+        self.reading.close(0.0)
         self._loading.close(0.0)
+
+
+def _step(steps: Generator[None, None, T]) -> tuple[T] | None:
+    """One step of a long piece of work, and its result at its end."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return (end.value,)
+    return None
 
 
 def take(items: Iterable[T], seconds: float) -> list[T]:
