@@ -139,14 +139,14 @@ def unpacked(data: bytes) -> dict[str, Any]:
 class Served:
     """A server in a thread."""
 
-    def __init__(self, offers: Offers, token: bool = False) -> None:
+    def __init__(self, offers: Offers, token: bool = False, files: Mapping[str, Asset] = FILES) -> None:
         address = bind("127.0.0.1" if token else None, 0)
         self.door: Door = address.door
         self.url = address.url
         self.client = Client(address.listener.getsockname()[1])
         self.workshop = Workshop(offers, torch.device("cpu"))
         listening = threading.Event()
-        self.server: PlayServer = server_for(create_app(self.workshop, FILES, address.door), self.workshop, listening.set)
+        self.server: PlayServer = server_for(create_app(self.workshop, files, address.door), self.workshop, listening.set)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         self._thread.start()
         assert listening.wait(20)
@@ -159,9 +159,9 @@ class Served:
 
 
 @contextmanager
-def serving(*references: Path | str, token: bool = False) -> Iterator[Served]:
-    """A server over these references."""
-    served = Served(Offers([str(reference) for reference in references], None), token)
+def serving(*references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES) -> Iterator[Served]:
+    """A server over these references, with a stand-in for the page's files unless they are given."""
+    served = Served(Offers([str(reference) for reference in references], None), token, files)
     try:
         yield served
     finally:

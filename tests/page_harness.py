@@ -1,0 +1,110 @@
+"""The page in a real Chromium, watched: nothing may leave the machine, and nothing may go wrong in its console."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VIEWS = ("text", "heads", "mind", "whatif", "write", "knows", "learned", "compare")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, headless, by Playwright. Skips where one of them is missing."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: the page is not opened (`apt-get install chromium`)")
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the page is not opened")
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox does not start as root
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *root])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Watched:
+    """A page of the playground, and all that was not as it should be."""
+
+    def __init__(self, browser: Any, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        self.url = url
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        scheme = "dark" if dark else "light"
+        self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+        self._context.route("**/*", self._let_through)
+        self.page = self._context.new_page()
+        self.page.on("console", lambda message: self._heard(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.set_default_timeout(20_000)
+
+    def _let_through(self, route: Any) -> None:
+        address = route.request.url
+        self.requests.append(address)
+        if urlsplit(address).netloc == urlsplit(self.url).netloc or urlsplit(address).scheme in ("data", "blob"):
+            route.continue_()
+        else:
+            self.problems.append(f"request to {address}")
+            route.abort()
+
+    def _heard(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.problems.append(f"{kind}: {text}")
+
+    def open(self, view: str, **state: Any) -> Any:
+        """Go to a view by its link and wait until it is shown. Returns Playwright's page."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.url}#{urlencode({'view': view, **state})}")
+        return self.ready(view)
+
+    def ready(self, view: str) -> Any:
+        """Wait until a view is shown."""
+        self.page.wait_for_selector(f'body[data-ready="{view}"]')
+        return self.page
+
+    def wait(self, condition: str, argument: Any = None) -> None:
+        """Wait until a JavaScript function gives true. (The page's policy forbids strings as code, but not functions.)"""
+        self.page.wait_for_function(f"(argument) => {condition}", arg=argument)
+
+    def csv_of(self, card: str) -> list[list[str]]:
+        """The rows of a card's CSV, by the card's heading."""
+        with self.page.expect_download() as download:
+            self.page.locator(f'section.card[aria-label="{card}"] [data-export="csv"]').click()
+        return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
+
+    def saved(self, card: str, kind: str) -> bytes:
+        """A card's picture: `png` or `svg`."""
+        with self.page.expect_download() as download:
+            self.page.locator(f'section.card[aria-label="{card}"] [data-export="{kind}"]').click()
+        return Path(download.value.path()).read_bytes()
+
+    def close(self) -> None:
+        """Close it."""
+        self._context.close()
+
+
+@contextmanager
+def watched(browser: Any, url: str, **size: Any) -> Iterator[Watched]:
+    """A page that fails the test where something was wrong: a request to elsewhere, an error or a warning in the console."""
+    page = Watched(browser, url, **size)
+    try:
+        yield page
+        assert page.problems == []
+    finally:
+        page.close()
