@@ -24,7 +24,18 @@ from page_harness import VIEWS, Watched, chromium, watched
 from play_harness import GPT2_LIKE, WINDOWED, Served, serving, small_bpe, write_run
 
 TEXT = "the quick brown fox\nthe quick"
+HOSTILE = (
+    "<b>bold</b><img src=x onerror=hacked=1></script><script>hacked=1</script><svg onload=hacked=1>&lt;b>]]>'\"`${hacked=1}"
+    "\0\1\x1b[31m\x7f\x85\ufffe\r\n\t=1+1\u202e\u0634\u0644\u0645\u2066e\u0301\u0489\u0489\U0001f469\u200d\U0001f680" + " " * 400 + "a"
+)
 MODELS = ("characters", "bpe", "windowed")
+
+
+def markup_bpe() -> BPETokenizer:
+    """Bytes, and some tokens that are markup."""
+    merges = ["< b", "<b >", "< /", "</ b", "</b >", "< i", "<i m", "<im g", "& l", "&l t", "&lt ;"]
+    symbols = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
+    return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, merges)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "characters": ({**GPT2_LIKE, "context_length": 48}, characters),
         "bpe": ({**GPT2_LIKE, "context_length": 48}, small_bpe()),
         "windowed": ({**WINDOWED, "context_length": 48}, None),
+        "markup": ({**GPT2_LIKE, "context_length": 1024}, markup_bpe()),
+        "many heads": ({"n_layer": 12, "n_head": 12, "n_embd": 144, "context_length": 1024}, BytesTokenizer()),
     }
     return {name: write_run(folder / name, model, tokenizer, steps=(1, 2)).path for name, (model, tokenizer) in kinds.items()}
 
@@ -399,3 +412,120 @@ def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -
     (light, turned_dark), (dark_one, turned_light) = grounds
     assert (light, turned_dark) == (turned_light, dark_one)
     assert light != dark_one
+
+
+# --- files --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def size_of_png(content: bytes) -> tuple[int, int]:
+    """Width and height as its header says."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize(
+    ("view", "card", "picture"), [("heads", "Heads", hook("head-grid")), ("mind", "Rank over layers", hook("rank-chart"))], ids=["canvas", "chart"]
+)
+def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str, card: str, picture: str) -> None:
+    shown = page.open(view, model=models["windowed"], text=TEXT)
+    box = shown.locator(picture).bounding_box()
+    width, height = size_of_png(page.saved(card, "png"))
+    assert (width / 2, height / 2) == pytest.approx((box["width"], box["height"]), abs=1)  # twice as fine; the page rounds down to pixels
+    svg = ElementTree.fromstring(page.saved(card, "svg"))
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(svg.attrib["width"]) == pytest.approx(box["width"], abs=1)
+    assert len(list(svg.iter())) > 30
+    names, *rows = page.csv_of(card)
+    assert len(rows) == {"heads": 3 * 4, "mind": 4 * 1}[view]  # a row a head; a depth of the likeliest token
+    assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
+
+
+# --- hostile and long texts ---------------------------------------------------------------------------------------------------------------------
+
+
+def elements_of_text(page: Any) -> list[str]:
+    """Elements that only a text from outside could have made, and what one of them would have done."""
+    script = "() => [...document.querySelectorAll('main :is(img, script, b, i, iframe, object), main svg[onload]')].map(e => e.outerHTML)"
+    return [*page.evaluate(script), *(["ran"] if page.evaluate("() => 'hacked' in window") else [])]
+
+
+def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> None:
+    ids = markup_bpe().encode(HOSTILE)
+    for view in VIEWS:
+        shown = page.open(view, model=models["markup"], text=HOSTILE)
+        assert elements_of_text(shown) == [], view
+        assert page.problems == [], view
+        fits(shown)
+    shown = page.open("text", model=models["markup"], text=HOSTILE)
+    pieces = shown.locator(".tokens .token").all_text_contents()
+    assert len(pieces) == len(ids)
+    assert "".join(pieces).startswith(HOSTILE[:60].replace(" ", "␣"))
+    rows = page.csv_of("Tokens")
+    assert [row[1] for row in rows[1:]] == [str(i) for i in ids]
+    assert "".join(row[2] for row in rows[1:61]) == HOSTILE[:60].replace(" ", "␣")
+    shown = page.open("heads", model=models["markup"], text=HOSTILE[:60], layer=1)
+    svg = ElementTree.fromstring(page.saved("One head", "svg"))
+    assert any((element.text or "").startswith("< ") for element in svg.iter()), "a label: the token and its place"
+    shown = page.open("write", model=models["markup"], text=HOSTILE[:100])
+    assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("written")).inner_text()
+
+
+def test_markup_in_a_chart_stays_text(page: Watched, models: dict[str, Path]) -> None:
+    watch = [markup_bpe().token_id(text) for text in ("<b>", "</b>", "<img", "&lt;", "\1")]
+    shown = page.open("mind", model=models["markup"], text=HOSTILE[:60], watch=",".join(map(str, watch)), token=5)
+    shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
+    names = shown.locator(f"{hook('rank-chart')} .legendtext").all_text_contents()
+    chips = [text.removesuffix(" ×") for text in shown.locator(f"{hook('watched')} button").all_inner_texts()]
+    assert {"<b>", "</b>", "<img", "&lt;"} < set(chips)
+    assert set(chips) <= set(names)
+    assert elements_of_text(shown) == []
+    svg = ElementTree.fromstring(page.saved("Rank over layers", "svg"))
+    assert {"<b>", "&lt;"} <= {"".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {row[2] for row in page.csv_of("Rank over layers")} >= {"<b>", "&lt;"}
+
+
+def test_a_long_text_of_many_heads_stays_quick(page: Watched, models: dict[str, Path]) -> None:
+    answers: list[Any] = []
+    page.page.on("response", lambda answer: answers.append(answer))
+    text = (SENTENCE * 12)[:1024]
+    shown = page.open("heads", model=models["many heads"], text=text)
+    sizes = [(urlsplit(each.url).path, int(each.headers.get("content-length", 0))) for each in answers]
+    asked = [(path, size) for path, size in sizes if path in ("/api/attention", "/api/head", "/api/vectors")]
+    print(asked)
+    assert sorted(path for path, _ in asked) == ["/api/attention", "/api/head", "/api/vectors"]
+    shown.evaluate("""() => {
+        window.long = [];
+        new PerformanceObserver(list => window.long.push(...list.getEntries().map(({duration}) => duration))).observe({type: 'longtask'});
+    }""")
+    for name, keys in (("head-matrix", ["ArrowUp", "ArrowLeft"] * 10), ("head-grid", ["ArrowRight", "ArrowDown"] * 5)):
+        shown.locator(hook(name)).focus()
+        for key in keys:
+            start = time.monotonic()
+            shown.keyboard.press(key)
+            shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            print(name, key, round(time.monotonic() - start, 3))
+    page.wait("document.querySelector('[data-test=head-facts]').textContent.startsWith('Layer 5, head 5')")
+    print(shown.evaluate("window.long"))
+    assert 0
+
+
+# --- without a server ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_gone_is_said_in_a_line(browser: Any, models: dict[str, Path]) -> None:
+    with serving(models["windowed"], files=page_files()) as served:
+        page = Watched(browser, served.url)
+        shown = page.open("heads", text=TEXT)
+    try:
+        shown.locator(hook("head-grid")).focus()
+        shown.keyboard.press("ArrowRight")
+        said = shown.locator(".notice.error")
+        said.wait_for()
+        assert said.inner_text() == "The server does not answer: is `glassgpt play` still running?"
+        shown.locator("#text").fill("another text")
+        page.ready("error")
+        assert said.inner_text() == "The server does not answer: is `glassgpt play` still running?"
+        assert all("Failed to load resource" in problem for problem in page.problems), page.problems
+    finally:
+        page.close()
