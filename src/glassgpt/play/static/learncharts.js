@@ -77,13 +77,13 @@ function unitOf(records, axis) {
 const scaled = (traces, unit) => (unit === 1 ? traces : traces.map(trace => ({...trace, x: trace.x.map(x => x / unit)})));
 
 const markOf = (x, step) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1, yref: 'paper', line: {color: named(7), width: 1, dash: 'dot'},
-  label: {text: `step ${step}`, textposition: 'end', textangle: 0, font: {size: 10, color: named(7)}}});
+  label: {text: `step ${step}`, textposition: 'end', textangle: 0, xanchor: 'left', yanchor: 'top', font: {size: 10, color: named(7)}}});
 
 function layoutOf(spec, axis, title) {
   return {
     uirevision: axis,  // who has zoomed in stays there while points are added
     showlegend: Boolean(spec.legend), hovermode: 'x unified', margin: {t: spec.legend ? 24 : 14},
-    xaxis: {title: {text: title}, rangemode: 'tozero', hoverformat: axis === 'time' ? '.4~g' : ','},
+    xaxis: {title: {text: title}, rangemode: 'tozero', tickformat: axis === 'tokens' ? '~s' : undefined, hoverformat: axis === 'time' ? '.4~g' : ','},
     yaxis: {type: spec.log ? 'log' : 'linear', tickformat: spec.format, hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
       rangemode: spec.zero ? 'tozero' : 'normal'},
   };

@@ -60,7 +60,8 @@ export default async function show(page, {offer, offered, signal}) {
   };
   await followRun(offer.id, follower, signal);
   if (signal.aborted) return;
-  page.append(about.element, ...charts.cards, ...through.cards);
+  const [loss, ...others] = charts.cards;
+  page.append(about.element, loss, h('div.small-cards', {}, others), ...through.cards);
   charts.now();
   state.on(['axis', 'at'], charts.now, signal);
   await through.begin();
