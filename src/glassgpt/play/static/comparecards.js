@@ -51,7 +51,8 @@ export function totalsCard(pair, compared) {
     ...compared ? [['bits of what both predicted', ...numbers.map(({common}) => common.toFixed(2))],
       ['bits a byte of it', ...numbers.map(({common, bytes}) => per(common, bytes))]] : [],
   ];
-  const shown = table(['', ...pair.map(({mark, label}) => `${mark} · ${label}`)], rows);
+  const shown = table(['', ...pair.map(({mark}) => mark)], rows);
+  shown.classList.add('worded');
   shown.dataset.test = 'totals';
   element.body.append(shown);
   if (!compared) element.body.append(notice('The two do not cut this text into the same bytes, so that no stretch of it can be held against the other’s.'));
@@ -170,7 +171,9 @@ export function expectedCards(pair, compared, {chosen, signal}) {
       line: {color: named(k), width: 2, dash: k ? 'dash' : 'solid'}, marker: {color: named(k), size: 6, symbol: k ? 'square' : 'circle'},
     })),
     layout: () => ({showlegend: true, margin: {t: 30}, xaxis: {title: {text: 'depth'}, range: [-0.03, 1.03]},
-      yaxis: {type: 'log', autorange: 'reversed', title: {text: 'rank'}, tickformat: ',d', tickvals: RANKS}}),
+      // Rank 1 at the top, always.
+      yaxis: {type: 'log', range: [Math.log10(1.3 * Math.max(2, ...(lenses ?? []).flatMap(({rank}) => rank))), Math.log10(0.85)], title: {text: 'rank'},
+        tickformat: ',d', tickvals: RANKS}}),
   });
   drawn.dataset.test = 'ranks';
   ranks.body.append(problem, drawn);

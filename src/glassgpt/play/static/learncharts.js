@@ -83,7 +83,7 @@ function layoutOf(spec, axis, title) {
   return {
     uirevision: axis,  // who has zoomed in stays there while points are added
     showlegend: Boolean(spec.legend), hovermode: 'x unified', margin: {t: spec.legend ? 24 : 14},
-    xaxis: {title: {text: title}, rangemode: 'tozero', tickformat: axis === 'tokens' ? '~s' : undefined, hoverformat: axis === 'time' ? '.4~g' : ','},
+    xaxis: {title: {text: title}, rangemode: 'tozero', tickformat: {step: ',', tokens: '~s', time: '~g'}[axis], hoverformat: axis === 'time' ? '.4~g' : ','},
     yaxis: {type: spec.log ? 'log' : 'linear', tickformat: spec.format, hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
       rangemode: spec.zero ? 'tozero' : 'normal'},
   };
@@ -92,7 +92,8 @@ function layoutOf(spec, axis, title) {
 // --- what each shows -------------------------------------------------------------------------------------------------------
 
 const line = (name, x, y, color, more = {}) => ({name, x, y, mode: 'lines', line: {color: named(color), width: 2}, ...more});
-const points = (name, {x, y}, color) => ({name, x, y, mode: 'lines+markers', line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
+// Each evaluation is a point, unless they are so many that points hide the line.
+const points = (name, {x, y}, color) => ({name, x, y, mode: x.length > 60 ? 'lines' : 'lines+markers', line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
 
 /** A noisy column: each step, faint, and its mean. */
 function noisy(records, axis, column) {
