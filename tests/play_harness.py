@@ -68,12 +68,14 @@ def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
 def write_run(path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)) -> RunDirectory:
     """A run's directory with a checkpoint of each step, no two alike."""
     tokenizer = BytesTokenizer() if tokenizer is None else tokenizer
-    config = TrainConfig.from_dict({"model": {**model, "vocab_size": tokenizer.vocab_size}, "steps": 100, "batch_tokens": 24, "micro_batch_size": 1})
+    config = TrainConfig.from_dict(
+        {"model": {**model, "vocab_size": tokenizer.vocab_size}, "steps": 100, "batch_tokens": 24, "micro_batch_size": 1}
+    )
     run = RunDirectory(path)
     path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     for step in steps:
-        weights = dict(lively_model(config, seed=step).named_parameters())
+        weights: dict[str, torch.Tensor] = dict(lively_model(config, seed=step).named_parameters())
         state = TrainingState(step=step, best_step=steps[0], val_loss=1.0)
         save_checkpoint(run.checkpoints, Snapshot(weights, {}), config, tokenizer, state)
     return run

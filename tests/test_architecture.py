@@ -19,24 +19,26 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 # A file may import what stands below it. A new file gets its place here.
 FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.play commands.shared console parsing
-play.server play.app play.assets play.answers play.follow play.workshop play.offers play.questions play.packing play.guard report plan bench
-training recorder
-trainer room pace probe probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture probe.bounds dataset_view
-tokenizer_view tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim
-recompute distributed.strategies distributed.ranks distributed.watch model attention norm loss summary hardware data.training_data
-data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches data.tokens
-data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression tokenizers hf_tokenizer
-vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles config checked seeding
-published json_text files errors
+play.server play.app play.assets play.answers play.follow play.workshop play.offers play.questions play.packing play.guard report.page
+report.tables report.charts report.runs report.series report plan bench training recorder log_targets trainer room pace probe
+probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture probe.bounds dataset_view tokenizer_view
+tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim recompute
+distributed.strategies distributed.ranks distributed.watch part_norms parts model attention norm loss summary hardware
+data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches
+data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression
+tokenizers hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles
+config checked seeding published json_text files errors
 """.split()
 
 # Who may import what, besides the standard library.
 OWNERS = {
     "tyro": {"parsing", *(f"commands.{name}" for name in ("evaluation", "machine", "models", "play", "shared", "text", "training"))},
     "rich": {"console"},
-    "plotly": {"report", "play.assets"},
+    "plotly": {"report.page", "play.assets"},
     "starlette": {"play.app"},
     "uvicorn": {"play.server"},
+    "tensorboard": {"log_targets"},
+    "wandb": {"log_targets"},
     "fastokens": {"tokenizers"},
     "tokenizers": {"hf_tokenizer", "tokenizer_training"},
     "safetensors": {"checkpoint", "hf"},

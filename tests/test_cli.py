@@ -166,8 +166,8 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
     calls = [(call.args[0], call.kwargs["steps"]) for call in training.resume.call_args_list]
     assert calls == [(Path("runs/x"), None), (Path("runs/x"), 90)]
     capsys.readouterr()
-    assert "only --steps and --strategy" in fails(capsys, "train", "--resume", "runs/x", "--optim.lr", "1e-3")
-    assert "only --steps and --strategy" in fails(capsys, "train", "demo", "--resume", "runs/x")
+    assert "only --steps, --strategy and --log" in fails(capsys, "train", "--resume", "runs/x", "--optim.lr", "1e-3")
+    assert "only --steps, --strategy and --log" in fails(capsys, "train", "demo", "--resume", "runs/x")
     assert training.train.call_count == 0
 
 
@@ -195,6 +195,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
         ("prepare x --validation-fraction 2", "validation_fraction"),
         ("report nonexistent", "nonexistent"),
+        ("report", "needs a run"),
         ("recipes gtp2", "did you mean 'gpt2'"),
     ],
 )

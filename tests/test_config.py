@@ -215,6 +215,7 @@ def test_every_field_comes_back_from_toml() -> None:
         hellaswag_file="items.jsonl",
         checkpoint_every=4,
         keep_checkpoints=5,
+        log="both",
     )
     default = TrainConfig(steps=1)
     for section in (None, "model", "data", "optim", "sample", "probe"):

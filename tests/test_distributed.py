@@ -46,6 +46,12 @@ def losses_of(run: Path) -> list[float]:
     return [record["loss"] for record in records_of(run) if "loss" in record]
 
 
+def norms_by_part(run: Path) -> dict[tuple[int, str, str], float]:
+    """Norms of gradients and weights at each evaluation."""
+    kinds, evaluations = ("grad_norms", "weight_norms"), [record for record in records_of(run) if "val_loss" in record]
+    return {(r["step"], kind, part): norm for r in evaluations for kind in kinds for part, norm in r.get(kind, {}).items()}
+
+
 def last_weights(run: Path) -> dict[str, Any]:
     return safetensors.torch.load_file(checkpoint_paths(run / "checkpoints")[-1] / "model.safetensors")
 
@@ -104,6 +110,7 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
     harness.run(0, "train", config=config, out=tmp_path / "one")
     one = tmp_path / "one"
     norms = [record["grad_norm"] for record in records_of(one) if "grad_norm" in record]
+    by_part = norms_by_part(one)
     assert losses_of(one)[-1] < 0.8 * losses_of(one)[0]  # it learns, so equality says something
     assert max(norms) > 0.83 > min(norms)  # and so does clipping
     for size, strategy in processes:
@@ -111,6 +118,7 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
         harness.run(size, "train", config={**config, "strategy": strategy}, out=run)
         assert losses_of(run) == pytest.approx(losses_of(one), rel=TOLERANCE), run.name
         assert [r["grad_norm"] for r in records_of(run) if "grad_norm" in r] == pytest.approx(norms, rel=20 * TOLERANCE), run.name
+        assert norms_by_part(run) == pytest.approx(by_part, rel=20 * TOLERANCE), run.name
         assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
 
 

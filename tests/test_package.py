@@ -24,7 +24,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 def test_the_wheel_holds_the_package_and_no_more(distributions: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(distributions[1]).namelist()
     sources = {
-        str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/glassgpt").rglob("*") if path.suffix in (".py", ".toml", ".typed")
+        str(path.relative_to(ROOT / "src"))
+        for path in (ROOT / "src/glassgpt").rglob("*")
+        if path.suffix in (".py", ".toml", ".typed", ".html", ".css", ".js")
     }
     assert sources <= set(names) | {"glassgpt/py.typed"}
     assert "glassgpt/py.typed" in names

@@ -1,5 +1,6 @@
 """The page's numbers: each answer over HTTP holds what the model's own tensors are."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
     states = client.answer("merges", model=1, text=TEXT)["states"]
     assert [visible(bytes([byte])) for byte in TEXT.encode()] == states[0]
     assert states[-1] == client.answer("tokens", model=1, text=TEXT)["pieces"]
-    assert [len(a) > len(b) for a, b in zip(states, states[1:], strict=False)] == [True] * (len(states) - 1)
+    assert [len(a) > len(b) for a, b in itertools.pairwise(states)] == [True] * (len(states) - 1)
     assert client.ask("merges", model=0, text=TEXT)[0] == 400
 
 
@@ -154,7 +155,13 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
         own = seen.layers[layer]
-        expected = {"q_plain": own.q_plain[0, head], "k_plain": own.k_plain[0, kv], "q": own.q[0, head], "k": own.k[0, kv], "v": own.v[0, kv]}
+        expected = {
+            "q_plain": own.q_plain[0, head],
+            "k_plain": own.k_plain[0, kv],
+            "q": own.q[0, head],
+            "k": own.k[0, kv],
+            "v": own.v[0, kv],
+        }
         for name, tensor in expected.items():
             same(vectors[name], tensor)
         scores = torch.tensor(vectors["q"] @ vectors["k"].T * vectors["scale"])
@@ -228,7 +235,9 @@ def test_what_is_changed_is_changed(client: Client, model: GPT, ids: list[int], 
     same(plain, run(model, ids)[-1], 1e-5)  # the model is as it was
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 9, "n": 3, "seed": 5}, {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.0}, {"top_k": 9, "n": 3, "seed": 5}, {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01}]
+)
 def test_writing_is_that_of_generate(
     client: Client, loaded: tuple[GPT, Tokenizer], ids: list[int], number: int, settings: dict[str, Any]
 ) -> None:
@@ -329,7 +338,7 @@ def test_a_mistake_is_told(client: Client, path: str, question: dict[str, Any], 
 def test_packed_arrays_are_read_as_they_were() -> None:
     """Of each dtype, with header lengths of every remainder by 8, empty arrays and numbers that JSON does not have."""
     for length in range(9):
-        arrays = {
+        arrays: dict[str, Any] = {
             "a": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),
             "b": torch.arange(3),
             "c": np.arange(5, dtype=np.uint8),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from glassgpt.config import DataConfig, TrainConfig
+from glassgpt.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from glassgpt.errors import UserError
 from glassgpt.published import GPT2_FINEWEB_LOSS
 from glassgpt.report import MAX_POINTS, read_metrics, script_json, smoothed, thinned, write_report
@@ -218,3 +219,131 @@ def test_smoothing_is_the_mean_of_the_window() -> None:
         expected = math.nan if math.isnan(values[i]) else float(np.nanmean(values[i - half : i + half + 1]))
         assert value == pytest.approx(expected, abs=1e-12, nan_ok=True)
     assert smoothed(np.array([]), 9).size == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- several runs
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two runs of other lengths, batches and paces, with norms."""
+    norms = {"weight_norms": {"embedding": 3.0, "attention": 5.0}, "grad_norms": {"embedding": 0.5, "attention": 0.25}}
+    one = [evaluation(0, 4.0) | {"weight_norms": norms["weight_norms"]}, *map(training_record, range(1, 5)), evaluation(4, 2.0) | norms]
+    other = [evaluation(0, 4.1), *(training_record(step, seconds=0.5, tokens_seen=100 * step) for step in range(1, 4)), evaluation(2, 3.0)]
+    runs = [make_run(tmp_path / "one", one), make_run(tmp_path / "other", other)]
+    changed = TrainConfig(steps=30, name="other", optim=OptimConfig(lr=1e-3), model=ModelConfig(n_kv_head=3))
+    (runs[1] / "config.toml").write_text(changed.to_toml())
+    for run, steps in zip(runs, ((0, 4), (0, 2)), strict=True):
+        sections = (f"\n## Step {step:06d}\n\n### Sample 1\n\n    {run.name} at {step}\n" for step in steps)
+        (run / "samples.md").write_text("# Samples\n" + "".join(sections))
+    return runs
+
+
+def table_rows(path: Path) -> dict[str, list[str]]:
+    """First cell -> the others, of all tables."""
+    found = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", path.read_text()):
+        first, *others = (re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))
+        found[first] = others
+    return found
+
+
+def test_a_comparison_holds_the_numbers_of_each_run_over_steps_tokens_and_time(pair: list[Path], tmp_path: Path) -> None:
+    charts = Page(write_report(*pair, out=tmp_path / "report.html")).charts
+    one, other = (charts["Training loss, smoothed (nats per token)"][name] for name in ("one", "other"))
+    # A mean of three, at both ends of fewer.
+    losses = [4 / step + 0.1 for step in range(1, 5)]
+    assert one["y"] == pytest.approx([losses[0], np.mean(losses[:3]), np.mean(losses[1:]), np.mean(losses[2:])])
+    assert (one["x"], one["tokens"], one["seconds"]) == ([1, 2, 3, 4], [768, 1536, 2304, 3072], [0.05, 0.1, 0.15, 0.2])
+    assert (other["x"], other["tokens"], other["seconds"]) == ([1, 2, 3], [100, 200, 300], [0.5, 1, 1.5])
+    validation = charts["Validation loss (nats per token)"]
+    assert (validation["other"]["y"], validation["other"]["tokens"], validation["other"]["seconds"]) == ([4.1, 3.0], [0, 200], [0, 1])
+    assert charts["Embedding-gradient norm before clipping"]["one"]["y"] == [0.5]
+    assert charts["Embedding-gradient norm before clipping"]["one"]["x"] == [4]
+    assert charts["Weight norm: attention"]["one"]["y"] == [5.0, 5.0]
+    assert charts["Weight norm: attention"]["other"]["y"] == []
+    assert [len({trace["color"] for trace in traces.values()}) for traces in charts.values()] == [2] * len(charts)
+
+
+def test_a_comparison_names_the_settings_that_differ_and_no_other(pair: list[Path], tmp_path: Path) -> None:
+    path = write_report(*pair, out=tmp_path / "report.html")
+    rows = table_rows(path)
+    settings = {key for key in rows if "." in key or key in TrainConfig(steps=1).to_dict()}
+    # The number of updates done stands in the row "steps" of the results, too.
+    assert settings == {"steps", "optim.lr", "model.n_kv_head"}
+    assert rows["steps"] == ["2,000", "30"]
+    assert rows["optim.lr"] == ["0.0006", "0.001"]
+    assert rows["model.n_kv_head"] == ["–", "3"]
+    assert rows["validation loss, best"] == ["2.0000", "3.0000"]
+    assert rows["tokens seen"] == ["3,072", "300"]
+    config = pair[1] / "config.toml"
+    config.write_text("".join(line for line in config.read_text().splitlines(keepends=True) if not line.startswith("qk_norm")))
+    assert "model.qk_norm" not in table_rows(write_report(*pair, out=tmp_path / "report.html"))  # of before there was that setting
+
+
+def test_samples_stand_side_by_side(pair: list[Path], tmp_path: Path) -> None:
+    page = Page(write_report(*pair, out=tmp_path / "report.html"))
+    assert page.texts["summary"] == ["Final", "Step 0", "Step 2", "Step 4", "one/config.toml", "other/config.toml"]
+    texts = [text.strip() for text in page.texts["pre"][:-2]]
+    assert texts == ["one at 4", "other at 2", "one at 0", "other at 0", "other at 2", "one at 4"]
+    assert page.texts["p"].count("no samples at this step") == 2
+
+
+def test_a_comparison_of_hostile_and_unfinished_runs(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    twin = make_run(tmp_path / "elsewhere" / run.name, [])
+    path = write_report(run, twin, out=tmp_path / "report.html")
+    page = Page(path)
+    names = [f"{tmp_path.name}/{run.name}", f"elsewhere/{run.name}"]
+    assert page.texts["title"] == [f"{', '.join(names)} · glassgpt"]
+    assert list(page.charts["Training loss, smoothed (nats per token)"]) == names
+    assert page.texts["pre"][0] == "\n" + HOSTILE
+    assert not {"img", "b", "i"} & {tag for tag, _ in page.tags}
+    assert all(not {"src", "srcset", "action", "href"} & attributes.keys() for tag, attributes in page.tags if tag != "link")
+
+
+def test_a_run_is_not_compared_with_itself(run: Path) -> None:
+    with pytest.raises(UserError, match="named twice"):
+        write_report(run, run / ".." / run.name)
+
+
+def test_a_report_replaces_a_report_and_nothing_else(pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write_report(pair[0]) == pair[0] / "report.html"
+    assert write_report(*pair) == Path("report.html")
+    first = Path("report.html").read_bytes()
+    write_report(*reversed(pair))
+    assert Path("report.html").read_bytes() != first
+    notes = tmp_path / "notes.html"
+    notes.write_text("<title>mine</title>")
+    for taken in (notes, tmp_path, tmp_path / "nowhere" / "report.html", pair[0] / "config.toml"):
+        before = taken.read_bytes() if taken.is_file() else b""
+        with pytest.raises(UserError, match=re.escape(str(taken.parent))):
+            write_report(pair[0], out=taken)
+        assert (taken.read_bytes() if taken.is_file() else b"") == before
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here: the page's script is not run")
+def test_in_a_browser_runs_are_shown_over_each_axis_and_nothing_is_loaded(pair: list[Path], tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = write_report(*pair, out=tmp_path / "report.html")
+    told: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on(
+            "request", lambda request: told.append(request.url) if request.url.partition(":")[0] not in ("file", "data", "blob") else None
+        )
+        page.goto(path.as_uri())
+        drawn = "[...document.querySelectorAll('figure > div')].map(p => (p.data ?? []).map(t => [t.name, t.visible, t.x]))"
+        page.wait_for_function(f"{drawn}.every(traces => traces.length)")
+        assert page.evaluate(drawn)[0] == [["one", True, [1, 2, 3, 4]], ["other", True, [1, 2, 3]]]
+        page.get_by_label("tokens", exact=True).check(force=True)
+        page.locator(".run").nth(1).click()
+        page.wait_for_function(f"!{drawn}[0][1][1]")
+        assert page.evaluate(drawn)[0] == [["one", True, [768, 1536, 2304, 3072]], ["other", False, [100, 200, 300]]]
+        assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing is wider than a phone
+        browser.close()
+    assert told == []

@@ -337,13 +337,14 @@ def test_samples_are_read_back_as_they_were_written(run: RunDirectory) -> None:
 
 def test_a_record_is_readable_at_once_and_never_invalid_json(tmp_path: Path) -> None:
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 1e-3})
+    metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "grad_norms": {"head": -math.inf, "norms": 2.0}, "lr": 1e-3})
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     line = (tmp_path / "metrics.jsonl").read_text()  # before anything is closed
-    assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": None, "grad_norm": None, "lr": 1e-3}
+    expected = {"step": 1, "loss": None, "grad_norm": None, "grad_norms": {"head": None, "norms": 2.0}, "lr": 1e-3}
+    assert json.loads(line, parse_constant=refuse) == expected
     metrics.close()
 
 

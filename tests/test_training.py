@@ -317,9 +317,9 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(tmp_path: Path
         told.append(f"read {update.step}")
         return read(update)
 
-    def evaluating(trainer: Trainer, recorder: Any) -> tuple[float, bool]:
+    def evaluating(trainer: Trainer, recorder: Any, *norms: Any) -> tuple[float, bool]:
         told.append("evaluate")
-        return evaluate(trainer, recorder)
+        return evaluate(trainer, recorder, *norms)
 
     monkeypatch.setattr(training, "begin_update", beginning)
     monkeypatch.setattr(Update, "read", reading)

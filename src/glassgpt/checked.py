@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -49,7 +50,9 @@ def _fits(value: Any, annotation: Any) -> bool:
             if type(value) is list and all(_fits(item, typing.get_args(choice)[0]) for item in value):
                 return True
         elif choice is float:
-            if type(value) in (int, float) and math.isfinite(value):
+            if type(value) is float and math.isfinite(value):
+                return True
+            if type(value) is int and abs(value) <= sys.float_info.max:
                 return True
         elif type(value) is choice:  # not isinstance: True is an int, but n_layer = true is a mistake
             return True

@@ -430,6 +430,9 @@ class TrainConfig(Checked):
     """Steps between checkpoints; 0 is only at the last step and at each new best validation loss."""
     keep_checkpoints: int = 2
     """Checkpoints kept besides the best one."""
+    log: Literal["none", "tensorboard", "wandb", "both"] = "none"
+    """Where else numbers and samples go, besides the run's own files: TensorBoard (in RUN/tensorboard), Weights & Biases, or both. Needs
+    pip install 'glassgpt[log]'."""
 
     def check(self) -> None:
         plain = self.name == self.name.strip() and self.name.isprintable() and not set(self.name) & set('/\\:*?"<>|')

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from .checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
 from .errors import UserError
 from .files import write_atomic
+from .log_targets import Logs
 from .probe.snapshot import ProbeSnapshot, write_probe
 from .progress import Progress
 from .run_directory import MetricsLog, RunDirectory, State
@@ -57,6 +59,9 @@ class Recorder:
     def close(self) -> None:
         """Close what is open."""
 
+    def close_logs(self, failed: bool = False) -> None:
+        """Close the log targets: last of all, since an upload may take its time. Raises nothing."""
+
 
 class RunRecorder(Recorder):
     """Of the first rank."""
@@ -68,10 +73,12 @@ class RunRecorder(Recorder):
         self._progress = progress
         self._request = request
         self._background = Background()
+        self._logs = Logs(run, trainer.config, progress.message)
 
     def begin(self) -> None:
         trainer = self._trainer
         self._metrics = MetricsLog(self._run.metrics_path)
+        self._logs.open(trainer.step)
         self._progress.started(self._run.path, trainer.config, str(ModelSummary(trainer.config.model)), trainer.step, trainer.steps)
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -79,14 +86,17 @@ class RunRecorder(Recorder):
             raise UserError(f"the run {self._run.path} was removed while it was training; nothing more is written there")
         self._background.check()
         self._metrics.write(record)
+        self._logs.record(record)
         self._progress.step(record)
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         self._metrics.write(record)
+        self._logs.record(record)
         self._progress.evaluated(record)
 
     def sampled(self, samples: Sequence[str]) -> None:
         self._run.append_samples(self._trainer.step, samples)
+        self._logs.sampled(self._trainer.step, samples)
         self._progress.sampled(self._trainer.step, samples)
 
     def probed(self, snapshot: ProbeSnapshot) -> None:
@@ -95,6 +105,7 @@ class RunRecorder(Recorder):
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
         assert snapshot is not None
         trainer, run = self._trainer, self._run
+        self._logs.flush()
         config, tokenizer, best_step = trainer.config, trainer.data.tokenizer, trainer.best_step
         state = TrainingState(
             step=trainer.step,
@@ -142,6 +153,12 @@ class RunRecorder(Recorder):
             self.status("failed", reason)
         with suppress(Exception):
             self.close()
+        closing = threading.Thread(target=self.close_logs, args=(True,), daemon=True)  # an upload might take longer than there is time
+        closing.start()
+        closing.join(LAST_WRITE)
 
     def close(self) -> None:
         self._metrics.close()
+
+    def close_logs(self, failed: bool = False) -> None:
+        self._logs.close(failed)

@@ -1,6 +1,7 @@
 """A run's directory: plain files that the trainer writes and everybody else only reads.
 
     config.toml  environment.json  status.json  metrics.jsonl  samples.md  checkpoints/NNNNNN/  probes/NNNNNN.safetensors  report.html
+    tensorboard/  wandb/  where the config's `log` asks for them
 
 Whatever lies behind the checkpoint that a run goes on from is cut off when it is resumed, so that the files of an
 interrupted run end up equal to those of one that ran through.
@@ -51,6 +52,8 @@ class RunDirectory:
         self.report_path = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.probes = self.path / "probes"
+        self.tensorboard = self.path / "tensorboard"
+        self.wandb = self.path / "wandb"
         # The config of a run that is being removed: while it is there, whatever else is here was that run's.
         self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
 
@@ -123,7 +126,7 @@ class RunDirectory:
         with explained("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)
-            for folder in (self.checkpoints, self.probes):
+            for folder in (self.checkpoints, self.probes, self.tensorboard, self.wandb):
                 if folder.exists():
                     shutil.rmtree(folder)
             for path in (self.metrics_path, self.samples_path, self.environment_path, self.status_path, self.report_path):
@@ -223,6 +226,13 @@ class RunDirectory:
             file.write("".join(parts))
 
 
+def _finite(value: Any) -> Any:
+    """A value with None for each number in it that is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class MetricsLog:
     """Appends `metrics.jsonl`: one object a step or evaluation, a number that is not finite as null."""
 
@@ -233,9 +243,8 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and hand it to the system, so that a reader, or a SIGKILL, finds it."""
-        values = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         with explained("write", self._path):
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
             self._file.flush()
 
     @property

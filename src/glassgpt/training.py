@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,10 @@ from .evaluate.hellaswag import evaluate_hellaswag
 from .evaluate.loss import evaluate_data
 from .files import explained
 from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
+from .log_targets import require_log_targets
 from .model import GPT
 from .optim import lr_at
+from .part_norms import gradient_norms, weight_norms
 from .probe.snapshot import take_probe
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
@@ -81,6 +83,7 @@ def _train(
 ) -> int | None:
     if ranks.is_first:
         run.require_free(overwrite)
+        require_log_targets(config.log)
     trainer = new_trainer(config, ranks, progress)
     recorder = RunRecorder(run, trainer, progress, _request(config)) if ranks.is_first else Recorder()
     with _locked(run, ranks):
@@ -122,11 +125,14 @@ def _is_begun(run: RunDirectory, config: TrainConfig, ranks: Ranks) -> bool:
     return (status.get("launch"), status.get("request")) == (ranks.launch, _request(config)) and own != (status["host"], status["pid"])
 
 
-def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = None, progress: Progress | None = None) -> Path:
+def resume(
+    run: str | Path, *, steps: int | None = None, strategy: str | None = None, log: str | None = None, progress: Progress | None = None
+) -> Path:
     """Go on with a run from its newest whole checkpoint, exactly as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. A finished run is left as it is.
-    On another number of processes, or by another `strategy` (see `TrainConfig`), losses are the same up to rounding.
+    On another number of processes, or by another `strategy` (see `TrainConfig`), losses are the same up to rounding; where else
+    numbers go, `log`, changes nothing in them.
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
@@ -135,7 +141,8 @@ def resume(run: str | Path, *, steps: int | None = None, strategy: str | None = 
             directory.require_run()
         # Started again by torchrun: what is left of the ranks before may need a moment to end.
         wait = SETTLING if ranks.launch is not None and directory.read_status().get("launch") == ranks.launch else 0.0
-        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, strategy, wait)
+        changes = {"strategy": strategy, "log": log}
+        stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, changes, wait)
     return _ended(directory, stopped_by)
 
 
@@ -145,11 +152,11 @@ def _resume(
     progress: Progress,
     until_parted: ExitStack,
     steps: int | None = None,
-    strategy: str | None = None,
+    changes: Mapping[str, str | None] | None = None,
     wait: float = 0.0,
 ) -> int | None:
     with _locked(run, ranks, wait):
-        found = ranks.gather(_find_end(run, steps, strategy, progress) if ranks.is_first else None)[0]
+        found = ranks.gather(_find_end(run, steps, changes or {}, progress) if ranks.is_first else None)[0]
         config, environment = TrainConfig.from_dict(found["config"]), found["environment"]
         checkpoint = None if found["step"] is None else _see_checkpoint(run.checkpoints / f"{found['step']:06d}")
         # Other thread counts add up in another order; so do other numbers of processes, whose threads are torchrun's to choose.
@@ -172,7 +179,7 @@ def _resume(
             return _run_to_end(run, trainer, recorder, progress, until_parted)
 
 
-def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progress: Progress) -> dict[str, Any]:
+def _find_end(run: RunDirectory, steps: int | None, changes: Mapping[str, str | None], progress: Progress) -> dict[str, Any]:
     """Where a run stands: its config with what is asked for, its environment, and the step of its newest whole checkpoint."""
     environment, config = run.read_environment(), run.read_config()
     checkpoint = latest_checkpoint(run.checkpoints, progress.message)
@@ -180,8 +187,8 @@ def _find_end(run: RunDirectory, steps: int | None, strategy: str | None, progre
     if checkpoint is not None:
         _require_same_settings(run, config, checkpoint.config)
     _require_texts(run, config.data)
-    if strategy is not None:
-        config = config.override(strategy=strategy)
+    config = config.override(**{name: value for name, value in changes.items() if value is not None})
+    require_log_targets(config.log)
     if steps is not None and steps != config.steps:
         if steps <= done:
             raise UserError(f"the run {run.path} is at step {done} already: --steps must be larger")
@@ -211,9 +218,9 @@ def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractConte
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config that was edited since the checkpoint, but for its length, the place of its text and what it is looked into with."""
-    # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only.
-    free = {"steps": 1, "strategy": "fsdp", "data": {"source": "", "mixture": {}}, "probe": {"prompts": [], "tokens": 0}}
+    """Refuse a config that was edited since the checkpoint, but for its length, the place of its text, its log and its probes."""
+    # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only, the rest nothing.
+    free = {"steps": 1, "strategy": "fsdp", "log": "none", "data": {"source": "", "mixture": {}}, "probe": {"prompts": [], "tokens": 0}}
     weights = list(config.data.mixture.values()) == list(saved.data.mixture.values())
     if not weights or config.override(**free) != saved.override(**free):
         raise UserError(
@@ -268,9 +275,11 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
     trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run
     if stopped_by is None:
         recorder.status("finished")
+        recorder.close_logs()
         progress.finished(run.path)
         return None
     recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
+    recorder.close_logs()
     command = f"torchrun … -m {__package__}" if launched() else program()
     progress.message(f"stopped at step {trainer.step} and saved; go on with: {command} train --resume {shlex.quote(str(run.path))}")
     return stopped_by
@@ -297,6 +306,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
     if trainer.step == 0:
         _evaluate(trainer, recorder)
     begun: deque[Update] = deque()
+    grad_norms: dict[str, float] = {}
     began = 0.0
     while trainer.step < trainer.steps:
         if not begun:  # else it was when the numbers of the one before were there
@@ -306,13 +316,15 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             trainer.step += 1
             # Looked at once, so that no signal can end the loop behind a step that was not saved.
             signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
-            last = trainer.step == trainer.steps
-            evaluates, saves = last or _due(trainer.step, config.eval_every), last or signals or _due(trainer.step, config.checkpoint_every)
+            last, evaluates = trainer.step == trainer.steps, _evaluates(trainer, trainer.step)
+            saves = last or signals or _due(trainer.step, config.checkpoint_every)
             # A GPU has the next update at hand meanwhile, unless its weights are to be looked at.
             while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
-                update = begun.popleft().read()
+                update = begun.popleft()
+                numbers = update.read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
-                recorder.step({**update, **_count_tokens(trainer, update["step"], seconds, peak), "memory_bytes": memory})
+                recorder.step({**numbers, **_count_tokens(trainer, update.step, seconds, peak), "memory_bytes": memory})
+                grad_norms = {part: norm.item() for part, norm in update.part_norms.items()}
         except NonFiniteError as error:
             trainer.step = error.step - 1
             recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))
@@ -320,7 +332,7 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             raise UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr") from None
         val_loss, is_best = None, False
         if evaluates:
-            val_loss, is_best = _evaluate(trainer, recorder)
+            val_loss, is_best = _evaluate(trainer, recorder, grad_norms)
         if saves or is_best:
             ranks.at(f"the save of step {trainer.step}", may_last=True)
             recorder.finish()  # the save before: two copies might be more than the host's memory holds
@@ -335,6 +347,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _evaluates(trainer: Trainer, step: int) -> bool:
+    """Whether the model is evaluated behind this update."""
+    return step == trainer.steps or _due(step, trainer.config.eval_every)
+
+
 @dataclass
 class Update:
     """An update that has begun. On a GPU it may still go on, and its numbers be on their way to the host."""
@@ -346,6 +363,8 @@ class Update:
     """Loss in nats and gradient norm before clipping (2,), on the host."""
     is_judged: bool
     """Whether they have been looked at already."""
+    part_norms: dict[str, Tensor]
+    """The gradient's norm () by part, before clipping, on the device; empty unless an evaluation follows."""
     there: torch.cuda.Event | None = None
     """When the numbers are; None where they are now."""
     is_outlier: bool = False
@@ -371,16 +390,16 @@ def train_step(trainer: Trainer, lr: float) -> dict[str, Any]:
 
 def begin_update(trainer: Trainer, lr: float) -> Update:
     """An update as `train_step` says, which with `trainer.unfinite` is neither waited for nor judged here."""
-    loss, norm = _form_gradients(trainer)
+    loss, norm, part_norms = _form_gradients(trainer)
     if trainer.unfinite is None:
-        update = _judge_and_apply(trainer, lr, loss.item(), norm.item())
+        update = _judge_and_apply(trainer, lr, loss.item(), norm.item(), part_norms)
     else:
-        update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), trainer.unfinite)
+        update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), part_norms, trainer.unfinite)
     trainer.strategy.drop_gradients()
     return update
 
 
-def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, unfinite: Tensor) -> Update:
+def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, part_norms: dict[str, Tensor], unfinite: Tensor) -> Update:
     """Have the device judge its loss and norm (2,) by itself: where one was not finite once, its optimizers do nothing any more."""
     torch.maximum(unfinite, (~numbers.isfinite()).any().to(unfinite.dtype), out=unfinite)
     # Sent ahead of the optimizers' work: who waits for the numbers does not wait for that, nor for the next update.
@@ -389,11 +408,14 @@ def _apply_unless_unfinite(trainer: Trainer, lr: float, numbers: Tensor, unfinit
         there = torch.cuda.Event()  # type: ignore[no-untyped-call]
         there.record()
     _apply(trainer, lr)
-    return Update(trainer.step + 1, lr, on_host, is_judged=False, there=there)
+    return Update(trainer.step + 1, lr, on_host, is_judged=False, part_norms=part_norms, there=there)
 
 
-def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device."""
+def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The gradients of the batch, clipped. Returns this rank's mean loss () and the norm () before clipping, on the device.
+
+    Where an evaluation follows, the norms by part as well: every rank knows that beforehand, as their sums need.
+    """
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
     ranks.at(f"update {trainer.step + 1}")
     rows = _to_device(torch.from_numpy(trainer.rows(ranks.share)), trainer.device)
@@ -418,9 +440,10 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor]:
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    part_norms = gradient_norms(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
     if config.optim.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
-    return total, strategy.whole(norm)
+    return total, strategy.whole(norm), part_norms
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -428,7 +451,7 @@ def _to_device(rows: Tensor, device: torch.device) -> Tensor:
     return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
-def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float) -> Update:
+def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float, part_norms: dict[str, Tensor]) -> Update:
     """Update the weights unless this loss or norm, or another rank's, forbids it."""
     ranks, scaler = trainer.ranks, trainer.scaler
     losses, norms = ranks.numbers([loss, own_norm]).T
@@ -443,7 +466,8 @@ def _judge_and_apply(trainer: Trainer, lr: float, loss: float, own_norm: float) 
         of_rank = next((f" (on rank {rank})" for rank, own in enumerate(losses) if ranks.size > 1 and not math.isfinite(own)), "")
         raise NonFiniteError(trainer.step + 1, mean_loss, norm, of_rank)
     scaler.update()
-    return Update(trainer.step + 1, lr, torch.tensor([mean_loss, norm], dtype=torch.float64), is_judged=True, is_outlier=is_outlier)
+    numbers = torch.tensor([mean_loss, norm], dtype=torch.float64)
+    return Update(trainer.step + 1, lr, numbers, is_judged=True, part_norms=part_norms, is_outlier=is_outlier)
 
 
 def _apply(trainer: Trainer, lr: float) -> None:
@@ -455,8 +479,11 @@ def _apply(trainer: Trainer, lr: float) -> None:
         trainer.scaler.step(optimizer)
 
 
-def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
-    """Validation loss, samples and a look into the model at this step; the loss, and whether it is the best so far."""
+def _evaluate(trainer: Trainer, recorder: Recorder, grad_norms: Mapping[str, float] | None = None) -> tuple[float, bool]:
+    """Validation loss, norms, samples and a look into the model at this step; the loss, and whether it is the best so far.
+
+    `grad_norms`: of its update, by part.
+    """
     config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
     with trainer.strategy.whole_model() as model:
@@ -467,6 +494,7 @@ def _evaluate(trainer: Trainer, recorder: Recorder) -> tuple[float, bool]:
             scores = evaluate_hellaswag(model, trainer.data.tokenizer, trainer.hellaswag, precision=precision, ranks=ranks)
             record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
             record["hellaswag_published"] = trainer.hellaswag_published
+        record |= {"weight_norms": weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
         ranks.at(f"the samples of step {trainer.step}", may_last=True)

@@ -169,13 +169,24 @@ def export(arguments: Sequence[str]) -> None:
 class ReportOptions:
     """Options of `glassgpt report`."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Directory of a run, such as runs/demo."""
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
+    """Directory of a run, such as runs/demo; of several, to compare them."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html; of several runs report.html here)")] = (
+        None
+    )
+    """File to write. What is there already is replaced only if it is a report."""
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Write a run's report: one HTML file with charts and samples, which opens without network."""
+    """Write a run's report, or compare runs: one HTML file with charts and samples, which opens without network.
+
+    Of several runs it shows losses, norms, speed and HellaSwag over steps, tokens or time, what differs in their configs, and their
+    samples side by side.
+    """
     options = parse(ReportOptions, "report", report, arguments)
+    if not options.runs:
+        raise UserError("report needs a run: name its directory, such as runs/demo (glassgpt report --help)")
     from .. import report as reporting
 
-    print(reporting.write_report(options.run))
+    first, *others = options.runs
+    print(reporting.write_report(first, *others, out=options.out))

@@ -39,7 +39,7 @@ class TrainOptions:
     """Directory of the run."""
     overwrite: FlagCreatePairsOff[bool] = False
     """Replace the run that is there already."""
-    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps and --strategy beside it)")] = None
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps, --strategy and --log beside it)")] = None
     """Go on with the run in this directory, to more --steps if given."""
     config: Annotated[TrainConfig, arg(name="")]
 
@@ -54,6 +54,8 @@ class ResumeOptions:
     """Number of optimizer updates at the end."""
     strategy: Annotated[Literal["auto", "ddp", "fsdp"] | None, arg(help_behavior_hint="(default: as the run was set)")] = None
     """How the model lies over the processes of torchrun, of which there may be others than before."""
+    log: Annotated[Literal["none", "tensorboard", "wandb", "both"] | None, arg(help_behavior_hint="(default: as the run was set)")] = None
+    """Where else numbers and samples go from now on."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -142,14 +144,14 @@ def _refuse_beside_init_from(arguments: Sequence[str]) -> None:
 
 
 def _resume(arguments: Sequence[str]) -> None:
-    hint = "with --resume only --steps and --strategy may be given: all else is the run's own"
+    hint = "with --resume only --steps, --strategy and --log may be given: all else is the run's own"
     options = parse(ResumeOptions, "train", train, arguments, bare=hint, unknown=hint)
     from .. import training
     from ..hardware import keep_freed_memory
 
     keep_freed_memory()
     with _progress() as progress:
-        run = training.resume(options.resume, steps=options.steps, strategy=options.strategy, progress=progress)
+        run = training.resume(options.resume, steps=options.steps, strategy=options.strategy, log=options.log, progress=progress)
     _say_what_next(run)
 
 

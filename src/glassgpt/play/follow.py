@@ -33,7 +33,7 @@ MOST_ROWS = 3000
 MOST_BYTES = 1 << 20
 """Of a file that are read at once while following; the rest the next time."""
 CHECKED_BYTES = 256
-_CURSOR = re.compile(r"(\d{1,15})-(\d{1,10})-(\d{1,15})-(\d{1,10})")
+_CURSOR = re.compile(r"([0-9]{1,15})-([0-9]{1,10})-([0-9]{1,15})-([0-9]{1,10})")
 
 
 @dataclass
@@ -90,9 +90,9 @@ def read_samples(data: bytes) -> list[Record]:
     """The steps and texts in whole sections of a samples.md. Only lines without indent are headings."""
     found: list[Record] = []
     for line in data.decode(errors="replace").split("\n"):
-        if step := re.fullmatch(r"## Step (\d{1,15})", line):
+        if step := re.fullmatch(r"## Step ([0-9]{1,15})", line):
             found.append({"step": int(step[1]), "texts": []})
-        elif found and re.fullmatch(r"### Sample \d+", line):
+        elif found and re.fullmatch(r"### Sample [0-9]+", line):
             found[-1]["texts"].append([])
         elif found and found[-1]["texts"] and line.startswith("    "):
             found[-1]["texts"][-1].append(line[4:])

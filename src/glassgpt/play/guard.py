@@ -26,6 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+MOST_HEAD = 16 << 10
+"""Bytes of a request's address and headers."""
 MOST_BODY = 1 << 20
 """Bytes of a request's body."""
 BODY_SECONDS = 10.0
@@ -136,6 +138,11 @@ class Guard:
 
     def _check(self, scope: Scope) -> "tuple[int, list[tuple[bytes, bytes]], bytes] | None":
         """Raise `Refused` for a request that may not come in. A response, where the token is to become a cookie."""
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise Refused(400, "this server speaks HTTP/1.1")
+        address = len(scope["raw_path"]) + len(scope["query_string"])
+        if address + sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD:
+            raise Refused(431, f"address and headers must be at most {MOST_HEAD:,} bytes")
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value)

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import UserError
 from .app import create_app
 from .assets import page_files
-from .guard import LOOPBACK_NAMES, Application, Door
+from .guard import LOOPBACK_NAMES, MOST_HEAD, Application, Door
 from .offers import Offers
 from .workshop import Workshop
 
@@ -29,8 +29,6 @@ HEAD_SECONDS = 10.0
 STALL_SECONDS = 20.0
 """In which a client must take something of what is sent."""
 LOOK_SECONDS = 2.0
-MOST_HEAD = 16 << 10
-"""Bytes of a request's first lines."""
 
 
 class Connection(H11Protocol):
@@ -41,9 +39,9 @@ class Connection(H11Protocol):
         self._idle_since: float | None = self.loop.time()
         self._moved_at, self._unsent = self.loop.time(), 0
         self._look = self.loop.call_later(LOOK_SECONDS, self._check)
-        if len(self.connections) > MOST_CONNECTIONS:
-            waiting = [one for one in self.connections if isinstance(one, Connection)]
-            min(waiting, key=lambda one: one.waits_since).transport.abort()
+        there = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
+        if len(there) > MOST_CONNECTIONS:
+            min(there, key=lambda one: one.waits_since).transport.abort()
 
     @property
     def waits_since(self) -> float:
@@ -140,7 +138,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
     except OSError as error:
         raise UserError(f"--host {host} is no name or address of this machine ({error.strerror})") from None
     for number in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named, or asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for an acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, number))

@@ -98,7 +98,7 @@ async function* chunks(reader) {
       yield value;
     }
   } finally {
-    reader.cancel();
+    reader.cancel().catch(() => {});  // it was aborted: who reads has been told
   }
 }
 

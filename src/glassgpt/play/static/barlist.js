@@ -2,17 +2,16 @@
 
 import {css} from './colors.js';
 import {pictured} from './paint.js';
-import {h} from './ui.js';
+import {h, legend} from './ui.js';
 
 const ROW = 22;
 
 /**
  * series: [{name, color: 'accent' or 'warm'}]; a row has a value and a text for each. signed: whether bars begin in the middle, in the
- * colours of 'signs' instead.
- * onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown). ownScales:
- * whether that is so for each series by itself.
+ * colours of 'signs' instead. onPick(row): it was chosen. most(largest): what a full bar stands for (default: the largest value shown).
+ * ownScales: whether that is so for each series by itself.
  *
- * The element's `show(rows)` shows rows of {label, values, texts, title, faint, picked, …}, `scale()` is what a full bar stands for
+ * The element's `show(rows)` shows rows of {label, values, texts, title, faint, …}, `scale()` is what a full bar stands for
  * now; `figure` and `rows()` are for exports.
  */
 export function barList({label, series, signed = false, onPick = null, most = largest => largest, ownScales = false}) {
@@ -38,7 +37,6 @@ export function barList({label, series, signed = false, onPick = null, most = la
     name.textContent = row.label;
     element.title = row.title ?? '';
     element.classList.toggle('faint', Boolean(row.faint));
-    element.classList.toggle('picked', Boolean(row.picked));
     row.values.forEach((value, s) => {
       const share = Math.min(1, Math.abs(value) / wholes[s] || 0) * (signed ? 50 : 100);
       fills[s].style.background = `var(--${color(s, value)})`;
@@ -104,5 +102,4 @@ export const together = lists => ({figure: pictured(
   }, 0))});
 
 /** What the bars' colours stand for. */
-export const key = series => h('p.about', {}, series.flatMap(({name, color}) => [
-  h('span.swatch', {style: {background: `var(--${color})`}}), ` ${name}  `]));
+export const key = series => legend(series.map(({name, color}) => [name, `var(--${color})`]));

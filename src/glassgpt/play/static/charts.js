@@ -24,6 +24,9 @@ function plotly() {
   return loading;
 }
 
+/** A text from outside for a name or a label: plotly takes some tags for markup, even ones that would need a style of their own. */
+export const plain = text => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+
 /**
  * A chart. traces(): plotly's traces, made anew when the theme changes; layout(): changes of the common layout, `height` in pixels.
  * The element's `redraw()` shows what `traces` gives now; `figure` and `rows()` are for exports.

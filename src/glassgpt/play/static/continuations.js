@@ -38,9 +38,12 @@ export function continuations({signal, opened, info, offer, limits, text, ids: p
     const reference = offer.kind === 'run' && info.step !== null ? `${offer.name}@${info.step}` : offer.name;
     const options = [['prompt', quoted(text)], ['temperature', sampling.temperature], ['top-k', sampling.topK], ['top-p', sampling.topP],
       ['min-p', sampling.minP], ['n', samples()], ['seed', seed()], ['max-new-tokens', length()]];
-    command.textContent = idsNow().length > prompt.length
-      ? 'They go on from what was written above, too; without it, a command that repeats them is shown here.'
-      : `glassgpt generate ${quoted(reference)} ${options.filter(([, value]) => value !== null).map(([name, value]) => `--${name} ${value}`).join(' ')}`;
+    // An option's value that begins with a dash needs the sign.
+    const told = options.filter(([, value]) => value !== null).map(([name, value]) => `--${name}${/^'?-/.test(value) ? '=' : ' '}${value}`);
+    const isFurther = idsNow().length > prompt.length;
+    command.textContent = info.tokenizer === null ? 'This model has no tokenizer, so no command with a text repeats them.'
+      : isFurther ? 'They go on from what was written above, too; without it, a command that repeats them is shown here.'
+      : `glassgpt generate ${quoted(reference)} ${told.join(' ')}`;
   }
 
   async function start() {

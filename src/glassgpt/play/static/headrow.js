@@ -33,7 +33,7 @@ export function rowOf({vectors, span, t}) {
 }
 
 /** A number that a test, or who looks closely, may hold against another. */
-const figureOf = (name, x, text = precise(x)) => h('span', {'data-test': name, 'data-value': x}, text);
+const figureOf = (name, x, text = precise(x)) => h('span.number', {'data-test': name, 'data-value': x}, text);
 
 /** The three cards; `show({vectors, weights, span, t, s, name})` fills them for the query at t and the key at s. */
 export function rowCards({signal, pieces, onKey}) {
@@ -51,7 +51,7 @@ export function rowCards({signal, pieces, onKey}) {
 function scoresCard({signal, pieces, onKey}) {
   const element = card('One row', 'Of one query: its score with each key, q·k / √D, and its weights, softmax over the keys that it sees: '
     + 'exp(score) / Σ exp(score). Grey: masked.');
-  const lead = h('p'), list = h('div', {'data-test': 'row-table'});
+  const lead = h('p'), list = h('div.numbers', {'data-test': 'row-table'});
   let now = null;
   const figure = bars({
     label: 'Scores and weights of one query over the keys', signal, picked: 0, lanes: [{title: '', values: [0]}], onPick: onKey,
@@ -65,14 +65,17 @@ function scoresCard({signal, pieces, onKey}) {
   return {element, show(found) {
     now = found;
     const {row, formed, ranked, t, s} = now;
-    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]), ` at ${t}: it sees ${ranked.length} of ${pieces.length} keys, and their weights sum to `,
-      figureOf('weights-sum', sum(formed)), '.');
+    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]),
+      ` at ${t}: it sees ${ranked.length} of ${pieces.length} keys, and their weights sum to `, figureOf('weights-sum', sum(formed)), '.');
     figure.show({picked: s, labels: pieces, lanes: [
       {title: 'scores, q·k / √D', values: row.scores, color: signed(row.scores), range: rangeOf(row)},
       {title: 'weights, softmax of the scores', values: formed, color: () => named(0)},
     ]});
-    list.replaceChildren(table(['key', 'at', 'score', 'weight', '|v|', 'weight × |v|'], ranked.slice(0, LISTED).map(i =>
-      [h('button.small', {type: 'button', onclick: () => onKey(i), title: 'Look at this key', 'aria-pressed': String(i === s)}, pieces[i]), i, short(row.scores[i]),
+    const keyButton = i => h('button.small', {
+      type: 'button', onclick: () => onKey(i), title: 'Look at this key', 'aria-pressed': String(i === s),
+    }, pieces[i]);
+    list.replaceChildren(table(['key', 'at', 'score', 'weight', '|v|', 'w × |v|'], ranked.slice(0, LISTED).map(i =>
+      [keyButton(i), i, short(row.scores[i]),
         percent(formed[i]), short(valueLength(now, i)), short(formed[i] * valueLength(now, i))])));
   }};
 }
@@ -82,6 +85,9 @@ const rangeOf = ({scores, isSeen}) => {
   const seen = scores.filter((_, s) => isSeen[s]);
   return [Math.min(0, ...seen), Math.max(0, ...seen)];
 };
+
+/** Strips {name, values} as rows of a CSV. */
+export const stripRows = lines => [['', ...lines[0].values.keys()], ...lines.map(({name, values}) => [name, ...values])];
 
 const valueLength = ({vectors: {v}}, s) => Math.sqrt(sum(terms(v, s, v, s)));
 
@@ -108,7 +114,8 @@ function termsCard({signal, pieces}) {
       ['sum of the products, q·k', figureOf('dot', sum(products))],
       [`× 1 / √${products.length} = ${precise(vectors.scale)}: the score`, figureOf('score', row.scores[s])],
       ...row.isSeen[s] ? [
-        ['exp(score − the row’s largest)', `exp(${precise(row.scores[s])} − ${precise(row.largest)}) = ${precise(Math.exp(row.scores[s] - row.largest))}`],
+        ['exp(score − the row’s largest)',
+          `exp(${precise(row.scores[s])} − ${precise(row.largest)}) = ${precise(Math.exp(row.scores[s] - row.largest))}`],
         ['softmax’s denominator, the sum of these', figureOf('denominator', row.denominator)],
         ['weight, formed here', figureOf('weight-here', row.weights[s])],
         ['weight, formed by the model’s code', figureOf('weight', formed[s])],
@@ -118,16 +125,18 @@ function termsCard({signal, pieces}) {
 }
 
 function valuesCard({signal, pieces}) {
-  const element = card('Weighted values', 'What the head gives for this query: Σ weight × v over the keys. The strongest keys each on a line of its own; '
-    + 'the last line is what the kernel gave.');
+  const element = card('Weighted values', 'What the head gives for this query: Σ weight × v over the keys. The strongest keys each on a line '
+    + 'of its own; the last line is what the kernel gave.');
   element.classList.add('wide');
   const lead = h('p');
-  let lines = [], range = null;
-  const strips = matrix({label: 'Weighted values of the strongest keys, their sum, and the head’s output', signal, kind: 'signs', rows: 1, cols: 1, values: [0], cellY: 18,
-    cell: 40, rowLabels: [''], describe: (r, d) => [lines[r].name, `dimension ${d}: ${precise(lines[r].values[d])}`]});
+  let lines = [];
+  const strips = matrix({
+    label: 'Weighted values of the strongest keys, their sum, and the head’s output', signal, kind: 'signs', rows: 1, cols: 1, value: () => 0,
+    cellY: 18, cell: 40, rowLabels: [''], describe: (r, d) => [lines[r].name, `dimension ${d}: ${precise(lines[r].values[d])}`],
+  });
   strips.dataset.test = 'value-strips';
   element.body.append(strips, lead);
-  exportable(element, {name: 'weighted-values', canvas: strips, rows: () => [['', ...lines[0].values.keys()], ...lines.map(({name, values}) => [name, ...values])]});
+  exportable(element, {name: 'weighted-values', canvas: strips, rows: () => stripRows(lines)});
   return {element, show(found) {
     const {vectors: {v, out}, formed, ranked, t} = found;
     const D = v.shape[1];
@@ -138,11 +147,11 @@ function valuesCard({signal, pieces}) {
       ...rest.length ? [{name: `${rest.length} more`, values: took(rest)}] : [],
       {name: 'sum', values: all}, {name: 'output', values: gave},
     ];
-    range = Math.max(1e-12, ...lines.flatMap(({values}) => Array.from(values, Math.abs)));
-    strips.show({rows: lines.length, cols: D, values: null, value: (r, d) => lines[r].values[d], range: [-range, range],
+    const most = Math.max(1e-12, ...lines.flatMap(({values}) => Array.from(values, Math.abs)));
+    strips.show({rows: lines.length, cols: D, value: (r, d) => lines[r].values[d], range: [-most, most],
       rowLabels: lines.map(({name}) => name)});
     const difference = Math.max(...all.map((x, d) => Math.abs(x - gave[d])));
-    lead.replaceChildren('Blue: negative, orange: positive, up to ±', short(range), '. The sum and the head’s output differ by at most ',
+    lead.replaceChildren('Blue: negative, orange: positive, up to ±', short(most), '. The sum and the head’s output differ by at most ',
       figureOf('output-difference', difference, short(difference)), '.');
   }};
 }

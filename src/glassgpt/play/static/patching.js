@@ -16,8 +16,8 @@ const PARTS = [['r', 'residual stream'], ['a', 'attention'], ['f', 'feed-forward
  * address and calls `changed` when another is there.
  */
 export function patching({signal, opened, ids, pieces, names, shape, position}) {
-  const it = card('Patch from a second text', 'In the pass over the text above, a part’s values are replaced by those that it has in the pass '
-    + 'over a second text, which must have as many tokens.');
+  const it = card('Patch from a second text', 'In the pass over the text above, a part’s values are replaced by those that it has in the '
+    + 'pass over a second text, which must have as many tokens.');
   it.classList.add('wide');
   it.dataset.test = 'patching';
   const place = h('div');
@@ -43,7 +43,8 @@ export function patching({signal, opened, ids, pieces, names, shape, position}) 
     try {
       const found = await encode(opened, text, signal);
       if (found.ids.length !== ids.length) {
-        return void problem.replaceChildren(notice(`It has ${found.ids.length} tokens and the text above ${ids.length}: make them the same number.`));
+        problem.replaceChildren(notice(`It has ${found.ids.length} tokens and the text above ${ids.length}: make them the same number.`));
+        return;
       }
       second = found;
       build();
@@ -69,8 +70,8 @@ export function patching({signal, opened, ids, pieces, names, shape, position}) 
     };
     state.on(['token'], mapped, stage.signal);
     place.replaceChildren(strip, picker(), list, h('h3', {}, 'Where the difference is carried'),
-      h('p.about', {}, 'The residual stream behind each layer at each token patched alone, as in causal tracing (Meng et al., 2022). The way to the '
-        + 'second text is 1 − D(second ‖ patched) / D(second ‖ text), with D the Kullback–Leibler divergence of the next token’s '
+      h('p.about', {}, 'The residual stream behind each layer at each token patched alone, as in causal tracing (Meng et al., 2022). The '
+        + 'way to the second text is 1 − D(second ‖ patched) / D(second ‖ text), with D the Kullback–Leibler divergence of the next token’s '
         + 'distribution: 1 where the patch alone makes the model expect what it expects after the second text.'), where);
     mapped();
   }
@@ -87,11 +88,12 @@ export function patching({signal, opened, ids, pieces, names, shape, position}) 
     head.hidden = true;
     const at = choice({label: 'at', options: [['', 'all tokens'], ...pieces.map((piece, i) => [i, `${i}: ${piece}`])], value: '',
       onInput: value => { chosen.position = value; }});
+    const code = () => chosen.part + chosen.layer + (chosen.part === 'h' ? `.${chosen.head}` : '')
+      + (chosen.position ? `@${chosen.position}` : '');
     return h('div.row', {},
       choice({label: 'patch', options: PARTS, value: 'r', onInput(value) { chosen.part = value; head.hidden = value !== 'h'; }}),
       numberField({label: 'layer', min: 0, max: shape.layers - 1, value: 0, onInput: value => { chosen.layer = value; }}), head, at,
-      h('button', {type: 'button', 'data-test': 'patch', onclick: () => change(now => now.add(
-        `${chosen.part}${chosen.layer}${chosen.part === 'h' ? `.${chosen.head}` : ''}${chosen.position ? `@${chosen.position}` : ''}`))}, 'Patch it in'));
+      h('button', {type: 'button', 'data-test': 'patch', onclick: () => change(now => now.add(code()))}, 'Patch it in'));
   }
 
   function tracing(stopped) {
@@ -104,13 +106,14 @@ export function patching({signal, opened, ids, pieces, names, shape, position}) 
       rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: pieces.slice(0, last + 1),
       views: [{name: 'way', text: 'way to the second text', kind: 'signs'}, {name: 'p', text: 'change of probability', kind: 'signs'}],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,
-      onPick: (layer, i) => change(now => { now.clear(); now.add(`r${layer}@${i}`); }),
+      action: ['Patch it in', (layer, i) => change(now => now.add(`r${layer}@${i}`))],
       async begin(aborted) {
         const logits = async question => (await post('/api/next', opened.question({position: last, ...question}), aborted)).logits;
         [text, other] = await Promise.all([logits({ids}), logits({ids: second.ids})]);
         token = ranked(other)[0];
-        told.textContent = `Likeliest after the second text, at token ${last}: «${names[token]}», ${percent(softmax(other)[token])}, and after the `
-          + `text above ${percent(softmax(text)[token])}; change of probability is its own.`;
+        const [p, q] = [softmax(text)[token], softmax(other)[token]];
+        told.textContent = `Likeliest after the second text, at token ${last}: «${names[token]}», ${percent(q)}, and after the text above `
+          + `${percent(p)}; change of probability is its own.`;
       },
       async ask(layer, i, aborted) {
         // Before the first token that differs the two streams are the same.

@@ -27,11 +27,11 @@ export class Paths {
     this.paths[this.at] = this.current.slice(0, -1);
   }
 
-  /** Take back the last token and remember that it is not wanted here. */
-  reject() {
+  /** Take back the last token and remember that it is not wanted here; once all `most` are, begin anew. */
+  reject(most) {
     const {id} = this.current.at(-1);
     this.back();
-    this.rejections.set(keyOf(this.current), new Set([...this.rejected, id]));
+    this.rejections.set(keyOf(this.current), new Set(this.rejected.size + 1 < most ? [...this.rejected, id] : []));
   }
 
   /** Keep the current path as it is, and go on from its first `length` tokens. */

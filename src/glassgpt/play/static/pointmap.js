@@ -11,7 +11,8 @@ const MOST_LABELS = 40;
  * describe(i): lines of a point's tooltip; name(i): its label; onPick(i): it was chosen.
  *
  * The element's `show(changes)` takes: x and y (arrays of coordinates), groups (a number for each point), color(group), isPath (whether
- * they are joined in their order), marked (numbers of points to mark and name), picked (one of them, or null). New x and y fit the whole.
+ * they are joined in their order), marked (numbers of points to mark and name), picked (one of them, or null). New x and y fit the
+ * whole; a picked point that is out of sight moves into the middle.
  */
 export function pointMap({title, describe, name, onPick, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], picked: null};
@@ -23,6 +24,7 @@ export function pointMap({title, describe, name, onPick, signal}) {
 
   const toX = x => size.width / 2 + (x - view.x) * view.scale;
   const toY = y => size.height / 2 - (y - view.y) * view.scale;
+  const isIn = i => toX(m.x[i]) > -4 && toX(m.x[i]) < size.width + 4 && toY(m.y[i]) > -4 && toY(m.y[i]) < size.height + 4;
 
   const canvas = figure({label: `${title}. Arrow keys move, + and − zoom, 0 shows all.`, signal, paint,
     size: width => Math.round(Math.min(560, Math.max(300, 0.72 * width)))});
@@ -35,7 +37,6 @@ export function pointMap({title, describe, name, onPick, signal}) {
     p.rect(0, 0, width, height, css('card'));
     p.line(0, toY(0), width, toY(0), css('line'));
     p.line(toX(0), 0, toX(0), height, css('line'));
-    const isIn = i => toX(m.x[i]) > -4 && toX(m.x[i]) < width + 4 && toY(m.y[i]) > -4 && toY(m.y[i]) < height + 4;
     const dot = Math.min(6, Math.max(1.5, 60 / Math.sqrt(m.x.length + 1) * Math.sqrt(view.scale / home.scale)));
     let group = null, fill = '';
     for (const i of order) {
@@ -160,6 +161,7 @@ export function pointMap({title, describe, name, onPick, signal}) {
   return Object.assign(canvas, {all, zoom, show(changes) {
     m = {...m, ...changes};
     if (changes.x) home = null;
+    else if ('picked' in changes && home && m.picked !== null && !isIn(m.picked)) view = {...view, x: m.x[m.picked], y: m.y[m.picked]};
     if (changes.groups || changes.x) order = Uint32Array.from(m.x, (_, i) => i).sort((a, b) => m.groups[a] - m.groups[b] || a - b);
     redraw();
   }});

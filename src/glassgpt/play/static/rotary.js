@@ -1,9 +1,9 @@
 // Rotary positions (Su et al., 2021), before and after: what turning queries and keys does to a score.
 
-import {chart} from './charts.js';
+import {chart, plain} from './charts.js';
 import {css, named} from './colors.js';
 import {exportable} from './export.js';
-import {rowOf, sum, terms} from './headrow.js';
+import {rowOf, stripRows, sum, terms} from './headrow.js';
 import {matrix} from './matrix.js';
 import {figure} from './paint.js';
 import {pickable} from './picking.js';
@@ -33,19 +33,25 @@ export function rotaryCards({signal, info, pieces}) {
 
 function stripsCard({signal, info, pieces}) {
   const half = info.head_width / 2;
-  const element = card('Rotary positions', `Query and key before and after they are turned: dimensions d and d + ${half} are a pair, turned by position × θ_d. `
-    + `${info.config.qk_norm ? 'Before that each was brought to a root mean square of 1 and weighted (QK-norm): «before» is behind that norm. ' : ''}Turning changes no length.`);
+  const norm = 'Before that each was brought to a root mean square of 1 and weighted (QK-norm): «before» is behind that norm. ';
+  const element = card('Rotary positions', `Query and key before and after they are turned: dimensions d and d + ${half} are a pair, `
+    + `turned by position × θ_d. ${info.config.qk_norm ? norm : ''}Turning changes no length.`);
   let lines = [];
-  const strips = matrix({label: 'Query and key before and after turning', signal, kind: 'signs', rows: 4, cols: 2 * half, value: () => 0, cellY: 18, cell: 40,
-    rowLabels: ['q before', 'q after', 'k before', 'k after'], describe: (r, d) => [`${lines[r].name}, dimension ${d}: ${precise(lines[r].values[d])}`, `pair ${d % half}`]});
+  const strips = matrix({
+    label: 'Query and key before and after turning', signal, kind: 'signs', rows: 4, cols: 2 * half, value: () => 0, cellY: 18, cell: 40,
+    rowLabels: ['q before', 'q after', 'k before', 'k after'],
+    describe: (r, d) => [`${lines[r].name}, dimension ${d}: ${precise(lines[r].values[d])}`, `pair ${d % half}`],
+  });
   strips.dataset.test = 'rotary-strips';
   const list = h('div');
   element.body.append(strips, list);
-  exportable(element, {name: 'rotary', canvas: strips, rows: () => [['', ...lines[0].values.keys()], ...lines.map(({name, values}) => [name, ...values])]});
+  exportable(element, {name: 'rotary', canvas: strips, rows: () => stripRows(lines)});
   return {element, show(found) {
     const {vectors, t, s} = found;
     const line = (name, array, i) => ({name, values: array.subarray(2 * half * i, 2 * half * (i + 1))});
-    lines = [line('q before', vectors.q_plain, t), line('q after', vectors.q, t), line('k before', vectors.k_plain, s), line('k after', vectors.k, s)];
+    lines = [
+      line('q before', vectors.q_plain, t), line('q after', vectors.q, t), line('k before', vectors.k_plain, s), line('k after', vectors.k, s),
+    ];
     strips.show({value: (r, d) => lines[r].values[d]});
     const length = ({values}) => short(Math.sqrt(sum(values.map(x => x * x))));
     const plain = vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, s));
@@ -62,7 +68,8 @@ const DIAL = 46;
 
 function dialsCard({signal, info, turns, pieces}) {
   const half = turns.length, base = info.config.rope_base;
-  const element = card('The pairs’ angles', `Each pair of the query as a hand: thin before, thick after turning by t × θ_d, θ_d = ${base.toLocaleString('en')}^(−2d/${2 * half}). `
+  const element = card('The pairs’ angles', 'Each pair of the query as a hand: thin before, thick after turning by t × θ_d, '
+    + `θ_d = ${base.toLocaleString('en')}^(−2d/${2 * half}). `
     + 'The first pairs turn fast and tell near positions apart; the last hardly turn and carry content.');
   const lead = h('p');
   let now = null, perRow = 1;
@@ -85,40 +92,52 @@ function dialsCard({signal, info, turns, pieces}) {
         p.text(x, y + DIAL / 2 + 4, j, {align: 'center', size: 10, fill: css('soft')});
       });
     }});
-  pickable(dials, {signal, under(event) {
-    const box = dials.getBoundingClientRect();
-    const col = Math.floor((event.clientX - box.left) / DIAL), j = Math.floor((event.clientY - box.top) / (DIAL + 12)) * perRow + col;
-    return col < perRow && j < half ? j : null;
-  }, lines: j => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(turns[j])} rad a position`,
-    `turned by ${precise(now.t * turns[j])} rad = ${short(now.t * turns[j] / (2 * Math.PI))} turns`, `a whole turn takes ${short(2 * Math.PI / turns[j])} positions`]});
+  pickable(dials, {
+    signal,
+    under(event) {
+      const box = dials.getBoundingClientRect();
+      const col = Math.floor((event.clientX - box.left) / DIAL), row = Math.floor((event.clientY - box.top) / (DIAL + 12));
+      const j = row * perRow + col;
+      return now && col < perRow && j < half ? j : null;
+    },
+    lines: j => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(turns[j])} rad a position`,
+      `turned by ${precise(now.t * turns[j])} rad = ${short(now.t * turns[j] / (2 * Math.PI))} turns`,
+      `a whole turn takes ${short(2 * Math.PI / turns[j])} positions`],
+  });
   element.body.append(lead, dials);
-  exportable(element, {name: 'rotary-angles', canvas: dials, rows: () => [['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
+  exportable(element, {name: 'rotary-angles', canvas: dials, rows: () => [
+    ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
     ...Array.from(turns, (turn, j) => [j, turn, now.t * turn, ...hand('q_plain', j), ...hand('q', j)])]});
   return {element, show(found) {
     now = found;
-    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[now.t]), ` at ${now.t}: pair 0 is turned by ${now.t} rad, pair ${half - 1} by ${precise(now.t * turns[half - 1])} rad.`);
+    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[now.t]),
+      ` at ${now.t}: pair 0 is turned by ${now.t} rad, pair ${half - 1} by ${precise(now.t * turns[half - 1])} rad.`);
     dials.figure.redraw();
   }};
 }
 
 function distanceCard({signal, pieces, turns}) {
-  const element = card('Score by distance', 'Each key’s score with this query as it is, and as it would be without rotation, by how far back the key lies. '
-    + 'Dotted: the chosen key alone, were it at another distance.');
+  const element = card('Score by distance', 'Each key’s score with this query as it is, and as it would be without rotation, by how far back '
+    + 'the key lies. Dotted: the chosen key alone, were it at another distance.');
   element.classList.add('wide');
   let now = null;
   const series = () => {
     const {row, t, s, vectors} = now, keys = Array.from({length: t + 1}, (_, i) => t - i);
-    const x = keys.map(key => t - key);
+    const line = (name, score) => ({name, x: keys.map(key => t - key), y: keys.map(score), text: keys.map(key => plain(pieces[key]))});
+    const distances = [...pieces.keys()];
     return [
-      {name: 'with rotation', x, y: keys.map(key => row.scores[key]), text: keys.map(key => pieces[key])},
-      {name: 'without', x, y: keys.map(key => vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, key))), text: keys.map(key => pieces[key])},
-      ...s <= t ? [{name: 'the chosen key', x: [...pieces.keys()], y: Array.from(pieces.keys(), distance => scoreAt(now, distance, turns)), text: pieces.map(() => pieces[s])}] : [],
+      line('with rotation', key => row.scores[key]),
+      line('without', key => vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, key))),
+      ...s > t ? [] : [{
+        name: 'the chosen key', x: distances, y: distances.map(x => scoreAt(now, x, turns)), text: distances.map(() => plain(pieces[s])),
+      }],
     ];
   };
-  const styles = [() => ({mode: 'lines+markers', line: {color: named(0)}, marker: {size: 4}}),
-    () => ({mode: 'lines+markers', line: {color: named(1)}, marker: {size: 4, symbol: 'square'}}), () => ({mode: 'lines', line: {color: named(2), dash: 'dot'}})];
+  const style = i => ({
+    mode: i < 2 ? 'lines+markers' : 'lines', line: {color: named(i), dash: i < 2 ? 'solid' : 'dot'}, marker: {size: 4, symbol: i},
+  });
   const lines = chart({label: 'Score by distance, with and without rotation', signal, height: 280,
-    traces: () => (now ? series().map((one, i) => ({...one, ...styles[i](), hovertemplate: '%{text} at distance %{x}: %{y:.4f}'})) : []),
+    traces: () => (now ? series().map((one, i) => ({...one, ...style(i), hovertemplate: '%{text} at distance %{x}: %{y:.4f}'})) : []),
     layout: () => ({showlegend: true, margin: {t: 28}, xaxis: {title: {text: 'distance t − s'}}, yaxis: {title: {text: 'score'}}})});
   lines.dataset.test = 'distance-chart';
   element.body.append(lines);

@@ -24,23 +24,24 @@ export const ranked = values => Uint32Array.from(values, (_, i) => i).sort((a, b
 
 /**
  * The distribution that a token is drawn from; 0 for what is left out. topK, topP, minP: null for none.
- * order: `ranked(logits)`, where the caller has it already. without: ids that are not to be drawn, taken out at the end.
+ * order: `ranked(logits)`, where the caller has it already. without: a Set of ids that are not to be drawn, as if they had no logits.
  */
-export function distribution(logits, {temperature, topK = null, topP = null, minP = null}, {order = ranked(logits), without = []} = {}) {
-  const size = logits.length;
-  const scaled = new Float64Array(size);
+export function distribution(logits, {temperature, topK = null, topP = null, minP = null},
+  {order = ranked(logits), without = new Set()} = {}) {
+  const left = without.size ? order.filter(id => !without.has(id)) : order;
+  const scaled = new Float64Array(logits.length).fill(-Infinity);
   // The largest becomes 0 first, so that a tiny temperature leads to -inf and not to inf - inf.
-  const largest = most(logits);
-  if (temperature === 0) scaled.fill(-Infinity)[order[0]] = 0;
-  else for (let i = 0; i < size; i++) scaled[i] = Math.fround(Math.fround(logits[i] - largest) / Math.fround(temperature));
-  if (topK !== null && topK < size) {
-    const threshold = scaled[order[topK - 1]];
-    for (let i = 0; i < size; i++) if (scaled[i] < threshold) scaled[i] = -Infinity;
+  const largest = logits[left[0]];
+  if (temperature === 0) scaled[left[0]] = 0;
+  else for (const i of left) scaled[i] = Math.fround(Math.fround(logits[i] - largest) / Math.fround(temperature));
+  if (topK !== null && topK < left.length) {
+    const threshold = scaled[left[topK - 1]];
+    for (const i of left) if (scaled[i] < threshold) scaled[i] = -Infinity;
   }
   if (topP !== null && topP < 1) {
     const p = softmax(scaled);
     let before = 0;
-    for (const i of order) {
+    for (const i of left) {
       if (before >= topP) scaled[i] = -Infinity;
       before += p[i];
     }
@@ -48,9 +49,8 @@ export function distribution(logits, {temperature, topK = null, topP = null, min
   if (minP !== null) {
     const p = softmax(scaled);
     const least = minP * most(p);
-    for (let i = 0; i < size; i++) if (p[i] < least) scaled[i] = -Infinity;
+    for (const i of left) if (p[i] < least) scaled[i] = -Infinity;
   }
-  for (const i of without) scaled[i] = -Infinity;
   return softmax(scaled);
 }
 

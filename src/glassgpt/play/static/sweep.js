@@ -1,15 +1,16 @@
 // The same question asked for many parts of a model, one after the other, shown as a matrix that fills.
 
 import {matrix} from './matrix.js';
-import {announce, h, notice} from './ui.js';
+import {announce, h, notice, short} from './ui.js';
 
 /**
  * rows, cols: names. ask(row, col, signal): the numbers of a cell, {name: number}. views: [{name, text, kind}], of which one is shown.
  * The element's `clear()` forgets them; `figure` and `rows()` are for exports.
  *
- * describe(row, col): words for its place. onPick(row, col): a cell was chosen. begin(): what must be known first.
+ * describe(row, col): words for its place. action: [text, run(row, col)], what a button does with the chosen cell. begin(): what must
+ * be known first.
  */
-export function sweep({name, button: what, rows, cols, ask, views, begin = null, describe, onPick, signal, height = 20}) {
+export function sweep({name, button: what, rows, cols, ask, views, begin = null, describe, action, signal, height = 20}) {
   const values = Object.fromEntries(views.map(view => [view.name, new Float64Array(rows.length * cols.length).fill(NaN)]));
   const told = h('span.soft', {role: 'status'});
   const problem = h('div');
@@ -23,13 +24,24 @@ export function sweep({name, button: what, rows, cols, ask, views, begin = null,
       for (const other of this.parentNode.children) other.setAttribute('aria-pressed', String(other === this));
       picture.show({values: values[view.name], kind: view.kind});
     }}, one.text)));
-  const picture = matrix({rows: rows.length, cols: cols.length, values: values[view.name], kind: view.kind, rowLabels: rows, colLabels: cols,
-    cell: 34, cellY: height, signal, label: what, describe: (r, c) => [describe(r, c), ...views.map(({name: key, text}) =>
-      `${text}: ${Number.isNaN(values[key][r * cols.length + c]) ? 'not measured' : values[key][r * cols.length + c].toPrecision(3)}`)],
-    onPick});
+  const picture = matrix({rows: rows.length, cols: cols.length, values: values[view.name], kind: view.kind, rowLabels: rows,
+    colLabels: cols, cell: 34, cellY: height, signal, label: what, describe: lines,
+    onPick: choose});
   picture.dataset.test = name;
-  const place = h('div', {hidden: true}, picture);
+  const chosen = h('p.row');
+  const place = h('div', {hidden: true}, picture, chosen);
   signal.addEventListener('abort', () => running?.abort());
+
+  function lines(r, c) {
+    const found = key => values[key][r * cols.length + c];
+    const worded = key => (Number.isNaN(found(key)) ? 'not measured' : short(found(key)));
+    return [describe(r, c), ...views.map(one => `${one.text}: ${worded(one.name)}`)];
+  }
+
+  function choose(r, c) {
+    const [text, act] = action;
+    chosen.replaceChildren(h('span', {}, lines(r, c).join(' · ')), h('button', {type: 'button', onclick: () => act(r, c)}, text));
+  }
 
   /** What was measured is no longer of what is looked at. */
   function clear() {
@@ -37,6 +49,7 @@ export function sweep({name, button: what, rows, cols, ask, views, begin = null,
     for (const array of Object.values(values)) array.fill(NaN);
     place.hidden = stop.disabled = true;
     told.textContent = '';
+    chosen.replaceChildren();
     problem.replaceChildren();
   }
 

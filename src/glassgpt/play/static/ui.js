@@ -87,6 +87,10 @@ export const facts = pairs => h('dl.facts', {}, pairs.map(([name, value]) => h('
 /** A bar from 0 to a share of the width, with what it says. */
 export const bar = (share, color) => h('span.meter', {}, h('span', {style: {width: `${100 * Math.min(1, Math.max(0, share || 0))}%`, background: color}}));
 
+/** What colours stand for: [name, CSS colour] pairs. */
+export const legend = pairs => h('p.about.legend', {}, pairs.map(([name, color]) =>
+  h('span', {}, h('span.swatch', {style: {background: color}}), ` ${name}`)));
+
 /** A small patch of a colour that may change with the theme: color() gives it. */
 export function swatch(color, signal) {
   const patch = h('span.swatch');
@@ -97,7 +101,8 @@ export function swatch(color, signal) {
 }
 
 /** The colours of a matrix from its lowest to its highest value, with what these are. */
-export const ramp = (kind, low, high, signal) => [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
+export const ramp = (kind, low, high, signal) =>
+  [`${low} `, ...Array.from({length: 9}, (_, i) => swatch(() => shade(kind, i / 8), signal)), ` ${high}`];
 
 /** Something that went wrong, or is not there, in words. */
 export const notice = (text, kind = '') => h(kind ? `p.notice.${kind}` : 'p.notice', {role: kind === 'error' ? 'alert' : 'status'}, text);
@@ -174,7 +179,7 @@ export function short(x) {
   if (x === null || x === undefined || Number.isNaN(x)) return '–';
   if (x === 0) return '0';
   const size = Math.abs(x);
-  if (size >= 1e6 || size < 1e-3) return x.toExponential(1).replace('e+', 'e').replace('-', '−');
+  if (size >= 1e6 || size < 1e-3) return x.toExponential(1).replace('e+', 'e').replaceAll('-', '−');
   return (size >= 1000 ? Math.round(x).toLocaleString('en') : String(Number(x.toPrecision(3)))).replace('-', '−');
 }
 

@@ -26,11 +26,13 @@ export function suggested(names, text) {
   return found.flat().slice(0, SUGGESTED);
 }
 
-/** The field, what it suggests, and the watched tokens in their colours, to be taken off. color(n): of the n-th. `show()` reads the address. */
+/**
+ * The field, what it suggests, and the watched tokens, to be taken off. color(n): of the n-th. The element's `show()` reads the address.
+ */
 export function watchField({names, color}) {
   const chips = h('span.chips', {'data-test': 'watched'}), offered = h('span.chips', {'data-test': 'suggested'});
-  const input = h('input', {type: 'text', size: 14, placeholder: 'a token', 'aria-label': 'Watch a token', maxLength: 40, spellcheck: false, autocomplete: 'off',
-    'data-test': 'watch', oninput: suggest, onkeydown(event) {
+  const input = h('input', {type: 'text', size: 14, placeholder: 'a token', 'aria-label': 'Watch a token', maxLength: 40, spellcheck: false,
+    autocomplete: 'off', 'data-test': 'watch', oninput: suggest, onkeydown(event) {
       if (event.key !== 'Enter' || !input.value) return;
       const exact = names.indexOf(shown(input.value));
       if (exact >= 0) add(exact);
@@ -39,7 +41,8 @@ export function watchField({names, color}) {
 
   function suggest() {
     const ids = input.value ? suggested(names, input.value) : [];
-    offered.replaceChildren(...ids.map(id => h('button.small.mono', {type: 'button', title: `Watch it (id ${id})`, onclick: () => add(id)}, names[id])));
+    offered.replaceChildren(...ids.map(id =>
+      h('button.small.mono', {type: 'button', title: `Watch it (id ${id})`, onclick: () => add(id)}, names[id])));
     if (input.value && !ids.length) offered.replaceChildren(h('span.soft', {}, 'no token has this in it'));
   }
 
@@ -55,7 +58,9 @@ export function watchField({names, color}) {
   const element = h('div.row', {}, h('label.soft', {}, 'Watch ', input), offered, chips);
   return Object.assign(element, {show() {
     const now = watched(names.length);
-    chips.replaceChildren(...now.map((id, n) => h('button.small.mono', {type: 'button', title: `Take ${names[id]} off (id ${id})`, 'data-id': id,
-      'aria-label': `Take ${names[id]} off`, style: {borderColor: color(n), color: color(n)}, onclick: () => keep(now.filter(other => other !== id))}, `${names[id]} ×`)));
+    chips.replaceChildren(...now.map((id, n) => h('button.small.mono', {
+      type: 'button', title: `Take ${names[id]} off (id ${id})`, 'data-id': id, 'aria-label': `Take ${names[id]} off`,
+      style: {borderColor: color(n), color: color(n)}, onclick: () => keep(now.filter(other => other !== id)),
+    }, `${names[id]} ×`)));
   }});
 }

@@ -9,7 +9,7 @@ import {matrix} from '../matrix.js';
 import {rotaryCards} from '../rotary.js';
 import {sees} from '../span.js';
 import * as state from '../state.js';
-import {card, checkbox, h, notice, percent, precise, ramp, short, swatch} from '../ui.js';
+import {card, checkbox, h, notice, percent, precise, ramp, short, slider, swatch} from '../ui.js';
 
 export default async function show(page, context) {
   const {signal, opened, info, ids} = context;
@@ -83,8 +83,8 @@ function spanText({window, globals}) {
 
 function gridCard(view, root) {
   const {signal, picture, place, kvOf: kv, spanOf: span} = view;
-  const element = card('Heads', 'A row a layer, a column a head. In each, a row is a query and a column a key: the darker, the more the query '
-    + 'attends to it. Grey: masked.');
+  const element = card('Heads', 'A row a layer, a column a head. In each, a row is a query and a column a key: the stronger its colour, '
+    + 'the more the query attends to it. Grey: masked.');
   const [layers, heads, cells] = picture.thumbnails.shape;
   const entropy = (layer, head) => picture.entropies[layer * heads + head];
   const canvas = headGrid({
@@ -97,11 +97,13 @@ function gridCard(view, root) {
     onInput: on => state.set({root: on ? 1 : null})}));
   element.body.append(canvas, legend(view, kv));
   if (cells < picture.tokens) {
-    element.body.append(h('p.about', {}, `Of ${picture.tokens.toLocaleString('en')} tokens, ${cells} × ${cells} cells: each shows the largest of its weights.`));
+    element.body.append(h('p.about', {},
+      `Of ${picture.tokens.toLocaleString('en')} tokens, ${cells} × ${cells} cells: each shows the largest of its weights.`));
   }
   const most = Math.max(...picture.differences), layer = picture.differences.indexOf(most);
   element.body.append(h('p.about', {'data-test': 'difference', 'data-value': most},
-    `The weights are formed anew from q, k and v: Σ weight × v differs from what the attention kernel gave by at most ${short(most)} (layer ${layer}).`));
+    'The weights are formed anew from q and k: Σ weight × v differs from what the attention kernel gave by at most '
+    + `${short(most)} (layer ${layer}).`));
   exportable(element, {name: 'heads', canvas, rows: () => [['layer', 'head', 'key/value head', 'mean entropy in bits', 'difference of the layer'],
     ...Array.from({length: layers * heads}, (_, i) => [Math.floor(i / heads), i % heads, kv(i % heads) ?? i % heads, picture.entropies[i],
       picture.differences[Math.floor(i / heads)]])]});
@@ -125,12 +127,17 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
   let now = null;
   const labels = pieces.map((piece, i) => `${piece} ${i}`);
   const canvas = matrix({
-    label: 'Attention weights of one head', signal, rows: size, cols: size, value: () => 0, range: [0, 1], rowLabels: labels, colLabels: pieces, picked: null,
-    hidden: (t, s) => now && !sees(now.span, t, s), onPick: (t, s) => state.set({row: t, col: s}), overlay: (p, place) => now && outline(p, place, now.span, size),
+    label: 'Attention weights of one head', signal, rows: size, cols: size, value: () => 0, range: [0, 1], rowLabels: labels, colLabels: pieces,
+    hidden: (t, s) => now && !sees(now.span, t, s), overlay: (p, place) => now && outline(p, place, now.span, size),
+    onPick: (t, s) => state.set({row: t, col: s}),
     describe: (t, s) => [`query ${pieces[t]} at ${t}`, `key ${pieces[s]} at ${s}`, ...now ? [weightText(now, t, s)] : []],
   });
   canvas.dataset.test = 'head-matrix';
-  element.body.append(problem, lead, canvas, h('p.about', {}, scale));
+  const place = (label, name) => slider({
+    label, min: 0, max: size - 1, step: 1, value: 0, show: i => labels[i], onInput: i => state.set({[name]: i}),
+  });
+  const [query, key] = [place('Query', 'row'), place('Key', 'col')];
+  element.body.append(problem, lead, h('div.controls.short-labels', {}, query, key), canvas, h('p.about', {}, scale));
   const explained = h('p.about', {'data-test': 'span'});
   element.body.append(explained);
   exportable(element, {name: 'head', canvas, rows: () => [['query', ...labels],
@@ -147,11 +154,16 @@ function headCard({signal, pieces, ids, kvOf: kv}, root) {
       now = found;
       const shared = kv(found.head) === null ? '' : `, key/value head ${found.tile.kv_head}`;
       problem.replaceChildren();
-      lead.textContent = `Layer ${found.layer}, head ${found.head}${shared}: formed anew, it differs from the kernel’s output by at most ${short(found.tile.difference)}.`;
+      lead.textContent = `Layer ${found.layer}, head ${found.head}${shared}: formed anew, it differs from the kernel’s output by at most `
+        + `${short(found.tile.difference)}.`;
       explained.textContent = spanLegend(found.span);
       tint();
     },
-    mark: (row, col) => canvas.show({picked: {row, col}}),
+    mark(row, col) {
+      canvas.show({picked: {row, col}});
+      query.set(row);
+      key.set(col);
+    },
     tint: () => now && tint(),
     refuse: text => problem.replaceChildren(notice(text, 'error')),
   };

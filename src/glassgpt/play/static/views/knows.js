@@ -2,15 +2,14 @@
 
 import {post} from '../api.js';
 import {barList} from '../barlist.js';
-import {named, shade} from '../colors.js';
+import {named, onTheme, shade} from '../colors.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
 import {pointMap} from '../pointmap.js';
 import * as state from '../state.js';
-import {card, choice, h, notice, short} from '../ui.js';
+import {card, choice, h, legend, notice, short} from '../ui.js';
 import {normsCard, weightCard} from '../weights.js';
 
-const TITLES = {embedding: 'embedding', head: 'head', positions: 'positions'};
 const AXES = [['01', '1 and 2'], ['02', '1 and 3'], ['12', '2 and 3']];
 const SHADES = 32;
 const NEIGHBOURS = 12;
@@ -38,7 +37,8 @@ export default async function show(page, {signal, opened, info}) {
     try {
       const found = await post('/api/map', opened.question({table: table()}), signal);
       const id = picked(found.points.shape[0]);
-      const neighbours = await post('/api/near', opened.question({table: table(), id, k: Math.min(NEIGHBOURS, found.points.shape[0] - 1)}), signal);
+      const k = Math.min(NEIGHBOURS, found.points.shape[0] - 1);
+      const neighbours = await post('/api/near', opened.question({table: table(), id, k}), signal);
       if (signal.aborted) return;
       map.show(found, id, neighbours.ids);
       near.show(id, neighbours);
@@ -48,6 +48,7 @@ export default async function show(page, {signal, opened, info}) {
   }
 
   state.on(['table', 'tok', 'axes', 'colour'], look, signal);
+  onTheme(look, signal);
   await look();
 }
 
@@ -59,7 +60,7 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
   const map = pointMap({title: 'Map of the table', signal, name: nameOf, onPick: pick, describe: i => [nameOf(i), table() === 'positions'
     ? `position ${i}` : `id ${i}`, `${[0, 1, 2].map(axis => short(found.points[3 * i + axis])).join(' · ')}`]});
   map.dataset.test = 'map';
-  const legend = h('p.about');
+  const colours = h('div');
   const shares = h('p.about', {'data-test': 'explained'});
   const kinds = Uint8Array.from(names, name => KINDS.findIndex(([, pattern]) => pattern.test(name)));
   const colour = () => (state.text('colour') === 'id' ? 'id' : 'kind');
@@ -74,12 +75,12 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
   const count = h('span.soft', {role: 'status'});
   let near = [];
   it.body.append(h('div.row', {},
-    choice({label: 'table', value: table(), options: info.tables.map(name => [name, TITLES[name]]),
+    choice({label: 'table', value: table(), options: info.tables.map(name => [name, name]),
       onInput: name => state.set({table: name, tok: null})}),
     choice({label: 'components', value: axes(), options: AXES, onInput: value => state.set({axes: value === '01' ? null : value})}),
     choice({label: 'colour', value: colour(), options: [['kind', 'kind of token'], ['id', 'id']],
       onInput: value => state.set({colour: value === 'kind' ? null : value})}),
-    search, count, h('button.small', {type: 'button', onclick: () => map.all(), title: 'Show all (0)'}, 'all')), map, shares, legend);
+    search, count, h('button.small', {type: 'button', onclick: () => map.all(), title: 'Show all (0)'}, 'all')), map, shares, colours);
   exportable(it, {name: 'map', canvas: map, rows: () => [['id', 'token', 'first', 'second', 'third'],
     ...Array.from({length: found.points.shape[0]}, (_, i) => [i, nameOf(i), ...found.points.subarray(3 * i, 3 * i + 3)])]});
 
@@ -103,9 +104,11 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
 
   function coloured(size) {
     const byKind = colour() === 'kind' && table() !== 'positions';
-    legend.replaceChildren(...(byKind ? KINDS.map(([name], i) => [name, named(i), kinds.filter(kind => kind === i).length])
-      .filter(([, , n]) => n).flatMap(([name, color, n]) => [h('span.swatch', {style: {background: color}}), ` ${name} (${n.toLocaleString('en')})  `])
-      : ['from 0 ', ...Array.from({length: 8}, (_, i) => h('span.swatch', {style: {background: shade('sizes', 0.3 + 0.1 * i)}})), ` to ${size - 1}`]));
+    const counts = KINDS.map((_, i) => kinds.reduce((n, kind) => n + (kind === i), 0));
+    colours.replaceChildren(byKind
+      ? legend(KINDS.map(([name], i) => [`${name} (${counts[i].toLocaleString('en')})`, named(i)]).filter((_, i) => counts[i]))
+      : h('p.about', {}, 'from 0 ', ...Array.from({length: 8}, (_, i) =>
+        h('span.swatch', {style: {background: shade('sizes', 0.3 + 0.1 * i)}})), ` to ${size - 1}`));
     return byKind ? {groups: kinds, color: named}
       : {groups: Uint8Array.from({length: size}, (_, i) => i * SHADES / size), color: group => shade('sizes', 0.3 + 0.7 * group / SHADES)};
   }
@@ -120,15 +123,16 @@ function mapCard({info, names, table, nameOf, pick, signal}) {
     map.show({...(wanted === shown ? {} : {x: column(a), y: column(b)}), ...coloured(size), isPath: table() === 'positions', picked: id});
     shown = wanted;
     mark();
-    shares.textContent = `To the right component ${a + 1} with ${(100 * found.explained[a]).toFixed(1)} % of the variance, upwards component ${b + 1} `
-      + `with ${(100 * found.explained[b]).toFixed(1)} %.`;
+    const share = axis => `${(100 * found.explained[axis]).toFixed(1)} %`;
+    shares.textContent = `To the right component ${a + 1} with ${share(a)} of the variance, upwards component ${b + 1} with ${share(b)}.`;
   }};
 }
 
 // --- nearest neighbours --------------------------------------------------------------------------------------------------
 
 function nearCard({nameOf, pick}) {
-  const it = card('Nearest neighbours', 'The rows of the table that point the most alike: cosine = a · b / (‖a‖ ‖b‖). Choose one to go on from it.');
+  const it = card('Nearest neighbours', 'The rows of the table that point the most alike: cosine = a · b / (‖a‖ ‖b‖). Choose one to go on '
+    + 'from it.');
   const list = barList({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}], onPick: row => pick(row.id), most: () => 1});
   list.dataset.test = 'near-bars';
   const title = h('h3', {'data-test': 'near-of'});
@@ -141,7 +145,8 @@ function nearCard({nameOf, pick}) {
     show(id, {ids, cosines}) {
       problem.replaceChildren();
       title.textContent = `${nameOf(id)} (${id})`;
-      list.show(ids.map((other, i) => ({id: other, label: nameOf(other), values: [cosines[i]], texts: [cosines[i].toFixed(3)], title: `id ${other}`})));
+      list.show(ids.map((other, i) => (
+        {id: other, label: nameOf(other), values: [cosines[i]], texts: [cosines[i].toFixed(3)], title: `id ${other}`})));
     },
   };
 }

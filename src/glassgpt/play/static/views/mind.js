@@ -2,7 +2,7 @@
 
 import {latest, post} from '../api.js';
 import {attributionCards} from '../attribution.js';
-import {chart} from '../charts.js';
+import {chart, plain} from '../charts.js';
 import {css, named, onTheme} from '../colors.js';
 import {exportable} from '../export.js';
 import {depthName, lensCard, pager, streamCard, windowSize} from '../lensgrid.js';
@@ -18,8 +18,8 @@ export default async function show(page, context) {
   const names = await vocabulary(opened, signal);
   const place = placesOf(context, names, page.clientWidth);
   const problem = h('div.problem');
-  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from});
-  const grids = [lensCard({signal, info, ids, pieces, names, controls}), streamCard({signal, pieces})];
+  const controls = pager({tokens: ids.length, size: place.size, from: () => place.now().from, token: () => place.now().token});
+  const grids = [lensCard({signal, ids, pieces, names, controls}), streamCard({signal, pieces})];
   const ranks = ranksCard({signal, names});
   const attribution = attributionCards({signal, info, names, ask: change => state.set({
     ...'token' in change ? {target: change.token} : {}, ...'against' in change ? {against: change.against} : {}})});
@@ -47,7 +47,8 @@ export default async function show(page, context) {
     const target = place.idOf('target') ?? last[0], against = place.idOf('against');
     const other = against === target ? null : against;
     const answer = await ask('/api/attribution', {position: token, token: target, against: other});
-    attribution.show({answer, position: token, token: target, against: other, choices: [...new Set([...last, ...series, target, ...other === null ? [] : [other]])]});
+    const choices = [...new Set([...last, ...series, target, other])].filter(id => id !== null);
+    attribution.show({answer, position: token, token: target, against: other, choices});
   }
 
   const guarded = work => latest(async () => {
@@ -91,12 +92,12 @@ function placesOf({info, ids, pieces}, names, width) {
 
 /** Rank and probability of some tokens over the layers, behind one position, and the likeliest tokens at one depth. */
 function ranksCard({signal, names}) {
-  const element = card('Rank over layers', 'Behind one position: how many tokens the lens finds likelier at each depth, plus one (1: the likeliest), and the probability that it gives.');
+  const element = card('Rank over layers', 'Behind one position: how many tokens the lens finds likelier at each depth, plus one (1: the likeliest), '
+    + 'and the probability that it gives.');
   element.classList.add('wide');
   const lead = h('p', {'data-test': 'mind-position'}), list = h('div', {'data-test': 'mind-top'});
   let now = null;
-  const colorOf = i => named(i);
-  const field = watchField({names, color: n => colorOf(now ? now.series.indexOf(now.watch[n]) : n)});
+  const field = watchField({names, color: n => named(now ? now.series.indexOf(now.watch[n]) : n)});
   onTheme(() => field.show(), signal);
   const depths = () => Array.from({length: now.found.norm.shape[0]}, (_, d) => d);
   const nameOf = id => `${names[id]}${id === now.next ? ' (comes next)' : id === now.likeliest ? ' (likeliest)' : ''}`;
@@ -104,15 +105,19 @@ function ranksCard({signal, names}) {
 
   const lines = chart({
     label: 'Rank and probability over the layers', signal, height: 380,
-    traces: () => (now ? [false, true].flatMap(isBelow => now.series.map((id, i) => ({
-      name: nameOf(id), x: depths().map(shortDepth), y: isBelow ? values(now.found.watch_p, i) : values(now.found.watch_rank, i).map(rank => rank + 1),
-      mode: 'lines+markers', line: {color: colorOf(i)}, marker: {symbol: i % 4, size: 7}, legendgroup: String(id), showlegend: !isBelow,
-      ...isBelow ? {yaxis: 'y2', hovertemplate: '%{y:.3g}'} : {hovertemplate: 'rank %{y}'},
-    }))) : []),
+    traces: () => (now ? now.series.flatMap((id, i) => {
+      const common = {
+        name: plain(nameOf(id)), x: depths().map(shortDepth), mode: 'lines+markers', line: {color: named(i)}, marker: {symbol: i % 4, size: 7},
+        legendgroup: String(id),
+      };
+      return [{...common, y: values(now.found.watch_rank, i).map(rank => rank + 1), hovertemplate: 'rank %{y}'},
+        {...common, y: values(now.found.watch_p, i), yaxis: 'y2', showlegend: false, hovertemplate: '%{y:.3g}'}];
+    }) : []),
     layout: () => ({
       showlegend: true, margin: {t: 30}, hovermode: 'x', xaxis: {anchor: 'y2', type: 'category', title: {text: 'depth'}},
-      yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1},
-      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero', domain: [0, 0.42], title: {text: 'probability'}},
+      yaxis: {type: 'log', autorange: 'reversed', domain: [0.5, 1], title: {text: 'rank'}, dtick: 1, tickformat: ',d'},
+      yaxis2: {gridcolor: css('line'), linecolor: css('line'), zerolinecolor: css('line'), automargin: true, rangemode: 'tozero',
+        exponentformat: 'e', domain: [0, 0.42], title: {text: 'probability'}},
     }),
   });
   lines.dataset.test = 'rank-chart';
@@ -123,12 +128,14 @@ function ranksCard({signal, names}) {
 
   function choose(depth) {
     if (!now) return;
-    const k = now.found.top_ids.shape[2], start = depth * k;
-    list.replaceChildren(h('h3', {}, `Likeliest at ${depth === 0 ? 'the embedding' : depthName(depth)}${depth === now.found.norm.shape[0] - 1 ? ', the last: what the model expects' : ''}`),
-      table(['token', 'probability'], Array.from({length: k}, (_, j) => [names[now.found.top_ids[start + j]], percent(now.found.top_p[start + j])])),
+    const {found, series} = now, k = found.top_ids.shape[2], isLast = depth === found.norm.shape[0] - 1;
+    const top = Array.from({length: k}, (_, j) => depth * k + j), at = i => depth * series.length + i;
+    list.replaceChildren(
+      h('h3', {}, `Likeliest at ${depth === 0 ? 'the embedding' : depthName(depth)}${isLast ? ', the last: what the model expects' : ''}`),
+      table(['token', 'probability'], top.map(j => [names[found.top_ids[j]], percent(found.top_p[j])])),
       h('h3', {}, 'Rank and probability there'),
-      table(['token', 'rank', 'probability'], now.series.map((id, i) => [nameOf(id), h('span', {'data-rank-of': id}, now.found.watch_rank[depth * now.series.length + i] + 1),
-        percent(now.found.watch_p[depth * now.series.length + i])])));
+      table(['token', 'rank', 'probability'], series.map((id, i) =>
+        [nameOf(id), h('span', {'data-rank-of': id}, found.watch_rank[at(i)] + 1), percent(found.watch_p[at(i)])])));
   }
 
   return {element, choose, show(given) {

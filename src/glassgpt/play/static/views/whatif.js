@@ -2,6 +2,7 @@
 
 import {post} from '../api.js';
 import {barList, key, together} from '../barlist.js';
+import {onTheme} from '../colors.js';
 import {editFor, editsOf, told} from '../edits.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
@@ -38,7 +39,7 @@ export default async function show(page, context) {
   const next = nextCard(names);
   const moved = movedCard(names);
   const surprise = surprisalCard({pieces, partial: context.partial, ids, position});
-  const heads = headsCard({opened, ids, names, shape, position, by, signal});
+  const heads = headsCard({opened, ids, names, shape, position, off, by, signal});
   page.append(controls.card, next.card, h('div.stack', {}, moved.card, heads), surprise.card, patch.card);
   let turn = 0;
 
@@ -62,19 +63,21 @@ export default async function show(page, context) {
   }
 
   state.on(['off', 'by', 'patch', 'token'], look, signal);
+  onTheme(look, signal);
   await patch.begin(look);
   await look();
 }
 
 function effectOf(before, after) {
-  return {before, after, p: softmax(before), q: softmax(after), ranks: ranked(before), then: ranked(after), bits: divergence(before, after)};
+  const [p, q] = [softmax(before), softmax(after)];
+  return {before, after, p, q, ranks: ranked(before), then: ranked(after), bits: divergence(before, after)};
 }
 
 // --- what is switched off ------------------------------------------------------------------------------------------------
 
 function switchesCard({shape, pieces, partial, off, by}) {
-  const it = card('Switch off', 'What a switched-off part writes into the residual stream is replaced by zero, or by its mean over the text’s '
-    + 'positions. A block is its attention and its feed-forward together.');
+  const it = card('Switch off', 'What a switched-off part writes into the residual stream is replaced by zero, or by its mean over the '
+    + 'text’s positions. A block is its attention and its feed-forward together.');
   it.classList.add('wide');
   const columns = [
     ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`, short: String(i)})),
@@ -115,12 +118,14 @@ function switchesCard({shape, pieces, partial, off, by}) {
 
 function nextCard(names) {
   const it = card('The next token', 'Its likeliest before and after: softmax of the logits over the whole vocabulary.');
-  const lists = ['Likeliest before', 'Likeliest after'].map(label => barList({label, series: SERIES}));
+  let effect = null;
+  // One scale for both lists: the two are to be compared.
+  const most = () => Math.max(effect.p[effect.ranks[0]], effect.q[effect.then[0]]);
+  const lists = ['Likeliest before', 'Likeliest after'].map(label => barList({label, series: SERIES, most}));
   lists.forEach((one, i) => { one.dataset.test = i ? 'after-bars' : 'before-bars'; });
   const where = h('span.soft');
   const numbers = h('div', {'data-test': 'effect'});
   it.body.append(h('div.row', {}, key(SERIES), where), numbers, ...lists.flatMap(list => [h('h3', {}, list.ariaLabel), list]));
-  let effect = null;
   exportable(it, {name: 'what-if', canvas: together(lists), rows: () => [['id', 'token', 'logit before', 'logit after', 'before', 'after'],
     ...Array.from(effect.ranks, id => [id, names[id], effect.before[id], effect.after[id], effect.p[id], effect.q[id]])]});
   return {card: it, show(now, words) {
@@ -160,8 +165,9 @@ function movedCard(names) {
     const up = Array.from(order.subarray(0, MOVED)).filter(id => changes[id] > 0);
     const down = Array.from(order.subarray(-MOVED)).filter(id => changes[id] < 0);
     shown.replaceChildren(...(up.length + down.length ? [] : [notice('Nothing moved.')]));
+    const {before, after, p, q} = effect;
     list.show([...up, ...down].map(id => ({label: names[id], values: [changes[id]], texts: [text(changes[id])],
-      title: `id ${id}: ${percent(effect.p[id])} → ${percent(effect.q[id])}, logit ${short(effect.before[id])} → ${short(effect.after[id])}`})));
+      title: `id ${id}: ${percent(p[id])} → ${percent(q[id])}, logit ${short(before[id])} → ${short(after[id])}`})));
   }
   return {card: it, show(now) { effect = now; draw(); }};
 }
@@ -169,8 +175,8 @@ function movedCard(names) {
 // --- the whole text ------------------------------------------------------------------------------------------------------
 
 function surprisalCard({pieces, partial, ids, position}) {
-  const it = card('The whole text', `Change of each token’s surprisal, −log₂ of its probability: orange where the changed model is more surprised, `
-    + `blue where less, strongest at ${MOST_CHANGE} bits. Choose a token to see what is expected after it.`);
+  const it = card('The whole text', `Change of each token’s surprisal, −log₂ of its probability: orange where the changed model is more `
+    + `surprised, blue where less, strongest at ${MOST_CHANGE} bits. Choose a token to see what is expected after it.`);
   it.classList.add('wide');
   let before = null, after = null;
   const strip = tokenStrip({pieces, partial, kind: 'signs', marked: position(), onPick: i => state.set({token: i}),
@@ -187,22 +193,24 @@ function surprisalCard({pieces, partial, ids, position}) {
     strip.tint(i => (i && Math.abs(after[i] - before[i]) > 1e-6 ? 0.5 + (after[i] - before[i]) / (2 * MOST_CHANGE) : null));
     strip.mark(position());
     const [was, is] = [sum(before), sum(after)];
-    total.replaceChildren(facts([['the whole text', `${was.toFixed(2)} → ${is.toFixed(2)} bits (${is < was ? '−' : '+'}${Math.abs(is - was).toFixed(2)})`]]));
+    const change = `${is < was ? '−' : '+'}${Math.abs(is - was).toFixed(2)}`;
+    total.replaceChildren(facts([['the whole text', `${was.toFixed(2)} → ${is.toFixed(2)} bits (${change})`]]));
   }};
 }
 
 // --- which head matters --------------------------------------------------------------------------------------------------
 
-function headsCard({opened, ids, names, shape, position, by, signal}) {
-  const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s distribution, '
-    + 'and the change of the likeliest token’s logit. Choose a cell to switch that head off above.');
+function headsCard({opened, ids, names, shape, position, off, by, signal}) {
+  const it = card('Which head matters', 'Each head switched off alone, one after the other: the divergence of the next token’s '
+    + 'distribution, and the change of the likeliest token’s logit.');
+  const told = h('p.about', {role: 'status'});
   let plain = null;
   const view = sweep({
     name: 'heads-sweep', button: 'Measure all heads', signal, height: 22,
     rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads}, (_, i) => String(i)),
     views: [{name: 'bits', text: 'divergence in bits', kind: 'sizes'}, {name: 'logit', text: 'change of the logit', kind: 'signs'}],
     describe: (layer, head) => `layer ${layer}, head ${head}`,
-    onPick: (layer, head) => state.set({off: `h${layer}.${head}`}),
+    action: ['Switch it off', (layer, head) => state.set({off: [...new Set([...off(), `h${layer}.${head}`])].join(',')})],
     begin: async stopped => { plain = (await post('/api/next', opened.question({ids, position: position()}), stopped)).logits; },
     async ask(layer, head, stopped) {
       const edits = [editFor(`h${layer}.${head}`, by())];
@@ -212,7 +220,6 @@ function headsCard({opened, ids, names, shape, position, by, signal}) {
       return {bits: divergence(plain, logits), logit: logits[likeliest] - plain[likeliest]};
     },
   });
-  const told = h('p.about');
   state.on(['token', 'by'], () => view.clear(), signal);
   it.body.append(view, told);
   exportable(it, {name: 'heads', canvas: view, rows: view.rows});

@@ -3,14 +3,15 @@
 import {post} from '../api.js';
 import {barList, key} from '../barlist.js';
 import {chart} from '../charts.js';
-import {css} from '../colors.js';
+import {css, onTheme} from '../colors.js';
 import {continuations} from '../continuations.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
 import {pathsOf, tagOf} from '../paths.js';
 import {distribution, entropy, outOfSight, ranked, shareOf, softmax, tokenAt} from '../sampling.js';
 import * as state from '../state.js';
-import {announce, card, facts, h, notice, numberField, percent, short, slider, tokenStrip} from '../ui.js';
+import {announce, card, facts, h, percent, short} from '../ui.js';
+import {seed, settings, settingsControls, writtenCard} from '../written.js';
 
 const SHOWN = 25;
 const FOUND = 8;
@@ -18,28 +19,22 @@ const FOUND = 8;
 const FULL = [0.05, 0.1, 0.25, 0.5, 1];
 const SERIES = [{name: 'the model', color: 'accent'}, {name: 'drawn from', color: 'warm'}];
 
-/** Sampling's settings as the address holds them; the same defaults as `glassgpt generate`. */
-const settings = vocabSize => ({
-  temperature: Math.min(10, Math.max(0, state.number('t', 0.8))),
-  topK: state.number('k') === null ? null : Math.min(vocabSize, Math.max(1, Math.round(state.number('k')))),
-  topP: between01('p'), minP: between01('minp'),
-});
-const between01 = name => (state.number(name) > 0 && state.number(name) < 1 ? state.number(name) : null);
-const seed = () => Math.round(Math.max(0, state.number('seed', 1337)));
-
 export default async function show(page, context) {
   const {signal, opened, info, ids: prompt, pieces} = context;
   const names = await vocabulary(opened, signal);
   const tag = tagOf(`${info.name} ${info.step}`, prompt);
-  const paths = pathsOf(state.text('w'), tag, info.vocab_size);
+  let paths = pathsOf(state.text('w'), tag, info.vocab_size);
   const idsNow = () => [...prompt, ...paths.current.map(({id}) => id)];
 
   // How the next token is distributed at this point; `ids` tells whether it is still this point.
   let point = null;
 
-  const written = writtenCard({prompt: pieces.join(''), names, onStep: step, onLikeliest: () => point && take(point.order[0]),
-    onReject: reject, onBack: () => change(() => paths.back()), onBranch: () => change(() => paths.branch()),
-    onCut: i => change(() => paths.branch(i)), onJump: i => change(() => paths.jump(i)), onDrop: i => change(() => paths.drop(i))}, settingsControls(info.vocab_size));
+  const written = writtenCard({
+    prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, controls: settingsControls(info.vocab_size),
+    onStep: step, onLikeliest: () => point && take(point.order[0]), onReject: reject, onBack: () => change(() => paths.back()),
+    onBranch: () => change(() => paths.branch()), onCut: i => change(() => paths.branch(i)),
+    onJump: i => change(() => paths.jump(i)), onDrop: i => change(() => paths.drop(i)),
+  });
   const next = nextCard(names, info.vocab_size, take);
   const ranks = ranksCard(signal);
   const search = searchCard(names, take);
@@ -105,9 +100,10 @@ export default async function show(page, context) {
   }
 
   async function reject() {
-    change(() => paths.reject());
+    if (!point || !paths.current.length) return;
+    change(() => paths.reject(info.vocab_size));
     await settled();
-    if (point && paths.rejected.size < info.vocab_size) step();
+    step();
   }
 
   /** Once the distribution of this point is there. */
@@ -116,72 +112,20 @@ export default async function show(page, context) {
   }
 
   state.on(['t', 'k', 'p', 'minp', 'seed'], refresh, signal);
+  state.on(['w'], () => {
+    if (state.text('w') === paths.toText(tag)) return;
+    paths = pathsOf(state.text('w'), tag, info.vocab_size);  // Back, or a link
+    look();
+  }, signal);
+  onTheme(() => written.show(paths, point !== null), signal);
   await look();
-}
-
-// --- the text so far -----------------------------------------------------------------------------------------------------
-
-function writtenCard({prompt, names, onStep, onLikeliest, onReject, onBack, onBranch, onCut, onJump, onDrop}, controls) {
-  const it = card('The text so far', 'What was written is coloured by its probability under the model; choose one of its tokens to go on '
-    + 'from before it (what was behind stays as a branch).');
-  it.classList.add('wide');
-  const button = (name, onclick, title, test, kind = 'button') => h(kind, {type: 'button', onclick, title, 'data-test': test}, name);
-  const reject = button('Reject', onReject, 'Take back the last token and draw again without it', 'reject');
-  const back = button('Back', onBack, 'Take back the last token', 'back');
-  const step = button('Step', onStep, 'Draw the next token', 'step', 'button.main');
-  const accept = button('Accept the likeliest', onLikeliest, 'Take the likeliest token', 'accept');
-  const text = h('div', {'data-test': 'written'});
-  const list = h('div.branches', {role: 'group', 'aria-label': 'Branches', 'data-test': 'branches'});
-  const problem = h('div');
-  const seedField = numberField({label: 'seed', min: 0, max: 2 ** 32 - 1, value: seed(), onInput: value => state.set({seed: value})});
-  it.body.append(text, h('div.row', {}, step, accept, reject, back,
-    button('Branch', onBranch, 'Keep this text as a branch and go on with a copy', 'branch'), seedField), problem, list, controls,
-  h('p.about', {}, 'Drawn from p ∝ exp(logit / temperature) over the tokens that top-k, then top-p, then min-p leave. A step’s random share is '
-    + 'mixed from seed, place and try by murmur3’s 32-bit finalizer, here in the page: the same seed draws the same tokens. (The continuations '
-    + 'below are drawn by torch’s generator, as glassgpt generate draws.)'));
-  exportable(it, {name: 'written', rows: () => [['branch', 'place', 'id', 'token', 'probability'], ...shown.paths.flatMap((path, b) =>
-    path.map(({id, p}, i) => [b === shown.at ? 'current' : b, i, id, names[id], p ?? '']))]});
-  let shown = {paths: [], at: 0};
-
-  const words = path => path.map(({id}) => names[id]).join('');
-  const line = (paths, i) => h('div.row', {},
-    h('button.branch', {type: 'button', 'aria-pressed': String(i === paths.at), onclick: () => onJump(i)},
-      `${i === paths.at ? 'here: ' : ''}${words(paths.paths[i]).slice(-80) || 'nothing written yet'}`),
-    h('span.soft', {}, likelihood(paths.paths[i])),
-    h('button.small', {type: 'button', 'aria-label': `Forget branch ${i + 1}`, title: 'Forget this branch', onclick: () => onDrop(i)}, '×'));
-
-  return {
-    card: it,
-    hasFailed: () => problem.childElementCount > 0,
-    fail: message => problem.replaceChildren(notice(message, 'error')),
-    show(paths, isReady) {
-      shown = paths;
-      problem.replaceChildren();
-      const strip = tokenStrip({pieces: paths.current.map(({id}) => names[id]), pickOnMove: false, onPick: onCut, label: 'Written tokens',
-        share: i => paths.current[i].p, hint: i => `${names[paths.current[i].id]} · ${percentOf(paths.current[i].p)} · go on from before it`});
-      text.replaceChildren(h('span.mono.soft.before', {}, prompt.length > 400 ? `…${prompt.slice(-400)}` : prompt), strip);
-      text.className = 'tokens tall so-far';
-      strip.className = 'inline';
-      for (const b of [reject, back]) b.disabled = !paths.current.length || !isReady;
-      for (const b of [step, accept]) b.setAttribute('aria-disabled', String(!isReady));
-      list.replaceChildren(...(paths.paths.length > 1 ? paths.paths.map((_, i) => line(paths, i)) : []));
-    },
-  };
-}
-
-const percentOf = p => (p === null ? '–' : percent(p));
-
-function likelihood(path) {
-  if (!path.length) return '';
-  const tokens = `${path.length} token${path.length === 1 ? '' : 's'}`;
-  return path.some(({p}) => p === null) ? tokens : `${tokens}, ${(-path.reduce((sum, {p}) => sum + Math.log2(p), 0)).toFixed(1)} bits`;
 }
 
 // --- the next token ------------------------------------------------------------------------------------------------------
 
 function nextCard(names, vocabSize, onPick) {
-  const it = card('The next token', `The ${SHOWN} likeliest of all ${vocabSize.toLocaleString('en')}: softmax of the logits, and what remains `
-    + 'of it after the settings. Choose one to write it.');
+  const it = card('The next token', `The ${SHOWN} likeliest of all ${vocabSize.toLocaleString('en')}: softmax of the logits, and what `
+    + 'remains of it after the settings. Choose one to write it.');
   const list = barList({label: 'The likeliest next tokens', series: SERIES, onPick: row => onPick(row.id),
     most: largest => FULL.find(full => largest <= full) ?? 1});
   list.dataset.test = 'next-bars';
@@ -214,24 +158,6 @@ function keptOf({p, q}) {
   return {kept, mass};
 }
 
-// --- the settings --------------------------------------------------------------------------------------------------------
-
-function settingsControls(vocabSize) {
-  const now = settings(vocabSize);
-  // Places from 0 to 100 on a logarithmic scale, the last one for all tokens.
-  const kAt = place => Math.max(1, Math.round(vocabSize ** (place / 100)));
-  const placeOf = k => (k === null ? 100 : 100 * Math.log(k) / Math.log(vocabSize));
-  return h('div.controls.settings', {'data-test': 'settings'},
-    slider({label: 'temperature', min: 0, max: 2, step: 0.05, value: now.temperature, show: t => (t ? t.toFixed(2) : '0: likeliest'),
-      onInput: t => state.set({t: t === 0.8 ? null : t})}),
-    slider({label: 'top-k', min: 0, max: 100, step: 'any', value: placeOf(now.topK),
-      show: place => (place >= 100 ? 'all' : kAt(place).toLocaleString('en')), onInput: place => state.set({k: place >= 100 ? null : kAt(place)})}),
-    slider({label: 'top-p', min: 0.01, max: 1, step: 0.01, value: now.topP ?? 1, show: p => (p < 1 ? p.toFixed(2) : 'all'),
-      onInput: p => state.set({p: p < 1 ? p : null})}),
-    slider({label: 'min-p', min: 0, max: 0.5, step: 0.005, value: now.minP ?? 0, show: p => (p ? p.toFixed(3) : 'none'),
-      onInput: p => state.set({minp: p || null})}));
-}
-
 // --- rank and probability ------------------------------------------------------------------------------------------------
 
 /** Ranks from 1 to `size`, at most `most` of them, even on a logarithmic scale. */
@@ -256,11 +182,16 @@ function ranksCard(signal) {
   const isWhole = () => point?.q.every(q => q > 0) ?? true;
   const drawing = chart({label: 'Probability by rank', height: 250, signal, traces: lines, layout: () => {
     const last = point ? point.order.findLastIndex(id => point.q[id] > 0) + 1 : 1;
+    const axes = {
+      xaxis: {type: 'log', title: {text: 'rank'}, dtick: 1, tickformat: ',d'},
+      yaxis: {type: 'log', title: {text: 'probability'}, nticks: 6},
+    };
+    if (isWhole()) return {...axes, shapes: [], annotations: []};
+    const color = css('warm');
     return {
-      xaxis: {type: 'log', title: {text: 'rank'}, dtick: 1, tickformat: ',d'}, yaxis: {type: 'log', title: {text: 'probability'}, nticks: 6},
-      shapes: isWhole() ? [] : [{type: 'line', x0: last, x1: last, yref: 'paper', y0: 0, y1: 1, line: {color: css('warm'), dash: 'dot', width: 1.5}}],
-      annotations: isWhole() ? [] : [{x: Math.log10(last), yref: 'paper', y: 1, text: `kept up to ${last.toLocaleString('en')}`, showarrow: false,
-        xanchor: last > (point?.p.length ?? 1) ** 0.6 ? 'right' : 'left', yanchor: 'top', font: {color: css('warm')}}],
+      ...axes, shapes: [{type: 'line', x0: last, x1: last, yref: 'paper', y0: 0, y1: 1, line: {color, dash: 'dot', width: 1.5}}],
+      annotations: [{x: Math.log10(last), yref: 'paper', y: 1, yanchor: 'top', xanchor: last > point.p.length ** 0.6 ? 'right' : 'left',
+        text: `kept up to ${last.toLocaleString('en')}`, showarrow: false, font: {color}}],
     };
   }});
   const numbers = h('div', {'data-test': 'next-facts'});
@@ -305,8 +236,10 @@ function searchCard(names, onPick) {
   const list = barList({label: 'Tokens found', series: SERIES, onPick: row => onPick(row.id)});
   list.dataset.test = 'found';
   const told = h('p.about', {role: 'status'});
-  const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', 'data-test': 'find', oninput: () => show(point)});
+  const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', 'data-test': 'find',
+    oninput: () => show(point)});
   it.body.append(field, told, list);
+  exportable(it, {name: 'found', canvas: list, rows: list.rows});
   let point = null;
 
   function show(now) {

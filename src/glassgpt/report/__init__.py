@@ -1,0 +1,9 @@
+"""One run, or several compared, as one HTML file that opens from the disk, with no network: charts, summary, samples, config.
+
+It only reads the runs' files, so it may be written at any moment: before the first step, during training, after a kill.
+"""
+
+from .page import script_json, write_report
+from .series import MAX_POINTS, read_metrics, smoothed, thinned
+
+__all__ = ["MAX_POINTS", "read_metrics", "script_json", "smoothed", "thinned", "write_report"]

@@ -1,0 +1,97 @@
+"""What the report reads of a run, in whatever state the run is."""
+
+import contextlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..run_directory import RunDirectory
+from .series import Record, column, read_metrics
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run's files, read once."""
+
+    name: str
+    """Of the directory, with as many of those above it as tell the runs of a report apart."""
+    training: list[Record]
+    evaluations: list[Record]
+    config_text: str
+    config: Record
+    """Nested as in the file; empty where that cannot be read."""
+    environment: Record
+    samples: list[tuple[int, list[str]]]
+    """Step and texts."""
+    checkpoints: list[str]
+
+    def places(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """Where these steps lie on each x axis: `x` (steps), `tokens` seen, `seconds` in training steps, evaluations left out."""
+        done = np.searchsorted(column(self.training, "step"), steps, side="right")
+        tokens = np.concatenate([[0.0], column(self.training, "tokens_seen")])
+        seconds = np.concatenate([[0.0], np.nancumsum(column(self.training, "seconds"))])
+        return {"x": steps, "tokens": tokens[done], "seconds": seconds[done].round(3)}
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
+    """The runs in these directories. Raises `UserError` for one that is no run, or is named twice."""
+    runs = [RunDirectory(path) for path in paths]
+    for run in runs:
+        run.require_run()
+    resolved = [run.path.resolve() for run in runs]
+    for index, path in enumerate(resolved):
+        if path in resolved[:index]:
+            raise UserError(f"{paths[index]} is named twice: a run has nothing to be compared with in itself")
+    return [_read(run, name) for run, name in zip(runs, _names(resolved), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The ends of the paths, as long as it takes to tell them apart."""
+    longest = max(len(path.parts) for path in paths)
+    for length in range(1, longest + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("paths that are the same")
+
+
+def _read(run: RunDirectory, name: str) -> RunRecords:
+    training, evaluations = read_metrics(run.metrics_path)
+    config_text, environment, config = _text(run.config_path), {}, {}
+    with contextlib.suppress(ValueError, TypeError):  # still being written
+        environment = dict(json.loads(_text(run.environment_path)))
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        config = tomllib.loads(config_text)
+    kept = sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit())
+    return RunRecords(name, training, evaluations, config_text, config, environment, samples_in(_text(run.samples_path)), kept)
+
+
+def _text(path: Path) -> str:
+    """The file's text, "" where there is none; line ends stay as they are, since a sample may hold any character."""
+    return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+
+
+def samples_in(markdown: str) -> list[tuple[int, list[str]]]:
+    """The steps of a `samples.md` with their texts. Only unindented lines are headings: samples are indented."""
+    sections = re.split(r"^## Step (\d+).*\n", markdown, flags=re.MULTILINE)[1:]
+    found = []
+    for step, body in zip(sections[::2], sections[1::2], strict=True):
+        texts = re.split(r"^### .*\n", body, flags=re.MULTILINE)[1:]
+        found.append((int(step), [re.sub("^    ", "", text, flags=re.MULTILINE).strip("\n") for text in texts]))
+    return found
+
+
+def flat(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Record:
+    """Nested mappings as one, keys joined by the separator."""
+    found: Record = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
+    return found
