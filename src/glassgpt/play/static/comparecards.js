@@ -62,7 +62,7 @@ export function totalsCard(pair, compared) {
 
 /** Both strips, and the difference. chosen(): the number of a stretch; `mark()` follows it. */
 export function surprisalCard(pair, compared, {chosen, onPick, signal}) {
-  const element = card('Surprisal', 'The darker, the more the token surprised the model. Below: how many more bits B needed (orange) or fewer (blue). '
+  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model. Below: how many more bits B needed (orange) or fewer (blue). '
     + 'Choose a token to see what was expected in its place.');
   element.classList.add('wide');
   const pieceOf = ({a}) => pair[0].cut.pieces.slice(...a).join('');

@@ -46,7 +46,11 @@ export function kindsCard({signal}) {
       grid.dataset.test = `kind-${k}`;
       return grid;
     });
-    place.append(...now.kinds.map((kind, k) => h('div', {}, h('h3', {}, kind), h('p.about', {}, MEANINGS[kind] ?? ''), grids[k])));
+    place.append(...now.kinds.map((kind, k) => {
+      const tools = h('span.card-tools');
+      exportable({tools}, {name: `${kind}-heads`, canvas: grids[k]});
+      return h('div', {}, h('div.row.headed', {}, h('h3', {}, kind), tools), grids[k], h('p.about', {}, MEANINGS[kind] ?? ''));
+    }));
   }
 
   return {element, show(snapshot) {

@@ -60,8 +60,7 @@ export default async function show(page, {offer, offered, signal}) {
   };
   await followRun(offer.id, follower, signal);
   if (signal.aborted) return;
-  const [loss, ...others] = charts.cards;
-  page.append(about.element, loss, h('div.small-cards', {}, others), ...through.cards);
+  page.append(about.element, ...charts.cards, ...through.cards);
   charts.now();
   state.on(['axis', 'at'], charts.now, signal);
   await through.begin();
@@ -72,7 +71,7 @@ function notRun(offer, {offers}) {
   const runs = offers.filter(({kind}) => kind === 'run');
   return h('div.notice', {role: 'status', 'data-test': 'no-run'}, `${offer.name} is a model, not a run: nothing was kept of how it learned. `,
     runs.length ? 'These are runs: ' : 'Of what is offered, nothing is a run: `glassgpt train` makes one.',
-    runs.map(({name}) => h('button.small', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name)));
+    h('div.row', {}, runs.map(({name}) => h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name))));
 }
 
 function whyNoShare({device, precision}) {
