@@ -41,7 +41,8 @@ export function totalsCard(pair, compared) {
   const numbers = pair.map((side, k) => {
     const own = [...side.seen.surprisal].filter(bits => !Number.isNaN(bits));
     const both = (compared ?? []).filter(each => !Number.isNaN(differenceOf(each)));
-    return {tokens: side.cut.ids.length, bits: sum(own), predicted: own.length, common: sum(both.map(({bits}) => bits[k])), bytes: sum(both.map(({bytes}) => bytes))};
+    return {tokens: side.cut.ids.length, bits: sum(own), predicted: own.length,
+      common: sum(both.map(({bits}) => bits[k])), bytes: sum(both.map(({bytes}) => bytes))};
   });
   const per = (bits, n) => (n ? (bits / n).toFixed(3) : '–');
   const rows = [
@@ -62,7 +63,8 @@ export function totalsCard(pair, compared) {
 
 /** Both strips, and the difference. chosen(): the number of a stretch; `mark()` follows it. */
 export function surprisalCard(pair, compared, {chosen, onPick, signal}) {
-  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model. Below: how many more bits B needed (orange) or fewer (blue). '
+  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model. Below: how many more bits B needed '
+    + '(orange) or fewer (blue). '
     + 'Choose a token to see what was expected in its place.');
   element.classList.add('wide');
   const pieceOf = ({a}) => pair[0].cut.pieces.slice(...a).join('');
@@ -80,7 +82,8 @@ export function surprisalCard(pair, compared, {chosen, onPick, signal}) {
     share: i => (Number.isNaN(differenceOf(compared[i])) ? null : 0.5 + differenceOf(compared[i]) / (2 * MOST_DIFFERENCE)),
     hint: i => `${pieceOf(compared[i])} · A ${short(compared[i].bits[0])}, B ${short(compared[i].bits[1])} bits`,
   });
-  element.body.append(h('div.split', {}, pair.map((side, k) => titled(side, strips[k]))), h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} and more`, signal)));
+  element.body.append(h('div.split', {}, pair.map((side, k) => titled(side, strips[k]))),
+    h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} and more`, signal)));
   if (difference) {
     difference.classList.add('tall');
     difference.dataset.test = 'difference';
@@ -127,7 +130,8 @@ function oneSidesHeads({mark, opened, cut, heads: picture, info}, [layerKey, hea
   let weights = null;
   const span = () => spanOf(place().layer);
   const one = matrix({
-    label: 'Attention weights of the chosen head', signal, rows: ids.length, cols: ids.length, value: () => 0, range: [0, 1], rowLabels: pieces, colLabels: pieces,
+    label: 'Attention weights of the chosen head', signal, rows: ids.length, cols: ids.length, value: () => 0, range: [0, 1],
+    rowLabels: pieces, colLabels: pieces,
     hidden: (t, s) => !sees(span(), t, s),
     describe: (t, s) => [`query ${pieces[t]} at ${t}`, `key ${pieces[s]} at ${s}`,
       sees(span(), t, s) ? `weight ${weights ? weights[t * ids.length + s].toFixed(4) : '…'}` : 'masked'],
@@ -157,7 +161,8 @@ function oneSidesHeads({mark, opened, cut, heads: picture, info}, [layerKey, hea
 /** Distributions and ranks before the chosen stretch. */
 export function expectedCards(pair, compared, {chosen, signal}) {
   const next = card('Expected in its place', 'What each gives the most probability, right before the chosen token.');
-  const ranks = card('Rank over depth', 'Where the logit lens of each depth ranks the token that does come (1: likeliest), from the embedding (0) to the last layer (1).');
+  const ranks = card('Rank over depth', 'Where the logit lens of each depth ranks the token that does come (1: likeliest), '
+    + 'from the embedding (0) to the last layer (1).');
   const apart = card('How far apart', 'The two distributions over the whole vocabulary.');
   const place = h('div', {'data-test': 'expected'}), problem = h('div');
   next.body.append(place);
@@ -264,10 +269,11 @@ const jensenShannon = (p, q) => Math.max(0, entropy(p.map((x, i) => (x + q[i]) /
 export function settingsCard(pair) {
   const element = card('How they are made', 'The settings in which the two models differ.');
   const told = ({info}) => ({...info.config, parameters: info.parameters, tokenizer: info.tokenizer, 'kv heads': info.kv_heads, 'head width': info.head_width,
-    'inner width': info.inner_width, windows: info.windows.every(each => each === null) ? null : info.windows.map(each => each ?? '∞').join(' '), step: info.step});
+    'inner width': info.inner_width,
+    windows: info.windows.every(each => each === null) ? null : info.windows.map(each => each ?? '∞').join(' '), step: info.step});
   const [a, b] = pair.map(told);
   const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])];
-  const text = value => (value === null || value === undefined ? 'none' : typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8}) : String(value));
+  const text = value => (typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8}) : String(value ?? 'none'));
   const differing = keys.filter(key => text(a[key]) !== text(b[key]));
   const rows = differing.map(key => [key, text(a[key]), text(b[key])]);
   element.body.append(rows.length ? table(['', ...pair.map(({mark}) => mark)], rows) : notice('All settings are the same.'),

@@ -86,9 +86,11 @@ const markOf = (x, text) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1, yref: 'p
 function layoutOf(spec, axis, title) {
   return {
     uirevision: axis,  // who has zoomed in stays there while points are added
-    showlegend: Boolean(spec.legend), hovermode: 'x unified', margin: {t: spec.legend ? 24 : 14}, legend: spec.byPart ? {x: 0, xanchor: 'left', y: -0.22, yanchor: 'top'} : {},
+    showlegend: Boolean(spec.legend), hovermode: 'x unified', margin: {t: spec.legend ? 24 : 14},
+    legend: spec.byPart ? {x: 0, xanchor: 'left', y: -0.3, yanchor: 'top'} : {},
     xaxis: {title: {text: title}, rangemode: 'tozero', tickformat: {step: ',', tokens: '~s', time: '~g'}[axis], hoverformat: axis === 'time' ? '.4~g' : ','},
-    yaxis: {type: spec.log ? 'log' : 'linear', dtick: spec.log ? 'D2' : undefined, tickformat: spec.format, hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
+    yaxis: {type: spec.log ? 'log' : 'linear', dtick: spec.log ? 'D2' : undefined, tickformat: spec.format,
+      hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
       rangemode: spec.zero ? 'tozero' : 'normal'},
   };
 }
@@ -97,7 +99,8 @@ function layoutOf(spec, axis, title) {
 
 const line = (name, x, y, color, more = {}) => ({name, x, y, mode: 'lines', line: {color: named(color), width: 2}, ...more});
 // Each evaluation is a point, unless they are so many that points hide the line.
-const points = (name, {x, y}, color) => ({name, x, y, mode: x.length > 60 ? 'lines' : 'lines+markers', line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
+const points = (name, {x, y}, color) => ({name, x, y, mode: x.length > 60 ? 'lines' : 'lines+markers',
+  line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
 
 /** A noisy column: each step, faint, and its mean. */
 function noisy(records, axis, column) {

@@ -109,7 +109,8 @@ export function depthCard({known, names, signal}) {
   grid.dataset.test = 'snapshot-lens';
   element.tools.prepend(segmented({label: 'Show', options: SHOWN, value: kind(), onInput: value => state.set({lens: value})}));
   element.body.append(place, grid, legend);
-  exportable(element, {name: 'lens-of-a-step', canvas: grid, rows: () => [['step', 'depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next'],
+  exportable(element, {name: 'lens-of-a-step', canvas: grid, rows: () => [
+    ['step', 'depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next'],
     ...Array.from(now.nextRank, (rank, i) => {
       const k = now.lensIds.shape[2], position = i % now.ids.length;
       return [now.step, depthName(Math.floor(i / now.ids.length)), position, now.pieces[position], name(now.lensIds[i * k]), now.lensP[i * k],
@@ -150,7 +151,8 @@ export function depthCard({known, names, signal}) {
 // --- surprisal -----------------------------------------------------------------------------------------------------------
 
 export function surprisalCard({signal}) {
-  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model of that step: −log₂ of the probability that it gave it.');
+  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model of that step: '
+    + '−log₂ of the probability that it gave it.');
   element.classList.add('wide');
   const place = h('div'), mean = h('p', {'data-test': 'snapshot-mean'});
   element.body.append(place, mean, h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} and more`, signal)));

@@ -51,7 +51,8 @@ function chooserOf({offers}, {offer, step}) {
     onInput: name => state.set({other: name, otherstep: null, layer2: null, head2: null}, {push: true})});
   model.select.dataset.test = 'other-model';
   if (offer.kind !== 'run') return [model];
-  const steps = [['', 'newest'], ...(offer.best === null ? [] : [['best', `best (${offer.best})`]]), ...[...offer.steps].reverse().map(each => [each, `step ${each}`])];
+  const steps = [['', 'newest'], ...(offer.best === null ? [] : [['best', `best (${offer.best})`]]),
+    ...[...offer.steps].reverse().map(each => [each, `step ${each}`])];
   const checkpoint = choice({label: 'Checkpoint of B', hideLabel: true, options: steps, value: step,
     onInput: value => state.set({other: offer.name, otherstep: value}, {push: true})});
   checkpoint.select.dataset.test = 'other-step';

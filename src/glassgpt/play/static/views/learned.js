@@ -21,7 +21,7 @@ export default async function show(page, {offer, offered, signal}) {
   const about = runCard();
   const charts = learnCharts({
     records: () => run.records, axis, onAxis: value => state.set({axis: value === 'step' ? null : value}), signal,
-    marked: () => (state.number('at') === null ? null : through.step()), whyNoShare: () => whyNoShare(run.history.environment),
+    marked: () => through.marked(), whyNoShare: () => whyNoShare(run.history.environment),
   });
   const through = stepThrough(run, offer, signal);
   const follower = {
@@ -96,7 +96,8 @@ function stepThrough(run, offer, signal) {
   const whole = [kindsCard({signal})];
   const ofPrompt = [attentionCard({known, signal}), depthCard({known, names, signal}), surprisalCard({signal})];
   const samples = samplesCard({all: () => run.history.samples, signal});
-  const overSteps = kindsOverSteps({load: shots.load, steps: () => run.history.snapshots, marked: () => (state.number('at') === null ? null : bar.step()), signal});
+  const marked = () => (state.number('at') === null ? null : bar.step());
+  const overSteps = kindsOverSteps({load: shots.load, steps: () => run.history.snapshots, marked, signal});
   const ofSnapshot = [...ofPrompt, ...whole, overSteps].map(({element}) => element);
 
   const present = latest(async () => {
@@ -160,7 +161,7 @@ function stepThrough(run, offer, signal) {
   }, signal);
   return {
     cards: [control, ...ofSnapshot, samples.element],
-    step: () => bar.step(),
+    marked,
     async begin() {
       gather();
       await showStep();
