@@ -92,6 +92,6 @@ function chosenOf(compared) {
   const token = state.number('token');
   const at = token === null ? -1 : compared.findIndex(({a}) => token >= a[0] && token < a[1]);
   if (at >= 0) return at;
-  const size = each => Math.abs(differenceOf(each)) || 0;
+  const size = each => (Number.isNaN(differenceOf(each)) ? -1 : Math.abs(differenceOf(each)));
   return compared.reduce((most, each, i) => (size(each) > size(compared[most]) ? i : most), 0);
 }
