@@ -166,8 +166,9 @@ export function expectedCards(pair, compared, {chosen, signal}) {
   const apart = card('How far apart', 'The two distributions over the whole vocabulary.');
   const place = h('div', {'data-test': 'expected'}), problem = h('div');
   next.body.append(place);
-  let rows = [], lenses = null;
+  let rows = [], lenses = null, distances = [];
   exportable(next, {name: 'expected', rows: () => [['token', 'probability under A', 'under B'], ...rows]});
+  exportable(apart, {name: 'how-far-apart', rows: () => [['', 'value'], ...distances]});
   const drawn = chart({
     label: 'Rank of the token over depth', signal, height: 280,
     traces: () => (lenses ?? []).map(({rank, layers}, k) => ({
@@ -202,7 +203,8 @@ export function expectedCards(pair, compared, {chosen, signal}) {
       problem.replaceChildren();
       rows = bothTops(pair, logits);
       place.replaceChildren(...expectedTable(pair, rows, first));
-      apart.body.replaceChildren(...measures(pair, logits));
+      distances = measures(pair, logits);
+      apart.body.replaceChildren(...told(distances, hasSameVocabulary(pair, logits)));
       drawn.redraw();
     } catch (error) {
       if (!signal.aborted) problem.replaceChildren(notice(error.message, 'error'));
@@ -246,19 +248,19 @@ function expectedTable(pair, rows, first) {
   return [h('p', {}, 'Before ', h('span.mono', {}, actual[0] === actual[1] ? actual[0] : actual.join(' and ')), ':'), shown];
 }
 
-/** How far the two distributions are apart, where they are over the same ids. */
+/** How far the two distributions are apart in bits, where they are over the same ids: [name, value] pairs. */
 function measures(pair, logits) {
-  const entropies = logits.map((each, k) => [`entropy of ${pair[k].mark}`, `${entropy(softmax(each)).toFixed(3)} bits`]);
-  if (!hasSameVocabulary(pair, logits)) {
-    return [facts(entropies), h('p.about', {}, 'The vocabularies differ: tokens are matched by their look, and a divergence has no meaning.')];
-  }
-  const told = facts([...entropies,
-    ['D(A ‖ B) = Σ pA log₂(pA / pB)', `${divergence(logits[0], logits[1]).toFixed(4)} bits`],
-    ['D(B ‖ A)', `${divergence(logits[1], logits[0]).toFixed(4)} bits`],
-    ['Jensen–Shannon', `${jensenShannon(...logits.map(softmax)).toFixed(4)} bits`],
-  ]);
-  told.dataset.test = 'divergences';
-  return [told];
+  const p = logits.map(softmax);
+  const entropies = pair.map(({mark}, k) => [`entropy of ${mark}`, entropy(p[k])]);
+  if (!hasSameVocabulary(pair, logits)) return entropies;
+  return [...entropies, ['D(A ‖ B) = Σ pA log₂(pA / pB)', divergence(logits[0], logits[1])], ['D(B ‖ A)', divergence(logits[1], logits[0])],
+    ['Jensen–Shannon', jensenShannon(...p)]];
+}
+
+function told(distances, isSame) {
+  const list = facts(distances.map(([name, bits]) => [name, `${bits.toFixed(4)} bits`]));
+  list.dataset.test = 'divergences';
+  return [list, isSame ? '' : h('p.about', {}, 'The vocabularies differ: tokens are matched by their look, and a divergence has no meaning.')];
 }
 
 /** The mean divergence of both from their mean, in bits: 0 for the same, 1 at most. */
@@ -268,10 +270,10 @@ const jensenShannon = (p, q) => Math.max(0, entropy(p.map((x, i) => (x + q[i]) /
 
 export function settingsCard(pair) {
   const element = card('How they are made', 'The settings in which the two models differ.');
-  const told = ({info}) => ({...info.config, parameters: info.parameters, tokenizer: info.tokenizer, 'kv heads': info.kv_heads, 'head width': info.head_width,
+  const settings = ({info}) => ({...info.config, parameters: info.parameters, tokenizer: info.tokenizer, 'kv heads': info.kv_heads, 'head width': info.head_width,
     'inner width': info.inner_width,
     windows: info.windows.every(each => each === null) ? null : info.windows.map(each => each ?? '∞').join(' '), step: info.step});
-  const [a, b] = pair.map(told);
+  const [a, b] = pair.map(settings);
   const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])];
   const text = value => (typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8}) : String(value ?? 'none'));
   const differing = keys.filter(key => text(a[key]) !== text(b[key]));
