@@ -164,6 +164,20 @@ def test_a_history_is_thinned_to_what_draws_the_same_curve(run: RunDirectory, mo
     assert "reset" not in told(Follower(run, found["cursor"]))
 
 
+def test_a_thinned_history_has_means_and_times_of_all_steps(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "MOST_ROWS", 50)
+    records = write_steps(run, range(1, 401))
+    columns = history(run)["training"]
+    half = 400 // 50  # a report's
+    inner = [row for row, step in enumerate(columns["step"]) if half < step <= 400 - half]
+    assert len(inner) > 20
+    for row in inner:
+        step = columns["step"][row]
+        around = [record["loss"] for record in records[step - 1 - half : step + half]]
+        assert columns["loss_mean"][row] == pytest.approx(np.mean(around), rel=1e-9)  # sums of at most 400 float64 numbers
+        assert columns["time"][row] == pytest.approx(sum(record["seconds"] for record in records[:step]), rel=1e-9)
+
+
 def test_an_empty_run_has_a_history(run: RunDirectory) -> None:
     found = history(run)
     assert (found["status"], found["environment"], found["evaluations"], found["samples"]) == ({"state": None}, {}, [], [])

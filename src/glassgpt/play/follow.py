@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..probe.snapshot import read_probe
-from ..report import smoothed, thinned
+from ..report.series import smoothed, smoothing_window, thinned
 from ..run_directory import RunDirectory
 from .offers import kept_checkpoints
 from .packing import pack
@@ -213,7 +213,7 @@ def columns(training: Sequence[Record]) -> dict[str, list[Any]]:
     in training steps so far.
     """
     kept = thinned(_column(training, "loss"), MOST_ROWS)
-    window = 2 * max(1, len(training) // 50) + 1
+    window = smoothing_window(len(training))
     made = {f"{name}_mean": smoothed(_column(training, name), window) for name in SMOOTHED}
     made["time"] = np.nancumsum(_column(training, "seconds"))
     read = {name: [training[i][name] if _is_number(training[i].get(name)) else None for i in kept] for name in COLUMNS}

@@ -46,7 +46,11 @@ export function kindsCard({signal}) {
       grid.dataset.test = `kind-${k}`;
       return grid;
     });
-    place.append(...now.kinds.map((kind, k) => h('div', {}, h('h3', {}, kind), h('p.about', {}, MEANINGS[kind] ?? ''), grids[k])));
+    place.append(...now.kinds.map((kind, k) => {
+      const tools = h('span.card-tools');
+      exportable({tools}, {name: `${kind}-heads`, canvas: grids[k]});
+      return h('div', {}, h('div.row.headed', {}, h('h3', {}, kind), tools), grids[k], h('p.about', {}, MEANINGS[kind] ?? ''));
+    }));
   }
 
   return {element, show(snapshot) {
@@ -67,7 +71,8 @@ export function kindsOverSteps({load, steps, marked, signal}) {
     label: 'Strongest head of each kind over the steps', signal, height: 260, traces,
     layout: () => ({showlegend: true, hovermode: 'x unified', margin: {t: 24}, uirevision: 'kinds', xaxis: {title: {text: 'step'}, rangemode: 'tozero'},
       yaxis: {rangemode: 'tozero', hoverformat: '.3f'},
-      shapes: marked() === null ? [] : [{type: 'line', x0: marked(), x1: marked(), y0: 0, y1: 1, yref: 'paper', line: {color: named(7), width: 1, dash: 'dot'}}]}),
+      shapes: marked() === null ? [] : [{type: 'line', x0: marked(), x1: marked(), y0: 0, y1: 1, yref: 'paper',
+        line: {color: named(7), width: 1, dash: 'dot'}}]}),
   });
   drawn.dataset.test = 'kinds-over-steps';
   element.body.append(drawn, about);

@@ -12,7 +12,7 @@ const AXIS_NAMES = [['step', 'steps'], ['tokens', 'tokens'], ['time', 'time']];
 const UNITS = [[3600, 'hours'], [60, 'minutes'], [1, 'seconds']];
 
 /**
- * The charts' cards. records(): the run's records now. axis(), onAxis(axis): along what they are drawn. marked(): the step that is
+ * The charts: their `cards`. records(): the run's records now. axis(), onAxis(axis): along what they are drawn. marked(): the step that is
  * marked, or null. whyNoShare(): why a run has no share of the peak. `changed()` draws them anew, at most once a second; `now()` at once.
  */
 export function learnCharts({records, axis, onAxis, marked, whyNoShare, signal}) {
@@ -25,7 +25,11 @@ export function learnCharts({records, axis, onAxis, marked, whyNoShare, signal})
     all.forEach(one => one.draw());
   };
   signal.addEventListener('abort', () => clearTimeout(timer));
-  return {cards: all.map(({element}) => element), now, changed: () => { timer ||= setTimeout(now, EACH_MS); }};
+  const cards = isIt => all.filter(({spec}) => isIt(spec)).map(({element}) => element);
+  return {
+    cards: [...cards(spec => spec.wide), h('div.small-cards', {}, cards(spec => !spec.wide && !spec.byPart)), ...cards(spec => spec.byPart)],
+    now, changed: () => { timer ||= setTimeout(now, EACH_MS); },
+  };
 }
 
 function oneChart({spec, records, axis, marked, whyNoShare, signal}) {
@@ -34,11 +38,11 @@ function oneChart({spec, records, axis, marked, whyNoShare, signal}) {
   element.dataset.test = `chart-${spec.id}`;
   const absent = h('div');
   const drawn = chart({
-    label: spec.title, signal, height: spec.wide ? 340 : 230,
+    label: spec.title, signal, height: spec.wide || spec.byPart ? 340 : 230,
     traces: () => scaled(spec.traces(records(), axis()), unitOf(records(), axis())[0]),
     layout: () => ({
       ...layoutOf(spec, axis(), unitOf(records(), axis())[1]),
-      shapes: marked() === null ? [] : [markOf(records().placeOf(marked(), axis()) / unitOf(records(), axis())[0], marked())],
+      shapes: marked() === null ? [] : [markOf(records().placeOf(marked(), axis()) / unitOf(records(), axis())[0], spec.wide ? `step ${marked()}` : '')],
     }),
   });
   element.body.append(absent, drawn);
@@ -63,7 +67,7 @@ function oneChart({spec, records, axis, marked, whyNoShare, signal}) {
     if (isThere && !isOld) drawn.redraw();
   }
 
-  return {element, draw};
+  return {spec, element, draw};
 }
 
 /** What the x axis counts in: [how many of the records' units, its name]. */
@@ -76,15 +80,17 @@ function unitOf(records, axis) {
 
 const scaled = (traces, unit) => (unit === 1 ? traces : traces.map(trace => ({...trace, x: trace.x.map(x => x / unit)})));
 
-const markOf = (x, step) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1, yref: 'paper', line: {color: named(7), width: 1, dash: 'dot'},
-  label: {text: `step ${step}`, textposition: 'end', textangle: 0, font: {size: 10, color: named(7)}}});
+const markOf = (x, text) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1, yref: 'paper', line: {color: named(7), width: 1, dash: 'dot'},
+  label: {text, textposition: 'end', textangle: 0, xanchor: 'left', yanchor: 'top', font: {size: 10, color: named(7)}}});
 
 function layoutOf(spec, axis, title) {
   return {
     uirevision: axis,  // who has zoomed in stays there while points are added
     showlegend: Boolean(spec.legend), hovermode: 'x unified', margin: {t: spec.legend ? 24 : 14},
-    xaxis: {title: {text: title}, rangemode: 'tozero', hoverformat: axis === 'time' ? '.4~g' : ','},
-    yaxis: {type: spec.log ? 'log' : 'linear', tickformat: spec.format, hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
+    legend: spec.byPart ? {x: 0, xanchor: 'left', y: -0.3, yanchor: 'top'} : {},
+    xaxis: {title: {text: title}, rangemode: 'tozero', tickformat: {step: ',', tokens: '~s', time: '~g'}[axis], hoverformat: axis === 'time' ? '.4~g' : ','},
+    yaxis: {type: spec.log ? 'log' : 'linear', dtick: spec.log ? 'D2' : undefined, tickformat: spec.format,
+      hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix,
       rangemode: spec.zero ? 'tozero' : 'normal'},
   };
 }
@@ -92,7 +98,9 @@ function layoutOf(spec, axis, title) {
 // --- what each shows -------------------------------------------------------------------------------------------------------
 
 const line = (name, x, y, color, more = {}) => ({name, x, y, mode: 'lines', line: {color: named(color), width: 2}, ...more});
-const points = (name, {x, y}, color) => ({name, x, y, mode: 'lines+markers', line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
+// Each evaluation is a point, unless they are so many that points hide the line.
+const points = (name, {x, y}, color) => ({name, x, y, mode: x.length > 60 ? 'lines' : 'lines+markers',
+  line: {color: named(color), width: 1.5}, marker: {color: named(color), size: 5}});
 
 /** A noisy column: each step, faint, and its mean. */
 function noisy(records, axis, column) {
@@ -105,6 +113,7 @@ const plain = (name, column, color = 0) => (records, axis) => [line(name, record
 const has = column => records => records.has(column);
 
 const byPart = key => ({
+  byPart: true, legend: true, log: true, format: '.3~g',
   isThere: records => records.partsOf(key).length > 0,
   traces: (records, axis) => records.partsOf(key).map((part, i) =>
     points(PARTS[part] ?? part, records.evaluated(record => record[key]?.[part], axis), i)),
@@ -128,7 +137,6 @@ const SPECS = [
   {id: 'hellaswag', title: 'HellaSwag', about: 'Share of right endings, by the probability a token.', format: '.1~%',
     isThere: records => records.evaluated(r => r.hellaswag_acc_norm, 'step').y.length > 0,
     traces: (records, axis) => [points('HellaSwag, normalised', records.evaluated(r => r.hellaswag_acc_norm, axis), 2)]},
-  {id: 'weight-norms', title: 'Weight norms by part', format: '.3~g', log: true, legend: true, ...byPart('weight_norms')},
-  {id: 'gradient-norms', title: 'Gradient norms by part', about: 'Before clipping, at the evaluations.', format: '.3~g', log: true, legend: true,
-    ...byPart('grad_norms')},
+  {id: 'weight-norms', title: 'Weight norms by part', about: '‖W‖ over all of a part’s parameters, at the evaluations.', ...byPart('weight_norms')},
+  {id: 'gradient-norms', title: 'Gradient norms by part', about: '‖g‖ over all of a part’s parameters, before clipping, at the evaluations.', ...byPart('grad_norms')},
 ];

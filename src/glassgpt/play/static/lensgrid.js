@@ -19,8 +19,8 @@ export function windowSize(width, pieces) {
 /** Name of a depth: row 0 of the lens is the embedding, row d the stream behind block d − 1. */
 export const depthName = depth => (depth === 0 ? 'embedding' : `layer ${depth - 1}`);
 
-/** The controls for which positions are shown: `size` at once, from `from()`; `token()` is the chosen one. */
-export function pager({tokens, size, from, token}) {
+/** The controls for which positions are shown: `size` at once, from `from()`; `token()` is the chosen one, if any. */
+export function pager({tokens, size, from, token = from}) {
   if (size >= tokens) return Object.assign(h('span'), {show() {}});
   const last = tokens - size;
   const go = start => state.set({from: Math.min(last, Math.max(0, start))});

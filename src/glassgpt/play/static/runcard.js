@@ -3,8 +3,8 @@
 import {bar, card, facts, h, notice, short} from './ui.js';
 
 const STATES = {
-  running: 'running', finished: 'finished', failed: 'failed', stopped: 'stopped: its process is gone; `glassgpt resume` goes on with it',
-  interrupted: 'interrupted; `glassgpt resume` goes on with it', preempted: 'told to end by the system; `glassgpt resume` goes on with it',
+  running: 'running', finished: 'finished', failed: 'failed', stopped: 'stopped: its process is gone; `glassgpt train --resume` goes on with it',
+  interrupted: 'interrupted; `glassgpt train --resume` goes on with it', preempted: 'told to end by the system; `glassgpt resume` goes on with it',
 };
 
 /** The card: `show(run)` of its history and records, `connected(isOpen, why)`. */

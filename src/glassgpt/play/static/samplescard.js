@@ -10,7 +10,8 @@ export function samplesCard({all, signal}) {
   element.classList.add('wide');
   const place = h('div'), tools = h('div.row');
   element.body.append(tools, place);
-  exportable(element, {name: 'samples', rows: () => [['step', 'sample', 'text'], ...all().flatMap(({step, texts}) => texts.map((text, i) => [step, i + 1, text]))]});
+  exportable(element, {name: 'samples', rows: () => [['step', 'sample', 'text'],
+    ...all().flatMap(({step, texts}) => texts.map((text, i) => [step, i + 1, text]))]});
   let chosen = null, offered = '';
 
   /** The step to the left: the address', else the first. */

@@ -11,8 +11,9 @@ const EACH_MS = 450;
  */
 export function scrubber({steps, chosen, onChoose, shown, signal}) {
   const input = h('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Step', 'data-test': 'step-range', oninput() {
+    const wanted = Number(input.value);
     stop();
-    choose(Number(input.value));
+    choose(wanted);
   }});
   const output = h('output', {'data-test': 'step'});
   const back = h('button', {type: 'button', title: 'The step before', 'aria-label': 'The step before', onclick: () => go(-1)}, '‹');

@@ -18,7 +18,7 @@ export function attentionCard({known, signal}) {
   const element = card('Attention', 'Left: a row a layer, a column a head. Right: the chosen head, a row a query and a column a key.');
   element.classList.add('wide');
   const lead = h('p', {'data-test': 'snapshot-head'});
-  const left = h('div'), right = h('div', {}, lead);
+  const left = h('div'), tools = h('span.card-tools'), right = h('div', {}, h('div.row.headed', {}, lead, tools));
   element.body.append(h('div.split', {}, left, right), h('p.about', {}, ramp('sizes', 'weight 0', 1, signal), '. Kept in 256 steps. Grey: masked.'));
   let now = null, grid = null, one = null;
 
@@ -41,7 +41,8 @@ export function attentionCard({known, signal}) {
     one.dataset.test = 'snapshot-head-matrix';
     left.append(grid);
     right.append(one);
-    exportable(element, {name: 'attention-of-a-step', canvas: grid, rows: () => one.rows()});
+    exportable(element, {name: 'heads-of-a-step', canvas: grid, rows: () => [['step', 'layer', 'head', 'query', 'key', 'weight'], ...weightRows(now)]});
+    exportable({tools}, {name: 'head-of-a-step', canvas: one, rows: () => one.rows()});
   }
 
   function showOne() {
@@ -62,6 +63,14 @@ export function attentionCard({known, signal}) {
 }
 
 const pictureOf = ({attention, ids}) => ({thumbnails: attention, tokens: ids.length});
+
+function* weightRows({step, attention, layers, heads, ids}) {
+  const size = ids.length;
+  for (let i = 0; i < layers * heads * size * size; i++) {
+    const query = Math.floor(i / size) % size, head = Math.floor(i / size ** 2), key = i % size;
+    if (key <= query) yield [step, Math.floor(head / heads), head % heads, query, key, attention[i] / 255];
+  }
+}
 
 function weightsOf({attention, heads, ids}, {layer, head}) {
   const size = ids.length ** 2;
@@ -100,7 +109,8 @@ export function depthCard({known, names, signal}) {
   grid.dataset.test = 'snapshot-lens';
   element.tools.prepend(segmented({label: 'Show', options: SHOWN, value: kind(), onInput: value => state.set({lens: value})}));
   element.body.append(place, grid, legend);
-  exportable(element, {name: 'lens-of-a-step', canvas: grid, rows: () => [['step', 'depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next'],
+  exportable(element, {name: 'lens-of-a-step', canvas: grid, rows: () => [
+    ['step', 'depth', 'position', 'token', 'likeliest next', 'its probability', 'rank of the actual next'],
     ...Array.from(now.nextRank, (rank, i) => {
       const k = now.lensIds.shape[2], position = i % now.ids.length;
       return [now.step, depthName(Math.floor(i / now.ids.length)), position, now.pieces[position], name(now.lensIds[i * k]), now.lensP[i * k],
@@ -141,7 +151,8 @@ export function depthCard({known, names, signal}) {
 // --- surprisal -----------------------------------------------------------------------------------------------------------
 
 export function surprisalCard({signal}) {
-  const element = card('Surprisal', 'The darker, the more the token surprised the model of that step: −log₂ of the probability that it gave it.');
+  const element = card('Surprisal', 'The stronger the colour, the more the token surprised the model of that step: '
+    + '−log₂ of the probability that it gave it.');
   element.classList.add('wide');
   const place = h('div'), mean = h('p', {'data-test': 'snapshot-mean'});
   element.body.append(place, mean, h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} and more`, signal)));

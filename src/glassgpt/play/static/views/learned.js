@@ -21,7 +21,7 @@ export default async function show(page, {offer, offered, signal}) {
   const about = runCard();
   const charts = learnCharts({
     records: () => run.records, axis, onAxis: value => state.set({axis: value === 'step' ? null : value}), signal,
-    marked: () => (state.number('at') === null ? null : through.step()), whyNoShare: () => whyNoShare(run.history.environment),
+    marked: () => through.marked(), whyNoShare: () => whyNoShare(run.history.environment),
   });
   const through = stepThrough(run, offer, signal);
   const follower = {
@@ -71,7 +71,7 @@ function notRun(offer, {offers}) {
   const runs = offers.filter(({kind}) => kind === 'run');
   return h('div.notice', {role: 'status', 'data-test': 'no-run'}, `${offer.name} is a model, not a run: nothing was kept of how it learned. `,
     runs.length ? 'These are runs: ' : 'Of what is offered, nothing is a run: `glassgpt train` makes one.',
-    runs.map(({name}) => h('button.small', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name)));
+    h('div.row', {}, runs.map(({name}) => h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name))));
 }
 
 function whyNoShare({device, precision}) {
@@ -96,7 +96,8 @@ function stepThrough(run, offer, signal) {
   const whole = [kindsCard({signal})];
   const ofPrompt = [attentionCard({known, signal}), depthCard({known, names, signal}), surprisalCard({signal})];
   const samples = samplesCard({all: () => run.history.samples, signal});
-  const overSteps = kindsOverSteps({load: shots.load, steps: () => run.history.snapshots, marked: () => (state.number('at') === null ? null : bar.step()), signal});
+  const marked = () => (state.number('at') === null ? null : bar.step());
+  const overSteps = kindsOverSteps({load: shots.load, steps: () => run.history.snapshots, marked, signal});
   const ofSnapshot = [...ofPrompt, ...whole, overSteps].map(({element}) => element);
 
   const present = latest(async () => {
@@ -160,7 +161,7 @@ function stepThrough(run, offer, signal) {
   }, signal);
   return {
     cards: [control, ...ofSnapshot, samples.element],
-    step: () => bar.step(),
+    marked,
     async begin() {
       gather();
       await showStep();
