@@ -192,7 +192,7 @@ def test_every_field_comes_back_from_toml() -> None:
             skip_outliers=3.5,
         ),
         sample=SampleConfig(prompt="\n\t'😀\\", count=3, max_new_tokens=9, temperature=0.0, top_k=4, top_p=0.5, min_p=0.1),
-        probe=ProbeConfig(prompts=["the", "\n'Да"], tokens=7),
+        probe=ProbeConfig(prompts=["the", "\n'Да"], tokens=7, every=3),
         init_from="runs/x@best",
         epochs=1.5,
         batch_tokens=64,

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,17 @@ def test_the_runs_own_prompts_are_cut_to_the_tokens_that_are_asked_for(tmp_path:
         assert "".join(pieces[0]) == "the␣fox"[: expected[0]]
 
 
+def test_snapshots_between_the_evaluations(tmp_path: Path, text: Path) -> None:
+    """They have no samples, and a run that goes on from step 5 makes the later ones again."""
+    config = tiny_config(text, probe={"every": 4})
+    through, resumed = (RunDirectory(run_of(config, tmp_path / name)) for name in ("through", "resumed"))
+    assert through.probed_steps == [0, 4, 5, 8, 10]
+    assert [len(read_probe(through.probe_path(step)).samples) for step in through.probed_steps] == [1, 0, 1, 0, 1]
+    shutil.rmtree(resumed.checkpoints / "000010")
+    resume(resumed.path, progress=Quiet())
+    assert differences(resumed.path, through.path) == []
+
+
 def test_of_a_mixture_each_texts_beginning_is_looked_at(tmp_path: Path) -> None:
     texts = [write_text(tmp_path / f"{seed}.txt", seed=seed) for seed in (1, 2)]
     config = tiny_config(texts[0], data={"mixture": {str(path): 0.5 for path in texts}}, steps=1)
@@ -175,7 +187,7 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_snapshots(tmp_path: Path,
 def test_what_is_looked_at_may_change_when_a_run_goes_on(tmp_path: Path, text: Path) -> None:
     """Also in a run that was begun before there were snapshots, whose config has no such section."""
     run = run_of(tiny_config(text, steps=5), tmp_path / "run")
-    before, told = (run / "config.toml").read_text(), "[probe]\nprompts = []\ntokens = 32\n"
+    before, told = (run / "config.toml").read_text(), "[probe]\nprompts = []\ntokens = 32\nevery = 0\n"
     assert told in before
     for steps, section, tokens in ((7, "", 16), (10, '[probe]\nprompts = ["the fox"]\ntokens = 4\n', 4)):
         (run / "config.toml").write_text(before.replace(told, section))

@@ -560,6 +560,7 @@ def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Pa
         {"eval_tokens": 20},
         {"checkpoint_every": 1, "keep_checkpoints": 1},
         {"probe": {"tokens": 0}},
+        {"probe": {"every": 1}},
         {"name": "another"},
     ],
     ids=str,

@@ -356,15 +356,18 @@ class SampleConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(Checked):
-    """What is kept of the model's inside in probes/ at every evaluation: its attention, what each depth expects, its kinds of heads."""
+    """What is kept of the model's inside in probes/ while it learns: its attention, what each depth expects, its kinds of heads."""
 
     prompts: list[str] = field(default_factory=list)
     """Texts that the model is looked into with. Left out, the beginning of each validation text."""
     tokens: int = 32
     """First tokens of each prompt that it reads, as far as the context reaches; 0 turns these snapshots off. The files grow with their
     square: of GPT-2 small's 144 heads a prompt takes 0.2 MB, of XL's 1,200 1.3 MB."""
+    every: int = 0
+    """Steps between snapshots, besides those of the evaluations; 0 is none."""
 
     def check(self) -> None:
+        self.require("every", self.every >= 0, "at least 0")
         self.require("prompts", "" not in self.prompts, "texts of at least one character")
         self.require("tokens", self.tokens >= 0, "at least 0")
 

@@ -5,6 +5,7 @@ the seed and the step, so a run that was killed and resumed computes what it wou
 runs on each rank; the first one writes.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, latest_checkpoint, remove_later_checkpoints, take_snapshot
-from .config import DataConfig, TrainConfig
+from .config import DataConfig, ProbeConfig, TrainConfig
 from .data.sources import resolve
 from .distributed.ranks import Ranks, joined, launched
 from .errors import UserError, program
@@ -166,7 +167,8 @@ def _resume(
             _compare_environments(environment, environment_of(trainer), progress)
             recorder = RunRecorder(run, trainer, progress, found["request"]) if ranks.is_first else Recorder()
             if trainer.step >= trainer.steps:
-                recorder.status("finished")  # a kill may have come before that was written
+                if run.read_status().get("state") != "finished":  # a kill may have come before that was written
+                    recorder.status("finished")
                 progress.message(f"{run.path} is finished at step {trainer.step}; --steps N extends it")
                 return None
             if checkpoint is None:
@@ -220,7 +222,8 @@ def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractConte
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
     """Refuse a config that was edited since the checkpoint, but for its length, the place of its text, its log and its probes."""
     # The texts may have moved: their fingerprint tells whether they are the same. The strategy changes rounding only, the rest nothing.
-    free = {"steps": 1, "strategy": "fsdp", "log": "none", "data": {"source": "", "mixture": {}}, "probe": {"prompts": [], "tokens": 0}}
+    texts = {"source": "", "mixture": {}}
+    free = {"steps": 1, "strategy": "fsdp", "log": "none", "data": texts, "probe": dataclasses.asdict(ProbeConfig())}
     weights = list(config.data.mixture.values()) == list(saved.data.mixture.values())
     if not weights or config.override(**free) != saved.override(**free):
         raise UserError(
@@ -318,8 +321,9 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
             signals, memory = ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)]).max(axis=0).astype(int).tolist()
             last, evaluates = trainer.step == trainer.steps, _evaluates(trainer, trainer.step)
             saves = last or signals or _due(trainer.step, config.checkpoint_every)
+            looks = not evaluates and bool(trainer.prompts) and _due(trainer.step, config.probe.every)
             # A GPU has the next update at hand meanwhile, unless its weights are to be looked at.
-            while len(begun) > (0 if evaluates or saves or trainer.unfinite is None else 1):
+            while len(begun) > (0 if evaluates or looks or saves or trainer.unfinite is None else 1):
                 update = begun.popleft()
                 numbers = update.read()
                 seconds, began = time.perf_counter() - began, time.perf_counter()
@@ -333,6 +337,9 @@ def _loop(run: RunDirectory, trainer: Trainer, recorder: Recorder, caught: list[
         val_loss, is_best = None, False
         if evaluates:
             val_loss, is_best = _evaluate(trainer, recorder, grad_norms)
+        elif looks:
+            with trainer.strategy.whole_model() as model:
+                _look(trainer, recorder, model)
         if saves or is_best:
             ranks.at(f"the save of step {trainer.step}", may_last=True)
             recorder.finish()  # the save before: two copies might be more than the host's memory holds
@@ -501,13 +508,19 @@ def _evaluate(trainer: Trainer, recorder: Recorder, grad_norms: Mapping[str, flo
         samples = sample(trainer, model) if config.sample.count and ranks.is_first else []
         if samples:
             recorder.sampled(samples)
-        if trainer.prompts and ranks.is_first:
-            recorder.probed(take_probe(model, trainer.prompts, samples, trainer.step))
+        _look(trainer, recorder, model, samples)
     loss: float = result["loss"]
     is_best = trainer.step > 0 and math.isfinite(loss) and (trainer.best_val_loss is None or loss < trainer.best_val_loss)
     if is_best:
         trainer.best_step, trainer.best_val_loss = trainer.step, loss
     return loss, is_best
+
+
+def _look(trainer: Trainer, recorder: Recorder, model: GPT, samples: Sequence[str] = ()) -> None:
+    """A snapshot of what the model computes at this step, by the first rank."""
+    trainer.ranks.at(f"the snapshot of step {trainer.step}", may_last=True)
+    if trainer.prompts and trainer.ranks.is_first:
+        recorder.probed(take_probe(model, trainer.prompts, samples, trainer.step))
 
 
 def sample(trainer: Trainer, model: GPT) -> list[str]:

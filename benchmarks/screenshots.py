@@ -1,0 +1,72 @@
+"""The pictures of the playground in the README and docs/, made anew from a run.
+
+    python benchmarks/screenshots.py runs/demo                 # a run with snapshots, of the recipe `demo` say
+
+Writes docs/play-VIEW.png, 1280 pixels wide, and docs/play-phone.png. Needs Playwright and Debian's Chromium.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import Browser, sync_playwright
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT = "The function returns the number of bytes. The function "
+# View, and what of it is looked at, in which colours and at which height: a picture shows the view's beginning.
+DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
+    "text": ({"token": "8"}, "light", 720),
+    "heads": ({"layer": "1", "head": "1"}, "light", 1000),
+    "mind": ({}, "dark", 1000),
+    "whatif": ({"off": "h1.1,f2"}, "light", 1000),
+    "write": ({"t": "0.8", "p": "0.9"}, "light", 1000),
+    "knows": ({}, "dark", 900),
+    "learned": ({}, "light", 1000),
+    "compare": ({"otherstep": "240"}, "light", 1000),
+}
+
+
+def take(browser: Browser, address: str, state: dict[str, str], path: Path, *, width: int, height: int, scheme: str) -> None:
+    """A picture of what a link shows."""
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light")
+    page = context.new_page()
+    page.goto(f"{address}#{urlencode(state)}")
+    page.wait_for_selector(f'body[data-ready="{state["view"]}"]', timeout=60_000)
+    page.wait_for_timeout(3000)  # charts, whose library comes behind the rest
+    page.screenshot(path=path)
+    context.close()
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def main() -> None:
+    """Make all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--out", type=Path, default=DOCS)
+    parser.add_argument("--text", default=TEXT)
+    parser.add_argument("--port", type=int, default=7979)
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "glassgpt", "play", options.run, "--no-browser", "--port", str(options.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        assert server.stdout is not None
+        server.stdout.readline()
+        chromium = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        address = f"http://127.0.0.1:{options.port}/"
+        try:
+            for view, (state, scheme, height) in DESKTOP.items():
+                asked = {"view": view, "text": options.text, **state}
+                take(browser, address, asked, options.out / f"play-{view}.png", width=1280, height=height, scheme=scheme)
+            heads = {"view": "heads", "text": options.text, "layer": "1", "head": "1"}
+            take(browser, address, heads, options.out / "play-phone.png", width=390, height=844, scheme="light")
+        finally:
+            browser.close()
+            server.terminate()
+
+
+if __name__ == "__main__":
+    main()
