@@ -23,18 +23,18 @@ from play_harness import GPT2_LIKE, WINDOWED, Served, serving, small_bpe, write_
 
 TEXT = "the quick brown fox\nthe quick"
 HOSTILE = (
-    "<b>bold</b><img src=x onerror=hacked=1></script><script>hacked=1</script><svg onload=hacked=1>&lt;b>]]>'\"`${hacked=1}"
+    "<b>bold<!-->text</b><img src=x onerror=hacked=1></script><script>hacked=1</script><svg onload=hacked=1>&lt;b>]]>'\"`${hacked=1}"
     "\0\1\x1b[31m\x7f\x85\ufffe\r\n\t=1+1\u202e\u0634\u0644\u0645\u2066e\u0301\u0489\u0489\U0001f469\u200d\U0001f680" + " " * 400 + "a"
 )
 MODELS = ("characters", "bpe", "windowed")
 
 
-MERGES = ["< b", "<b >", "< /", "</ b", "</b >", "< i", "<i m", "<im g", "& l", "&l t", "&lt ;"]
+MERGES = ["< !", "- -", "-- >", "<! -->", "< b", "<b >", "< /", "</ b", "</b >", "< i", "<i m", "<im g", "& l", "&l t", "&lt ;"]
 MARKUP = [merge.replace(" ", "") for merge in MERGES]
 
 
 def markup_bpe() -> BPETokenizer:
-    """Bytes, and some tokens that are markup."""
+    """Bytes, and some tokens that are markup. Only `<!-->`, an empty comment, comes of a text: the others have letters, and are cut."""
     symbols = [*byte_symbols(), *MARKUP, END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, MERGES)
 
@@ -237,12 +237,19 @@ def steps_shown(page: Any) -> tuple[int, int, int]:
     )
 
 
+def snapshot_asked(addresses: list[str]) -> int:
+    """The step of the newest snapshot among what was asked for."""
+    asked = [urlsplit(address) for address in addresses]
+    return max((int(dict(parse_qsl(each.query))["step"]) for each in asked if each.path == "/api/snapshot"), default=-1)
+
+
 def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None:
     with training(tmp_path) as (run, signs), serving(run, files=page_files()) as served, watched(browser, served.url) as opened:
         page = opened.open("learned")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
         page.wait_for_selector("[data-test=chart-loss] .scatterlayer .trace")
         opened.wait("Number(document.querySelector('[data-test=step-range]').max) > 0")
+        page.wait_for_selector(hook("snapshot-lens"))
         page.evaluate("window.isTheSame = true")
         first, asked = steps_shown(page), len(opened.requests)
         (signs / "60").touch()
@@ -255,6 +262,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         assert page.evaluate("window.isTheSame") is True
         came = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[asked:]}
         assert not came & {"history", "learned.js", ""}, "all of it came by the events, but for the snapshots"
+        assert snapshot_asked(opened.requests[asked:]) > snapshot_asked(opened.requests[:asked])
         assert min(colours(page, name) for name in ("snapshot-heads", "snapshot-lens")) > 3
         opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"The run\"]').textContent)")
         for view in VIEWS:
@@ -480,16 +488,26 @@ def elements_of_text(page: Any) -> list[str]:
     return [*page.evaluate(script), *(["ran"] if page.evaluate("() => 'hacked' in window") else [])]
 
 
+SYMBOLS = [*byte_symbols(), *MARKUP]
+BOLD = SYMBOLS.index("<b>")
+
+
 def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> None:
     ids = markup_bpe().encode(HOSTILE)
     for view in VIEWS:
-        shown = turn(page, view, model=models["markup"], text=HOSTILE)
+        shown = turn(page, view, model=models["markup"], text=HOSTILE, tok=BOLD, watch=BOLD)
+        if view == "knows":
+            assert "<b>" in shown.locator(hook("near-of")).inner_text()
+        if view == "write":
+            shown.locator(hook("find")).fill("<b>")
+            assert "<b>" in shown.locator(hook("found")).inner_text()
         assert elements_of_text(shown) == [], view
         assert page.problems == [], view
         fits(shown)
     shown = page.open("text", model=models["markup"], text=HOSTILE)
     pieces = shown.locator(".tokens .token").all_text_contents()
     assert len(pieces) == len(ids)
+    assert "<!-->" in pieces
     assert "".join(pieces).startswith(HOSTILE[:60].replace(" ", "␣"))
     rows = page.csv_of("Tokens")
     assert [row[1] for row in rows[1:]] == [str(i) for i in ids]
@@ -502,8 +520,7 @@ def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> No
 
 
 def test_markup_in_a_chart_stays_text(page: Watched, models: dict[str, Path]) -> None:
-    symbols = [*byte_symbols(), *MARKUP]
-    watch = [symbols.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
+    watch = [SYMBOLS.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
     shown = page.open("mind", model=models["markup"], text=HOSTILE[:60], watch=",".join(map(str, watch)), token=5)
     shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
     names = shown.locator(f"{hook('rank-chart')} .legendtext").all_text_contents()
