@@ -68,9 +68,8 @@ def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
 def write_run(path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)) -> RunDirectory:
     """A run's directory with a checkpoint of each step, no two alike."""
     tokenizer = BytesTokenizer() if tokenizer is None else tokenizer
-    config = TrainConfig.from_dict(
-        {"model": {**model, "vocab_size": tokenizer.vocab_size}, "steps": 100, "batch_tokens": 24, "micro_batch_size": 1}
-    )
+    size = {**model, "vocab_size": tokenizer.vocab_size}
+    config = TrainConfig.from_dict({"model": size, "steps": 100, "batch_tokens": model["context_length"], "micro_batch_size": 1})
     run = RunDirectory(path)
     path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)

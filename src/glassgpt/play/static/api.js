@@ -9,6 +9,9 @@ let waiting = 0;
 /** What the server refuses, in its own words. */
 export class Refused extends Error {}
 
+/** Why nothing comes of a question where no server is. */
+export const unreachable = () => new Refused('The server does not answer: is `glassgpt play` still running?');
+
 /** The answer to GET `path?parameters`, never kept. */
 export const get = (path, parameters = {}, signal) => ask(`${path}?${new URLSearchParams(parameters)}`, {signal});
 
@@ -120,7 +123,7 @@ async function ask(address, options, tries = 5) {
         response = await fetch(address, options);
       } catch (error) {
         if (error.name === 'AbortError') throw error;
-        throw new Refused('The server does not answer: is `glassgpt play` still running?');
+        throw unreachable();
       }
       if (response.status === 429 && --tries) {
         await new Promise(resolve => setTimeout(resolve, 500));

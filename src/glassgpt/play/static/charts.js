@@ -1,7 +1,8 @@
 // Charts by plotly, whose script is that of the installed Python package.
 
+import {unreachable} from './api.js';
 import {css, onTheme} from './colors.js';
-import {h} from './ui.js';
+import {h, notice} from './ui.js';
 
 const SCRIPT = '/static/plotly.js';
 const finger = matchMedia('(pointer: coarse)').matches;
@@ -9,19 +10,24 @@ let loading = null;
 
 /** Plotly, loaded when first needed: 5 MB. */
 function plotly() {
-  loading ??= (async () => {
-    // Its bundle adds a style sheet for maps, unless an element of that id is there: no chart here needs it, and the page's policy
-    // forbids it.
-    const source = await (await fetch(SCRIPT)).text();
-    for (const [, id] of source.matchAll(/getElementById\("([0-9a-f]{64})"\)/g)) document.head.append(h('meta', {id}));
-    // Its other rules go into a sheet of the page's own instead of an element of theirs, which the policy forbids as well.
-    const rules = new CSSStyleSheet();
-    document.adoptedStyleSheets.push(rules);
-    document.head.append(Object.assign(h('meta', {id: 'plotly.js-style-global'}), {sheet: rules}));
-    await new Promise((resolve, reject) => document.head.append(h('script', {src: SCRIPT, onload: resolve, onerror: reject})));
-    return window.Plotly;
-  })();
+  loading ??= load().catch(error => {
+    loading = null;  // the next drawing tries again
+    throw error;
+  });
   return loading;
+}
+
+async function load() {
+  // Its bundle adds a style sheet for maps, unless an element of that id is there: no chart here needs it, and the page's policy
+  // forbids it.
+  const source = await (await fetch(SCRIPT)).text();
+  for (const [, id] of source.matchAll(/getElementById\("([0-9a-f]{64})"\)/g)) document.head.append(h('meta', {id}));
+  // Its other rules go into a sheet of the page's own instead of an element of theirs, which the policy forbids as well.
+  const rules = new CSSStyleSheet();
+  document.adoptedStyleSheets.push(rules);
+  document.head.append(Object.assign(h('meta', {id: 'plotly.js-style-global'}), {sheet: rules}));
+  await new Promise((resolve, reject) => document.head.append(h('script', {src: SCRIPT, onload: resolve, onerror: reject})));
+  return window.Plotly;
 }
 
 /** A text from outside for a name or a label: plotly takes some tags for markup, even ones that would need a style of their own. */
@@ -36,8 +42,10 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label}
   let drawn = Promise.resolve();
 
   async function draw() {
-    const Plotly = await plotly();
+    const Plotly = await plotly().catch(() => null);
     if (signal?.aborted || !element.isConnected) return;
+    if (!Plotly) return void element.replaceChildren(notice(unreachable().message, 'error'));
+    if (element.querySelector('.notice')) element.replaceChildren();
     await Plotly.react(element, traces(), merged(common(), layout()), {
       responsive: true, displaylogo: false, displayModeBar: finger ? false : 'hover', doubleClick: 'reset',
       modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'toImage'],
@@ -47,9 +55,7 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label}
 
   const redraw = () => (drawn = drawn.then(draw));
   onTheme(redraw, signal);
-  signal?.addEventListener('abort', async () => {
-    if (loading) (await loading).purge(element);
-  });
+  signal?.addEventListener('abort', () => loading?.then(Plotly => Plotly.purge(element), () => {}));
   queueMicrotask(redraw);
 
   async function picture(format) {

@@ -1,6 +1,6 @@
 // The page's frame: which model, which text, which view.
 
-import {Refused} from './api.js';
+import {Refused, unreachable} from './api.js';
 import {isDark, setTheme} from './colors.js';
 import {encode, offerNamed, offers, open} from './models.js';
 import * as state from './state.js';
@@ -41,7 +41,7 @@ async function render() {
   document.getElementById('prompt').hidden = view.needs !== 'text';
   const waiting = setTimeout(() => root.replaceChildren(h('p.notice', {role: 'status'}, 'Computing…')), 250);
   try {
-    const [{default: show}, context] = await Promise.all([import(`./views/${view.id}.js`), contextOf(view, signal)]);
+    const [{default: show}, context] = await Promise.all([codeOf(view), contextOf(view, signal)]);
     if (signal.aborted) return;
     clearTimeout(waiting);
     const page = h('div.cards');
@@ -57,6 +57,11 @@ async function render() {
     clearTimeout(waiting);
   }
 }
+
+/** The view's module. That it cannot be fetched is known by the browsers' words alone. */
+const codeOf = ({id}) => import(`./views/${id}.js`).catch(error => {
+  throw /dynamically imported|Importing a module/.test(error.message) ? unreachable() : error;
+});
 
 /** What a view is given: the offer, the opened model, the text's tokens, and a signal that aborts when it is left. */
 async function contextOf(view, signal) {
