@@ -636,29 +636,51 @@ def csv_at(shown: Watched, name: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
 
 
-def test_map_and_neighbours(shown: Watched, case: Case) -> None:
-    """Principal components and their shares of two tables, and the nearest rows by cosine."""
-    page = shown.open("knows", model=case.name, tok=97)
-    for name in [*tables(case.model)][:2]:
-        table = tables(case.model)[name]
-        page.get_by_label("table", exact=True).select_option(name)
-        token = 97 if name == "embedding" else 3  # another table begins with a row of its own
-        go(shown, tok=token)
-        label = str(token) if name == "positions" else case.piece(token)
-        shown.wait("document.querySelector('[data-test=near-of]').textContent === argument", f"{label} ({token})")
-        found = principal_components(table)
-        rows = shown.csv_of("The map")
-        same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), found.points.float())
-        told = [f"{100 * share:.1f} %" for share in found.explained.tolist()]
-        assert hook(shown, "explained").inner_text() == (
-            f"To the right component 1 with {told[0]} of the variance, upwards component 2 with {told[1]}."
-        )
-        cosines = F.cosine_similarity(table, table[token][None])
-        cosines[token] = -1
-        top = cosines.topk(12)
-        rows = shown.csv_of("Nearest neighbours")
-        same(column(rows, "cosine"), top.values, ROUNDING)
-        assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
+@pytest.mark.parametrize("which", [0, 1])
+def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
+    """Principal components of two tables, their shares, and the nearest rows by cosine."""
+    name, table = list(tables(case.model).items())[which]
+    token, label = (3, "3") if name == "positions" else (97, case.piece(97))
+    shown.open("knows", model=case.name, table=name, tok=token)
+    assert hook(shown, "near-of").inner_text() == f"{label} ({token})"
+    found = principal_components(table)
+    rows = shown.csv_of("The map")
+    same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), found.points.float())
+    first, second, _ = (f"{100 * share:.1f} %" for share in found.explained.tolist())
+    told = f"To the right component 1 with {first} of the variance, upwards component 2 with {second}."
+    assert hook(shown, "explained").inner_text() == told
+    cosines = F.cosine_similarity(table, table[token][None])
+    cosines[token] = -1
+    top = cosines.topk(12)
+    rows = shown.csv_of("Nearest neighbours")
+    same(column(rows, "cosine"), top.values, ROUNDING)
+    assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
+
+
+def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Path) -> None:
+    page = shown.open("knows", model=str(folder / "plain"), tok=97)
+    page.evaluate(
+        """() => {
+            const {fetch} = window;
+            let wait = 250;
+            window.answered = 0;
+            window.fetch = async (address, ...rest) => {
+                const answer = await fetch(address, ...rest);
+                if (!String(address).endsWith('/near')) return answer;
+                const [mine] = [wait, wait = 0];
+                await new Promise(resolve => setTimeout(resolve, mine));
+                window.answered++;
+                return answer;
+            };
+        }"""
+    )
+    go(shown, tok=98)
+    page.wait_for_timeout(100)
+    go(shown, tok=99)
+    shown.wait("window.answered === 2")
+    shown.wait("document.querySelector('[data-test=near-of]').textContent === 'c (99)'")
+    page.wait_for_timeout(50)
+    assert hook(shown, "near-of").inner_text() == "c (99)"
 
 
 def test_weights_and_gradients(shown: Watched, case: Case) -> None:
