@@ -25,7 +25,7 @@ import glassgpt
 from glassgpt.generation import sampling_distribution
 from glassgpt.model import GPT
 from glassgpt.play.assets import page_files
-from glassgpt.probe import Edit, Effects, Seen, capture, effects, logit_attribution, logit_lens, principal_components, tables
+from glassgpt.probe import Edit, Seen, capture, effects, logit_attribution, logit_lens, principal_components, tables
 from glassgpt.probe.snapshot import read_probe, take_probe
 from glassgpt.run_directory import RunDirectory
 from glassgpt.tokenizers import Tokenizer
@@ -112,11 +112,25 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
     return Case(str(folder / request.param), text, model, tokenizer, ids, seen)
 
 
+@pytest.fixture(scope="module")
+def window(browser: Any, url: str) -> Iterator[Watched]:
+    """One page for all tests, each of which opens a view of its own.
+
+    Charts are not drawn here: plotly's 5 MB would take half of all the time, and a chart's CSV is what it is told to draw.
+    """
+    with watched(browser, url) as found:
+        script = "window.Plotly = {react: async () => {}, purge() {}};"
+        found.page.route("**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script))
+        yield found
+
+
 @pytest.fixture
-def shown(browser: Any, url: str) -> Iterator[Watched]:
-    """A page of its own: Chromium allows no more than ten downloads of one."""
-    with watched(browser, url) as page:
-        yield page
+def shown(window: Watched) -> Iterator[Watched]:
+    """The page, in which nothing may go wrong during the test."""
+    yield window
+    problems = window.problems[:]
+    window.problems.clear()
+    assert problems == []
 
 
 def same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
@@ -467,16 +481,11 @@ def test_each_head_alone(shown: Watched, case: Case) -> None:
     shown.open("whatif", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
-    config = case.model.config
-    expected = [
-        [bits_between(found.before[0], found.after[0]) for head in range(config.n_head) for found in [effect_of_head(case, layer, head)]]
-        for layer in range(config.n_layer)
-    ]
-    same(matrix_of(shown.csv_of("Which head matters")), expected, ROUNDING)
-
-
-def effect_of_head(case: Case, layer: int, head: int) -> Effects:
-    return effects(case.model, torch.tensor([case.ids]), [Edit("head", layer=layer, head=head)], position=len(case.ids) - 1)
+    ids, config = torch.tensor([case.ids]), case.model.config
+    alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
+    found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
+    expected = [bits_between(one.before[0], one.after[0]) for one in found]
+    same(matrix_of(shown.csv_of("Which head matters")).flatten(), expected, ROUNDING)
 
 
 # --- what it writes ----------------------------------------------------------------------------------------------------------
