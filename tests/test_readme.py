@@ -8,6 +8,7 @@ import shlex
 import string
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,35 @@ def test_the_commands_for_many_processes_run(folder: Path) -> None:
     assert json.loads((folder / "runs/two/status.json").read_text())["state"] == "finished"
 
 
+def test_the_commands_that_look_inside_run(folder: Path) -> None:
+    """With a short run in the place of both; `play` is asked for its page, then ended."""
+    for name in ("demo", "mine"):
+        steps = ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"]
+        run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--out", f"runs/{name}", *steps], folder)
+    (block,) = blocks("sh", "Look inside")
+    for line in block.splitlines():
+        words = ["runs/demo@2" if word == "runs/demo@240" else word for word in shlex.split(line, comments=True)]
+        if words[:2] != ["glassgpt", "play"]:
+            run([sys.executable, "-m", *words], folder)
+            continue
+        command = [sys.executable, "-m", *words, "--no-browser"]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[1]
+            with urllib.request.urlopen(address) as page:
+                assert b"<title>glassgpt</title>" in page.read()
+            server.terminate()
+    assert (folder / "report.html").is_file()
+
+
+def test_the_python_of_the_glass_runs(folder: Path) -> None:
+    document = (ROOT / "docs" / "glass.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    steps = ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"]
+    run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--out", "runs/demo", *steps], folder)
+    run([sys.executable, "-c", block], folder)
+
+
 def test_every_slot_is_in_the_table() -> None:
     table = README.partition("| slot | values |")[2].partition("\n\n")[0]
     sizes = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
@@ -125,7 +155,8 @@ def test_the_python_runs_as_written(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/results.md", "docs/data.md", "docs/evaluation.md", "docs/distributed.md", "docs/scale.md"]
+    "document",
+    ["README.md", "docs/results.md", "docs/data.md", "docs/evaluation.md", "docs/distributed.md", "docs/glass.md", "docs/scale.md"],
 )
 def test_links_lead_to_files(document: str) -> None:
     path = ROOT / document

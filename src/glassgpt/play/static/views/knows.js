@@ -1,6 +1,6 @@
 // What it knows: maps of its tables, nearest neighbours, and its weights.
 
-import {post} from '../api.js';
+import {latest, post} from '../api.js';
 import {barList} from '../barlist.js';
 import {named, onTheme, shade} from '../colors.js';
 import {exportable} from '../export.js';
@@ -33,7 +33,8 @@ export default async function show(page, {signal, opened, info}) {
   const near = nearCard({nameOf, pick});
   page.append(map.card, near.card, weightCard({opened, info, signal}), normsCard({opened, info, signal}));
 
-  async function look() {
+  // One after the other: a slow answer for what was chosen before must not come over what is chosen now.
+  const look = latest(async () => {
     try {
       const found = await post('/api/map', opened.question({table: table()}), signal);
       const id = picked(found.points.shape[0]);
@@ -45,7 +46,7 @@ export default async function show(page, {signal, opened, info}) {
     } catch (error) {
       if (!signal.aborted) near.fail(error.message);
     }
-  }
+  });
 
   state.on(['table', 'tok', 'axes', 'colour'], look, signal);
   onTheme(look, signal);
