@@ -172,10 +172,31 @@ def test_a_thinned_history_has_means_and_times_of_all_steps(run: RunDirectory, m
     inner = [row for row, step in enumerate(columns["step"]) if half < step <= 400 - half]
     assert len(inner) > 20
     for row in inner:
-        step = columns["step"][row]
+        step = int(columns["step"][row])
         around = [record["loss"] for record in records[step - 1 - half : step + half]]
         assert columns["loss_mean"][row] == pytest.approx(np.mean(around), rel=1e-9)  # sums of at most 400 float64 numbers
         assert columns["time"][row] == pytest.approx(sum(record["seconds"] for record in records[:step]), rel=1e-9)
+
+
+def test_sections_of_samples_larger_than_one_reading_arrive_whole(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once one was cut where a reading ended, or never came where it was longer than that."""
+    monkeypatch.setattr(follow, "MOST_BYTES", 1000)
+    run.append_samples(0, ["begin"])
+    follower = follow.Follower(run)
+    texts = ["\n".join(f"line {i} of {step}" for i in range(200)) for step in (1, 2)]
+    for step, text in enumerate(texts, start=1):
+        run.append_samples(step, [text])
+    events = [event for _ in range(4) for event in follower.look()]
+    assert [value for name, value in events if name == "samples"] == [[{"step": i + 1, "texts": [text]} for i, text in enumerate(texts)]]
+
+
+def test_a_process_that_nobody_has_buried_is_not_running(run: RunDirectory) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        run.write_status("running", host=socket.gethostname(), pid=child.pid)
+        assert run.state == "running"
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still a zombie
+        assert run.state == "stopped"
 
 
 def test_an_empty_run_has_a_history(run: RunDirectory) -> None:

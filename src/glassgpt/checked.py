@@ -1,6 +1,7 @@
 """Strict dataclasses: every field is checked against its type when a config is made, and errors name the field."""
 
 import dataclasses
+import functools
 import math
 import sys
 import types
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from .errors import UserError, did_you_mean
 
 
+@functools.cache  # looked up anew, they would be most of the time that a config takes to build
 def types_of(config_class: type) -> dict[str, Any]:
     """The type of each field."""
     return typing.get_type_hints(config_class)
@@ -63,7 +65,7 @@ class Checked:
     """Type-checks the fields of a config dataclass at construction, then calls `check` for their values."""
 
     def __post_init__(self) -> None:
-        for name, annotation in types_of(type(self)).items():
+        for name, annotation in types_of(type(self)).items():  # type: ignore[arg-type]
             value = getattr(self, name)
             if not _fits(value, annotation):
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
@@ -94,7 +96,7 @@ def build(config_class: type[C], values: Mapping[str, Any], base: C | None = Non
 
     Raises `UserError` for an unknown name, a bad value, and one left out that has no default.
     """
-    hints = types_of(config_class)
+    hints = types_of(config_class)  # type: ignore[arg-type]
     arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
     for name, value in values.items():
         if name not in hints:

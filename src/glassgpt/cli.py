@@ -16,7 +16,7 @@ from .commands.play import play
 from .commands.shared import Command, description
 from .commands.text import data_info, prepare, show_tokenizer, train_tokenizer
 from .commands.training import recipes, train
-from .errors import RankError, UserError, did_you_mean
+from .errors import RankError, UserError, did_you_mean, is_out_of_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's own last flush must not complain
         return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         ways = "a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model"
         return _fail(f"out of memory; {ways}" if given[:1] == ["train"] else "out of memory: this needs more than is free")
@@ -99,11 +99,6 @@ def _rows(commands: Mapping[str, Command]) -> list[str]:
 def _fail(text: str) -> int:
     print(f"glassgpt: error: {text}", file=sys.stderr)
     return 2
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # By name and text: torch may not be there, its exception on GPUs is a RuntimeError, and on CPUs only its text tells.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def tokenizer(arguments: Sequence[str]) -> None:

@@ -33,3 +33,9 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest valid name, or an empty string when none is near."""
     nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on a CPU or a GPU."""
+    # By name and text: torch may not be there, its exception on GPUs is a RuntimeError, and on CPUs only its text tells.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)

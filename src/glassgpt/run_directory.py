@@ -184,8 +184,11 @@ class RunDirectory:
         if state != "running" or host != socket.gethostname() or not isinstance(pid, int):  # another machine's processes cannot be seen
             return state
         try:
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not asked
+                return "stopped"
             # A process that is younger than what it wrote has but the same number. (Clocks of files and processes differ a little.)
-            return state if psutil.Process(pid).create_time() <= self.status_path.stat().st_mtime + 2 else "stopped"
+            return state if process.create_time() <= self.status_path.stat().st_mtime + 2 else "stopped"
         except (psutil.NoSuchProcess, ValueError, OverflowError):
             return "stopped"
         except (psutil.AccessDenied, OSError):

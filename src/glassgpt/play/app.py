@@ -195,7 +195,7 @@ class Play:
 
     async def _asked(self, kind: type[questions.Q], request: Request) -> tuple[questions.Q, Held]:
         _require_no_parameters(request)
-        question = questions.read_question(kind, await request.body())
+        question = await asyncio.to_thread(questions.read_question, kind, await request.body())
         held = await _unless_gone(request, self._workshop.held(question.model, getattr(question, "step", None)))
         return question, held
 

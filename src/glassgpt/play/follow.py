@@ -4,16 +4,20 @@ A follower remembers how far it has read each growing file, and a checksum of th
 more, the run was cut back or replaced. The place as text is a cursor, with which another follower goes on later.
 """
 
+import io
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UserError
 from ..probe.snapshot import read_probe
@@ -73,17 +77,14 @@ def whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def read_records(data: bytes) -> tuple[list[Record], list[Record]]:
-    """The training records and the evaluations in whole lines of a metrics.jsonl. A line that is none of them is left out."""
-    training, evaluations = [], []
-    for line in data.split(b"\n"):
+def records_in(data: bytes) -> Iterator[tuple[bool, Record]]:
+    """The records in whole lines of a metrics.jsonl, and whether each is an evaluation. A line that is no record is left out."""
+    for line in io.BytesIO(data):
+        record = None
         with suppress(ValueError, RecursionError):
-            record = json.loads(line) if line.strip() else None
-            if isinstance(record, dict) and {"step", "val_loss"} <= record.keys():
-                evaluations.append(record)
-            elif isinstance(record, dict) and {"step", "loss"} <= record.keys():
-                training.append(record)
-    return training, evaluations
+            record = json.loads(line)
+        if isinstance(record, dict) and "step" in record and ("val_loss" in record or "loss" in record):
+            yield "val_loss" in record, record
 
 
 def read_samples(data: bytes) -> list[Record]:
@@ -134,7 +135,10 @@ class Follower:
         return [*self._changed("status", status_of(self._run)), *grown, *self._lists()]
 
     def _grown(self) -> Iterator[Event]:
-        metrics, samples = self._metrics.read(self._run.metrics_path), self._samples.read(self._run.samples_path)
+        metrics, samples = (
+            self._metrics.read(self._run.metrics_path),
+            self._samples.read(self._run.samples_path, _everything(self._run.samples_path)),
+        )
         if metrics is None or samples is None:
             self._skip()
             yield "reset", {}
@@ -142,9 +146,9 @@ class Follower:
         metrics, samples = whole_lines(metrics), whole_sections(samples)
         self._metrics.advance(metrics)
         self._samples.advance(samples)
-        training, evaluations = read_records(metrics)
-        if training or evaluations:
-            yield "metrics", {"training": training, "evaluations": evaluations}
+        if records := list(records_in(metrics)):
+            training = [record for is_evaluation, record in records if not is_evaluation]
+            yield "metrics", {"training": training, "evaluations": [record for is_evaluation, record in records if is_evaluation]}
         if sections := read_samples(samples):
             yield "samples", sections
 
@@ -192,12 +196,17 @@ def history(run: RunDirectory) -> Record:
     sections = whole_sections(samples.read(run.samples_path, _everything(run.samples_path)) or b"")
     metrics.advance(lines)
     samples.advance(sections)
-    training, evaluations = read_records(lines)
+    evaluations, numbers = [], array("d")  # a dict a step would take ten times the memory
+    for is_evaluation, record in records_in(lines):
+        if is_evaluation:
+            evaluations.append(record)
+        else:
+            numbers.extend(_number(record.get(name)) for name in COLUMNS)
     return {
         "config": _text(run.config_path),
         "environment": _environment(run),
         "status": status_of(run),
-        "training": columns(training),
+        "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
         "evaluations": evaluations,
         "samples": read_samples(sections),
         "snapshots": probed_steps(run),
@@ -206,26 +215,24 @@ def history(run: RunDirectory) -> Record:
     }
 
 
-def columns(training: Sequence[Record]) -> dict[str, list[Any]]:
-    """Training records as columns, of at most `MOST_ROWS` of them: those that draw the same curve of the loss.
+def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
+    """Training steps (steps, COLUMNS) as columns, of at most `MOST_ROWS` of them: those that draw the same curve of the loss.
 
     What cannot be made from some of them is made from all: `loss_mean` and its like, smoothed as in a report, and `time`, the seconds
     in training steps so far.
     """
-    kept = thinned(_column(training, "loss"), MOST_ROWS)
+    read = dict(zip(COLUMNS, training.T, strict=True))
     window = smoothing_window(len(training))
-    made = {f"{name}_mean": smoothed(_column(training, name), window) for name in SMOOTHED}
-    made["time"] = np.nancumsum(_column(training, "seconds"))
-    read = {name: [training[i][name] if _is_number(training[i].get(name)) else None for i in kept] for name in COLUMNS}
-    return read | {name: [float(value) if np.isfinite(value) else None for value in values[kept]] for name, values in made.items()}
+    made = {f"{name}_mean": smoothed(read[name], window) for name in SMOOTHED}
+    made["time"] = np.nancumsum(read["seconds"])
+    kept = thinned(read["loss"], MOST_ROWS)
+    return {name: [float(value) if np.isfinite(value) else None for value in values[kept]] for name, values in (read | made).items()}
 
 
-def _column(training: Sequence[Record], name: str) -> np.ndarray:
-    return np.array([float(record[name]) if _is_number(record.get(name)) else np.nan for record in training])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # false for nan
+def _number(value: Any) -> float:
+    """A record's number, NaN for what is none."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # false for nan
+    return float(value) if is_one else math.nan
 
 
 def _text(path: Path) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..json_text import json_text
 
 Scope = MutableMapping[str, Any]
@@ -28,7 +28,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_HEAD = 16 << 10
 """Bytes of a request's address and headers."""
-MOST_BODY = 1 << 20
+MOST_BODY = 1 << 18
 """Bytes of a request's body."""
 BODY_SECONDS = 10.0
 """In which it must be here."""
@@ -160,7 +160,8 @@ class Guard:
         if scope["path"] == "/" and scope["method"] == "GET":
             given = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token")
             if given is not None and door.admits(given):
-                cookie = f"{door.cookie}={door.token}; Path=/; HttpOnly; SameSite=Strict"
+                # Lax, so that a link clicked in a mail or a notebook works: what comes from elsewhere can do no more than open the page.
+                cookie = f"{door.cookie}={door.token}; Path=/; HttpOnly; SameSite=Lax"
                 return 303, [(b"location", b"/"), (b"set-cookie", cookie.encode())], b""
         cookies = [part.strip().partition("=") for value in headers.get(b"cookie", []) for part in value.decode("latin-1").split(";")]
         if not any(name == door.cookie and door.admits(value) for name, _, value in cookies):
@@ -249,13 +250,20 @@ def explain(error: Exception) -> tuple[int, list[tuple[bytes, bytes]]]:
         return error.status, list(error.headers)
     if isinstance(error, UserError):
         return 400, []
+    if is_out_of_memory(error):
+        return 507, []
     traceback.print_exception(error, file=sys.stderr)
     return 500, []
 
 
 def error_body(error: Exception) -> bytes:
     """What the page is told of an exception."""
-    text = str(error) if isinstance(error, Refused | UserError) else f"a defect of glassgpt ({type(error).__name__}): see its terminal"
+    if isinstance(error, Refused | UserError):
+        text = str(error)
+    elif is_out_of_memory(error):
+        text = "not enough memory for this: take a smaller model or a shorter text, or start `glassgpt play` with --device cpu"
+    else:
+        text = f"a defect of glassgpt ({type(error).__name__}): see its terminal"
     return json_text({"error": text if len(text) <= MOST_TOLD else text[:MOST_TOLD] + "…"}).encode()
 
 

@@ -13,6 +13,8 @@ from ..errors import UserError
 
 MOST_TOKENS = 1024
 """Tokens of a text."""
+MOST_LISTED = MOST_TOKENS
+"""Items of any list, looked at before the items themselves are."""
 MOST_CHARACTERS = 20_000
 """Characters of a text that is to be cut into tokens."""
 MOST_MERGED = 64
@@ -213,6 +215,9 @@ def read_question(question: type[Q], body: bytes) -> Q:
         raise UserError(f"the body is no JSON: {error}") from None
     if not isinstance(values, Mapping):
         raise UserError("the body must be a JSON object")
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) > MOST_LISTED:
+            raise UserError(f"{name[:40]} has {len(value):,} items, and {MOST_LISTED:,} are the most")
     return build(question, values)
 
 

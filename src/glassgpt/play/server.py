@@ -15,7 +15,7 @@ import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from .app import create_app
 from .assets import page_files
 from .guard import LOOPBACK_NAMES, MOST_HEAD, Application, Door
@@ -104,7 +104,9 @@ class PlayServer(uvicorn.Server):
             return
         try:
             await self._workshop.held(0, None)
-        except UserError as error:
+        except Exception as error:
+            if not isinstance(error, UserError) and not is_out_of_memory(error):
+                raise
             print(f"glassgpt: warning: {error}", file=sys.stderr)
 
 
@@ -155,7 +157,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
                 break
     if port is None and _is_taken(reason):
         raise UserError(f"the ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: give --port N")
-    raise UserError(f"cannot listen on {host}, port {ports[-1]}: {(reason.strerror or str(reason)).lower()}")
+    raise UserError(f"cannot listen on {host}, port {number}: {(reason.strerror or str(reason)).lower()}")
 
 
 def _is_taken(error: OSError) -> bool:
