@@ -362,6 +362,15 @@ def sent(client: Client, lines: bytes) -> Any:
 # bounds
 
 
+def test_a_long_list_stops_nobody(client: Client) -> None:
+    """Each item was once checked before the list's length: for 20 seconds nobody else had an answer."""
+    edits = b",".join([b"{}"] * (MOST_BODY // 3 - 100))
+    begin = time.perf_counter()
+    status, _, answer = client.request("POST", "/api/next", b'{"model":0,"ids":[1],"edits":[' + edits + b"]}", JSON)
+    assert (status, b"are the most" in answer) == (400, True)
+    assert time.perf_counter() - begin < 2  # 0.02 s on an idle machine
+
+
 def test_a_body_is_bounded(client: Client) -> None:
     assert client.request("POST", "/api/next", b" " * (MOST_BODY - len(IDS)) + IDS, JSON)[0] == 200
     assert client.request("POST", "/api/next", IDS, {**JSON, "content-length": str(MOST_BODY + 1)})[0] == 413

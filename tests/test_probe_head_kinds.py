@@ -7,7 +7,7 @@ from torch import Tensor
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
 from glassgpt.probe import KINDS, head_kinds
-from glassgpt.probe.head_kinds import kinds_of, repeated_tokens
+from glassgpt.probe.kinds import kinds_of, repeated_tokens
 from slot_harness import TINY, lively
 
 

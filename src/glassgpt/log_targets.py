@@ -127,7 +127,8 @@ def _named(log: str) -> list[str]:
 def require_log_targets(log: str) -> None:
     """Raise `UserError` where a config's `log` asks for a library that is not installed, or for W&B without its key."""
     for library in _named(log):
-        if importlib.util.find_spec(library) is None:
+        found = importlib.util.find_spec(library)
+        if found is None or found.origin is None:  # a mere folder of that name, such as W&B makes itself, is no library
             raise UserError(f"log = {log!r} needs {library}, which is not installed: pip install 'glassgpt[log]'")
     if "wandb" in _named(log) and _is_online():
         import wandb
@@ -139,7 +140,10 @@ def require_log_targets(log: str) -> None:
 def _is_online() -> bool:
     import wandb
 
-    return bool(wandb.setup().settings.mode == "online")
+    try:
+        return bool(wandb.setup().settings.mode == "online")
+    except Exception as error:  # W&B's own kinds are many
+        raise UserError(f"Weights & Biases cannot start: {error}; see WANDB_MODE and its settings, or train without --log") from error
 
 
 def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -24,7 +24,7 @@ from ..errors import UserError, did_you_mean
 from ..hardware import as_written
 from ..model import GPT, Block
 from .bounds import require_index
-from .capture import Seen
+from .seeing import Seen
 
 Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
 Way = Literal["zero", "mean", "patch"]
@@ -188,7 +188,7 @@ def _changes_of(edit: Edit, model: GPT, source: Seen | None) -> Iterator[tuple[n
 
 
 def _changed(changes: list[_Change], x: Tensor) -> Tensor:
-    """x (B, T, ...) with all changes: each is made of x itself, so that their order does not matter."""
+    """x (B, T, ...) with all changes: each is made of x as it was, a mean too, and the last one of a place counts."""
     changed = x.clone()
     for change in changes:
         if change.position is None:
@@ -202,7 +202,7 @@ def _changed(changes: list[_Change], x: Tensor) -> Tensor:
 def _hook(module: nn.Module, at_input: bool, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """Before any other hook, so that a `capture` sees the edited values, whichever came first."""
     if at_input:
-        return module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]), prepend=True)
+        return module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
     return module.register_forward_hook(lambda _, given, gives: change(gives), prepend=True)
 
 

@@ -17,7 +17,7 @@ from ..loss import CHUNK_ELEMENTS
 from ..model import GPT, Block
 from ..norm import LayerNorm, RMSNorm
 from .bounds import require_index, require_plain_weights
-from .capture import LayerSeen, Seen
+from .seeing import LayerSeen, Seen
 
 
 @dataclass(frozen=True)

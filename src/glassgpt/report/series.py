@@ -29,12 +29,12 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
             continue
         try:
             record = json.loads(line, parse_constant=lambda _: None)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or not _has_numbers(record):
             if number == len(lines):  # without its newline
                 break
-            raise UserError(f"{path}, line {number}, is damaged: it is no JSON object. Remove the line to go on")
+            raise UserError(f"{path}, line {number}, is damaged: it is no record. Remove the line to go on")
         if {"step", "val_loss"} <= record.keys():
             evaluations.append(record)
         elif {"step", "loss"} <= record.keys():
@@ -42,10 +42,21 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     return training, evaluations
 
 
+def _is_drawable(value: Any) -> bool:
+    return isinstance(value, int | float) and not abs(value) >= 1e300  # JSON has whole numbers that no float holds
+
+
+def _has_numbers(record: Record) -> bool:
+    """Whether step and loss are numbers, where they are there; null is a loss that was not finite."""
+    return all(value is None or _is_drawable(value) for value in (record.get(name) for name in ("step", "loss", "val_loss")))
+
+
 def column(records: Sequence[Record], key: str, part: str | None = None) -> np.ndarray:
     """A key's values (of a `part` in it) as float64; NaN where it is missing, null or not finite."""
     found = [record.get(key) if part is None else (record.get(key) or {}).get(part) for record in records]
-    values = np.array([value if isinstance(value, int | float) else math.nan for value in found], dtype=np.float64)
+    values = np.array(
+        [value if isinstance(value, int | float) and not abs(value) >= 1e300 else math.nan for value in found], dtype=np.float64
+    )
     return np.where(np.isfinite(values), values, np.nan)
 
 

@@ -147,7 +147,7 @@ def _watch(block: Block, layer: LayerSeen) -> list[RemovableHandle]:
     def at_kernel(given: tuple[Any, ...], gives: Any) -> None:
         layer.q, layer.k, layer.v = (x.detach() for x in given[:3])
         layer.mask, layer.head_outputs = given[3], gives.detach()
-        if layer.k.shape[-2] != layer.q.shape[-2]:  # they are a cache's own buffers, which go on to change
+        if layer.mask is not None or layer.k.shape[-2] != layer.q.shape[-2]:  # they may be a cache's own buffers, which go on to change
             layer.k, layer.v = layer.k.clone(), layer.v.clone()
 
     def at_out(given: tuple[Any, ...], _: Any) -> None:
