@@ -58,6 +58,26 @@ def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: 
     assert hooks_of(model) == 0
 
 
+def test_captures_that_end_in_another_order_leave_compiling_as_it_was() -> None:
+    """As in two threads: the compiler's switch is the process's, and once it stayed turned."""
+    first, second = capture(small()), capture(small())
+    compiled: list[torch.fx.GraphModule] = []
+    for enter in (first.__enter__, second.__enter__):
+        enter()
+    for leave in (first.__exit__, second.__exit__):
+        leave(None, None, None)
+    model = small()
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model.compile(backend=backend)
+    with torch.no_grad():
+        model(token_ids())
+    assert compiled
+
+
 def test_a_compiled_model_is_seen_and_stays_compiled() -> None:
     """After a compiled call, where hooks would not fire; what is seen is what the model computes, and nothing is compiled anew."""
     model, ids, compiled = small(), token_ids(), []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import nn
 
 from .errors import UserError
 
@@ -154,10 +155,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext()
 
 
-def as_written() -> AbstractContextManager[Any]:
-    """Modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be compiled."""
-    # Whoever has compiled a module has imported this, which takes a second.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+def as_written(model: nn.Module) -> AbstractContextManager[Any]:
+    """The model's modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be
+    compiled, and for hooks, which never fire on a compiled one.
+
+    Nothing where none is compiled: the switch is the process's, and two threads that turn it at once would leave it turned.
+    """
+    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

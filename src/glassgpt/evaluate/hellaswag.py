@@ -124,7 +124,7 @@ def score_hellaswag(
     was_training = model.training
     model.eval()
     try:
-        with open_results(results_path, identity) as results, as_written(), matmul_precision(precision), autocast(device, precision):
+        with open_results(results_path, identity) as results, as_written(model), matmul_precision(precision), autocast(device, precision):
             for batch in batches:
                 # All of a batch or nothing: the last bits of a loss depend on what else is in the batch.
                 found = [results.known[q.number] for q in batch.questions if q.number in results.known]

@@ -134,7 +134,7 @@ def measure_stream(
         for first, inputs, targets in stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size):
             ranks.tick()
             is_whole = inputs.shape == (batch_size, context_length)
-            with autocast(device, precision), nullcontext() if is_whole else as_written():
+            with autocast(device, precision), nullcontext() if is_whole else as_written(model):
                 losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none")
             nats = losses.cpu().double().numpy()  # MPS has no float64, hence the way over the CPU
             found.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)

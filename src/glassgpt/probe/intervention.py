@@ -95,7 +95,7 @@ def edited(model: GPT, edits: Sequence[Edit], source: Seen | None = None) -> Ite
     handles = [kernel.register_forward_pre_hook(partial(_hide, positions)) for kernel, positions in hidden.items()]
     try:
         handles += [_hook(module, at_input, partial(_changed, several)) for (module, at_input), several in changes.items()]
-        with as_written():
+        with as_written(model):
             yield
     finally:
         for handle in handles:

@@ -122,7 +122,7 @@ def capture(model: GPT) -> Iterator[Seen]:
     try:
         for block, layer in zip(blocks, seen.layers, strict=True):
             handles += _watch(block, layer)
-        with as_written():
+        with as_written(model):
             yield seen
     finally:
         for handle in handles:

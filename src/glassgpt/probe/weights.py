@@ -186,7 +186,7 @@ def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
         raise UserError("a text of one token has no loss, and so no gradients: give two tokens or more")
     require_kernel(model.config.attention, ids.device)
     parameters = dict(model.named_parameters())
-    with torch.inference_mode(False), torch.enable_grad(), as_written():
+    with torch.inference_mode(False), torch.enable_grad(), as_written(model):
         ids = ids.clone()  # one that was made in inference mode cannot be kept for a backward pass
         loss = model(ids[:, :-1], ids[:, 1:])
         gradients = torch.autograd.grad(loss, list(parameters.values()))
