@@ -141,7 +141,9 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
     onPick?.(i);
   }
 
+  let last = share;
   return Object.assign(strip, {
+    retint: () => strip.tint(last),
     press: isIt => buttons.forEach((button, i) => button.setAttribute('aria-pressed', String(isIt(i)))),
     mark(i) {
       buttons.forEach((button, j) => {
@@ -150,6 +152,7 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
       });
     },
     tint(now) {
+      last = now;
       buttons.forEach((button, i) => {
         const value = now(i);
         button.style.background = value === null ? '' : shade(kind, value);
@@ -160,6 +163,8 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
     },
   }).tint(share);
 }
+
+onTheme(() => document.querySelectorAll('.tokens').forEach(strip => strip.retint()));
 
 const floating = h('div.tip', {hidden: true, role: 'tooltip'});
 

@@ -5,7 +5,7 @@ import {shade} from '../colors.js';
 import {exportable} from '../export.js';
 import {vocabulary} from '../models.js';
 import * as state from '../state.js';
-import {bar, card, facts, h, notice, percent, table, tokenStrip} from '../ui.js';
+import {bar, card, facts, h, notice, percent, ramp, table, tokenStrip} from '../ui.js';
 
 // Bits at which a token's colour is at its strongest.
 const MOST_BITS = 12;
@@ -16,12 +16,13 @@ export default async function show(page, {signal, opened, info, text, ids, piece
   const marked = () => Math.min(state.number('token', 0), ids.length - 1);
   const hint = i => `${pieces[i]} · id ${ids[i]}` + (i ? ` · ${found.surprisal[i].toFixed(2)} bits` : '');
 
-  const tokens = card('Tokens', 'The text as the model reads it. The darker, the more the token surprised it: −log₂ of the probability that it gave it.');
+  const tokens = card('Tokens', 'The text as the model reads it. The stronger the colour, the more the token surprised it: −log₂ of the probability '
+    + 'that it gave it.');
   tokens.classList.add('wide');
   const share = i => (i ? found.surprisal[i] / MOST_BITS : null);
   const strip = tokenStrip({pieces, partial, share, hint, marked: marked(), onPick: i => state.set({token: i})});
   strip.classList.add('tall');
-  tokens.body.append(strip, scale());
+  tokens.body.append(strip, h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} bits and more. Dashed: a part of a character.`, signal)));
   exportable(tokens, {name: 'tokens', rows: () => [['place', 'id', 'token', 'bytes', 'surprisal in bits'],
     ...ids.map((id, i) => [i, id, pieces[i], bytes[i], i ? found.surprisal[i] : ''])]});
 
@@ -93,6 +94,3 @@ function wordAround(text, pieces, bytes, i) {
   const data = Uint8Array.from(hex.match(/../g) ?? [], pair => parseInt(pair, 16));
   return [...new TextDecoder().decode(data)].slice(0, 64).join('');
 }
-
-const scale = () => h('p.about', {}, '0 bits ', ...Array.from({length: 13}, (_, i) =>
-  h('span.swatch', {style: {background: shade('sizes', i / 12)}})), ` ${MOST_BITS} bits and more. Dashed: a part of a character.`);
