@@ -17,10 +17,14 @@ import numpy as np
 import pytest
 import torch
 
+from glassgpt.config import ModelConfig
 from glassgpt.errors import UserError
+from glassgpt.model import GPT
 from glassgpt.play import app, follow
 from glassgpt.play.follow import Follower, history
 from glassgpt.play.offers import Offers, find_offer, offers_for
+from glassgpt.play.workshop import Captures, Held, bytes_of
+from glassgpt.probe import Seen, capture
 from glassgpt.probe.snapshot import Prompt, take_probe, write_probe
 from glassgpt.reference import load
 from glassgpt.run_directory import MetricsLog, RunDirectory
@@ -448,3 +452,25 @@ def test_only_a_few_models_are_held(tmp_path: Path) -> None:
         for step in (1, 2, 3, 4, 5, 4):
             served.client.answer("next", model=0, step=step, ids=[3])
         assert [step for _, step in served.workshop._held] == [3, 5, 4]
+
+
+def test_captures_are_kept_within_a_bound_and_go_with_their_model(tmp_path: Path) -> None:
+    model = GPT.create(ModelConfig(vocab_size=20, **GPT2_LIKE), seed=0)
+    helds = [Held("model", None, model, None, 0.0) for _ in range(2)]
+    made: list[int] = []
+
+    def seen(length: int) -> Seen:
+        made.append(length)
+        with capture(model) as found:
+            model.hidden(torch.zeros(1, length, dtype=torch.int64))
+        return found
+
+    with torch.no_grad():
+        captures = Captures(most_bytes=bytes_of(seen(8)) * 5 // 2)
+        for question in (1, 2, 1, 3, 1, 2):  # there is room for two of 8 tokens
+            captures.get(helds[0], question, lambda: seen(8))
+        assert len(made) == 1 + 4  # 1, 2 and 3, and 2 once more
+        captures.get(helds[1], 1, lambda: seen(8))
+        helds.pop(0)
+        captures.get(helds[0], 1, lambda: seen(8))
+    assert [key[0]() for key in captures._kept] == helds

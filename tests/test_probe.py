@@ -58,6 +58,16 @@ def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: 
     assert hooks_of(model) == 0
 
 
+def test_a_thumbnail_shows_the_largest_weight_of_each_cell() -> None:
+    """10 tokens in 4 cells, which share those between them: cell i is from floor(2.5 i) to ceil(2.5 (i + 1))."""
+    seen = seen_of(small(), token_ids())
+    spans = [slice(int(2.5 * i), -int(-2.5 * (i + 1) // 1)) for i in range(4)]
+    for layer, found in zip(seen.layers, attention_picture(seen, size=4).thumbnails, strict=True):
+        weights = layer.weights()[0]
+        expected = torch.stack([torch.stack([weights[:, rows, cols].amax(dim=(1, 2)) for cols in spans], dim=-1) for rows in spans], dim=-2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_captures_that_end_in_another_order_leave_compiling_as_it_was() -> None:
     """As in two threads: the compiler's switch is the process's, and once it stayed turned."""
     first, second = capture(small()), capture(small())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
-from glassgpt.probe import KINDS, head_kinds
+from glassgpt.probe import KINDS, capture, head_kinds
 from glassgpt.probe.kinds import kinds_of, repeated_tokens
 from slot_harness import TINY, lively
 
@@ -107,3 +107,13 @@ def test_any_model_has_scores(changes: dict[str, int]) -> None:
     if not changes:
         assert bool((scores.sum(dim=0) <= 1 + 1e-12).all())
         assert bool((scores > 0).all())
+
+
+def test_scores_are_means_over_all_texts_and_know_no_dropout() -> None:
+    model = GPT.create(ModelConfig(vocab_size=40, context_length=24, n_layer=2, n_head=2, n_embd=16, dropout=0.5), seed=3)
+    ids, period = repeated_tokens(40, 24, 0)
+    with torch.no_grad(), capture(model.eval()) as seen:
+        model(ids)
+    each = [torch.stack([kinds_of(layer.weights()[row], period) for layer in seen.layers], dim=1) for row in range(len(ids))]
+    torch.testing.assert_close(head_kinds(model.train()), torch.stack(each).mean(dim=0))
+    assert model.training

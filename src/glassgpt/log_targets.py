@@ -94,7 +94,11 @@ class WeightsAndBiases:
             settings=settings,
         )
         self._first_step = self._run.starting_step
-        self.place = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if self._run.offline else str(self._run.url)
+        self.place = (
+            f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
+            if self._run.offline
+            else str(self._run.url or "disabled, as WANDB_MODE says")
+        )
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `LogTarget`."""
@@ -202,7 +206,7 @@ class Logs:
         self._each(lambda target: target.flush())
 
     def close(self, failed: bool) -> None:
-        """The run has ended. May take as long as uploading does; nothing is told afterwards."""
+        """The run has ended. May take as long as uploading does."""
         self._each(lambda target: target.close(failed))
         self._targets.clear()
 

@@ -264,6 +264,7 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
 
     Signals are collected from here on until the ranks have parted: torchrun may repeat its own at any time.
     """
+    trainer.ranks.at("the opening of the logs", may_last=True)
     recorder.begin()
     trainer.ranks.on_failure(recorder.fail)
     try:
@@ -275,6 +276,7 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
         recorder.status("interrupted")
         raise
     recorder.close()
+    trainer.ranks.at("the closing of the logs", may_last=True)
     trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run
     if stopped_by is None:
         recorder.status("finished")

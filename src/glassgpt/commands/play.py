@@ -20,7 +20,7 @@ class PlayOptions:
     host: Annotated[str | None, arg(metavar="H", help_behavior_hint="(default: this machine alone)")] = None
     """Name or address to listen on, for others too: they need the token in the address that is printed."""
     no_browser: FlagCreatePairsOff[bool] = False
-    """Open no browser."""
+    """Open no browser. (With --host none is opened: the token would stand in its command line.)"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 

@@ -8,7 +8,6 @@ Shapes: `L` layers, `H` heads, `T` tokens, `R` cells of a thumbnail, `D` head wi
 import dataclasses
 import math
 import time
-import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -177,8 +176,8 @@ def seen_by(captures: Captures, held: Held) -> Capturing:
     """What a model computes over a question's text, its changes made: the last ones are kept."""
 
     def seen(question: SeenQuestion) -> Seen:
-        key = (weakref.ref(held), tuple(question.ids), *((tuple(question.edits), tuple(question.source or ())) if question.edits else ()))
-        return captures.get(key, lambda: looked(question))
+        changes = (tuple(question.edits), tuple(question.source or ())) if question.edits else ()
+        return captures.get(held, (tuple(question.ids), *changes), lambda: looked(question))
 
     @torch.no_grad()
     def looked(question: SeenQuestion) -> Seen:

@@ -204,7 +204,7 @@ def play(
 
     def listening() -> None:
         say(f"glassgpt: {address.url} (Ctrl-C ends it)")
-        if browser and has_screen():
+        if browser and address.door.token is None and has_screen():  # a token in the browser's command line could be read by others
             asyncio.get_running_loop().run_in_executor(None, webbrowser.open, address.url)
 
     serve(offers, device, address, listening)

@@ -7,6 +7,7 @@ import asyncio
 import queue
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable
 from concurrent.futures import Future
@@ -32,7 +33,7 @@ MOST_MODELS = 3
 """Models held at once: two to compare, and one that was looked at before."""
 MOST_WAITING = 24
 """Questions that wait or are worked on; the page asks a few at once."""
-MOST_LOADING = 4
+MOST_LOADING = 2
 MOST_STREAMS = 4
 """Texts written at once: each holds a cache of keys and values."""
 CAPTURED_BYTES = 1 << 30
@@ -111,10 +112,13 @@ class Captures:
 
     def __init__(self, most_bytes: int = CAPTURED_BYTES) -> None:
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[Hashable, tuple[Seen, int]] = OrderedDict()
+        self._kept: OrderedDict[tuple[weakref.ref[Held], Hashable], tuple[Seen, int]] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], Seen]) -> Seen:
-        """The one of that key, made where it is not there. The newest is kept whatever its size."""
+    def get(self, held: Held, question: Hashable, make: Callable[[], Seen]) -> Seen:
+        """The one of a model and a question, made where it is not there. The newest is kept whatever its size."""
+        for dropped in [key for key in self._kept if key[0]() is None]:
+            del self._kept[dropped]
+        key = (weakref.ref(held), question)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][0]
@@ -179,9 +183,7 @@ class Workshop:
             raise Busy("other models are being loaded; try again in a moment")
         key = (number, step)
         self._held.pop(key, None)
-        ready = [other for other, place in self._held.items() if place.loading.done()]
-        for other in ready[: max(0, len(self._held) - MOST_MODELS + 1)]:
-            del self._held[other]
+        self._make_room(MOST_MODELS - 1)
         work = self._loading.submit(lambda: load(offer, step, kept, self.device))
         place = self._held[key] = _Place(stamp, asyncio.ensure_future(asyncio.wrap_future(work)))
 
@@ -189,9 +191,16 @@ class Workshop:
             failed = loading.cancelled() or loading.exception() is not None
             if failed and self._held.get(key) is place:  # so that it can be tried anew
                 del self._held[key]
+            self._make_room(MOST_MODELS)  # of those that were loaded side by side
 
         place.loading.add_done_callback(forget)
         return place
+
+    def _make_room(self, most: int) -> None:
+        """Let go of the models that were asked for longest ago, until there are no more than so many but for those being loaded."""
+        ready = [key for key, place in self._held.items() if place.loading.done()]
+        for key in ready[: max(0, len(self._held) - most)]:
+            del self._held[key]
 
     async def compute_in_turns(self, make: Callable[[], Generator[None, None, T]]) -> T:
         """The result of a long piece of work, which yields where others may have their turn. Raises `Busy`."""

@@ -164,7 +164,7 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
   }).tint(share);
 }
 
-onTheme(() => document.querySelectorAll('.tokens').forEach(strip => strip.retint()));
+onTheme(() => document.querySelectorAll('.tokens').forEach(strip => strip.retint?.()));
 
 const floating = h('div.tip', {hidden: true, role: 'tooltip'});
 
