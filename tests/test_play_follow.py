@@ -455,7 +455,7 @@ def test_only_a_few_models_are_held(tmp_path: Path) -> None:
 
 
 def test_captures_are_kept_within_a_bound_and_go_with_their_model(tmp_path: Path) -> None:
-    model = GPT.create(ModelConfig(vocab_size=20, **GPT2_LIKE), seed=0)
+    model = GPT.create(ModelConfig(vocab_size=20, n_layer=2, n_head=2, n_embd=16, context_length=8), seed=0)
     helds = [Held("model", None, model, None, 0.0) for _ in range(2)]
     made: list[int] = []
 

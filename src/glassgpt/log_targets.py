@@ -94,11 +94,8 @@ class WeightsAndBiases:
             settings=settings,
         )
         self._first_step = self._run.starting_step
-        self.place = (
-            f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
-            if self._run.offline
-            else str(self._run.url or "disabled, as WANDB_MODE says")
-        )
+        shown = self._run.url or "disabled, as WANDB_MODE says"
+        self.place = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if self._run.offline else shown
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `LogTarget`."""
