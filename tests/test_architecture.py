@@ -21,7 +21,7 @@ FLOORS = """
 cli commands.evaluation commands.machine commands.models commands.text commands.training commands.play commands.shared console parsing
 play.server play.app play.assets play.answers play.follow play.workshop play.offers play.questions play.packing play.guard report.page
 report.tables report.charts report.runs report.series report plan bench training recorder log_targets trainer room pace probe
-probe.snapshot probe.head_kinds probe.intervention probe.lens probe.weights probe.capture probe.bounds dataset_view tokenizer_view
+probe.snapshot probe.kinds probe.intervention probe.lens probe.weights probe.seeing probe.bounds dataset_view tokenizer_view
 tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim recompute
 distributed.strategies distributed.ranks distributed.watch part_norms parts model attention norm loss summary hardware
 data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches

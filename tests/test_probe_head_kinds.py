@@ -6,8 +6,8 @@ from torch import Tensor
 
 from glassgpt.config import ModelConfig
 from glassgpt.model import GPT
-from glassgpt.probe import KINDS, head_kinds
-from glassgpt.probe.head_kinds import kinds_of, repeated_tokens
+from glassgpt.probe import KINDS, capture, head_kinds
+from glassgpt.probe.kinds import kinds_of, repeated_tokens
 from slot_harness import TINY, lively
 
 
@@ -107,3 +107,26 @@ def test_any_model_has_scores(changes: dict[str, int]) -> None:
     if not changes:
         assert bool((scores.sum(dim=0) <= 1 + 1e-12).all())
         assert bool((scores > 0).all())
+
+
+def test_a_score_is_the_mean_over_the_texts() -> None:
+    """Each of them by a pass of its own; to float64's rounding."""
+    model = lively(ModelConfig(**TINY))
+    texts, period = repeated_tokens(model.vocab_size, 10, seed=0)
+    by_text = []
+    for text in texts:
+        with torch.no_grad(), capture(model) as seen:
+            model(text[None])
+        by_text.append(torch.stack([kinds_of(layer.weights()[0], period) for layer in seen.layers], dim=1))
+    assert not torch.allclose(by_text[0], by_text[1], rtol=0.01)
+    torch.testing.assert_close(head_kinds(model), sum(by_text) / len(by_text))
+
+
+def test_dropout_has_no_part_in_it_and_the_mode_stays() -> None:
+    model = lively(ModelConfig(**TINY, dropout=0.5))
+    expected = head_kinds(model)
+    for training in (True, False):
+        model.train(training)
+        assert torch.equal(head_kinds(model), expected)
+        assert model.training == training
+        assert model.blocks[0].training == training

@@ -20,8 +20,8 @@ from glassgpt.data.prepare import prepare
 from glassgpt.data.tokens import open_dataset
 from glassgpt.errors import UserError
 from glassgpt.model import GPT
-from glassgpt.probe.capture import capture
-from glassgpt.probe.head_kinds import KINDS, head_kinds
+from glassgpt.probe.kinds import KINDS, head_kinds
+from glassgpt.probe.seeing import capture
 from glassgpt.probe.snapshot import ProbeSnapshot, Prompt, prompt_of, read_probe, take_probe, write_probe
 from glassgpt.reference import load
 from glassgpt.run_directory import RunDirectory

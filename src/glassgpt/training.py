@@ -37,7 +37,7 @@ from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .log_targets import require_log_targets
 from .model import GPT
 from .optim import lr_at
-from .part_norms import gradient_norms, weight_norms
+from .part_norms import norms_of_gradients, norms_of_weights
 from .probe.snapshot import take_probe
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
@@ -447,7 +447,7 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor, dict[str, Tensor]
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    part_norms = gradient_norms(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
+    part_norms = norms_of_gradients(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
     if config.optim.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
     return total, strategy.whole(norm), part_norms
@@ -501,7 +501,7 @@ def _evaluate(trainer: Trainer, recorder: Recorder, grad_norms: Mapping[str, flo
             scores = evaluate_hellaswag(model, trainer.data.tokenizer, trainer.hellaswag, precision=precision, ranks=ranks)
             record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
             record["hellaswag_published"] = trainer.hellaswag_published
-        record |= {"weight_norms": weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
+        record |= {"weight_norms": norms_of_weights(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
         ranks.at(f"the samples of step {trainer.step}", may_last=True)

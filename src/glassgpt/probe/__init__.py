@@ -1,9 +1,9 @@
 """The glass: look inside a model, from outside its code."""
 
-from .capture import AttentionPicture, LayerSeen, Seen, attention_picture, capture
-from .head_kinds import KINDS, head_kinds
 from .intervention import Edit, Effects, edited, effects
+from .kinds import KINDS, head_kinds
 from .lens import Attribution, Lens, Part, Predictions, logit_attribution, logit_lens, predictions
+from .seeing import AttentionPicture, LayerSeen, Seen, attention_picture, capture
 from .weights import (
     Components,
     Gradients,

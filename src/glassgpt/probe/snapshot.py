@@ -25,9 +25,9 @@ from ..hardware import matmul_precision
 from ..model import GPT
 from ..tokenizers import Tokenizer
 from ..visible import visible
-from .capture import capture
-from .head_kinds import KINDS, head_kinds
+from .kinds import KINDS, head_kinds
 from .lens import logit_lens, predictions
+from .seeing import capture
 
 EXPECTED = 3
 _DTYPES = {
@@ -132,7 +132,8 @@ def _seen(model: GPT, prompt: Prompt) -> PromptSeen:
         model.hidden(torch.tensor([prompt.ids], device=model.embedding.weight.device))
     lens = logit_lens(model, seen, k=EXPECTED)
     found = {
-        "attention": torch.stack([(255 * layer.weights()[0]).round_() for layer in seen.layers]),
+        # A layer at a time: of all of them, float32 would take four times the memory of what is kept, and on the device.
+        "attention": torch.stack([(255 * layer.weights()[0]).round_().to("cpu", torch.uint8) for layer in seen.layers]),
         "lens_ids": lens.top_ids,
         "lens_p": lens.top_p,
         "next_rank": lens.next_rank,

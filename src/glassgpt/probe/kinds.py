@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model import GPT
 from ..seeding import generator_for
-from .capture import capture
+from .seeing import capture
 
 KINDS = ("previous token", "duplicate token", "induction", "first-token sink")
 # Different tokens in a text, each of which comes twice. A head that looks at all alike scores about 1 / (1.5 * PERIOD) on each kind.
@@ -48,8 +48,16 @@ def kinds_of(weights: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def head_kinds(model: GPT, seed: int = 0) -> Tensor:
-    """Scores (4, L, H) of each head in the order of `KINDS`, 0 to 1: the mean over a few texts made from the seed; see `kinds_of`."""
+    """Scores (4, L, H) of each head in the order of `KINDS`, 0 to 1: the mean over a few texts made from the seed; see `kinds_of`.
+
+    Without dropout, in whatever mode the model is: it is left in that.
+    """
     ids, period = repeated_tokens(model.vocab_size, model.config.context_length, seed)
-    with capture(model) as seen:
-        model.hidden(ids.to(model.embedding.weight.device))
+    was_training = model.training
+    model.eval()  # dropout would blur what is looked for
+    try:
+        with capture(model) as seen:
+            model.hidden(ids.to(model.embedding.weight.device))
+    finally:
+        model.train(was_training)
     return torch.stack([kinds_of(layer.weights(), period).mean(dim=1) for layer in seen.layers], dim=1)
