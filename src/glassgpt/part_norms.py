@@ -11,7 +11,7 @@ from .parts import parts_of
 
 @torch.no_grad()
 def norms_of_weights(model: GPT) -> dict[str, float]:
-    """The Euclidean norm of each part's weights, of a model that is whole on this rank."""
+    """The Euclidean norm of each part's weights, of a model that is whole on this rank; rows that pad the vocabulary included."""
     return {part: torch.nn.utils.get_total_norm(parameters).item() for part, parameters in parts_of(model).items()}
 
 

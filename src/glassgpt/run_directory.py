@@ -8,7 +8,6 @@ interrupted run end up equal to those of one that ran through.
 """
 
 import json
-import math
 import os
 import re
 import shlex
@@ -26,6 +25,7 @@ import psutil
 from .config import TrainConfig
 from .errors import UserError
 from .files import PARTIAL_PREFIX, explained, remove_partials, user_path, write_atomic
+from .json_text import finite
 
 # A section of samples that is whole but for its last line: a write that was cut off can leave a part of a heading, too.
 _SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
@@ -167,7 +167,7 @@ class RunDirectory:
         """What `write_status` wrote last; empty where nothing can be read."""
         try:
             status = json.loads(self.status_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -226,13 +226,6 @@ class RunDirectory:
             file.write("".join(parts))
 
 
-def _finite(value: Any) -> Any:
-    """A value with None for each number in it that is not finite, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class MetricsLog:
     """Appends `metrics.jsonl`: one object a step or evaluation, a number that is not finite as null."""
 
@@ -244,7 +237,7 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and hand it to the system, so that a reader, or a SIGKILL, finds it."""
         with explained("write", self._path):
-            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
             self._file.flush()
 
     @property

@@ -264,15 +264,20 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
 
     Signals are collected from here on until the ranks have parted: torchrun may repeat its own at any time.
     """
+    trainer.ranks.at("the opening of the logs", may_last=True)
     recorder.begin()
     trainer.ranks.on_failure(recorder.fail)
     try:
         caught = until_parted.enter_context(_signals(once=not launched()))
         with matmul_precision(trainer.precision):
             stopped_by = _loop(run, trainer, recorder, caught)
+            trainer.ranks.at("the last save, and the logs' end", may_last=True)
             recorder.finish()
     except KeyboardInterrupt:  # a second one: what is not saved is lost
-        recorder.status("interrupted")
+        try:
+            recorder.status("interrupted")
+        finally:
+            recorder.hurry_logs(failed=False)
         raise
     recorder.close()
     trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run

@@ -27,19 +27,34 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line, parse_constant=lambda _: None)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+        record = _record(line)
+        if record is None:
             if number == len(lines):  # without its newline
                 break
-            raise UserError(f"{path}, line {number}, is damaged: it is no JSON object. Remove the line to go on")
+            raise UserError(f"{path}, line {number}, is damaged: it is no record of numbers as a JSON object. Remove the line to go on")
         if {"step", "val_loss"} <= record.keys():
             evaluations.append(record)
         elif {"step", "loss"} <= record.keys():
             training.append(record)
     return training, evaluations
+
+
+def _record(line: bytes) -> Record | None:
+    """A line's record; None where it is no JSON object, or what should be numbers in it are none, or larger than any float."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    losses = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
+    step_fits = type(record.get("step", 0)) is int
+    return record if step_fits and all(value is None or type(value) in (int, float) for value in losses) else None
+
+
+def _whole(digits: str) -> int:
+    float(number := int(digits))  # raises where it has too many
+    return number
 
 
 def column(records: Sequence[Record], key: str, part: str | None = None) -> np.ndarray:
