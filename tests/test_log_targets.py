@@ -132,6 +132,60 @@ def test_a_missing_library_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B itself makes a folder `wandb` where it runs, which Python takes for a package without files."""
+    for library in ("tensorboard", "wandb"):
+        (tmp_path / library).mkdir()
+        monkeypatch.delitem(sys.modules, library)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for log in ("tensorboard", "wandb"):
+        with pytest.raises(UserError, match=f"needs {log}, which is not installed"):
+            log_targets.require_log_targets(log)
+
+
+def test_settings_that_wandb_cannot_read_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("mode is none of ours\nand much more")
+
+    monkeypatch.setattr("wandb.setup", fail)
+    with pytest.raises(UserError, match=r"cannot be set up \(mode is none of ours\)"):
+        log_targets.require_log_targets("wandb")
+
+
+class Told:
+    """A run of W&B that has the steps before 8."""
+
+    starting_step, disabled, offline, url = 8, False, False, "https://example.org"
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, numbers: object, step: int) -> None:
+        self.steps.append(step)
+
+
+def test_what_wandb_has_is_not_told_again(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr("wandb.init", lambda **options: told)
+    target = log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 6)
+    for step in (6, 7, 8, 9):
+        target.write(step, {"train/loss": 1.0})
+        target.write_samples(step, ["a"])
+    assert told.steps == [8, 8, 9, 9]
+
+
+def test_wandb_switched_off_says_so(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its run, since W&B reads WANDB_MODE once a process."""
+    told = Told()
+    told.disabled = True
+    monkeypatch.setattr("wandb.init", lambda **options: told)
+    assert "switched off" in log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 0).place
+
+
+def test_truth_values_are_no_numbers() -> None:
+    assert dict(numbers_of({"step": 1, "val_loss": 2, "hellaswag_published": True})) == {"val/loss": 2.0}
+
+
 def test_without_a_key_wandb_is_refused_before_anything_is_written(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassgpt.log_targets._is_online", lambda: True)
     monkeypatch.setattr("wandb.login", lambda **options: False)

@@ -1,5 +1,6 @@
 """What the glass shows is what the model computed: on every slot, compiled or cached, and nothing of it stays behind."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ from allpairspy import AllPairs
 from torch import Tensor
 
 from glassgpt.config import ModelConfig
+from glassgpt.errors import UserError
 from glassgpt.model import GPT
-from glassgpt.probe import Edit, Seen, attention_picture, capture, edited, effects, logit_lens
+from glassgpt.probe import Edit, Seen, attention_picture, capture, edited, effects, logit_lens, predictions
 from glassgpt.recompute import checkpoint_activations
 from glassgpt.writing import PackedLinear, WritingGPT, quantized
 from slot_harness import SLOTS, TINY, T, combined, lively, token_ids
@@ -56,16 +58,6 @@ def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: 
     with torch.no_grad():
         torch.testing.assert_close(model.logits(seen.hidden), model(token_ids()), rtol=0, atol=0)
     assert hooks_of(model) == 0
-
-
-def test_a_thumbnail_shows_the_largest_weight_of_each_cell() -> None:
-    """10 tokens in 4 cells, which share those between them: cell i is from floor(2.5 i) to ceil(2.5 (i + 1))."""
-    seen = seen_of(small(), token_ids())
-    spans = [slice(int(2.5 * i), -int(-2.5 * (i + 1) // 1)) for i in range(4)]
-    for layer, found in zip(seen.layers, attention_picture(seen, size=4).thumbnails, strict=True):
-        weights = layer.weights()[0]
-        expected = torch.stack([torch.stack([weights[:, rows, cols].amax(dim=(1, 2)) for cols in spans], dim=-1) for rows in spans], dim=-2)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_captures_that_end_in_another_order_leave_compiling_as_it_was() -> None:
@@ -162,17 +154,39 @@ def test_a_cached_pass_is_seen_too(changes: dict[str, Any]) -> None:
                     assert bool((weights[..., ~layer.visible] == 0).all())
 
 
+@pytest.mark.parametrize("window", [1, 3])
 @torch.no_grad()
-def test_what_was_seen_of_a_cache_stays() -> None:
-    """Though the cache goes on, and in a window its buffers are written over."""
-    model, ids = small(window=3), token_ids()
+def test_what_was_seen_of_a_cache_stays(window: int) -> None:
+    """Though the cache goes on, and in a window its buffers are written over. In one of a single token its values alone tell."""
+    model, ids = small(window=window), token_ids()
     cache = model.new_cache(len(ids), T)
     model(ids[:, :5], cache=cache)
     with capture(model) as seen:
         model(ids[:, 5:6], cache=cache)
-    before = seen.layers[0].weights()
+    before, values = seen.layers[0].weights(), seen.layers[0].v.clone()
     model(ids[:, 6:], cache=cache)
     assert torch.equal(seen.layers[0].weights(), before)
+    assert torch.equal(seen.layers[0].v, values)
+
+
+@pytest.mark.parametrize(
+    "ask", [attention_picture, partial(logit_lens, small()), partial(predictions, small())], ids=["picture", "lens", "predictions"]
+)
+def test_before_a_pass_there_is_nothing_to_ask(ask: Callable[[Seen], object]) -> None:
+    with capture(small()) as seen, pytest.raises(UserError, match="nothing was seen yet"):
+        ask(seen)
+
+
+def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:
+    """Where size is no divisor of the tokens, neighbouring cells share a row or column: cell i of 5 has those from floor(i T / 5) to
+    ceil((i + 1) T / 5)."""
+    length, size = 8, 5
+    seen = seen_of(small(), token_ids(length=length))
+    for layer, thumbnails in zip(seen.layers, attention_picture(seen, size).thumbnails, strict=True):
+        weights = layer.weights()[0]
+        cells = [slice(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+        expected = torch.stack([torch.stack([weights[:, row, column].amax(dim=(1, 2)) for column in cells], -1) for row in cells], 1)
+        assert torch.equal(thumbnails, expected)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

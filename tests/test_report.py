@@ -173,6 +173,24 @@ def test_damage_before_the_last_line_is_named(run: Path) -> None:
         write_report(run)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "val_loss": "x"}',
+        '{"step": "a", "loss": 1.0}',
+        f'{{"step": 1, "loss": {"9" * 400}}}',
+        '{"step": true, "loss": 1}',
+        "[" * 10**5,
+    ],
+    ids=["loss", "step", "large", "truth", "deep"],
+)
+def test_a_record_of_what_is_no_number_is_damage_too(run: Path, line: str) -> None:
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(f"{line}\n{metrics.read_text()}")
+    with pytest.raises(UserError, match="line 1, is damaged"):
+        write_report(run)
+
+
 def test_a_non_finite_number_leaves_a_gap(tmp_path: Path) -> None:
     records = [training_record(1), training_record(2, loss=None, grad_norm=None), training_record(3), evaluation(3, 2.0)]
     run = make_run(tmp_path / "run", [*records, evaluation(4, 1.0) | {"val_loss": None, "val_perplexity": None}])

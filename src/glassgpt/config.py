@@ -362,7 +362,8 @@ class ProbeConfig(Checked):
     """Texts that the model is looked into with. Left out, the beginning of each validation text."""
     tokens: int = 32
     """First tokens of each prompt that it reads, as far as the context reaches; 0 turns these snapshots off. The files grow with their
-    square: of GPT-2 small's 144 heads a prompt takes 0.2 MB, of XL's 1,200 1.3 MB."""
+    square: of GPT-2 small's 144 heads a prompt takes 0.2 MB, of XL's 1,200 1.3 MB; at 1,024 tokens 151 MB
+    and 1.3 GB."""
     every: int = 0
     """Steps between snapshots, besides those of the evaluations; 0 is none."""
 

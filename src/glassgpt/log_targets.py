@@ -94,8 +94,10 @@ class WeightsAndBiases:
             settings=settings,
         )
         self._first_step = self._run.starting_step
-        shown = self._run.url or "disabled, as WANDB_MODE says"
-        self.place = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if self._run.offline else shown
+        if self._run.disabled:
+            self.place = "switched off by WANDB_MODE=disabled, so nothing is logged there"
+        else:
+            self.place = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if self._run.offline else str(self._run.url)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """See `LogTarget`."""
@@ -128,8 +130,7 @@ def _named(log: str) -> list[str]:
 def require_log_targets(log: str) -> None:
     """Raise `UserError` where a config's `log` asks for a library that is not installed, or for W&B without its key."""
     for library in _named(log):
-        found = importlib.util.find_spec(library)
-        if found is None or found.origin is None:  # a mere folder of that name, such as W&B makes itself, is no library
+        if not _is_installed(library):
             raise UserError(f"log = {log!r} needs {library}, which is not installed: pip install 'glassgpt[log]'")
     if "wandb" in _named(log) and _is_online():
         import wandb
@@ -138,25 +139,31 @@ def require_log_targets(log: str) -> None:
             raise UserError("Weights & Biases does not know you: run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later")
 
 
-def _is_online() -> bool:
-    import wandb
+def _is_installed(library: str) -> bool:
+    """Whether it can be imported. A folder of its name, as W&B makes one where it runs, passes for a package without an origin."""
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.origin is not None
 
+
+def _is_online() -> bool:
     try:
+        import wandb
+
         return bool(wandb.setup().settings.mode == "online")
-    except Exception as error:  # W&B's own kinds are many
-        raise UserError(f"Weights & Biases cannot start: {error}; see WANDB_MODE and its settings, or train without --log") from error
+    except Exception as error:  # settings that are damaged, a folder that cannot be written
+        raise UserError(f"Weights & Biases cannot be set up ({_reason(error)}); mend that, or log to tensorboard or none") from None
 
 
 def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """A record's numbers by the names they have in a log: `train/loss`, `val/loss`, `hellaswag/acc`, `grad_norms/embedding`.
 
-    What is no number (or None, not measured) is left out; one that is not finite stays.
+    What is no number (a truth value, or None for not measured) is left out; one that is not finite stays.
     """
     evaluation = "val_loss" in record
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}/{part}", float(each)) for part, each in value.items())
-        elif key != "step" and isinstance(value, int | float):
+        elif key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
             section, name = _section(key, evaluation)
             yield f"{section}/{name}", float(value)
 
@@ -203,7 +210,7 @@ class Logs:
         self._each(lambda target: target.flush())
 
     def close(self, failed: bool) -> None:
-        """The run has ended. May take as long as uploading does."""
+        """The run has ended. May take as long as uploading does. What fails is told of; nothing reaches a target afterwards."""
         self._each(lambda target: target.close(failed))
         self._targets.clear()
 
@@ -216,8 +223,12 @@ class Logs:
                 self._warn_of(title, error)
 
     def _warn_of(self, title: str, error: Exception) -> None:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        self._tell(f"warning: {title} failed ({reason}); the run goes on without it, and all is in {self._run.metrics_path}")
+        self._tell(f"warning: {title} failed ({_reason(error)}); the run goes on without it, and all is in {self._run.metrics_path}")
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _lasting_id(run: RunDirectory) -> str:

@@ -10,13 +10,13 @@ from .parts import parts_of
 
 
 @torch.no_grad()
-def weight_norms_by_part(model: GPT) -> dict[str, float]:
-    """The Euclidean norm of each part's weights, of a model that is whole on this rank."""
+def norms_of_weights(model: GPT) -> dict[str, float]:
+    """The Euclidean norm of each part's weights, of a model that is whole on this rank; rows that pad the vocabulary included."""
     return {part: torch.nn.utils.get_total_norm(parameters).item() for part, parameters in parts_of(model).items()}
 
 
 @torch.no_grad()
-def gradient_norms_by_part(model: GPT, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def norms_of_gradients(model: GPT, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """The Euclidean norm () of each part's gradient, still on the device.
 
     `whole` makes one of what the ranks have in parts (see `Strategy.whole`), so every rank has to call this.

@@ -19,7 +19,7 @@ from .run_directory import MetricsLog, RunDirectory, State
 from .summary import ModelSummary
 from .trainer import Trainer
 
-# Seconds that the save at hand gets when training fails.
+# Seconds that the save at hand gets when training fails, and the log targets where a run ends at once.
 LAST_WRITE = 4.0
 
 
@@ -61,6 +61,9 @@ class Recorder:
 
     def close_logs(self, failed: bool = False) -> None:
         """Close the log targets: last of all, since an upload may take its time. Raises nothing."""
+
+    def hurry_logs(self, failed: bool) -> None:
+        """Close the log targets where there is no time: what takes longer than a few seconds is left behind. Raises nothing."""
 
 
 class RunRecorder(Recorder):
@@ -153,12 +156,15 @@ class RunRecorder(Recorder):
             self.status("failed", reason)
         with suppress(Exception):
             self.close()
-        closing = threading.Thread(target=self.close_logs, args=(True,), daemon=True)  # an upload might take longer than there is time
-        closing.start()
-        closing.join(LAST_WRITE)
+        self.hurry_logs(failed=True)
 
     def close(self) -> None:
         self._metrics.close()
 
     def close_logs(self, failed: bool = False) -> None:
         self._logs.close(failed)
+
+    def hurry_logs(self, failed: bool) -> None:
+        closing = threading.Thread(target=self.close_logs, args=(failed,), daemon=True)  # an upload might take longer than there is time
+        closing.start()
+        closing.join(LAST_WRITE)

@@ -37,7 +37,7 @@ from .hardware import autocast, matmul_precision, memory_bytes, peak_flops
 from .log_targets import require_log_targets
 from .model import GPT
 from .optim import lr_at
-from .part_norms import gradient_norms_by_part, weight_norms_by_part
+from .part_norms import norms_of_gradients, norms_of_weights
 from .probe.snapshot import take_probe
 from .progress import PlainProgress, Progress, SilentProgress
 from .recorder import Recorder, RunRecorder
@@ -271,12 +271,15 @@ def _run_to_end(run: RunDirectory, trainer: Trainer, recorder: Recorder, progres
         caught = until_parted.enter_context(_signals(once=not launched()))
         with matmul_precision(trainer.precision):
             stopped_by = _loop(run, trainer, recorder, caught)
+            trainer.ranks.at("the last save, and the logs' end", may_last=True)
             recorder.finish()
     except KeyboardInterrupt:  # a second one: what is not saved is lost
-        recorder.status("interrupted")
+        try:
+            recorder.status("interrupted")
+        finally:
+            recorder.hurry_logs(failed=False)
         raise
     recorder.close()
-    trainer.ranks.at("the closing of the logs", may_last=True)
     trainer.ranks.on_failure(Recorder().fail)  # all is written: a rank that is lost from here on is no failure of the run
     if stopped_by is None:
         recorder.status("finished")
@@ -449,7 +452,7 @@ def _form_gradients(trainer: Trainer) -> tuple[Tensor, Tensor, dict[str, Tensor]
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    part_norms = gradient_norms_by_part(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
+    part_norms = norms_of_gradients(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
     if config.optim.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
     return total, strategy.whole(norm), part_norms
@@ -503,7 +506,7 @@ def _evaluate(trainer: Trainer, recorder: Recorder, grad_norms: Mapping[str, flo
             scores = evaluate_hellaswag(model, trainer.data.tokenizer, trainer.hellaswag, precision=precision, ranks=ranks)
             record |= {"hellaswag_acc": scores["acc"], "hellaswag_acc_norm": scores["acc_norm"], "hellaswag_items": scores["n"]}
             record["hellaswag_published"] = trainer.hellaswag_published
-        record |= {"weight_norms": weight_norms_by_part(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
+        record |= {"weight_norms": norms_of_weights(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
         ranks.at(f"the samples of step {trainer.step}", may_last=True)

@@ -129,6 +129,7 @@ def effects(model: GPT, ids: Tensor, edits: Sequence[Edit], source: Seen | None 
 def _require_source(model: GPT, source: Seen | None) -> None:
     if source is None:
         raise UserError("an edit by 'patch' needs a second text: give `source`, what a capture saw of it")
+    source.require_pass()
     shape = (len(source.layers), source.hidden.shape[-1], source.layers[0].out_in.shape[1])
     config = model.config
     if shape != (config.n_layer, config.n_embd, config.n_head):
@@ -188,7 +189,7 @@ def _changes_of(edit: Edit, model: GPT, source: Seen | None) -> Iterator[tuple[n
 
 
 def _changed(changes: list[_Change], x: Tensor) -> Tensor:
-    """x (B, T, ...) with all changes: each is made of x as it was, a mean too, and the last one of a place counts."""
+    """x (B, T, ...) with all changes. Each is made of x itself, whatever others did to it; where two meet, the last counts."""
     changed = x.clone()
     for change in changes:
         if change.position is None:
@@ -200,7 +201,7 @@ def _changed(changes: list[_Change], x: Tensor) -> Tensor:
 
 
 def _hook(module: nn.Module, at_input: bool, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """Before any other hook, so that a `capture` sees the edited values, whichever came first."""
+    """A `capture` sees the edited values, whichever came first: it hooks outputs only, behind all inputs, and here the edit is ahead."""
     if at_input:
         return module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
     return module.register_forward_hook(lambda _, given, gives: change(gives), prepend=True)

@@ -48,10 +48,13 @@ def kinds_of(weights: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def head_kinds(model: GPT, seed: int = 0) -> Tensor:
-    """Scores (4, L, H) of each head in the order of `KINDS`, 0 to 1: the mean over a few texts made from the seed; see `kinds_of`."""
+    """Scores (4, L, H) of each head in the order of `KINDS`, 0 to 1: the mean over a few texts made from the seed; see `kinds_of`.
+
+    Without dropout, in whatever mode the model is: it is left in that.
+    """
     ids, period = repeated_tokens(model.vocab_size, model.config.context_length, seed)
     was_training = model.training
-    model.eval()  # dropout would have a say
+    model.eval()  # dropout would blur what is looked for
     try:
         with capture(model) as seen:
             model.hidden(ids.to(model.embedding.weight.device))

@@ -72,8 +72,9 @@ def logit_lens(model: GPT, seen: Seen, start: int = 0, stop: int | None = None, 
     """The logit lens (nostalgebraist, 2020): last norm and head applied to the residual stream at each depth.
 
     For positions `start` to `stop` of the first sequence, in chunks of 64 MiB of logits: never are those of all there at once.
-    The last depth is what the model itself expects. Raises `UserError` for positions or ids that are not there.
+    The last depth is what the model itself expects. Raises `UserError` for positions or ids that are not there, and before a pass.
     """
+    seen.require_pass()
     T = seen.ids.shape[1]
     stop = T if stop is None else stop
     if not 0 <= start < stop <= T:
@@ -91,7 +92,8 @@ def logit_lens(model: GPT, seen: Seen, start: int = 0, stop: int | None = None, 
 
 @torch.no_grad()
 def predictions(model: GPT, seen: Seen, k: int = 5) -> Predictions:
-    """Surprisal of each token of the first sequence, and what was expected in its place; memory as in `logit_lens`."""
+    """Surprisal of each token of the first sequence, and what was expected in its place; memory and errors as in `logit_lens`."""
+    seen.require_pass()
     expected = _expectations(model, seen.hidden[0], _next_ids(seen), k, ())
     return Predictions(expected.next_bits.roll(1), expected.top_ids, expected.top_p, expected.entropy)  # the last one's NaN comes first
 
@@ -175,6 +177,7 @@ def logit_attribution(model: GPT, seen: Seen, position: int, token: int, against
     was on. Raises `UserError` for a position or token that is not there, and for a model made ready to write.
     """
     require_plain_weights(model)
+    seen.require_pass()
     require_index("position", position, seen.ids.shape[1])
     for index in (token, *([] if against is None else [against])):
         require_index("token", index, model.vocab_size)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..attention import Attention, Span
+from ..errors import UserError
 from ..hardware import as_written
 from ..model import GPT, Block
 
@@ -107,6 +108,11 @@ class Seen:
         """The residual stream at each depth: before the first block, and behind each (n_layer + 1 of (B, T, C))."""
         return [self.layers[0].stream_in, *(layer.stream_out for layer in self.layers)]
 
+    def require_pass(self) -> None:
+        """Raise `UserError` unless a forward pass was seen."""
+        if "hidden" not in vars(self):
+            raise UserError("nothing was seen yet: call the model inside `capture`, with its tokens, and ask then")
+
 
 @contextmanager
 def capture(model: GPT) -> Iterator[Seen]:
@@ -147,7 +153,8 @@ def _watch(block: Block, layer: LayerSeen) -> list[RemovableHandle]:
     def at_kernel(given: tuple[Any, ...], gives: Any) -> None:
         layer.q, layer.k, layer.v = (x.detach() for x in given[:3])
         layer.mask, layer.head_outputs = given[3], gives.detach()
-        if layer.mask is not None or layer.k.shape[-2] != layer.q.shape[-2]:  # they may be a cache's own buffers, which go on to change
+        # Of a cache they may be its own buffers, which go on to change: with a mask, or more keys than queries.
+        if layer.mask is not None or layer.k.shape[-2] != layer.q.shape[-2]:
             layer.k, layer.v = layer.k.clone(), layer.v.clone()
 
     def at_out(given: tuple[Any, ...], _: Any) -> None:
@@ -185,7 +192,11 @@ class AttentionPicture:
 
 @torch.no_grad()
 def attention_picture(seen: Seen, size: int = 48) -> AttentionPicture:
-    """Thumbnails of at most size x size of the first sequence, layer by layer: never more than one layer's weights are there."""
+    """Thumbnails of at most size x size of the first sequence, layer by layer: never more than one layer's weights are there.
+
+    Raises `UserError` before a pass.
+    """
+    seen.require_pass()
     thumbnails, entropies, differences = [], [], []
     for layer in seen.layers:
         weights = layer.weights()

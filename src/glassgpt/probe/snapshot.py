@@ -132,7 +132,7 @@ def _seen(model: GPT, prompt: Prompt) -> PromptSeen:
         model.hidden(torch.tensor([prompt.ids], device=model.embedding.weight.device))
     lens = logit_lens(model, seen, k=EXPECTED)
     found = {
-        # A layer at a time: in float32 all of them at once would take four times what is kept, on the device that trains.
+        # A layer at a time: of all of them, float32 would take four times the memory of what is kept, and on the device.
         "attention": torch.stack([(255 * layer.weights()[0]).round_().to("cpu", torch.uint8) for layer in seen.layers]),
         "lens_ids": lens.top_ids,
         "lens_p": lens.top_p,

@@ -27,14 +27,11 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line, parse_constant=lambda _: None)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or not _has_numbers(record):
+        record = _record(line)
+        if record is None:
             if number == len(lines):  # without its newline
                 break
-            raise UserError(f"{path}, line {number}, is damaged: it is no record. Remove the line to go on")
+            raise UserError(f"{path}, line {number}, is damaged: it is no record of numbers as a JSON object. Remove the line to go on")
         if {"step", "val_loss"} <= record.keys():
             evaluations.append(record)
         elif {"step", "loss"} <= record.keys():
@@ -42,21 +39,28 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
     return training, evaluations
 
 
-def _is_drawable(value: Any) -> bool:
-    return isinstance(value, int | float) and not abs(value) >= 1e300  # JSON has whole numbers that no float holds
+def _record(line: bytes) -> Record | None:
+    """A line's record; None where it is no JSON object, or what should be numbers in it are none, or larger than any float."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    losses = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
+    step_fits = type(record.get("step", 0)) is int
+    return record if step_fits and all(value is None or type(value) in (int, float) for value in losses) else None
 
 
-def _has_numbers(record: Record) -> bool:
-    """Whether step and loss are numbers, where they are there; null is a loss that was not finite."""
-    return all(value is None or _is_drawable(value) for value in (record.get(name) for name in ("step", "loss", "val_loss")))
+def _whole(digits: str) -> int:
+    float(number := int(digits))  # raises where it has too many
+    return number
 
 
 def column(records: Sequence[Record], key: str, part: str | None = None) -> np.ndarray:
     """A key's values (of a `part` in it) as float64; NaN where it is missing, null or not finite."""
     found = [record.get(key) if part is None else (record.get(key) or {}).get(part) for record in records]
-    values = np.array(
-        [value if isinstance(value, int | float) and not abs(value) >= 1e300 else math.nan for value in found], dtype=np.float64
-    )
+    values = np.array([value if isinstance(value, int | float) else math.nan for value in found], dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
