@@ -305,6 +305,14 @@ def test_references_are_found_before_anything_is_opened(tmp_path: Path) -> None:
     assert find_offer(str(empty.path)).told(0)["steps"] == []
     with pytest.raises(UserError, match="no checkpoint yet"):
         find_offer(f"{empty.path}@best")
+    (tmp_path / "notes.txt").write_text("no model")
+    for nothing, told in (
+        (tmp_path, "neither a run nor a checkpoint"),
+        (tmp_path / "notes.txt", "is no model"),
+        (tmp_path / "no", "no run"),
+    ):
+        with pytest.raises(UserError, match=told):
+            find_offer(str(nothing))
 
 
 # over HTTP, while a run is written

@@ -132,8 +132,11 @@ def find_offer(reference: str) -> Offer:
         if not offer.checkpoints():
             find_model(reference)
         return offer
-    if not path.exists() and not is_hub_id(reference):
-        find_model(reference)
+    is_there = (path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")) or any(
+        (path / name).is_file() for name in ("config.json", "manifest.json")
+    )
+    if not is_there and (path.exists() or not is_hub_id(reference)):
+        find_model(reference)  # says what is wrong
     return Offer(reference, reference)
 
 
