@@ -217,10 +217,14 @@ def test_the_command_line_writes_in_int8(
 
 
 def test_int8_takes_less_memory() -> None:
-    """A model of 100 MB whose matrices go: a fresh process falls by half of it at least (three quarters of the matrices)."""
+    """A model of 100 MB whose matrices go: a fresh process falls by 70 MB at least (three quarters of the matrices are 75).
+
+    What the C library has freed and keeps for later does not count: how much that is differs from machine to machine.
+    """
     code = (
-        "import gc, psutil, torch, glassgpt\n"
-        "resident = lambda: (gc.collect(), psutil.Process().memory_info().rss)[1]\n"
+        "import ctypes, gc, platform, psutil, torch, glassgpt\n"
+        "trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == 'glibc' else lambda pad: None\n"
+        "resident = lambda: (gc.collect(), trim(0), psutil.Process().memory_info().rss)[2]\n"
         "shape = glassgpt.ModelConfig(vocab_size=50, context_length=32, n_layer=2, n_head=4, n_embd=1024)\n"
         "tiny = glassgpt.ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)\n"
         "glassgpt.quantized(glassgpt.GPT.create(tiny, 0))\n"
@@ -228,7 +232,7 @@ def test_int8_takes_less_memory() -> None:
         "model = glassgpt.quantized(model); print(full - resident())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(result.stdout) > 50e6
+    assert int(result.stdout) > 70e6
     assert not result.stderr
 
 
