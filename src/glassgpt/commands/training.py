@@ -175,6 +175,7 @@ def _say_what_next(run: Path) -> None:
         return
     name = shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
     print(f"next:\n  {program()} generate {name}   (--prompt TEXT sets it going)")
+    print(f"  {program()} play {name}       (what it computes, and how it learned)")
     print(f"  {program()} report {name}     (charts and samples in one page)")
 
 
