@@ -479,6 +479,17 @@ def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
+def test_tokens_are_saved_as_a_picture(page: Watched, models: dict[str, Path]) -> None:
+    """Each token where it stands on the page."""
+    shown = page.open("text", model=models["windowed"], text=TEXT)
+    box = shown.locator(".tokens").bounding_box()
+    width, _ = size_of_png(page.saved("Tokens", "png"))
+    assert width / 2 == pytest.approx(box["width"], abs=1)
+    svg = ElementTree.fromstring(page.saved("Tokens", "svg"))
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == shown.locator(".tokens button").all_text_contents()
+
+
 # --- hostile and long texts ------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 // The page's few controls. Text from outside is only ever set as text, so nothing in it can become markup.
 
-import {inkOn, onTheme, shade} from './colors.js';
+import {css, inkOn, onTheme, shade} from './colors.js';
+import {pictured} from './paint.js';
 
 /** An element: h('button.small', {onclick, title}, 'text', child, …). Properties that elements have none of become attributes. */
 export function h(tag, properties = {}, ...children) {
@@ -141,9 +142,22 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
     onPick?.(i);
   }
 
+  /** As the buttons lie on the page. */
+  function paintStrip(p) {
+    const {left, top} = strip.getBoundingClientRect();
+    buttons.forEach((button, i) => {
+      const box = button.getBoundingClientRect();
+      const [x, y] = [box.left - left, box.top - top + strip.scrollTop];
+      if (button.style.background) p.rect(x, y, box.width, box.height, button.style.background);
+      p.frame(x, y, box.width, box.height, css('line'));
+      p.text(x + box.width / 2, y + box.height / 2, pieces[i], {align: 'center', size: 13, mono: true, fill: button.style.color || css('ink')});
+    });
+  }
+
   let last = share;
   return Object.assign(strip, {
     retint: () => strip.tint(last),
+    figure: pictured(() => [strip.clientWidth, strip.scrollHeight], paintStrip),
     press: isIt => buttons.forEach((button, i) => button.setAttribute('aria-pressed', String(isIt(i)))),
     mark(i) {
       buttons.forEach((button, j) => {

@@ -23,7 +23,7 @@ export default async function show(page, {signal, opened, info, text, ids, piece
   const strip = tokenStrip({pieces, partial, share, hint, marked: marked(), onPick: i => state.set({token: i})});
   strip.classList.add('tall');
   tokens.body.append(strip, h('p.about', {}, ramp('sizes', '0 bits', `${MOST_BITS} bits and more. Dashed: a part of a character.`, signal)));
-  exportable(tokens, {name: 'tokens', rows: () => [['place', 'id', 'token', 'bytes', 'surprisal in bits'],
+  exportable(tokens, {name: 'tokens', canvas: strip, rows: () => [['place', 'id', 'token', 'bytes', 'surprisal in bits'],
     ...ids.map((id, i) => [i, id, pieces[i], bytes[i], i ? found.surprisal[i] : ''])]});
 
   const one = card('The token');
