@@ -1,6 +1,7 @@
 """The page as a person uses it, in a real Chromium: each view of each kind of model and of a run that trains, links, keys, widths, files,
 hostile and long texts. Whatever is asked elsewhere or complained of in the console fails a test (see `page_harness`)."""
 
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from glassgpt.play.assets import page_files
+from glassgpt.play.offers import kept_checkpoints
 from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, CharacterTokenizer
 from glassgpt.vocabulary import END_OF_TEXT, byte_symbols
 from kill_harness import SENTENCE, write_text
@@ -196,7 +198,7 @@ from kill_harness import Quiet, tiny_config
 from glassgpt.training import train
 
 text, run, signs = map(Path, sys.argv[1:])
-config = tiny_config(text, steps=300, eval_every=25, checkpoint_every=25, batch_tokens=512, micro_batch_size=16)
+config = tiny_config(text, steps=300, eval_every=25, checkpoint_every=100, keep_checkpoints=3, batch_tokens=512, micro_batch_size=16)
 
 class Paced(Quiet):
     def step(self, record):
@@ -277,6 +279,19 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
             fits(page)
+
+
+def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50))
+    with serving(run.path, files=page_files()) as served, watched(browser, served.url) as opened:
+        opened.open("text", text="the quick")
+        write_run(run.path, GPT2_LIKE, steps=(75, 100))
+        for step, path in kept_checkpoints(run).items():
+            if step < 75:
+                shutil.rmtree(path)
+        page = turn(opened, "compare", text="the quick")
+        assert page.locator(f"{hook('totals')} tbody tr").count() > 1
+        assert page.locator(hook("other-step")).locator("option").all_inner_texts()[-2:] == ["step 100", "step 75"]
 
 
 # --- links and keys --------------------------------------------------------------------------------------------------------

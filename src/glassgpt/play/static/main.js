@@ -65,7 +65,8 @@ const codeOf = ({id}) => import(`./views/${id}.js`).catch(error => {
 
 /** What a view is given: the offer, the opened model, the text's tokens, and a signal that aborts when it is left. */
 async function contextOf(view, signal) {
-  const offered = await offers();
+  // B is chosen from the checkpoints that there are now: a run that trains has dropped some since the page was loaded.
+  const offered = await offers(view.id === 'compare');
   const offer = offerNamed(offered, state.text('model'));
   showModels(offered, offer);
   const context = {signal, offered, offer, limits: offered.limits};
