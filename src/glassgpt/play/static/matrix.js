@@ -161,7 +161,8 @@ export function matrix(given) {
   return Object.assign(canvas, {
     show(changes) {
       m = {...m, ...changes};
-      if (Object.keys(changes).some(key => key !== 'picked')) kept = {key: null};
+      const isPickAlone = Object.keys(changes).join() === 'picked';
+      if (!isPickAlone) kept = {key: null};  // nothing named: the values are others in the same place
       canvas.figure.redraw();
       return canvas;
     },
