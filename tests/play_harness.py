@@ -138,8 +138,8 @@ def unpacked(data: bytes) -> dict[str, Any]:
 class Served:
     """A server in a thread."""
 
-    def __init__(self, offers: Offers, token: bool = False, files: Mapping[str, Asset] = FILES) -> None:
-        address = bind("127.0.0.1" if token else None, 0)
+    def __init__(self, offers: Offers, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0) -> None:
+        address = bind("127.0.0.1" if token else None, port)
         self.door: Door = address.door
         self.url = address.url
         self.client = Client(address.listener.getsockname()[1])
@@ -158,9 +158,9 @@ class Served:
 
 
 @contextmanager
-def serving(*references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES) -> Iterator[Served]:
+def serving(*references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0) -> Iterator[Served]:
     """A server over these references, with a stand-in for the page's files unless they are given."""
-    served = Served(Offers([str(reference) for reference in references], None), token, files)
+    served = Served(Offers([str(reference) for reference in references], None), token, files, port)
     try:
         yield served
     finally:

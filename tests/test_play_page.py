@@ -505,6 +505,46 @@ def test_tokens_are_saved_as_a_picture(page: Watched, models: dict[str, Path]) -
     assert texts == shown.locator(".tokens button").all_text_contents()
 
 
+# --- what is there no more -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_was_started_anew_shows_no_other_run(browser: Any, models: dict[str, Path]) -> None:
+    """Offers are numbered: after a restart another run may have the number, and its figures once stood under the old name."""
+    with serving(models["characters"], files=page_files()) as first, watched(browser, first.url) as page:
+        port = first.client.port
+        page.open("text", model=models["characters"], text="abc")
+        first.stop()
+        page.page.evaluate("() => { window.isOld = true; }")
+        with serving(models["windowed"], models["characters"], files=page_files(), port=port):
+            page.page.keyboard.press("2")
+            page.page.wait_for_function("() => !window.isOld && document.body.dataset.ready === 'heads'")
+            facts = page.page.locator('[data-test="head-grid"]').get_attribute("aria-label")
+            assert facts is not None
+            assert page.page.locator("#model").input_value() == str(models["characters"])
+            assert page.page.locator('[data-test="kv-legend"]').count() == 0  # the other model's heads share theirs
+        page.problems = [problem for problem in page.problems if "409" not in problem and "ERR_CONNECTION" not in problem]
+
+
+def test_a_model_that_is_gone_is_told(browser: Any, models: dict[str, Path]) -> None:
+    with serving(models["characters"], files=page_files()) as served, watched(browser, served.url) as page:
+        page.page.goto(f"{served.url}#view=text&model=runs/none")
+        page.ready("error")
+        assert "runs/none is not there" in page.page.locator("#view").inner_text()
+        page.page.locator("#model").select_option(str(models["characters"]))
+        page.ready("text")
+
+
+def test_a_text_that_is_too_long_is_told_before_anything_is_drawn(browser: Any, models: dict[str, Path]) -> None:
+    with serving(models["characters"], files=page_files()) as served, watched(browser, served.url) as page:
+        for view in ("text", "heads", "mind", "whatif", "compare"):
+            page.page.goto("about:blank")
+            page.page.goto(f"{served.url}#view={view}&text={'abc' * 100}")
+            page.ready("error")
+            assert "shorten it" in page.page.locator("#view").inner_text()
+            assert page.page.locator("#view canvas").count() == 0
+        page.open("write", text="abc" * 100)
+
+
 # --- hostile and long texts ------------------------------------------------------------------------------------------------
 
 

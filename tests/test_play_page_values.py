@@ -481,6 +481,10 @@ def test_each_head_alone(shown: Watched, case: Case) -> None:
     shown.open("whatif", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
+    # Its cells are painted: once they stayed of the ground's colour, since the picture before was kept.
+    ground = "canvas => {const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height); let n = 0;"
+    ground += " for (let i = 0; i < data.length; i += 4) n += data[i] === 233 && data[i + 1] === 236 && data[i + 2] === 240; return n}"
+    assert hook(shown, "heads-sweep").evaluate(ground) < 300  # less than half a cell: edges of letters have that colour, too
     ids, config = torch.tensor([case.ids]), case.model.config
     alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
     found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -59,6 +60,7 @@ class Play:
         self._workshop = workshop
         self._files = files
         self._version = version("glassgpt")
+        self._start = secrets.token_hex(8)  # numbers of offers are those of one start: another has other runs under them
         self._plotly: asyncio.Future[Asset] | None = None
         self._followers: list[asyncio.Event] = []
         self._endpoints: dict[str, tuple[str, Endpoint]] = {
@@ -83,6 +85,8 @@ class Play:
             raise Refused(404, "there is nothing at this address")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             raise Refused(405, f"this address takes {method}", ((b"allow", method.encode()),))
+        if request.headers.get("x-glassgpt-start", self._start) != self._start:
+            raise Refused(409, "the server was started anew meanwhile: load the page again")
         response = await endpoint(request)
         await response(scope, receive, send)
 
@@ -119,7 +123,9 @@ class Play:
         _require_no_parameters(request)
         told = await self._workshop.reading.ask(self._workshop.offers.told)
         limits = {"tokens": questions.MOST_TOKENS, "samples": questions.MOST_SAMPLES, "new_tokens": questions.MOST_NEW_TOKENS}
-        return _json({"version": self._version, "device": str(self._workshop.device), "offers": told, "limits": limits})
+        return _json(
+            {"version": self._version, "start": self._start, "device": str(self._workshop.device), "offers": told, "limits": limits}
+        )
 
     async def _about_model(self, kind: type[questions.Question], answer: Callable[[Held, Any], Answer], request: Request) -> Response:
         question, held = await self._asked(kind, request)

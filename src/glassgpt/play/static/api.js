@@ -5,12 +5,16 @@ const TYPES = {float32: Float32Array, int32: Int32Array, uint8: Uint8Array, uint
 const kept = new Map();  // in the order of their last use
 let keptBytes = 0;
 let waiting = 0;
+let start = null;  // of the server that the page was loaded from: the numbers of its offers mean something to that one alone
 
 /** What the server refuses, in its own words. */
 export class Refused extends Error {}
 
 /** Why nothing comes of a question where no server is. */
 export const unreachable = () => new Refused('The server does not answer: is `glassgpt play` still running?');
+
+/** Ask that start of the server from now on: another one refuses, and the page is loaded anew. */
+export const askOnly = known => { start = known; };
 
 /** The answer to GET `path?parameters`, never kept. */
 export const get = (path, parameters = {}, signal) => ask(`${path}?${new URLSearchParams(parameters)}`, {signal});
@@ -64,7 +68,7 @@ export function latest(work) {
 export async function* lines(path, question, signal) {
   busy(1);
   try {
-    const response = await fetch(path, {...asked(question), signal});
+    const response = await fetch(path, addressed({...asked(question), signal}));
     if (!response.ok) throw await refusal(response);
     let rest = '';
     for await (const part of chunks(response.body.pipeThrough(new TextDecoderStream()).getReader())) {
@@ -120,7 +124,7 @@ async function ask(address, options, tries = 5) {
     for (;;) {
       let response;
       try {
-        response = await fetch(address, options);
+        response = await fetch(address, addressed(options));
       } catch (error) {
         if (error.name === 'AbortError') throw error;
         throw unreachable();
@@ -138,7 +142,10 @@ async function ask(address, options, tries = 5) {
   }
 }
 
+const addressed = options => (start === null ? options : {...options, headers: {...options.headers, 'x-glassgpt-start': start}});
+
 async function refusal(response) {
+  if (response.status === 409) location.reload();  // with the same address: what is looked at comes again
   try {
     return new Refused((await response.json()).error);
   } catch {

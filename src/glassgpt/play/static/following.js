@@ -45,6 +45,13 @@ export async function followRun(model, {loaded, connected, added, ...heard}, sig
   const events = ['metrics', 'samples', 'snapshots', 'checkpoints', 'status', 'reset'];
   const listeners = Object.fromEntries(events.map(name => [name, data => take(name, data)]));
   const source = follow(`/api/events?${new URLSearchParams({model, after: cursor})}`, listeners, signal);
-  source.addEventListener('open', () => connected(true));
+  source.addEventListener('open', async () => {
+    try {
+      await get('/api/offers', {}, signal);  // which a server that was started anew refuses
+      connected(true);
+    } catch (error) {
+      if (!signal.aborted) connected(false, error.message);
+    }
+  });
   source.addEventListener('error', () => connected(false));
 }

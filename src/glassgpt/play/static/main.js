@@ -12,7 +12,7 @@ const VIEWS = [
   {id: 'heads', title: 'Heads', needs: 'text'},
   {id: 'mind', title: 'What it thinks', needs: 'text'},
   {id: 'whatif', title: 'What if', needs: 'text'},
-  {id: 'write', title: 'What it writes', needs: 'text'},
+  {id: 'write', title: 'What it writes', needs: 'text', takesAnyLength: true},
   {id: 'knows', title: 'What it knows', needs: 'model'},
   {id: 'learned', title: 'How it learned', needs: 'run'},
   {id: 'compare', title: 'Compare', needs: 'text'},
@@ -67,8 +67,7 @@ const codeOf = ({id}) => import(`./views/${id}.js`).catch(error => {
 async function contextOf(view, signal) {
   // B is chosen from the checkpoints that there are now: a run that trains has dropped some since the page was loaded.
   const offered = await offers(view.id === 'compare');
-  const offer = offerNamed(offered, state.text('model'));
-  showModels(offered, offer);
+  const offer = await offerOf(offered, state.text('model'));
   const context = {signal, offered, offer, limits: offered.limits};
   if (view.needs === 'run') return context;
   const opened = await open(offer, state.text('step'), signal);
@@ -76,10 +75,24 @@ async function contextOf(view, signal) {
   if (view.needs !== 'text') return context;
   const text = state.text('text') || opened.info.default_text;
   showText(text);
-  return Object.assign(context, {text}, await encode(opened, text, signal).then(found => {
-    showCount(found.ids.length);
-    return found;
-  }));
+  showCount(null);
+  const found = await encode(opened, text, signal);
+  showCount(found.ids.length);
+  const most = opened.info.most_tokens;
+  if (found.ids.length > most && !view.takesAnyLength) {
+    throw new Refused(`The text has ${found.ids.length.toLocaleString('en')} tokens, and ${most.toLocaleString('en')} is the most that can be `
+      + 'looked at at once in this model: shorten it.');
+  }
+  return Object.assign(context, {text}, found);
+}
+
+/** The offer of that name. Raises `Refused` where it is gone, which may be so since the page was loaded. */
+async function offerOf(offered, name) {
+  let now = offered, offer = offerNamed(now, name);
+  if (!offer) offer = offerNamed(now = await offers(true), name);
+  showModels(now, offer ?? {name, kind: 'gone', steps: [], best: null});
+  if (!offer) throw new Refused(name ? `${name} is not there (any more): choose another model above.` : 'There is no run and no model to show (any more).');
+  return offer;
 }
 
 // --- the model -----------------------------------------------------------------------------------------------------------
@@ -93,7 +106,8 @@ function showModels(offered, offer) {
   place.dataset.shown = shown;
   const model = choice({
     label: 'Model', hideLabel: true, value: offer.name,
-    options: offered.offers.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name]),
+    options: [...offer.kind === 'gone' ? [[offer.name, offer.name ? `${offer.name} (gone)` : 'nothing']] : [],
+      ...offered.offers.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name])],
     onInput: name => state.set({model: name, step: null}, {push: true}),
   });
   model.select.id = 'model';
@@ -106,8 +120,8 @@ function showModels(offered, offer) {
 }
 
 async function refreshOffers() {
-  const offered = await offers(true);
-  showModels(offered, offerNamed(offered, state.text('model')));
+  const offered = await offers(true), offer = offerNamed(offered, state.text('model'));
+  if (offer) showModels(offered, offer);
 }
 
 // --- the text ------------------------------------------------------------------------------------------------------------
@@ -128,7 +142,7 @@ function showText(text) {
   area.style.height = `${Math.min(area.scrollHeight + 2, 180)}px`;
 }
 
-const showCount = tokens => { count.textContent = `${tokens.toLocaleString('en')} token${tokens === 1 ? '' : 's'}`; };
+const showCount = tokens => { count.textContent = tokens === null ? '' : `${tokens.toLocaleString('en')} token${tokens === 1 ? '' : 's'}`; };
 
 // --- the frame -----------------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,18 @@
 // The models on offer, opened ones, and their tokens.
 
-import {get, post} from './api.js';
+import {askOnly, get, post} from './api.js';
 
 let all = null;
 
 /** What the server offers; asked anew with `again`, since a run that trains has new checkpoints. */
 export async function offers(again = false) {
   if (!all || again) all = await get('/api/offers');
+  askOnly(all.start);
   return all;
 }
 
-/** The offer of that name, else the first. */
-export const offerNamed = (offered, name) => offered.offers.find(offer => offer.name === name) ?? offered.offers[0];
+/** The offer of that name, the first where none is named; nothing where it is not there. */
+export const offerNamed = (offered, name) => (name ? offered.offers.find(offer => offer.name === name) : offered.offers[0]);
 
 /**
  * Open a model: its offer, what `/api/model` says of it (`info`), and `question(more)`, which makes the body of a question about it.
