@@ -254,7 +254,8 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         page.wait_for_selector(hook("snapshot-lens"))
         page.evaluate("window.isTheSame = true")
         first, asked = steps_shown(page), len(opened.requests)
-        (signs / "60").touch()
+        with page.expect_request(lambda request: snapshot_asked([request.url]) > 60):
+            (signs / "60").touch()
         opened.wait(
             """Number(document.querySelector('[data-test=run-step]').dataset.step) > argument[0]
             && Number(document.querySelector('[data-test=step-range]').max) > argument[1]
@@ -264,7 +265,6 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         assert page.evaluate("window.isTheSame") is True
         came = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[asked:]}
         assert not came & {"history", "learned.js", ""}, "all of it came by the events, but for the snapshots"
-        assert snapshot_asked(opened.requests[asked:]) > snapshot_asked(opened.requests[:asked])
         assert min(colours(page, name) for name in ("snapshot-heads", "snapshot-lens")) > 3
         opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"The run\"]').textContent)")
         for view in VIEWS:
@@ -273,6 +273,13 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
             assert opened.problems == [], view
         page = turn(opened, "learned", axis="tokens")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
+        opened.wait("Number(document.querySelector('[data-test=run-step]').dataset.step) >= 299")  # where it waits
+        page = turn(opened, "compare")
+        names = page.locator(hook("other-step")).locator("option").all_inner_texts()
+        listed = {int(name.removeprefix("step ")) for name in names if name.startswith("step ")}
+        own = int(page.locator(hook("side-a")).inner_text().rpartition(" ")[2])
+        assert page.locator(hook("other-step")).input_value() == str(max(listed - {own})), "the first is dropped next"
+        page = turn(opened, "learned", axis="tokens")
         (signs / "300").touch()
         page.wait_for_selector(f"{hook('run-state')}[data-state=finished]")
         assert page.locator(hook("run-step")).get_attribute("data-step") == "300"
@@ -292,6 +299,28 @@ def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: 
         page = turn(opened, "compare", text="the quick")
         assert page.locator(f"{hook('totals')} tbody tr").count() > 1
         assert page.locator(hook("other-step")).locator("option").all_inner_texts()[-2:] == ["step 100", "step 75"]
+
+
+def test_compare_chooses_anew_where_its_choice_was_dropped(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50, 75))
+    with serving(run.path, files=page_files()) as served:
+        opened = Watched(browser, served.url)
+
+        def drop(route: Any) -> None:
+            if route.request.post_data_json["step"] == 25 and 25 in kept_checkpoints(run):
+                shutil.rmtree(kept_checkpoints(run)[25])
+            route.fallback()
+
+        opened.page.route("**/api/model", drop)
+        try:
+            page = opened.open("compare", text="the quick")
+            assert page.locator(f"{hook('totals')} tbody tr").count() > 1
+            assert page.locator(hook("other-step")).input_value() == "50"
+            assert ["400" in problem for problem in opened.problems] == [True]
+            page = opened.open("compare", text="the quick", otherstep=25)  # who asks for that one is told
+            assert "no checkpoint of step 25" in page.locator("#view .notice.error").inner_text()
+        finally:
+            opened.close()
 
 
 # --- links and keys --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 // Two references side by side, on the same text: two checkpoints of a run, or two models.
 
-import {post} from '../api.js';
+import {post, Refused} from '../api.js';
 import {comparedBits, differenceOf, expectedCards, headsCard, settingsCard, surprisalCard, totalsCard} from '../comparecards.js';
-import {encode, offerNamed, open, vocabulary} from '../models.js';
+import {encode, offerNamed, offers, open, vocabulary} from '../models.js';
 import {segmentsOf} from '../segments.js';
 import * as state from '../state.js';
 import {card, choice, h, notice} from '../ui.js';
@@ -17,11 +17,8 @@ export default async function show(page, {signal, offered, offer, opened, info, 
     stage.abort();
     stage = new AbortController();
     const mine = AbortSignal.any([signal, stage.signal]);
-    const other = otherChoice(offered, offer, info.step);
-    chooser.replaceChildren(h('span', {'data-test': 'side-a'}, `A · ${labelOf(info)}`), ...chooserOf(offered, other));
-    place(notice('Computing…'));
     try {
-      const second = await open(other.offer, other.step, mine);
+      const second = await openOther(mine);
       const cut = await encode(second, text, mine);
       const first = await sideOf('A', opened, {ids, pieces, partial, bytes}, mine);
       const pair = [first, await sideOf('B', second, cut, mine)];
@@ -31,17 +28,37 @@ export default async function show(page, {signal, offered, offer, opened, info, 
     }
   }
 
+  /** B, opened. Where it was the page that chose it, and the run has dropped it since it was listed, of what there is now. */
+  async function openOther(signal) {
+    const first = showChoice(offered);
+    try {
+      return await open(first.offer, first.step, signal);
+    } catch (error) {
+      if (!(error instanceof Refused) || state.text('otherstep')) throw error;
+      const now = showChoice(await offers(true));
+      return open(now.offer, now.step, signal);
+    }
+  }
+
+  function showChoice(listed) {
+    const other = otherChoice(listed, offerNamed(listed, offer.name) ?? offer, info.step);
+    chooser.replaceChildren(h('span', {'data-test': 'side-a'}, `A · ${labelOf(info)}`), ...chooserOf(listed, other));
+    place(notice('Computing…'));
+    return other;
+  }
+
   signal.addEventListener('abort', () => stage.abort());
   state.on(['other', 'otherstep'], showPair, signal);
   await showPair();
 }
 
-/** B of the address; else another checkpoint of the same run, the first; else the next of what is offered. */
+/** B of the address; else another checkpoint of the same run, the first, or the last if it trains; else the next of what is offered. */
 function otherChoice({offers}, offer, step) {
   const wanted = state.text('other');
   if (wanted && offers.some(({name}) => name === wanted)) return {offer: offerNamed({offers}, wanted), step: state.text('otherstep')};
-  const earlier = offer.steps.find(each => each !== step);
-  if (earlier !== undefined) return {offer, step: state.text('otherstep') || String(earlier)};
+  const others = offer.steps.filter(each => each !== step);
+  const own = offer.state === 'running' ? others.at(-1) : others[0];  // the first is what a run drops next
+  if (own !== undefined) return {offer, step: state.text('otherstep') || String(own)};
   const next = offers[(offers.indexOf(offer) + 1) % offers.length];
   return {offer: next, step: state.text('otherstep')};
 }
