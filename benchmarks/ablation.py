@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import glassgpt as g
-from glassgpt.files import user_path
-from glassgpt.hardware import keep_freed_memory
-from glassgpt.progress import SilentProgress
-from glassgpt.reference import find_checkpoint
-from glassgpt.summary import ModelSummary
+from glassgpt.interop.references import find_checkpoint
+from glassgpt.model.summary import ModelSummary
+from glassgpt.training.progress import SilentProgress
+from glassgpt.utils.device import keep_freed_memory
+from glassgpt.utils.files import user_path
 
 # Name of a run -> what it changes in the recipe.
 SLOTS: dict[str, dict[str, Any]] = {
@@ -131,7 +131,11 @@ def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
         (run / "seconds").write_text(str(time.process_time() - begin))
     checkpoint = find_checkpoint(run)
     loss = checkpoint.state.val_loss
-    return float("nan") if loss is None else loss, float((run / "seconds").read_text()), ModelSummary(checkpoint.model_config).parameters
+    return (
+        float("nan") if loss is None else loss,
+        float((run / "seconds").read_text()),
+        ModelSummary(checkpoint.model_config).parameters,
+    )
 
 
 def finished(run: Path, config: g.TrainConfig) -> bool:

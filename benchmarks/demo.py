@@ -12,9 +12,9 @@ import re
 import sys
 
 import glassgpt as g
+from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
-from glassgpt.data.tokens import open_dataset
-from glassgpt.reference import find_checkpoint
+from glassgpt.interop.references import find_checkpoint
 
 WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -38,19 +38,25 @@ def main() -> int:
     config = find_checkpoint(arguments.run).config
     dataset = open_dataset(prepare(config.data))
     train, validation = dataset.train, dataset.validation
-    corpus = dataset.tokenizer.decode(train.read(0, len(train))) + dataset.tokenizer.decode(validation.read(0, len(validation)))
+    corpus = dataset.tokenizer.decode(train.read(0, len(train))) + dataset.tokenizer.decode(
+        validation.read(0, len(validation))
+    )
     known = {word.lower() for word in WORD.findall(corpus)}
     model, tokenizer = g.load(arguments.run)
     temperature = arguments.temperature if arguments.temperature is not None else config.sample.temperature
     texts = [""] * arguments.samples
-    for piece in g.generate(model, tokenizer, config.sample.prompt, max_new_tokens=1000, temperature=temperature, n=arguments.samples):
+    for piece in g.generate(
+        model, tokenizer, config.sample.prompt, max_new_tokens=1000, temperature=temperature, n=arguments.samples
+    ):
         texts[piece.sample] += piece
     # The last word of a sample may be cut off in its middle.
     words = [word.lower() for text in texts for word in WORD.findall(text)[:-1]]
     share = sum(word in known for word in words) / len(words)
     copied = max((longest_copied(text, corpus) for text in texts), key=len)
     print(texts[0][:800])
-    print(f"\ntemperature {temperature}: {share:.1%} of {len(words)} words of three letters and more occur in the corpus (at least 85 %)")
+    print(
+        f"\ntemperature {temperature}: {share:.1%} of {len(words)} words of three letters and more occur in the corpus (at least 85 %)"
+    )
     print(f"longest run copied from the corpus: {len(copied)} characters (below 40): {copied!r}")
     return 0 if share >= 0.85 and len(copied) < 40 else 1
 

@@ -6,7 +6,7 @@ Each has a process of its own, which sleeps while it is not its turn: threads th
 CTranslate2's for 0.2 s, and in one process this would be another's time. All have the same weights
 (exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and the same number of threads;
 what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this CPU. Time to first token is
-that of a prompt of 512 and one token. Preparing a model (glassgpt's `for_writing` and `quantized`, CTranslate2's packing as it loads)
+that of a prompt of 512 and one token. Preparing a model (glassgpt's `prepare_for_inference` and `quantized`, CTranslate2's packing as it loads)
 is not counted, for anyone; `glassgpt as-called` is `generate` of the model as it was loaded, which prepares it anew each time.
 Prints Markdown: medians, fastest and slowest, how many tokens are transformers' own, and whether the bars are met. In int8 tokens
 differ: logits of random weights lie close together. Leave the machine alone meanwhile.
@@ -27,12 +27,14 @@ from typing import Any
 
 import torch
 from contender import Contender, serve
-from tokenizers import Tokenizer, models
 
 from glassgpt import GPT, ModelConfig
-from glassgpt.hf import export_hf
+from glassgpt.interop.hf_models import export_hf
+from tokenizers import Tokenizer, models
 
-Writer = Callable[[int, int, int], list[list[int]]]  # batch, tokens of the prompt, new tokens -> the new tokens of each text
+Writer = Callable[
+    [int, int, int], list[list[int]]
+]  # batch, tokens of the prompt, new tokens -> the new tokens of each text
 PROMPT, LONG_PROMPT = 16, 512
 # As they are drawn, the blocks add so little that the likeliest token is always the one before.
 LIVELIER = 5.0
@@ -45,7 +47,7 @@ def prompt_of(length: int) -> list[int]:
 
 def glassgpt_writer(directory: Path, kind: str) -> Writer:
     from glassgpt import generate, load, quantized
-    from glassgpt.writing import for_writing
+    from glassgpt.generation.inference import prepare_for_inference
 
     original, _ = load(str(directory / "hf"), device="cpu")
     models: dict[int, GPT] = {}
@@ -54,7 +56,11 @@ def glassgpt_writer(directory: Path, kind: str) -> Writer:
         if batch not in models:
             models.clear()
             models[batch] = (
-                original if kind == "as-called" else quantized(original) if kind == "int8" else for_writing(original, batch, 256)
+                original
+                if kind == "as-called"
+                else quantized(original)
+                if kind == "int8"
+                else prepare_for_inference(original, batch, 256)
             )
         pieces = list(generate(models[batch], None, prompt_of(prompt), max_new_tokens=new, temperature=0, n=batch))
         return [[piece.token for piece in pieces if piece.sample == sample] for sample in range(batch)]
@@ -81,7 +87,9 @@ def transformers_writer(directory: Path, kind: str) -> Writer:
 def ctranslate2_writer(directory: Path, kind: str) -> Writer:
     import ctranslate2  # type: ignore[import-not-found, unused-ignore]
 
-    model = ctranslate2.Generator(str(directory / "ct2"), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1)
+    model = ctranslate2.Generator(
+        str(directory / "ct2"), compute_type=kind, intra_threads=torch.get_num_threads(), inter_threads=1
+    )
     settings = {"sampling_topk": 1, "include_prompt_in_result": False}
 
     def write(batch: int, prompt: int, new: int) -> list[list[int]]:
@@ -143,7 +151,11 @@ def alike(found: dict[str, Contender], name: str) -> str:
     reference = found.get("transformers float32")
     if reference is None:
         return "-"
-    pairs = [pair for ours, theirs in zip(found[name].said, reference.said, strict=True) for pair in zip(ours, theirs, strict=True)]
+    pairs = [
+        pair
+        for ours, theirs in zip(found[name].said, reference.said, strict=True)
+        for pair in zip(ours, theirs, strict=True)
+    ]
     return f"{sum(one == other for one, other in pairs)} of {len(pairs)}"
 
 
@@ -193,7 +205,10 @@ def main() -> int:
             pace = {name: batch * new / statistics.median(times) for name, times in seconds.items()}
             for name, times in seconds.items():
                 spread = f"{statistics.median(times):.3f} ({min(times):.3f} – {max(times):.3f})"
-                print(f"| {batch} | {prompt} | {new} | {name} | {spread} | {pace[name]:.1f} | {alike(found, name)} |", flush=True)
+                print(
+                    f"| {batch} | {prompt} | {new} | {name} | {spread} | {pace[name]:.1f} | {alike(found, name)} |",
+                    flush=True,
+                )
             rows.append({"batch": batch, "prompt": prompt, "new": new, "seconds": seconds, "tokens_per_second": pace})
             claims += [(batch, new, *bar) for bar in bars(batch, pace)] if new > 1 else []
     print("\n| batch | new | ratio of tokens/s | measured | bar | met |\n| --- | --- | --- | --- | --- | --- |")
@@ -201,7 +216,9 @@ def main() -> int:
         missed += ratio < bar
         print(f"| {batch} | {new} | {claim} | {ratio:.2f} | {bar:.1f} | {'yes' if ratio >= bar else 'no'} |")
     if options.json is not None:
-        options.json.write_text(json.dumps({"versions": versions, "threads": options.threads, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"versions": versions, "threads": options.threads, "rows": rows}, indent=1) + "\n"
+        )
     return int(missed > 0)
 
 

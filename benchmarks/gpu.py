@@ -37,16 +37,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from glassgpt.config import ModelConfig, TrainConfig, recipe
-from glassgpt.distributed.ranks import Ranks
-from glassgpt.generation import generate
-from glassgpt.hardware import describe_environment, matmul_precision, peak_flops
-from glassgpt.model import GPT
-from glassgpt.progress import SilentProgress
-from glassgpt.summary import ModelSummary
-from glassgpt.tokenizers import CharacterTokenizer
-from glassgpt.trainer import Trainer, new_trainer
-from glassgpt.training import Update, begin_update
+from glassgpt.config.recipes import recipe
+from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.distributed.group import Ranks
+from glassgpt.generation.generate import generate
+from glassgpt.model.gpt import GPT
+from glassgpt.model.summary import ModelSummary
+from glassgpt.tokenizers.builtin import CharacterTokenizer
+from glassgpt.training.loop import Update, begin_update
+from glassgpt.training.progress import SilentProgress
+from glassgpt.training.setup import TrainState, setup_training
+from glassgpt.utils.device import describe_environment, matmul_precision, peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 GPT2_IDS = 50257
@@ -75,7 +76,7 @@ class PartError(Exception):
 # ----------------------------------------------------------------------------------------------------------------- the parts
 
 
-def parts_of(options: argparse.Namespace, work: Path, memory: float) -> list[Part]:
+def param_groups(options: argparse.Namespace, work: Path, memory: float) -> list[Part]:
     """All parts, in their order. `memory` is the GPU's, in GiB; it decides the micro-batches."""
     rows = fitting_rows(memory)
     measure = measurer(work, options.cpu)
@@ -94,8 +95,15 @@ def parts_of(options: argparse.Namespace, work: Path, memory: float) -> list[Par
         several = max(1, rows * 1024 // length // 2)
         windows = {**model, "attention": "flex", "window": 512}
         parts += [
-            Part(f"4 layers, full attention, {several} x {length}", 70, 30, measure(rows=several, model=model, updates=6)),
-            Part(f"4 layers, windows of 512 (flex), {several} x {length}", 90, 30, measure(rows=several, model=windows, updates=6)),
+            Part(
+                f"4 layers, full attention, {several} x {length}", 70, 30, measure(rows=several, model=model, updates=6)
+            ),
+            Part(
+                f"4 layers, windows of 512 (flex), {several} x {length}",
+                90,
+                30,
+                measure(rows=several, model=windows, updates=6),
+            ),
         ]
     fewer = max(1, rows // 2)
     parts.append(Part(f"bfloat16, not compiled, {fewer} x 1024", 60, 25, measure(rows=fewer, compile="off", updates=6)))
@@ -164,7 +172,7 @@ def measurer(work: Path, cpu: bool) -> Callable[..., Callable[[float], Result]]:
 def measured(setting: Setting, tokens: Path) -> Result:
     """Tokens/s of updates as `glassgpt train` does them, with their spread; share of the peak, peak memory, seconds to start."""
     began = time.perf_counter()
-    trainer = new_trainer(setting.config(tokens), Ranks(), SilentProgress())
+    trainer = setup_training(setting.config(tokens), Ranks(), SilentProgress())
     config, device = trainer.config, trainer.device
     with matmul_precision(trainer.precision):
         seconds_of_updates(trainer, WARM_UP)
@@ -172,7 +180,11 @@ def measured(setting: Setting, tokens: Path) -> Result:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         seconds = seconds_of_updates(trainer, setting.updates)
-        found = figures([config.batch_tokens / each for each in seconds], ModelSummary(config.model), peak_flops(device, trainer.precision))
+        found = figures(
+            [config.batch_tokens / each for each in seconds],
+            ModelSummary(config.model),
+            peak_flops(device, trainer.precision),
+        )
         found |= {"start_seconds": start, "batch_tokens": config.batch_tokens}
         if device.type == "cuda":
             found["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -181,14 +193,14 @@ def measured(setting: Setting, tokens: Path) -> Result:
     return found
 
 
-def seconds_of_updates(trainer: Trainer, count: int) -> list[float]:
+def seconds_of_updates(trainer: TrainState, count: int) -> list[float]:
     """Seconds from the numbers of one update to those of the next, the loop of `train` without its records."""
     begun: deque[Update] = deque()
     seconds, began = [], time.perf_counter()
     for index in range(count):
         begun.append(begin_update(trainer, 1e-4))
         trainer.step += 1
-        while len(begun) > (0 if index + 1 == count or trainer.unfinite is None else 1):
+        while len(begun) > (0 if index + 1 == count or trainer.found_inf is None else 1):
             begun.popleft().read()
             now = time.perf_counter()
             seconds.append(now - began)
@@ -200,10 +212,16 @@ def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -
     """Median tokens/s, lowest and highest, and the share of the peak that the median is, None where the peak is unknown."""
     median = statistics.median(rates)
     share = median * summary.training_flops_per_token / peak if peak else None
-    return {"tokens_per_second": median, "lowest": min(rates), "highest": max(rates), "peak_share": share, "updates": len(rates)}
+    return {
+        "tokens_per_second": median,
+        "lowest": min(rates),
+        "highest": max(rates),
+        "peak_share": share,
+        "updates": len(rates),
+    }
 
 
-def traced(trainer: Trainer) -> Result:
+def traced(trainer: TrainState) -> Result:
     """One update by kernel: milliseconds of each, the longest first, and how long the GPU had nothing at hand."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
@@ -226,7 +244,11 @@ def traced(trainer: Trainer) -> Result:
             microseconds = event.self_device_time_total if is_cuda else event.self_cpu_time_total
             rows.append({"kernel": event.key, "calls": event.count / 2, "milliseconds": microseconds / 2e3})
     rows.sort(key=lambda row: -row["milliseconds"])
-    return {"wall_milliseconds": wall * 1e3, "busy_milliseconds": sum(row["milliseconds"] for row in rows), "kernels": rows[:20]}
+    return {
+        "wall_milliseconds": wall * 1e3,
+        "busy_milliseconds": sum(row["milliseconds"] for row in rows),
+        "kernels": rows[:20],
+    }
 
 
 def generated(cpu: bool) -> Result:
@@ -244,7 +266,12 @@ def generated(cpu: bool) -> Result:
                 count = sum(1 for _ in generate(model, None, [0], max_new_tokens=length, n=samples))
                 seconds = time.perf_counter() - began
             rows.append(
-                {"dtype": str(dtype).removeprefix("torch."), "batch": samples, "tokens": length, "tokens_per_second": count / seconds}
+                {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "batch": samples,
+                    "tokens": length,
+                    "tokens_per_second": count / seconds,
+                }
             )
     return {"generation": rows}
 
@@ -287,7 +314,9 @@ def with_lines(text: str, values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         text, count = re.subn(rf"^{name} *= *[^#\n]*?(?= *#|$)", f"{name} = {value}", text, flags=re.MULTILINE)
         if count != 1:
-            raise PartError(f"the script sets {name} {count} times, not once: it is another version than this benchmark knows")
+            raise PartError(
+                f"the script sets {name} {count} times, not once: it is another version than this benchmark knows"
+            )
     return text
 
 
@@ -300,9 +329,21 @@ def run_nanogpt(source: Path, work: Path, rows: int, limit: float) -> Result:
     for split, count in (("val", 2**20), ("train", 2**24)):
         random_tokens(count).tofile(data / f"{split}.bin")
     steps = max(1, 2**19 // (rows * 1024))
-    options = {"dataset": "random", "eval_interval": 10**6, "eval_iters": 1, "log_interval": 1, "batch_size": rows, "block_size": 1024}
+    options = {
+        "dataset": "random",
+        "eval_interval": 10**6,
+        "eval_iters": 1,
+        "log_interval": 1,
+        "batch_size": rows,
+        "block_size": 1024,
+    }
     options |= {"gradient_accumulation_steps": steps, "bias": True, "compile": True, "out_dir": "out"}
-    told = lines_of(["train.py", *(f"--{name}={value}" for name, value in options.items())], copy, r"iter \d+: .*time ([\d.]+)ms", limit)
+    told = lines_of(
+        ["train.py", *(f"--{name}={value}" for name, value in options.items())],
+        copy,
+        r"iter \d+: .*time ([\d.]+)ms",
+        limit,
+    )
     found = peer_figures([rows * 1024 * steps / (milliseconds / 1e3) for milliseconds in told])
     return found | {"changed": f"batch_size = {rows}, gradient_accumulation_steps = {steps}, bias = True"}
 
@@ -382,7 +423,12 @@ def child(work: Path, job: Mapping[str, Any], limit: float) -> Result:
     """What this script finds in a process of its own, where memory is all there and a failure stays."""
     result = work / "result.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps({**job, "tokens": str(work / "tokens")})]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--job",
+        json.dumps({**job, "tokens": str(work / "tokens")}),
+    ]
     code, text = output_of([*command, "--result", str(result)], limit)
     if code or not result.is_file():
         raise PartError(last_line(text))
@@ -403,7 +449,12 @@ def run_tests(work: Path, limit: float) -> Result:
     command = [sys.executable, "-m", "pytest", "-o", "addopts=-ra --strict-markers", "-m", "cuda", "-q", "--tb=short"]
     code, text = output_of([*command, f"--basetemp={work / 'pytest'}", "tests/test_cuda.py"], limit, cwd=ROOT)
     failed = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return {"tests": last_line(text), "failed": failed, "output": text[-20000:] if code else "", "note": "; ".join(failed)}
+    return {
+        "tests": last_line(text),
+        "failed": failed,
+        "output": text[-20000:] if code else "",
+        "note": "; ".join(failed),
+    }
 
 
 def last_line(text: str) -> str:
@@ -420,7 +471,9 @@ def random_tokens(count: int) -> "np.ndarray[Any, np.dtype[np.uint16]]":
 def write_tokens(folder: Path, count: int) -> None:
     """A dataset of random tokens, with a tokenizer of as many characters as GPT-2 has ids: its own would have to be downloaded."""
     folder.mkdir()
-    (folder / "tokenizer.json").write_text(CharacterTokenizer("".join(map(chr, range(0x10000, 0x10000 + GPT2_IDS)))).to_json())
+    (folder / "tokenizer.json").write_text(
+        CharacterTokenizer("".join(map(chr, range(0x10000, 0x10000 + GPT2_IDS)))).to_json()
+    )
     for split, length in (("val", 2**17), ("train", count)):
         random_tokens(length).tofile(folder / f"{split}.bin")
 
@@ -437,7 +490,9 @@ def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result
         began = time.monotonic()
         result: Result = {"name": part.name}
         if left < part.need:
-            result["note"] = f"left out: {left:.0f} s were left, and it takes {part.need:.0f} at least (--parts {part.name!r})"
+            result["note"] = (
+                f"left out: {left:.0f} s were left, and it takes {part.need:.0f} at least (--parts {part.name!r})"
+            )
         else:
             print(f"{part.name} …", file=sys.stderr, flush=True)
             try:
@@ -452,16 +507,25 @@ def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result
 
 def as_markdown(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
     """The tables."""
-    lines = [f"{machine['device']}, torch {machine['torch']}, CUDA {machine['cuda']}, glassgpt {machine['commit']}, {machine['date']}.", ""]
+    lines = [
+        f"{machine['device']}, torch {machine['torch']}, CUDA {machine['cuda']}, glassgpt {machine['commit']}, {machine['date']}.",
+        "",
+    ]
     for result in results:
         if "tests" in result:
             lines += [f"Tests on the device: {result['tests']}", *(f"- {line}" for line in result["failed"]), ""]
-    lines += ["| what | tokens/s | from … to | share of peak | peak memory, GiB | until measured, s | |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| what | tokens/s | from … to | share of peak | peak memory, GiB | until measured, s | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_row(result) for result in results if "tests" not in result and "generation" not in result]
     for result in results:
         if "generation" in result:
             lines += ["", "| writing, 124M | batch | tokens | tokens/s |", "|---|---|---|---|"]
-            lines += [f"| {r['dtype']} | {r['batch']} | {r['tokens']} | {r['tokens_per_second']:,.0f} |" for r in result["generation"]]
+            lines += [
+                f"| {r['dtype']} | {r['batch']} | {r['tokens']} | {r['tokens_per_second']:,.0f} |"
+                for r in result["generation"]
+            ]
         if "trace" in result:
             lines += _kernels(result["name"], result["trace"])
     return "\n".join([*lines, *_bar(results)]) + "\n"
@@ -484,13 +548,27 @@ def _row(result: Result) -> str:
     share = "" if result["peak_share"] is None else f"{100 * result['peak_share']:.1f} %"
     memory, start = (f"{result[key]:.1f}" if key in result else "" for key in ("peak_gib", "start_seconds"))
     spread = f"{result['lowest']:,.0f} … {result['highest']:,.0f}"
-    cells = [result["name"], f"{result['tokens_per_second']:,.0f}", spread, share, memory, start, _cell(result.get("changed", ""))]
+    cells = [
+        result["name"],
+        f"{result['tokens_per_second']:,.0f}",
+        spread,
+        share,
+        memory,
+        start,
+        _cell(result.get("changed", "")),
+    ]
     return f"| {' | '.join(cells)} |"
 
 
 def _kernels(name: str, trace: Result) -> list[str]:
     wall, busy = trace["wall_milliseconds"], trace["busy_milliseconds"]
-    lines = ["", f"One update ({name}): {wall:.1f} ms, kernels {busy:.1f} ms.", "", "| kernel | calls | ms | share |", "|---|---|---|---|"]
+    lines = [
+        "",
+        f"One update ({name}): {wall:.1f} ms, kernels {busy:.1f} ms.",
+        "",
+        "| kernel | calls | ms | share |",
+        "|---|---|---|---|",
+    ]
     rows = ((_cell(row["kernel"])[:100], row["calls"], row["milliseconds"]) for row in trace["kernels"])
     return lines + [f"| `{kernel}` | {calls:.0f} | {ms:.2f} | {100 * ms / busy:.1f} % |" for kernel, calls, ms in rows]
 
@@ -504,20 +582,30 @@ def machine_facts() -> Result:
     is_cuda = torch.cuda.is_available()
     device = torch.device("cuda" if is_cuda else "cpu")
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         commit = found.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "of no commit"
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30 if is_cuda else 0.0
     facts = describe_environment(device, "bfloat16")
-    return {**facts, "cuda": torch.version.cuda, "memory_gib": memory, "commit": commit, "date": date.today().isoformat()}
+    return {
+        **facts,
+        "cuda": torch.version.cuda,
+        "memory_gib": memory,
+        "commit": commit,
+        "date": date.today().isoformat(),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for gpu.json and gpu.md")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--parts", action="append", metavar="TEXT", help="only parts whose name has this in it; may be given again")
+    parser.add_argument(
+        "--parts", action="append", metavar="TEXT", help="only parts whose name has this in it; may be given again"
+    )
     parser.add_argument("--build-nanogpt", type=Path, help="your copy of build-nanogpt")
     parser.add_argument("--nanogpt", type=Path, help="your copy of nanoGPT")
     parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU: to try this script")
@@ -534,13 +622,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = machine_facts()
 
     def write(results: list[Result]) -> None:
-        (options.out / "gpu.json").write_text(json.dumps({"machine": machine, "parts": results}, indent=1) + "\n", encoding="utf-8")
+        (options.out / "gpu.json").write_text(
+            json.dumps({"machine": machine, "parts": results}, indent=1) + "\n", encoding="utf-8"
+        )
         (options.out / "gpu.md").write_text(as_markdown(machine, results), encoding="utf-8")
 
     with tempfile.TemporaryDirectory(prefix="glassgpt-gpu-") as name:
         work = Path(name)
         write_tokens(work / "tokens", 2**18 if options.cpu else 2**25)
-        chosen = [p for p in parts_of(options, work, machine["memory_gib"]) if any(text in p.name for text in options.parts or [""])]
+        chosen = [
+            p
+            for p in param_groups(options, work, machine["memory_gib"])
+            if any(text in p.name for text in options.parts or [""])
+        ]
         results = run_parts(chosen, options.minutes, write)
     print((options.out / "gpu.md").read_text(encoding="utf-8"))
     return int(any(result.get("note", "").startswith("failed") or result.get("failed") for result in results))

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassgpt.config import ModelConfig
-from glassgpt.evaluate.hellaswag import Batch, Question, encode, plan, score_batch
-from glassgpt.evaluate.hellaswag_items import STYLES, find_items, read_items
-from glassgpt.evaluate.hellaswag_results import NEAR_TIE, Score
-from glassgpt.hardware import keep_freed_memory
-from glassgpt.loss import token_losses
-from glassgpt.model import GPT
-from glassgpt.tokenizers import BPETokenizer
+from glassgpt.config.schema import ModelConfig
+from glassgpt.evaluation.hellaswag import Batch, Question, encode, plan, score_batch
+from glassgpt.evaluation.hellaswag_items import STYLES, find_items, read_items
+from glassgpt.evaluation.hellaswag_results import NEAR_TIE, Score
+from glassgpt.model.gpt import GPT
+from glassgpt.model.loss import token_losses
+from glassgpt.tokenizers.builtin import BPETokenizer
+from glassgpt.utils.device import keep_freed_memory
 
 
 def losses_one_by_one(model: GPT, question: Question, spare_head: bool) -> list[float]:
@@ -41,7 +41,9 @@ def losses_one_by_one(model: GPT, question: Question, spare_head: bool) -> list[
 
 def _losses(model: GPT, ids: Tensor, scored: int, spare_head: bool) -> Tensor:
     if spare_head:
-        return token_losses(model.hidden(ids[:, :-1])[:, -scored:], model.head.weight, ids[:, -scored:], model.vocab_size)
+        return token_losses(
+            model.hidden(ids[:, :-1])[:, -scored:], model.head.weight, ids[:, -scored:], model.vocab_size
+        )
     return model(ids[:, :-1], ids[:, 1:], reduction="none")[:, -scored:]  # type: ignore[no-any-return]
 
 
@@ -69,7 +71,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60, help="about so many items")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="with 1, seconds are the processor's and not the clock's"
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="with 1, seconds are the processor's and not the clock's",
     )
     parser.add_argument("--spare-head", action="store_true", help="a loop whose head skips the context")
     options = parser.parse_args()
@@ -80,14 +85,20 @@ def main() -> int:
     items = read_items(find_items(options.items))
     batches = sample(plan(encode(items, BPETokenizer.gpt2(), options.style, 1024, 50257)), options.count)
     questions = [question for batch in batches for question in batch.questions]
-    print(f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}; {torch.get_num_threads()} threads, ", end="")
+    print(
+        f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}; {torch.get_num_threads()} threads, ",
+        end="",
+    )
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")
     seconds: dict[str, list[float]] = {"shared": [], "loop": []}
     for turn in range(options.rounds):
         began = clock()
         ours = [score for batch in batches for score in score_batch(model, batch)]
         halfway = clock()
-        theirs = [Score(q.number, q.label, tuple(losses_one_by_one(model, q, options.spare_head)), q.lengths, q.cut) for q in questions]
+        theirs = [
+            Score(q.number, q.label, tuple(losses_one_by_one(model, q, options.spare_head)), q.lengths, q.cut)
+            for q in questions
+        ]
         seconds["shared"].append(halfway - began)
         seconds["loop"].append(clock() - halfway)
         print(f"round {turn + 1}: shared {seconds['shared'][-1]:.2f} s, loop {seconds['loop'][-1]:.2f} s", flush=True)
@@ -97,8 +108,12 @@ def main() -> int:
     ties = [sum(score.margin(normalised) <= NEAR_TIE for score in theirs) for normalised in (False, True)]
     apart = max(abs(x - y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a.losses, b.losses, strict=True))
     n = len(questions)
-    print(f"medians: {1e3 * shared / n:.0f} ms an item, the loop {1e3 * loop / n:.0f} ms; median of the rounds' ratios {ratio:.2f} (2.5)")
-    print(f"other choices: {len(wrong)} {wrong or ''}; near-ties: {ties[0]} plain, {ties[1]} normalised; losses differ by {apart:.1e} nats")
+    print(
+        f"medians: {1e3 * shared / n:.0f} ms an item, the loop {1e3 * loop / n:.0f} ms; median of the rounds' ratios {ratio:.2f} (2.5)"
+    )
+    print(
+        f"other choices: {len(wrong)} {wrong or ''}; near-ties: {ties[0]} plain, {ties[1]} normalised; losses differ by {apart:.1e} nats"
+    )
     return int(bool(wrong) or ratio < 2.5)
 
 

@@ -19,9 +19,9 @@ import torch
 import transformers
 from torch import nn
 
-from glassgpt.config import ModelConfig
-from glassgpt.hf import export_hf, open_hf
-from glassgpt.model import GPT
+from glassgpt.config.schema import ModelConfig
+from glassgpt.interop.hf_models import export_hf, open_hf
+from glassgpt.model.gpt import GPT
 
 library: Any = transformers  # much of it is untyped
 # Float32 sums over widths of up to 6,400 in another order, through up to 48 blocks; logits are of the order of 1 to 10.

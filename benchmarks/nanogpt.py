@@ -101,7 +101,19 @@ def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, fl
     """Train glassgpt's side, and measure it. The text is prepared in the time that is taken, as is its own evaluation."""
     run = work / f"glassgpt-{seed}"
     os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{seed}")
-    command = [sys.executable, "-m", "glassgpt", "train", recipe, "--data", str(text), "--out", str(run), "--seed", str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "glassgpt",
+        "train",
+        recipe,
+        "--data",
+        str(text),
+        "--out",
+        str(run),
+        "--seed",
+        str(seed),
+    ]
     return {"glassgpt_seconds": timed(command, work), "glassgpt_loss": glassgpt_loss(run, text)}
 
 
@@ -110,7 +122,11 @@ def is_met(recipe: str, summary: dict[str, float]) -> bool:
     met = True
     for name, bar in BARS.get(recipe, {}).items():
         measured = summary.get(name if name == "time_ratio" else f"glassgpt_{name}")
-        told = "not measured" if measured is None else f"{measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}"
+        told = (
+            "not measured"
+            if measured is None
+            else f"{measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}"
+        )
         print(f"{name} {told}")
         met &= measured is not None and measured <= bar
     return met
@@ -122,7 +138,9 @@ def main() -> int:
     parser.add_argument("--nanogpt", type=Path, help="your copy of nanoGPT")
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare, as nanoGPT's input.txt")
     parser.add_argument(
-        "--recipe", default="shakespeare-cpu", help="of glassgpt (default: %(default)s; speedrun is to reach the same loss sooner)"
+        "--recipe",
+        default="shakespeare-cpu",
+        help="of glassgpt (default: %(default)s; speedrun is to reach the same loss sooner)",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -139,7 +157,11 @@ def main() -> int:
                 row |= nanogpt_run(copy, work / f"nanogpt-{shift}", shift)
             row |= glassgpt_run(arguments.recipe, arguments.data.resolve(), work, 1337 + shift)
             rows.append(row)
-            print("  ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "seed"), f" seed {row['seed']}", flush=True)
+            print(
+                "  ".join(f"{key} {value:.4f}" for key, value in row.items() if key != "seed"),
+                f" seed {row['seed']}",
+                flush=True,
+            )
     summary = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key.endswith("loss")}
     summary |= {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.endswith("seconds")}
     if arguments.nanogpt is not None:

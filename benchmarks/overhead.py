@@ -22,12 +22,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from glassgpt.config import recipe
-from glassgpt.distributed.ranks import Ranks
-from glassgpt.hardware import cpu_name, keep_freed_memory
-from glassgpt.progress import SilentProgress
-from glassgpt.trainer import new_trainer
-from glassgpt.training import train_step
+from glassgpt.config.recipes import recipe
+from glassgpt.distributed.group import Ranks
+from glassgpt.training.loop import train_step
+from glassgpt.training.progress import SilentProgress
+from glassgpt.training.setup import setup_training
+from glassgpt.utils.device import cpu_name, keep_freed_memory
 from kill_harness import write_text
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear", "_addmm_activation")
@@ -76,7 +76,7 @@ def main() -> int:
         data = {"source": str(Path(folder) / "text.txt"), "tokenizer": "characters", "validation": "fraction"}
         config = recipe(options.recipe, data=data, model={"vocab_multiple": 65}, sample={"count": 0}, device="cpu")
         config = config.override(context_start=None, batch_start=None)  # updates as they are in the end
-        trainer = new_trainer(config, Ranks(), SilentProgress())
+        trainer = setup_training(config, Ranks(), SilentProgress())
         with _Recorder() as recorder:
             train_step(trainer, 1e-4)
         for trainer.step in range(1, options.rounds + 21):  # the first 20 warm up
@@ -87,11 +87,15 @@ def main() -> int:
             times["attention"].append(seconds(recorder.attention))
     found = {name: [1e3 * each for each in series[20:]] for name, series in times.items()}
     whole = statistics.median(found["update"])
-    print(f"{options.recipe}, {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.rounds} rounds\n")
+    print(
+        f"{options.recipe}, {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.rounds} rounds\n"
+    )
     print("| what | ms, median (fastest – slowest) | share of the update |\n| --- | --- | --- |")
     for name, count in (("update", 1), ("products", len(recorder.products)), ("attention", len(recorder.attention))):
         median = statistics.median(found[name])
-        print(f"| {name} ({count}) | {median:.2f} ({min(found[name]):.2f} – {max(found[name]):.2f}) | {median / whole:.0%} |")
+        print(
+            f"| {name} ({count}) | {median:.2f} ({min(found[name]):.2f} – {max(found[name]):.2f}) | {median / whole:.0%} |"
+        )
     overhead = 1 - sum(statistics.median(found[name]) for name in ("products", "attention")) / whole
     print(f"\noverhead {overhead:.1%}, bar {BAR:.0%}: {'met' if overhead < BAR else 'missed'}")
     return int(overhead >= BAR)

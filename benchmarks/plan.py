@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from glassgpt.config import TrainConfig, recipe
-from glassgpt.hardware import keep_freed_memory
+from glassgpt.config.recipes import recipe
+from glassgpt.config.schema import TrainConfig
+from glassgpt.utils.device import keep_freed_memory
 from kill_harness import write_text
 
 # Updates that are timed.
@@ -36,35 +37,40 @@ def size(name: str, text: Path) -> TrainConfig:
     """The recipe on a text of few characters, its vocabulary padded to what the recipe's own has; GPT-2 with 2 x 1024 tokens an update."""
     changes: dict[str, Any] = {"model": {"vocab_multiple": 65}}
     if name == "gpt2":
-        changes = {"model": {"vocab_multiple": 50304}, "batch_tokens": 2048, "micro_batch_size": 2, "hellaswag_every": 0}
+        changes = {
+            "model": {"vocab_multiple": 50304},
+            "batch_tokens": 2048,
+            "micro_batch_size": 2,
+            "hellaswag_every": 0,
+        }
     data = {"source": str(text), "tokenizer": "characters", "validation": "fraction"}
     return recipe(name, data=data, sample={"count": 0}, device="cpu", **changes)
 
 
 def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     """Bytes and seconds as `glassgpt plan` has them."""
-    from glassgpt.pace import measured_pace
-    from glassgpt.plan import plan
+    from glassgpt.planning.plan import plan
+    from glassgpt.planning.throughput import measured_step_time
 
     text = Path(config.data.source).read_text(encoding="utf-8")
     config = config.override(model={"vocab_size": len(set(text))})
     planned = plan(config)
     pace = planned.columns[0].pace
     if processor_time:
-        pace = measured_pace(config, torch.device("cpu"), "float32", time.process_time)
+        pace = measured_step_time(config, torch.device("cpu"), "float32", time.process_time)
     assert pace is not None
     return {"memory": planned.columns[0].total, "libraries": planned.libraries, "seconds": pace.seconds}
 
 
 def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     """Bytes and seconds of real updates."""
-    from glassgpt.distributed.ranks import Ranks
-    from glassgpt.progress import SilentProgress
-    from glassgpt.trainer import new_trainer
-    from glassgpt.training import train_step
+    from glassgpt.distributed.group import Ranks
+    from glassgpt.training.loop import train_step
+    from glassgpt.training.progress import SilentProgress
+    from glassgpt.training.setup import setup_training
 
     clock = time.process_time if processor_time else time.perf_counter
-    trainer, seconds = new_trainer(config, Ranks(), SilentProgress()), []
+    trainer, seconds = setup_training(config, Ranks(), SilentProgress()), []
     for trainer.step in range(UPDATES[config.name] + 2):
         begin = clock()
         train_step(trainer, 1e-4)
@@ -93,7 +99,9 @@ def is_met(name: str, before: dict[str, float], real: dict[str, float], after: d
     seconds = (before["seconds"] + after["seconds"]) / 2 / real["seconds"] - 1
     met = abs(memory) <= BARS["memory"] and abs(seconds) <= BARS["seconds"]
     verdict = "met" if met else "missed"
-    print(f"{name}: memory {memory:+.1%} (bar {BARS['memory']:.0%}), time {seconds:+.1%} (bar {BARS['seconds']:.0%}): {verdict}")
+    print(
+        f"{name}: memory {memory:+.1%} (bar {BARS['memory']:.0%}), time {seconds:+.1%} (bar {BARS['seconds']:.0%}): {verdict}"
+    )
     return met
 
 
@@ -102,8 +110,18 @@ def row(name: str, before: dict[str, float], real: dict[str, float], after: dict
     seconds = (before["seconds"] + after["seconds"]) / 2
     # The libraries' share is measured on both sides; without it the ratio is of what is foretold alone.
     whole, own = before["memory"] + before["libraries"], real["memory"] - before["libraries"]
-    cells = [name, f"{whole / 1e6:,.0f}", f"{real['memory'] / 1e6:,.0f}", f"{whole / real['memory']:.3f}", f"{before['memory'] / own:.3f}"]
-    cells += [f"{before['seconds']:.4g}, {after['seconds']:.4g}", f"{real['seconds']:.4g}", f"{seconds / real['seconds']:.3f}"]
+    cells = [
+        name,
+        f"{whole / 1e6:,.0f}",
+        f"{real['memory'] / 1e6:,.0f}",
+        f"{whole / real['memory']:.3f}",
+        f"{before['memory'] / own:.3f}",
+    ]
+    cells += [
+        f"{before['seconds']:.4g}, {after['seconds']:.4g}",
+        f"{real['seconds']:.4g}",
+        f"{seconds / real['seconds']:.3f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -118,17 +136,23 @@ def main() -> int:
     if arguments.child:
         what, name, folder = arguments.child
         keep_freed_memory()
-        figures = {"predict": predict, "train": train}[what](size(name, Path(folder) / "text.txt"), arguments.processor_time)
+        figures = {"predict": predict, "train": train}[what](
+            size(name, Path(folder) / "text.txt"), arguments.processor_time
+        )
         print(json.dumps(figures))
         return 0
-    print("| size | memory foretold, MB | measured | ratio | without libraries | seconds an update foretold, twice | measured | ratio |")
+    print(
+        "| size | memory foretold, MB | measured | ratio | without libraries | seconds an update foretold, twice | measured | ratio |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory(prefix="glassgpt-plan-") as folder:
         write_text(Path(folder) / "text.txt", 60_000)
         os.environ["GLASSGPT_CACHE"] = folder
         turns = {}
         for name in UPDATES:
-            turns[name] = [child(what, name, Path(folder), arguments.processor_time) for what in ("predict", "train", "predict")]
+            turns[name] = [
+                child(what, name, Path(folder), arguments.processor_time) for what in ("predict", "train", "predict")
+            ]
             print(row(name, *turns[name]), flush=True)
     print()
     verdicts = [is_met(name, *figures) for name, figures in turns.items()]

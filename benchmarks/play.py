@@ -27,9 +27,9 @@ from urllib.parse import urlencode
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from glassgpt import GPT, ModelConfig
-from glassgpt.hardware import cpu_name
-from glassgpt.hf import export_hf
-from glassgpt.tokenizers import BPETokenizer, Tokenizer
+from glassgpt.interop.hf_models import export_hf
+from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.utils.device import cpu_name
 
 # What is timed, with its bar in seconds where it has one.
 BARS: dict[str, float | None] = {
@@ -57,7 +57,9 @@ def text_of(tokenizer: Tokenizer, tokens: int, seed: int) -> str:
     draw = random.Random(seed)
     vocabulary = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words = [piece for piece in vocabulary if piece.startswith(" ") and piece[1:].isalpha() and piece.isascii()]
-    text = "".join(draw.choices(words, k=tokens))  # words that begin with a space are never merged with what comes before
+    text = "".join(
+        draw.choices(words, k=tokens)
+    )  # words that begin with a space are never merged with what comes before
     assert len(tokenizer.encode(text)) == tokens
     return text
 
@@ -96,11 +98,16 @@ def one_round(browser: Browser, address: str, texts: dict[int, str], seconds: di
     seconds["page opened to its first view shown"].append(time.perf_counter() - begin)
     for tokens, text in texts.items():
         begin = time.perf_counter()
-        page.evaluate("hash => { delete document.body.dataset.ready; location.hash = hash; }", urlencode({"view": "heads", "text": text}))
+        page.evaluate(
+            "hash => { delete document.body.dataset.ready; location.hash = hash; }",
+            urlencode({"view": "heads", "text": text}),
+        )
         shown(page, "heads")
         seconds[f"a new text of {tokens:,} tokens to the thumbnails of all heads"].append(time.perf_counter() - begin)
         page.focus("[data-test=head-grid]")
-        seconds[f"a key pressed to another head's matrix, {tokens:,} tokens"] += [page.evaluate(WALK) for _ in range(HEADS_WALKED)]
+        seconds[f"a key pressed to another head's matrix, {tokens:,} tokens"] += [
+            page.evaluate(WALK) for _ in range(HEADS_WALKED)
+        ]
     context.close()
 
 
@@ -123,17 +130,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         shape = ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768)
         export_hf(GPT.create(shape, seed=0), tokenizer, Path(scratch) / "model")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         for number in range(1 + options.rounds):
             with playing(Path(scratch) / "model") as (address, begin):
                 seconds["the server's start to its address"].append(time.perf_counter() - begin)
                 wait_for_model(address)
                 seconds["the server's start to the model loaded"].append(time.perf_counter() - begin)
-                one_round(browser, address, {size: text_of(tokenizer, size, 10 * number) for size in (64, 1024)}, seconds)
+                one_round(
+                    browser, address, {size: text_of(tokenizer, size, 10 * number) for size in (64, 1024)}, seconds
+                )
             if number == 0:  # files and Chromium's own start
                 seconds = {name: [] for name in BARS}
         browser.close()
-    print(f"{cpu_name()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {options.rounds} rounds behind one that warms up\n")
+    print(
+        f"{cpu_name()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {options.rounds} rounds behind one that warms up\n"
+    )
     print("| from … to … | s, median (fastest – slowest) | bar |\n| --- | --- | --- |")
     missed = 0
     for name, times in seconds.items():

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from glassgpt.data.dataset import open_dataset
 from glassgpt.data.readers import ReadOptions
 from glassgpt.data.sources import LocalFiles, read_source
-from glassgpt.data.tokens import open_dataset
 
 STAND_IN = """
 import os
@@ -44,7 +44,14 @@ def load_dataset(path, name, split):
 def timed(command: list[str], folder: Path, environment: dict[str, str]) -> float:
     """Seconds of a whole process."""
     began = time.perf_counter()
-    subprocess.run(command, cwd=folder, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
     return time.perf_counter() - began
 
 
@@ -62,7 +69,17 @@ def run_peer(peer: Path, files: Path, work: Path) -> tuple[float, np.ndarray]:
 def run_glassgpt(files: Path, work: Path) -> tuple[float, np.ndarray]:
     """The same."""
     shutil.rmtree(work, ignore_errors=True)
-    command = [sys.executable, "-m", "glassgpt", "prepare", str(files), "--tokenizer", "gpt2", "--validation", "first_shard"]
+    command = [
+        sys.executable,
+        "-m",
+        "glassgpt",
+        "prepare",
+        str(files),
+        "--tokenizer",
+        "gpt2",
+        "--validation",
+        "first_shard",
+    ]
     seconds = timed([*command, "--out", str(work)], files, {})
     dataset = open_dataset(work)
     return seconds, np.concatenate([*dataset.validation.parts, *dataset.train.parts])

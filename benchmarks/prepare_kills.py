@@ -25,7 +25,9 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = [] if arguments.seed is None else ["--seed", str(arguments.seed)]
     begin = time.perf_counter()
-    ended = subprocess.run([sys.executable, str(HARNESS), "--kills", str(arguments.kills), *seed], stdout=subprocess.PIPE, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(HARNESS), "--kills", str(arguments.kills), *seed], stdout=subprocess.PIPE, text=True
+    )
     first, _, last = ended.stdout.strip().partition("\n")
     print(first)
     if not last.startswith("{"):
@@ -35,12 +37,20 @@ def main() -> int:
         f"{outcome['kills']} kills in {time.perf_counter() - begin:.0f} s: {outcome['within']} between the first shard and the end, ",
         end="",
     )
-    print(f"{outcome['between_files']} between the files of a shard, {outcome['publishing']} while the dataset took its place")
+    print(
+        f"{outcome['between_files']} between the files of a shard, {outcome['publishing']} while the dataset took its place"
+    )
     print("shards that were finished at each kill:", *outcome["shards"])
-    print(f"the last worker ended {outcome['slowest_end']:.2f} s after the kill at the latest; {outcome['orphans']} kills left one behind")
+    print(
+        f"the last worker ended {outcome['slowest_end']:.2f} s after the kill at the latest; {outcome['orphans']} kills left one behind"
+    )
     print(f"{outcome['rewritten']} finished shards were written again, {len(outcome['left_behind'])} files left behind")
     differing = outcome["differences"]
-    print("the end differs in " + ", ".join(differing) if differing else "every dataset is that of an undisturbed worker, byte for byte")
+    print(
+        "the end differs in " + ", ".join(differing)
+        if differing
+        else "every dataset is that of an undisturbed worker, byte for byte"
+    )
     return ended.returncode
 
 

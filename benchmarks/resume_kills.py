@@ -36,11 +36,15 @@ def main() -> int:
     if not last.startswith("{"):
         return harness.returncode or 1
     outcome = json.loads(last)
-    print(f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; resumed at steps")
+    print(
+        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; resumed at steps"
+    )
     print(*outcome["steps"])
     differing = outcome["differences"] + outcome["left_behind"]
     print(
-        "the end differs in " + ", ".join(differing) if differing else "weights, optimizer, metrics and samples are the same, bit for bit"
+        "the end differs in " + ", ".join(differing)
+        if differing
+        else "weights, optimizer, metrics and samples are the same, bit for bit"
     )
     return harness.returncode
 

@@ -16,15 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from glassgpt.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
-from glassgpt.config import recipe
-from glassgpt.distributed.ranks import joined
-from glassgpt.progress import SilentProgress
-from glassgpt.trainer import Trainer, new_trainer
-from glassgpt.training import train_step
+from glassgpt.config.recipes import recipe
+from glassgpt.distributed.group import joined
+from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
+from glassgpt.training.loop import train_step
+from glassgpt.training.progress import SilentProgress
+from glassgpt.training.setup import TrainState, setup_training
 
 
-def timed_step(trainer: Trainer) -> float:
+def timed_step(trainer: TrainState) -> float:
     """Seconds of an update."""
     begin = time.perf_counter()
     train_step(trainer, 1e-4)
@@ -48,14 +48,20 @@ def main() -> int:
         micro_batch_size=1,
         strategy=arguments.strategy,
         data={"source": "python-docs", "tokenizer": "bytes", "validation": "fraction"},
-        model={"context_length": 128, "vocab_size": None, "vocab_multiple": 50304},  # GPT-2's size without its vocabulary's file
+        model={
+            "context_length": 128,
+            "vocab_size": None,
+            "vocab_multiple": 50304,
+        },  # GPT-2's size without its vocabulary's file
         sample={"count": 0},
         hellaswag_every=0,
     )
     folder = Path(tempfile.mkdtemp(prefix="glassgpt-saves-", dir=arguments.folder))
-    found: dict[str, list[float]] = {name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")
+    }
     with joined() as ranks:
-        trainer = new_trainer(config, ranks, SilentProgress())
+        trainer = setup_training(config, ranks, SilentProgress())
         background = Background()
 
         def write(snapshot: Snapshot) -> None:
@@ -80,16 +86,22 @@ def main() -> int:
                 writing = len(found["writing"])
                 for _ in range(arguments.steps if way == "background" else 0):
                     seconds = timed_step(trainer)
-                    found["step while writing" if len(found["writing"]) == writing and ranks.is_first else "step"].append(seconds)
+                    found[
+                        "step while writing" if len(found["writing"]) == writing and ranks.is_first else "step"
+                    ].append(seconds)
                 background.finish()
         if ranks.is_first:
             size = sum(p.numel() for p in trainer.strategy.model.parameters()) / 1e6
-            print(f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds")
+            print(
+                f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds"
+            )
             for name, values in found.items():
                 if values:
                     spread = f"({min(values):.2f} to {max(values):.2f}, {len(values)} times)"
                     print(f"  {name:<20} {statistics.median(values):7.2f} s   {spread}")
-            print(f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}")
+            print(
+                f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}"
+            )
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 

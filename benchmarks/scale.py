@@ -24,18 +24,24 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from glassgpt.config import TrainConfig, recipe
-from glassgpt.scale import Memory, batch_a_rank, bytes_sent_a_step, memory_a_rank
-from glassgpt.summary import ModelSummary
+from glassgpt.config.recipes import recipe
+from glassgpt.config.schema import TrainConfig
+from glassgpt.model.summary import ModelSummary
+from glassgpt.planning.memory import Memory, batch_a_rank, bytes_sent_a_step, memory_a_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 PROCESSES = (1, 8, 64)
 STRATEGIES = ("ddp", "fsdp")
-PARTS = ("weights", "gradients", "optimizer", "activations", "copies", "gathered", "working")
+PARAM_GROUPS = ("weights", "gradients", "optimizer", "activations", "copies", "gathered", "working")
 # Large blocks come from the kernel and go back to it at once.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_ARENA_MAX": "1"}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_MMAP_MAX_": "1000000",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def markdown(header: str, rows: list[list[str]]) -> str:
@@ -61,22 +67,37 @@ def tables() -> dict[str, str]:
     """The tables of `docs/scale.md` by their names."""
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
-        batch, name = batch_a_rank(config, processes), [config.name, str(processes), strategy if processes > 1 else "single"]
+        batch, name = (
+            batch_a_rank(config, processes),
+            [config.name, str(processes), strategy if processes > 1 else "single"],
+        )
         need = memory_a_rank(config, processes, strategy, "bfloat16")
-        memory.append([*name, *(gigabytes(getattr(need, part)) for part in PARTS), f"**{gigabytes(need.total)}**"])
+        memory.append(
+            [*name, *(gigabytes(getattr(need, part)) for part in PARAM_GROUPS), f"**{gigabytes(need.total)}**"]
+        )
         if processes > 1:
             count = bytes_sent_a_step(config, processes, strategy, "bfloat16")
             flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
             sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
         if strategy == "ddp":
-            each = [batch.sequences, batch.micro_batch, batch.micro_steps, batch.micro_batch * config.model.context_length, batch.tokens]
+            each = [
+                batch.sequences,
+                batch.micro_batch,
+                batch.micro_steps,
+                batch.micro_batch * config.model.context_length,
+                batch.tokens,
+            ]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
     return {
-        "batches": markdown("recipe|GPUs|sequences a rank|a micro-batch|micro-steps|tokens a micro-batch|tokens an update", batches),
-        "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(PARTS)}|total", memory),
+        "batches": markdown(
+            "recipe|GPUs|sequences a rank|a micro-batch|micro-steps|tokens a micro-batch|tokens an update", batches
+        ),
+        "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(PARAM_GROUPS)}|total", memory),
         "checkpointing": markdown("recipe|none|selective|full", [[name, *_recomputed(name)] for name in SIZES]),
         "sent": markdown("recipe|GPUs|strategy|micro-steps|GB an update|FLOP a byte", sent),
-        "host": markdown("recipe|parameters|a snapshot|a copy for evaluation", [[name, *_of_host(name)] for name in SIZES]),
+        "host": markdown(
+            "recipe|parameters|a snapshot|a copy for evaluation", [[name, *_of_host(name)] for name in SIZES]
+        ),
     }
 
 
@@ -101,7 +122,11 @@ def cases() -> Iterator[tuple[int, dict[str, Any]]]:
         for ranks in (1, 2, 4):
             for strategy in STRATEGIES:
                 yield ranks, {"strategy": strategy, "precision": precision}
-    for more in ({"activation_checkpointing": "selective"}, {"activation_checkpointing": "full"}, {"optim": {"name": "muon"}}):
+    for more in (
+        {"activation_checkpointing": "selective"},
+        {"activation_checkpointing": "full"},
+        {"optim": {"name": "muon"}},
+    ):
         for strategy in STRATEGIES:
             yield 2, {"strategy": strategy, "precision": "bfloat16", **more}
 
@@ -121,9 +146,7 @@ def checked_config(text: Path, settings: dict[str, Any]) -> TrainConfig:
 def check(folder: Path) -> None:
     """Print a row for each case as soon as it is measured."""
     text = write_text(folder / "text.txt", 60_000)
-    header = (
-        "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
-    )
+    header = "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
     print(markdown(header, []), end="", flush=True)
     for ranks, settings in cases():
         config = checked_config(text, settings)
@@ -135,7 +158,10 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
     strategy, precision = config.strategy, config.precision
     besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
     micro_steps = batch_a_rank(config, ranks).micro_steps
-    need, sent = memory_a_rank(config, ranks, strategy, precision), bytes_sent_a_step(config, ranks, strategy, precision)
+    need, sent = (
+        memory_a_rank(config, ranks, strategy, precision),
+        bytes_sent_a_step(config, ranks, strategy, precision),
+    )
     # gloo reduces and scatters by an all-reduce, which sends twice as much.
     extra = 4 * ModelSummary(config.model).parameters * (ranks - 1) / ranks * micro_steps if strategy == "fsdp" else 0
     memory, written = mean(each["memory"] for each in told), mean(each["written"] for each in told)
@@ -143,12 +169,17 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
     return [
         *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, besides, str(micro_steps)),
         *(f"{need.total / 1e6:.1f}", f"{memory / 1e6:.1f}", f"{need.total / memory:.3f}"),
-        *(f"{sent / 1e6:.2f}", f"{(sent + extra) / 1e6:.2f}", f"{written / 1e6:.2f}", f"{(sent + extra) / written:.3f}" if sent else ""),
+        *(
+            f"{sent / 1e6:.2f}",
+            f"{(sent + extra) / 1e6:.2f}",
+            f"{written / 1e6:.2f}",
+            f"{(sent + extra) / written:.3f}" if sent else "",
+        ),
     ]
 
 
 def _parts(memory: Memory) -> str:
-    return ", ".join(f"{part} {getattr(memory, part) / 1e6:.1f}" for part in PARTS)
+    return ", ".join(f"{part} {getattr(memory, part) / 1e6:.1f}" for part in PARAM_GROUPS)
 
 
 def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, Any]]:
@@ -162,19 +193,21 @@ def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, An
 
 def train(path: Path, out: Path) -> None:
     """What each rank does."""
-    from glassgpt.distributed.ranks import joined
-    from glassgpt.progress import SilentProgress
-    from glassgpt.trainer import new_trainer
-    from glassgpt.training import train_step
+    from glassgpt.distributed.group import joined
+    from glassgpt.training.loop import train_step
+    from glassgpt.training.progress import SilentProgress
+    from glassgpt.training.setup import setup_training
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
-    tiny = config.override(model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512)
+    tiny = config.override(
+        model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512
+    )
     with joined() as ranks:
-        trainer = new_trainer(tiny, ranks, SilentProgress())
+        trainer = setup_training(tiny, ranks, SilentProgress())
         for trainer.step in range(2):
             train_step(trainer, 1e-4)
         before = psutil.Process().memory_info().rss
-        trainer = new_trainer(config, ranks, SilentProgress())
+        trainer = setup_training(config, ranks, SilentProgress())
         train_step(trainer, 1e-4)
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
         for trainer.step in (1, 2):

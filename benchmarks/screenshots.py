@@ -30,9 +30,13 @@ DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
 }
 
 
-def take(browser: Browser, address: str, state: dict[str, str], path: Path, *, width: int, height: int, scheme: str) -> None:
+def take(
+    browser: Browser, address: str, state: dict[str, str], path: Path, *, width: int, height: int, scheme: str
+) -> None:
     """A picture of what a link shows."""
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light")
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
+    )
     page = context.new_page()
     page.goto(f"{address}#{urlencode(state)}")
     page.wait_for_selector(f'body[data-ready="{state["view"]}"]', timeout=60_000)
@@ -55,12 +59,16 @@ def main() -> None:
         assert server.stdout is not None
         server.stdout.readline()
         chromium = shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         address = f"http://127.0.0.1:{options.port}/"
         try:
             for view, (state, scheme, height) in DESKTOP.items():
                 asked = {"view": view, "text": options.text, **state}
-                take(browser, address, asked, options.out / f"play-{view}.png", width=1280, height=height, scheme=scheme)
+                take(
+                    browser, address, asked, options.out / f"play-{view}.png", width=1280, height=height, scheme=scheme
+                )
             heads = {"view": "heads", "text": options.text, "layer": "1", "head": "1"}
             take(browser, address, heads, options.out / "play-phone.png", width=390, height=844, scheme="light")
         finally:

@@ -48,7 +48,9 @@ def main() -> int:
                 print(found, flush=True)
             if number % 1000 == 0:
                 print(f"{number:,} of {len(chosen):,}, {failed} failed, {time.monotonic() - began:,.0f} s", flush=True)
-    print(f"{len(chosen):,} of {len(product):,} combinations checked, {failed} failed, {time.monotonic() - began:,.0f} s")
+    print(
+        f"{len(chosen):,} of {len(product):,} combinations checked, {failed} failed, {time.monotonic() - began:,.0f} s"
+    )
     return int(failed > 0)
 
 

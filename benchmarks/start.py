@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from glassgpt import GPT, ModelConfig
-from glassgpt.hardware import cpu_name
-from glassgpt.hf import export_hf
+from glassgpt.interop.hf_models import export_hf
+from glassgpt.utils.device import cpu_name
 
 
 def commands(model: Path) -> dict[str, list[str]]:

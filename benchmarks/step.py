@@ -34,10 +34,12 @@ SETTINGS = [("float32", "none"), ("float32", "full"), ("native", "none"), ("nati
 
 def nanogpt_step(path: Path) -> Callable[[], object]:
     sys.path.insert(0, str(path))
-    from model import GPT, GPTConfig  # type: ignore[import-not-found, unused-ignore]
+    from model import GPT, GPTConfig  # type: ignore[import-not-found, attr-defined, unused-ignore]
 
     torch.manual_seed(1337)
-    shape = GPTConfig(block_size=LENGTH, vocab_size=VOCABULARY, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=True)
+    shape = GPTConfig(
+        block_size=LENGTH, vocab_size=VOCABULARY, n_layer=12, n_head=12, n_embd=768, dropout=0.0, bias=True
+    )
     model = GPT(shape)
     optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4, betas=(0.9, 0.95), device_type="cpu")
     x, y = torch.randint(GPT2_IDS, (2, SEQUENCES, LENGTH))
@@ -54,19 +56,26 @@ def nanogpt_step(path: Path) -> Callable[[], object]:
 
 
 def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[[], object]:
-    from glassgpt.config import recipe
-    from glassgpt.distributed.ranks import Ranks
-    from glassgpt.hardware import keep_freed_memory
-    from glassgpt.progress import SilentProgress
-    from glassgpt.trainer import new_trainer
-    from glassgpt.training import train_step
+    from glassgpt.config.recipes import recipe
+    from glassgpt.distributed.group import Ranks
+    from glassgpt.training.loop import train_step
+    from glassgpt.training.progress import SilentProgress
+    from glassgpt.training.setup import setup_training
+    from glassgpt.utils.device import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     os.environ["GLASSGPT_CACHE"] = str(folder)
     data = {"source": str(folder / "tokens")}
-    changes: dict[str, Any] = {"model": {"vocab_multiple": 128}, "sample": {"count": 0}, "hellaswag_every": 0, "device": "cpu"}
+    changes: dict[str, Any] = {
+        "model": {"vocab_multiple": 128},
+        "sample": {"count": 0},
+        "hellaswag_every": 0,
+        "device": "cpu",
+    }
     changes |= {"batch_tokens": SEQUENCES * LENGTH, "precision": precision, "activation_checkpointing": checkpointing}
-    trainer = new_trainer(recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress())
+    trainer = setup_training(
+        recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress()
+    )
 
     def step() -> object:
         train_step(trainer, 6e-4)
@@ -92,14 +101,16 @@ def main() -> int:
         return 0
     from gpu import write_tokens
 
-    from glassgpt.hardware import cpu_name
+    from glassgpt.utils.device import cpu_name
 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as running:
         write_tokens(Path(scratch) / "tokens", 2**18)
         sides = {"nanoGPT": ("nanoGPT", str(options.nanogpt), "none")} if options.nanogpt else {}
         for precision, checkpointing in SETTINGS:
             sides[f"glassgpt, {precision}, checkpointing {checkpointing}"] = (precision, scratch, checkpointing)
-        print(f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds behind one that warms up\n")
+        print(
+            f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds behind one that warms up\n"
+        )
         contenders = {}
         for name, side in sides.items():
             # As glassgpt's command line has it; nanoGPT's has none.
@@ -113,7 +124,9 @@ def main() -> int:
         found = {name: {"seconds": seconds[name][1:], "peak": contenders[name].peak} for name in contenders}
     missed = print_table(found)
     if options.json is not None:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "threads": options.threads, "sides": found}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"torch": torch.__version__, "threads": options.threads, "sides": found}, indent=1) + "\n"
+        )
     return int(missed)
 
 
@@ -131,7 +144,9 @@ def print_table(found: dict[str, dict[str, Any]]) -> bool:
             ratios = statistics.median(base["seconds"]) / median, side["peak"] / base["peak"]
             faster, smaller = (f"{ratio:.2f}" for ratio in ratios)
             met += [name] if ratios[0] >= FASTER and ratios[1] <= SMALLER else []
-        print(f"| {name} | {spread} | {SEQUENCES * LENGTH / median:,.0f} | {faster} | {side['peak'] / 1e9:.2f} | {smaller} |")
+        print(
+            f"| {name} | {spread} | {SEQUENCES * LENGTH / median:,.0f} | {faster} | {side['peak'] / 1e9:.2f} | {smaller} |"
+        )
     if base is not None:
         verdict = f"met by {'; '.join(met)}" if met else "missed"
         print(f"\n{FASTER} times nanoGPT's tokens/s (float32) and {SMALLER} of its memory: {verdict}")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from glassgpt.attention import SDPAKernel, Span, WindowKernel
-from glassgpt.hardware import keep_freed_memory
+from glassgpt.model.attention import SDPAKernel, Span, WindowKernel
+from glassgpt.utils.device import keep_freed_memory
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 LONGEST_FULL = 8192  # beyond it a full pass takes half a minute
@@ -34,7 +34,16 @@ def forward_and_backward(kernel: SDPAKernel, length: int) -> float:
 
 def peak_mebibytes(span: Span, length: int) -> float:
     """Peak memory of a fresh process that makes one pass, beyond what torch itself takes."""
-    command = [sys.executable, __file__, "--memory", str(length), "--window", str(span.window or 0), "--globals", str(span.n_global)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        str(length),
+        "--window",
+        str(span.window or 0),
+        "--globals",
+        str(span.n_global),
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -71,15 +80,21 @@ def main() -> int:
     for name, length in cells * (1 + options.rounds):
         seconds[name, length].append(forward_and_backward(kernels[name], length))
     median = {cell: statistics.median(times[1:]) for cell, times in seconds.items()}  # the first round warms up
-    print(f"window {options.window}, global tokens {options.globals}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"window {options.window}, global tokens {options.globals}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     print(f"{'tokens':>8}{'window, ms':>14}{'full, ms':>12}{'ratio':>8}{'window, MiB':>14}{'full, MiB':>12}")
     for length in LENGTHS:
         window, full = median["window", length], median.get(("full", length))
         row = f"{length:>8,}{window * 1e3:>14.1f}" + (f"{full * 1e3:>12.1f}{window / full:>8.2f}" if full else " " * 20)
         print(row + f"{peak_mebibytes(span, length):>14.0f}{peak_mebibytes(Span(), length):>12.0f}", flush=True)
     growth = median["window", 16384] / median["window", 4096]
-    sooner = all(median["window", length] < median["full", length] for length in LENGTHS if 1024 <= length <= LONGEST_FULL)
-    print(f"from 4,096 to 16,384 tokens: {growth:.2f} times the time (at most 4.6); sooner than full: {'yes' if sooner else 'no'}")
+    sooner = all(
+        median["window", length] < median["full", length] for length in LENGTHS if 1024 <= length <= LONGEST_FULL
+    )
+    print(
+        f"from 4,096 to 16,384 tokens: {growth:.2f} times the time (at most 4.6); sooner than full: {'yes' if sooner else 'no'}"
+    )
     return int(growth > 4.6 or not sooner)
 
 

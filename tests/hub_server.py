@@ -31,7 +31,9 @@ class Repository:
 
     def files(self, revision: str) -> dict[str, bytes] | None:
         """The files at a revision, None where there is none."""
-        return next((files for branch, files in self.branches.items() if revision in (branch, self.commit(branch))), None)
+        return next(
+            (files for branch, files in self.branches.items() if revision in (branch, self.commit(branch))), None
+        )
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,17 @@ class Handler(BaseHTTPRequestHandler):
         files = repository.files(revision)
         if files is None or file not in files:
             return self.refuse(404, {"X-Error-Code": "EntryNotFound"})
-        if repository.token and file not in repository.small and self.headers["Authorization"] != f"Bearer {repository.token}":
+        if (
+            repository.token
+            and file not in repository.small
+            and self.headers["Authorization"] != f"Bearer {repository.token}"
+        ):
             return self.refuse(401, {"X-Error-Code": "GatedRepo"})
         if file in repository.small:
             return self.send(files[file], file)
-        self.refuse(302, {"Location": f"http://localhost:{self.server.server_address[1]}/cdn/{file}?{owner}/{name}@{revision}"})
+        self.refuse(
+            302, {"Location": f"http://localhost:{self.server.server_address[1]}/cdn/{file}?{owner}/{name}@{revision}"}
+        )
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -93,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
             branch = "/".join(parts[3:]) or "main"
             if repository.files(branch) is None:
                 return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
-            commit = next(repository.commit(each) for each in repository.branches if branch in (each, repository.commit(each)))
+            commit = next(
+                repository.commit(each) for each in repository.branches if branch in (each, repository.commit(each))
+            )
             return self.json({"id": "/".join(parts[:2]), "sha": commit})
         files = repository.files(parts[3])
         assert files is not None
@@ -106,7 +116,9 @@ class Handler(BaseHTTPRequestHandler):
         begin = int(query.get("cursor", ["0"])[0])
         here = f"http://{repository.host}:{self.server.server_address[1]}{urlsplit(self.path).path}"
         more = f'<{here}?recursive={query["recursive"][0]}&cursor={begin + repository.page}>; rel="next"'
-        entries = [entry(name, files[name], name in repository.small) for name in below[begin : begin + repository.page]]
+        entries = [
+            entry(name, files[name], name in repository.small) for name in below[begin : begin + repository.page]
+        ]
         self.json(entries, {"Link": more} if begin + repository.page < len(below) else {})
 
     def json(self, content: object, headers: dict[str, str] | None = None) -> None:
@@ -167,7 +179,9 @@ def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
 
 def refuse(status: int, **headers: str) -> Fault:
     """Another answer: `retry_after="1"` is a header."""
-    return lambda handler, content, start: handler.refuse(status, {name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda handler, content, start: handler.refuse(
+        status, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
 
 
 def truncate(count: int) -> Fault:

@@ -27,12 +27,12 @@ import torch
 import torch._dynamo  # training loads it in the end: a second that each forked child need not spend
 
 from forking import fork, wait_until
-from glassgpt.checkpoint import checkpoint_paths
-from glassgpt.config import TrainConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
-from glassgpt.progress import PlainProgress
-from glassgpt.run_directory import RunDirectory
-from glassgpt.training import resume, train
+from glassgpt.runs.checkpoint import checkpoint_paths
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.training.loop import resume, train
+from glassgpt.training.progress import PlainProgress
 
 # What may differ between two equal runs: the clock's and the machine's part of a record.
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
@@ -90,7 +90,9 @@ def differences(one: Path, other: Path) -> list[str]:
     ends = [checkpoint_paths(run / "checkpoints")[-1] for run in (one, other)]
     names = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml")
     differing = [name for name in names if (ends[0] / name).read_bytes() != (ends[1] / name).read_bytes()]
-    if [p.name for p in checkpoint_paths(one / "checkpoints")] != [p.name for p in checkpoint_paths(other / "checkpoints")]:
+    if [p.name for p in checkpoint_paths(one / "checkpoints")] != [
+        p.name for p in checkpoint_paths(other / "checkpoints")
+    ]:
         differing.append("the checkpoints kept")
     if unmeasured(one) != unmeasured(other):
         differing.append("metrics.jsonl")
@@ -124,7 +126,10 @@ def lightly() -> Iterator[None]:
     torch.set_num_threads(1)
     # Where no kill is to come, nothing can be lost by not flushing. The peak takes 0.3 s a start.
     try:
-        with mock.patch("os.fsync", return_value=None), mock.patch("glassgpt.training.peak_flops", return_value=1e9):
+        with (
+            mock.patch("os.fsync", return_value=None),
+            mock.patch("glassgpt.training.loop.peak_flops", return_value=1e9),
+        ):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -183,7 +188,7 @@ class Killer:
 
     def _train(self) -> None:
         slow_disk()
-        mock.patch("glassgpt.training.peak_flops", return_value=None).start()  # measuring it takes 0.3 s a start
+        mock.patch("glassgpt.training.loop.peak_flops", return_value=None).start()  # measuring it takes 0.3 s a start
         _begin_or_go_on(self.config, self.run)
 
     def _last_step(self) -> int:

@@ -47,7 +47,9 @@ class Watched:
         self.problems: list[str] = []
         self.requests: list[str] = []
         scheme = "dark" if dark else "light"
-        self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+        self._context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
+        )
         self._context.route("**/*", self._let_through)
         self.page = self._context.new_page()
         self.page.on("console", lambda message: self._heard(message.type, message.text))

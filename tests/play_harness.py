@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glassgpt.checkpoint import Snapshot, TrainingState, save_checkpoint
-from glassgpt.config import TrainConfig
-from glassgpt.model import GPT
-from glassgpt.play.app import create_app
-from glassgpt.play.assets import Asset
-from glassgpt.play.guard import Door
-from glassgpt.play.offers import Offers
-from glassgpt.play.server import PlayServer, bind, server_for
-from glassgpt.play.workshop import Workshop
-from glassgpt.run_directory import RunDirectory
-from glassgpt.tokenizers import BPETokenizer, BytesTokenizer, Tokenizer
-from glassgpt.vocabulary import END_OF_TEXT, byte_symbols
+from glassgpt.config.schema import TrainConfig
+from glassgpt.model.gpt import GPT
+from glassgpt.playground.assets import Asset
+from glassgpt.playground.catalog import Offers
+from glassgpt.playground.model_pool import Workshop
+from glassgpt.playground.routes import create_app
+from glassgpt.playground.security import Door
+from glassgpt.playground.server import PlayServer, bind, server_for
+from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
+from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, Tokenizer
 
 INDEX = Asset(b"<!doctype html><title>page</title>" + b" " * 5000, "text/html; charset=utf-8")
 FILES = {"index.html": INDEX, "views/text.js": Asset(b"export const a = 1;\n", "text/javascript; charset=utf-8")}
@@ -65,11 +65,15 @@ def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
     return model.eval()
 
 
-def write_run(path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)) -> RunDirectory:
+def write_run(
+    path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)
+) -> RunDirectory:
     """A run's directory with a checkpoint of each step, no two alike."""
     tokenizer = BytesTokenizer() if tokenizer is None else tokenizer
     size = {**model, "vocab_size": tokenizer.vocab_size}
-    config = TrainConfig.from_dict({"model": size, "steps": 100, "batch_tokens": model["context_length"], "micro_batch_size": 1})
+    config = TrainConfig.from_dict(
+        {"model": size, "steps": 100, "batch_tokens": model["context_length"], "micro_batch_size": 1}
+    )
     run = RunDirectory(path)
     path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
@@ -87,7 +91,12 @@ class Client:
         self.port = port
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout: float = 20
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 20,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers with small letters, and body of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -102,7 +111,9 @@ class Client:
         """Status and value of the answer to a question."""
         body = json.dumps(question).encode()
         status, headers, answer = self.request("POST", f"/api/{path}", body, {"content-type": "application/json"})
-        return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(headers, answer)
+        return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(
+            headers, answer
+        )
 
     def answer(self, path: str, **question: Any) -> Any:
         """The value of an answer, which there must be."""
@@ -131,7 +142,9 @@ def unpacked(data: bytes) -> dict[str, Any]:
     for name, place in header.pop("arrays").items():
         dtype = np.dtype(place["dtype"]).newbyteorder("<")
         assert place["offset"] % 8 == 0
-        arrays[name] = np.frombuffer(data, dtype, int(np.prod(place["shape"])), start + place["offset"]).reshape(place["shape"])
+        arrays[name] = np.frombuffer(data, dtype, int(np.prod(place["shape"])), start + place["offset"]).reshape(
+            place["shape"]
+        )
     return {**header, **arrays}
 
 
@@ -145,7 +158,9 @@ class Served:
         self.client = Client(address.listener.getsockname()[1])
         self.workshop = Workshop(offers, torch.device("cpu"))
         listening = threading.Event()
-        self.server: PlayServer = server_for(create_app(self.workshop, files, address.door), self.workshop, listening.set)
+        self.server: PlayServer = server_for(
+            create_app(self.workshop, files, address.door), self.workshop, listening.set
+        )
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         self._thread.start()
         assert listening.wait(20)
@@ -158,7 +173,9 @@ class Served:
 
 
 @contextmanager
-def serving(*references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0) -> Iterator[Served]:
+def serving(
+    *references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0
+) -> Iterator[Served]:
     """A server over these references, with a stand-in for the page's files unless they are given."""
     served = Served(Offers([str(reference) for reference in references], None), token, files, port)
     try:

@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 
 from forking import fork, wait_until
-from glassgpt.config import DataConfig
+from glassgpt.config.schema import DataConfig
+from glassgpt.data.dataset import read_manifest
 from glassgpt.data.prepare import prepare, verify
-from glassgpt.data.tokens import read_manifest
 
 WAYS: tuple[dict[str, Any], ...] = ({}, {"deduplicate": True}, {"validation": "first_shard"})
 # In this order in each round, which ends when the dataset is there.
@@ -55,8 +55,12 @@ def write_texts(folder: Path, draw: random.Random) -> Path:
     texts[200:220] = texts[20:40]
     folder.mkdir()
     (folder / "e.txt").write_text("\n".join(texts[:60]), encoding="utf-8")
-    (folder / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[60:130]), encoding="utf-8")
-    (folder / "c.csv").write_text("text\n" + "".join(json.dumps(text.replace("\n", " ")) + "\n" for text in texts[130:180]))
+    (folder / "b.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts[60:130]), encoding="utf-8"
+    )
+    (folder / "c.csv").write_text(
+        "text\n" + "".join(json.dumps(text.replace("\n", " ")) + "\n" for text in texts[130:180])
+    )
     parquet.write_table(pyarrow.table({"text": texts}), folder / "d.parquet")
     return folder
 
@@ -92,7 +96,11 @@ class Killer:
             names = os.listdir(self.work)
         except FileNotFoundError:
             return set()
-        return {name.removesuffix(suffix) for name in names if name.endswith(suffix) and name.startswith(("train-", "validation-"))}
+        return {
+            name.removesuffix(suffix)
+            for name in names
+            if name.endswith(suffix) and name.startswith(("train-", "validation-"))
+        }
 
     def kill_once(self, kind: str) -> bool:
         """Whether it was alive to be killed; what it did before is looked at either way."""
@@ -128,7 +136,9 @@ class Killer:
         """Compare the stamps of the shards, and look for what is left behind."""
         stamps = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in self.out.glob("*.bin")}
         self.outcome["rewritten"] += len(self.stamps - stamps)
-        self.outcome["left_behind"] += [path.name for path in self.out.parent.iterdir() if path.name not in (self.out.name, ".out.lock")]
+        self.outcome["left_behind"] += [
+            path.name for path in self.out.parent.iterdir() if path.name not in (self.out.name, ".out.lock")
+        ]
         verify(self.out)
 
     def _prepare(self, workers: int) -> None:
@@ -187,13 +197,17 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     outcome |= {"rewritten": 0, "orphans": 0, "slowest_end": 0.0, "left_behind": [], "differences": []}
     rounds = 0
     with slow_workers(folder / "slow"):
-        while outcome["kills"] < kills or outcome["within"] < kills / 4 or not outcome["publishing"] or rounds < len(ways):
+        while (
+            outcome["kills"] < kills or outcome["within"] < kills / 4 or not outcome["publishing"] or rounds < len(ways)
+        ):
             way = rounds % len(ways)
             rounds += 1
             out = folder / f"round-{rounds}" / "out"
             shutil.copytree(folder / f"quiet-{way - 1 if way else 2}", out)  # an older one, to be replaced
             _round(Killer(ways[way], out, draw, outcome))
-            outcome["differences"] += [name for name, content in contents(out).items() if quiet[way].get(name) != content]
+            outcome["differences"] += [
+                name for name, content in contents(out).items() if quiet[way].get(name) != content
+            ]
             outcome["differences"] += sorted(quiet[way].keys() - contents(out).keys())
             shutil.rmtree(out.parent)
     return outcome

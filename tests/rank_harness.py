@@ -75,15 +75,15 @@ class Harness:
 
 def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
     """Train a run."""
-    from glassgpt.config import TrainConfig
-    from glassgpt.training import train
+    from glassgpt.config.schema import TrainConfig
+    from glassgpt.training.loop import train
 
     train(TrainConfig.from_dict(config), out, overwrite=overwrite)
 
 
 def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -> None:
     """Go on with a run."""
-    from glassgpt.training import resume
+    from glassgpt.training.loop import resume
 
     resume(run, steps=steps, strategy=strategy)
 
@@ -98,32 +98,34 @@ def first_weights(config: dict[str, Any]) -> dict[str, str]:
     """A hash of each parameter before the first update, gathered from the ranks."""
     import hashlib
 
-    from glassgpt.config import TrainConfig
-    from glassgpt.distributed.ranks import joined
-    from glassgpt.progress import SilentProgress
-    from glassgpt.trainer import new_trainer
+    from glassgpt.config.schema import TrainConfig
+    from glassgpt.distributed.group import joined
+    from glassgpt.training.progress import SilentProgress
+    from glassgpt.training.setup import setup_training
 
     with joined() as ranks:
-        trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
+        trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
         whole = {name: trainer.strategy.whole(p.detach()) for name, p in trainer.strategy.model.named_parameters()}
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
 
 
 def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) -> dict[str, Any]:
     """Validation figures and HellaSwag of an untrained model, each rank its share."""
-    from glassgpt.config import TrainConfig
-    from glassgpt.distributed.ranks import joined
-    from glassgpt.evaluate.hellaswag import evaluate_hellaswag
-    from glassgpt.evaluate.hellaswag_items import read_items, subset
-    from glassgpt.evaluate.loss import evaluate_data
-    from glassgpt.progress import SilentProgress
-    from glassgpt.trainer import new_trainer
+    from glassgpt.config.schema import TrainConfig
+    from glassgpt.distributed.group import joined
+    from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+    from glassgpt.evaluation.hellaswag_items import read_items, subset
+    from glassgpt.evaluation.perplexity import evaluate_data
+    from glassgpt.training.progress import SilentProgress
+    from glassgpt.training.setup import setup_training
 
     with joined() as ranks:
-        trainer = new_trainer(TrainConfig.from_dict(config), ranks, SilentProgress())
+        trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
         with trainer.strategy.whole_model() as model:
             loss = evaluate_data(model, trainer.data, limit=limit, ranks=ranks)
-            scores = evaluate_hellaswag(model, trainer.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks)
+            scores = evaluate_hellaswag(
+                model, trainer.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks
+            )
     return {"loss": loss, "hellaswag": scores}
 
 
@@ -142,7 +144,9 @@ def compiled_operators(config: dict[str, Any], out: str) -> int:
     found = []
 
     def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        inner = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]  # what is recomputed is one inside
+        inner = [
+            module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)
+        ]  # what is recomputed is one inside
         found.append(sum(node.op.startswith("call_") for module in inner for node in module.graph.nodes))
         return graph.forward
 
@@ -164,7 +168,7 @@ def _rank() -> int:
 
 def _before_step(step: int, action: Callable[[], object]) -> None:
     """Have this rank do something before that update, once."""
-    from glassgpt import training
+    from glassgpt.training import loop as training
 
     update, to_do = training.begin_update, [action]
 
@@ -173,7 +177,7 @@ def _before_step(step: int, action: Callable[[], object]) -> None:
             to_do.pop()()
         return update(trainer, lr)
 
-    mock.patch("glassgpt.training.begin_update", instead).start()
+    mock.patch("glassgpt.training.loop.begin_update", instead).start()
 
 
 def raising(rank: int, step: int) -> None:
@@ -208,7 +212,7 @@ def killed_at_the_end(rank: int) -> None:
     """One process is killed when all is done, but for the ranks to part."""
     if _rank() == rank:
         kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
-        mock.patch("glassgpt.distributed.ranks.Group.leave", side_effect=kill).start()
+        mock.patch("glassgpt.distributed.group.Group.leave", side_effect=kill).start()
 
 
 def preempted(rank: int, step: int, again: float = 0.0) -> None:
@@ -226,7 +230,7 @@ def preempted(rank: int, step: int, again: float = 0.0) -> None:
 
 def slow_save(step: int, seconds: float, number: int | None = None) -> None:
     """The save of that step takes long, and in the middle of it the process gets a signal."""
-    from glassgpt.checkpoint import save_checkpoint as save
+    from glassgpt.runs.checkpoint import save_checkpoint as save
 
     def slow(directory: Path, snapshot: Any, config: Any, tokenizer: Any, state: Any) -> Path:
         if state.step == step:
@@ -236,12 +240,12 @@ def slow_save(step: int, seconds: float, number: int | None = None) -> None:
             time.sleep(seconds / 2)
         return save(directory, snapshot, config, tokenizer, state)
 
-    mock.patch("glassgpt.recorder.save_checkpoint", slow).start()
+    mock.patch("glassgpt.training.recorder.save_checkpoint", slow).start()
 
 
 def stuck_in_forward(rank: int, step: int) -> None:
     """One rank never ends a forward pass, while the others wait for its gradients."""
-    from glassgpt.model import GPT
+    from glassgpt.model.gpt import GPT
 
     forward, state = GPT.forward, {"on": False}
 
@@ -257,21 +261,21 @@ def stuck_in_forward(rank: int, step: int) -> None:
 
 def stuck_in_evaluation(rank: int) -> None:
     """One rank never ends its share of an evaluation."""
-    from glassgpt.evaluate.loss import measure_stream as measure
+    from glassgpt.evaluation.perplexity import measure_stream as measure
 
     def slow(*arguments: Any, **options: Any) -> Any:
         if _rank() == rank:
             time.sleep(1000)
         return measure(*arguments, **options)
 
-    mock.patch("glassgpt.evaluate.loss.measure_stream", slow).start()
+    mock.patch("glassgpt.evaluation.perplexity.measure_stream", slow).start()
 
 
 def poisoned(rank: int, step: int, what: str) -> None:
     """The loss of one rank's micro-batch, or its gradient, is no number."""
     import torch
 
-    from glassgpt.model import GPT
+    from glassgpt.model.gpt import GPT
 
     forward, state = GPT.forward, {"on": False}
 
@@ -293,7 +297,7 @@ def poisoned(rank: int, step: int, what: str) -> None:
 def other_code(rank: int) -> None:
     """One rank has another commit of the package."""
     if _rank() == rank:
-        mock.patch("glassgpt.trainer._code_hash", return_value="another").start()
+        mock.patch("glassgpt.training.setup._code_hash", return_value="another").start()
 
 
 def other_data(rank: int, source: str) -> None:
@@ -306,23 +310,25 @@ def other_data(rank: int, source: str) -> None:
         return opened(dataclasses.replace(data, source=source), *rest)
 
     if _rank() == rank:
-        mock.patch("glassgpt.trainer.open_training_data", other).start()
+        mock.patch("glassgpt.training.setup.open_training_data", other).start()
 
 
 def missing_data(rank: int) -> None:
     """One rank does not find the text."""
-    from glassgpt.errors import UserError
+    from glassgpt.utils.errors import UserError
 
     if _rank() == rank:
-        gone = UserError("the dataset /data is damaged: train_000001.bin is missing; remove the directory and prepare it again")
-        mock.patch("glassgpt.trainer.open_training_data", side_effect=gone).start()
+        gone = UserError(
+            "the dataset /data is damaged: train_000001.bin is missing; remove the directory and prepare it again"
+        )
+        mock.patch("glassgpt.training.setup.open_training_data", side_effect=gone).start()
 
 
 def full_disk(save: int) -> None:
     """The disk is full in the middle of that save."""
     import errno
 
-    from glassgpt import checkpoint
+    from glassgpt.runs import checkpoint
 
     write, calls = checkpoint.write_tensors, []
 
@@ -333,12 +339,14 @@ def full_disk(save: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, *rest)
 
-    mock.patch("glassgpt.checkpoint.write_tensors", failing).start()
+    mock.patch("glassgpt.runs.checkpoint.write_tensors", failing).start()
 
 
 _WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
 _WAYS_TO_FAIL = (raising, killed, killed_at_the_end, poisoned, other_code, other_data, missing_data, full_disk)
-ACCIDENTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)}
+ACCIDENTS: dict[str, Callable[..., None]] = {
+    f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)
+}
 
 # ------------------------------------------------------------------------------------------------------------------ program
 
@@ -356,7 +364,7 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         os.dup2(2, 1)
         # Where no machine is to crash, nothing can be lost by not flushing; and the CPU's peak takes 0.3 s to measure.
         mock.patch("os.fsync", return_value=None).start()
-        mock.patch("glassgpt.training.peak_flops", return_value=1e9).start()
+        mock.patch("glassgpt.training.loop.peak_flops", return_value=1e9).start()
         for module in ("watch", "ranks"):  # the ranks look after each other more often, so that a test waits less
             mock.patch(f"glassgpt.distributed.{module}.PERIOD", 0.3).start()
         value = TASKS[request["task"]](**request["arguments"])
@@ -365,7 +373,7 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
     except SystemExit as ended:
         status = int(ended.code or 0)
     except BaseException as error:
-        from glassgpt.errors import UserError
+        from glassgpt.utils.errors import UserError
 
         print(f"glassgpt: error: {error}", file=sys.stderr) if isinstance(error, UserError) else traceback.print_exc()
         status = 2 if isinstance(error, UserError) else 1
@@ -374,7 +382,9 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         os._exit(status)
 
 
-def _serve(request: Mapping[str, Any], folder: Path, shared: Mapping[str, str], limit: float = 60.0) -> list[dict[str, Any]]:
+def _serve(
+    request: Mapping[str, Any], folder: Path, shared: Mapping[str, str], limit: float = 60.0
+) -> list[dict[str, Any]]:
     """Fork the ranks, wait until all have ended (after `limit` seconds they are killed), and tell how."""
     size = request["size"]
     begin = time.monotonic()
@@ -438,7 +448,7 @@ def main() -> None:
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
-    import glassgpt.training  # noqa: F401
+    import glassgpt.training.loop  # noqa: F401
 
     torch.set_num_threads(1)  # a thread pool would not survive the fork
     for line in sys.stdin:

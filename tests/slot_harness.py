@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
-from glassgpt.config import ModelConfig, TrainConfig
-from glassgpt.generation import generate
-from glassgpt.model import GPT
-from glassgpt.reference import load_source
-from glassgpt.tokenizers import CharacterTokenizer
+from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.generation.generate import generate
+from glassgpt.interop.references import load_source
+from glassgpt.model.gpt import GPT
+from glassgpt.runs.checkpoint import Snapshot, TrainingState, open_checkpoint, save_checkpoint
+from glassgpt.tokenizers.builtin import CharacterTokenizer
 
 V, T = 11, 10
 TINY: dict[str, Any] = {"vocab_size": V, "context_length": T, "n_layer": 2, "n_head": 4, "n_embd": 16}
@@ -47,7 +47,9 @@ SLOTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "embedding norm": {"off": {}, "on": {"embedding_norm": True}},
     "QK-norm": {"off": {}, "on": {"qk_norm": True}},
-    "feed-forward": {name: {"activation": name} for name in ("gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu")},
+    "feed-forward": {
+        name: {"activation": name} for name in ("gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu")
+    },
     "widths": {"GPT-2's": {}, "apart": {"head_dim": 6, "n_inner": 20}},
     "bias": {"on": {"bias": True}, "off": {"bias": False}},
     "head": {"tied": {}, "untied": {"tied_head": False}},
@@ -107,7 +109,10 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
         for i in range(D // 2):
             angle = t * shape.rope_base ** (-2 * i / D)
             a, b = x[i], x[i + D // 2]
-            turned[i], turned[i + D // 2] = a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)
+            turned[i], turned[i + D // 2] = (
+                a * math.cos(angle) - b * math.sin(angle),
+                a * math.sin(angle) + b * math.cos(angle),
+            )
         return turned
 
     def sees(layer: int, t: int) -> list[int]:
@@ -154,7 +159,10 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
     if shape.position == "learned":
         x = x + w["positions.table.weight"][: len(ids)]
     if shape.position == "sinusoidal":  # Vaswani et al., 2017, sections 3.4 and 3.5
-        waves = [[(math.cos if i % 2 else math.sin)(t / 10000 ** (i // 2 * 2 / C)) for i in range(C)] for t in range(len(ids))]
+        waves = [
+            [(math.cos if i % 2 else math.sin)(t / 10000 ** (i // 2 * 2 / C)) for i in range(C)]
+            for t in range(len(ids))
+        ]
         x = x * math.sqrt(C) + torch.tensor(waves, dtype=torch.float64)
     if shape.embedding_norm:
         x = norm(x, "embedding_norm")
@@ -229,7 +237,9 @@ def check_gradients(model: GPT) -> None:
         slopes = {1e-7: _slope(model, parameter, direction, 1e-7, ids, targets)}
         if abs(slopes[1e-7] - expected) > 1e-7 + 1e-6 * abs(expected):
             slopes[1e-9] = _slope(model, parameter, direction, 1e-9, ids, targets)
-            assert abs(slopes[1e-9] - expected) <= 1e-5 + 1e-6 * abs(expected), f"{name}: slopes {slopes}, gradient {expected}"
+            assert abs(slopes[1e-9] - expected) <= 1e-5 + 1e-6 * abs(expected), (
+                f"{name}: slopes {slopes}, gradient {expected}"
+            )
 
 
 @torch.no_grad()

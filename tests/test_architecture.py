@@ -1,4 +1,4 @@
-"""The house: imports run downwards only, and third-party libraries stay in the rooms they were given."""
+"""The layout: a small package root, imports that run downwards only, no cycles, one owner per third-party library."""
 
 import ast
 import os
@@ -7,120 +7,129 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from glassgpt.errors import UserError
-from glassgpt.pickles import read_plain_pickle
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.safe_pickle import read_plain_pickle
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "glassgpt"
 
-# A file may import what stands below it. A new file gets its place here.
-FLOORS = """
-cli commands.evaluation commands.machine commands.models commands.text commands.training commands.play commands.shared console parsing
-play.server play.app play.assets play.answers play.follow play.workshop play.offers play.questions play.packing play.guard report.page
-report.tables report.charts report.runs report.series report plan bench training recorder log_targets trainer room pace probe
-probe.snapshot probe.kinds probe.intervention probe.lens probe.weights probe.seeing probe.bounds dataset_view tokenizer_view
-tokenizer_training progress evaluate reference run_directory foreign hf hf_families checkpoint generation writing scale optim recompute
-distributed.strategies distributed.ranks distributed.watch part_norms parts model attention norm loss summary hardware
-data.training_data data.prepare data.facts data.making data.workers data.groups data.duplicates data.plan data.sources data.batches
-data.tokens data.foreign_datasets data.shards data.python_docs data.readers data.parquet data.rows data.parts data.compression
-tokenizers hf_tokenizer vocabulary visible data.hub_datasets data.hub_layout data.source_files data.meters data.download hub pickles
-config checked seeding published json_text files errors
+# The folders, top to bottom. A module may import from its own folder and from the folders below it.
+LAYERS = """
+cli playground report planning training evaluation interpretability interop generation runs distributed data tokenizers
+model config utils
 """.split()
 
-# Who may import what, besides the standard library.
+# Which modules may import a third-party library.
 OWNERS = {
-    "tyro": {"parsing", *(f"commands.{name}" for name in ("evaluation", "machine", "models", "play", "shared", "text", "training"))},
-    "rich": {"console"},
-    "plotly": {"report.page", "play.assets"},
-    "starlette": {"play.app"},
-    "uvicorn": {"play.server"},
-    "tensorboard": {"log_targets"},
-    "wandb": {"log_targets"},
-    "fastokens": {"tokenizers"},
-    "tokenizers": {"hf_tokenizer", "tokenizer_training"},
-    "safetensors": {"checkpoint", "hf"},
-    "huggingface_hub": {"hub"},
+    "tyro": {
+        f"cli.{name}" for name in ("parsing", "options", "data", "evaluate", "models", "planning", "play", "train")
+    },
+    "rich": {"cli.console"},
+    "plotly": {"report.page", "playground.assets"},
+    "starlette": {"playground.routes"},
+    "uvicorn": {"playground.server"},
+    "tensorboard": {"training.loggers"},
+    "wandb": {"training.loggers"},
+    "fastokens": {"tokenizers.builtin"},
+    "tokenizers": {"tokenizers.huggingface", "tokenizers.train"},
+    "safetensors": {"runs.checkpoint", "interop.hf_models"},
+    "huggingface_hub": {"utils.hub"},
     "pyarrow": {"data.parquet"},
     "backports": {"data.compression"},
-    "filelock": {"run_directory", "data.prepare", "data.groups", "data.sources", "data.download"},
-    "platformdirs": {"data.download"},
-    "psutil": {"hardware", "distributed.ranks", "run_directory"},
-    "tomli_w": {"config"},
+    "filelock": {"runs.run_directory", "data.prepare", "data.work_units", "data.sources", "utils.download"},
+    "platformdirs": {"utils.download"},
+    "psutil": {"utils.device", "distributed.group", "runs.run_directory"},
+    "tomli_w": {"config.schema"},
 }
+
+ROOT_FILES = {"__init__.py", "__main__.py", "py.typed"}
 
 
 def modules() -> dict[str, ast.Module]:
-    """Each module of the package by its dotted name, `__init__` files aside."""
-    files = {path: path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
-    return {".".join(name.parts): ast.parse(path.read_text(encoding="utf-8")) for path, name in files.items()}
-
-
-def imports(name: str, tree: ast.Module) -> set[str]:
-    """What a module imports: `.x` for the package's own, the top-level name for others."""
-    found = set()
-    depth = name.count(".") + 1
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add((node.module or "").partition(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            base = name.split(".")[: depth - node.level]
-            here = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            for alias in node.names:
-                deeper = f"{here}.{alias.name}".strip(".")
-                found.add(f".{deeper}" if deeper in FLOORS or any(floor.startswith(f"{deeper}.") for floor in FLOORS) else f".{here}")
+    """Each module of the package by its dotted name; a package's `__init__` by the package's name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
 
 
-def floor(name: str) -> int:
-    """How far down a module stands; the files of `evaluate` share its place, those of `probe` have their own below it."""
-    return FLOORS.index(name) if name in FLOORS else next(i for i, floor in enumerate(FLOORS) if name.startswith(f"{floor}."))
+MODULES = modules()
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """What a module imports, inside functions too: `.x.y` for the package's own modules, the top-level name for others."""
+    found = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
+            module = node.module or ""
+            deeper = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix("glassgpt.") in MODULES else module for name in deeper]
+        for name in names:
+            found.add(
+                "." + name.removeprefix("glassgpt").lstrip(".")
+                if name.startswith("glassgpt")
+                else name.partition(".")[0]
+            )
+    return found
 
 
 def loads_weights_only(call: ast.Call) -> bool:
     """Whether a call says `weights_only=True`, in just these words."""
-    return any(k.arg == "weights_only" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords)
+    return any(
+        k.arg == "weights_only" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords
+    )
 
 
-def test_every_module_has_its_place() -> None:
-    for name in modules():
-        assert any(name == place or name.startswith(f"{place}.") for place in FLOORS), f"{name} is not in FLOORS"
+def test_the_root_holds_no_modules() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == ROOT_FILES
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(LAYERS)
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name not in ("", "__main__")))
 def test_imports_run_downwards(name: str) -> None:
-    for target in imports(name, modules()[name]):
+    own = LAYERS.index(name.partition(".")[0])
+    for target in imports(MODULES[name]):
         if target.startswith("."):
-            below = target[1:]
-            if name.startswith("evaluate") and below.startswith("evaluate"):
-                continue
-            assert floor(below) > floor(name), f"{name} imports {below}, which does not stand below it"
+            layer = target[1:].partition(".")[0]
+            assert LAYERS.index(layer) >= own, f"{name} imports {target}, which is in a higher layer"
+
+
+def test_no_cycles() -> None:
+    """Among modules, function-level imports included."""
+    below = {name: {t[1:] for t in imports(tree) if t.startswith(".")} for name, tree in MODULES.items()}
+    TopologicalSorter(below).prepare()  # raises CycleError, which names the cycle
 
 
 def test_only_one_folder_knows_of_processes() -> None:
-    for name, tree in modules().items():
+    for name, tree in MODULES.items():
         assert "torch.distributed" not in ast.unparse(tree) or name.startswith("distributed."), name
 
 
 def test_libraries_stay_in_their_rooms() -> None:
-    for name, tree in modules().items():
-        for library in imports(name, tree) & OWNERS.keys():
+    for name, tree in MODULES.items():
+        for library in imports(tree) & OWNERS.keys():
             assert name in OWNERS[library], f"{name} imports {library}, which belongs to {OWNERS[library]}"
 
 
 # Who may read a file in PyTorch's own format, which is a pickle: with weights_only=True, so that nothing in it is run.
-READ_FOREIGN_FILES = {"pickles"}
+READ_FOREIGN_FILES = {"utils.safe_pickle"}
 
 
 def test_nothing_is_unpickled_freely() -> None:
-    for name, tree in modules().items():
+    for name, tree in MODULES.items():
         text = ast.unparse(tree)
-        assert not imports(name, tree) & {"dill", "joblib", "shelve"}, name
-        assert "pickle" not in imports(name, tree) or name in READ_FOREIGN_FILES, name
+        assert not imports(tree) & {"dill", "joblib", "shelve"}, name
+        assert "pickle" not in imports(tree) or name in READ_FOREIGN_FILES, name
         assert not re.search(r"\bpickle\.loads?\b", text), name
         mentions = len(re.findall(r"\btorch\.load\b", text))
         safe = [
@@ -153,9 +162,15 @@ def test_a_plain_pickle_gives_plain_values(tmp_path: Path) -> None:
 
 def test_a_forward_pass_does_not_ask_the_config() -> None:
     """Variants are slots chosen in `__init__`: no branch of what a module computes depends on its config."""
-    for name in ("model", "attention"):
-        for node in ast.walk(modules()[name]):
-            if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "build_norm", "build_kernel", "spans", "initialize"):
+    for name in ("model.gpt", "model.attention"):
+        for node in ast.walk(MODULES[name]):
+            if isinstance(node, ast.FunctionDef) and node.name not in (
+                "__init__",
+                "build_norm",
+                "build_kernel",
+                "spans",
+                "initialize",
+            ):
                 for branch in ast.walk(node):
                     if isinstance(branch, (ast.If, ast.IfExp, ast.Match)):
                         test = branch.subject if isinstance(branch, ast.Match) else branch.test

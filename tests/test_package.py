@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The sdist and the wheel, the latter built out of the former as an installer would."""
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
@@ -43,13 +47,23 @@ def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path]
     """With its dependencies alone, in the versions of constraints.txt: what the package forgot to name would be missing."""
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = Path(sysconfig.get_path("scripts", scheme="venv", vars={"base": str(tmp_path / "venv")}))
-    install = [str(scripts / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    install = [
+        str(scripts / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        str(ROOT / "constraints.txt"),
+    ]
     subprocess.run([*install, str(distributions[1])], check=True)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200, encoding="utf-8")
 
     def run(*command: str) -> str:
         program = str(scripts / command[0])
-        done = subprocess.run([program, *command[1:]], cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8")
+        done = subprocess.run(
+            [program, *command[1:]], cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8"
+        )
         return done.stdout
 
     where = run("python", "-c", "import glassgpt; print(glassgpt.__file__)")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glassgpt.config import ModelConfig
+from glassgpt.config.schema import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,9 @@ def folder(tmp_path: Path) -> Path:
 def run(code: list[str], folder: Path, standard_input: str = "") -> str:
     """Standard output of a command in `folder`; fails with its errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    result = subprocess.run(code, cwd=folder, input=standard_input, capture_output=True, text=True, env=environment, encoding="utf-8")
+    result = subprocess.run(
+        code, cwd=folder, input=standard_input, capture_output=True, text=True, env=environment, encoding="utf-8"
+    )
     assert result.returncode == 0, f"{shlex.join(code)}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
@@ -52,7 +54,14 @@ def test_the_commands_run_as_written(folder: Path) -> None:
         assert words[0] == "glassgpt", line
         if words[:2] == ["glassgpt", "train"] and "--resume" not in words:
             steps = words.index("--steps") if "--steps" in words else None
-            words = [*words[:steps], *(words[steps + 2 :] if steps is not None else []), "--steps", "4", "--eval-every", "2"]
+            words = [
+                *words[:steps],
+                *(words[steps + 2 :] if steps is not None else []),
+                "--steps",
+                "4",
+                "--eval-every",
+                "2",
+            ]
             words += ["--eval-tokens", "3000"]
             words += ["--sample.max-new-tokens", "8"]
         elif "--steps" in words:
@@ -76,7 +85,22 @@ def test_the_commands_for_text_of_any_size_run(folder: Path) -> None:
 
 def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
     """With a model of ours, exported, in the place of those that would be downloaded."""
-    run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--steps", "2", "--out", "runs/mine"], folder)
+    run(
+        [
+            sys.executable,
+            "-m",
+            "glassgpt",
+            "train",
+            "shakespeare-cpu",
+            "--data",
+            "my.txt",
+            "--steps",
+            "2",
+            "--out",
+            "runs/mine",
+        ],
+        folder,
+    )
     run([sys.executable, "-m", "glassgpt", "export", "runs/mine", "--out", "hf/first"], folder)
     stand_ins = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first") | {"runs/demo": "runs/mine"}
     stand_ins |= {"input.txt": "my.txt", "Hello, I'm a language model,": "the"}
@@ -84,7 +108,10 @@ def test_the_commands_for_models_from_elsewhere_run(folder: Path) -> None:
     for line in block.splitlines():
         words = [stand_ins.get(word, word) for word in shlex.split(line, comments=True)]
         assert words[0] == "glassgpt", line
-        short = {"train": ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"], "generate": ["--max-new-tokens", "8"]}
+        short = {
+            "train": ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"],
+            "generate": ["--max-new-tokens", "8"],
+        }
         run([sys.executable, "-m", *words, *short.get(words[1], [])], folder)
     assert (folder / "hf/demo/config.json").is_file()
 
@@ -110,7 +137,21 @@ def test_the_commands_that_look_inside_run(folder: Path) -> None:
     """With a short run in the place of both; `play` is asked for its page, then ended."""
     for name in ("demo", "mine"):
         steps = ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"]
-        run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--out", f"runs/{name}", *steps], folder)
+        run(
+            [
+                sys.executable,
+                "-m",
+                "glassgpt",
+                "train",
+                "shakespeare-cpu",
+                "--data",
+                "my.txt",
+                "--out",
+                f"runs/{name}",
+                *steps,
+            ],
+            folder,
+        )
     (block,) = blocks("sh", "Look inside")
     for line in block.splitlines():
         words = ["runs/demo@2" if word == "runs/demo@240" else word for word in shlex.split(line, comments=True)]
@@ -131,14 +172,32 @@ def test_the_python_of_the_glass_runs(folder: Path) -> None:
     document = (ROOT / "docs" / "glass.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     steps = ["--steps", "2", "--eval-tokens", "3000", "--sample.max-new-tokens", "8"]
-    run([sys.executable, "-m", "glassgpt", "train", "shakespeare-cpu", "--data", "my.txt", "--out", "runs/demo", *steps], folder)
+    run(
+        [
+            sys.executable,
+            "-m",
+            "glassgpt",
+            "train",
+            "shakespeare-cpu",
+            "--data",
+            "my.txt",
+            "--out",
+            "runs/demo",
+            *steps,
+        ],
+        folder,
+    )
     run([sys.executable, "-c", block], folder)
 
 
 def test_every_slot_is_in_the_table() -> None:
     table = README.partition("| slot | values |")[2].partition("\n\n")[0]
     sizes = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
-    missing = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in sizes and f"`{field.name}`" not in table]
+    missing = [
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in sizes and f"`{field.name}`" not in table
+    ]
     assert missing == []
 
 
@@ -156,18 +215,28 @@ def test_the_python_runs_as_written(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/results.md", "docs/data.md", "docs/evaluation.md", "docs/distributed.md", "docs/glass.md", "docs/scale.md"],
+    [
+        "README.md",
+        "docs/results.md",
+        "docs/data.md",
+        "docs/evaluation.md",
+        "docs/distributed.md",
+        "docs/glass.md",
+        "docs/scale.md",
+    ],
 )
 def test_links_lead_to_files(document: str) -> None:
     path = ROOT / document
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")) if "://" not in target]
+    targets = [
+        target for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")) if "://" not in target
+    ]
     assert targets or document != "README.md"
     for target in targets:
         assert (path.parent / target.partition("#")[0]).exists(), target
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    from glassgpt.config import recipe_names
+    from glassgpt.config.recipes import recipe_names
 
     table = README.partition("| recipe |")[2].partition("\n\n")[0]
     for name in recipe_names():

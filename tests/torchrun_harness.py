@@ -27,7 +27,9 @@ from kill_harness import differences, slow_disk, tiny_config, write_text
 KINDS = ("step", "save", "evaluation")
 
 
-def torchrun(arguments: Sequence[str], *, ranks: int, restarts: int = 0, options: Sequence[str] = ("--standalone",)) -> list[str]:
+def torchrun(
+    arguments: Sequence[str], *, ranks: int, restarts: int = 0, options: Sequence[str] = ("--standalone",)
+) -> list[str]:
     """The command that starts `ranks` processes of this interpreter, on loopback."""
     launcher = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node", str(ranks)]
     return [*launcher, "--max-restarts", str(restarts), *arguments]
@@ -97,7 +99,12 @@ class Killer:
         elif kind == "save":
             self.hits[kind] += any((self.run / "checkpoints").glob(".partial-0*"))
         status = self.status()
-        wait_for(agent, lambda: self.status().get("pid") not in (None, status.get("pid")) and self.status().get("state") == "running")
+        wait_for(
+            agent,
+            lambda: (
+                self.status().get("pid") not in (None, status.get("pid")) and self.status().get("state") == "running"
+            ),
+        )
         gone_on_from = int(self.status()["step"])
         if gone_on_from < saved:
             self.lost.append((saved, gone_on_from))
@@ -145,7 +152,9 @@ def _write_config(folder: Path, steps: int) -> Path:
     return path
 
 
-def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def harness(
+    folder: Path, ranks: int, kills: int, strategy: str, seed: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Kill ranks of a run, let it end, and compare it with a quiet one."""
     config = _write_config(folder, steps=30 + 15 * kills)
     quiet, run = folder / "quiet", folder / "killed"
@@ -155,7 +164,10 @@ def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, prog
         command = [str(Path(__file__)), "--train", str(config), "--out", str(out), "--strategy", strategy]
         log = open(folder / f"{out.name}.log", "wb")  # noqa: SIM115
         return subprocess.Popen(
-            torchrun(command, ranks=ranks, restarts=restarts), env=environment(folder), stdout=log, stderr=subprocess.STDOUT
+            torchrun(command, ranks=ranks, restarts=restarts),
+            env=environment(folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
 
     if start(quiet, 0).wait() != 0:
@@ -169,7 +181,9 @@ def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, prog
         draw.shuffle(kinds)
         for number, kind in enumerate(kinds, start=1):
             killer.kill_once(agent, kind)
-            progress(f"{time.monotonic() - begin:4.0f} s  kill {number} of {kills} ({kind}), went on from step {killer.status()['step']}")
+            progress(
+                f"{time.monotonic() - begin:4.0f} s  kill {number} of {kills} ({kind}), went on from step {killer.status()['step']}"
+            )
         status = process.wait()
     except BaseException:
         print((folder / "killed.log").read_text(errors="replace")[-6000:], file=sys.stderr)
@@ -193,8 +207,8 @@ def harness(folder: Path, ranks: int, kills: int, strategy: str, seed: int, prog
 
 def _train(config: Path, out: Path, strategy: str) -> None:
     """What each rank does: as `glassgpt train`, on a disk slow enough for a save to be hit."""
-    from glassgpt.config import TrainConfig
-    from glassgpt.training import train
+    from glassgpt.config.schema import TrainConfig
+    from glassgpt.training.loop import train
 
     slow_disk()
     settings: Mapping[str, Any] = {"strategy": strategy}
@@ -219,7 +233,12 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="glassgpt-ranks-"))
     try:
         outcome = harness(
-            folder, arguments.ranks, arguments.kills, arguments.strategy, seed, lambda line: print(line, file=sys.stderr, flush=True)
+            folder,
+            arguments.ranks,
+            arguments.kills,
+            arguments.strategy,
+            seed,
+            lambda line: print(line, file=sys.stderr, flush=True),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,16 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig, recipe, recipe_names
-    from .errors import UserError
-    from .evaluate import evaluate_reference
-    from .generation import Piece, generate
-    from .model import GPT
-    from .probe import capture
-    from .reference import export, load
-    from .report import write_report
-    from .training import resume, train
-    from .writing import quantized
+    from glassgpt.config.recipes import recipe, recipe_names
+    from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+    from glassgpt.evaluation import evaluate_reference
+    from glassgpt.generation.generate import Piece, generate
+    from glassgpt.generation.inference import quantized
+    from glassgpt.interop.references import export, load
+    from glassgpt.interpretability import capture
+    from glassgpt.model.gpt import GPT
+    from glassgpt.report import write_report
+    from glassgpt.training.loop import resume, train
+    from glassgpt.utils.errors import UserError
 
 __all__ = [
     "GPT",
@@ -47,27 +48,27 @@ __all__ = [
     "write_report",
 ]
 
-# Where each name lives. Loaded when first asked for, since torch takes 1.6 s and `glassgpt --help` does not need it.
+# Where each name lives. Names load on first use: importing torch takes 1.6 s, and `glassgpt --help` does not need it.
 _HOMES = {
-    "GPT": "model",
-    "DataConfig": "config",
-    "ModelConfig": "config",
-    "OptimConfig": "config",
-    "Piece": "generation",
-    "ProbeConfig": "config",
-    "SampleConfig": "config",
-    "TrainConfig": "config",
-    "UserError": "errors",
-    "capture": "probe",
-    "evaluate_reference": "evaluate",
-    "export": "reference",
-    "generate": "generation",
-    "load": "reference",
-    "quantized": "writing",
-    "recipe": "config",
-    "recipe_names": "config",
-    "resume": "training",
-    "train": "training",
+    "GPT": "model.gpt",
+    "DataConfig": "config.schema",
+    "ModelConfig": "config.schema",
+    "OptimConfig": "config.schema",
+    "Piece": "generation.generate",
+    "ProbeConfig": "config.schema",
+    "SampleConfig": "config.schema",
+    "TrainConfig": "config.schema",
+    "UserError": "utils.errors",
+    "capture": "interpretability",
+    "evaluate_reference": "evaluation",
+    "export": "interop.references",
+    "generate": "generation.generate",
+    "load": "interop.references",
+    "quantized": "generation.inference",
+    "recipe": "config.recipes",
+    "recipe_names": "config.recipes",
+    "resume": "training.loop",
+    "train": "training.loop",
     "write_report": "report",
 }
 

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UserError
-from ..seeding import seed_for
-from .tokens import Ids, TokenStream
+from glassgpt.data.dataset import Ids, TokenStream
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.rng import seed_for
 
 Order = Literal["shuffled", "sequential", "random"]
 
@@ -84,7 +84,9 @@ class Batches:
         weights: Sequence[float] = (1.0,),
     ) -> None:
         seeds = [seed] if len(streams) == 1 else [seed_for(seed, "mixture", i) for i in range(len(streams))]
-        self._windows = [Windows(stream, context_length, own, order) for stream, own in zip(streams, seeds, strict=True)]
+        self._windows = [
+            Windows(stream, context_length, own, order) for stream, own in zip(streams, seeds, strict=True)
+        ]
         self._batch_size = batch_size
         self._text, self._rank = spread(weights)
         self.windows_per_epoch = sum(windows.per_epoch for windows in self._windows)
@@ -120,7 +122,9 @@ def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
     largest_remainders = np.argsort(counts - shares, kind="stable")[: MIXTURE_PERIOD - counts.sum()]
     counts[largest_remainders] += 1
     if (counts == 0).any():
-        raise UserError(f"a text of a mixture needs at least one sequence in {MIXTURE_PERIOD}: raise its weight, or leave it out")
+        raise UserError(
+            f"a text of a mixture needs at least one sequence in {MIXTURE_PERIOD}: raise its weight, or leave it out"
+        )
     texts, ranks = np.empty(MIXTURE_PERIOD, dtype=np.int64), np.empty(MIXTURE_PERIOD, dtype=np.int64)
     given = np.zeros(len(counts), dtype=np.int64)
     # In units of 1 / (2 (k - 1) P), all whole numbers: what a text may lack, and where its next sequence is due at the latest.

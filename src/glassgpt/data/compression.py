@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import UserError
-from ..files import readable
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import readable
 
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 """The ends of the names of compressed files."""
@@ -41,10 +41,14 @@ def chunks(path: Path, name: str) -> Iterator[bytes]:
                 raise EOFError
             yield from _decompressed(raw, compression)
         except EOFError:
-            raise UserError(f"{name} is cut off: the compressed data goes on after its {raw.tell():,} bytes; get the file anew") from None
+            raise UserError(
+                f"{name} is cut off: the compressed data goes on after its {raw.tell():,} bytes; get the file anew"
+            ) from None
         except _DamagedError as error:
             place = f"within its first {raw.tell():,} bytes"
-            raise UserError(f"{name} is damaged, or no {compression} file: {error} ({place}); get the file anew") from error
+            raise UserError(
+                f"{name} is damaged, or no {compression} file: {error} ({place}); get the file anew"
+            ) from error
 
 
 class _DamagedError(Exception):

@@ -17,12 +17,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import explained, sha256_of, write_atomic
-from ..hub import DatasetRepository, HubFile, HubUnreachableError, dataset_cache, dataset_repository, gated, is_offline
-from .download import DownloadError, download, partial_path
-from .hub_layout import Subset, choose_subset, format_of, listing, matches, place_of, splits_by_name, subsets_of, unknown_split
-from .source_files import SourceFile
+from glassgpt.data.hub_layout import (
+    Subset,
+    choose_subset,
+    format_of,
+    listing,
+    matches,
+    place_of,
+    splits_by_name,
+    subsets_of,
+    unknown_split,
+)
+from glassgpt.data.source_files import SourceFile
+from glassgpt.utils.download import DownloadError, download, partial_path
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors, sha256_of, write_atomic
+from glassgpt.utils.hub import (
+    DatasetRepository,
+    HubFile,
+    HubUnreachableError,
+    dataset_cache,
+    dataset_repository,
+    gated,
+    is_offline,
+)
 
 # Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
 _CONVERTED = "refs/convert/parquet"
@@ -47,8 +65,16 @@ class HubDataset:
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on, as JSON; small files are known by git's sha1 of them, and no sha256."""
-        files = [{key: value for key, value in asdict(entry).items() if key != "git_sha1" or value} for entry in self.entries]
-        return {"repository": self.hub_id, "commit": self.commit, "subset": self.subset, "split": self.split, "files": files}
+        files = [
+            {key: value for key, value in asdict(entry).items() if key != "git_sha1" or value} for entry in self.entries
+        ]
+        return {
+            "repository": self.hub_id,
+            "commit": self.commit,
+            "subset": self.subset,
+            "split": self.split,
+            "files": files,
+        }
 
 
 def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -> HubDataset:
@@ -115,7 +141,9 @@ def _splits_of(repository: DatasetRepository, subset: Subset, split: str) -> dic
     return {other: list(wanted.values()) if other == split else [] for other in subset.patterns}
 
 
-def _dataset(repository: DatasetRepository, subset: str | None, split: str, splits: Mapping[str, list[HubFile]], what: str) -> HubDataset:
+def _dataset(
+    repository: DatasetRepository, subset: str | None, split: str, splits: Mapping[str, list[HubFile]], what: str
+) -> HubDataset:
     if split not in splits:
         raise unknown_split(split, splits, what)
     files = [file for file in splits[split] if file.bytes]
@@ -153,10 +181,14 @@ def _converted(hub_id: str, name: str | None, split: str, nothing: UserError) ->
             folders.setdefault(parts[0], {}).setdefault(parts[1], []).append(file)
     if not folders:
         raise nothing
-    subset = choose_subset([Subset(folder) for folder in folders], name, f"the hub's conversion of the dataset {hub_id}").name
+    subset = choose_subset(
+        [Subset(folder) for folder in folders], name, f"the hub's conversion of the dataset {hub_id}"
+    ).name
     what = f"the hub's conversion of the dataset {hub_id}, subset {subset!r},"
     if f"partial-{split}" in folders[subset]:
-        raise UserError(f"{what} holds only the first part of the split {split!r}, and the dataset itself cannot be read")
+        raise UserError(
+            f"{what} holds only the first part of the split {split!r}, and the dataset itself cannot be read"
+        )
     return _dataset(repository, subset, split, folders[subset], what)
 
 
@@ -192,8 +224,10 @@ class _Fetch:
             return self.link
         if is_offline() and not self._is_right(self.blob):
             where = f"{self.entry.name} of the dataset {self.dataset.hub_id}"
-            raise UserError(f"{where} is not in the cache, or damaged there, and HF_HUB_OFFLINE is set. {_manual(self.dataset.hub_id)}")
-        with explained("write", self.link):
+            raise UserError(
+                f"{where} is not in the cache, or damaged there, and HF_HUB_OFFLINE is set. {_manual(self.dataset.hub_id)}"
+            )
+        with explain_os_errors("write", self.link):
             self._download()
             self.link.parent.mkdir(parents=True, exist_ok=True)
             # Another process may link the same file just now: to the same content.
@@ -267,7 +301,7 @@ def _record(hub_id: str, subset: str | None, split: str) -> Path:
 
 def _remember(hub_id: str, subset: str | None, split: str, found: HubDataset) -> None:
     path = _record(hub_id, subset, split)
-    with explained("write", path):
+    with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(asdict(found), indent=1) + "\n")
 

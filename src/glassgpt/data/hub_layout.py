@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError, did_you_mean
 
 # What can be read. `.json` is how some (allenai/c4) name JSON lines.
 _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".txt": "txt"}
@@ -18,7 +18,11 @@ _COMPRESSIONS = (".gz", ".zst", ".bz2")
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Names of files beside the data, about it."""
 
-_SPLIT_WORDS = {"train": "train|training", "validation": "validation|valid|dev|val", "test": "test|testing|eval|evaluation"}
+_SPLIT_WORDS = {
+    "train": "train|training",
+    "validation": "validation|valid|dev|val",
+    "test": "test|testing|eval|evaluation",
+}
 _SHARD = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 
@@ -67,7 +71,9 @@ def _patterns(data_files: Any, folder: str, what: str) -> dict[str, tuple[str, .
         by_split = {str(split): paths for split, paths in data_files.items()}
     elif isinstance(data_files, list) and data_files and all(isinstance(item, Mapping) for item in data_files):
         if any("split" not in item or "path" not in item for item in data_files):
-            raise UserError(f"the metadata in the README.md of {what} cannot be understood: data_files without split or path")
+            raise UserError(
+                f"the metadata in the README.md of {what} cannot be understood: data_files without split or path"
+            )
         by_split = {str(item["split"]): item["path"] for item in data_files}
     else:
         by_split = {"train": data_files}
@@ -75,7 +81,9 @@ def _patterns(data_files: Any, folder: str, what: str) -> dict[str, tuple[str, .
     for split, paths in by_split.items():
         listed = [paths] if isinstance(paths, str) else paths
         if not isinstance(listed, list) or not listed or not all(isinstance(path, str) for path in listed):
-            raise UserError(f"the metadata in the README.md of {what} cannot be understood: the data_files of split {split!r}")
+            raise UserError(
+                f"the metadata in the README.md of {what} cannot be understood: the data_files of split {split!r}"
+            )
         found[split] = tuple("/".join(filter(None, (folder, _relative(path, what)))) for path in listed)
     return found
 
@@ -149,7 +157,11 @@ def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str
     is for training.
     """
     prefix = f"{folder}/" if folder else ""
-    below = [name for name in sorted(names) if name.startswith(prefix) and format_of(name) and matches(name[len(prefix) :], "**")]
+    below = [
+        name
+        for name in sorted(names)
+        if name.startswith(prefix) and format_of(name) and matches(name[len(prefix) :], "**")
+    ]
     shards: dict[str, list[str]] = {}
     for name in below:
         if match := _SHARD.fullmatch(name[len(prefix) :]):

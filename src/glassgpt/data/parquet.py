@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet, types
 
-from ..errors import UserError
-from ..files import readable
-from .rows import BadRow, missing
+from glassgpt.data.rows import BadRow, missing
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import readable
 
 _BUFFER = 1 << 20  # bytes read at once
 _BATCH_BYTES = 1 << 24  # text in a batch of rows
@@ -33,10 +33,16 @@ def parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
             with _sound(name, f"row group {group}"):
                 for texts in _batches(table, group, column):
                     for number, text in enumerate(texts, row):
-                        yield BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text") if text is None else text
+                        yield (
+                            BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text")
+                            if text is None
+                            else text
+                        )
                     row += len(texts)
         if row != table.metadata.num_rows:  # the footer has no checksum
-            raise UserError(f"{name} is damaged: it has {row:,} rows, and not {table.metadata.num_rows:,}; get the file anew")
+            raise UserError(
+                f"{name} is damaged: it has {row:,} rows, and not {table.metadata.num_rows:,}; get the file anew"
+            )
 
 
 def _batches(table: Any, group: int, column: str) -> Iterator[list[str | None]]:
@@ -45,7 +51,9 @@ def _batches(table: Any, group: int, column: str) -> Iterator[list[str | None]]:
     # By bytes, as rows differ: a batch of 1,000 may be a megabyte or a gigabyte. Those of all columns, since Arrow ends the
     # process (std::terminate) when asked for those of one in some damaged files.
     fitting = _BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
-    for batch in table.iter_batches(min(max(1, fitting), 1024), row_groups=[group], columns=[column], use_threads=False):
+    for batch in table.iter_batches(
+        min(max(1, fitting), 1024), row_groups=[group], columns=[column], use_threads=False
+    ):
         yield batch.column(0).to_pylist()
 
 
@@ -56,7 +64,9 @@ def _sound(name: str, place: str) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name} is damaged, or no parquet file: {place} cannot be read ({reason}); get the file anew") from error
+        raise UserError(
+            f"{name} is damaged, or no parquet file: {place} cannot be read ({reason}); get the file anew"
+        ) from error
 
 
 def _check_column(schema: Any, name: str, column: str) -> None:

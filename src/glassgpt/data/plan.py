@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..config import DataConfig
-from ..errors import UserError
-from ..files import write_atomic
-from ..tokenizers import Tokenizer, build_tokenizer
-from .readers import Part, ReadOptions, read_parts
-from .shards import SPLITS
-from .sources import Source
+from glassgpt.config.schema import DataConfig
+from glassgpt.data.readers import Part, ReadOptions, read_parts
+from glassgpt.data.shards import SPLITS
+from glassgpt.data.sources import Source
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import write_atomic
 
 PLAN = "plan.json"
 # Between documents, where the tokenizer has no end-of-text token.
@@ -57,7 +57,8 @@ class Plan:
         """The plan that `save` has written."""
         values = json.loads((directory / PLAN).read_bytes())
         groups = tuple(
-            Group(**{**group, "files": tuple(group["files"]), "reading": ReadOptions(**group["reading"])}) for group in values.pop("groups")
+            Group(**{**group, "files": tuple(group["files"]), "reading": ReadOptions(**group["reading"])})
+            for group in values.pop("groups")
         )
         document = values.pop("document")
         return cls(groups=groups, document=None if document is None else tuple(document), **values)
@@ -77,7 +78,9 @@ class Planner:
         bad: list[str] = []
         places, characters = self._survey(lambda row, reason: bad.append(reason))
         if not places and bad:
-            raise UserError(f"{self._sources[0][0].location} has no text in it: all {len(bad):,} rows are left out ({bad[0]})")
+            raise UserError(
+                f"{self._sources[0][0].location} has no text in it: all {len(bad):,} rows are left out ({bad[0]})"
+            )
         if not places:
             raise UserError(f"{self._sources[0][0].location} has no text in it: it is empty or only white space")
         tokenizer = given or build_tokenizer(self._data.tokenizer, self._all_texts())
@@ -144,7 +147,9 @@ class Planner:
                 first += len(names)
 
 
-def _parts(source: Source, reading: ReadOptions, skipped: Callable[[int, str], None] | None = None) -> Iterator[tuple[int, Part]]:
+def _parts(
+    source: Source, reading: ReadOptions, skipped: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, Part]]:
     """The documents with text, each part with the number of its file; `skipped` as in `read_parts`."""
     for number, file in enumerate(source.files()):
         for part in with_text(read_parts(file.fetch(), reading, name=file.name, skipped=skipped), lambda: None):

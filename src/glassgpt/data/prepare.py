@@ -12,17 +12,17 @@ from typing import Any
 
 import filelock
 
-from ..config import DataConfig, TextConfig
-from ..errors import UserError
-from ..files import explained, sha256_of, user_path
-from ..tokenizers import Tokenizer, build_tokenizer, tokenizer_file
-from .download import cache_directory
-from .foreign_datasets import foreign_hashes
-from .making import Making
-from .meters import Log, Ticker
-from .shards import TOKENIZER, index_path
-from .sources import PreparedDataset, Source, resolve
-from .tokens import dataset_manifest, files_of, find_damage, is_dataset, read_manifest, shards_of
+from glassgpt.config.schema import DataConfig, TextConfig
+from glassgpt.data.builder import Making
+from glassgpt.data.dataset import dataset_manifest, files_of, find_damage, is_dataset, read_manifest, shards_of
+from glassgpt.data.formats import foreign_hashes
+from glassgpt.data.progress import Log, Ticker
+from glassgpt.data.shards import TOKENIZER, index_path
+from glassgpt.data.sources import PreparedDataset, Source, resolve
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
+from glassgpt.utils.download import cache_directory
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors, sha256_of, user_path
 
 
 def prepare(
@@ -44,7 +44,9 @@ def prepare(
     """
     source = resolve(data.source)
     if tokenizer is None and tokenizer_file(data.tokenizer) is not None:
-        tokenizer = build_tokenizer(data.tokenizer)  # now: what is in the file belongs to the request, not what it is called
+        tokenizer = build_tokenizer(
+            data.tokenizer
+        )  # now: what is in the file belongs to the request, not what it is called
     if isinstance(source, PreparedDataset):
         return _as_it_is(source.directory, out, tokenizer)
     log = log or (lambda line: None)
@@ -105,7 +107,7 @@ def _hashes(directory: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str,
 def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     """Keep other processes from preparing the same directory meanwhile."""
     lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
-    with explained("write", directory):
+    with explain_os_errors("write", directory):
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
@@ -132,7 +134,10 @@ def require_tokenizer(data: DataConfig) -> None:
         own = dataset_manifest(directory)["tokenizer"]
         if own["kind"] == data.tokenizer:
             continue
-        if tokenizer_file(data.tokenizer) is None or _sha256(build_tokenizer(data.tokenizer).to_json()) != own["sha256"]:
+        if (
+            tokenizer_file(data.tokenizer) is None
+            or _sha256(build_tokenizer(data.tokenizer).to_json()) != own["sha256"]
+        ):
             raise UserError(
                 f"the dataset {source} was made by another tokenizer ({own['kind']}) than {data.tokenizer}; leave the "
                 "tokenizer out to take the dataset's, or give its text instead"
@@ -153,7 +158,9 @@ def _as_it_is(directory: Path, out: Path | None, tokenizer: Tokenizer | None) ->
     return directory
 
 
-def _request(data: DataConfig, source: Source, validation: Source | None, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _request(
+    data: DataConfig, source: Source, validation: Source | None, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     """What is asked for, apart from the source's content: a dataset made for another request is stale."""
     # All settings of a text, so that none added later can be forgotten; three by what they stand for rather than by their words.
     return {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
@@ -175,11 +182,13 @@ def _checked(out: Path) -> Path:
     out = Path(os.path.realpath(user_path(out)))  # of a link the place it leads to, beside which the dataset is made
     if out.is_mount():
         raise UserError(f"{out} is a file system of its own, which cannot be replaced: choose a directory in it")
-    with explained("write", out):
+    with explain_os_errors("write", out):
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return out
         if not out.is_dir() or read_manifest(out) is None:
-            raise UserError(f"{out} exists and is no dataset of glassgpt's: choose another directory, or remove it first")
+            raise UserError(
+                f"{out} exists and is no dataset of glassgpt's: choose another directory, or remove it first"
+            )
     return out
 
 
@@ -189,7 +198,9 @@ def _announce_replacing(directory: Path, log: Log) -> None:
     if old is None:
         return
     if foreign := sorted({path.name for path in directory.iterdir()} - files_of(old)):
-        raise UserError(f"{directory} is a dataset that would be replaced, and has {foreign[0]} in it, which is not of it: move that first")
+        raise UserError(
+            f"{directory} is a dataset that would be replaced, and has {foreign[0]} in it, which is not of it: move that first"
+        )
     log(f"replacing the dataset {directory}, which was made of {old['request']['source']}")
 
 
@@ -199,7 +210,10 @@ def _is_fresh(directory: Path, sources: Sequence[Source], request: Mapping[str, 
         manifest is not None
         and manifest["request"] == request
         and find_damage(directory, manifest) is None
-        and all(source.is_unchanged(recorded) for source, recorded in zip(sources, manifest["source"]["identity"], strict=True))
+        and all(
+            source.is_unchanged(recorded)
+            for source, recorded in zip(sources, manifest["source"]["identity"], strict=True)
+        )
     )
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..config import TextConfig
-from ..errors import UserError
-from .compression import COMPRESSIONS, chunks, compression_of
-from .parts import cut
-from .rows import BadRow, csv_rows, jsonl_rows
+from glassgpt.config.schema import TextConfig
+from glassgpt.data.chunking import cut
+from glassgpt.data.compression import COMPRESSIONS, chunks, compression_of
+from glassgpt.data.rows import BadRow, csv_rows, jsonl_rows
+from glassgpt.utils.errors import UserError
 
 _JSON_LINES = (".jsonl", ".json", ".ndjson")  # C4 is published as .json.gz
 _COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, ".csv")
@@ -97,7 +97,7 @@ def _rows(path: Path, name: str, options: ReadOptions) -> Iterator[str | BadRow]
     if compression:
         raise UserError(f"{name} is compressed from outside, and parquet is read from its end: decompress it first")
     try:
-        from .parquet import parquet_rows
+        from glassgpt.data.parquet import parquet_rows
     except ImportError:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
     return parquet_rows(path, name, options.column)
@@ -119,7 +119,9 @@ def _pieces(path: Path, name: str, options: ReadOptions) -> Iterator[str]:
                 "name its encoding with --encoding (latin-1, cp1252, utf-16, ...), or go on with --errors replace (or ignore)"
             ) from None
         except UnicodeError as error:  # utf-16 and utf-32 without the mark that tells the order of bytes
-            raise UserError(f"{name} is not valid {codec.name} ({error}); name its encoding with --encoding (utf-16-le, ...)") from None
+            raise UserError(
+                f"{name} is not valid {codec.name} ({error}); name its encoding with --encoding (utf-16-le, ...)"
+            ) from None
         offset += len(chunk)
         if text and not begun:
             text, begun = text.removeprefix("\ufeff"), True

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ..errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError, did_you_mean
 
 # Characters in one line of JSON or one field of CSV: beyond, the file is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
@@ -66,7 +66,9 @@ def _no_array(pieces: Iterable[str], name: str) -> Iterator[str]:
         if not begun and (start := piece.lstrip()):
             begun = True
             if start.startswith("["):
-                raise UserError(f"{name} is a JSON array; give one object a line (JSON lines), as `jq -c '.[]'` writes them")
+                raise UserError(
+                    f"{name} is a JSON array; give one object a line (JSON lines), as `jq -c '.[]'` writes them"
+                )
         yield piece
 
 
@@ -95,7 +97,14 @@ def _text_of(content: str, place: str, key: str) -> str | BadRow:
 
 
 def _json_type(value: object) -> str:
-    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    names = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+    }
     return names.get(type(value), "an object")
 
 
@@ -119,7 +128,9 @@ def csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | Ba
     for place, record in records:
         if isinstance(record, BadRow) and "unexpected end of data" in record.reason:
             # No row to leave out: from there on all rows are within the quotes.
-            raise UserError(f"{name}, {place}: a quote that is not closed, so nothing after it can be told apart; close it")
+            raise UserError(
+                f"{name}, {place}: a quote that is not closed, so nothing after it can be told apart; close it"
+            )
         if isinstance(record, BadRow):
             yield record
         elif len(record) != len(header):

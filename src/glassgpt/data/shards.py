@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..files import flush_to_disk, sha256_of, write_atomic
+from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
@@ -209,4 +209,6 @@ class TokenFile:
         """The tokens some millions at a time, each of which is gone from memory when the next one comes: mapped, they would all stay."""
         width = np.dtype(self.dtype).itemsize
         for start in range(0, self.tokens, _CHUNK_TOKENS):
-            yield np.fromfile(self.path, self.dtype, min(_CHUNK_TOKENS, self.tokens - start), offset=self.offset + start * width)
+            yield np.fromfile(
+                self.path, self.dtype, min(_CHUNK_TOKENS, self.tokens - start), offset=self.offset + start * width
+            )

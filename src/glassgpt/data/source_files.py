@@ -42,7 +42,9 @@ def fetch_all(
     """
     fetching = _Fetching(files, 2 * parallel)
     progress = _Progress(files, log, every)
-    threads = [threading.Thread(target=fetching.work, name=f"fetch-{i}", daemon=True) for i in range(min(parallel, len(files)))]
+    threads = [
+        threading.Thread(target=fetching.work, name=f"fetch-{i}", daemon=True) for i in range(min(parallel, len(files)))
+    ]
     try:
         for thread in threads:
             thread.start()

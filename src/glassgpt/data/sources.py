@@ -14,15 +14,15 @@ from typing import Any, Protocol
 
 import filelock
 
-from ..errors import UserError, did_you_mean
-from ..files import explained, files_below, readable, sha256_of, user_path, write_atomic
-from ..hub import is_hub_id
-from . import python_docs
-from .download import cache_directory, download
-from .hub_datasets import HubDataset, find_dataset
-from .readers import SUFFIXES, Part, ReadOptions, is_readable, read_parts
-from .source_files import SourceFile
-from .tokens import is_dataset
+from glassgpt.data import builtin_texts as python_docs
+from glassgpt.data.dataset import is_dataset
+from glassgpt.data.hub_datasets import HubDataset, find_dataset
+from glassgpt.data.readers import SUFFIXES, Part, ReadOptions, is_readable, read_parts
+from glassgpt.data.source_files import SourceFile
+from glassgpt.utils.download import cache_directory, download
+from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.files import explain_os_errors, files_below, readable, sha256_of, user_path, write_atomic
+from glassgpt.utils.hub import is_hub_id
 
 
 class Source(Protocol):
@@ -145,13 +145,19 @@ class LocalFiles:
     def _paths(self) -> list[Path]:
         if self.is_pattern:
             # A set, since `**/**` finds a file several times.
-            found = [path for path in {Path(name) for name in glob.glob(str(self.root), recursive=True)} if path.is_file()]
+            found = [
+                path for path in {Path(name) for name in glob.glob(str(self.root), recursive=True)} if path.is_file()
+            ]
         elif self.root.is_dir():
             found = list(files_below(self.root, _is_text))
         else:
             return [self.root]
         if not found:
-            what = f"no file matches {self.root}" if self.is_pattern else f"the folder {self.root} has no file that can be read"
+            what = (
+                f"no file matches {self.root}"
+                if self.is_pattern
+                else f"the folder {self.root} has no file that can be read"
+            )
             kinds = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
             raise UserError(f"{what}; name a text file, or a folder that has some ({kinds}; also .gz, .bz2 and .zst)")
         return sorted(found, key=self._relative)
@@ -188,7 +194,11 @@ def _absolute(pattern: str) -> Path:
     """The same pattern from the root on. Wildcards are the user's alone: a working directory or a home may be called `a[1]`."""
     first, *rest = Path(pattern).parts
     start = user_path(first)
-    return Path(glob.escape(str(start)), *rest) if start.is_absolute() else Path(glob.escape(str(Path.cwd())), first, *rest)
+    return (
+        Path(glob.escape(str(start)), *rest)
+        if start.is_absolute()
+        else Path(glob.escape(str(Path.cwd())), first, *rest)
+    )
 
 
 def _hash(path: Path) -> str:
@@ -253,7 +263,7 @@ class PythonDocs:
         """The one file, which is made now where it is missing. Raises `UserError` where this Python has no documentation."""
         version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}-{self.identity()['rules'][:12]}"
         path = cache_directory() / "downloads" / f"python-docs-{version}.jsonl"
-        with explained("write", path):
+        with explain_os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():
@@ -304,7 +314,9 @@ class HubSource:
         except UserError as error:
             if named in _HUB_NAMES:
                 raise
-            raise UserError(f"there is no file or folder {named}, and as a dataset of the Hugging Face hub: {error}") from error
+            raise UserError(
+                f"there is no file or folder {named}, and as a dataset of the Hugging Face hub: {error}"
+            ) from error
 
     def files(self) -> list[SourceFile]:
         """The files of the split. Raises `UserError` where the hub has none, or cannot be reached."""
@@ -370,7 +382,9 @@ def resolve(source: str) -> Source | PreparedDataset:
     if mode is None and source.count(":") <= 2 and (named in _HUB_NAMES or _may_be_of_the_hub(named)):
         return HubSource(source)
     if mode is None:
-        raise UserError(f"there is no file, folder or registered source {source!r}{did_you_mean(source, REGISTERED)};\n{choices}")
+        raise UserError(
+            f"there is no file, folder or registered source {source!r}{did_you_mean(source, REGISTERED)};\n{choices}"
+        )
     if stat.S_ISDIR(mode):
         return PreparedDataset(path.resolve()) if is_dataset(path) else LocalFiles(path.resolve())
     if not stat.S_ISREG(mode):

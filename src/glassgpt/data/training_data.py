@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TOKENIZERS, DataConfig
-from ..errors import UserError
-from ..tokenizers import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
-from .batches import Batches
-from .plan import SEPARATOR
-from .prepare import prepare, verify
-from .readers import reading_of
-from .shards import TOKENIZER
-from .sources import PreparedDataset, absolute_source, read_source, resolve
-from .tokens import Dataset, open_dataset
+from glassgpt.config.schema import TOKENIZERS, DataConfig
+from glassgpt.data.batches import Batches
+from glassgpt.data.dataset import Dataset, open_dataset
+from glassgpt.data.plan import SEPARATOR
+from glassgpt.data.prepare import prepare, verify
+from glassgpt.data.readers import reading_of
+from glassgpt.data.shards import TOKENIZER
+from glassgpt.data.sources import PreparedDataset, absolute_source, read_source, resolve
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
+from glassgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,22 @@ def pinned(data: DataConfig) -> DataConfig:
         mixture[source] = weight
     source = data.source if mixture else absolute_source(data.source)
     validation = None if data.validation_source is None else absolute_source(data.validation_source)
-    return dataclasses.replace(data, source=source, mixture=mixture, validation_source=validation, tokenizer=portable_kind(data.tokenizer))
+    return dataclasses.replace(
+        data, source=source, mixture=mixture, validation_source=validation, tokenizer=portable_kind(data.tokenizer)
+    )
 
 
 def with_own_tokenizer(data: DataConfig, found: TrainingData, log: Callable[[str], None]) -> DataConfig:
     """The config that names the tokenizer of the prepared datasets that it trains on, whatever a recipe says."""
     prepared = [dataset.directory for dataset in found.datasets if str(dataset.directory) in data.sources]
     kind = found.tokenizer.kind
-    if not prepared or data.tokenizer == kind or tokenizer_file(data.tokenizer) is not None:  # a file's has been compared
+    if (
+        not prepared or data.tokenizer == kind or tokenizer_file(data.tokenizer) is not None
+    ):  # a file's has been compared
         return data
-    log(f"the dataset's own tokenizer ({kind}, {found.tokenizer.vocab_size:,} ids) stands in for data.tokenizer = {data.tokenizer!r}")
+    log(
+        f"the dataset's own tokenizer ({kind}, {found.tokenizer.vocab_size:,} ids) stands in for data.tokenizer = {data.tokenizer!r}"
+    )
     return dataclasses.replace(data, tokenizer=kind if kind in TOKENIZERS else str(Path(prepared[0]) / TOKENIZER))
 
 

@@ -18,13 +18,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .groups import Report, Workshop, hash_group, prepare_group
+from glassgpt.data.work_units import Report, Workshop, hash_group, prepare_group
+from glassgpt.utils.errors import UserError
 
-TASKS: Mapping[str, Callable[[Workshop, int, Sequence[Path], Report], None]] = {"hash": hash_group, "prepare": prepare_group}
+TASKS: Mapping[str, Callable[[Workshop, int, Sequence[Path], Report], None]] = {
+    "hash": hash_group,
+    "prepare": prepare_group,
+}
 
 
-def run_groups(task: str, directory: Path, groups: Iterable[tuple[int, Sequence[Path]]], workers: int, report: Report) -> None:
+def run_groups(
+    task: str, directory: Path, groups: Iterable[tuple[int, Sequence[Path]]], workers: int, report: Report
+) -> None:
     """Do a task for each group, whose files lie at the given paths, in `workers` processes; in this one where that is 1.
 
     `groups` may wait for downloads. Raises what the first task that fails raises, after an end of the others.
@@ -69,7 +74,11 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env=os.environ | {"RAYON_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join([here, *([known] if known else [])])},
+                env=os.environ
+                | {
+                    "RAYON_NUM_THREADS": str(threads),
+                    "PYTHONPATH": os.pathsep.join([here, *([known] if known else [])]),
+                },
             )
         self._paths: Sequence[Path] = ()
         self._thread = threading.Thread(target=self._listen, args=(messages,), daemon=True)
@@ -93,7 +102,9 @@ class _Worker:
         assert self._process.stdin is not None
         self._paths = paths
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"task": task, "group": number, "paths": [str(path) for path in paths]}) + "\n")
+            self._process.stdin.write(
+                json.dumps({"task": task, "group": number, "paths": [str(path) for path in paths]}) + "\n"
+            )
             self._process.stdin.flush()
 
     def _listen(self, messages: "queue.Queue[tuple[_Worker, dict[str, Any]]]") -> None:
@@ -106,7 +117,9 @@ class _Worker:
     def _end(self, code: int) -> str:
         """What is said of a process that has ended by itself."""
         more = f" and {len(self._paths) - 1:,} more" if len(self._paths) > 1 else ""
-        what = f"the process that prepared {self._paths[0]}{more}" if self._paths else "a process that was to prepare text"
+        what = (
+            f"the process that prepared {self._paths[0]}{more}" if self._paths else "a process that was to prepare text"
+        )
         if code == -9:
             return f"{what} was killed, as the system does where memory runs out; fewer --workers take less of it"
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

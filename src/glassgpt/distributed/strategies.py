@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..attention import FlexKernel
-from ..config import TrainConfig
-from ..errors import UserError
-from ..model import GPT
-from .ranks import Ranks, launched
+from glassgpt.config.schema import TrainConfig
+from glassgpt.distributed.group import Ranks, launched
+from glassgpt.model.attention import FlexKernel
+from glassgpt.model.gpt import GPT
+from glassgpt.utils.errors import UserError
 
 
 class Strategy:
@@ -172,9 +172,13 @@ def parallelize(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.dev
         room = ranks.numbers([own]).min()  # all come to the same strategy
         strategy = "ddp" if ranks.size == 1 or need <= _REPLICATED_SHARE * room else "fsdp"
     if strategy == "fsdp" and precision == "float16":
-        raise UserError("float16 has a loss scale, which fsdp does not know: use --precision bfloat16, or --strategy ddp")
+        raise UserError(
+            "float16 has a loss scale, which fsdp does not know: use --precision bfloat16, or --strategy ddp"
+        )
     if config.cpu_offload and strategy != "fsdp":
-        raise UserError("cpu_offload is a part of fsdp, which needs torchrun: torchrun --standalone --nproc-per-node 1 -m glassgpt train …")
+        raise UserError(
+            "cpu_offload is a part of fsdp, which needs torchrun: torchrun --standalone --nproc-per-node 1 -m glassgpt train …"
+        )
     if strategy == "fsdp":
         return FullySharded(model, ranks, device, config, precision)
     return DataParallel(model, ranks, device) if ranks.size > 1 else Strategy(model, ranks)

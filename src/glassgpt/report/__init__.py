@@ -3,7 +3,7 @@
 It only reads the runs' files, so it may be written at any moment: before the first step, during training, after a kill.
 """
 
-from .page import script_json, write_report
-from .series import MAX_POINTS, read_metrics, smoothed, thinned
+from glassgpt.report.page import script_json, write_report
+from glassgpt.report.series import MAX_POINTS, read_metrics, smoothed, thinned
 
 __all__ = ["MAX_POINTS", "read_metrics", "script_json", "smoothed", "thinned", "write_report"]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..config import DataConfig
-from ..parts import PARTS
-from ..published import GPT2_FINEWEB_LOSS, PUBLISHED
-from .runs import RunRecords
-from .series import MAX_POINTS, Record, column, smoothed, smoothing_window, thinned
+from glassgpt.config.schema import DataConfig
+from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS, PUBLISHED
+from glassgpt.model.param_groups import PARAM_GROUPS
+from glassgpt.report.runs import RunRecords
+from glassgpt.report.series import MAX_POINTS, Record, column, smoothed, smoothing_window, thinned
 
 TRAINING, NORMS = "Training", "Norms"
 _MIN_POINTS = 500
@@ -25,7 +25,9 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     return [chart for chart in charts if any(y is not None for trace in chart["traces"] for y in trace["y"])]
 
 
-def _chart(title: str, form: str, traces: Iterable[Record], *, log: bool = False, tall: bool = False, section: str = TRAINING) -> Record:
+def _chart(
+    title: str, form: str, traces: Iterable[Record], *, log: bool = False, tall: bool = False, section: str = TRAINING
+) -> Record:
     return {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": list(traces)}
 
 
@@ -38,7 +40,10 @@ def _of_one(run: RunRecords) -> list[Record]:
 
     def noisy(key: str) -> list[Record]:
         values, smooth = column(run.training, key), f"mean of {window:,} steps"
-        return [_trace(run, "each step", steps, values, "faint"), _trace(run, smooth, steps, smoothed(values, window), "line")]
+        return [
+            _trace(run, "each step", steps, values, "faint"),
+            _trace(run, smooth, steps, smoothed(values, window), "line"),
+        ]
 
     def plain(name: str, key: str) -> list[Record]:
         return [_trace(run, name, steps, column(run.training, key), "line")]
@@ -55,9 +60,14 @@ def _of_one(run: RunRecords) -> list[Record]:
         else _chart("Memory (bytes)", ".4~s", plain("memory", "memory_bytes")),
     ]
     if any("hellaswag_acc_norm" in record for record in run.evaluations):
-        charts.append(_chart("HellaSwag", ".1~%", [_hellaswag(run, "HellaSwag, normalised"), *_hellaswag_lines([run])], tall=True))
-    for title, key in (("Gradient norms by part, before clipping", "grad_norms"), ("Weight norms by part", "weight_norms")):
-        traces = (_evaluated(run, name, key, part, color) for color, (part, name) in enumerate(PARTS.items()))
+        charts.append(
+            _chart("HellaSwag", ".1~%", [_hellaswag(run, "HellaSwag, normalised"), *_hellaswag_lines([run])], tall=True)
+        )
+    for title, key in (
+        ("Gradient norms by part, before clipping", "grad_norms"),
+        ("Weight norms by part", "weight_norms"),
+    ):
+        traces = (_evaluated(run, name, key, part, color) for color, (part, name) in enumerate(PARAM_GROUPS.items()))
         charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section=NORMS))
     return charts
 
@@ -87,15 +97,29 @@ def _of_several(runs: Sequence[RunRecords]) -> list[Record]:
         _chart("Training loss, smoothed (nats per token)", ".4~g", trained("loss"), tall=True),
         _chart("Validation loss (nats per token)", ".4~g", [*evaluated("val_loss"), *lines], tall=True),
         _chart("Validation, bits per byte", ".4~g", evaluated("val_bits_per_byte")),
-        _chart("HellaSwag", ".1~%", [*scores, *_hellaswag_lines(runs)] if any(trace["y"] for trace in scores) else [], tall=True),
+        _chart(
+            "HellaSwag",
+            ".1~%",
+            [*scores, *_hellaswag_lines(runs)] if any(trace["y"] for trace in scores) else [],
+            tall=True,
+        ),
         _chart("Learning rate", ".3~g", trained("lr", smooth=False)),
         _chart("Gradient norm before clipping, smoothed", ".3~g", trained("grad_norm"), log=True),
         _chart("Tokens per second, smoothed", ".4~s", trained("tokens_per_second")),
         _chart("Share of the device's peak, smoothed", ".3~%", trained("peak_share")),
         _chart("Memory (bytes)", ".4~s", trained("memory_bytes", smooth=False)),
-        _chart("Embedding-gradient norm before clipping", ".3~g", evaluated("grad_norms", "embedding"), log=True, section=NORMS),
+        _chart(
+            "Embedding-gradient norm before clipping",
+            ".3~g",
+            evaluated("grad_norms", "embedding"),
+            log=True,
+            section=NORMS,
+        ),
     ]
-    weights = (_chart(f"Weight norm: {name}", ".4~g", evaluated("weight_norms", part), section=NORMS) for part, name in PARTS.items())
+    weights = (
+        _chart(f"Weight norm: {name}", ".4~g", evaluated("weight_norms", part), section=NORMS)
+        for part, name in PARAM_GROUPS.items()
+    )
     return [*charts, *weights]
 
 
@@ -113,14 +137,31 @@ def _hellaswag(run: RunRecords, name: str, color: int | None = None) -> Record:
 
 
 _FINEWEB = DataConfig(source="fineweb-edu", validation="first_shard", tokenizer="gpt2")
-_DECIDES_VALIDATION = ("source", "column", "mixture", "tokenizer", "validation", "validation_source", "deduplicate", "shard_tokens")
+_DECIDES_VALIDATION = (
+    "source",
+    "column",
+    "mixture",
+    "tokenizer",
+    "validation",
+    "validation_source",
+    "deduplicate",
+    "shard_tokens",
+)
 
 
 def _loss_lines(runs: Sequence[RunRecords]) -> list[Record]:
     """Others' losses, where the validation text of all runs is the same: that of `_FINEWEB`, whatever else a config says."""
     data = [run.config.get("data", {}) for run in runs]
-    same = all(d.get(name, getattr(DataConfig(), name)) == getattr(_FINEWEB, name) for d in data for name in _DECIDES_VALIDATION)
-    return [_reference("GPT-2 124M", GPT2_FINEWEB_LOSS, runs, [column(run.training, "step") for run in runs])] if same else []
+    same = all(
+        d.get(name, getattr(DataConfig(), name)) == getattr(_FINEWEB, name)
+        for d in data
+        for name in _DECIDES_VALIDATION
+    )
+    return (
+        [_reference("GPT-2 124M", GPT2_FINEWEB_LOSS, runs, [column(run.training, "step") for run in runs])]
+        if same
+        else []
+    )
 
 
 def _hellaswag_lines(runs: Sequence[RunRecords]) -> list[Record]:
@@ -143,12 +184,24 @@ def _reference(name: str, value: float, runs: Sequence[RunRecords], steps: Seque
 
 
 def _trace(
-    run: RunRecords, name: str, steps: np.ndarray, y: np.ndarray, style: str, color: int | None = None, limit: int = MAX_POINTS
+    run: RunRecords,
+    name: str,
+    steps: np.ndarray,
+    y: np.ndarray,
+    style: str,
+    color: int | None = None,
+    limit: int = MAX_POINTS,
 ) -> Record:
     """A series of one run, thinned."""
     kept = thinned(y, limit)
     places = {axis: _numbers(each) for axis, each in run.places(steps[kept]).items()}
-    return {"name": name, "style": style, "color": color, **places, "y": [float(v) if math.isfinite(v) else None for v in y[kept]]}
+    return {
+        "name": name,
+        "style": style,
+        "color": color,
+        **places,
+        "y": [float(v) if math.isfinite(v) else None for v in y[kept]],
+    }
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

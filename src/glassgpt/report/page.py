@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import explained, user_path, write_atomic
-from ..run_directory import RunDirectory
-from . import tables
-from .charts import charts_of
-from .runs import RunRecords, read_runs
-from .series import Record
+from glassgpt.report import tables
+from glassgpt.report.charts import charts_of
+from glassgpt.report.runs import RunRecords, read_runs
+from glassgpt.report.series import Record
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 
 # In the page's head, by which a report is known for one.
 MARK = '<meta name="generator" content="glassgpt report">'
@@ -27,7 +27,11 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
     one is no run or is named twice, the file cannot be written, or one is there already that is no report.
     """
     runs = read_runs([run, *others])
-    path = RunDirectory(run).report_path if out is None and not others else user_path(out if out is not None else "report.html")
+    path = (
+        RunDirectory(run).report_path
+        if out is None and not others
+        else user_path(out if out is not None else "report.html")
+    )
     if out is not None or others:
         _require_report(path)
     # A lone surrogate, which JSON can carry, must not stop the page.
@@ -37,7 +41,7 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
 
 def _require_report(path: Path) -> None:
     """Raise `UserError` where something else would be lost."""
-    with explained("write", path):
+    with explain_os_errors("write", path):
         if path.is_dir():
             raise UserError(f"{path} is a directory: name a file (--out {path / 'report.html'})")
         if not path.parent.is_dir():
@@ -61,7 +65,8 @@ def _page(runs: Sequence[RunRecords]) -> str:
         results=_one(runs[0]) if len(runs) == 1 else _several(runs),
         runs="".join(_chip(run, number) for number, run in enumerate(runs)) if len(runs) > 1 else "",
         figures=_figures(charts) or "<p>No training step yet.</p>",
-        samples=(tables.samples_of(runs[0]) if len(runs) == 1 else tables.compared_samples(runs)) or "<p>No samples yet.</p>",
+        samples=(tables.samples_of(runs[0]) if len(runs) == 1 else tables.compared_samples(runs))
+        or "<p>No samples yet.</p>",
         config=tables.configs_of(runs),
         charts=script_json(charts),
         style=_file("page.css"),

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..run_directory import RunDirectory
-from .series import Record, column, read_metrics
+from glassgpt.report.series import Record, column, read_metrics
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
     with contextlib.suppress(tomllib.TOMLDecodeError):
         config = tomllib.loads(config_text)
     kept = sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit())
-    return RunRecords(name, training, evaluations, config_text, config, environment, samples_in(_text(run.samples_path)), kept)
+    return RunRecords(
+        name, training, evaluations, config_text, config, environment, samples_in(_text(run.samples_path)), kept
+    )
 
 
 def _text(path: Path) -> str:

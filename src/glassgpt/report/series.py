@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from glassgpt.utils.errors import UserError
 
 Record = dict[str, Any]
 
@@ -31,7 +31,9 @@ def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
         if record is None:
             if number == len(lines):  # without its newline
                 break
-            raise UserError(f"{path}, line {number}, is damaged: it is no record of numbers as a JSON object. Remove the line to go on")
+            raise UserError(
+                f"{path}, line {number}, is damaged: it is no record of numbers as a JSON object. Remove the line to go on"
+            )
         if {"step", "val_loss"} <= record.keys():
             evaluations.append(record)
         elif {"step", "loss"} <= record.keys():

@@ -7,15 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from ..config import TrainConfig
-from .runs import RunRecords, flat
-from .series import Record, column, smoothed, smoothing_window
+from glassgpt.config.schema import TrainConfig
+from glassgpt.report.runs import RunRecords, flat
+from glassgpt.report.series import Record, column, smoothed, smoothing_window
 
 MAX_SAMPLED_STEPS = 12
 """Steps whose samples the page shows: the first, the last, and some evenly between them."""
 ABSENT = "–"
 # What the environment tells that may explain a difference.
-_COMPARED = ("parameters", "device", "precision", "processes", "strategy", "torch", "cpu", "threads", "data_fingerprint")
+_COMPARED = (
+    "parameters",
+    "device",
+    "precision",
+    "processes",
+    "strategy",
+    "torch",
+    "cpu",
+    "threads",
+    "data_fingerprint",
+)
 
 
 # --- one run --------------------------------------------------------------------------------------------------------------
@@ -52,7 +62,9 @@ def samples_of(run: RunRecords) -> str:
     for index, (step, texts) in enumerate(run.samples):
         if index in chosen:
             state = " open" if index == len(run.samples) - 1 else ""
-            parts.append(f"<details{state}><summary>Step {step:,}</summary><div class='samples'>{_blocks(texts)}</div></details>")
+            parts.append(
+                f"<details{state}><summary>Step {step:,}</summary><div class='samples'>{_blocks(texts)}</div></details>"
+            )
     if len(run.samples) > len(chosen):
         parts.append(f"<p>{len(chosen)} of {len(run.samples)} steps; samples.md has them all.</p>")
     return "".join(parts)
@@ -77,7 +89,9 @@ def differences(runs: Sequence[RunRecords]) -> str:
     for chosen in ("epochs", "name"):
         defaults.pop(chosen)
     configs = [{**defaults, **{key: value for key, value in flat(run.config).items() if key != "name"}} for run in runs]
-    environments = [{key.replace("_", " "): value for key, value in run.environment.items() if key in _COMPARED} for run in runs]
+    environments = [
+        {key.replace("_", " "): value for key, value in run.environment.items() if key in _COMPARED} for run in runs
+    ]
     settings, surroundings = _differing(configs), _differing(environments)
     return (_table(runs, settings) if settings else "<p>No setting differs.</p>") + (
         f"<h3>Environment</h3>{_table(runs, surroundings)}" if surroundings else ""
@@ -106,7 +120,10 @@ def configs_of(runs: Sequence[RunRecords]) -> str:
     """Each run's config as it is, folded."""
     name = ("config.toml",) if len(runs) == 1 else tuple(f"{run.name}/config.toml" for run in runs)
     pairs = zip(name, runs, strict=True)
-    return "".join(f"<details><summary>{html.escape(n)}</summary><pre>\n{html.escape(run.config_text)}</pre></details>" for n, run in pairs)
+    return "".join(
+        f"<details><summary>{html.escape(n)}</summary><pre>\n{html.escape(run.config_text)}</pre></details>"
+        for n, run in pairs
+    )
 
 
 def label_of(run: RunRecords, number: int) -> str:
@@ -131,7 +148,9 @@ def _results(run: RunRecords) -> dict[str, str]:
         "perplexity": _number(final.get("val_perplexity"), ",.2f"),
         "bits per byte": _number(final.get("val_bits_per_byte"), ".4f"),
     }
-    scores = [record["hellaswag_acc_norm"] for record in run.evaluations if record.get("hellaswag_acc_norm") is not None]
+    scores = [
+        record["hellaswag_acc_norm"] for record in run.evaluations if record.get("hellaswag_acc_norm") is not None
+    ]
     if scores:
         found["HellaSwag, normalised"] = _number(scores[-1], ".4f")
     if run.training:
@@ -161,7 +180,9 @@ def _differing(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The columns cut to the keys whose values are not the same in all."""
     keys = list(dict.fromkeys(key for column in columns for key in column))
     kept = [key for key in keys if any(column.get(key) != columns[0].get(key) for column in columns)]
-    return [{key: _shown(column[key]) if key in column else ABSENT for key in kept} for column in columns] if kept else []
+    return (
+        [{key: _shown(column[key]) if key in column else ABSENT for key in kept} for column in columns] if kept else []
+    )
 
 
 def _table(runs: Sequence[RunRecords], columns: Sequence[Mapping[str, str]]) -> str:
@@ -179,7 +200,9 @@ def _table(runs: Sequence[RunRecords], columns: Sequence[Mapping[str, str]]) -> 
     return f"<div class='card wide' tabindex='0'>{table}</div>"
 
 
-def _side_by_side(title: str, runs: Sequence[RunRecords], found: Sequence[tuple[int, list[str]] | None], is_open: bool = False) -> str:
+def _side_by_side(
+    title: str, runs: Sequence[RunRecords], found: Sequence[tuple[int, list[str]] | None], is_open: bool = False
+) -> str:
     columns = []
     for number, (run, samples) in enumerate(zip(runs, found, strict=True)):
         step = "" if samples is None else f" <small>step {samples[0]:,}</small>"

@@ -1,0 +1,162 @@
+"""The command line: which command is meant, and how it ends. `glassgpt --help` and every `--help` answer without torch and numpy.
+
+The commands are in `commands`. Only the chosen one's parser is built, and it imports what it runs after its options are read.
+"""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from glassgpt.cli.data import data_info, prepare, show_tokenizer, train_tokenizer
+from glassgpt.cli.evaluate import evaluate
+from glassgpt.cli.models import export, generate, info, report
+from glassgpt.cli.options import Command, description
+from glassgpt.cli.planning import bench, plan
+from glassgpt.cli.play import play
+from glassgpt.cli.train import recipes, train
+from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (`sys.argv` unless given) and return its exit code.
+
+    0: done; 2: a mistake that the user can mend, said in a line or two on standard error; 130: interrupted. Any other
+    exception is a defect and keeps its traceback. `--help` ends in `SystemExit(0)`.
+    """
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] != ["generate"]:  # whose parallel regions are short: a tenth of its time would go to waking up
+        _wait_asleep()
+    try:
+        try:
+            return _run(given)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except UserError as error:
+        # Of the same mistake on all processes of torchrun, one on each host tells.
+        return _fail(str(error)) if isinstance(error, RankError) or os.environ.get("LOCAL_RANK", "0") == "0" else 2
+    except KeyboardInterrupt:
+        print("glassgpt: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # the reader has what it wants (`| head`), or standard output goes to a full disk
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the interpreter's own last flush must not complain
+        return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = "a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model"
+        return _fail(
+            f"out of memory; {ways}" if given[:1] == ["train"] else "out of memory: this needs more than is free"
+        )
+
+
+def _wait_asleep() -> None:
+    """Have GNU's OpenMP threads spin only briefly while they wait for each other, then sleep. To be called before torch is imported.
+
+    By default they spin a hundred times longer: where a second program wants the cores, a whole time slice may be lost in each of
+    a step's hundreds of parallel regions (docs/results.md, «Two trainings at once»). The user's own choice stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _run(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else None
+    if command is None or command in ("-h", "--help"):
+        print(_overview())
+        return 0 if command else 2
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"glassgpt {version('glassgpt')}")
+        return 0
+    if command not in COMMANDS:
+        kind = "option" if command.startswith("-") else "command"
+        nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
+        raise UserError(f"there is no {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
+    if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"only train runs on several processes: call {command} without torchrun")
+    COMMANDS[command](arguments[1:])
+    return 0
+
+
+def _overview() -> str:
+    head = "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and write with them."
+    tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
+    return "\n".join([head, "", *_rows(COMMANDS), "", tail])
+
+
+def _rows(commands: Mapping[str, Command]) -> list[str]:
+    return [f"  {name:<11}{description(command).splitlines()[0]}" for name, command in commands.items()]
+
+
+def _fail(text: str) -> int:
+    print(f"glassgpt: error: {text}", file=sys.stderr)
+    return 2
+
+
+def tokenizer(arguments: Sequence[str]) -> None:
+    """Train a tokenizer of your own, or see how one cuts text."""
+    _run_subcommand("tokenizer", arguments)
+
+
+def data(arguments: Sequence[str]) -> None:
+    """See what is in a dataset, and whether it is whole."""
+    _run_subcommand("data", arguments)
+
+
+SUBCOMMANDS: Mapping[str, Mapping[str, Command]] = {
+    "tokenizer": {"train": train_tokenizer, "show": show_tokenizer},
+    "data": {"info": data_info},
+}
+
+
+def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
+    commands, command = SUBCOMMANDS[group], arguments[0] if arguments else ""
+    if command in ("-h", "--help"):
+        tail = f"`glassgpt {group} COMMAND --help` explains a command's options."
+        print(
+            "\n".join(
+                [
+                    f"usage: glassgpt {group} COMMAND [OPTIONS]\n",
+                    description(COMMANDS[group]),
+                    "",
+                    *_rows(commands),
+                    "",
+                    tail,
+                ]
+            )
+        )
+        return
+    if command not in commands:
+        wrong = f"there is no command '{group} {command}'" if command else f"{group} is no command by itself"
+        nearest = did_you_mean(command, commands)
+        raise UserError(f"{wrong}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
+    commands[command](arguments[1:])
+
+
+COMMANDS: Mapping[str, Command] = {
+    "prepare": prepare,
+    "plan": plan,
+    "train": train,
+    "generate": generate,
+    "play": play,
+    "eval": evaluate,
+    "info": info,
+    "export": export,
+    "report": report,
+    "recipes": recipes,
+    "bench": bench,
+    "tokenizer": tokenizer,
+    "data": data,
+}

@@ -1,0 +1,87 @@
+"""What several commands need."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import Positional, arg
+
+from glassgpt.cli.parsing import parse_options
+from glassgpt.utils.errors import UserError
+
+Command = Callable[[Sequence[str]], None]
+Options = TypeVar("Options")
+REFERENCE_HELP = (
+    "A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or hub id (gpt2); "
+    "a .pt file of nanoGPT or build-nanogpt."
+)
+Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
+
+
+def description(command: Command) -> str:
+    """What a command's help says of it: its docstring, the first line of which is also its row in an overview."""
+    return "\n".join(line.strip() for line in (command.__doc__ or "").strip().splitlines())
+
+
+def parse(
+    options: type[Options], name: str, command: Command, arguments: Sequence[str], bare: str = "", unknown: str = ""
+) -> Options:
+    """The options of `glassgpt NAME`. See `parse_options`."""
+    return parse_options(options, f"glassgpt {name}", description(command), arguments, bare=bare, unknown=unknown)
+
+
+def gives(arguments: Sequence[str], option: str) -> bool:
+    """Whether an option, written with dashes, is given on the command line, with dashes or underscores."""
+    return any(argument.partition("=")[0].replace("_", "-") == option for argument in arguments)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks: alone, or the first of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """A line on standard output, at once."""
+    print(line, flush=True)
+
+
+def say_aside(line: str) -> None:
+    """A line on standard error, which is no part of the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def decoded(data: bytes, origin: str) -> str:
+    """Text in UTF-8. Raises `UserError` that names the origin and the first byte that is wrong."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def require_json(path: Path) -> None:
+    """Raise `UserError` where figures cannot be written to this file, or something else would be lost. Makes its folder."""
+    from glassgpt.utils.files import explain_os_errors
+
+    with explain_os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"--json {path} is a directory: name a file")
+        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
+            raise UserError(f"--json {path} is there already and is no JSON: name another file")
+        if path.is_file() and any(
+            (path.parent / name).is_file() for name in ("manifest.json", "config.toml", "config.json")
+        ):
+            raise UserError(f"--json {path} is a file of a dataset, a run or a model: name another one")
+
+
+def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as a JSON object, a line each; numbers that JSON does not have (infinite, not a number) are null."""
+    from glassgpt.utils.files import write_atomic
+    from glassgpt.utils.json_text import finite
+
+    # Without `indent` within a line: with it, each of ten million numbers would be a line, and slow to write.
+    rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
+    write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")

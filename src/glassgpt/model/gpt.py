@@ -1,0 +1,249 @@
+"""GPT-2 (Radford et al., 2019): a decoder of pre-LayerNorm blocks. Variants are slots chosen in `__init__`.
+
+Shapes: `B` batch, `T` time, `C` channels, `V` padded vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.model.attention import Attention, KVCache, LayerCache, Span, spans
+from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
+from glassgpt.model.norm import LayerNorm, RMSNorm
+from glassgpt.utils.rng import generator_for
+
+
+class ReLUSquared(nn.Module):
+    """max(0, x)^2 (So et al., 2021)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape."""
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "relu_squared": ReLUSquared,
+    "silu": nn.SiLU,
+}
+
+
+def empty_embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding that is not drawn: on the meta device the draw alone would import torch's compiler, 0.7 s."""
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
+    return embedding
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector a position, added to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = empty_embedding(config.context_length, config.n_embd)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C), positions (T,) -> (B, T, C)."""
+        return x + self.table(positions)  # type: ignore[no-any-return]
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, sections 3.4 and 3.5).
+
+    The embedding is multiplied by sqrt(C) first, as there: drawn from normal(0, 0.02) it would be lost beside them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_embd = config.n_embd
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, T, C), positions (T,) -> (B, T, C)."""
+        frequencies = 10000.0 ** (-torch.arange(0, self.n_embd, 2, device=x.device) / self.n_embd)
+        angles = positions[:, None] * frequencies
+        # Dimensions 2i and 2i + 1 are sine and cosine of one angle; an odd width ends with a sine.
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, : self.n_embd]
+        return x * math.sqrt(self.n_embd) + table.to(x.dtype)
+
+
+class NoPositions(nn.Module):
+    """The place of `LearnedPositions` in a model whose attention knows the positions, or nobody does."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x as it is."""
+        return x
+
+
+POSITIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
+    "rope": NoPositions,
+    "none": NoPositions,
+}
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """A normalisation over the width of the residual stream."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a nonlinearity in between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Module):
+    """silu(x G) * (x U) D: a feed-forward block with a gate (Shazeer, 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.activation = nn.SiLU()
+        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to the residual stream from behind a norm."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config, span)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C); the rest as in `Attention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), positions, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """The language model. `model(ids)` gives logits, `model(ids, targets)` the loss.
+
+    Its weights are uninitialised storage until `initialize` or a checkpoint fills them; `create` does the former.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size or 0
+        self.limit = config.context_length if config.position == "learned" else None
+        self.embedding = empty_embedding(config.padded_vocab_size, config.n_embd)
+        self.positions = POSITIONS[config.position](config)
+        self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, span) for span in spans(config))
+        self.norm = build_norm(config)
+        # A tied head is the embedding module itself, so nothing can untie the two.
+        self.head = (
+            self.embedding if config.tied_head else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        )
+
+    @classmethod
+    def create(cls, config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> "GPT":
+        """A new model with weights drawn from `seed`: the same on every device."""
+        model = cls.empty(config, device)
+        initialize(model, seed)
+        return model
+
+    @classmethod
+    def empty(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "GPT":
+        """A model whose weights are still to be filled, without the time and memory of drawing them first."""
+        with torch.device("meta"):
+            model = cls(config)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                # Module.to_empty does this too, but imports sympy for it, half a second.
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device)))
+        return model
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
+        """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
+
+        The loss is the mean with gradients, or with `reduction="none"` that of each token, (B, T), without gradients.
+        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than there are learned positions, or than
+        the cache has room for.
+        """
+        hidden = self.hidden(ids, cache)
+        if targets is None:
+            return self.logits(hidden)
+        loss = cross_entropy if reduction == "mean" else token_losses
+        return loss(hidden, self.head.weight, targets, self.vocab_size, self.config.logit_softcap)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds what came before, and grows."""
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        limit = cache.limit if cache is not None else self.limit
+        if limit is not None and end > limit:
+            raise ValueError(f"{end} tokens do not fit into {limit} positions")
+        positions = torch.arange(start, end, device=ids.device)
+        x = self.dropout(self.embedding_norm(self.positions(self.embedding(ids), positions)))
+        layers = cache.layers if cache is not None else [None] * len(self.blocks)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, positions, layer)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., C) -> logits (..., vocab_size)."""
+        return soft_cap(F.linear(hidden, self.head.weight[: self.vocab_size]), self.config.logit_softcap)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """An empty cache on the model's device, for `batch_size` sequences of up to `capacity` tokens."""
+        weight = self.embedding.weight
+        return KVCache(self.config, batch_size, capacity=capacity, dtype=weight.dtype, device=weight.device)
+
+
+@torch.no_grad()
+def initialize(model: GPT, seed: int) -> None:
+    """Draw all weights: normal(0, 0.02), biases 0, norms 1.
+
+    The two projections that write into the residual stream are drawn with 0.02 / sqrt(2 n_layer), so that the stream's
+    variance does not grow with depth (Radford et al., 2019, section 2.3), or start at zero where the config asks. Each
+    parameter is drawn on the CPU from a generator named after it, so no other parameter, device or process count can
+    change it.
+    """
+    residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
+    residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]
+    for name, module in model.named_modules():
+        if isinstance(module, (LayerNorm, RMSNorm)):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            std = residual_std if id(module) in residual else 0.02
+            generator = generator_for(seed, "init", f"{name}.weight")
+            module.weight.copy_(torch.normal(0.0, std, module.weight.shape, generator=generator))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()

@@ -1,0 +1,312 @@
+"""Checkpoints: a directory each, whole or not there, verified when read, never unpickled.
+
+    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
+
+`manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is noticed before it is used.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.distributed.strategies import Strategy
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
+from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+_STEP_NAME = re.compile(r"\d{6,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What training goes on from, besides weights and optimizer: where the run is and what its best was."""
+
+    step: int
+    """Updates done."""
+    val_loss: float | None = None
+    """Validation loss at this step, where it was evaluated, in nats a token."""
+    best_step: int | None = None
+    best_val_loss: float | None = None
+    scaler: dict[str, float | int] | None = None
+    """Loss scale of float16 training."""
+    data_fingerprint: str | None = None
+    """Of the dataset that the run trains on."""
+    recent: list[list[float]] | None = None
+    """Loss and gradient norm of the last updates, where outliers are skipped."""
+    tokens_seen: int | None = None
+    """Of all updates; None in a checkpoint of glassgpt before 2026-11-22, where all updates were alike."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that has been verified."""
+
+    path: Path
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's config when this was saved, `model.vocab_size` filled in."""
+        return TrainConfig.from_toml((self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml"))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.config.model
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What `glassgpt info` tells: where it is, and its training so far."""
+        config, state = self.config, self.state
+        loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
+        return (
+            ("checkpoint", str(self.path)),
+            ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)"),
+            ("validation loss", loss),
+            ("trained on", config.data.source),
+        )
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all updates so far."""
+        counted = self.state.tokens_seen
+        return self.state.step * self.config.batch_tokens if counted is None else counted
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    @property
+    def state(self) -> TrainingState:
+        """Where training was. Raises `UserError` where it cannot be read, which is found in a checkpoint not verified only."""
+        try:
+            return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"checkpoint {self.path} is damaged: state.json cannot be read") from None
+
+    def load_model(self, model: nn.Module) -> None:
+        """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
+        tensors = read_tensors(self.path / "model.safetensors")
+        parameters = dict(model.named_parameters())
+        wrong = sorted(tensors.keys() ^ parameters.keys())
+        wrong += sorted(name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape)
+        if wrong:
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs ({len(wrong)} tensors in all)")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+
+    def load_optimizers(self, strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
+        parameters = dict(strategy.model.named_parameters())
+        owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+        for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
+            kind, _, name = key.partition(".")
+            parameter = parameters[name]
+            # A copy, since what was read is a map of the file, and pruning will remove the file.
+            copy = value.to(parameter.device, copy=True)
+            owners[parameter].state[parameter][kind] = strategy.like(copy, parameter) if copy.shape == parameter.shape else copy
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of weights and optimizer state in the host's memory, which training leaves alone while they are written."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """By the moment's name and its parameter's: `exp_avg.blocks.0.attention.qkv.weight`."""
+
+
+def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> Snapshot | None:
+    """A snapshot on the first rank, None on the others, which help to gather it."""
+    found = Snapshot({}, {})
+    weights: dict[str, Tensor] = dict(strategy.model.named_parameters())
+    names = {parameter: name for name, parameter in weights.items()}
+    states = [item for optimizer in optimizers for item in optimizer.state.items()]
+    moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
+    for tensors, kept in ((weights, found.weights), (moments, found.moments)):
+        for name, tensor in tensors.items():
+            whole = strategy.whole(tensor.detach())
+            if strategy.ranks.is_first:
+                kept[name] = whole.to("cpu", copy=True)
+    return found if strategy.ranks.is_first else None
+
+
+def save_checkpoint(directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState) -> Path:
+    """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
+    final = directory / f"{training.step:06d}"
+    with atomic_directory(final) as partial:
+        write_tensors(partial / "model.safetensors", snapshot.weights)
+        write_tensors(partial / OPTIMIZER_FILE, snapshot.moments)
+        (partial / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        (partial / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (partial / "state.json").write_text(json.dumps(dataclasses.asdict(training)), encoding="utf-8")
+        sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+        (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
+    return final
+
+
+class Background:
+    """Runs one action at a time in a thread; what it raised is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, action: Callable[[], None]) -> None:
+        """Wait for the action before, then run this one."""
+        self.finish()
+
+        def run() -> None:
+            try:
+                action()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="glassgpt-save", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the action raised, if it is over."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait until the action is over, or for so many seconds; raise what it raised."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        self.check()
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """The checkpoint directories in order of their steps."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
+
+
+def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
+    """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered.
+
+    Only training reads the optimizer's state, two thirds of the bytes: others leave it unread. A directory that is not there
+    (any more) is a `FileNotFoundError`.
+    """
+    try:
+        sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError:
+        if not path.is_dir():
+            raise
+        raise UserError(f"{path} is no checkpoint: it has no manifest.json") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
+    for name, expected in sums.items():
+        if name == OPTIMIZER_FILE and not for_training:
+            continue
+        try:
+            found = sha256_of(path / name)
+        except FileNotFoundError:
+            if not path.is_dir():
+                raise
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing") from None
+        if found != expected:
+            raise UserError(f"checkpoint {path} is damaged: {name} does not match its sha256")
+    return Checkpoint(path)
+
+
+def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_training: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None where there are none.
+
+    Damaged ones are named through `warn` and skipped; if none of them is whole, that is a `UserError`.
+    """
+    paths = checkpoint_paths(directory)
+    for path in reversed(paths):
+        try:
+            return open_checkpoint(path, for_training=for_training)
+        except UserError as error:
+            warn(f"{error}; trying the one before it")
+    if paths:
+        raise UserError(f"no checkpoint in {directory} is whole: start the run again with --overwrite")
+    return None
+
+
+def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one, and what killed saves left behind."""
+    remove_partials(directory)
+    for path in checkpoint_paths(directory)[:-keep]:
+        if int(path.name) != best_step:
+            _remove(path)
+
+
+def remove_later_checkpoints(directory: Path, step: int) -> None:
+    """Remove the checkpoints of later steps than the whole one that a run goes on from.
+
+    They are damaged, and would count among the newest: whole ones would be pruned for them.
+    """
+    for path in checkpoint_paths(directory):
+        if int(path.name) > step:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: for a reader it is gone at once, never half there."""
+    aside = path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}")
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """safetensors reports a full disk as its own error; give it the number that the rest of the code looks for."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error)) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises `OSError` as other writing does, where the disk is full, say."""
+    path.touch()  # for its mode: safetensors writes files that nobody else may read
+    mode = path.stat().st_mode
+    with _as_os_errors():
+        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
+
+
+def tensor_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The content of a safetensors file, for small ones: the same bytes for the same tensors as long as `metadata` has one key alone."""
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as a map of the file. Raises `UserError` where it is damaged."""
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the texts beside them. Raises `UserError` where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from None

@@ -1,0 +1,55 @@
+"""Numbers and texts as people read them: the one formatter for bytes, for durations and for one-line excerpts."""
+
+from collections.abc import Callable
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes in decimal units: `456 bytes`, `12.3 kB`, `4.5 MB`, `1.61 GB`."""
+    for unit, size, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if count >= size:
+            return f"{count / size:,.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Seconds as `1:05` or `2:03:04`; `?` if None."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_number(value: float | None, spec: str) -> str:
+    """A number by a format specification; `?` if None (not measured)."""
+    return "?" if value is None else format(value, spec)
+
+
+def one_line(text: str, width: int) -> str:
+    """Text on one line of at most `width` characters, without control characters that move a terminal's cursor."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def excerpt(text: str, length: int) -> str:
+    """The first `length` characters of a text, lines kept and indented, without control characters."""
+    lines = text.strip()[:length].splitlines()
+    shown = "\n".join("  " + "".join(c if c.isprintable() else " " for c in line) for line in lines)
+    return f"{shown}…" if len(text.strip()) > length else shown
+
+
+class RemainingTime:
+    """Estimates the remaining seconds from the mean speed since the first step it saw, everything in between included."""
+
+    def __init__(self, last_step: int, clock: Callable[[], float]) -> None:
+        self._last_step = last_step
+        self._clock = clock
+        self._start: tuple[int, float] | None = None
+
+    def left(self, step: int) -> float | None:
+        """Seconds from `step` to the last step; None at the first step seen, when there is no speed yet."""
+        if self._start is None or step <= self._start[0]:
+            self._start = (step, self._clock())
+            return None
+        first, start = self._start
+        return (self._last_step - step) * (self._clock() - start) / (step - first)

@@ -1,0 +1,678 @@
+"""The command line: what it hands on, what it prints, how it ends, and that help costs neither torch nor patience."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from rich.console import Console
+
+import glassgpt.evaluation
+import glassgpt.generation.generate
+import glassgpt.interop.references
+import glassgpt.training.loop
+from glassgpt.cli.console import RichProgress
+from glassgpt.cli.main import COMMANDS, SUBCOMMANDS, main
+from glassgpt.config.recipes import recipe, recipe_names, recipe_text
+from glassgpt.config.schema import TrainConfig
+from glassgpt.generation.generate import Piece
+from glassgpt.training.progress import PlainProgress
+from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.formatting import format_duration
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def training(monkeypatch: Patch) -> mock.Mock:
+    """Stands in for `training.train` and `training.resume`; a call that the real ones would refuse fails."""
+    stand_in = mock.Mock()
+    for name in ("train", "resume"):
+        recorder = mock.create_autospec(getattr(glassgpt.training.loop, name), return_value=Path("runs/x"))
+        stand_in.attach_mock(recorder, name)
+        monkeypatch.setattr(glassgpt.training.loop, name, recorder)
+    return stand_in
+
+
+def trained_config(training: mock.Mock, *arguments: str) -> TrainConfig:
+    """The config that `glassgpt train ARGUMENTS` trains."""
+    assert main(["train", *arguments]) == 0
+    config = training.train.call_args.args[0]
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def fails(capsys: Capture, *arguments: str) -> str:
+    """The error of a command line that must end as a user's mistake: exit code 2, a line or two, nothing on stdout."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("glassgpt: error: ")
+    assert captured.err.count("\n") <= 2
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def run_process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=60, **options
+    )
+
+
+# help
+
+
+EVERY_COMMAND = [
+    [],
+    *([name] for name in COMMANDS),
+    *([group, name] for group, names in SUBCOMMANDS.items() for name in names),
+]
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND, ids=lambda command: " ".join(command) or "glassgpt")
+def test_help_answers_soon_and_without_torch(command: list[str]) -> None:
+    script = """if True:
+        import sys
+        from glassgpt.cli import main
+        try:
+            code = main(sys.argv[1:])
+        except SystemExit as stop:
+            code = stop.code
+        print(sorted({"torch", "numpy", "rich", "plotly"} & set(sys.modules)), file=sys.stderr)
+        sys.exit(code)
+    """
+    begin = time.perf_counter()
+    result = run_process("-c", script, *command, "--help")
+    seconds = time.perf_counter() - begin
+    assert (result.returncode, result.stderr.strip()) == (0, "[]")
+    assert "usage: glassgpt" in result.stdout
+    assert seconds < 3  # 0.4 s on the slowest machine tried; a torch import alone would add 1.6 s
+
+
+def option_defaults(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        yield from option_defaults(value, f"{name}.") if dataclasses.is_dataclass(value) else [(f"--{name}", value)]
+
+
+def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # wider, and it sets its boxes side by side
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "shakespeare-cpu", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(line.strip(" │") for line in capsys.readouterr().out.splitlines())
+    for option, value in option_defaults(recipe("shakespeare-cpu")):
+        shown = (
+            "none"
+            if value in (None, {}, [])
+            else {"\n": r"'\n'"}.get(value if isinstance(value, str) else "", str(value))
+        )
+        # The option, its help (which has a sentence to say), and the default before the next option begins.
+        found = re.search(rf"{option}(?:,? \S+)? (?P<help>(?:(?! --).)*?) ?\(default: (?P<default>[^)]*)\)", text)
+        assert found, option
+        assert len(found["help"].split()) >= 2 or option == "--device", option
+        assert found["default"] == shown, option
+
+
+# train
+
+
+def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
+    arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48 --optim.lr 1e-3"
+    more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none --sample.prompt=--x"
+    config = trained_config(training, "shakespeare-cpu", *arguments.split(), *more.split())
+    expected = recipe(
+        "shakespeare-cpu",
+        data={"source": "book.txt", "tokenizer": "bytes"},
+        seed=7,
+        eval_every=5,
+        checkpoint_every=6,
+        model={"n_layer": 3, "n_embd": 48, "bias": False},
+        optim={"lr": 1e-3},
+        eval_tokens=99,
+        sample={"prompt": "--x"},
+    )
+    assert config == expected
+    assert training.train.call_args.kwargs["out"] is None
+    assert training.train.call_args.kwargs["overwrite"] is False
+
+
+def test_train_alone_is_the_demo_as_it_stands(training: mock.Mock) -> None:
+    assert trained_config(training) == recipe("demo")
+
+
+def test_out_and_overwrite(training: mock.Mock, capsys: Capture) -> None:
+    trained_config(training, "demo", "--out", "some where/x", "--overwrite")
+    assert training.train.call_args.kwargs["out"] == Path("some where/x")
+    assert training.train.call_args.kwargs["overwrite"] is True
+    assert "glassgpt generate runs/x" in capsys.readouterr().out
+
+
+def test_steps_or_epochs_given_withdraws_the_recipes_other(
+    training: mock.Mock, tmp_path: Path, capsys: Capture
+) -> None:
+    by_epochs = tmp_path / "mine.toml"
+    by_epochs.write_text("epochs = 2.0\nbatch_tokens = 1024\nmicro_batch_size = 1\n")
+    config = trained_config(training, "demo", "--epochs", "0.5")
+    assert (config.steps, config.epochs) == (None, 0.5)
+    config = trained_config(training, str(by_epochs), "--steps=9")
+    assert (config.steps, config.epochs, config.name) == (9, None, "mine")
+    assert trained_config(training, str(by_epochs)).epochs == 2.0
+    capsys.readouterr()
+    assert "exactly one" in fails(capsys, "train", "demo", "--steps", "3", "--epochs", "1")
+
+
+def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Capture) -> None:
+    assert main(["train", "--resume", "runs/x"]) == 0
+    assert main(["train", "--resume=runs/x", "--steps", "90"]) == 0
+    calls = [(call.args[0], call.kwargs["steps"]) for call in training.resume.call_args_list]
+    assert calls == [(Path("runs/x"), None), (Path("runs/x"), 90)]
+    capsys.readouterr()
+    assert "only --steps, --strategy and --log" in fails(capsys, "train", "--resume", "runs/x", "--optim.lr", "1e-3")
+    assert "only --steps, --strategy and --log" in fails(capsys, "train", "demo", "--resume", "runs/x")
+    assert training.train.call_count == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("trian", "did you mean 'train'"),
+        ("--vresion", "did you mean '--version'"),
+        ("train demmo", "did you mean 'demo'"),
+        ("train --model.n-lyer 3", "did you mean '--model.n-layer'"),
+        ("train --n-layer 3", "did you mean '--model.n-layer'"),
+        ("eval x --splt train", "did you mean '--split'"),
+        ("train --steps 3 demo", "a recipe comes first"),
+        ("train --steps ten", "--steps: must be a whole number, got 'ten'"),
+        ("train --optim.lr fast", "--optim.lr: must be a number, got 'fast'"),
+        ("train --optim.lr nan", "optim.lr must be a number"),
+        ("train --optim.lr", "--optim.lr"),
+        ("train --data.tokenizer byte", "'bytes'"),
+        ("train --model.n-head 7", "error: model.n_head = 7 does not divide"),
+        ("train --seed -1", "error: seed must be at least 0"),
+        ("train --data a --data.source b", "give one of them"),
+        ("train missing.toml", "missing.toml"),
+        ("generate", "REF is missing"),
+        ("generate a --prompt x --prompt-file y", "exclude each other"),
+        ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
+        ("prepare x --validation-fraction 2", "validation_fraction"),
+        ("report nonexistent", "nonexistent"),
+        ("report", "needs a run"),
+        ("recipes gtp2", "did you mean 'gpt2'"),
+    ],
+)
+def test_mistakes_get_a_line_with_the_way_out(arguments: str, expected: str, capsys: Capture) -> None:
+    assert expected in fails(capsys, *arguments.split())
+
+
+# how it ends
+
+
+def test_errors_from_below(training: mock.Mock, capsys: Capture) -> None:
+    training.train.side_effect = UserError("the run is there already")
+    assert "the run is there already" in fails(capsys, "train")
+    training.train.side_effect = MemoryError()
+    assert "--micro-batch-size" in fails(capsys, "train")
+    training.train.side_effect = RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+    )
+    assert "--micro-batch-size" in fails(capsys, "train")
+    training.train.side_effect = KeyboardInterrupt()
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    training.train.side_effect = RuntimeError("a defect")
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["train"])
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ids=["nothing", "spin count", "policy"],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(
+    set_by_user: dict[str, str], spins: str | None, monkeypatch: Patch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what `main` sets is taken back
+        monkeypatch.delenv(name)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--version"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_no_command_prints_the_overview_and_fails(capsys: Capture) -> None:
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_module_runs_and_a_closed_pipe_ends_quietly() -> None:
+    assert run_process("-m", "glassgpt", "--version").stdout.startswith("glassgpt ")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glassgpt", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # long before it writes
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 0
+
+
+def test_output_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "мой.toml"
+    path.write_text("# Über тест 語\nsteps = 1\n", encoding="utf-8")
+    result = run_process("-m", "glassgpt", "recipes", str(path), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stdout) == (0, path.read_text(encoding="utf-8"))
+
+
+# generate
+
+
+@pytest.fixture
+def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Mock]:
+    """Makes `generate` write the given (text, sample) pieces; returns the recorder of its call."""
+    monkeypatch.setattr(
+        glassgpt.interop.references,
+        "load",
+        mock.create_autospec(glassgpt.interop.references.load, return_value=(None, None)),
+    )
+
+    def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
+        made = [Piece(text, token=0, sample=sample, probability=1.0) for text, sample in pieces]
+        recorder: mock.Mock = mock.create_autospec(
+            glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(made)
+        )
+        monkeypatch.setattr(glassgpt.generation.generate, "generate", recorder)
+        return recorder
+
+    return install
+
+
+Writes = Callable[[Sequence[tuple[str, int]]], mock.Mock]
+
+
+def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) -> None:
+    seen: list[str] = []
+
+    def pieces(*arguments: object, **options: object) -> Iterator[Piece]:
+        for text in ("a", "", "语"):
+            seen.append(capsys.readouterr().out)
+            yield Piece(text, token=0, sample=0, probability=1.0)
+        seen.append(capsys.readouterr().out)
+
+    writes([]).side_effect = pieces
+    assert main(["generate", "runs/x", "--prompt", "Да"]) == 0
+    assert seen == ["Да", "a", "", "语"]
+
+
+def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
+    recorder = writes([("x", 0), ("p", 1), ("y", 0), ("q", 1)])
+    options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5 --no-cache --device cpu"
+    assert main(["generate", "runs/x", *options.split(), "--prompt", "- "]) == 0
+    given = recorder.call_args
+    assert given.args[2] == "- "
+    assert given.kwargs == {
+        "n": 2,
+        "max_new_tokens": 9,
+        "temperature": 0.0,
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "stop": ("a", "b"),
+        "seed": 5,
+        "use_cache": False,
+    }
+    assert re.fullmatch(r"- xy\n-+\n- pq\n", capsys.readouterr().out)
+
+
+def piped(monkeypatch: Patch, data: bytes) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    monkeypatch.setattr(sys, "stdin", open(reader, encoding="utf-8"))  # noqa: SIM115
+
+
+def test_prompts_come_from_a_file_or_standard_input(
+    writes: Writes, monkeypatch: Patch, tmp_path: Path, capsys: Capture
+) -> None:
+    recorder = writes([("!", 0)])
+
+    def prompt_of(*arguments: str) -> str:
+        assert main(["generate", "runs/x", *arguments]) == 0
+        text: str = recorder.call_args.args[2]
+        return text
+
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("née\r\n".encode())
+    assert prompt_of("--prompt-file", str(file)) == "née\r\n"
+    piped(monkeypatch, "日本\n".encode())
+    assert prompt_of() == "日本\n"
+    piped(monkeypatch, b"piped")
+    assert prompt_of("--prompt", "-") == "piped"
+    piped(monkeypatch, b"piped")
+    assert prompt_of("--prompt", "given") == "given"
+    piped(monkeypatch, b"")
+    capsys.readouterr()
+    assert prompt_of() is None
+    assert capsys.readouterr().out == "!\n"  # only a prompt that was given is echoed
+    piped(monkeypatch, b"ab\xff")
+    assert "offset 2" in fails(capsys, "generate", "runs/x", "--prompt", "-")
+
+
+# eval, recipes, prepare
+
+
+def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+    document = {"document": 3, "tokens": 20, "loss": 2.5, "bits_per_byte": 3.0, "text": "once\nupon"}
+    figures: dict[str, Any] = {"loss": 1.5, "perplexity": float("inf"), "bits_per_byte": 2.25, "tokens": 1234}
+    figures |= {"loss_by_position": [4.0, 3.0, 2.0], "tokens_by_position": [5, 3, 1]}
+    figures |= {
+        "worst_documents": [document],
+        "document_count": 7,
+        "documents": {"document": [3], "loss": [float("nan")]},
+    }
+    recorder = mock.create_autospec(glassgpt.evaluation.evaluate_reference, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", recorder)
+    path = tmp_path / "new" / "figures.json"
+    assert (
+        main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
+        == 0
+    )
+    settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
+    settings |= {"skip_bad": None, "documents": True, "device": "auto", "quantize": "int8", "log": mock.ANY}
+    expected = mock.call("runs/x@best", **settings)
+    assert recorder.call_args == expected
+    written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
+    told = capsys.readouterr().out
+    assert re.search(r"^loss +1\.5000 nats", told)
+    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\nworst of 7 documents", told)
+    assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", told)
+
+
+def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "tokenizer.json").touch()
+    recorder = mock.create_autospec(glassgpt.interop.references.export, return_value="Llama")
+    monkeypatch.setattr(glassgpt.interop.references, "export", recorder)
+    assert main(["export", "runs/x@best", "--out", str(tmp_path / "hf")]) == 0
+    recorder.assert_called_once_with("runs/x@best", tmp_path / "hf")
+    assert capsys.readouterr().out == f"{tmp_path / 'hf'}: Llama, for AutoModelForCausalLM and AutoTokenizer\n"
+    assert "--out" in fails(capsys, "export", "runs/x")
+
+
+def test_recipes_lists_all_and_prints_one(capsys: Capture) -> None:
+    assert main(["recipes"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert sorted(rows) == recipe_names()
+    assert re.search(r"\b124M\b +\S", rows["gpt2"])  # Radford et al. (2019), as corrected by OpenAI
+    assert main(["recipes", "demo"]) == 0
+    assert capsys.readouterr().out == recipe_text("demo")
+
+
+def test_prepare_says_where_and_how_many_tokens(tmp_path: Path, capsys: Capture) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("0123456789" * 100)
+    out = tmp_path / "dataset"
+    assert main(["prepare", str(text), "--tokenizer", "bytes", "--validation-fraction", "0.2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert re.search(r"train +800 tokens\n +validation +200 tokens", printed)
+
+
+# progress
+
+
+def drive(progress: Any, run: Path, seconds_a_step: float, tick: Callable[[float], None]) -> None:
+    progress.started(run, recipe("demo"), "a small model", 0, 10)
+    progress.evaluated({"step": 0, "val_loss": 4.0, "val_perplexity": 54.6, "val_bits_per_byte": 5.77})
+    for step in range(1, 11):
+        tick(seconds_a_step)
+        progress.step({"step": step, "loss": None if step == 1 else 1 / step, "lr": 1e-3, "tokens_per_second": 1500.0})
+    progress.message("a notice")
+    progress.sampled(10, ["one [red]line\x1b[2J\n" + "and more " * 50, "second"])
+    progress.finished(run)
+
+
+def test_plain_progress_is_a_line_every_few_seconds() -> None:
+    now = [100.0]
+    out = io.StringIO()
+
+    def tick(seconds: float) -> None:
+        now[0] += seconds
+
+    drive(PlainProgress(5.0, out, clock=lambda: now[0]), Path("runs/x"), 2.0, tick)
+    lines = out.getvalue().splitlines()
+    steps = [line for line in lines if re.match(r"step \d+/10  loss", line)]
+    assert [int(re.findall(r"\d+", line)[0]) for line in steps] == [1, 4, 7, 10]
+    assert "loss ?" in steps[0]
+    assert "? left" in steps[0]
+    assert "0:12 left" in steps[1]  # 6 steps of 2 s
+    assert any("validation loss 4.0000" in line for line in lines)
+    assert "\x1b" not in out.getvalue()
+    assert lines[-1] == "done: runs/x"
+
+
+def test_a_closed_output_does_not_end_the_run() -> None:
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    drive(PlainProgress(0.0, Closed()), Path("runs/x"), 0.0, lambda seconds: None)
+
+
+def test_progress_survives_a_narrow_locale() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")  # kept: it closes `raw` when it goes
+    PlainProgress(stream=stream).sampled(1, ["語"])
+    assert b"\\u8a9e" in raw.getvalue()
+
+
+def test_train_uses_plain_lines_where_there_is_no_terminal(training: mock.Mock, capsys: Capture) -> None:
+    trained_config(training)
+    progress = training.train.call_args.kwargs["progress"]
+    assert isinstance(progress, PlainProgress)
+    drive(progress, Path("runs/x"), 0.0, lambda seconds: None)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_train_uses_the_live_display_on_a_terminal(training: mock.Mock, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    trained_config(training)
+    assert isinstance(training.train.call_args.kwargs["progress"], RichProgress)
+
+
+def test_live_display_shows_figures_and_puts_the_terminal_in_order() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+
+    def interrupted() -> None:
+        with RichProgress(console) as progress:
+            drive(progress, Path("runs/x"), 0.0, lambda seconds: None)
+            progress.started(Path("runs/x"), recipe("demo"), "again", 0, 10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    text = out.getvalue()
+    assert "10/10" in text
+    assert "loss 0.100" in text
+    assert "val 4.000" in text
+    assert "1,500 tok/s" in text
+    assert "one [red]line" in text  # a sample's brackets are no markup
+    assert "\x1b[2J" not in text  # nor may it clear the screen
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, "?"), (0.4, "0:00"), (65, "1:05"), (3599.6, "1:00:00"), (7384, "2:03:04")]
+)
+def test_duration(seconds: float | None, shown: str) -> None:
+    assert format_duration(seconds) == shown
+
+
+def test_short_options_stand_for_those_of_the_data(training: mock.Mock, capsys: Capture) -> None:
+    config = trained_config(
+        training, "demo", "--data", "t.txt", "--encoding", "latin-1", "--errors", "replace", "--skip-bad", "--column=a"
+    )
+    capsys.readouterr()
+    expected = {"source": "t.txt", "encoding": "latin-1", "errors": "replace", "skip_bad": True, "column": "a"}
+    assert config == recipe("demo", data=expected)
+    for again in ("--data.skip-bad", "--data.no-skip-bad", "--data.skip_bad"):
+        assert "--skip-bad and --data.skip-bad are the same" in fails(capsys, "train", "--skip-bad", again)
+    assert "--encoding and --data.encoding are the same" in fails(
+        capsys, "train", "--encoding", "utf-8", "--data.encoding", "utf-8"
+    )
+
+
+def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(
+    training: mock.Mock, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('steps = 3\n[data.mixture]\n"a.txt" = 0.5\n"b.txt" = 0.5\n')
+    assert trained_config(training, str(file)).data.sources == ("a.txt", "b.txt")
+    for option in ("--data", "--data.source"):
+        # `validation-source` is for one text: it would be refused beside the mixture.
+        config = trained_config(training, str(file), option, "c.txt", "--data.validation-source", "d.txt")
+        assert (config.data.sources, config.data.mixture) == (("c.txt",), {})
+        capsys.readouterr()
+        assert f"{option} and --data.mixture exclude" in fails(
+            capsys, "train", option, "c.txt", "--data.mixture", "a.txt=1"
+        )
+    assert trained_config(training, "demo", "--data.mixture", "a.txt=1", "b.txt=2").data.sources == ("a.txt", "b.txt")
+
+
+def test_texts_to_look_into_the_model_with_come_one_after_the_other(training: mock.Mock, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('steps = 3\n[probe]\nprompts = ["a b", "c"]\n')
+    for given, expected in (([], ["a b", "c"]), (["none"], []), (["d e", "-5", "none"], ["d e", "-5", "none"])):
+        options = ["--probe.prompts", *given] if given else []
+        config = trained_config(training, str(file), *options, "--probe.tokens", "7")
+        assert (config.probe.prompts, config.probe.tokens) == (expected, 7)
+
+
+def test_a_recipe_that_needs_a_model_says_so(capsys: Capture) -> None:
+    assert "--init-from" in fails(capsys, "train", "finetune-shakespeare")
+
+
+def test_paths_that_no_system_has_are_explained(capsys: Capture, tmp_path: Path) -> None:
+    name = "x" * 300
+    for arguments in (
+        ["generate", name],
+        ["info", name],
+        ["report", name],
+        ["train", "--out", name],
+        ["train", "--resume", name],
+    ):
+        assert "too long" in fails(capsys, *arguments), arguments
+    assert "name a file" in fails(capsys, "eval", "runs/x", "--json", str(tmp_path))
+
+
+def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the quick brown fox " * 200)
+    options = [
+        "--data",
+        str(tmp_path / "t.txt"),
+        "--out",
+        str(tmp_path / "run"),
+        "--compile",
+        "on",
+        "--compile-backend",
+        "inducter",
+    ]
+    assert main(["train", "demo", *options]) == 2
+    assert "did you mean 'inductor'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_behind_standard_output_is_said_without_a_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "glassgpt", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "glassgpt: error: cannot write standard output: the disk is full\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")],
+)
+def test_advice_names_this_command_line_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str
+) -> None:
+    for name in ("my venv/glassgpt", "elsewhere/glassgpt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch(mode=0o755)
+    (tmp_path / "here").symlink_to(tmp_path / "my venv")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / found) if found else "")
+    assert program() == expected.format(folder=tmp_path / "my venv")
+
+
+def test_a_closed_standard_output_is_no_defect() -> None:
+    result = subprocess.run(f"{sys.executable} -m glassgpt recipes >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    figures = {
+        "loss": 1.0,
+        "perplexity": 2.7,
+        "bits_per_byte": 1.4,
+        "tokens": 9,
+        "loss_by_position": [1.0],
+        "tokens_by_position": [9],
+    }
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", mock.Mock(return_value=figures))
+    (tmp_path / "text.txt").write_text("To be or not to be")
+    assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
+    assert "is there already and is no JSON" in capsys.readouterr().err
+    assert (tmp_path / "text.txt").read_text() == "To be or not to be"
+    for _ in range(2):  # an earlier result is replaced
+        assert main(["eval", "runs/x", "--json", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+
+@pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])
+def test_a_shape_beside_init_from_is_refused(training: mock.Mock, capsys: Capture, option: str) -> None:
+    assert main(["train", "demo", "--init-from", "runs/x", *(option, "7")[: 1 if "=" in option else 2]]) == 2
+    assert "--model.n-layer has no effect beside --init-from" in capsys.readouterr().err
+    assert (
+        main(["train", "demo", "--init-from", "runs/x", "--model.context-length", "64", "--model.dropout", "0.1"]) == 0
+    )
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def flush(self) -> None:
+            self.write("")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with RichProgress() as progress:
+        progress.started(Path("run"), recipe("demo"), "a model", 0, 10)
+        progress.step({"step": 1, "loss": 2.0})
+        progress.sampled(1, ["text"])
+        progress.finished(Path("run"))
+    plain = PlainProgress(stream=Gone())
+    plain.message("nobody reads this")

@@ -1,0 +1,123 @@
+"""Parts of long texts make up the text, and leave GPT-2's tokens alone."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
+
+from glassgpt.data.chunking import cut, last_cut
+from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def gpt2(shared: Path) -> Iterator[Tokenizer]:
+    if not (shared / "tiktoken").is_dir():
+        pytest.skip("no tiktoken folder in ../shared/data: cuts are not compared with GPT-2's splitting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
+        yield BPETokenizer.gpt2()
+
+
+WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2003\u2028\u3000"
+PIECES = st.sampled_from(
+    [
+        *WHITE,
+        *WHITE,
+        "\r\n",
+        "  ",
+        "\x1c",
+        "\u200b",
+        "a",
+        "word",
+        "é",
+        "漢",
+        "'s",
+        "'",
+        "12",
+        "!?",
+        "\U0001f600",
+        "\ufeff",
+    ]
+)
+MIXED = st.lists(PIECES, max_size=24).map("".join) | st.text(st.sampled_from("\r\n ab'"), max_size=40)
+
+
+def param_groups(text: str, limit: int, piece: int = 7) -> list[str]:
+    return list(cut([text[i : i + piece] for i in range(0, len(text), piece)], limit))
+
+
+@settings(max_examples=500)
+@given(MIXED, st.integers(2, 12), st.integers(1, 9))
+def test_parts_make_up_the_text_however_it_arrives(text: str, limit: int, piece: int) -> None:
+    parts = param_groups(text, limit, piece)
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= limit for part in parts) or parts == [""]
+    assert not any(left.endswith("\r") and right.startswith("\n") for left, right in itertools.pairwise(parts))
+    assert parts == list(cut([text], limit))
+    assert (len(parts) == 1) == (len(text) <= limit)
+
+
+def gpt2_pieces(text: str) -> list[str]:
+    """What GPT-2's pattern splits a text into, by another library."""
+    return [text[start:end] for _, (start, end) in ByteLevel(add_prefix_space=False).pre_tokenize_str(text)]
+
+
+def is_safe(text: str, place: int) -> bool:
+    return gpt2_pieces(text[:place]) + gpt2_pieces(text[place:]) == gpt2_pieces(text)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(MIXED, st.integers(2, 12))
+@example("a\n\nb  c", 3)
+@example("      ab", 7)
+@example("!\x1c!\x1c!", 3)
+def test_a_cut_keeps_gpt2s_splitting_wherever_white_space_lets_it(text: str, limit: int) -> None:
+    """Against every other place at white space, tried one by one."""
+    if len(text) <= limit or is_safe(text, last_cut(text, 0, limit)):
+        return
+    # A first character alone makes no part, `limit` + 1 characters are all that a cut looks at, and \r\n stays together.
+    places = [
+        place
+        for place in range(2, limit)
+        if {text[place - 1], text[place]} & set(WHITE) and text[place - 1 : place + 1] != "\r\n"
+    ]
+    assert not [place for place in places if is_safe(text, place)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=MIXED, limit=st.integers(2, 12))
+def test_a_cut_that_keeps_the_splitting_keeps_the_tokens(gpt2: Tokenizer, text: str, limit: int) -> None:
+    parts = param_groups(text, limit)
+    if list(itertools.chain.from_iterable(map(gpt2_pieces, parts))) == gpt2_pieces(text):
+        assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["the", "it's", "1984", "x+y", "¿qué?", "漢字"]), min_size=1, max_size=60),
+    data=st.data(),
+)
+def test_text_of_words_in_parts_has_the_tokens_of_the_whole(
+    gpt2: Tokenizer, words: list[str], data: st.DataObject
+) -> None:
+    gaps = data.draw(
+        st.lists(
+            st.sampled_from([" ", "\n", "\n\n", "\r\n", "  ", "\n\t", "\u3000"]),
+            min_size=len(words),
+            max_size=len(words),
+        )
+    )
+    text = "".join(itertools.chain.from_iterable(zip(words, gaps, strict=True)))
+    parts = param_groups(text, 16)  # the longest word, and white space on both sides
+    assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
+
+
+def test_a_cut_prefers_a_line_then_a_word() -> None:
+    assert param_groups("one two\nthree four five", 12) == ["one two\n", "three four", " five"]
+    assert param_groups("a\nb" + " word" * 6, 16) == ["a\nb word word", " word word word", " word"]
+    assert param_groups("x" * 9 + "\r\n" + "y", 10) == ["x" * 9, "\r\ny"]
+    assert param_groups("\r\n" * 3, 3) == ["\r\n", "\r\n", "\r\n"]

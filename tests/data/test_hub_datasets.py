@@ -1,0 +1,506 @@
+"""Datasets of the hub against a small server on this machine, in processes of their own: the library reads its variables at import."""
+
+import glob
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt.data.hub_layout import choose_subset, format_of, matches, place_of, splits_by_name, subsets_of
+from glassgpt.data.sources import HubSource
+from glassgpt.utils.errors import UserError
+from hub_server import Fault, HubServer, Repository, claim, flip, hub, refuse, silence, stall, too_much, truncate
+
+FINEWEB = """---
+license: odc-by
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*/*
+- config_name: sample-10BT
+  data_files:
+  - split: train
+    path: sample/10BT/*
+---
+# FineWeb
+"""
+
+
+def content(name: str, size: int = 100_000) -> bytes:
+    """Bytes that belong to a name, so that no file can pass for another."""
+    return hashlib.shake_128(name.encode()).digest(size)
+
+
+def fineweb() -> Repository:
+    names = [f"sample/10BT/{i:03}_00000.parquet" for i in range(3)] + [
+        f"data/CC-MAIN-2024-{i}/train-0.parquet" for i in (18, 10)
+    ]
+    return Repository(
+        {"main": {"README.md": FINEWEB.encode(), ".gitattributes": b"*", **{name: content(name) for name in names}}}
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- which files
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    ["a/*.csv", ["a/*.csv"], {"train": "a/*.csv"}, {"train": ["a/*.csv"]}, [{"split": "train", "path": ["./a/*.csv"]}]],
+)
+def test_all_documented_forms_of_data_files_mean_the_same(data_files: object) -> None:
+    (subset,) = subsets_of({"configs": [{"config_name": "x", "data_files": data_files}]}, "acme/x")
+    assert subset.patterns == {"train": ("a/*.csv",)}
+
+
+def test_the_folder_of_a_subset_is_where_its_paths_begin() -> None:
+    configs = [{"config_name": 2024, "data_dir": "d/", "data_files": "*.csv"}, {"config_name": "y", "data_dir": "e"}]
+    first, second = subsets_of({"configs": configs}, "acme/x")
+    assert (first.name, first.patterns) == ("2024", {"train": ("d/*.csv",)})
+    assert (second.folder, second.patterns) == ("e", None)
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "x",
+        ["x"],
+        [{"data_files": "a"}],
+        [{"config_name": "x", "data_files": [{"split": "train"}]}],
+        [{"config_name": "x", "data_files": {"train": 3}}],
+        [{"config_name": "x", "data_files": []}],
+        [{"config_name": "x", "data_files": "https://example.org/a.csv"}],
+        [{"config_name": "x", "data_files": "../a.csv"}],
+        [{"config_name": "x", "data_dir": "../../etc"}],
+    ],
+)
+def test_metadata_of_no_documented_form_is_refused(configs: object) -> None:
+    with pytest.raises(UserError, match="acme/x"):
+        subsets_of({"configs": configs}, "acme/x")
+
+
+def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
+    def chosen(*configs: dict[str, Any]) -> str:
+        return choose_subset(subsets_of({"configs": list(configs)}, "acme/x"), None, "acme/x").name
+
+    a, b, default = ({"config_name": name, "data_files": "*"} for name in ("a", "b", "default"))
+    assert chosen(a) == "a"
+    assert chosen(a, default) == "default"
+    assert chosen(a, b | {"default": True}, default) == "b"
+    with pytest.raises(UserError, match="several subsets and no default: name one of a, b"):
+        chosen(a, b)
+
+
+def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
+    """Against Python's own glob on real files; what is hidden by `__` is the hub's own rule and left out here."""
+    names = [
+        "a.csv",
+        "b.txt",
+        "data/a.csv",
+        "data/x/a.csv",
+        "data/x/y/b.csv",
+        ".h/a.csv",
+        "data/.a.csv",
+        "data/x1/a[1].csv",
+        "d/a.csv",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern in """* *.csv ** **/*.csv data/* data/** data/*/* data/**/a.csv data/x?/* d*/[ab].csv .h/* .*/* data/.* **/a.csv data/x/**/b.csv
+        [!a].txt d?ta/*.csv data/x1/a[[]1].csv nothing/* data *.CSV""".split():
+        found = {name for name in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / name).is_file()}
+        assert {name for name in names if matches(name, pattern)} == found, pattern
+        folder, below = place_of(pattern)
+        assert all(name.startswith(folder) and (below or "/" not in name[len(folder) + 1 :]) for name in found), pattern
+
+
+@pytest.mark.parametrize(
+    ("names", "folder", "splits"),
+    [
+        (["train.csv", "test.csv", "LICENSE"], "", {"train": ["train.csv"], "test": ["test.csv"]}),
+        (["my_train_file-1.txt", "dev.txt"], "", {"train": ["my_train_file-1.txt"], "validation": ["dev.txt"]}),
+        (["training/a.jsonl", "valid/b.jsonl"], "", {"train": ["training/a.jsonl"], "validation": ["valid/b.jsonl"]}),
+        (
+            ["data/train-00000-of-00002-2d5a.parquet", "extra-train.txt"],
+            "",
+            {"train": ["data/train-00000-of-00002-2d5a.parquet"]},
+        ),
+        (["data/odd-00000-of-00001.parquet"], "", {"odd": ["data/odd-00000-of-00001.parquet"]}),
+        (
+            ["en/c4-train.00000-of-01024.json.gz", "de/c4-train.00000.json.gz"],
+            "en",
+            {"train": ["en/c4-train.00000-of-01024.json.gz"]},
+        ),
+        (["b.csv", "a.csv.zst", ".c.csv", "constrained.md"], "", {"train": ["a.csv.zst", "b.csv"]}),
+        (["trained.csv"], "", {"train": ["trained.csv"]}),
+        (["a.py", "dataset_infos.json"], "", {}),
+    ],
+)
+def test_names_tell_the_splits(names: list[str], folder: str, splits: dict[str, list[str]]) -> None:
+    assert splits_by_name(names, folder) == splits
+
+
+def test_suffixes_tell_the_format() -> None:
+    formats = {
+        name: format_of(f"x/{name}")
+        for name in ("a.PARQUET", "a.json.gz", "a.b.csv.bz2", "a.txt", "a.zip", "a.gz", "README", "config.json")
+    }
+    assert list(formats.values()) == ["parquet", "jsonl", "csv", "txt", None, None, None, None]
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+PRELUDE = """
+import json, sys, threading
+from pathlib import Path
+from glassgpt import hub
+from glassgpt.data import hub_datasets
+from glassgpt.data.hub_datasets import find_dataset
+from glassgpt.data.source_files import fetch_all
+from glassgpt.errors import UserError
+hub._PAUSE = hub_datasets._PAUSE = 0.05
+lines = []
+def outcome(call):
+    try:
+        return call()
+    except UserError as error:
+        return f"error: {error}"
+def fetch(*asked, **more):
+    return {file.name: str(path) for file, path in fetch_all(find_dataset(*asked, **more).files(), log=lines.append, every=0.0)}
+"""
+
+
+def environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
+    own = {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
+    return (
+        {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and key != "HF_TOKEN"}
+        | own
+        | more
+    )
+
+
+def run(code: str, server: HubServer, home: Path, **more: str) -> Any:
+    """What the code prints as JSON, in a process that has the server for its hub."""
+    command = [sys.executable, "-c", PRELUDE + code]
+    result = subprocess.run(command, env=environment(server, home, **more), capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    english, german = (
+        "config_name: en\n  data_files: [b.jsonl, '*.jsonl']",
+        "config_name: de\n  data_files: {train: de/*, dev: dev/*}",
+    )
+    configs = f"---\nconfigs:\n- {english}\n- {german}\n---\n"
+    two = {
+        "README.md": configs.encode(),
+        "b.jsonl": b"{}\n",
+        "a.jsonl": content("a"),
+        "de/a.csv": content("de"),
+        "de/LICENSE": b"free",
+    }
+    shards = ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001")
+    stories = {**{f"data/{shard}-2d.parquet": content(shard) for shard in shards}, "V2-train.txt": b"x"}
+    script = {"README.md": b"no metadata", "script.py": b"import os", "raw.zip": b"zip"}
+    converted = {"plain/train/0000.parquet": content("c0"), "plain/train/0001.parquet": content("c1")}
+    repositories = {
+        "acme/fineweb": fineweb(),
+        "acme/two": Repository({"main": two}, small={"README.md", "b.jsonl", "de/LICENSE"}),
+        "acme/stories": Repository({"main": stories}, page=2),
+        "acme/script": Repository({"main": script, "refs/convert/parquet": converted}),
+        "acme/large": Repository(
+            {"main": script, "refs/convert/parquet": {"plain/partial-train/0000.parquet": content("c0")}}
+        ),
+        "acme/nothing": Repository({"main": script}),
+        "acme/broken": Repository({"main": {"README.md": b"---\nconfigs: [\n---\n"}}),
+        "acme/elsewhere": Repository({"main": stories}, page=2, host="localhost"),
+        "acme/gated": Repository({"main": {"a.jsonl": content("a")}}, token="hf_secret"),
+    }
+    with hub(repositories) as server:
+        yield server
+
+
+def test_a_dataset_is_a_list_of_files_at_a_commit(server: HubServer, home: Path) -> None:
+    found = run(
+        """
+found = [find_dataset(*asked) for asked in (("acme/fineweb", "sample-10BT"), ("acme/fineweb",), ("acme/two", "en"), ("acme/two", "de"),
+         ("acme/stories",), ("acme/stories", None, "validation"), ("acme/script",))]
+shown = [{**each.identity(), "left_out": each.left_out, "as": [[f.name, f.bytes] for f in each.files()]} for each in found]
+print(json.dumps(shown))
+""",
+        server,
+        home,
+    )
+    names = [[file["name"] for file in each["files"]] for each in found]
+    assert names == [
+        [f"sample/10BT/{i:03}_00000.parquet" for i in range(3)],
+        ["data/CC-MAIN-2024-10/train-0.parquet", "data/CC-MAIN-2024-18/train-0.parquet"],
+        ["b.jsonl", "a.jsonl"],
+        ["de/a.csv"],
+        ["data/train-00000-of-00002-2d.parquet", "data/train-00001-of-00002-2d.parquet"],
+        ["data/validation-00000-of-00001-2d.parquet"],
+        ["plain/train/0000.parquet", "plain/train/0001.parquet"],
+    ]
+    sample, english, converted = found[0], found[2], found[-1]
+    assert (sample["repository"], sample["subset"], sample["split"]) == ("acme/fineweb", "sample-10BT", "train")
+    assert sample["commit"] == server.repositories["acme/fineweb"].commit("main")
+    assert converted["commit"] == server.repositories["acme/script"].commit("refs/convert/parquet")
+    name = "sample/10BT/000_00000.parquet"
+    sha256 = hashlib.sha256(content(name)).hexdigest()
+    assert sample["files"][0] == {"name": name, "bytes": 100_000, "sha256": sha256}
+    assert sample["as"][0] == [name, 100_000]
+    assert english["files"][0] == {
+        "name": "b.jsonl",
+        "bytes": 3,
+        "sha256": None,
+        "git_sha1": hashlib.sha1(b"blob 3\0{}\n").hexdigest(),
+    }
+    assert found[3]["left_out"] == ["de/LICENSE"]
+    # Only the folder that is asked about is listed: a corpus has tens of thousands of files.
+    assert server.asked("fineweb/tree")[0].path.endswith("/sample/10BT")
+
+
+def test_what_is_not_there_is_said(server: HubServer, home: Path) -> None:
+    asked = {
+        '"acme/fineweb", "sample-10B"': "has no subset 'sample-10B', only default, sample-10BT; did you mean 'sample-10BT'?",
+        '"acme/fineweb", None, "trian"': "has no split 'trian', only train; did you mean 'train'?",
+        '"acme/two"': "several subsets and no default: name one of en, de",
+        '"acme/two", "de", "dev"': "subset 'de', has no .parquet, .jsonl, .csv or .txt file",
+        '"acme/stories", "data1"': "no folder 'data1' with data, only data",
+        '"acme/large"': "holds only the first part of the split 'train'",
+        '"acme/nothing"': "nor has the hub converted it: it holds README.md, raw.zip, script.py",
+        '"acme/broken"': "metadata in the README.md of acme/broken cannot be understood",
+        '"acme/none"': "has no dataset acme/none (or asks for a token: set HF_TOKEN)",
+    }
+    calls = ", ".join(f"({each},)" for each in asked)
+    answers = run(f"print(json.dumps([outcome(lambda: find_dataset(*asked)) for asked in [{calls}]]))", server, home)
+    for answer, expected in zip(answers, asked.values(), strict=True):
+        assert answer.startswith("error: ")
+        assert expected in answer
+        assert len(answer.splitlines()) <= 2
+
+
+FAULTY = """
+dataset = find_dataset("acme/faulty")
+print(json.dumps([{file.name: str(path) for file, path in fetch_all(dataset.files(), log=lines.append)}, lines]))
+"""
+
+
+def test_files_come_whole_whatever_the_server_does(home: Path) -> None:
+    """Each file from a server that fails in its own way, several at once; and the library finds them in its cache."""
+    faults: dict[str, list[Fault]] = {
+        "truncated": [truncate(30_000), truncate(0), truncate(20_000)],
+        "stalled": [stall(30_000)],
+        "longer": [claim(1000)],
+        "shorter": [claim(-1000)],
+        "too-much": [too_much],
+        "flipped": [flip],
+        "limited": [refuse(429, retry_after="1")],
+        "broken": [refuse(500), refuse(503), refuse(502)],
+        "busy": [truncate(5000), refuse(503)],
+    }
+    files = {f"{name}.jsonl": content(name) for name in faults}
+    small = {"flipped.jsonl", "truncated.jsonl"}
+    with hub({"acme/faulty": Repository({"main": files}, small)}) as server:
+        server.faults = {f"{name}.jsonl": list(each) for name, each in faults.items()}
+        server.faults |= {"api": [refuse(503), silence, refuse(429, retry_after="0")]}
+        began = time.monotonic()
+        paths, lines = run(FAULTY, server, home)
+        assert list(paths) == sorted(files)
+        assert all(Path(path).read_bytes() == files[name] for name, path in paths.items())
+        assert not any(server.faults.values())
+        content_of = {name: "/cdn/" if f"{name}.jsonl" not in small else "/resolve/" for name in faults}
+        ranges = {
+            name: [each.range for each in server.asked(f"{name}.jsonl") if content_of[name] in each.path]
+            for name in faults
+        }
+        assert ranges["truncated"] == [None, "bytes=30000-", "bytes=30000-", "bytes=50000-"]
+        assert ranges["stalled"] == [None, "bytes=30000-"]
+        assert ranges["longer"] == [None]  # it was all there
+        assert ranges["shorter"] == [None, "bytes=99000-"]
+        assert ranges["flipped"] == ranges["too-much"] == [None, None]
+        assert ranges["busy"] == [None, "bytes=5000-", "bytes=5000-"]
+        assert time.monotonic() - began >= 1  # what Retry-After asked for
+        assert lines[-1].startswith("downloaded 900.0 kB of 9 files")
+        seen = run(
+            """
+from huggingface_hub import hf_hub_download, scan_cache_dir
+dataset = find_dataset("acme/faulty")
+where = {"repo_type": "dataset", "revision": dataset.commit, "local_files_only": True}
+paths = [hf_hub_download(dataset.hub_id, file.name, **where) for file in dataset.files()]
+(repository,) = scan_cache_dir().repos
+print(json.dumps([paths, repository.repo_id, repository.size_on_disk]))
+""",
+            server,
+            home,
+        )
+        assert seen == [list(paths.values()), "acme/faulty", 900_000]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_download_goes_on_where_it_was(server: HubServer, home: Path, ending: signal.Signals) -> None:
+    """And one that is interrupted ends at once, though the server is silent for a minute more."""
+    server.faults["sample/10BT/002_00000.parquet"] = [stall(60_000)]
+    code = PRELUDE + 'fetch("acme/fineweb", "sample-10BT")'
+    more = {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(server, home, **more), stderr=subprocess.DEVNULL
+    ) as process:
+        blobs = home / "hub" / "datasets--acme--fineweb" / "blobs"
+        deadline = time.monotonic() + 60
+        while not (server.stalled.is_set() and len(list(blobs.glob("[!.]*"))) == 2 and partial_size(blobs) > 40_000):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(ending)
+        process.wait(20)
+    have = partial_size(blobs)
+    before = len(server.requests)
+    paths = run('print(json.dumps(fetch("acme/fineweb", "sample-10BT")))', server, home)
+    assert len(paths) == 3
+    assert all(Path(path).read_bytes() == content(name) for name, path in paths.items())
+    assert [each.range for each in server.requests[before:] if "cdn" in each.path] == [f"bytes={have}-"]
+    assert not list(blobs.glob(".partial-*"))
+
+
+def partial_size(blobs: Path) -> int:
+    """What has come of the file that is not whole yet."""
+    return sum(path.stat().st_size for path in blobs.glob(".partial-*"))
+
+
+def test_a_token_is_for_the_hub_alone_and_its_lack_is_told(server: HubServer, home: Path) -> None:
+    without = run('print(json.dumps(outcome(lambda: fetch("acme/gated"))))', server, home)
+    assert without.startswith(
+        "error: cannot download a.jsonl: the dataset acme/gated is gated or private: accept its terms at"
+    )
+    assert without.endswith("and set HF_TOKEN")
+    assert len(server.asked("a.jsonl")) == 1
+    paths = run('print(json.dumps(fetch("acme/gated")))', server, home, HF_TOKEN="hf_secret")
+    assert Path(paths["a.jsonl"]).read_bytes() == content("a")
+    assert server.asked("/resolve/")[-1].authorization == "Bearer hf_secret"
+    assert server.asked("/cdn/")[-1].authorization is None
+
+
+def test_a_token_does_not_follow_a_listing_to_another_host(server: HubServer, home: Path) -> None:
+    """The listing does: that of a mirror may go on at the hub itself."""
+    for dataset, elsewhere in (("acme/stories", "Bearer hf_secret"), ("acme/elsewhere", None)):
+        before = len(server.requests)
+        code = f'print(json.dumps([file.name for file in find_dataset("{dataset}").files()]))'
+        assert len(run(code, server, home, HF_TOKEN="hf_secret")) == 2
+        pages = [each.authorization for each in server.requests[before:] if "/tree/" in each.path]
+        assert pages == ["Bearer hf_secret", elsewhere]
+
+
+def test_the_text_is_the_same_whatever_else_a_commit_changes(server: HubServer, home: Path) -> None:
+    """And what lies beside it unread is told."""
+    code = """
+from glassgpt.data.sources import resolve
+source = resolve("acme/two:de")
+print(json.dumps([source.identity(), source.left_out]))
+"""
+    first, left_out = run(code, server, home)
+    assert left_out == ["de/LICENSE"]
+    branches = server.repositories["acme/two"].branches
+    branches["main"] = {**branches["main"], "README.md": branches["main"]["README.md"] + b"More."}
+    second = run(code, server, home)[0]
+    branches["main"] = {**branches["main"], "de/a.csv": b"new"}
+    third = run(code, server, home)[0]
+    assert first["commit"] != second["commit"]
+    source = HubSource("acme/two:de")
+    assert source.same_text(first, second)
+    assert not source.same_text(first, third)
+    for key in ("repository", "subset", "split"):
+        assert not source.same_text(first, {**first, key: "other"})
+
+
+def test_a_registered_dataset_is_asked_for_anew_each_time(server: HubServer, home: Path) -> None:
+    """In one process: what the hub said once is not what it says for good."""
+    code = """
+from glassgpt.data import sources
+sources._HUB_NAMES = {**sources._HUB_NAMES, "tinystories": ("acme/two", "de")}
+print(json.dumps([sources.resolve("tinystories").identity()["commit"] for _ in range(2)]))
+"""
+    run(code, server, home)
+    assert len([each for each in server.requests if each.path == "/api/datasets/acme/two"]) == 2
+
+
+def test_what_cannot_be_had_ends_in_a_line(server: HubServer, home: Path) -> None:
+    server.faults["a.jsonl"] = [refuse(404)]
+    server.faults["b.jsonl"] = [refuse(503)] * 10
+    answers = run(
+        """
+files = find_dataset("acme/two", "en").files()
+print(json.dumps([outcome(lambda: str(file.fetch())) for file in files]))
+""",
+        server,
+        home,
+    )
+    for answer, name, status, requests in zip(answers, ("b.jsonl", "a.jsonl"), (503, 404), (4, 1), strict=True):
+        assert answer.startswith(f"error: cannot download {name} of the dataset acme/two from ")
+        assert f"the server answers {status}" in answer
+        assert "hf download --repo-type dataset acme/two" in answer
+        assert len([each for each in server.asked(name) if "/resolve/" in each.path]) == requests
+
+
+def test_without_network_the_cache_is_used(server: HubServer, home: Path) -> None:
+    """And the commit that was found stays the one that is read, though the branch moves on."""
+    files = server.repositories["acme/fineweb"].branches
+    first = run(
+        """
+dataset = find_dataset("acme/fineweb", "sample-10BT")
+print(json.dumps([dataset.identity(), {file.name: str(file.fetch()) for file in dataset.files()}]))
+""",
+        server,
+        home,
+    )
+    again = """
+dataset = outcome(lambda: find_dataset("acme/fineweb", "sample-10BT"))
+paths = None if isinstance(dataset, str) else {file.name: str(file.fetch()) for file in dataset.files()}
+other = outcome(lambda: find_dataset("acme/stories"))
+print(json.dumps([dataset if isinstance(dataset, str) else dataset.identity(), paths, other]))
+"""
+    files["old"], files["main"] = files["main"], {**files["main"], "sample/10BT/000_00000.parquet": b"new"}
+    closed = run(again, server, home, HF_ENDPOINT="http://127.0.0.1:9")
+    offline = run(again, server, home, HF_HUB_OFFLINE="1")
+    server.faults["api"] = [refuse(503)] * 20
+    down = run(again, server, home)
+    for answer in (closed, offline, down):
+        assert answer[:2] == first
+        assert answer[2].startswith("error: the Hugging Face hub ")
+        assert "hf download --repo-type dataset acme/stories --local-dir DIR" in answer[2]
+    Path(first[1]["sample/10BT/001_00000.parquet"]).unlink()
+    partly = run(again, server, home, HF_HUB_OFFLINE="1")[0]
+    assert "1 of its 3 files are not in the cache (sample/10BT/001_00000.parquet)" in partly
+
+
+def test_damage_in_the_cache_is_mended(server: HubServer, home: Path) -> None:
+    code = 'print(json.dumps(fetch("acme/two", "en")))'
+    paths = run(code, server, home)
+    blob = Path(paths["a.jsonl"]).resolve()
+    blob.write_bytes(b"!" + content("a")[1:])
+    run(code, server, home)
+    assert blob.read_bytes() == content("a")
+    blob.write_bytes(b"!" + content("a")[1:])
+    assert "damaged" in run(
+        'print(json.dumps(outcome(lambda: fetch("acme/two", "en"))))', server, home, HF_HUB_OFFLINE="1"
+    )

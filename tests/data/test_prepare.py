@@ -1,0 +1,550 @@
+"""Prepared datasets: whole or not there, made again only when they must be, and the text itself."""
+
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glassgpt.config.schema import DataConfig
+from glassgpt.data import builder as making
+from glassgpt.data import work_units as groups
+from glassgpt.data import workers
+from glassgpt.data.dataset import Dataset, TokenStream, open_dataset
+from glassgpt.data.plan import with_text
+from glassgpt.data.prepare import prepare, require_tokenizer, verify
+from glassgpt.data.readers import Part
+from glassgpt.data.shards import ShardWriter
+from glassgpt.data.source_files import SourceFile, fetch_all
+from glassgpt.tokenizers.builtin import BPETokenizer, build_tokenizer
+from glassgpt.utils.errors import UserError
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 20 + "Ça va?\r\n"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+def config(source: Path, **changes: Any) -> DataConfig:
+    return DataConfig(source=str(source), **changes)
+
+
+def all_of(stream: TokenStream) -> list[int]:
+    return [int(token) for token in stream.read(0, len(stream))]
+
+
+def decoded(dataset: Dataset) -> str:
+    return dataset.tokenizer.decode_bytes(all_of(dataset.train) + all_of(dataset.validation)).decode()
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def end_of_text_tokenizer() -> BPETokenizer:
+    """The 256 bytes as GPT-2's files spell them, no merges, and end-of-text as id 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    vocab = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
+
+
+def test_tinyshakespeare_is_split_and_numbered_as_nanogpt_does(shared: Path) -> None:
+    path = shared / "tinyshakespeare.txt"
+    dataset = open_dataset(prepare(config(path)))
+    data = path.read_text()
+    number_of = {character: i for i, character in enumerate(sorted(set(data)))}
+    expected = [number_of[character] for character in data]
+    assert (len(dataset.train), len(dataset.validation)) == (1_003_854, 111_540)
+    assert all_of(dataset.train) == expected[: int(len(data) * 0.9)]
+    assert all_of(dataset.validation) == expected[int(len(data) * 0.9) :]
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+@pytest.mark.parametrize("shard_tokens", [7, 90, 10**8])
+def test_shards_give_back_the_text(text: Path, kind: str, shard_tokens: int) -> None:
+    directory = prepare(config(text, tokenizer=kind, validation_fraction=0.3, shard_tokens=shard_tokens))
+    dataset = open_dataset(directory)
+    assert decoded(dataset) == TEXT
+    verify(directory)
+    manifest = dataset.manifest
+    assert {split: manifest["splits"][split]["bytes"] for split in ("train", "validation")} == {
+        "train": 635,
+        "validation": 274,
+    }
+    sizes = [shard["tokens"] for shard in manifest["splits"]["train"]["shards"]]
+    assert max(sizes) <= shard_tokens
+    assert all(size == shard_tokens for size in sizes[:-1])
+
+
+def test_documents_are_joined_and_the_vocabulary_is_that_of_all_text(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in (("a.txt", "aaa"), ("b.txt", " \n"), ("c.txt", "ccc"), ("d.txt", "only here: z")):
+        (folder / name).write_text(content)
+    lines: list[str] = []
+    dataset = open_dataset(prepare(config(folder, validation_fraction=0.1), log=lines.append))
+    assert decoded(dataset) == "aaa\n\nccconly here: z"
+    assert dataset.tokenizer.decode(all_of(dataset.train)) == "aaa\n\nccc"
+    assert dataset.manifest["documents"] == 3
+    assert any("1 documents have no text" in line for line in lines)
+
+
+def documents_in(stream: TokenStream, dataset: Dataset) -> list[str]:
+    starts = stream.document_starts()
+    assert starts is not None
+    return [
+        dataset.tokenizer.decode(stream.read(a, b - a)) for a, b in itertools.pairwise([*starts.tolist(), len(stream)])
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    texts=st.lists(st.text("ab", min_size=1, max_size=9), min_size=2, max_size=40, unique=True),
+    percent=st.integers(1, 99),
+    shard_tokens=st.sampled_from([5, 50, 10_000]),
+)
+def test_each_document_is_whole_in_one_split(texts: list[str], percent: int, shard_tokens: int) -> None:
+    """And in the order of the text; the share is that of the fraction, to one document for each group and the few that must be."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "texts.jsonl")
+        source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        request = config(source, tokenizer="bytes", validation_fraction=percent / 100, shard_tokens=shard_tokens)
+        try:
+            dataset = open_dataset(prepare(request, Path(folder, "out"), tokenizer=end_of_text_tokenizer()))
+        except UserError as error:
+            if percent <= 50 or "leaves no text to train on" not in str(error):
+                raise
+            return
+        train, validation = (documents_in(stream, dataset) for stream in (dataset.train, dataset.validation))
+        assert abs(len(validation) - len(texts) * percent / 100) <= 1
+        remaining = {"train": train, "validation": validation}
+        for text in texts:
+            split = next(split for split in remaining if remaining[split][:1] == [f"<|endoftext|>{text}"])
+            remaining[split].pop(0)
+        assert not any(remaining.values())
+
+
+def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in (("a.txt", "aa"), ("b.txt", "bbbb"), ("c.txt", "cc")):
+        (folder / name).write_text(content)
+    tokenizer = end_of_text_tokenizer()
+    several = open_dataset(prepare(config(folder, validation_fraction=0.1), tokenizer=tokenizer))
+    single = open_dataset(prepare(config(folder / "b.txt", validation_fraction=0.25), tokenizer=tokenizer))
+    end, a, b, c = 256, *b"abc"
+    assert all_of(several.train) == [end, a, a, end, b, b, b, b]
+    assert all_of(several.validation) == [end, c, c]
+    assert all_of(single.train) == [end, b, b, b]
+    assert all_of(single.validation) == [b]  # the rest of a document starts none
+    assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
+
+
+def test_a_document_begins_as_the_tokenizers_texts_do(tmp_path: Path) -> None:
+    """Behind <s> where the tokenizer has one (Llama's), and that behind the end of the document before it; once where they are one id."""
+    (tmp_path / "texts").mkdir()
+    for name, content in (("a.txt", "aa"), ("b.txt", "bb")):
+        (tmp_path / "texts" / name).write_text(content)
+    a, b = b"ab"
+    for prefix, marks in ((97, [256, 97]), (256, [256])):
+        content = json.loads(end_of_text_tokenizer().to_json())
+        single = [{"SpecialToken": {"id": "mark", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        named = {"mark": {"id": "mark", "ids": [prefix], "tokens": ["mark"]}}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": single,
+            "special_tokens": named,
+        }
+        tokenizer = BPETokenizer(json.dumps(content))
+        assert tokenizer.prompt_prefix == (prefix,)
+        dataset = open_dataset(
+            prepare(config(tmp_path / "texts"), tokenizer=tokenizer, out=tmp_path / f"out-{len(marks)}")
+        )
+        assert [*all_of(dataset.train), *all_of(dataset.validation)] == [*marks, a, a, *marks, b, b]
+
+
+@settings(deadline=None, max_examples=30)
+@given(text=st.text("ab\u00e9", min_size=2, max_size=40), percent=st.integers(1, 99))
+def test_the_cut_through_a_single_document_is_exact(text: str, percent: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "text.txt")
+        source.write_text(text)
+        kept = len(text) * (100 - percent) // 100
+        if kept == 0:
+            with pytest.raises(UserError, match="leaves no text to train on"):
+                prepare(config(source, validation_fraction=percent / 100), Path(folder, "out"))
+            return
+        dataset = open_dataset(prepare(config(source, validation_fraction=percent / 100), Path(folder, "out")))
+        assert dataset.tokenizer.decode(all_of(dataset.train)) == text[:kept]
+        assert dataset.tokenizer.decode(all_of(dataset.validation)) == text[kept:]
+
+
+def test_wide_vocabularies_take_four_bytes(text: Path) -> None:
+    """More than 65,536 ids: two bytes would wrap them around."""
+    wide = "".join(map(chr, [*range(32, 0xD800), *range(0xE000, 0xE000 + 20_000)])) + TEXT
+    content = wide[-1500:]
+    text.write_bytes(content.encode())
+    tokenizer = build_tokenizer("characters", [wide])
+    assert tokenizer.vocab_size > 1 << 16
+    dataset = open_dataset(prepare(config(text), tokenizer=tokenizer))
+    assert decoded(dataset) == content
+    assert max(all_of(dataset.train)) >= 1 << 16
+    assert dataset.train.parts[0].dtype == np.dtype("<u4")
+
+
+# ----------------------------------------------------------------------------------------------------- fresh and stale
+
+
+def test_a_fresh_dataset_is_not_touched(text: Path) -> None:
+    first = prepare(config(text))
+    before = (first / "manifest.json").stat()
+    os.utime(text, (1, 1))  # another time, the same text
+    lines: list[str] = []
+    assert prepare(config(text), log=lines.append) == first
+    after = (first / "manifest.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert lines == []
+
+
+def test_another_text_or_request_is_prepared_anew(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prints = []
+    for change in ({}, {"validation_fraction": 0.2}, {"tokenizer": "bytes"}):
+        assert prepare(config(text, **change), out) == out
+        prints.append(open_dataset(out).fingerprint)
+    text.write_text("another text")
+    prepare(config(text), out)
+    prints.append(open_dataset(out).fingerprint)
+    assert len(set(prints)) == 4
+    prepare(config(text, encoding="latin-1"), out)
+    assert open_dataset(out).fingerprint == prints[-1]
+    assert open_dataset(out).manifest["request"]["encoding"] == "latin-1"
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
+def test_a_damaged_dataset_is_prepared_anew(text: Path, damage: str) -> None:
+    directory = prepare(config(text))
+    whole = files_of(directory)
+    match damage:
+        case "missing":
+            (directory / "validation-00000-00000.bin").unlink()
+        case "short":
+            os.truncate(directory / "train-00000-00000.bin", 10)
+        case "tokenizer":
+            (directory / "tokenizer.json").write_text("{}")
+        case "manifest":
+            (directory / "manifest.json").write_text("{")
+    with pytest.raises(UserError):
+        open_dataset(directory)
+    assert prepare(config(text)) == directory
+    assert files_of(directory) == whole
+
+
+def test_verify_sees_a_flipped_bit(text: Path) -> None:
+    directory = prepare(config(text))
+    content = bytearray((directory / "train-00000-00000.bin").read_bytes())
+    content[100] ^= 1
+    (directory / "train-00000-00000.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        verify(directory)
+
+
+def test_preparing_again_gives_the_same_bytes_wherever_it_is(text: Path, tmp_path: Path) -> None:
+    first, second = prepare(config(text), tmp_path / "one"), prepare(config(text), tmp_path / "deep" / "two")
+    assert files_of(first) == files_of(second)
+    elsewhere = tmp_path / "renamed.txt"
+    elsewhere.write_bytes(text.read_bytes())
+    fingerprints = {open_dataset(prepare(config(path), tmp_path / path.stem)).fingerprint for path in (text, elsewhere)}
+    assert fingerprints == {open_dataset(first).fingerprint}
+
+
+def test_each_source_and_request_has_a_place_of_its_own(text: Path, tmp_path: Path) -> None:
+    namesake = tmp_path / "folder" / "text.txt"
+    namesake.parent.mkdir()
+    namesake.write_text("another text of the same name")
+    requests = [config(text), config(namesake), config(text, validation_fraction=0.2), config(text, tokenizer="bytes")]
+    places = [prepare(request) for request in requests]
+    assert len(set(places)) == 4
+    assert [prepare(request) for request in requests] == places
+    assert all(place.name.startswith("text-") for place in places)
+
+
+def test_a_relative_path_is_the_same_source(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text.parent)
+    assert prepare(config(Path("text.txt"))) == prepare(config(text))
+
+
+def test_a_models_tokenizer_is_used_for_other_text(text: Path, tmp_path: Path) -> None:
+    own = build_tokenizer("characters", [TEXT, "0123456789"])
+    dataset = open_dataset(prepare(config(text), tokenizer=own))
+    assert dataset.tokenizer.to_json() == own.to_json()
+    assert decoded(dataset) == TEXT
+    assert dataset.directory != prepare(config(text))
+    with pytest.raises(UserError, match="U\\+"):
+        prepare(config(text), tokenizer=build_tokenizer("characters", ["abc"]))
+
+
+# ------------------------------------------------------------------------------------------- a dataset as the source
+
+
+def test_a_prepared_dataset_is_a_source(text: Path, tmp_path: Path) -> None:
+    directory = prepare(config(text), tmp_path / "ready")
+    assert prepare(config(directory)) == directory
+    assert prepare(config(directory), tokenizer=open_dataset(directory).tokenizer) == directory
+    assert (
+        prepare(config(directory, tokenizer="bytes")) == directory
+    )  # a recipe's value, perhaps: the dataset's own holds
+    require_tokenizer(config(directory))
+    with pytest.raises(
+        UserError, match=r"made by another tokenizer \(characters\) than bytes; leave the tokenizer out"
+    ):
+        require_tokenizer(config(directory, tokenizer="bytes"))
+    with pytest.raises(UserError, match="by another tokenizer"):
+        prepare(config(directory), tokenizer=build_tokenizer("characters", ["abc"]))
+    with pytest.raises(UserError, match="is a prepared dataset already"):
+        prepare(config(directory), tmp_path / "copy")
+    os.truncate(directory / "train-00000-00000.bin", 10)
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has 10 bytes"):
+        prepare(config(directory))
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\t\r\n", b"\xef\xbb\xbf"])
+def test_a_file_without_text_is_refused(text: Path, tmp_path: Path, content: bytes) -> None:
+    text.write_bytes(content)
+    with pytest.raises(UserError, match=r"text\.txt has no text in it"):
+        prepare(config(text), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_holds_something_else_is_left_alone(text: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis" / "chapter.tex"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    for out in (precious.parent, precious):
+        with pytest.raises(UserError, match="is no dataset of glassgpt's"):
+            prepare(config(text), out)
+    with pytest.raises(UserError, match=r"chapter\.tex is no directory|cannot make"):
+        prepare(config(text), precious / "out")
+    assert precious.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    open_dataset(prepare(config(text), tmp_path / "empty"))
+
+
+def test_opening_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "a web page", "version": 1}))
+    for directory in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="is no prepared dataset"):
+            open_dataset(directory)
+
+
+# ------------------------------------------------------------------------------------------- interrupted, and at once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_interruption_leaves_nothing(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    out = tmp_path / "sets" / "out"
+
+    def fail(writer: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "close", fail)
+        with pytest.raises((KeyboardInterrupt, UserError), match=r"^$|the disk is full"):
+            prepare(config(text), out)
+    assert [path for path in out.parent.iterdir() if path.suffix != ".lock"] == []
+    open_dataset(prepare(config(text), out))
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from glassgpt.config import DataConfig
+from glassgpt.data import prepare as module
+from glassgpt.data.making import Making
+from glassgpt.data.readers import Part
+from glassgpt.data.shards import ShardWriter
+from glassgpt.data.source_files import SourceFile, fetch_all
+from glassgpt.data.tokens import open_dataset
+
+source, out, mode = sys.argv[1:]
+run = Making.run
+if mode == "killed":
+    ShardWriter.close = lambda writer: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    Making.run = lambda *arguments: (time.sleep(0.5), run(*arguments))  # long enough for the others to come meanwhile
+directory = module.prepare(DataConfig(source=source), Path(out), log=lambda line: print(line.partition(" ")[0]))
+print(open_dataset(directory).fingerprint)
+"""
+
+
+def start(text: Path, out: Path, mode: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(text), str(out), mode], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_process_leaves_no_dataset_and_no_lock(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sets" / "out"
+    killed = start(text, out, "killed")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert (out.parent / ".partial-out").exists()  # it died within
+    assert decoded(open_dataset(prepare(config(text), out))) == TEXT
+    assert not (out.parent / ".partial-out").exists()
+
+
+def test_processes_that_prepare_at_once_do_it_once(text: Path, tmp_path: Path) -> None:
+    processes = [start(text, tmp_path / "out", "at once") for _ in range(3)]
+    lines = [line for process in processes for line in process.communicate()[0].split()]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert lines.count("prepared") == 1
+    assert lines.count("another") == 2
+    assert lines.count(open_dataset(tmp_path / "out").fingerprint) == 3
+
+
+def test_a_document_that_begins_with_much_white_space_is_whole(tmp_path: Path) -> None:
+    """Its first part looks blank, and is not; one that is blank throughout is left out."""
+    parts = [
+        Part("  ", 0, True),
+        Part("word", 0, False),
+        Part(" ", 1, True),
+        Part("", 2, True),
+        Part("x", 3, True),
+        Part("\n", 4, True),
+    ]
+    blank: list[int] = []
+    assert list(with_text(parts, lambda: blank.append(1))) == [parts[0], parts[1], parts[4]]
+    assert len(blank) == 3
+
+
+def stopped_after_the_last_shard(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk, or a kill, just before the group is said to be done."""
+    with monkeypatch.context() as patch:
+        patch.setattr(groups, "write_atomic", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(UserError, match="the disk is full"):
+            prepare(config(source, tokenizer="bytes", shard_tokens=100), out)
+
+
+def test_the_rest_of_a_single_document_is_not_written_twice(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins nowhere, so a finished shard of it counts no document."""
+    whole = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
+    stopped_after_the_last_shard(text, tmp_path / "stopped", monkeypatch)
+    again = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "stopped")
+    assert files_of(again) == files_of(whole)
+    verify(again)
+
+
+def test_files_of_groups_that_are_done_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.txt").write_text(f"{number} " * 300)
+    request = config(folder, tokenizer="bytes", shard_tokens=100)
+    prepare_group, done = groups.prepare_group, []
+
+    def fail_at_the_third(shop: Any, number: int, *arguments: Any) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        prepare_group(shop, number, *arguments)
+        done.append(number)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(workers.TASKS, "prepare", fail_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(request, tmp_path / "out")
+    assert done == [0, 1]
+    fetched: list[str] = []
+
+    def watched(files: Sequence[SourceFile], *, log: Callable[[str], None]) -> Any:
+        fetched.extend(file.name for file in files)
+        return fetch_all(files, log=log)
+
+    monkeypatch.setattr(making, "fetch_all", watched)
+    prepare(request, tmp_path / "out")
+    assert fetched == ["2.txt", "3.txt"]
+
+
+def test_a_split_without_a_document_is_refused(tmp_path: Path) -> None:
+    """A dataset without validation would be refused much later, by whoever trains."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("A", "B", "A")))
+    with pytest.raises(UserError, match=r"no document of .*is left for validation; raise data\.validation_fraction"):
+        prepare(config(texts, deduplicate=True), tmp_path / "out")
+    (tmp_path / "blank.txt").write_text(" ")
+    with pytest.raises(UserError, match=r"no document of .*blank\.txt is left for validation"):
+        prepare(config(texts, validation_source=str(tmp_path / "blank.txt")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".partial-out").exists()
+
+
+def test_a_first_shard_that_would_cut_a_document_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a" * 250)
+    with pytest.raises(UserError, match=r"first document of .* is larger than a shard"):
+        prepare(config(tmp_path / "text.txt", validation="first_shard", shard_tokens=100), tmp_path / "out")
+
+
+def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "picture.png"):
+        (folder / name).write_text(f"text of {name}")
+    lines: list[str] = []
+    prepare(config(folder), tmp_path / "out", log=lines.append)
+    assert "files of other kinds are passed over: picture.png" in lines
+
+
+def test_a_dataset_with_files_of_others_is_not_replaced(text: Path, tmp_path: Path) -> None:
+    out = prepare(config(text), tmp_path / "out")
+    lines: list[str] = []
+    prepare(config(text, validation_fraction=0.2), out, log=lines.append)
+    assert any(line.startswith(f"replacing the dataset {out}, which was made of {text}") for line in lines)
+    (out / "NOTES.md").write_text("hours of thought")
+    prepare(config(text, validation_fraction=0.2), out)  # as it is: nothing is replaced
+    with pytest.raises(UserError, match=r"has NOTES\.md in it, which is not of it: move that first"):
+        prepare(config(text), out)
+    assert (out / "NOTES.md").read_text() == "hours of thought"
+
+
+def test_rows_that_are_all_left_out_are_said(tmp_path: Path) -> None:
+    """A misspelt column would hide behind «it has no text»."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 3)
+    with pytest.raises(UserError, match=r"no text in it: all 3 rows are left out \(line 1: has no 'nope'"):
+        prepare(config(tmp_path / "a.jsonl", column="nope", skip_bad=True), tmp_path / "out")

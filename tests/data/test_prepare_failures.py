@@ -1,0 +1,526 @@
+"""`glassgpt prepare` under bad input, full disks, kills and interrupts: one clear line, exit code 2 or 130, nothing half-made."""
+
+import errno
+import gzip
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+import glassgpt
+from glassgpt.cli.main import main
+from glassgpt.config.schema import DataConfig
+from glassgpt.data import builder as making
+from glassgpt.data.dataset import open_dataset
+from glassgpt.data.prepare import prepare
+from glassgpt.data.sources import LocalFiles
+from glassgpt.data.workers import run_groups
+from glassgpt.tokenizers.builtin import BytesTokenizer, build_tokenizer
+from glassgpt.utils.errors import UserError
+
+HARNESS = Path(__file__).parents[1] / "prepare_harness.py"
+WORDS = "the quick brown fox jumps over the lazy dog. " * 20
+KEPT = "what is finished is kept"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Four files, each a group of its own."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "abcd":
+        lines = [json.dumps({"text": f"{name} {number} {WORDS}"}) + "\n" for number in range(6)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def command(source: Path | str, out: Path, *options: str, shard_tokens: int = 2000) -> list[str]:
+    return ["prepare", str(source), "--out", str(out), "--tokenizer=bytes", f"--shard-tokens={shard_tokens}", *options]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def left(out: Path) -> list[str]:
+    """What lies beside the place of a dataset."""
+    return sorted(path.name for path in out.parent.iterdir() if path.suffix != ".lock")
+
+
+# ------------------------------------------------------------------------------------------------------------ kills
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes() -> None:
+    ended = subprocess.run(
+        [sys.executable, str(HARNESS), "--kills", "9"], stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    print(ended.stdout)  # the seed, should it fail
+    outcome = json.loads(ended.stdout.splitlines()[-1])
+    assert ended.returncode == 0, outcome
+    assert outcome["kills"] >= 9
+    assert outcome["within"] >= outcome["kills"] / 4
+    assert min(outcome["between_files"], outcome["publishing"]) >= 1
+
+
+def test_what_was_made_for_another_request_is_not_put_in_place(texts: Path, tmp_path: Path) -> None:
+    """A kill while a dataset takes its place; then the text changes, or something else is asked for."""
+    out = tmp_path / "sets" / "out"
+    for change in ("request", "text"):
+        with mock.patch.object(making.Making, "_publish", side_effect=KeyboardInterrupt):
+            assert main(command(texts, out)) == 130
+        if change == "text":
+            (texts / "a.jsonl").write_text(json.dumps({"text": WORDS}))
+        options = ["--validation=first_shard"] if change == "request" else []
+        assert main(command(texts, out, *options)) == 0
+        main(command(texts, tmp_path / "expected" / "out", *options))
+        assert contents(out) == contents(tmp_path / "expected" / "out")
+
+
+def test_an_older_dataset_that_is_half_removed_is_replaced(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sets" / "out"
+    assert main(command(texts, out, shard_tokens=5000)) == 0
+    unlink = Path.unlink
+    removed: list[str] = []
+
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == out:
+            if len(removed) == 3:
+                raise KeyboardInterrupt
+            removed.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        assert main(command(texts, out)) == 130
+    assert len(removed) == 3
+    assert main(command(texts, out)) == 0
+    assert left(out) == ["out"]
+    assert open_dataset(out).manifest["request"]["shard_tokens"] == 2000
+
+
+# ---------------------------------------------------------------------------------------------------------- workers
+
+
+def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "glassgpt", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def workers_of(process: "subprocess.Popen[str]", count: int) -> list[psutil.Process]:
+    """The worker processes, as soon as so many are there."""
+    give_up = time.monotonic() + 30
+    while len(found := psutil.Process(process.pid).children()) < count:
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+    return found
+
+
+@pytest.mark.parametrize("moment", ["at once", "while it works"])
+def test_a_worker_that_dies_is_told_in_a_line(texts: Path, tmp_path: Path, moment: str) -> None:
+    (texts / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
+    )
+    process = start(command(texts, tmp_path / "out", "--workers=2"))
+    for worker in workers_of(process, 2):
+        if moment == "while it works":
+            give_up = time.monotonic() + 30
+            while not list(tmp_path.glob(".partial-out/train-0000[1-3]-00000.json")) and time.monotonic() < give_up:
+                time.sleep(0.005)
+        worker.kill()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    assert "was killed, as the system does where memory runs out; fewer --workers" in err
+    assert (KEPT in out) == (moment == "while it works")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.4])
+def test_an_interrupt_ends_all_within_two_seconds(texts: Path, tmp_path: Path, delay: float) -> None:
+    """As a terminal sends it: to every process of the group, workers that are only starting among them."""
+    (texts / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
+    )
+    process = start(command(texts, tmp_path / "out", "--workers=2"), start_new_session=True)
+    found = workers_of(process, 2)
+    time.sleep(delay)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "glassgpt: interrupted\n")
+    psutil.wait_procs(found, timeout=max(0.0, began + 2 - time.monotonic()))
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in found)
+
+
+SCRIPT = """
+import sys, threading
+from pathlib import Path
+from glassgpt.config import DataConfig
+from glassgpt.data.prepare import prepare
+print("once")
+def work():
+    print(prepare(DataConfig(source=sys.argv[1], tokenizer="bytes", shard_tokens=2000), Path(sys.argv[2]), workers=2).name)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_plain_script_and_a_thread_may_prepare(texts: Path, tmp_path: Path) -> None:
+    """In a folder, what is more, with files that are called as modules of Python's are."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
+    call = [sys.executable, "-P", "script.py", str(texts), "out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(glassgpt.__file__).parents[1])}
+    ended = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("once\nout\n", "")
+    assert main(command(texts, tmp_path / "expected", "--workers=1")) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def bad_parquet(path: Path) -> None:
+    table = pyarrow.table({"text": [f"{number} {WORDS}" for number in range(100)]})
+    parquet.write_table(table, path, compression="NONE", write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4 : len(content) // 4 + 2000] = bytes(2000)
+    path.write_bytes(content)
+
+
+def null_rows(path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": [WORDS, None, WORDS, None]}), path)
+
+
+def cut_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(os.urandom(3000).hex().encode())[:2000])
+
+
+# What is in the way, the name of the file that it is in, and what is said of it.
+BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "damaged parquet": ("c.parquet", bad_parquet, r"c\.parquet is damaged.*row group 0"),
+    "no parquet": (
+        "c.parquet",
+        lambda path: path.write_bytes(b"nothing of the kind"),
+        r"c\.parquet is damaged, or no parquet",
+    ),
+    "cut gzip": ("c.txt.gz", cut_gzip, r"c\.txt\.gz is cut off"),
+    "no column": ("c.csv", lambda path: path.write_text("title,body\na,b\n"), r"c\.csv has no 'text'"),
+    "null row": ("c.parquet", null_rows, r"c\.parquet, row 1 \(counted from 0\): 'text' is null"),
+    "broken json": ("c.jsonl", lambda path: path.write_text('{"text": "a"}\n{"te'), r"c\.jsonl, line 2: no valid JSON"),
+    "no utf-8": (
+        "c.txt",
+        lambda path: path.write_bytes(b"a" * 70 + b"\xff"),
+        r"c\.txt is not valid utf-8: byte 0xff at offset 70",
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_named_and_what_is_finished_kept(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, workers: int
+) -> None:
+    name, make, message = BAD[what]
+    (texts / "c.jsonl").unlink()
+    make(texts / name)
+    out = tmp_path / "sets" / "out"
+    assert main(command(texts, out, f"--workers={workers}")) == 2
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err.replace("\n", " ")), printed.err
+    assert "Traceback" not in printed.err
+    assert printed.err.startswith("glassgpt: error: ")
+    assert len(printed.err.splitlines()) <= 2
+    kept = list((out.parent / ".partial-out").glob("train-*.json"))
+    assert bool(kept) == (KEPT in printed.out)
+    assert kept or workers == 2
+    assert not out.exists()
+
+
+def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"text": [None, WORDS, "", None, " \n", WORDS + "x", WORDS + "y"]}), source)
+    assert main(command(source, tmp_path / "out", "--skip-bad")) == 0
+    printed = capsys.readouterr().out
+    assert "2 rows that are no text are left out" in printed
+    assert "2 documents have no text and are left out" in printed
+    manifest = open_dataset(tmp_path / "out").manifest
+    assert (manifest["documents"], manifest["bad_rows"], manifest["blank_documents"]) == (3, 2, 2)
+
+
+def test_an_id_beyond_the_vocabulary_does_not_wrap(texts: Path, tmp_path: Path) -> None:
+    beyond = np.array([70_000], dtype=np.uint32), np.array([0, 1], dtype=np.uint64)
+    with (
+        mock.patch.object(BytesTokenizer, "encode_documents", return_value=beyond),
+        pytest.raises(UserError, match="id 70000, which is none of its 256"),
+    ):
+        prepare(DataConfig(source=str(texts), tokenizer="bytes"), tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_character_that_the_tokenizer_lacks_has_its_row(texts: Path, tmp_path: Path, workers: int) -> None:
+    tokenizer = build_tokenizer("characters", [WORDS + "0123456789\n"])
+    (texts / "c.jsonl").write_text(json.dumps({"text": WORDS}) + "\n" + json.dumps({"text": WORDS + "\u20ac"}) + "\n")
+    with pytest.raises(UserError, match=r"c\.jsonl, row 1: .*U\+20AC"):
+        prepare(
+            DataConfig(source=str(texts), shard_tokens=1000), tmp_path / "out", tokenizer=tokenizer, workers=workers
+        )
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+@pytest.mark.parametrize("change", ["grown", "cut", "removed"])
+def test_a_file_that_changes_meanwhile_is_refused(texts: Path, tmp_path: Path, change: str, deduplicate: bool) -> None:
+    out = tmp_path / "sets" / "out"
+    path = texts / "d.jsonl"
+
+    def changing(task: str, *arguments: Any) -> None:
+        if task == "prepare":
+            lines = path.read_text().splitlines(keepends=True)
+            match change:
+                case "grown":
+                    path.write_text("".join([*lines, json.dumps({"text": "more"}) + "\n"]))
+                case "cut":
+                    path.write_text("".join(lines[:3]))
+                case "removed":
+                    path.unlink()
+        run_groups(task, *arguments)
+
+    request = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000, deduplicate=deduplicate)
+    message = (
+        r"cannot read d\.jsonl|cannot read .*d\.jsonl" if change == "removed" else "has changed while it was prepared"
+    )
+    with mock.patch.object(making, "run_groups", changing), pytest.raises(UserError, match=message):
+        prepare(request, out, workers=1)
+    assert not out.exists()
+    prepare(request, out, workers=1)
+    prepare(request, tmp_path / "expected")
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+def test_a_document_of_fifty_megabytes(tmp_path: Path) -> None:
+    text = "".join(f"{number} {WORDS}\n" for number in range(56_000))
+    assert len(text) > 50e6
+    source = tmp_path / "large.jsonl"
+    source.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "another"}) + "\n")
+    dataset = open_dataset(
+        prepare(DataConfig(source=str(source), tokenizer="bytes", shard_tokens=20_000_000), tmp_path / "out")
+    )
+    assert dataset.whole.read(0, len(dataset.train)).astype(np.uint8).tobytes().decode() == text
+    assert len(dataset.train.parts) == 3
+
+
+# -------------------------------------------------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    call = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(call, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no `mount` here: a full disk cannot be made")
+    if mounted.returncode:
+        pytest.skip(f"no right to mount a small disk ({mounted.stderr.strip()})")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("room", [20_000, 100_000, 333_333])
+def test_a_full_disk_and_then_some_room(
+    small_disk: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, room: int
+) -> None:
+    for name in "abcd":
+        lines = [json.dumps({"text": f"{name} {number} {WORDS}"}) + "\n" for number in range(60)]
+        (texts / f"{name}.jsonl").write_text("".join(lines))
+    (small_disk / "ballast").write_bytes(bytes((3 << 20) - room))
+    out = small_disk / "out"
+    arguments = command(texts, out, f"--workers={workers}", shard_tokens=10_000)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert "the disk is full: free some space" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert (KEPT in printed.out) == (room > 100_000 or bool(list((small_disk / ".partial-out").glob("train-*.json"))))
+    assert not out.exists()
+    kept = {path.name: path.stat().st_ino for path in small_disk.glob(".partial-out/*-*.json")}
+    (small_disk / "ballast").unlink()
+    assert main(arguments) == 0
+    assert main(command(texts, tmp_path / "expected", "--workers=1", shard_tokens=10_000)) == 0
+    assert contents(out) == contents(tmp_path / "expected")
+    assert left(out) == ["out"]
+    assert kept or room < 333_333
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_limit_on_the_size_of_files(texts: Path, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    arguments = command(texts, out, f"--workers={workers}", shard_tokens=4000)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+
+    process = start(arguments, preexec_fn=limit)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2, err
+    assert err.endswith("a file would be larger than is allowed here (see `ulimit -f`)\n")
+    assert len(err.splitlines()) == 1
+    assert main(arguments) == 0
+
+
+def test_every_write_may_fail(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index too, which numpy's `tofile` writes without saying why it cannot."""
+    real = Path.write_bytes
+
+    def full(path: Path, data: Any) -> int:
+        if path.suffix == ".idx":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        prepare(DataConfig(source=str(texts), tokenizer="bytes"), tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------------- odd sizes
+
+
+def text_of(out: Path) -> str:
+    dataset = open_dataset(out)
+    return dataset.whole.read(0, len(dataset.whole)).astype(np.uint8).tobytes().decode()
+
+
+def test_a_token_a_shard_and_more_workers_than_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, content in (("a.txt", "abc"), ("b.txt", ""), ("c.txt", "d"), ("e.txt", "")):
+        (folder / name).write_text(content)
+    assert main(command(folder, tmp_path / "one", "--workers=1", shard_tokens=1)) == 0
+    assert main(command(folder, tmp_path / "nine", "--workers=9", shard_tokens=1)) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "nine")
+    assert text_of(tmp_path / "one") == "abcd"  # each the first document of its split
+    assert {path.stat().st_size for path in (tmp_path / "one").glob("*.bin")} == {2}
+
+
+@pytest.mark.parametrize(("content", "message"), [("x", "leaves no text to train on"), ("", "has no text in it")])
+def test_too_little_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
+    (tmp_path / "text.txt").write_text(content)
+    assert main(command(tmp_path / "text.txt", tmp_path / "sets" / "out")) == 2
+    assert message in capsys.readouterr().err
+    assert left(tmp_path / "sets" / "out") == []
+
+
+def test_a_thousand_tiny_files(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(1000):
+        (folder / f"{number:04}.txt").write_text(f"text {number}")
+    assert main(command(folder, tmp_path / "out", "--workers=2")) == 0
+    manifest = open_dataset(tmp_path / "out").manifest
+    assert manifest["documents"] == 1000
+    assert manifest["splits"]["validation"]["documents"] in (99, 100)  # one document more or less for each group
+
+
+NAMES = (
+    "two words.txt",
+    "new\nline.txt",
+    "Ünï-日本.txt",
+    "-x.txt",
+    "--out.txt",
+    "[a].txt",
+    "a'\"$`.txt",
+    "tab\t.jsonl",
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    folder = tmp_path / "a folder\nwith [all] of it"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        text = f"{number} {WORDS * 3}"
+        (folder / name).write_text(json.dumps({"text": text}) if name.endswith("jsonl") else text)
+    monkeypatch.chdir(tmp_path)
+    assert main(command(folder.name, Path("out ö\n"), f"--workers={workers}")) == 0  # relative
+    assert open_dataset(tmp_path / "out ö\n").manifest["documents"] == len(NAMES)
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in (b"a\xff.txt", b"b\xfe.txt"):
+        (folder / os.fsdecode(name)).write_text(WORDS * 3)
+    for workers in (1, 2):
+        assert main(command(folder, tmp_path / f"out{workers}", f"--workers={workers}")) == 0
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+
+
+def test_a_file_that_a_pattern_finds_twice_counts_once(tmp_path: Path) -> None:
+    deep = tmp_path / "texts" / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "x.txt").write_text(WORDS)
+    (tmp_path / "texts" / "link.txt").symlink_to(deep / "x.txt")  # a name of its own
+    found = LocalFiles(tmp_path / "texts" / "**" / "**" / "*.txt", is_pattern=True).files()
+    assert [file.name for file in found] == ["a/b/x.txt", "link.txt"]
+
+
+def test_a_dataset_within_its_own_source(tmp_path: Path) -> None:
+    """It is no text, and neither is what a kill leaves of its making."""
+    (tmp_path / "a.txt").write_text(WORDS)
+    (tmp_path / "b.txt").write_text(WORDS)
+    out = tmp_path / "dataset"
+    for _ in range(2):
+        assert main(command(tmp_path, out)) == 0
+        (tmp_path / "b.txt").write_text(WORDS * 2)
+    assert open_dataset(out).manifest["documents"] == 2
+
+
+def test_an_out_that_is_a_link_or_a_file_system(
+    small_disk: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(small_disk / "there")
+    for options in ((), ("--validation=first_shard",)):
+        assert main(command(texts, tmp_path / "link", *options)) == 0
+        assert (tmp_path / "link").is_symlink()
+        open_dataset(small_disk / "there")
+    assert main(command(texts, small_disk)) == 2
+    assert "is a file system of its own" in capsys.readouterr().err
+
+
+def test_a_source_that_cannot_be_written_is_only_read(small_disk: Path, tmp_path: Path) -> None:
+    (small_disk / "a.txt").write_text(WORDS)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert main(command(small_disk, tmp_path / "out")) == 0

@@ -1,0 +1,297 @@
+"""What a source's string stands for, and the text that comes out of it."""
+
+import os
+import re
+import shutil
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from glassgpt.data import builtin_texts as module
+from glassgpt.data import sources
+from glassgpt.data.readers import ReadOptions
+from glassgpt.data.sources import LocalFiles, PreparedDataset, PythonDocs, Shakespeare, Source, read_source, resolve
+from glassgpt.utils.download import cache_directory
+from glassgpt.utils.errors import UserError
+
+
+def source_of(path: Path) -> Source:
+    source = resolve(str(path))
+    assert not isinstance(source, PreparedDataset)
+    return source
+
+
+def text_of(path: Path, encoding: str = "utf-8", errors: Literal["strict", "replace", "ignore"] = "strict") -> str:
+    return "".join(part.text for part in read_source(source_of(path), ReadOptions(encoding=encoding, errors=errors)))
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "expected"),
+    [
+        (b"one\r\ntwo\rthree\n\n", "utf-8", "one\r\ntwo\rthree\n\n"),  # newlines stay as they are
+        ("\ufeffméow".encode(), "utf-8", "méow"),
+        ("\ufeffméow".encode(), "utf-8-sig", "méow"),
+        ("méow".encode("utf-16"), "utf-16", "méow"),
+        (b"m\xe9ow", "latin-1", "méow"),
+    ],
+)
+def test_a_file_is_decoded_as_it_is(tmp_path: Path, content: bytes, encoding: str, expected: str) -> None:
+    path = tmp_path / "text.dat"
+    path.write_bytes(content)
+    assert text_of(path, encoding) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "UTF_8_SIG"])
+def test_invalid_bytes_are_shown_with_the_way_on(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfma\xf1ana")
+    with pytest.raises(
+        UserError, match=r"text\.txt is not valid utf-8.*: byte 0xf1 at offset 5 .*\n.*--encoding.*--errors"
+    ):
+        text_of(path, encoding)
+    assert text_of(path, encoding, "replace") == "ma\ufffdana"
+    assert text_of(path, encoding, "ignore") == "maana"
+
+
+def test_a_file_cut_within_a_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("é".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match="byte 0xe9 at offset 2"):
+        text_of(path, "utf-16")
+
+
+def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.md", "a/b/c.TXT", "B.txt", ".hidden.txt", ".git/x.txt", "picture.png", "d.parquet.md"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    folder = tmp_path / "texts"
+    names = ["B.txt", "a/b/c.TXT", "a/z.md", "b.txt", "d.parquet.md"]
+    assert [file.name for file in source_of(folder).files()] == names
+    assert [part.text for part in read_source(source_of(folder), ReadOptions())] == names
+
+
+def test_a_pattern_gives_the_files_that_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/one.txt", "a/two.txt", "b/c/three.txt", "four.md"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.chdir(tmp_path)
+    for pattern, names in (
+        ("texts/*/*.txt", ["a/one.txt", "a/two.txt"]),
+        ("texts/**/*.txt", ["a/one.txt", "a/two.txt", "b/c/three.txt"]),
+        ("texts/a/t[vw]o.txt", ["two.txt"]),
+    ):
+        source = source_of(Path(pattern))
+        assert [file.name for file in source.files()] == names
+        assert source.is_unchanged(source.identity())
+        assert sources.absolute_source(pattern) == str(tmp_path / pattern)
+    with pytest.raises(UserError, match=r"no file matches .*\*\.csv; name a"):
+        source_of(Path("texts/*.csv")).files()
+    Path("odd[1].txt").write_text("a file of that very name comes first")
+    assert source_of(Path("odd[1].txt")) == LocalFiles(tmp_path / "odd[1].txt")
+
+
+@pytest.mark.parametrize("folder", ["a[1]b", "a[", "a*?", "[[]"])
+def test_wildcards_are_those_of_the_pattern_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """Whatever the working directory or the home is called, and from any other directory later."""
+    for name in ("texts/one.txt", "texts/below/two.txt", "three.txt"):
+        (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / name).write_text(name)
+    monkeypatch.setenv("HOME", str(tmp_path / folder))
+    for pattern, below, label, names in (
+        ("texts/**/*.txt", "", "texts", ["below/two.txt", "one.txt"]),
+        ("~/texts/*.txt", "", "texts", ["one.txt"]),
+        ("*.txt", "", folder, ["three.txt"]),
+        ("../*.txt", "texts", "..", ["three.txt"]),
+    ):
+        monkeypatch.chdir(tmp_path / folder / below)
+        source = source_of(Path(pattern))
+        assert ([file.name for file in source.files()], source.name) == (names, label)
+        monkeypatch.chdir("/")
+        assert resolve(source.location) == source
+        assert sources.absolute_source(source.location) == source.location
+        assert [part.text for part in read_source(source, ReadOptions())] == [
+            f"texts/{name}".replace("texts/three", "three") for name in names
+        ]
+
+
+def test_what_a_folder_has_beside_text_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "paper.pdf", "below/LICENSE", "config.json", ".hidden/x.pdf", ".x.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert source_of(tmp_path).left_out == ("below/LICENSE", "config.json", "paper.pdf")
+    for source in (source_of(tmp_path / "paper.pdf"), source_of(tmp_path / "*"), Shakespeare(), PythonDocs()):
+        assert source.left_out == ()
+    monkeypatch.setattr(sources, "MOST_LEFT_OUT", 2)
+    assert len(source_of(tmp_path).left_out) == 2
+
+
+def test_two_identities_are_of_the_same_text(tmp_path: Path) -> None:
+    """That of files whatever their times; others where they are equal."""
+    path = tmp_path / "text.txt"
+    path.write_text("one")
+    source = source_of(tmp_path)
+    first = source.identity()
+    os.utime(path, (1, 1))
+    touched = source.identity()
+    assert first != touched
+    assert source.same_text(first, touched)
+    path.write_text("two")
+    assert not source.same_text(first, source.identity())
+    path.write_text("one")
+    path.rename(tmp_path / "other.txt")
+    assert not source.same_text(first, source.identity())
+    (tmp_path / "text.txt").write_text("one")
+    assert not source.same_text(first, source.identity())
+    for each in (PythonDocs(), Shakespeare()):
+        assert each.same_text(each.identity(), each.identity())
+        assert not each.same_text(each.identity(), {**each.identity(), "other": 1})
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one")
+    source = source_of(tmp_path)
+    recorded = source.identity()
+    assert source.is_unchanged(recorded)
+    os.utime(path, (1, 1))
+    assert source.is_unchanged(recorded)  # another time, the same text
+    path.write_text("two")
+    assert not source.is_unchanged(recorded)  # the same size, another text
+    path.write_text("one")
+    assert source.is_unchanged(recorded)
+    (tmp_path / "more.txt").write_text("")
+    assert not source.is_unchanged(recorded)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shakespear", "there is no file, folder or registered source 'shakespear'; did you mean 'shakespeare'"),
+        ("missing.txt", "there is no file, folder or registered source 'missing.txt'"),
+        ("text.txt/below", "there is no file, folder or registered source"),
+        ("", "no text is named"),
+        ("x" * 5000, "File name too long"),
+        ("socket", "neither a regular file nor a folder"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("text")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("socket")
+        with pytest.raises(UserError, match=message) as caught:
+            resolve(name)
+    assert "python-docs, shakespeare" in str(caught.value)
+
+
+def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"has no file that can be read; name a text file.*\.parquet"):
+        source_of(tmp_path).files()
+
+
+def test_files_about_a_dataset_are_none_of_its_texts(tmp_path: Path) -> None:
+    """A plain .json mostly says something about other files, so it is text only where it is named."""
+    for name in ("config.json", "dataset_infos.json", "a.json", "b.json.gz"):
+        (tmp_path / name).write_bytes(b"{}")
+    assert [file.name for file in source_of(tmp_path).files()] == ["b.json.gz"]
+    for named in (tmp_path / "a.json", tmp_path / "[a].json"):
+        assert [file.name for file in source_of(named).files()] == ["a.json"]
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+        source_of(tmp_path).files()
+    with pytest.raises(UserError, match=r"cannot read .*gone\.txt: No such file"):
+        source_of(tmp_path).identity()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_or_folder_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "text.txt").chmod(0)
+    (tmp_path / "folder").mkdir(mode=0)
+    with pytest.raises(UserError, match=r"text\.txt: Permission denied"):
+        text_of(tmp_path / "text.txt")
+    with pytest.raises(UserError, match="folder: Permission denied"):
+        source_of(tmp_path / "folder").identity()
+
+
+def test_shakespeare_comes_from_the_cache_where_it_is_there(shared: Path) -> None:
+    path = cache_directory() / "downloads" / "tinyshakespeare.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(shared / "tinyshakespeare.txt", path)
+    (part,) = read_source(Shakespeare(), ReadOptions(encoding="ascii", column="other"))
+    path.unlink()
+    assert len(part.text) == 1_115_394
+    assert part.text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
+
+
+def test_shakespeare_without_network_tells_the_manual_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(
+        UserError, match=r"(?s)cannot download shakespeare.*put it at .*tinyshakespeare\.txt.*--data FILE"
+    ):
+        Shakespeare().files()[0].fetch()
+
+
+@pytest.fixture(scope="module")
+def python_docs() -> list[str]:
+    return module.python_docs()
+
+
+def test_python_docs_are_written_once_and_read_as_they_are(python_docs: list[str]) -> None:
+    (file,) = PythonDocs().files()
+    written = file.fetch().stat()
+    assert [
+        part.text for part in read_source(PythonDocs(), ReadOptions(column="other", encoding="utf-16"))
+    ] == python_docs
+    assert file.fetch().stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_python_docs_is_about_a_megabyte_of_plain_english(python_docs: list[str]) -> None:
+    text = "\n\n".join(python_docs)
+    assert 700_000 < len(text) < 2_000_000
+    assert set(text) <= set(map(chr, range(32, 127))) | {"\n"}
+    assert len(set(text)) <= 80
+    words = re.findall(r"[a-z]+", text.lower())
+    # The most common English word makes up 6 to 7 % of English prose, and 1 or 2 % of source code and lists of names.
+    assert words.count("the") > 0.05 * len(words)
+    assert not re.search(r">>>|::=|``|:class:|={4}|-{4}|  ", text)
+
+
+def test_python_docs_repeats_no_paragraph(python_docs: list[str]) -> None:
+    paragraphs = "\n\n".join(python_docs).split("\n\n")
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_the_end_of_python_docs_is_a_fair_sample(python_docs: list[str]) -> None:
+    text = "\n\n".join(python_docs)
+    cut = len(text) * 9 // 10
+    # Of the text's common words, nearly all occur at its end: in the order of files, a tenth would hold a few modules only.
+    counts, at_the_end = (Counter(re.findall(r"[a-z]{4,}", part)) for part in (text, text[cut:]))
+    common = [word for word, count in counts.items() if count >= 60]
+    assert len(common) > 150
+    assert sum(word not in at_the_end for word in common) <= 0.02 * len(common)
+
+
+def test_a_python_without_its_documentation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UserError, match=r"pydoc_data is missing.*\n.*--data FILE"):
+        module.python_docs()
+
+
+def test_python_docs_is_stale_under_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = PythonDocs().identity()
+    assert PythonDocs().is_unchanged(recorded)
+    monkeypatch.setattr(sys, "version", "3.99.0")
+    assert not PythonDocs().is_unchanged(recorded)

@@ -1,0 +1,83 @@
+"""What a run learns from: one dataset or several, by one tokenizer, under names that hold from anywhere."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glassgpt.config.schema import DataConfig
+from glassgpt.data.prepare import prepare, require_tokenizer
+from glassgpt.data.training_data import open_training_data, pinned, with_own_tokenizer
+from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.builtin import BPETokenizer
+from glassgpt.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two texts of different characters in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("abcab" * 200)
+    Path("b.txt").write_text("xyz " * 200)
+
+
+def bpe(path: str, *merges: str) -> None:
+    vocab = [*byte_symbols(), *("".join(merge.split()) for merge in merges), "<|endoftext|>"]
+    Path(path).write_text(BPETokenizer.from_merges({token: i for i, token in enumerate(vocab)}, merges).to_json())
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_a_mixture_has_the_characters_of_all_its_texts() -> None:
+    found = open_training_data(DataConfig(mixture={"a.txt": 3, "b.txt": 1}), None, quiet)
+    assert found.weights == (0.75, 0.25)
+    assert found.names == ["a", "b"]
+    assert found.tokenizer.decode(range(found.tokenizer.vocab_size)) == "\n abcxyz"
+    windows = found.batches(16, 40, 0, "shuffled").batch_at(0)
+    from_b = np.array([found.tokenizer.decode(window).strip("abc") != "" for window in windows])
+    assert from_b.sum() == 10
+
+
+def test_the_fingerprint_tells_weights_and_texts() -> None:
+    def fingerprint(mixture: dict[str, float]) -> str:
+        return open_training_data(DataConfig(tokenizer="bytes", mixture=mixture), None, quiet).fingerprint
+
+    one = fingerprint({"a.txt": 3, "b.txt": 1})
+    assert one == fingerprint({"a.txt": 0.75, "b.txt": 0.25})
+    assert len({one, fingerprint({"a.txt": 1, "b.txt": 1}), fingerprint({"b.txt": 1, "a.txt": 3})}) == 3
+
+
+def test_names_hold_from_any_directory_and_are_given_once() -> None:
+    data = pinned(DataConfig(mixture={"a.txt": 0.5, "python-docs": 0.5}))
+    assert data.mixture == {str(Path("a.txt").resolve()): 0.5, "python-docs": 0.5}
+    with pytest.raises(UserError, match=r"data\.mixture names .*a\.txt twice"):
+        pinned(DataConfig(mixture={"a.txt": 0.5, "./a.txt": 0.25, "b.txt": 0.25}))
+
+
+def test_a_prepared_dataset_in_a_mixture_brings_its_tokenizer_unless_another_is_named() -> None:
+    bpe("one.json", "a b")
+    bpe("two.json", "a b", "x y")
+    dataset = str(prepare(DataConfig(source="a.txt", tokenizer="one.json"), Path("d")).resolve())
+    mixed = DataConfig(mixture={dataset: 1, "b.txt": 1})
+    found = open_training_data(mixed, None, quiet)
+    assert found.tokenizer.vocab_size == 258
+    said: list[str] = []
+    assert with_own_tokenizer(mixed, found, said.append).tokenizer == f"{dataset}/tokenizer.json"
+    assert "stands in for" in said[0]
+    open_training_data(dataclasses.replace(mixed, tokenizer="one.json"), None, quiet)
+    for name in ("two.json", "gpt2"):
+        with pytest.raises(UserError, match="was made by another tokenizer"):
+            require_tokenizer(dataclasses.replace(mixed, tokenizer=name))
+    with pytest.raises(UserError, match="was made by another tokenizer"):
+        open_training_data(dataclasses.replace(mixed, tokenizer="two.json"), None, quiet)
+
+
+def test_a_mixture_has_no_validation_source_and_no_weight_of_zero() -> None:
+    with pytest.raises(UserError, match="validation_source is for one source"):
+        DataConfig(mixture={"a.txt": 1}, validation_source="b.txt")
+    for weight in (0.0, -1.0):
+        with pytest.raises(UserError, match="weights above 0"):
+            DataConfig(mixture={"a.txt": weight})

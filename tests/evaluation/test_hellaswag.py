@@ -1,0 +1,573 @@
+"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the ranks."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.evaluation import hellaswag as module
+from glassgpt.evaluation import hellaswag_items
+from glassgpt.evaluation.hellaswag import Question, encode, evaluate_hellaswag, plan, score_hellaswag, share_of
+from glassgpt.evaluation.hellaswag_items import (
+    STYLES,
+    Item,
+    as_build_nanogpt,
+    as_lm_eval,
+    find_items,
+    fingerprint,
+    is_published,
+    read_items,
+    subset,
+    without_markup,
+)
+from glassgpt.evaluation.hellaswag_results import NEAR_TIE, Score, merge, summarize
+from glassgpt.interop.hf_models import export_hf
+from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.utils.errors import UserError
+from kill_harness import lightly
+
+WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, then [title] looks at his cat's dinner again".split()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    """One thread for the whole file."""
+    with lightly():
+        yield
+
+
+def some_items(count: int, longest: int = 8) -> list[Item]:
+    """Items of random words, with contexts and endings of 1 to `longest` words."""
+    draw = np.random.default_rng(7)
+
+    def text() -> str:
+        return " ".join(draw.choice(WORDS, size=draw.integers(1, longest + 1)))
+
+    return [
+        Item(i, "Roof work", a, a, "", tuple(f"{text()} x" for _ in range(4)), int(draw.integers(4)))
+        for i, a in enumerate(f"{text()} x" for _ in range(count))
+    ]
+
+
+def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
+    shape: dict[str, Any] = {
+        "n_layer": 2,
+        "n_head": 4,
+        "n_embd": 16,
+        "context_length": 256,
+        "vocab_multiple": 8,
+        "dropout": 0.5,
+    }
+    model = GPT.create(ModelConfig(vocab_size=tokenizer.vocab_size, **{**shape, **changes}), seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(
+                0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    return model.eval()
+
+
+BYTES = BytesTokenizer()
+
+
+def prefixed() -> BPETokenizer:
+    """A tokenizer whose texts begin with a token of their own, as Llama's do."""
+    vocab = {symbol: i for i, symbol in enumerate(byte_symbols())} | {"Ġa": 256, "<s>": 257}
+    content = json.loads(BPETokenizer.from_merges({k: v for k, v in vocab.items() if k != "<s>"}, ["Ġ a"]).to_json())
+    content["added_tokens"] = [
+        {
+            "id": 257,
+            "content": "<s>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    ]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [257], "tokens": ["<s>"]}},
+    }
+    tokenizer = BPETokenizer(json.dumps(content))
+    assert tokenizer.prompt_prefix == (257,)
+    return tokenizer
+
+
+def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: str) -> tuple[list[float], list[int]]:
+    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's cross-entropy."""
+    losses, lengths = [], []
+    for ending in item.endings:
+        if style == "build-nanogpt":
+            context, new = tokenizer.encode(item.ctx).tolist(), tokenizer.encode(" " + ending).tolist()
+        else:
+            text = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
+            context = tokenizer.encode(text.rstrip()).tolist()
+            new = tokenizer.encode(text + " " + without_markup(ending)).tolist()[len(context) :]
+        new = new[-model.config.context_length :]
+        ids = torch.tensor([*tokenizer.prompt_prefix, *context, *new][-model.config.context_length - 1 :])
+        with torch.no_grad():
+            logits = model(ids[None, :-1])[0].double()
+        losses.append(float(F.cross_entropy(logits[-len(new) :], ids[-len(new) :], reduction="sum")))
+        lengths.append(len(new) if style == "build-nanogpt" else len(without_markup(ending)))
+    return losses, lengths
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "learned, grouped heads": {"n_kv_head": 2},
+    "rope, multi-query": {"position": "rope", "n_kv_head": 1, "qk_norm": True},
+    "window": {"position": "rope", "window": 5},
+    "window with globals": {"window": 5, "window_globals": 3},
+    "pattern": {"position": "rope", "window": 7, "window_pattern": "SL", "bias": False, "activation": "swiglu"},
+    "explicit kernel": {"attention": "explicit", "position": "sinusoidal"},
+    "soft-cap, untied": {"logit_softcap": 3.0, "tied_head": False, "norm": "rmsnorm", "position": "none"},
+    "some endings overflow": {"context_length": 70},
+    "most endings overflow": {"context_length": 30},
+    "a window, and overflow": {"context_length": 60, "position": "rope", "window": 16},
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_choices_are_those_of_a_plain_loop(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses to 1e-4 of 1e3 nats (float32), so each choice is the same where the best two are further apart."""
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # so that there are many batches
+    items, model = some_items(16), model_for(BYTES, **MODELS[name])
+    scores = score_hellaswag(model, BYTES, items, style=style)
+    assert [score.number for score in scores] == list(range(16))
+    assert any(score.cut for score in scores) == ("overflow" in name)
+    for item, score in zip(items, scores, strict=True):
+        losses, lengths = plain_losses(model, BYTES, item, style)
+        assert score.losses == pytest.approx(losses, rel=3e-6)
+        assert list(score.lengths) == lengths
+        assert score.label == item.label
+        for normalised in (False, True):
+            values = [loss / length for loss, length in zip(losses, lengths, strict=True)] if normalised else losses
+            assert score.choice(normalised) == values.index(min(values)) or score.margin(normalised) <= NEAR_TIE
+
+
+@pytest.mark.parametrize("words", ["a", "is man up"])
+def test_endings_and_contexts_of_one_token(words: str) -> None:
+    """The context's last token alone predicts them: nothing is left to read behind it."""
+    tokenizer = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz ")
+    model = model_for(tokenizer)
+    questions = [
+        Question(i, 0, tokenizer.encode(word), tuple(tokenizer.encode(c) for c in "efgh"), (1, 1, 1, 1), False)
+        for i, word in enumerate(words.split())
+    ]
+    with torch.no_grad():
+        (batch,) = plan(questions)
+        for question, score in zip(batch.questions, module.score_batch(model, batch), strict=True):
+            log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
+            assert score.losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_a_text_begins_with_goes_first(style: str) -> None:
+    tokenizer = prefixed()
+    items, model = some_items(8), model_for(tokenizer)
+    scores = score_hellaswag(model, tokenizer, items, style=style)
+    assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256, 258)} == {257}
+    for item, score in zip(items, scores, strict=True):
+        assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
+
+
+def test_the_figures_are_counted_from_the_choices() -> None:
+    scores = [
+        Score(0, 1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7), False),  # plain right; normalised the first of three equal ones
+        Score(1, 0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), True),  # plain right by a hair; normalised wrong
+        Score(2, 2, (1.0, 2.0, math.nan, 3.0), (1, 1, 1, 1), False),  # no number: wrong
+        Score(3, 3, (4.0, 4.0, 4.0, 3.0), (1, 1, 1, 1), False),
+    ]
+    found = summarize(scores)
+    assert (found["n"], found["cut"], found["acc"], found["acc_norm"]) == (4, 1, 0.75, 0.25)
+    assert (found["near_ties"], found["near_ties_norm"]) == (1, 2)
+    assert found["stderr"] == pytest.approx(np.std([1, 1, 0, 1], ddof=1) / 2)
+    assert math.isnan(summarize(scores[:1])["stderr"])
+
+
+def test_precision_and_training_mode_are_put_back_and_dropout_is_off() -> None:
+    items, model = some_items(6), model_for(BYTES).train()
+    exact = evaluate_hellaswag(model, BYTES, items)
+    assert evaluate_hellaswag(model, BYTES, items) == exact
+    assert model.training
+    rough = score_hellaswag(model, BYTES, items, precision="bfloat16")
+    assert [s.losses for s in rough] != [s.losses for s in score_hellaswag(model, BYTES, items)]
+    for score, item in zip(rough, items, strict=True):
+        assert score.losses == pytest.approx(plain_losses(model.eval(), BYTES, item, "build-nanogpt")[0], rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 5, "position": "rope"}])
+def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes: dict[str, Any]) -> None:
+    items, model = some_items(6), model_for(BYTES, **changes)
+    plain = score_hellaswag(model, BYTES, items)
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    for block in model.blocks:
+        block.compile(backend=backend)
+    model.compile(backend=backend)
+    ids = torch.zeros(1, 9, dtype=torch.int64)
+    with torch.no_grad():
+        before = model(ids)
+        graphs = len(compiled)
+        assert graphs
+        assert score_hellaswag(model, BYTES, items) == plain
+        assert torch.equal(model(ids), before)
+    assert len(compiled) == graphs
+
+
+# ------------------------------------------------------------------------------------------------------ batches and ranks
+
+
+def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
+    items = some_items(60)
+    batches = plan(encode(items, BYTES, "build-nanogpt", 100, 256))
+    assert sorted(q.number for batch in batches for q in batch.questions) == list(range(60))
+    for batch in batches:
+        assert len({q.cut for q in batch.questions}) == 1
+        assert batch.shared == (0 if batch.questions[0].cut else min(len(q.context) for q in batch.questions))
+        assert sum(4 * q.tokens for q in batch.questions) <= module.BATCH_TOKENS or len(batch.questions) == 1
+        rows = batch.rows(100)
+        groups = list(module.passes(rows))
+        assert sorted(map(id, rows)) == sorted(id(row) for group in groups for row in group)
+        for group in groups:
+            assert sum(len(group[0].tokens) - len(row.tokens) for row in group) <= module.PASS_TOKENS
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
+def test_the_ranks_shares_together_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
+    items, model = some_items(20), model_for(BYTES, context_length=100)
+    whole = score_hellaswag(model, BYTES, items)
+    shares = [score_hellaswag(model, BYTES, items, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert merge(reversed(shares)) == whole  # to the last bit: the batches are the same
+    if world_size == 100:
+        assert [] in shares
+    with pytest.raises(ValueError, match="in two shares"):
+        merge([*shares, shares[0]])
+    with pytest.raises(ValueError, match="rank 2 is none of 2"):
+        share_of([], 2, 2)
+
+
+def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
+    items = some_items(200)
+    small, large = subset(items, 20), subset(items, 50)
+    assert large[:20] == small
+    assert sorted(subset(items, 999), key=lambda item: item.number) == items
+    assert [item.number for item in small[:5]] == [79, 120, 108, 29, 144]  # for ever
+    assert 5 <= sum(item.number < 100 for item in small) <= 15
+    with pytest.raises(UserError, match="at least one item"):
+        subset(items, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- resuming
+
+
+class StoppedError(Exception):
+    """What stops an evaluation here."""
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"number": 3, "label"', b"\xff\xfe", b'{"number": 19}\n'])
+def test_an_evaluation_goes_on_where_it_was_stopped(
+    tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
+    items, model, path = some_items(20), model_for(BYTES), tmp_path / "new" / "results.jsonl"
+    whole = score_hellaswag(model, BYTES, items)
+
+    def stop(done: int, total: int) -> None:
+        assert total == 20
+        if done >= 8:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        score_hellaswag(model, BYTES, items, results_path=path, progress=stop)
+    with open(path, "ab") as file:
+        file.write(torn)
+    computed: list[int] = []
+    score_batch = module.score_batch
+
+    def counted(m: GPT, batch: module.Batch) -> list[Score]:
+        computed.extend(question.number for question in batch.questions)
+        return score_batch(m, batch)
+
+    monkeypatch.setattr(module, "score_batch", counted)
+    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+    assert 0 < len(computed) <= 12
+    computed.clear()
+    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+    assert computed == []
+    assert len(path.read_bytes().splitlines()) == 21
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path) -> None:
+    items = [
+        dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
+    ]
+    model, path = model_for(BYTES), tmp_path / "results.jsonl"
+    assert len(plan(encode(items, BYTES, "build-nanogpt", 256, 256))) == 1
+    whole = score_hellaswag(model, BYTES, items, results_path=path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+
+
+def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) -> None:
+    items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
+    with torch.no_grad():
+        model.get_parameter("norm.weight").fill_(math.nan)
+    for _ in range(2):
+        found = evaluate_hellaswag(model, BYTES, items, results_path=path)
+        assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
+    assert b"NaN" not in path.read_bytes()
+
+
+def test_results_of_something_else_are_refused_and_kept(tmp_path: Path) -> None:
+    items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
+    score_hellaswag(model, BYTES, items, results_path=path)
+    content = path.read_bytes()
+    other = model_for(BYTES)
+    with torch.no_grad():
+        other.embedding.weight[5, 5] += 1e-6
+    characters = CharacterTokenizer("".join(map(chr, range(256))))
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("model", {"model": other}),
+        ("tokenizer", {"tokenizer": characters}),
+        ("items", {"items": items[:2]}),
+        ("style", {"style": "lm-eval"}),
+        ("precision", {"precision": "bfloat16"}),
+    ]
+    for what, change in changes:
+        arguments: dict[str, Any] = {"model": model, "tokenizer": BYTES, "items": items, "results_path": path}
+        with pytest.raises(UserError, match=f"has the results of another {what}; name another file, or remove it"):
+            score_hellaswag(**(arguments | change))
+    assert path.read_bytes() == content
+    path.write_text("my diary\n")
+    with pytest.raises(UserError, match="has no HellaSwag results; name another file"):
+        score_hellaswag(model, BYTES, items, results_path=path)
+
+
+# ------------------------------------------------------------------------------------------------------------------ items
+
+OFFICIAL = {
+    "ind": 24,
+    "activity_label": "Roof shingle removal",
+    "ctx_a": "A man is sitting on a roof.",
+    "ctx_b": "he",
+    "ctx": "A man is sitting on a roof. he",
+    "split": "val",
+    "split_type": "indomain",
+    "label": 3,
+    "endings": [
+        "is using wrap.",
+        "is ripping level tiles off.",
+        "is holding a cube.",
+        "starts [substeps] pulling   up.",
+    ],
+    "source_id": "activitynet~v_-JhWjGDPHMY",
+}
+
+
+def written(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> None:
+    reduced = {key: OFFICIAL[key] for key in ("ind", "activity_label", "ctx", "label", "endings", "split")}
+    path = written(tmp_path / "items.jsonl", OFFICIAL, reduced, OFFICIAL | {"label": "2"})
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n"))
+    full, short, hub = read_items(path)
+    assert (full.ctx_a, full.ctx_b, full.label, full.number) == ("A man is sitting on a roof.", "he", 3, 0)
+    assert (short.ctx_a, short.ctx_b, short.number) == (OFFICIAL["ctx"], "", 1)
+    assert (hub.label, hub.number) == (2, 2)
+    assert (
+        fingerprint([full])
+        == fingerprint([dataclasses.replace(full)])
+        != fingerprint([dataclasses.replace(full, ctx="x")])
+    )
+
+
+def test_the_two_wordings(tmp_path: Path) -> None:
+    (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
+    plain, cleaned = as_build_nanogpt(item), as_lm_eval(item)
+    assert plain.context == "A man is sitting on a roof. he"
+    assert plain.continuations[3] == " starts [substeps] pulling   up."
+    assert cleaned.context == "Roof shingle removal: A man is sitting on a roof. He"
+    assert cleaned.continuations[3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned.characters == (14, 27, 18, 19)
+    wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
+    assert as_lm_eval(wiki).context == "Roof shingle removal: How to fly. Jump. Then"
+    assert as_lm_eval(wiki).continuations[0] == "  is using wrap."
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"ctx": ', "line 2: broken JSON"),
+        ("[" * 100_000, "line 2: broken JSON"),
+        ("[]", "line 2: an item is a JSON object"),
+        (json.dumps({"ctx": "a", "label": 1}), "line 2: no activity_label and no endings"),
+        (json.dumps(OFFICIAL | {"label": 4}), "line 2: label must be 0, 1, 2 or 3, .* got 4"),
+        (json.dumps(OFFICIAL | {"label": ""}), "line 2: label must be .* got ''"),
+        (json.dumps(OFFICIAL | {"label": True}), "line 2: label must be"),
+        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c"]}), "line 2: endings must be exactly four texts"),
+        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c", 4]}), "line 2: endings must be exactly four texts"),
+        (json.dumps(OFFICIAL | {"endings": "abcd"}), "line 2: endings must be exactly four texts"),
+        (json.dumps(OFFICIAL | {"ctx": " "}), "line 2: ctx is empty"),
+        (json.dumps(OFFICIAL | {"ctx_a": None}), "line 2: ctx_a must be text, got None"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(OFFICIAL) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"items.jsonl, {message}"):
+        read_items(path)
+
+
+def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
+    for content, message in ((b"\n \n", "is empty"), (b"\xff\xfe", "line 1: broken JSON")):
+        (tmp_path / "items.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_items(tmp_path / "items.jsonl")
+    with pytest.raises(UserError, match="there is no file"):
+        read_items(tmp_path / "missing.jsonl")
+
+
+def test_what_cannot_be_scored_is_explained() -> None:
+    items, model = some_items(2), model_for(BYTES)
+    with pytest.raises(UserError, match="no tokenizer"):
+        evaluate_hellaswag(model, None, items)
+    with pytest.raises(UserError, match="there is no way 'lm-evil' to score HellaSwag; did you mean 'lm-eval'"):
+        evaluate_hellaswag(model, BYTES, items, style="lm-evil")
+    letters = CharacterTokenizer("abc ")
+    with pytest.raises(UserError, match="is none of the 4 that this tokenizer knows"):
+        evaluate_hellaswag(model_for(letters), letters, items)
+    with pytest.raises(UserError, match="it is not this model's tokenizer"):
+        evaluate_hellaswag(model_for(letters), BYTES, items)
+    empty = dataclasses.replace(items[0], endings=("[step]", "b", "c", "d"))
+    with pytest.raises(
+        UserError, match="item 0 of HellaSwag has a context or an ending without a token or a character"
+    ):
+        evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
+
+
+def test_the_published_file_is_taken_from_the_cache_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Path, str]] = []
+
+    def download(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
+        asked.append((url, path, sha256))
+        return path
+
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(hellaswag_items, "download", download)
+    path = find_items()
+    assert path == tmp_path / "downloads" / "hellaswag_val.jsonl"
+    assert asked == [(hellaswag_items.URL, path, hellaswag_items.SHA256)]
+    assert find_items("mine.jsonl") == Path("mine.jsonl")
+    assert not is_published(written(tmp_path / "items.jsonl", OFFICIAL))
+
+
+def test_real_items_are_read_and_encoded(shared: Path) -> None:
+    items = read_items(shared / "hellaswag_val.jsonl")
+    assert len(items) == 10_042
+    assert not is_published(shared / "hellaswag_val.jsonl")  # its WikiHow texts are without markup
+    chosen = subset(items, 12)
+    model = model_for(BYTES, context_length=300)
+    for style in STYLES:
+        scores = {score.number: score for score in score_hellaswag(model, BYTES, chosen, style=style)}
+        for item in chosen:
+            assert scores[item.number].losses == pytest.approx(plain_losses(model, BYTES, item, style)[0], rel=3e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------- lm-eval
+
+TASK = """
+task: hellaswag_local
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {items}}}}}
+output_type: multiple_choice
+validation_split: validation
+process_docs: !function steps.process_docs
+doc_to_text: "{{{{query}}}}"
+doc_to_target: "{{{{gold}}}}"
+doc_to_choice: "choices"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+# The harness's own preparation of its task, on our items; no code of the test's comes between.
+STEPS = "from lm_eval.tasks.hellaswag.utils import process_docs\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "context_length"), [("bytes", 1024), ("bytes", 400), ("prefixed", 1024)])
+def test_lm_eval_scores_an_exported_model_as_we_do(
+    kind: str, context_length: int, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choice by choice, both scores, texts that are too long included; no network."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm_eval[hf]'")
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    items = [
+        dataclasses.replace(item, number=i)
+        for i, item in enumerate(subset(read_items(shared / "hellaswag_val.jsonl"), 120))
+    ]
+    halves = [item.ctx.rpartition(". ") for item in items]
+    items = [
+        dataclasses.replace(item, ctx_a=a + dot.strip(), ctx_b=b)
+        for item, (a, dot, b) in zip(items, halves, strict=True)
+    ]
+    fields = ("activity_label", "ctx", "ctx_a", "ctx_b", "endings", "label")
+    path = written(tmp_path / "items.jsonl", *({name: getattr(item, name) for name in fields} for item in items))
+    (tmp_path / "hellaswag_local.yaml").write_text(TASK.format(items=path))
+    (tmp_path / "steps.py").write_text(STEPS)
+    tokenizer: Tokenizer = BYTES if kind == "bytes" else prefixed()
+    model = model_for(tokenizer, context_length=context_length)
+    export_hf(model, tokenizer, tmp_path / "model")
+    # lm-eval asks every tokenizer for the text of its first special token, and fails where there is none.
+    without_special = {"prefix_token_id": 0} if tokenizer.end_of_text is None and not tokenizer.prompt_prefix else {}
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(tmp_path / "model"), "dtype": "float32", **without_special},
+        tasks=["hellaswag_local"],
+        task_manager=tasks.TaskManager(include_path=str(tmp_path), include_defaults=False),
+        device="cpu",
+        batch_size=4,
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    scores = score_hellaswag(model, tokenizer, items, style="lm-eval")
+    ours, theirs = summarize(scores), found["results"]["hellaswag_local"]
+    samples = sorted(found["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
+    # An ending longer than the context stops lm-eval, so none is here; longer contexts are.
+    assert any(score.cut for score in scores) == (context_length == 400)
+    for score, sample in zip(scores, samples, strict=True):
+        answers = [float(answer[0]) for answer in itertools.chain.from_iterable(sample["resps"])]
+        assert [-loss for loss in score.losses] == pytest.approx(answers, rel=1e-5)
+        assert (sample["acc"], sample["acc_norm"]) == tuple(
+            float(score.choice(norm) == score.label) for norm in (False, True)
+        )
+    assert (theirs["acc,none"], theirs["acc_norm,none"]) == (ours["acc"], ours["acc_norm"])
+    assert 0 < ours["acc"] < 1

@@ -1,0 +1,164 @@
+"""HellaSwag where people meet it: in a run's log and report, and in `glassgpt eval`."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_hellaswag import some_items
+
+from glassgpt.cli.main import main
+from glassgpt.evaluation import hellaswag, hellaswag_run
+from glassgpt.evaluation.baselines import PUBLISHED
+from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
+from glassgpt.interop.references import load
+from glassgpt.report import write_report
+from glassgpt.training.loop import train
+from glassgpt.training.progress import PlainProgress
+from glassgpt.utils.errors import UserError
+from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
+from report_harness import Page
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    """One thread for the whole file."""
+    with lightly():
+        yield
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Twelve items in a file."""
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(line_of(item)) + "\n" for item in some_items(12)))
+    return path
+
+
+def line_of(item: Item) -> dict[str, Any]:
+    return {**dataclasses.asdict(item), "ind": item.number}
+
+
+def trained(tmp_path: Path, file: Path, progress: PlainProgress | None = None, **changes: Any) -> Path:
+    settings = {
+        "data": {"tokenizer": "bytes"},
+        "eval_every": 5,
+        "hellaswag_every": 10,
+        "hellaswag_items": 8,
+        "hellaswag_file": str(file),
+    }
+    config = tiny_config(write_text(tmp_path / "text.txt"), **(settings | changes))
+    return train(config, tmp_path / "run", progress=progress or Quiet())
+
+
+def test_a_run_answers_a_subset_at_its_interval_and_says_so(tmp_path: Path, file: Path) -> None:
+    stream = io.StringIO()
+    run = trained(tmp_path, file, PlainProgress(stream=stream))
+    records = {record["step"]: record for record in records_of(run) if "val_loss" in record}
+    assert [step for step, record in records.items() if "hellaswag_acc" in record] == [0, 10]
+    model, tokenizer = load(run)
+    assert tokenizer is not None
+    expected = evaluate_hellaswag(model, tokenizer, subset(read_items(file), 8))
+    found = records[10]
+    assert (found["hellaswag_acc"], found["hellaswag_acc_norm"]) == (expected["acc"], expected["acc_norm"])
+    assert (found["hellaswag_items"], found["hellaswag_published"]) == (8, False)
+    (line,) = [line for line in stream.getvalue().splitlines() if line.startswith("step 10/10  validation")]
+    assert line.endswith(f"HellaSwag {expected['acc_norm']:.1%} of 8")
+
+
+def test_the_questions_do_not_move_a_run(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "other").mkdir()
+    runs = [trained(tmp_path, file), trained(tmp_path / "other", file, hellaswag_every=0)]
+    losses = [
+        [(record["step"], record.get("loss"), record.get("val_loss")) for record in records_of(run)] for run in runs
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 13
+
+
+def test_the_interval_must_be_one_of_evaluations(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(UserError, match="must be a multiple of eval_every = 5"):
+        trained(tmp_path, file, hellaswag_every=7)
+    with pytest.raises(UserError, match="must be a multiple of eval_every = 0"):
+        trained(tmp_path, file, eval_every=0)
+
+
+def test_items_that_are_not_to_be_had_are_said_before_the_run_begins(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"there is no file .*gone\.jsonl.*\n\(--hellaswag-every 0 trains without HellaSwag\)"
+    ):
+        trained(tmp_path, tmp_path / "gone.jsonl")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(tmp_path: Path, file: Path) -> None:
+    run = trained(tmp_path, file)
+    page = write_report(run).read_text()
+    assert '"title": "HellaSwag"' in page
+    assert "GPT-3 350M" not in page
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"hellaswag_published": false', '"hellaswag_published": true'))
+    drawn = Page(write_report(run)).charts["HellaSwag"]
+    assert drawn.pop("HellaSwag, normalised")["x"] == [0, 10]
+    expected = {row.model: ([0, 10], [row.acc_norm] * 2) for row in PUBLISHED if row.style != "lm-eval"}
+    assert {name: (trace["x"], trace["y"]) for name, trace in drawn.items()} == expected
+
+
+def test_eval_prints_both_ways_and_writes_them(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path, file)
+    command = ["eval", str(run), "--hellaswag", "--hellaswag-file", str(file), "--json", str(tmp_path / "out.json")]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    figures = json.loads((tmp_path / "out.json").read_text())
+    own = figures["hellaswag"]["build-nanogpt"]
+    assert own["n"] == 12
+    assert f"{own['acc']:.2%}" in told
+    assert "by the loss a character" in told
+    assert "not comparable with published figures" in told
+    assert told.startswith("loss ")
+    # What was scored is in the cache: nothing is computed again.
+    monkeypatch.setattr(hellaswag, "score_batch", lambda *arguments: pytest.fail("computed again"))
+    assert main(command) == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == figures
+
+
+def test_published_figures_stand_beside_those_of_the_published_file(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hellaswag_run, "is_published", lambda path: True)
+    run = trained(tmp_path, file)
+    assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "hf"), "--hellaswag", "--hellaswag-file", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "28.59%" in told
+    assert "31.14%" in told
+    assert "loss by place" not in told  # a model from elsewhere has no text of its own, and is asked none
+    assert (
+        main(["eval", str(tmp_path / "hf"), "--hellaswag", "--hellaswag-file", str(file), "--hellaswag-items", "5"])
+        == 0
+    )
+    assert "28.59%" not in capsys.readouterr().out
+
+
+def test_missing_items_are_said_before_anything_is_measured(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, file)
+    capsys.readouterr()
+    assert main(["eval", str(run), "--hellaswag", "--hellaswag-file", str(tmp_path / "gone.jsonl")]) == 2
+    assert main(["eval", str(run), "--hellaswag", "--hellaswag-file", str(file), "--hellaswag-items", "0"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_options_of_hellaswag_alone_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "runs/x", "--hellaswag-items", "5"]) == 2
+    assert "go with --hellaswag" in capsys.readouterr().err
+    assert main(["eval", "runs/x", "--hellaswag", "--quantize", "int8"]) == 2
+    assert "leave it or --hellaswag out" in capsys.readouterr().err

@@ -1,0 +1,486 @@
+"""Generation: the cache against recomputation, sampling against hand-made distributions, streaming, stopping, refusals.
+
+`reciter` is a GPT whose weights are set by hand so that it writes a given text; `lively` one with large random weights in
+float64, where cached and uncached logits are so close (1e-12) that no draw falls between them.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.generation import generate as generation
+from glassgpt.generation.generate import Piece, generate, prompt_ids, sampling_distribution, window_start
+from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, HFTokenizer, Tokenizer
+from glassgpt.utils.errors import UserError
+
+TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+BYTES = BytesTokenizer()
+POSITION = pytest.mark.parametrize("position", ["learned", "rope"])
+
+
+def lively(**changes: Any) -> GPT:
+    model = GPT.create(ModelConfig(**(TINY | changes)), seed=0).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64)
+            parameter.add_(0.5 * noise)
+    return model.eval()
+
+
+def reciter(script: Sequence[int], vocab_size: int = 256) -> GPT:
+    """Behind a prompt of one token, writes the ids of `script`: position p is a one-hot vector, and the head maps it to script[p]."""
+    width = len(script) + 1
+    shape = ModelConfig(
+        vocab_size=vocab_size,
+        context_length=width,
+        n_layer=1,
+        n_head=1,
+        n_embd=width,
+        tied_head=False,
+        residual_init="zero",
+    )
+    model = GPT.create(shape, seed=0).eval()
+    with torch.no_grad():
+        model.get_parameter("embedding.weight").zero_()
+        model.get_parameter("positions.table.weight").copy_(torch.eye(width))
+        head = model.get_parameter("head.weight").zero_()
+        for p, token in enumerate(script):
+            head[token, p] = 1000.0
+    return model
+
+
+def recite(script: Sequence[int], tokenizer: Tokenizer = BYTES, **settings: Any) -> list[Piece]:
+    model = reciter(script, tokenizer.vocab_size)
+    return list(generate(model, tokenizer, [0], **({"max_new_tokens": len(script), "temperature": 0} | settings)))
+
+
+def tokens(pieces: Iterable[Piece], sample: int = 0) -> list[int]:
+    return [piece.token for piece in pieces if piece.sample == sample]
+
+
+def calls(model: GPT) -> list[tuple[int, ...]]:
+    """The shapes of ids that reach the model from now on."""
+    shapes: list[tuple[int, ...]] = []
+    model.get_submodule("embedding").register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+# Cache
+
+
+@POSITION
+@pytest.mark.parametrize("parts", [[8], [1] * 8, [5, 1, 1, 1], [2, 3, 3]])
+def test_cached_logits_are_the_uncached_ones(position: str, parts: list[int]) -> None:
+    """A prompt in one pass, token by token, or in pieces; 1e-12 is float64's rounding in another order of sums."""
+    model, ids = lively(position=position), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
+    cache = model.new_cache(2, 8)
+    ends = itertools.accumulate(parts)
+    pieces = [
+        model.logits(model.hidden(ids[:, end - size : end], cache)) for size, end in zip(parts, ends, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="9 tokens do not fit into 8"):
+        model.hidden(ids[:, :1], cache)
+
+
+def windows(context: int, prompt: Sequence[int], drawn: Sequence[int]) -> list[list[int]]:
+    """What each draw may see, written from the rule: when the context is full, its older half goes."""
+    seen, window = [], list(prompt)
+    for token in drawn:
+        while len(window) > context:
+            window = window[max(1, context // 2) :]
+        seen.append(list(window))
+        window.append(token)
+    return seen
+
+
+@POSITION
+@pytest.mark.parametrize("context", [8, 7, 1])
+@pytest.mark.parametrize("prompt", [[5], [1, 2, 3, 4, 5, 6, 7, 8], list(range(11)) * 3], ids=len)
+def test_past_the_context_the_older_half_goes_with_and_without_cache(
+    position: str, context: int, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts shorter than, as long as and longer than the context, 30 tokens on: each draw is from the logits of its window."""
+    model = lively(position=position, context_length=context)
+    recorded: list[Tensor] = []
+
+    def spy(logits: Tensor, **settings: Any) -> Tensor:
+        recorded.append(logits[0])
+        return sampling_distribution(logits, **settings)
+
+    monkeypatch.setattr(generation, "sampling_distribution", spy)
+    cached, uncached = (
+        tokens(generate(model, None, prompt, max_new_tokens=30, temperature=3.0, use_cache=use_cache))
+        for use_cache in (True, False)
+    )
+    expected = torch.stack([model(torch.tensor([window]))[0, -1] for window in windows(context, prompt, cached)])
+    assert cached == uncached
+    torch.testing.assert_close(torch.stack(recorded), expected.repeat(2, 1), atol=1e-12, rtol=0)
+
+
+def test_rotary_windows_write_on_without_end() -> None:
+    """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read again."""
+    model = lively(position="rope", context_length=8, window=3)
+    shapes = calls(model)
+    cached = tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
+    assert shapes == [(1, 2)] + [(1, 1)] * 59
+    assert cached == tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0, use_cache=False))
+    assert cached == greedy(model, [1, 2], 60)
+    assert len(set(cached)) > 2, "a text of one token proves nothing"
+
+
+def greedy(model: GPT, prompt: Sequence[int], steps: int) -> list[int]:
+    """The likeliest continuation within the context, recomputed for each token."""
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_window_start_in_numbers() -> None:
+    assert [window_start(length, 8) for length in (0, 8, 9, 12, 13, 16, 17)] == [0, 0, 4, 4, 8, 8, 12]
+
+
+def test_a_prompt_is_read_in_one_pass_and_all_samples_in_one_batch() -> None:
+    model = lively()
+    shapes = calls(model)
+    list(generate(model, None, [1, 2, 3, 4], max_new_tokens=4, n=3))
+    assert shapes == [(3, 4), (3, 1), (3, 1), (3, 1)]
+    shapes.clear()
+    list(generate(model, None, [1, 2, 3, 4, 5], max_new_tokens=6))  # tokens 5..10 in a context of 8: read again once
+    assert shapes == [(1, 5), (1, 1), (1, 1), (1, 1), (1, 5), (1, 1)]
+
+
+# Sampling
+
+# Probabilities 0.4, 0.3, 0.2, 0.1, in another order.
+LOGITS = torch.tensor([[0.2, 0.4, 0.1, 0.3]]).log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [2, 4, 1, 3]),
+        ({"temperature": 0.5}, [4, 16, 1, 9]),  # squares
+        ({"temperature": 2.0}, [2**0.5, 4**0.5, 1, 3**0.5]),
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"temperature": 1e-40}, [0, 1, 0, 0]),
+        ({"temperature": 1.0, "top_k": 2}, [0, 4, 0, 3]),
+        ({"temperature": 1.0, "top_k": 4}, [2, 4, 1, 3]),
+        ({"temperature": 1.0, "top_p": 0.65}, [0, 4, 0, 3]),  # 0.4 + 0.3 reach 0.65
+        ({"temperature": 1.0, "top_p": 0.75}, [2, 4, 0, 3]),
+        ({"temperature": 1.0, "top_p": 0.01}, [0, 4, 0, 0]),  # the likeliest always stays
+        ({"temperature": 1.0, "top_p": 1.0}, [2, 4, 1, 3]),
+        ({"temperature": 1.0, "min_p": 0.45}, [2, 4, 0, 3]),  # at least 0.45 x 0.4 = 0.18
+        ({"temperature": 1.0, "min_p": 0.55}, [0, 4, 0, 3]),
+        ({"temperature": 1.0, "min_p": 1.0}, [0, 4, 0, 0]),
+        (
+            {"temperature": 0.5, "top_p": 0.8},
+            [0, 16, 0, 9],
+        ),  # temperature first: 16/30 + 9/30 = 0.83; without it 3 would stay
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.7}, [0, 4, 0, 3]),  # top-k first: 4/9 + 3/9 = 0.78 reach 0.7
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.6}, [0, 4, 0, 3]),
+    ],
+    ids=str,
+)
+def test_the_distribution_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
+    """float32 probabilities to 1e-6; a second row shows that rows do not mix."""
+    logits = torch.cat([LOGITS, LOGITS.flip(-1) + 7])
+    weights = torch.tensor([expected, expected[::-1]])
+    torch.testing.assert_close(
+        sampling_distribution(logits, **settings), weights / weights.sum(-1, keepdim=True), atol=1e-6, rtol=0
+    )
+
+
+def test_draws_follow_the_distribution() -> None:
+    """4,000 samples of one token each against the model's own probabilities, within five standard errors."""
+    model, count = lively(), 4000
+    drawn = torch.tensor(
+        [piece.token for piece in generate(model, None, [3, 5], max_new_tokens=1, temperature=1.3, n=count)]
+    )
+    p = (model(torch.tensor([[3, 5]]))[0, -1] / 1.3).softmax(-1)
+    share = drawn.bincount(minlength=11) / count
+    assert ((share - p).abs() <= 5 * (p * (1 - p) / count).sqrt()).all()
+    assert (p > 0.01).sum() > 2, "a model that always draws the same shows nothing"
+
+
+def test_padded_ids_are_never_sampled() -> None:
+    """Though the padded rows of the head beat all others by far (no seed masked them)."""
+    model = lively(vocab_multiple=64, tied_head=False)
+    with torch.no_grad():
+        model.get_parameter("head.weight")[11:] = (
+            1e3 * torch.randn(53, 16, generator=torch.Generator().manual_seed(0)).double()
+        )
+    drawn = {piece.token for piece in generate(model, None, [0], max_new_tokens=20, temperature=50.0, n=50)}
+    assert drawn == set(range(11))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 50.0, "n": 50, "top_k": 7}])
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]) -> None:
+    """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no character."""
+    model, tokenizer = lively(tied_head=False), CharacterTokenizer("abcdefg")
+    with torch.no_grad():
+        model.get_parameter("head.weight")[7:] *= 1e3
+    assert max(tokens(generate(model, None, [0], max_new_tokens=20, temperature=50.0))) >= 7
+    pieces = list(generate(model, tokenizer, [0], max_new_tokens=20, **settings))
+    assert max(piece.token for piece in pieces) < 7
+    assert all(piece in "abcdefg" for piece in pieces)
+    with pytest.raises(UserError, match="top_k must be from 1 to the vocabulary's 7"):
+        generate(model, tokenizer, [0], top_k=8)
+
+
+def test_draws_come_from_a_generator_of_their_own() -> None:
+    model = lively()
+
+    def draw(seed: int) -> list[int]:
+        return tokens(generate(model, None, [1], max_new_tokens=30, temperature=2.0, seed=seed))
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = draw(5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert draw(5) == first
+    assert draw(6) != first
+
+
+def test_samples_of_a_batch_differ_and_take_turns() -> None:
+    pieces = list(generate(lively(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
+    assert [piece.sample for piece in pieces] == [0, 1, 2] * 20
+    assert len({tuple(tokens(pieces, sample)) for sample in range(3)}) == 3
+
+
+def test_pieces_carry_ids_where_there_is_no_tokenizer() -> None:
+    model = lively()
+    pieces = list(generate(model, None, [1, 2], max_new_tokens=3, temperature=0))
+    assert set(pieces) == {""}
+    assert tokens(pieces) == greedy(model, [1, 2], 3)
+
+
+# Streaming and stopping
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.one_of(st.text(max_size=8).map(lambda text: text.encode("utf-8", "ignore")), st.binary(max_size=12)).filter(bool)
+)
+@example("é€😀\u0301".encode())
+@example("a😀".encode()[:-1])
+@example(b"\xff\xe2\x82a")
+def test_streamed_text_is_the_decoded_whole(script: bytes) -> None:
+    """Any bytes, so also text cut off within a character and bytes that are none."""
+    pieces = recite(script)
+    assert tokens(pieces) == list(script)
+    assert "".join(pieces) == BYTES.decode(script)
+
+
+def test_no_half_character_is_ever_shown() -> None:
+    text = "né€ 😀!"
+    pieces = recite(text.encode())
+    assert [str(piece) for piece in pieces if piece] == list(text)
+    assert str(pieces[1]) == ""  # the first byte of é
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """What may be shown: up to the first stop string of the first beginning of the text that has one."""
+    for end in range(len(text) + 1):
+        found = [text.find(stop) for stop in stops if stop in text[:end]]
+        if found:
+            return text[: min(found)]
+    return text
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text("abé", min_size=1, max_size=12), st.lists(st.text("abé", min_size=1, max_size=4), max_size=3))
+@example("abcabd", ["abd"])  # a false start
+@example("aab", ["ab"])  # a false start that overlaps the true one
+@example("abcd", ["abcd", "bc"])
+@example("abab", ["b", "ab"])  # both end at once
+@example("ba", ["ab"])  # the end may hold the start of a stop string: shown after all
+def test_a_stop_string_is_never_shown_even_across_pieces(text: str, stops: list[str]) -> None:
+    shown = "".join(recite(text.encode(), stop=stops))
+    assert shown == cut(text, stops)
+
+
+def test_text_is_held_back_no_longer_than_a_stop_string_could_begin() -> None:
+    assert [str(piece) for piece in recite(b"xEyENDz", stop=["END"])] == ["x", "", "Ey", "", "", ""]
+
+
+def test_one_stop_string_may_be_given_plainly() -> None:
+    """Not taken for its characters."""
+    assert "".join(recite(b"a\nb\n\nc", stop="\n\n")) == "a\nb"
+
+
+def test_each_sample_stops_by_itself() -> None:
+    """Samples of different length in one batch; each is what its ids say, and goes on until its own stop string."""
+    model = lively(vocab_size=256)
+    everything = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4))
+    texts = ["".join(piece for piece in everything if piece.sample == sample) for sample in range(4)]
+    stop = next(character for character in texts[0] if character.isascii())
+    pieces = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4, stop=[stop]))
+    assert ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(4)] == [
+        cut(text, [stop]) for text in texts
+    ]
+    assert len({len(tokens(pieces, sample)) for sample in range(4)}) > 1, "all stopped together, which shows nothing"
+
+
+def test_end_of_text_ends_a_sample_unseen() -> None:
+    tokenizer = tokenizer_with_end()
+    end = tokenizer.end_of_text
+    assert end is not None
+    ids = tokenizer.encode("ab").tolist()
+    pieces = recite([*ids, end, *ids], tokenizer)
+    assert tokens(pieces) == [*ids, end]
+    assert "".join(pieces) == "ab"
+
+
+def tokenizer_with_end() -> BPETokenizer:
+    """The 256 bytes and end-of-text, in GPT-2's spelling of bytes: printable ones are themselves, the rest from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = itertools.count(256)
+    symbols = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate([*symbols, "<|endoftext|>"])}, [])
+
+
+def sentencepiece() -> HFTokenizer:
+    """Five tokens of Llama's kind: a word carries its space, which the beginning of a text drops, and prompts begin with <s>."""
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    word = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    start = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": name, **added} for i, name in enumerate(["<unk>", "<s>", "</s>"])],
+        "pre_tokenizer": word,
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": start},
+        "decoder": word,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "▁low": 3, "▁tide": 4},
+            "unk_token": "<unk>",
+        },
+    }
+    return HFTokenizer(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read", "written"),
+    [
+        (None, [1], "tide low"),
+        ("low", [1, 3], " tide low"),
+        ([1], [1], "tide low"),
+        ([3], [3], " tide low"),
+        ([2, 1], [2, 1], "tide low"),
+    ],
+    ids=str,
+)
+def test_text_goes_on_from_its_prompt(prompt: str | list[int] | None, read: list[int], written: str) -> None:
+    """Behind <s> as such models expect, and with the space between the prompt's last word and the first one written."""
+    tokenizer = sentencepiece()
+    model = reciter([4] * (len(read) - 1) + [4, 3, 2], tokenizer.vocab_size)
+    assert prompt_ids(model, tokenizer, prompt).tolist() == [read]
+    assert "".join(generate(model, tokenizer, prompt, temperature=0)) == written
+    with pytest.raises(UserError, match="prompt is empty"):
+        prompt_ids(model, tokenizer, "")
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_max_new_tokens_is_kept(count: int) -> None:
+    assert len(list(generate(lively(), None, [1], max_new_tokens=count))) == count
+
+
+# Refusals and state
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": [3, 256]}, "outside 0..255"),
+        ({"prompt": [-1]}, "outside 0..255"),
+        ({"tokenizer": None, "prompt": "text"}, "no tokenizer"),
+        ({"tokenizer": None, "prompt": None}, "no tokenizer"),
+        ({"tokenizer": None, "stop": ["x"]}, "no tokenizer"),
+        ({"top_k": 257}, "top_k must be from 1 to the vocabulary's 256"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"n": 0}, "n must be"),
+        ({"stop": ["x", ""]}, "stop string is empty"),
+        ({"stop": ""}, "stop string is empty"),
+    ],
+    ids=str,
+)
+def test_impossible_wishes_are_refused_at_the_call(changes: dict[str, Any], words: str) -> None:
+    """Not at the first `next`, which may be in another place altogether."""
+    arguments: dict[str, Any] = {"tokenizer": BYTES, "prompt": [1]} | changes
+    with pytest.raises(UserError, match=words):
+        generate(reciter(b"abc"), **arguments)
+
+
+@pytest.mark.parametrize("consume", [list, next, lambda pieces: None], ids=["to the end", "one piece", "not at all"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_training_mode_comes_back_however_much_is_read(consume: Callable[[Any], object], training: bool) -> None:
+    model = lively().train(training)
+    pieces = generate(model, None, [1], max_new_tokens=5)
+    consume(pieces)
+    del pieces
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_dropout_is_off_while_writing_and_weights_get_no_graph() -> None:
+    model = lively(dropout=0.5).train()
+    assert tokens(generate(model, None, [1], max_new_tokens=6, temperature=0)) == greedy(model.eval(), [1], 6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_piece_is_text() -> None:
+    piece = recite("é".encode())[1]
+    assert (piece, piece.token, piece.sample) == ("é", 0xA9, 0)
+    assert json.dumps(piece) == '"\\u00e9"'
+
+
+def test_a_prompt_of_text_is_encoded() -> None:
+    model = lively(vocab_size=256)
+    by_text, by_ids = (generate(model, BYTES, prompt, max_new_tokens=10) for prompt in ("é!", list("é!".encode())))
+    assert tokens(by_text) == tokens(by_ids)
+
+
+def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph is recorded during a pass, or long texts would fill the memory."""
+    recorded: list[bool] = []
+    hidden = GPT.hidden
+
+    def spy(self: GPT, *arguments: Any) -> Tensor:
+        result = hidden(self, *arguments)
+        recorded.append(result.requires_grad)
+        return result
+
+    monkeypatch.setattr(GPT, "hidden", spy)
+    list(generate(lively(), None, [1], max_new_tokens=3))
+    assert recorded == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [(tokenizer_with_end(), 256), (BYTES, ord("\n")), (CharacterTokenizer("a\nb"), 1), (CharacterTokenizer("ab"), 0)],
+    ids=["end of text", "line break", "line break of characters", "no line break"],
+)
+def test_without_a_prompt_a_text_begins(tokenizer: Tokenizer, expected: int) -> None:
+    model = lively(vocab_size=tokenizer.vocab_size)
+    by_default, by_id = (tokens(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
+    assert by_default == by_id

@@ -1,0 +1,280 @@
+"""Models made ready to write: the same logits in float32, close ones in int8, and what is refused."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassgpt.cli.main import main
+from glassgpt.config.schema import ModelConfig
+from glassgpt.generation import inference as writing
+from glassgpt.generation.generate import draw, generate
+from glassgpt.generation.inference import InferenceGPT, Int8Linear, PackedLinear, prepare_for_inference, quantized
+from glassgpt.interop import references as reference
+from glassgpt.model.activation_checkpointing import checkpoint_activations
+from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.builtin import BytesTokenizer
+from glassgpt.utils.errors import UserError
+
+SHAPE: dict[str, Any] = {"vocab_size": 250, "context_length": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
+VARIANTS = pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "position": "rope",
+            "n_kv_head": 2,
+            "norm": "rmsnorm",
+            "qk_norm": True,
+            "activation": "swiglu",
+            "bias": False,
+            "tied_head": False,
+        },
+        {"window": 3, "embedding_norm": True, "logit_softcap": 5.0, "activation": "relu_squared"},
+    ],
+    ids=["gpt2", "modern", "window"],
+)
+
+
+def model(**changes: Any) -> GPT:
+    """GPT-2's initialisation, five times as large, so that the layers matter."""
+    made = GPT.create(ModelConfig(**(SHAPE | changes)), seed=0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(5 if parameter.dim() == 2 else 1)
+    return made.eval()
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(250, shape, generator=torch.Generator().manual_seed(0))
+
+
+@VARIANTS
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("packed_for", [1, 2])
+def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packed_for: int) -> None:
+    """Up to float32's rounding in another order of sums."""
+    original = model(**changes)
+    with torch.inference_mode():
+        ready = InferenceGPT(original, partial(PackedLinear, rows=packed_for))
+        torch.testing.assert_close(ready(ids(rows, 9)), original(ids(rows, 9)), atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ready(ids(rows, 9), ids(rows, 9)), original(ids(rows, 9), ids(rows, 9)), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
+    """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest number, 0 among
+    them. A row of zeros gives the bias; rows of one sign only are there too.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
+    x[2] = 0
+    x[3], x[4] = x[3].abs() + 1, -x[4].abs() - 1
+    weight[3] = 0
+    rounded_weight = rounded(weight, weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127)
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / writing.activation_steps()), rounded_weight) + bias
+    with torch.inference_mode():
+        for rows in (slice(0, 5), *(slice(i, i + 1) for i in range(5))):  # all together, and each alone
+            torch.testing.assert_close(Int8Linear(weight, bias)(x[rows]), expected[rows], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(Int8Linear(weight, None)(x[rows]), expected[rows] - bias, atol=1e-4, rtol=1e-4)
+
+
+def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    return (numbers / step).round() * step
+
+
+def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it would."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
+    assert (writing.activation_steps() + 1) * 127 * 2 < 2**15
+    code = (
+        "import torch\nfrom glassgpt import writing\n"
+        "weight, x = 1 + torch.rand(64, 256), 1 + torch.rand(3, 256)\n"
+        "def error(steps):\n"
+        "    writing.activation_steps = lambda: steps\n"
+        "    with torch.inference_mode():\n"
+        "        return float((writing.Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max())\n"
+        "print(error(127), error(255))"
+    )
+    environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    coarse, overflown = map(float, done.stdout.split())
+    assert coarse < 0.01 < 0.1 < overflown
+
+
+@VARIANTS
+def test_int8_is_close(changes: dict[str, Any]) -> None:
+    """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of all."""
+    original, ready = model(**changes), quantized(model(**changes))
+    with torch.inference_mode():
+        expected, logits = original(ids(2, 20)), ready(ids(2, 20))
+        losses = ready(ids(2, 20), ids(2, 20), reduction="none")
+        assert losses.shape == (2, 20)
+        torch.testing.assert_close(
+            losses, F.cross_entropy(logits.transpose(1, 2), ids(2, 20), reduction="none"), atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(ready(ids(2, 20), ids(2, 20)), losses.mean())
+    assert 0 < (logits - expected).std() < 0.1 * expected.std()
+
+
+def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
+    """Though other rows are a thousand times as large. Rounding to the next integer, as one input in a million is, would be seen."""
+    layer, x = (
+        Int8Linear(torch.randn(48, 64), torch.randn(48)),
+        torch.randn(1000, 3, 64) * torch.tensor([[1.0], [1000.0], [0.001]]),
+    )
+    x = x.flatten(0, 1)
+    with torch.inference_mode():
+        together, alone = layer(x), torch.cat([layer(row[None]) for row in x])
+    difference = (together - alone).abs().amax(dim=1) / x.abs().amax(dim=1).clamp(min=1)
+    assert (difference > 1e-5).sum() < 0.01 * len(x)
+
+
+def test_the_original_is_left_as_it_is() -> None:
+    original = model().train()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    ready = quantized(original)
+    assert original.training
+    assert all(module.training for module in original.modules())
+    assert not any(module.training for module in ready.modules())
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+    assert not any(parameter.is_meta for parameter in ready.parameters())
+    with pytest.raises(UserError, match="cannot be trained"):
+        ready.train()
+
+
+def test_hooks_see_what_is_written() -> None:
+    """On a block, on a linear layer, which then stays what it is, and on a model that was given other parts."""
+    original, seen = model(), []
+    original.get_submodule("blocks.0").register_forward_hook(lambda *_: seen.append("block"))
+    original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: seen.append("linear"))
+    original.set_submodule("blocks.0.attention_norm", torch.nn.Identity())
+    with torch.inference_mode():
+        ready = quantized(original)
+        ready(ids(1, 3))
+        assert seen == ["block", "linear"]
+        assert ready.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
+        assert (
+            (ready(ids(1, 9)) - original(ids(1, 9))).abs().max()
+            < 0.5
+            < (ready(ids(1, 9)) - model()(ids(1, 9))).abs().max()
+        )
+
+
+def test_a_block_that_recomputes_is_made_ready_too() -> None:
+    """It has a `forward` of its own, which a copy would go on with, and with the layers of the original."""
+    original, recomputing = model(), model()
+    for block in recomputing.blocks:
+        checkpoint_activations(block, "full")
+    with torch.inference_mode():
+        assert torch.equal(quantized(recomputing)(ids(1, 9)), quantized(original)(ids(1, 9)))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writes the same; a hook on the original's kernel still sees its queries."""
+    original = model()
+    seen: list[int] = []
+    original.get_submodule("blocks.0.attention.kernel").register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[2])
+    )
+    assert prepare_for_inference(original, n, 1000) is original
+    plain = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
+    seen.clear()
+    monkeypatch.setattr(writing, "WORTH_BYTES", 0)
+    monkeypatch.setattr(writing, "WORTH_TOKENS", 26)
+    assert (prepare_for_inference(original, n, writing.WORTH_TOKENS // n - 1) is original) == (n > 1)
+    assert isinstance(prepare_for_inference(original, n, writing.WORTH_TOKENS // n), InferenceGPT)
+    assert [p.token for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [
+        p.token for p in plain
+    ]
+    assert seen == [2] + [1] * 25
+    assert prepare_for_inference(quantized(original), n, 1000).get_submodule("head").__class__ is Int8Linear
+    assert prepare_for_inference(model().double(), n, 1000).__class__ is GPT
+
+
+def test_for_one_row_no_weights_are_copied() -> None:
+    original, name = model(), "blocks.0.feed_forward.up"
+    ready = InferenceGPT(original, partial(PackedLinear, rows=1)).get_submodule(name)
+    assert isinstance(ready.weight, torch.Tensor)
+    assert ready.weight.data_ptr() == original.get_parameter(f"{name}.weight").data_ptr()
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no quantization 'int3'"):
+        quantized(model(), "int3")
+    with pytest.raises(UserError, match="the model has bfloat16"):
+        quantized(model().bfloat16())
+    with pytest.raises(UserError, match="the model is on meta"):
+        quantized(model().to("meta"))
+    with pytest.raises(UserError, match="ready to write already"):
+        quantized(quantized(model()))
+    monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", ["qnnpack"])
+    with pytest.raises(UserError, match="needs FBGEMM"):
+        quantized(model())
+
+
+@pytest.mark.parametrize(("options", "status"), [(["--quantize", "int8"], 0), (["--quantize", "int3"], 2)])
+def test_the_command_line_writes_in_int8(
+    options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` is the CPU then, and another kind is refused in a line."""
+    devices: list[str] = []
+
+    def load(_: str, device: str) -> tuple[GPT, BytesTokenizer]:
+        devices.append(device)
+        return model(vocab_size=256), BytesTokenizer()
+
+    monkeypatch.setattr(reference, "load", load)
+    assert main(["generate", "runs/x", "--prompt", "The", "--max-new-tokens", "5", *options]) == status
+    captured = capsys.readouterr()
+    assert devices == ["cpu"]
+    assert captured.out.startswith("The") if status == 0 else "no quantization 'int3'" in captured.err
+
+
+def test_int8_takes_less_memory() -> None:
+    """A model of 100 MB whose matrices go: a fresh process falls by 70 MB at least (three quarters of the matrices are 75).
+
+    What the C library has freed and keeps for later does not count: how much that is differs from machine to machine.
+    """
+    code = (
+        "import ctypes, gc, platform, psutil, torch, glassgpt\n"
+        "trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == 'glibc' else lambda pad: None\n"
+        "resident = lambda: (gc.collect(), trim(0), psutil.Process().memory_info().rss)[2]\n"
+        "shape = glassgpt.ModelConfig(vocab_size=50, context_length=32, n_layer=2, n_head=4, n_embd=1024)\n"
+        "tiny = glassgpt.ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)\n"
+        "glassgpt.quantized(glassgpt.GPT.create(tiny, 0))\n"
+        "model = glassgpt.GPT.create(shape, 0); full = resident()\n"
+        "model = glassgpt.quantized(model); print(full - resident())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 70e6
+    assert not result.stderr
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even at the ends."""
+    p = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
+    drawn = draw(p.expand(20_000, -1), torch.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=6) / 20_000
+    assert ((shares - p).abs() <= 4 * (p * (1 - p) / 20_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1 - 2**-53])
+def test_draws_at_the_ends(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, share, dtype=torch.float64))
+    p = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    assert draw(p, torch.Generator()).tolist() == [2 if share else 1, 2]
+
+
+def test_a_diverged_model_is_told_of() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        draw(torch.tensor([[0.5, float("nan"), 0.5]]), torch.Generator())

@@ -1,0 +1,235 @@
+"""Checkpoints of nanoGPT and build-nanogpt, made here as their scripts save them, against transformers' GPT-2.
+
+The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on lively weights.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import glassgpt as g
+from glassgpt.interop.nanogpt import open_nanogpt
+from glassgpt.interop.references import describe, find_model
+from glassgpt.tokenizers.builtin import CharacterTokenizer
+from glassgpt.utils.errors import UserError
+
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed: foreign checkpoints are compared with it"
+)
+
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 30}
+LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def hugging_face(activation: str, vocab_size: int = 30) -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=12,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        activation_function=activation,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def as_saved(model: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The state dict of the two projects' model with these weights, the buffers of its masks and the tied head included."""
+    tensors = {name: (t.T.contiguous() if name.endswith(LINEAR) else t) for name, t in model.state_dict().items()}
+    tensors |= {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 12, 12).tril() for n in range(2)}
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def save_nanogpt(path: Path, weights: Any, *, prefix: str = "", **changes: Any) -> Path:
+    content = {
+        "model": as_saved(weights, prefix),
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95)}]},
+        "model_args": {**SHAPE, "bias": True, "dropout": 0.1},
+        "iter_num": 2000,
+        "best_val_loss": torch.tensor(1.88),
+        "config": {"out_dir": "out", "compile": True, "min_lr": 1e-4},
+    }
+    torch.save({**content, **changes}, path)
+    return path
+
+
+def save_build_nanogpt(path: Path, model: Any) -> Path:
+    """In a process of its own, whose main script defines the class that is pickled, as theirs does."""
+    torch.save(as_saved(model), path.with_suffix(".tensors"))
+    script = path.with_suffix(".py")
+    script.write_text(
+        f"""
+import torch
+from dataclasses import dataclass
+@dataclass
+class GPTConfig:
+    block_size: int = 1024
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+state = torch.load({str(path.with_suffix(".tensors"))!r}, weights_only=True)
+config = GPTConfig(**{SHAPE})
+torch.save({{"model": state, "config": config, "step": 19072, "val_loss": 3.29}}, {str(path)!r})
+"""
+    )
+    subprocess.run([sys.executable, str(script)], check=True)
+    return path
+
+
+def ids(rows: int = 2, length: int = 11) -> Tensor:
+    return torch.randint(30, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
+def test_nanogpts_checkpoint(prefix: str, tmp_path: Path) -> None:
+    """The exact GELU, unlike GPT-2; torch.compile's prefix before every name."""
+    theirs = hugging_face("gelu")
+    model, tokenizer = g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, prefix=prefix))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+    assert tokenizer is None
+    characters = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz.,! ")
+    (tmp_path / "tokenizer.json").write_text(characters.to_json())
+    _, beside = g.load(tmp_path / "ckpt.pt")
+    assert beside is not None
+    assert beside.to_json() == characters.to_json()
+    (tmp_path / "tokenizer.json").unlink()
+    text = describe(tmp_path / "ckpt.pt")
+    assert all(words in text for words in ("nanoGPT", "2,000", "1.8800", "12 tokens, learned positions", "none"))
+
+
+def test_build_nanogpts_checkpoint(tmp_path: Path) -> None:
+    theirs = hugging_face("gelu_new")
+    path = save_build_nanogpt(tmp_path / "model_19072.pt", theirs)
+    model, _ = g.load(path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+    assert "19,072" in describe(path)
+    assert "3.2900" in describe(path)
+
+
+def test_a_model_without_biases(tmp_path: Path) -> None:
+    """nanoGPT's `bias=False` leaves them out of linear layers and LayerNorms: the same as zeros."""
+    theirs = hugging_face("gelu")
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    tensors = {name: t for name, t in as_saved(theirs).items() if not name.endswith("bias")}
+    args = {**SHAPE, "bias": False, "dropout": 0.0}
+    model, _ = g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors, model_args=args))
+    assert not model.config.bias
+    assert not model.config.norms_have_bias
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+
+
+def test_the_padded_vocabulary_of_gpt2_is_known(tmp_path: Path) -> None:
+    """50,304 rows are 50,257 tokens, so the padding gets no probability; exported, it is gone."""
+    args = {**SHAPE, "vocab_size": 50304, "bias": True, "dropout": 0.0}
+    path = save_nanogpt(tmp_path / "ckpt.pt", hugging_face("gelu", 50304), model_args=args)
+    source = open_nanogpt(path)
+    assert (source.model_config.vocab_size, source.model_config.padded_vocab_size) == (50257, 50304)
+    model = g.GPT.empty(source.model_config)
+    source.load_model(model)
+    assert model(ids()).shape == (2, 11, 50257)
+
+
+class Other:
+    """What a pickle must not be able to bring to life."""
+
+
+def _touch(path: str) -> object:
+    Path(path).touch()
+    return None
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return _touch, (str(self.path),)
+
+
+def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"model": {}, "model_args": Payload(tmp_path / "ran")}, path)
+    with pytest.raises(UserError, match="nothing in a file is run here"):
+        find_model(path)
+    assert not (tmp_path / "ran").exists()
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a list": ([1, 2], "holds list"),
+    "no model": ({"step": 1}, "no tensors by name under 'model'"),
+    "a model that is no tensors": ({"model": {"a": 1}}, "no tensors by name under 'model'"),
+    "weights alone": ({"model": {"a": torch.ones(1)}}, "how many heads"),
+    "another class": ({"model": {"a": torch.ones(1)}, "config": Other()}, "test_foreign.Other to be run"),
+    "a loss that is text": ({"model": {"a": torch.ones(1)}, "model_args": {}, "best_val_loss": "x"}, "'x'"),
+    "a loss that is a vector": (
+        {"model": {"a": torch.ones(1)}, "model_args": {}, "best_val_loss": torch.ones(3)},
+        "scalar",
+    ),
+    "numbers for names": ({"model": {1: torch.ones(1)}, "model_args": {}}, "no tensors by name"),
+    "numbers for settings": ({"model": {"a": torch.ones(1)}, "model_args": {1: 2}}, "startswith"),
+    "an impossible shape": ({"model": {"a": torch.ones(1)}, "model_args": {"n_head": 5, "n_embd": 16}}, "n_head = 5"),
+    "an unknown setting": ({"model": {"a": torch.ones(1)}, "model_args": {"rotary": True}}, "rotary = True"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_neither_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    content, reason = REFUSED[name]
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError) as caught:
+        g.load(tmp_path / "x.pt")
+    assert reason in str(caught.value)
+    assert "x.pt" in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "text"])
+def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
+    path = save_nanogpt(tmp_path / "ckpt.pt", hugging_face("gelu"))
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut off": content[: len(content) // 2], "text": b"hello"}[damage])
+    with pytest.raises(UserError, match=r"ckpt\.pt"):
+        g.load(path)
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    theirs = hugging_face("gelu")
+    missing, odd = as_saved(theirs), as_saved(theirs)
+    missing.pop("transformer.h.1.ln_2.weight")
+    odd["transformer.wpe.weight"] = torch.ones(13, 16)
+    for tensors, name in ((missing, "transformer.h.1.ln_2.weight"), (odd, "transformer.wpe.weight")):
+        with pytest.raises(UserError, match=name):
+            g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors))
+
+
+def test_it_goes_on_training_and_is_exported(tmp_path: Path) -> None:
+    """A nanoGPT model becomes a Hugging Face directory, and loads there: the same logits."""
+    theirs = hugging_face("gelu")
+    family = g.export(save_nanogpt(tmp_path / "ckpt.pt", theirs), tmp_path / "hf")
+    assert family == "GPT2"
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=0)
+    assert dataclasses.asdict(find_model(tmp_path / "hf").model_config) == dataclasses.asdict(
+        find_model(tmp_path / "ckpt.pt").model_config
+    )

@@ -1,0 +1,134 @@
+"""Head kinds: hand-made attention has the scores that its name says, and hand-made models are found out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.interpretability import KINDS, capture, head_kinds
+from glassgpt.interpretability.head_scores import kinds_of, repeated_tokens
+from glassgpt.model.gpt import GPT
+from slot_harness import TINY, lively
+
+
+def looking_at(target: list[int]) -> Tensor:
+    """Weights (T, T) of a head whose row t looks at target[t] alone."""
+    return torch.eye(len(target))[target]
+
+
+def test_weights_made_by_hand() -> None:
+    """Four heads that do one thing each, one that does half of two, one that looks at all alike."""
+    p, T = 5, 10
+    heads = [
+        looking_at([max(0, t - 1) for t in range(T)]),
+        looking_at([max(0, t - p) for t in range(T)]),
+        looking_at([max(0, t - p + 1) for t in range(T)]),
+        looking_at([0] * T),
+    ]
+    alike = torch.ones(T, T).tril()
+    heads += [(heads[0] + heads[2]) / 2, alike / alike.sum(-1, keepdim=True)]
+    scores = kinds_of(torch.stack(heads), p)
+    torch.testing.assert_close(scores[:, :4], torch.eye(4))
+    torch.testing.assert_close(scores[:, 4], torch.tensor([0.5, 0.0, 0.5, 0.0]))
+    torch.testing.assert_close(scores[:, 5], torch.full((4,), sum(1 / n for n in range(7, 11)) / 4))
+
+
+def test_the_texts() -> None:
+    ids, period = repeated_tokens(1000, 1024, seed=0)
+    assert (period, ids.shape[1]) == (32, 64)
+    for row in ids:
+        assert torch.equal(row[:32], row[32:])
+        assert len(set(row.tolist())) == 32
+    assert torch.equal(ids, repeated_tokens(1000, 1024, seed=0)[0])
+    assert not torch.equal(ids, repeated_tokens(1000, 1024, seed=1)[0])
+    assert repeated_tokens(3, 1024, seed=0)[0].shape[1] == 6
+    assert repeated_tokens(1000, 9, seed=0)[0].shape[1] == 8
+    assert repeated_tokens(1000, 1, seed=0)[0].shape[1] == 1
+
+
+@torch.no_grad()
+def by_position(offset: int | None, **changes: object) -> GPT:
+    """A model of one layer with one head, whose keys are one-hot positions and whose queries those of `offset` earlier.
+
+    With None, the head compares tokens: queries and keys are one-hot tokens, and of two alike the later is the token itself, which
+    the head sees too. The stream is [token one-hot | position one-hot].
+    """
+    V, T = 8, 16
+    config = ModelConfig(
+        vocab_size=V,
+        context_length=T,
+        n_layer=1,
+        n_head=1,
+        n_embd=V + T,
+        norm="rmsnorm",
+        bias=False,
+        **changes,  # type: ignore[arg-type]
+    )
+    model = GPT.create(config, seed=0)
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.embedding.weight[:, :V] = torch.eye(V)
+    model.get_parameter("positions.table.weight")[:, V:] = torch.eye(T)
+    for name in ("blocks.0.attention_norm.weight", "blocks.0.feed_forward_norm.weight", "norm.weight"):
+        model.get_parameter(name).fill_(1)
+    q, k, _ = model.get_parameter("blocks.0.attention.qkv.weight").chunk(3)
+    if offset is None:
+        q[:V, :V], k[:V, :V] = 30 * torch.eye(V), torch.eye(V)
+    else:
+        k[V:, V:] = torch.eye(T)
+        q[V:, V:] = 30 * torch.diag(torch.ones(T - offset), -offset).T
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("offset", "kind", "score"),
+    [(1, "previous token", 1.0), (8, "duplicate token", 1.0), (7, "induction", 1.0), (None, "duplicate token", 0.5)],
+)
+def test_models_made_by_hand(offset: int | None, kind: str, score: float) -> None:
+    """Within 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves nothing worth the name elsewhere."""
+    scores = head_kinds(by_position(offset))
+    expected = [score if name == kind else 0.0 for name in KINDS]
+    assert scores.flatten().tolist() == pytest.approx(expected, abs=0.01)
+
+
+def test_a_window_hides_what_it_hides() -> None:
+    """The head that would look eight back, in a window of four, finds nothing there; the one that looks one back does."""
+    assert head_kinds(by_position(8, window=4)).flatten().tolist()[1] == 0
+    assert head_kinds(by_position(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"context_length": 1}, {"context_length": 3}, {"vocab_size": 2, "n_kv_head": 2, "window": 2}]
+)
+def test_any_model_has_scores(changes: dict[str, int]) -> None:
+    """Whatever its vocabulary and context: shares of attention, four different ones from three tokens on."""
+    model = lively(ModelConfig(**(TINY | changes)))
+    scores = head_kinds(model)
+    assert scores.shape == (4, 2, 4)
+    assert bool(((scores >= 0) & (scores <= 1)).all())
+    if not changes:
+        assert bool((scores.sum(dim=0) <= 1 + 1e-12).all())
+        assert bool((scores > 0).all())
+
+
+def test_a_score_is_the_mean_over_the_texts() -> None:
+    """Each of them by a pass of its own; to float64's rounding."""
+    model = lively(ModelConfig(**TINY))
+    texts, period = repeated_tokens(model.vocab_size, 10, seed=0)
+    by_text = []
+    for text in texts:
+        with torch.no_grad(), capture(model) as seen:
+            model(text[None])
+        by_text.append(torch.stack([kinds_of(layer.weights()[0], period) for layer in seen.layers], dim=1))
+    assert not torch.allclose(by_text[0], by_text[1], rtol=0.01)
+    torch.testing.assert_close(head_kinds(model), sum(by_text) / len(by_text))
+
+
+def test_dropout_has_no_part_in_it_and_the_mode_stays() -> None:
+    model = lively(ModelConfig(**TINY, dropout=0.5))
+    expected = head_kinds(model)
+    for training in (True, False):
+        model.train(training)
+        assert torch.equal(head_kinds(model), expected)
+        assert model.training == training
+        assert model.blocks[0].training == training

@@ -1,0 +1,334 @@
+"""Edits against the same thing done otherwise: weights set to 0, tokens taken out of the text, parts computed by hand. In float64."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from allpairspy import AllPairs
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.interpretability import (
+    ActivationCache,
+    Edit,
+    attention_picture,
+    capture,
+    edited,
+    effects,
+    logit_attribution,
+)
+from glassgpt.model.gpt import GPT, Block
+from glassgpt.utils.errors import UserError
+from slot_harness import SLOTS, TINY, T, V, combined, lively, token_ids
+
+COMBINATIONS = [
+    dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])
+]
+KERNELS = pytest.mark.parametrize("attention", ["sdpa", "explicit", "flex"])
+
+
+def small(**changes: Any) -> GPT:
+    return lively(ModelConfig(**(TINY | changes)))
+
+
+@torch.no_grad()
+def seen_of(model: GPT, ids: Tensor) -> ActivationCache:
+    with capture(model) as seen:
+        model(ids)
+    return seen
+
+
+@torch.no_grad()
+def logits_of(model: GPT, ids: Tensor, *edits: Edit, source: ActivationCache | None = None) -> Tensor:
+    with edited(model, edits, source):
+        logits: Tensor = model(ids)
+    return logits
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Up to another order of sums in float64, of numbers up to about 100."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def hooks_of(model: GPT) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def block_of(model: GPT, layer: int) -> Block:
+    block = model.blocks[layer]
+    assert isinstance(block, Block)
+    return block
+
+
+@torch.no_grad()
+def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
+    """A copy whose weights make that part write nothing."""
+    other = copy.deepcopy(model)
+    block, D = block_of(other, layer), model.config.head_width
+    if kind == "head":
+        block.attention.out.weight[:, head * D : (head + 1) * D] = 0
+    if kind in ("attention", "block"):
+        for parameter in block.attention.out.parameters():
+            parameter.zero_()
+    if kind in ("feed_forward", "block"):
+        for parameter in block.feed_forward.down.parameters():
+            parameter.zero_()
+    return other
+
+
+@pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
+def test_what_is_switched_off_is_a_weight_of_0(choice: dict[str, str]) -> None:
+    """Each kind, in each layer, alone and two together, whatever the slots; and at one position of the last layer nothing else changes."""
+    model, ids = lively(combined(choice)), token_ids()
+    plain = logits_of(model, ids)
+    for kind, layer, head in (
+        ("head", 0, 1),
+        ("head", 1, 3),
+        ("attention", 0, None),
+        ("feed_forward", 1, None),
+        ("block", 0, None),
+    ):
+        with torch.no_grad():
+            expected = without(model, kind, layer, head or 0)(ids)
+        off = logits_of(model, ids, Edit(kind, layer, head))  # type: ignore[arg-type]
+        close(off, expected)
+        assert not torch.equal(off, plain)
+        if layer == 1:
+            there = logits_of(model, ids, Edit(kind, layer, head, position=4))  # type: ignore[arg-type]
+            close(there[:, 4], off[:, 4])
+            rest = [0, 1, 2, 3, 5, 6, 7, 8, 9]
+            close(there[:, rest], plain[:, rest])
+    both = without(without(model, "head", 1, 2), "feed_forward", 0)
+    with torch.no_grad():
+        expected = both(ids)
+    close(logits_of(model, ids, Edit("feed_forward", 0), Edit("head", 1, 2)), expected)
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
+@KERNELS
+def test_a_hidden_token_is_not_seen(choice: dict[str, str], attention: str) -> None:
+    """Whatever the slots and kernels: what comes before it stays, what comes after no longer depends on it, and no weight is on it."""
+    model, ids, hidden = lively(combined(choice, attention=attention)), token_ids(), Edit("position", position=3)
+    other = ids.clone()
+    other[:, 3] = (ids[:, 3] + 1) % V
+    with torch.no_grad(), edited(model, [hidden]), capture(model) as seen:
+        logits = model(ids)
+    close(logits[:, :4], logits_of(model, ids)[:, :4])
+    close(logits[:, 4:], logits_of(model, other, hidden)[:, 4:])
+    for layer in seen.layers:
+        weights = layer.weights()
+        assert bool((weights[:, :, 4:, 3] == 0).all())
+        assert bool((weights[:, :, 3, 3] > 0).all())
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+        assert layer.difference() < 1e-10
+
+
+@KERNELS
+def test_a_hidden_token_might_as_well_not_be_there(attention: str) -> None:
+    """Without positions: to the others the text is that without it; two of them too."""
+    model, ids = small(position="none", attention=attention, n_kv_head=2), token_ids()
+    for hidden in ([0], [4], [2, 5]):
+        kept = [t for t in range(T) if t not in hidden]
+        edits = [Edit("position", position=p) for p in hidden]
+        close(logits_of(model, ids, *edits)[:, kept], logits_of(model, ids[:, kept]))
+
+
+@torch.no_grad()
+def test_hidden_in_one_layer_only() -> None:
+    model = small()
+    with edited(model, [Edit("position", layer=1, position=3)]), capture(model) as seen:
+        model(token_ids())
+    assert bool((seen.layers[0].weights()[:, :, 4:, 3] > 0).all())
+    assert bool((seen.layers[1].weights()[:, :, 4:, 3] == 0).all())
+
+
+@torch.no_grad()
+def by_hand(model: GPT, seen: ActivationCache, attention: Tensor, feed_forward: Tensor | None = None) -> Tensor:
+    """Logits where the last layer's attention writes this, and its feed-forward block what follows from it, or this."""
+    block, layer = block_of(model, 1), seen.layers[1]
+    x = layer.resid_pre + attention
+    written = block.feed_forward(block.feed_forward_norm(x)) if feed_forward is None else feed_forward
+    return model.logits(model.norm(x + written))
+
+
+@torch.no_grad()
+def test_a_mean_is_that_of_the_text() -> None:
+    model, ids = small(n_kv_head=2), token_ids()
+    seen = seen_of(model, ids)
+    attention, heads = seen.layers[1].attn_out, seen.layers[1].kernel_out
+    columns = block_of(model, 1).attention.out.weight[:, 8:12]
+    moved = (heads.mean(dim=2, keepdim=True) - heads)[:, 2] @ columns.T
+    at_5 = torch.zeros_like(moved)
+    at_5[:, 5] = moved[:, 5]
+    average = attention.mean(dim=1, keepdim=True)
+    for edit, expected in (
+        (Edit("attention", 1, by="mean"), by_hand(model, seen, average)),
+        (Edit("head", 1, 2, by="mean"), by_hand(model, seen, attention + moved)),
+        (Edit("head", 1, 2, position=5, by="mean"), by_hand(model, seen, attention + at_5)),
+        (
+            Edit("feed_forward", 1, by="mean"),
+            by_hand(model, seen, attention, seen.layers[1].mlp_out.mean(dim=1, keepdim=True)),
+        ),
+    ):
+        close(logits_of(model, ids, edit), expected)
+
+
+def test_edits_do_not_depend_on_their_order() -> None:
+    """A mean is that of the text as it is without the other edit of the same part, whichever comes first."""
+    model, ids = small(), token_ids()
+    one, other = Edit("head", 0, 2, position=1), Edit("head", 0, 2, position=6, by="mean")
+    assert torch.equal(logits_of(model, ids, one, other), logits_of(model, ids, other, one))
+    everywhere = Edit("head", 0, 2, by="mean")
+    assert torch.equal(logits_of(model, ids, one, everywhere), logits_of(model, ids, everywhere))
+
+
+@torch.no_grad()
+def test_a_patch_from_the_same_text_changes_nothing() -> None:
+    model, ids = small(n_kv_head=2, window=3, norm="rmsnorm"), token_ids()
+    seen = seen_of(model, ids)
+    edits = [
+        Edit(kind, layer, by="patch") for kind in ("attention", "feed_forward", "block", "residual") for layer in (0, 1)
+    ]
+    edits += [Edit("head", 0, head, by="patch") for head in range(4)]
+    for several in ([edit] for edit in edits), [edits]:
+        for chosen in several:
+            close(logits_of(model, ids, *chosen, source=seen), model(ids))
+
+
+@torch.no_grad()
+def test_a_patch_brings_the_other_texts_values() -> None:
+    """The stream behind the last layer is the other text's answer; behind the first, at all positions, too; parts as by hand."""
+    model, ids, other = small(n_kv_head=2), token_ids(), token_ids().flip(1)
+    seen, source = seen_of(model, ids), seen_of(model, other)
+    theirs, plain = model(other), model(ids)
+    last = logits_of(model, ids, Edit("residual", 1, position=9, by="patch"), source=source)
+    close(last[:, 9], theirs[:, 9])
+    close(last[:, :9], plain[:, :9])
+    close(logits_of(model, ids, Edit("residual", 0, by="patch"), source=source), theirs)
+    mine, its = seen.layers[1], source.layers[1]
+    columns = block_of(model, 1).attention.out.weight[:, 4:8]
+    head = mine.attn_out + (its.kernel_out - mine.kernel_out)[:, 1] @ columns.T
+    for edit, expected in (
+        (Edit("attention", 1, by="patch"), by_hand(model, seen, its.attn_out)),
+        (Edit("head", 1, 1, by="patch"), by_hand(model, seen, head)),
+        (Edit("feed_forward", 1, by="patch"), by_hand(model, seen, mine.attn_out, its.mlp_out)),
+        (Edit("block", 1, by="patch"), by_hand(model, seen, its.attn_out, its.mlp_out)),
+    ):
+        close(logits_of(model, ids, edit, source=source), expected)
+
+
+@torch.no_grad()
+def test_one_position_from_a_longer_text() -> None:
+    """And from one text for a batch of two."""
+    model, ids = small(), token_ids(length=6)
+    source = seen_of(model, token_ids()[:1])
+    patched = logits_of(model, ids, Edit("residual", 1, position=5, by="patch"), source=source)
+    close(patched[:, 5], model(token_ids()[:1])[:, 5].expand(2, -1))
+
+
+def test_effects_are_the_difference() -> None:
+    model, ids, off = small(logit_softcap=2.0), token_ids(), [Edit("head", 0, 1)]
+    made = effects(model, ids, off)
+    close(made.change, logits_of(model, ids, *off) - logits_of(model, ids))
+    close(effects(model, ids, off, position=7).change, made.change[:, 7])
+
+
+@pytest.mark.parametrize("capture_first", [True, False])
+@torch.no_grad()
+def test_the_glass_stays_true_under_edits(capture_first: bool) -> None:
+    """A capture around or inside: the kernel's weights are still its own, the stream the sum of what was written, the parts the logit."""
+    model, ids = small(n_kv_head=2), token_ids()
+    source = seen_of(model, ids.flip(1))
+    edits = [Edit("head", 0, 1), Edit("attention", 1), Edit("feed_forward", 0, by="mean"), Edit("position", position=2)]
+    for several, patched in ((edits, False), ([*edits, Edit("residual", 0, by="patch")], True)):
+        first, second = capture(model), edited(model, several, source)
+        if capture_first:
+            with first as seen, second:
+                logits = model(ids)
+        else:
+            with second, first as seen:
+                logits = model(ids)
+        assert max(attention_picture(seen).differences) < 1e-10
+        assert bool((seen.layers[1].attn_out == 0).all())
+        made = logit_attribution(model, seen, 7, 3)
+        parts = {part.name: part.value for part in made.parts}
+        assert sum(parts.values()) == pytest.approx(float(logits[0, 7, 3]), abs=1e-9)
+        assert parts["layer 0, head 1"] == parts["layer 1, attention's bias"] == parts["layer 1, head 0"] == 0
+        assert ("layer 0, patched in" in parts) == patched
+        if patched:
+            continue
+        for layer in seen.layers:
+            close(layer.resid_post, layer.resid_pre + layer.attn_out + layer.mlp_out)
+
+
+def test_refusals_say_what_there_is() -> None:
+    model, ids = small(), token_ids()
+    source = seen_of(model, ids)
+    for edit, said in (
+        (Edit("head", 2, 0), "no layer 2: there is 0 to 1"),
+        (Edit("head", 0, 4), "no head 4: there is 0 to 3"),
+        (Edit("head", 0), "needs a head"),
+        (Edit("attention", 0, 1), "no other kind has one"),
+        (Edit("block"), "needs a layer: 0 to 1"),
+        (Edit("attention", 0, position=10), "no position 10: there is 0 to 9"),
+        (Edit("position", position=-1), "no position -1"),
+        (Edit("position"), "needs its position"),
+        (Edit("position", position=1, by="mean"), "by 'zero' only"),
+        (Edit("residual", 0), "by 'patch' only"),
+        (Edit("haed", 0, 0), "did you mean 'head'"),  # type: ignore[arg-type]
+        (Edit("head", 0, 0, by="nothing"), "one of zero, mean, patch"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=said):
+            effects(model, ids, [edit], source)
+        assert hooks_of(model) == 0
+
+
+def test_texts_that_do_not_fit() -> None:
+    model, ids = small(), token_ids()
+    short, three = seen_of(model, ids[:, :6]), seen_of(model, token_ids(rows=3))
+    elsewhere = seen_of(small(n_layer=1), ids)
+    for edit, source, said in (
+        (Edit("head", 0, 0, by="patch"), None, "needs a second text"),
+        (
+            Edit("head", 0, 0, by="patch"),
+            short,
+            "has 6 tokens, this one 10: make them equally long, or patch one position",
+        ),
+        (Edit("residual", 0, position=6, by="patch"), short, "at position 6: the text to patch from has 6 tokens"),
+        (Edit("block", 0, by="patch"), three, "3 texts to patch from and 2 to patch"),
+        (Edit("block", 0, by="patch"), elsewhere, "a model of another shape"),
+    ):
+        with pytest.raises(UserError, match=said):
+            effects(model, ids, [edit], source)
+        assert hooks_of(model) == 0
+
+
+@torch.no_grad()
+def test_over_a_cache() -> None:
+    """A head that is switched off at all positions is off over a cache too; hiding a token is refused there."""
+    model, ids = small(), token_ids()
+    with edited(model, [Edit("head", 0, 2)]):
+        cache = model.new_cache(2, T)
+        parts = [model(ids[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, T))]
+    close(torch.cat(parts, dim=1), without(model, "head", 0, 2)(ids))
+    with edited(model, [Edit("position", position=2)]):
+        cache = model.new_cache(2, T)
+        model(ids[:, :4], cache=cache)
+        with pytest.raises(UserError, match="leave the cache out"):
+            model(ids[:, 4:5], cache=cache)
+    assert hooks_of(model) == 0
+
+
+def test_gradients_pass_through_edits() -> None:
+    """The gradient of an edited loss is that of the model with those weights at 0."""
+    model, ids = small(), token_ids()
+    other = without(model, "head", 0, 2)
+    with edited(model, [Edit("head", 0, 2)]):
+        model(ids, ids.roll(1, 1)).backward()
+    other(ids, ids.roll(1, 1)).backward()
+    mine, expected = (m.get_parameter("blocks.0.attention.qkv.weight").grad for m in (model, other))
+    assert mine is not None
+    assert expected is not None
+    close(mine, expected)

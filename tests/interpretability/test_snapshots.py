@@ -1,0 +1,293 @@
+"""What a run keeps of its model's inside: true numbers, whole files, and nothing of the training moved."""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.data.dataset import open_dataset
+from glassgpt.data.prepare import prepare
+from glassgpt.interop.references import load
+from glassgpt.interpretability.capture import capture
+from glassgpt.interpretability.head_scores import KINDS, head_kinds
+from glassgpt.interpretability.snapshots import ProbeSnapshot, Prompt, prompt_of, read_probe, take_probe, write_probe
+from glassgpt.model.gpt import GPT
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.tokenizers.builtin import BytesTokenizer
+from glassgpt.training.loop import resume, train
+from glassgpt.utils.errors import UserError
+from kill_harness import Quiet, differences, lightly, probes_of, tiny_config, write_text
+from slot_harness import TINY, lively
+
+
+@pytest.fixture(autouse=True)
+def light() -> Iterator[None]:
+    """Nothing here needs the disk's flushes, several threads or the true peak."""
+    with lightly():
+        yield
+
+
+def run_of(config: TrainConfig, out: Path) -> Path:
+    return train(config, out, progress=Quiet())
+
+
+def model_with(**changes: Any) -> GPT:
+    return lively(ModelConfig(**(TINY | changes))).float()
+
+
+def small_snapshot() -> ProbeSnapshot:
+    """Of two prompts, one of them of a single token, by a model with windows and shared key/value heads."""
+    model = model_with(n_kv_head=1, window=3)
+    prompts = [prompt_of(list(b"abca"), BytesTokenizer()), prompt_of([7], BytesTokenizer())]
+    prompts = [Prompt([i % model.vocab_size for i in prompt.ids], prompt.pieces) for prompt in prompts]
+    return take_probe(model, prompts, ["a sample\n", "ein Wörtchen \ud7ff\U0001f642"], step=12)
+
+
+def tensors_of(snapshot: ProbeSnapshot) -> list[Tensor]:
+    seen = [[each.attention, each.lens_ids, each.lens_p, each.next_rank, each.surprisal] for each in snapshot.prompts]
+    return [snapshot.head_kinds, *(tensor for each in seen for tensor in each)]
+
+
+def same(one: ProbeSnapshot, other: ProbeSnapshot) -> bool:
+    """Whether two snapshots are equal to the bit."""
+    told = [(each.step, [seen.prompt for seen in each.prompts], each.kinds, each.samples) for each in (one, other)]
+    tensors = [[(t.dtype, t.shape, t.numpy().tobytes()) for t in tensors_of(each)] for each in (one, other)]
+    return told[0] == told[1] and tensors[0] == tensors[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- true numbers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path, text: Path, precision: str) -> None:
+    """In float32 whatever the run computes in. By PyTorch's own functions and by formulas written out, from the weights on disk."""
+    config = tiny_config(text, model={"n_layer": 2, "dropout": 0.1}, precision=precision)
+    run = run_of(config, tmp_path / "run")
+    found = read_probe(RunDirectory(run).probe_path(5))
+    model, tokenizer = load(f"{run}@5")
+    (seen,) = found.prompts
+    ids = open_dataset(prepare(config.data)).validation.read(0, 16)  # 16 are its context
+    assert seen.prompt.ids == ids.tolist()
+    assert "".join(seen.prompt.pieces) == tokenizer.decode(ids.tolist()).replace(" ", "␣").replace("\n", "⏎")  # type: ignore[union-attr]
+    row = torch.tensor(ids)[None]
+    with torch.no_grad(), capture(model) as computed:
+        logits = model(row)[0]
+    bits = F.cross_entropy(logits[:-1], row[0, 1:], reduction="none") / math.log(2)
+    assert math.isnan(seen.surprisal[0])
+    torch.testing.assert_close(seen.surprisal[1:], bits, rtol=1e-5, atol=1e-5)  # rounding of sums in another order
+    for layer, attention in zip(computed.layers, seen.attention, strict=True):
+        weights = (
+            (layer.q @ layer.k.transpose(-2, -1) / math.sqrt(8))
+            .masked_fill(~torch.ones(16, 16).tril().bool(), -math.inf)
+            .softmax(-1)
+        )
+        # Half a step of the bytes, and rounding.
+        torch.testing.assert_close(attention / 255, weights[0], rtol=0, atol=0.5 / 255 + 1e-6)
+    with torch.no_grad():
+        for depth, stream in enumerate(computed.stream):
+            weight, bias = model.get_parameter("norm.weight"), model.get_parameter("norm.bias")
+            expected = (F.layer_norm(stream[0], (16,), weight, bias) @ model.embedding.weight.T).softmax(-1)
+            chosen = expected.gather(1, seen.lens_ids[depth].long())
+            torch.testing.assert_close(seen.lens_p[depth].float(), chosen, rtol=2**-10, atol=1e-6)  # float16's digits
+            torch.testing.assert_close(chosen, expected.topk(3).values, rtol=1e-5, atol=0)
+            own = expected[:-1].gather(1, row[0, 1:, None])
+            assert seen.next_rank[depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
+    assert found.kinds == list(KINDS)
+    torch.testing.assert_close(found.head_kinds, head_kinds(model), rtol=0, atol=0)
+    assert same(found, take_probe(model, [seen.prompt], found.samples, 5))
+
+
+def test_it_is_the_same_however_the_run_computes(tmp_path: Path, text: Path) -> None:
+    """Compiled, recomputed, in bfloat16: before the first update all have the same weights."""
+    config = tiny_config(text, model={"n_layer": 2, "dropout": 0.1}, steps=1, eval_every=0, sample={"count": 0})
+    changes: list[dict[str, Any]] = [
+        {},
+        {"compile": "on", "compile_backend": "eager"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"precision": "bfloat16"},
+    ]
+    found = {
+        probes_of(run_of(config.override(**change), tmp_path / str(i)))["000000.safetensors"]
+        for i, change in enumerate(changes)
+    }
+    assert len(found) == 1
+
+
+def test_the_samples_of_the_step_are_in_it(tmp_path: Path, text: Path) -> None:
+    run = RunDirectory(run_of(tiny_config(text, sample={"count": 2}), tmp_path / "run"))
+    assert run.probed_steps == [0, 5, 10]
+    written = run.samples_path.read_text().split("\n## Step ")[1:]
+    for step, section in zip(run.probed_steps, written, strict=True):
+        samples = read_probe(run.probe_path(step)).samples
+        assert len(samples) == 2
+        assert all("\n".join(f"    {line}" for line in sample.split("\n")) in section for sample in samples)
+
+
+def test_the_model_is_left_in_its_mode_and_the_callers_generator_where_it_was() -> None:
+    model = model_with(dropout=0.5)
+    state = torch.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        found = [take_probe(model, [Prompt([1, 2], ["a", "b"])], [], 0) for _ in range(2)]
+        assert model.training is training
+        assert all(module.training is training for module in model.modules())
+        assert same(*found)  # nothing was dropped out
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --------------------------------------------------------------------------------------------------------------- prompts
+
+
+def test_the_runs_own_prompts_are_cut_to_the_tokens_that_are_asked_for(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, probe={"prompts": ["the fox", "a", "quick brown dog jumps over"], "tokens": 20}, steps=1)
+    for changes, expected in (({}, [7, 1, 16]), ({"tokens": 3}, [3, 1, 3])):  # 16 are the context
+        run = run_of(config.override(probe=changes), tmp_path / str(len(changes)))
+        pieces = [seen.prompt.pieces for seen in read_probe(RunDirectory(run).probe_path(1)).prompts]
+        assert [len(each) for each in pieces] == expected
+        assert "".join(pieces[0]) == "the␣fox"[: expected[0]]
+
+
+def test_snapshots_between_the_evaluations(tmp_path: Path, text: Path) -> None:
+    """They have no samples, and a run that goes on from step 5 makes the later ones again."""
+    config = tiny_config(text, probe={"every": 4})
+    through, resumed = (RunDirectory(run_of(config, tmp_path / name)) for name in ("through", "resumed"))
+    assert through.probed_steps == [0, 4, 5, 8, 10]
+    assert [len(read_probe(through.probe_path(step)).samples) for step in through.probed_steps] == [1, 0, 1, 0, 1]
+    shutil.rmtree(resumed.checkpoints / "000010")
+    resume(resumed.path, progress=Quiet())
+    assert differences(resumed.path, through.path) == []
+
+
+def test_of_a_mixture_each_texts_beginning_is_looked_at(tmp_path: Path) -> None:
+    texts = [write_text(tmp_path / f"{seed}.txt", seed=seed) for seed in (1, 2)]
+    config = tiny_config(texts[0], data={"mixture": {str(path): 0.5 for path in texts}}, steps=1)
+    prompts = [
+        seen.prompt.ids for seen in read_probe(RunDirectory(run_of(config, tmp_path / "run")).probe_path(0)).prompts
+    ]
+    assert len({tuple(ids) for ids in prompts}) == 2
+
+
+def test_pieces_of_a_prompt_are_visible_bytes_of_their_ids() -> None:
+    assert prompt_of(list("a é\n".encode()), BytesTokenizer()).pieces == ["a", "␣", "<c3>", "<a9>", "⏎"]
+
+
+# -------------------------------------------------------------------------------------------------------- training is not moved
+
+
+def test_a_run_is_the_same_to_the_bit_with_and_without_snapshots(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, model={"dropout": 0.2}, optim={"name": "muon"}, eval_every=2)
+    looked = run_of(config, tmp_path / "looked")
+    unseen = run_of(config.override(probe={"tokens": 0}), tmp_path / "unseen")
+    assert differences(looked, unseen) == ["config.toml", "probes"]
+    assert not (unseen / "probes").exists()
+
+
+def test_what_is_looked_at_may_change_when_a_run_goes_on(tmp_path: Path, text: Path) -> None:
+    """Also in a run that was begun before there were snapshots, whose config has no such section."""
+    run = run_of(tiny_config(text, steps=5), tmp_path / "run")
+    before, told = (run / "config.toml").read_text(), "[probe]\nprompts = []\ntokens = 32\nevery = 0\n"
+    assert told in before
+    for steps, section, tokens in ((7, "", 16), (10, '[probe]\nprompts = ["the fox"]\ntokens = 4\n', 4)):
+        (run / "config.toml").write_text(before.replace(told, section))
+        resume(run, steps=steps, progress=Quiet())
+        assert [len(seen.prompt.ids) for seen in read_probe(RunDirectory(run).probe_path(steps)).prompts] == [tokens]
+        before = (run / "config.toml").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------ whole files
+
+
+def test_a_snapshot_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    snapshot = small_snapshot()
+    for _ in range(2):  # in place of one that is there, too
+        write_probe(tmp_path / "probes" / "000012.safetensors", snapshot)
+    assert same(read_probe(tmp_path / "probes" / "000012.safetensors"), snapshot)
+    assert [path.name for path in (tmp_path / "probes").iterdir()] == ["000012.safetensors"]
+
+
+def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "000012.safetensors"
+    write_probe(path, small_snapshot())
+    whole = path.read_bytes()
+    for length in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"000012\.safetensors cannot be read as safetensors"):
+            read_probe(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_probe(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": None}, "it has no 'snapshot'"),
+        ({"metadata": {"snapshot": "{"}}, "Expecting property name"),
+        ({"metadata": {"snapshot": "[]"}}, "list indices"),
+        ({"facts": {"step": "12"}}, "step must be a whole number"),
+        ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
+        ({"facts": {"prompts": [{"ids": [0], "pieces": []}]}}, "1 ids and 0 pieces"),
+        ({"facts": {"samples": [3]}}, "samples must be a list, each item of it a string"),
+        ({"facts": {"kinds": ["one"]}}, "scores of 1 kinds"),
+        ({"tensors": {"attention.0": None}}, r"it has no 'attention\.0'"),
+        ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, "attention of a prompt of 4 tokens is torch.float32"),
+        ({"tensors": {"surprisal.1": torch.zeros(2)}}, "surprisal of a prompt of 1 tokens"),
+        ({"tensors": {"lens_p.0": torch.zeros(9, 4, 3).half()}}, "lens_p of a prompt of 4 tokens"),
+        ({"tensors": {"next_rank.0": torch.tensor(0, dtype=torch.int32)}}, "next_rank of a prompt of 4 tokens"),
+        ({"tensors": {"attention.0": torch.tensor(0, dtype=torch.uint8)}}, "attention of a prompt of 4 tokens"),
+        ({"tensors": {"lens_ids.0": torch.tensor(0, dtype=torch.int32)}}, "lens_ids of a prompt of 4 tokens"),
+        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, "attention is that of"),
+        ({"tensors": {"head_kinds": torch.zeros(4)}}, "scores of 4 kinds"),
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """As a page reads it: nothing of another shape or type gets through."""
+    path = tmp_path / "000012.safetensors"
+    write_probe(path, small_snapshot())
+    tensors = safetensors.torch.load_file(path) | change.get("tensors", {})
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    metadata = change.get(
+        "metadata", {"snapshot": json.dumps(json.loads(metadata["snapshot"]) | change.get("facts", {}))}
+    )
+    safetensors.torch.save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata
+    )
+    with pytest.raises(UserError, match=rf"000012\.safetensors is no whole probe snapshot: .*{message}"):
+        read_probe(path)
+
+
+def test_a_disk_that_fills_up_in_a_snapshot_leaves_no_half_of_it(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text, eval_every=3, checkpoint_every=2)
+    move = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "000006.safetensors":
+            assert source.stat().st_size > 1000
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        with pytest.raises(UserError, match=r"cannot write .*000006\.safetensors: the disk is full"):
+            run_of(config, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    assert run.read_status()["state"] == "failed"
+    assert sorted(probes_of(run.path)) == ["000000.safetensors", "000003.safetensors"]
+    resume(run.path, progress=Quiet())
+    assert differences(run.path, run_of(config, tmp_path / "through")) == []

@@ -1,0 +1,169 @@
+"""Maps, spectra and gradients against NumPy, the definitions and finite differences."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.generation.inference import quantized
+from glassgpt.interpretability import (
+    gradient_norms,
+    nearest,
+    picture,
+    principal_components,
+    singular_values,
+    statistics,
+    tables,
+    weight_of,
+    weights,
+)
+from glassgpt.model.activation_checkpointing import checkpoint_activations
+from glassgpt.model.gpt import GPT
+from glassgpt.utils.errors import UserError
+from slot_harness import TINY, V, lively, random, token_ids
+
+
+def small(**changes: Any) -> GPT:
+    return lively(ModelConfig(**(TINY | changes)))
+
+
+def table(N: int = 50, C: int = 8) -> Tensor:
+    """Rows of which some directions vary more than others, off the origin."""
+    return random(N, C, seed=0) * torch.arange(1, C + 1) + 3
+
+
+@pytest.mark.parametrize("elements", [2**24, 2 * 8 * 7])
+def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By singular values of the centred table, in one piece and in pieces of seven rows; float32's own rounding of the input left out."""
+    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", elements)
+    x = table().float()
+    made = principal_components(x)
+    centred = x.double().numpy() - x.double().numpy().mean(axis=0)
+    u, s, vt = np.linalg.svd(centred, full_matrices=False)
+    sign = np.sign(vt[np.arange(3), np.abs(vt[:3]).argmax(axis=1)])
+    np.testing.assert_allclose(made.points.numpy(), u[:, :3] * s[:3] * sign, atol=1e-9)
+    np.testing.assert_allclose(made.explained.numpy(), (s**2 / (s**2).sum())[:3], atol=1e-12)
+
+
+def test_components_of_a_degenerate_table() -> None:
+    """All rows alike: no variance, no point off the origin; two columns have two components."""
+    flat = principal_components(torch.ones(5, 8))
+    assert flat.points.abs().max() == 0
+    assert flat.explained.tolist() == [0, 0, 0]
+    narrow = principal_components(table(C=2))
+    assert narrow.points.shape == (50, 3)
+    assert narrow.explained[2] == 0
+    assert float(narrow.explained.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (8, 50), (6, 6)])
+def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
+    """To 1e-8 of the largest, as said, which is about 10; one of them is 0."""
+    x = random(*shape, seed=1)
+    x[0] = x[1]
+    expected = np.linalg.svd(x.numpy(), compute_uv=False)
+    np.testing.assert_allclose(singular_values(x).numpy(), expected, atol=1e-7)
+    with pytest.raises(UserError, match=r"shape \(8,\)"):
+        singular_values(torch.ones(8))
+
+
+def test_nearest_by_cosine_and_not_by_distance() -> None:
+    x = torch.tensor([[1.0, 0], [100, 1], [0.5, 0.5], [-1, 0], [0, 0], [1.1, 0.6]])
+    made = nearest(x, 0, k=12)
+    assert made.ids.tolist() == [1, 5, 2, 4, 3]
+    torch.testing.assert_close(made.cosines, torch.tensor([100 / 10001**0.5, 1.1 / 1.57**0.5, 0.5**0.5, 0, -1]))
+    assert nearest(x, 0, k=2).ids.tolist() == [1, 5]
+    with pytest.raises(UserError, match="no row 6: there is 0 to 5"):
+        nearest(x, 6)
+
+
+def test_a_picture_is_made_of_means() -> None:
+    x = random(12, 8, seed=2)
+    torch.testing.assert_close(picture(x, 4), x.view(4, 3, 4, 2).mean(dim=(1, 3)).float())
+    torch.testing.assert_close(picture(x[:, :6], 3), x[:, :6].reshape(3, 4, 3, 2).mean(dim=(1, 3)).float())
+    torch.testing.assert_close(picture(x, 256), x.float())
+    torch.testing.assert_close(picture(x[0], 2), x[0].view(1, 2, 4).mean(-1).float())
+
+
+def test_statistics_are_numpys() -> None:
+    x = table().float()
+    made, a = statistics(x), x.numpy().astype(np.float64)
+    assert (made.norm, made.mean, made.std, made.largest) == pytest.approx(
+        (np.linalg.norm(a), a.mean(), a.std(), np.abs(a).max()), rel=1e-5
+    )
+
+
+def test_padding_is_no_row() -> None:
+    model = small(vocab_multiple=8, tied_head=False)
+    shapes = {name: tuple(found.shape) for name, found in tables(model).items()}
+    assert shapes == {"embedding": (V, 16), "head": (V, 16), "positions": (10, 16)}
+    assert weight_of(model, "head.weight").shape == (V, 16)
+    assert list(tables(small(position="rope"))) == ["embedding"]
+    with pytest.raises(UserError, match=r"did you mean 'embedding.weight'"):
+        weight_of(model, "embeddings.weight")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied_head": False, "vocab_multiple": 8, "logit_softcap": 2.0},
+        {"position": "rope", "n_kv_head": 2, "activation": "swiglu", "window": 3},
+    ],
+)
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_gradients_are_those_of_a_backward_pass(changes: dict[str, Any], recompute: str) -> None:
+    """Of a loss written out, without the chunks: to float32's rounding, which a norm is taken in; and what is in .grad stays there."""
+    model, ids = small(**changes), token_ids()
+    for block in model.blocks:
+        checkpoint_activations(block, recompute)
+    with torch.inference_mode():
+        made = gradient_norms(model, ids.clone())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    logits = model(ids[:, :-1])
+    loss = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).mean()
+    loss.backward()
+    assert made.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert [part.name for part in made.parts] == [name for name, _ in model.named_parameters()]
+    kept = {}
+    for part in made.parts:
+        weight, gradient = model.get_parameter(part.name).detach(), model.get_parameter(part.name).grad
+        assert gradient is not None
+        assert part.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
+        assert part.weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
+        kept[part.name] = gradient.clone()
+    gradient_norms(model, ids)
+    for name, gradient in kept.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=0, atol=0)
+
+
+def test_a_gradient_norm_is_a_slope() -> None:
+    """Along a norm's bias's own gradient, the loss rises by the norm of the gradient: central differences; the norm is taken in float32."""
+    model, ids = small(), token_ids()
+    bias = model.get_parameter("norm.bias")
+    (gradient,) = torch.autograd.grad(model(ids[:, :-1], ids[:, 1:]), [bias])
+    direction, losses = gradient / gradient.norm(), []
+    for side in (1e-5, -2e-5):
+        with torch.no_grad():
+            bias.add_(side * direction)
+            losses.append(float(model(ids[:, :-1], ids[:, 1:])))
+    found = {part.name: part.gradient_norm for part in gradient_norms(model, ids).parts}["norm.bias"]
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(found, rel=1e-5)
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match="one token has no loss"):
+        gradient_norms(small(), token_ids(length=1))
+    with pytest.raises(UserError, match="trains on CUDA only"):
+        gradient_norms(small(attention="flex"), token_ids())
+    ready = quantized(small().float())
+    for call in (
+        lambda: tables(ready),
+        lambda: weight_of(ready, "norm.bias"),
+        lambda: gradient_norms(ready, token_ids()),
+    ):
+        with pytest.raises(UserError, match="made ready to write"):
+            call()

@@ -1,0 +1,245 @@
+"""Attention: kernels against the formula written as loops, rotary positions against complex numbers, caches against the whole.
+
+float64 throughout, so a tolerance of 1e-12 leaves rounding three digits and a mistake none. Rotary angles are float32 in
+any model (1e-7 of an angle up to a few turns): there the tolerance is 1e-5.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glassgpt.config.schema import ModelConfig
+from glassgpt.model.attention import (
+    Attention,
+    ExplicitKernel,
+    FlexKernel,
+    KVCache,
+    LayerCache,
+    Rotary,
+    SDPAKernel,
+    Span,
+    WindowKernel,
+)
+
+B, H, T, D = 2, 4, 7, 5
+FULL, WINDOW, GLOBALS = Span(), Span(3), Span(2, 2)
+# Each fast kernel with a span that it is for, and the explicit one with all of them.
+KERNELS = pytest.mark.parametrize(
+    ("kernel", "span"),
+    [
+        (SDPAKernel, FULL),
+        (WindowKernel, WINDOW),
+        (WindowKernel, GLOBALS),
+        *((ExplicitKernel, span) for span in (FULL, WINDOW, GLOBALS)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else f"{value.window}+{value.n_global}",
+)
+Kernel = type[SDPAKernel] | type[ExplicitKernel]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of the last T of S positions, number by number; query heads share key/value heads in turn."""
+    rows, before = q.shape[-2], k.shape[-2] - q.shape[-2]
+    y = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            shared = h * k.shape[1] // q.shape[1]
+            for t in range(rows):
+                p = before + t
+                seen = [s for s in range(p + 1) if span.window is None or p - s < span.window or s < span.n_global]
+                # By the head's width D: seeds C and D divided by the root of the model's, H x D.
+                scores = torch.stack([(q[b, h, t] * k[b, shared, s]).sum() / math.sqrt(q.shape[-1]) for s in seen])
+                weights = scores.exp() / scores.exp().sum()
+                y[b, h, t] = sum((weights[i] * v[b, shared, s] for i, s in enumerate(seen)), start=torch.zeros(()))
+    return y
+
+
+@KERNELS
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("queries", [T, 3, 1])
+def test_kernel_is_the_formula_forward_and_backward(kernel: Kernel, span: Span, kv_heads: int, queries: int) -> None:
+    """All positions, or only the last few behind a cache, where the mask comes from the rule."""
+    q, k, v = random(B, H, queries, D, seed=1), random(B, kv_heads, T, D, seed=2), random(B, kv_heads, T, D, seed=3)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    mask = None if queries == T else span.mask(torch.arange(T - queries, T), torch.arange(T))
+    upstream = random(B, H, queries, D, seed=4)
+    actual, expected = kernel(span, dropout=0.0)(q, k, v, mask), by_hand(q, k, v, span)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+    gradients = torch.autograd.grad(actual, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 40), window=st.integers(1, 45), n_global=st.integers(0, 12), grouped=st.booleans())
+def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int, n_global: int, grouped: bool) -> None:
+    """Lengths that are no multiple of the window, windows wider than the text, more global tokens than a window holds: both ways."""
+    span = Span(window, n_global)
+    heads = 1 if grouped else 2
+    q, k, v = random(1, 2, length, 4, seed=1), random(1, heads, length, 4, seed=2), random(1, heads, length, 4, seed=3)
+    inputs, upstream = [x.requires_grad_() for x in (q, k, v)], random(1, 2, length, 4, seed=4)
+    fast, explicit = WindowKernel(span, 0.0)(q, k, v), ExplicitKernel(span, 0.0)(q, k, v)
+    torch.testing.assert_close(fast, explicit, atol=1e-12, rtol=0)
+    gradients = torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(explicit, inputs, upstream)
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
+@pytest.mark.parametrize("heads", [2, 1])
+def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
+    """Forward only, since FlexAttention has no gradients on a CPU (`test_cuda.py` has them); at several lengths, for the mask it keeps.
+
+    float32 is its way on a CPU, so the tolerance is 1e-6.
+    """
+    flex, explicit = FlexKernel(span, 0.0), ExplicitKernel(span, 0.0)
+    for length, seed in ((150, 1), (150, 2), (40, 3)):
+        q, k, v = (random(1, n, length, 16, seed=seed + n).float() for n in (2, heads, heads))
+        torch.testing.assert_close(flex(q, k, v), explicit(q, k, v), atol=1e-6, rtol=0)
+
+
+def test_the_config_chooses_the_kernel() -> None:
+    for attention, kernel in (("sdpa", SDPAKernel), ("explicit", ExplicitKernel), ("flex", FlexKernel)):
+        assert type(_attention("rope", attention=attention).kernel) is kernel
+    assert type(_attention("rope", span=WINDOW).kernel) is WindowKernel
+
+
+@KERNELS
+def test_dropout_falls_on_the_weights_in_training_only(kernel: Kernel, span: Span) -> None:
+    """With one-hot values the output is the weights themselves: each is 0 or the weight over 1 - p."""
+    n, p = 64, 0.3
+    span = dataclasses.replace(span, window=span.window and 20)
+    q, k, v = (
+        random(1, 4, n, n, seed=1),
+        random(1, 4, n, n, seed=2),
+        torch.eye(n, dtype=torch.float64).expand(1, 4, n, n),
+    )
+    module = kernel(span, dropout=p)
+    weights = module.eval()(q, k, v)
+    torch.testing.assert_close(weights, kernel(span, dropout=0.0)(q, k, v), atol=0, rtol=0)
+    torch.manual_seed(0)
+    dropped = module.train()(q, k, v)
+    seen = weights > 0
+    gone = (dropped == 0) & seen
+    torch.testing.assert_close(dropped[~gone], weights[~gone] / (1 - p), atol=1e-12, rtol=0)
+    count = int(seen.sum())
+    assert abs(int(gone.sum()) / count - p) < 5 * math.sqrt(p * (1 - p) / count)  # five standard errors
+
+
+def test_the_rule() -> None:
+    """W counts the token itself; the first G are seen by all that come after them, and by none before."""
+    q, k = torch.tensor([2, 3]), torch.arange(5)
+    assert FULL.mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert Span(2).mask(q, k).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
+    assert Span(1, 1).mask(q, k).int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 1, 0]]
+    assert Span(1, 5).mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+
+
+def test_rotary_is_a_turn_of_complex_numbers() -> None:
+    """Dimensions i and i + D/2 are one complex number, multiplied by exp(i p base^(-2i/D)) at position p."""
+    x, positions, base = random(B, H, T, 8), torch.arange(3, 3 + T), 100.0
+    speed = torch.tensor([base ** (-2 * i / 8) for i in range(4)], dtype=torch.float64)
+    turn = torch.exp(1j * positions[:, None] * speed)
+    turned = torch.complex(x[..., :4], x[..., 4:]) * turn
+    expected = torch.cat([turned.real, turned.imag], dim=-1)
+    torch.testing.assert_close(Rotary(8, base)(x, positions), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_rotary_attention_knows_distances_only(qk_norm: bool) -> None:
+    attention = _attention("rope", qk_norm=qk_norm)
+    x, positions = random(B, T, 24), torch.arange(T)
+    here = attention(x, positions)
+    torch.testing.assert_close(attention(x, positions + 50), here, atol=1e-5, rtol=0)
+    assert (attention(x, positions * 2) - here).abs().max() > 1e-2  # other distances do matter
+
+
+def test_attention_without_positions_ignores_the_order_of_what_it_sees() -> None:
+    """A check of the test above: with learned positions nothing inside attention may know where a token stands."""
+    attention = _attention("learned")
+    x, order = random(B, T, 24), torch.tensor([3, 1, 0, 2, 5, 4, 6])
+    before, after = attention(x, torch.arange(T)), attention(x[:, order], torch.arange(T))
+    torch.testing.assert_close(after[:, -1], before[:, -1], atol=1e-12, rtol=0)
+
+
+@settings(deadline=None)
+@given(
+    parts=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    span=st.builds(Span, st.one_of(st.none(), st.integers(1, 9)), st.just(0))
+    | st.builds(Span, st.integers(1, 9), st.integers(0, 6)),
+    position=st.sampled_from(["learned", "rope"]),
+    explicit=st.booleans(),
+)
+def test_attention_over_a_cache_is_attention_over_the_whole(
+    parts: list[int], span: Span, position: Any, explicit: bool
+) -> None:
+    """Fed in any parts, over buffers of W + G positions, which are overwritten again and again."""
+    attention = _attention(position, span=span, attention="explicit" if explicit else "sdpa", n_kv_head=1)
+    total = sum(parts)
+    x, positions = random(B, total, 24), torch.arange(total)
+    cache = LayerCache(
+        span, B, total, ModelConfig(n_embd=24, n_head=3, n_kv_head=1), torch.float64, torch.device("cpu")
+    )
+    ends = list(itertools.accumulate(parts))
+    with torch.no_grad():
+        outputs = [
+            attention(x[:, end - n : end], positions[end - n : end], cache) for n, end in zip(parts, ends, strict=True)
+        ]
+        torch.testing.assert_close(torch.cat(outputs, dim=1), attention(x, positions), atol=1e-12, rtol=0)
+    assert cache.length == total
+    slots = total if span.window is None else min(total, span.window + span.n_global)
+    assert cache.k.shape == cache.v.shape == (B, 1, slots, 8)
+
+
+def test_the_kernel_shows_queries_keys_and_values_to_a_hook() -> None:
+    """The seam of the glass: q, k and v caught in front of the fused kernel give its output by the formula, and no kernel has weights."""
+    attention = _attention("rope")
+    caught: list[Tensor] = []
+    attention.kernel.register_forward_pre_hook(lambda _, inputs: caught.extend(inputs[:3]))
+    outputs: list[Tensor] = []
+    attention.kernel.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    attention(random(B, T, 24), torch.arange(T))
+    torch.testing.assert_close(outputs[0], by_hand(caught[0], caught[1], caught[2], FULL), atol=1e-12, rtol=0)
+    assert isinstance(attention.kernel, SDPAKernel)
+    assert not any("kernel" in name or "rotary" in name for name in attention.state_dict())
+
+
+def test_a_cache_beyond_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 positions exceeds the context length of 8"):
+        KVCache(ModelConfig(context_length=8), 1, capacity=9, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
+    """Elsewhere, and where it is too small for a window, its capacity is the limit. A rotary distance to a global token is no window's."""
+    positions: tuple[Literal["rope", "none", "learned", "sinusoidal"], ...] = ("rope", "none", "learned", "sinusoidal")
+    endless = set()
+    for position, pattern, n_global, capacity in itertools.product(positions, ("S", "SL"), (0, 1), (3, 4, 8)):
+        config = ModelConfig(
+            context_length=8, position=position, window=4 - n_global, window_globals=n_global, window_pattern=pattern
+        )
+        limit = KVCache(config, 1, capacity=capacity, dtype=torch.float32, device=torch.device("cpu")).limit
+        assert limit in (None, capacity)
+        if limit is None:
+            endless.add((position, pattern, n_global, capacity))
+    assert endless == {
+        (*kind, capacity) for kind in (("rope", "S", 0), ("none", "S", 0), ("none", "S", 1)) for capacity in (4, 8)
+    }
+
+
+def _attention(position: Literal["learned", "rope"], *, span: Span = FULL, **changes: Any) -> Attention:
+    """Three heads of 8 with weights that make attention pointed, so a wrong turn shows."""
+    attention = Attention(ModelConfig(n_embd=24, n_head=3, position=position, **changes), span).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(attention.parameters()):
+            parameter.copy_(0.5 * random(*parameter.shape, seed=index + 10))
+    return attention

@@ -1,0 +1,106 @@
+"""Norms by part: every parameter counts once, and what a run records is the norm of what it had."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from glassgpt.config.schema import TrainConfig
+from glassgpt.data.training_data import open_training_data
+from glassgpt.distributed.group import Ranks
+from glassgpt.model.gpt import GPT
+from glassgpt.model.param_groups import PARAM_GROUPS, param_groups
+from glassgpt.runs.checkpoint import checkpoint_paths
+from glassgpt.training.loop import begin_update, train
+from glassgpt.training.progress import SilentProgress
+from glassgpt.training.setup import setup_training
+from kill_harness import Quiet, lightly, records_of, tiny_config
+from slot_harness import SLOTS, combined
+
+# Independent of the package's modules: by the names under which weights are saved.
+PART_OF_NAME = {
+    "embedding": "embedding",
+    "positions": "positions",
+    "attention": "attention",
+    "feed_forward": "feed_forward",
+    "head": "head",
+}
+
+
+def part_of(name: str) -> str:
+    """The part of a saved weight, by its name."""
+    words = name.split(".")
+    word = words[2] if words[0] == "blocks" else words[0]
+    return PART_OF_NAME.get(word, "norms")
+
+
+@pytest.mark.parametrize(("slot", "value"), [(slot, value) for slot, values in SLOTS.items() for value in values])
+def test_every_parameter_is_in_one_part(slot: str, value: str) -> None:
+    model = GPT.empty(combined({slot: value}))
+    parts = param_groups(model)
+    assert sorted(id(p) for of_part in parts.values() for p in of_part) == sorted(id(p) for p in model.parameters())
+    assert parts.keys() <= PARAM_GROUPS.keys()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)]: part for part, of_part in parts.items() for p in of_part} == {
+        name: part_of(name) for name in names.values()
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": {"tied_head": False, "position": "rope", "qk_norm": True}}], ids=str)
+def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipping(
+    tmp_path: Path, text: Path, changes: dict[str, Any]
+) -> None:
+    """By the saved weights, summed in float64, and by the whole gradient's norm in the record of the same update. A float32 sum of
+    16,000 squares is good to 1e-5."""
+    config = tiny_config(text, optim={"grad_clip": 1e-3}, **changes)
+    with lightly():
+        run = train(config, tmp_path / "run", progress=Quiet())
+    records = records_of(run)
+    evaluations = {record["step"]: record for record in records if "val_loss" in record}
+    updates = {record["step"]: record for record in records if "loss" in record}
+    assert list(evaluations) == [0, 5, 10]
+    assert "grad_norms" not in evaluations[0]
+    for path in checkpoint_paths(run / "checkpoints"):
+        squares: dict[str, float] = defaultdict(float)
+        for name, weight in safetensors.torch.load_file(path / "model.safetensors").items():
+            squares[part_of(name)] += float(weight.double().square().sum())
+        record = evaluations[int(path.name)]
+        assert record["weight_norms"] == pytest.approx(
+            {part: math.sqrt(square) for part, square in squares.items()}, rel=1e-5
+        )
+        assert record["grad_norms"].keys() == record["weight_norms"].keys()
+        norm = math.sqrt(sum(norm**2 for norm in record["grad_norms"].values()))
+        assert norm == pytest.approx(updates[record["step"]]["grad_norm"], rel=1e-5)
+        assert norm > 0.01  # ten times what clipping leaves
+
+
+def test_the_embeddings_gradient_norm_is_that_of_autograd(tmp_path: Path, text: Path) -> None:
+    """Of the first update, whose weights are those of the seed: 1e-5, as micro-batches are summed in another order."""
+    config = tiny_config(text, steps=1)
+    with lightly():
+        run = train(config, tmp_path / "run", progress=Quiet())
+    (*_, last) = records_of(run)
+    config = TrainConfig.from_toml((run / "config.toml").read_text())
+    data = open_training_data(config.data, None, print)
+    model = GPT.create(config.model, config.seed)
+    rows = torch.from_numpy(data.batches(16, config.batch_size, config.seed, config.data.order).batch_at(0))
+    loss = torch.nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+    (gradient,) = torch.autograd.grad(loss, [model.embedding.weight])
+    assert last["grad_norms"]["embedding"] == pytest.approx(float(gradient.double().norm()), rel=1e-5)
+
+
+def test_a_loss_scale_is_taken_out_of_the_norms_and_other_updates_have_none(text: Path) -> None:
+    """The scale is a power of two, so nothing is rounded: the same bits."""
+    norms = []
+    for enabled in (False, True):
+        trainer = setup_training(tiny_config(text, eval_every=2), Ranks(), SilentProgress())
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=enabled)
+        assert begin_update(trainer, 1e-3).part_norms == {}
+        trainer.step += 1
+        norms.append({part: norm.item() for part, norm in begin_update(trainer, 1e-3).part_norms.items()})
+    assert norms[0] == norms[1]
+    assert norms[0]["embedding"] > 0

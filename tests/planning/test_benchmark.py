@@ -1,0 +1,52 @@
+"""The figures of `glassgpt bench`, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glassgpt.cli.main import main
+from glassgpt.config.recipes import recipe
+from glassgpt.model.summary import ModelSummary
+from glassgpt.planning import benchmark as bench
+
+CPU = torch.device("cpu")
+TINY = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 1}, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_REPEATING", 0.05)
+    monkeypatch.setattr(bench, "_UPDATING", 0.0)
+    monkeypatch.setattr(bench, "measured_peak", lambda precision, device: 1e12)
+    monkeypatch.setattr(bench, "trainings", lambda device: [TINY])
+
+
+def test_each_figure_stands_beside_its_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing beside the mean of what reading gave before and behind it."""
+    rates = iter([(1e9, 5e9), (1e9, 4e9), (1e9, 2e9)])
+    monkeypatch.setattr(bench, "_bandwidths", lambda device: next(rates))
+    assert main(["bench", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert len(lines) == len(figures) == 1 + 2 + 2 + 1 + 1
+    training = figures["training, shakespeare-cpu, float32"]
+    assert training["limit"] == pytest.approx(1e12 / ModelSummary(TINY.model).training_flops_per_token)
+    assert 0 < training["value"] < training["limit"]
+    writing = figures["generation, gpt2, float32, batch 1"]
+    assert figures["memory, reading"]["value"] == 5
+    assert writing["limit"] == pytest.approx(3e9 / (4 * ModelSummary(TINY.model).parameters))
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "available_memory", lambda device: 10**6)
+    assert [figure.unit for figure in bench.measure(CPU)] == ["TFLOP/s", "TFLOP/s", "GB/s", "GB/s"]
+
+
+def test_bandwidth_counts_what_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy reads and writes 154,533,888 bytes, a sum reads them: in 1 s each."""
+    monkeypatch.setattr(bench, "_quickest", lambda function, device: 1.0)
+    assert bench._bandwidths(CPU) == (2 * 4 * 50304 * 768, 4 * 50304 * 768)

@@ -1,0 +1,953 @@
+"""What the page shows, in a real Chromium, is what the model's tensors are.
+
+The tensors are computed here, by the library or by plain torch; what the page shows is read from its CSVs, which give numbers in full,
+from its elements, and from the pixels of its canvases. A float32 that JavaScript prints is exact, so where both sides are the same call
+the numbers are equal. `ROUNDING` is for what is summed in another order in float32, `PAGE` for what the page itself sums in float64.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import glassgpt
+from glassgpt.generation.generate import sampling_distribution
+from glassgpt.interpretability import (
+    ActivationCache,
+    Edit,
+    capture,
+    effects,
+    logit_attribution,
+    logit_lens,
+    principal_components,
+    tables,
+)
+from glassgpt.interpretability.snapshots import read_probe, take_probe
+from glassgpt.model.gpt import GPT
+from glassgpt.playground.assets import page_files
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.training.loop import train
+from glassgpt.utils.escape import escape_token
+from kill_harness import Quiet, records_of, tiny_config, write_text
+from page_harness import Watched, chromium, watched
+from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
+
+TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
+"""Of 20 tokens or so, with a character that is more than one."""
+ROUNDING = 2e-5
+"""Relative, and absolute around 0: some hundred roundings of float32, 6e-8 each."""
+PAGE = 1e-6
+"""Relative: what float32 numbers are off by when they are formed anew from float32 vectors of 4 values."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class Case:
+    """A model that the page shows, and what it computes over the text."""
+
+    name: str
+    text: str
+    model: GPT
+    tokenizer: Tokenizer
+    ids: list[int]
+    seen: ActivationCache
+
+    @property
+    def logits(self) -> Tensor:
+        """Behind each token (T, V)."""
+        return logits_of(self.model, self.ids)
+
+    def piece(self, token: int) -> str:
+        """A token as the page names it."""
+        return escape_token(self.tokenizer.decode_bytes([token], after=token))
+
+
+def logits_of(model: GPT, ids: Sequence[int]) -> Tensor:
+    """Straight from the model (T, V)."""
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)]))[0]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`plain` is like GPT-2, with byte-level BPE; `windowed` writes bytes: grouped queries, a window, a soft-cap, rotary positions."""
+    folder = tmp_path_factory.mktemp("values")
+    write_run(folder / "plain", GPT2_LIKE, small_bpe())
+    write_run(folder / "windowed", WINDOWED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A run of ten steps, with a checkpoint and a snapshot of steps 5 and 10."""
+    text = write_text(folder / "text.txt")
+    config = tiny_config(text, model={"n_layer": 2}, probe={"tokens": 12})
+    return train(config, folder / "trained", progress=Quiet())
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, trained: Path) -> Iterator[str]:
+    with serving(folder / "plain", folder / "windowed", trained, files=page_files()) as served:
+        yield served.url
+
+
+@pytest.fixture(scope="module", params=["plain", "windowed"])
+def case(request: pytest.FixtureRequest, folder: Path) -> Case:
+    model, tokenizer = glassgpt.load(folder / request.param)
+    assert tokenizer is not None
+    text = TEXTS[request.param]
+    ids = [*tokenizer.prompt_prefix, *(int(i) for i in tokenizer.encode(text))]
+    with torch.no_grad(), capture(model) as seen:
+        model(torch.tensor([ids]))
+    return Case(str(folder / request.param), text, model, tokenizer, ids, seen)
+
+
+@pytest.fixture(scope="module")
+def window(browser: Any, url: str) -> Iterator[Watched]:
+    """One page for all tests, each of which opens a view of its own.
+
+    Charts are not drawn here: plotly's 5 MB would take half of all the time, and a chart's CSV is what it is told to draw.
+    """
+    with watched(browser, url) as found:
+        script = "window.Plotly = {react: async () => {}, purge() {}};"
+        found.page.route(
+            "**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script)
+        )
+        yield found
+
+
+@pytest.fixture
+def shown(window: Watched) -> Iterator[Watched]:
+    """The page, in which nothing may go wrong during the test."""
+    yield window
+    problems = window.problems[:]
+    window.problems.clear()
+    assert problems == []
+
+
+def same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
+    """Equal, or within a tolerance that is relative and, around 0, absolute."""
+    expected = expected.detach().double().numpy() if isinstance(expected, Tensor) else np.asarray(expected, np.float64)
+    assert np.shape(found) == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def column(rows: list[list[str]], name: str) -> Floats:
+    """A column of a CSV by its name: NaN where it is empty."""
+    at = rows[0].index(name)
+    return np.array([float(row[at] or "nan") for row in rows[1:]])
+
+
+def texts(rows: list[list[str]], name: str) -> list[str]:
+    """A column of a CSV as it stands there. (What a spreadsheet takes for a formula has a quote before it.)"""
+    at = rows[0].index(name)
+    return [re.sub(r"^'(?=[=+\-@])", "", row[at]) for row in rows[1:]]
+
+
+def hook(shown: Watched, name: str) -> Any:
+    """The element with this hook."""
+    return shown.page.locator(f'[data-test="{name}"]')
+
+
+def value(shown: Watched, name: str) -> float:
+    """The number in full of an element."""
+    return float(hook(shown, name).get_attribute("data-value"))
+
+
+def go(shown: Watched, **state: Any) -> None:
+    """Change the address as who edits it: what the view shows follows."""
+    shown.page.evaluate(
+        """(state) => {
+            const now = new URLSearchParams(location.hash.slice(1));
+            for (const [key, value] of Object.entries(state)) value === null ? now.delete(key) : now.set(key, value);
+            location.hash = now;
+        }""",
+        state,
+    )
+
+
+def facts(shown: Watched, card: str) -> dict[str, str]:
+    """Terms and what stands beside them, in a card."""
+    place = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
+    return {one.locator("dt").inner_text(): one.locator("dd").inner_text() for one in place.all()}
+
+
+def number(text: str) -> float:
+    """The first number of a text, as the page writes numbers."""
+    found = re.search(r"−?[\d,]+(\.\d+)?(e−?\d+)?", text)
+    assert found, text
+    return float(found[0].replace("−", "-").replace(",", ""))
+
+
+# --- text --------------------------------------------------------------------------------------------------------------------
+
+
+def test_surprisal(shown: Watched, case: Case) -> None:
+    """Of each token, and of the whole text by token and by byte: by torch's cross-entropy."""
+    shown.open("text", model=case.name, text=case.text, token=3)
+    bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
+    rows = shown.csv_of("Tokens")
+    assert texts(rows, "id") == [str(i) for i in case.ids]
+    assert "".join(texts(rows, "bytes")) == case.text.encode().hex()
+    same(column(rows, "surprisal in bits"), [math.nan, *bits.tolist()], ROUNDING)
+    behind_first = len(case.text.encode()) - len(bytes.fromhex(texts(rows, "bytes")[0]))
+    page = shown.page.locator('section.card[aria-label="The text"]').inner_text()
+    assert f"{bits.mean():.3f} bits a token" in page
+    assert f"{bits.sum() / behind_first:.3f} bits a byte" in page
+    assert f"{2 ** bits.mean():,.2f}" in page
+    one = facts(shown, "The token")
+    assert (one["id"], one["surprisal"]) == (str(case.ids[3]), f"{bits[2]:.3f} bits")
+    assert number(one["its probability"]) / 100 == pytest.approx(
+        2 ** -float(bits[2]), abs=5e-4
+    )  # a tenth of a percent is shown
+    before = case.logits[2].softmax(dim=-1)
+    assert number(one["in doubt before it"]) == pytest.approx(
+        float(torch.special.entr(before).sum()) / math.log(2), abs=0.005 + 1e-5
+    )
+    top = before.topk(5)
+    lines = shown.page.locator('section.card[aria-label="Expected in its place"] tbody tr')
+    assert lines.locator("th").all_inner_texts() == [case.piece(i) for i in top.indices.tolist()]
+    same([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
+
+
+# --- heads -------------------------------------------------------------------------------------------------------------------
+
+SIZES = [(255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)]
+"""The page's colours for numbers from 0 to 1, in the light."""
+
+
+def colour_of(weight: float) -> list[int]:
+    place = round(255 * weight) / 255 * (len(SIZES) - 1)
+    low = min(len(SIZES) - 2, int(place))
+    return [round(a + (b - a) * (place - low)) for a, b in zip(SIZES[low], SIZES[low + 1], strict=True)]
+
+
+def visible_keys(case: Case, layer: int) -> Tensor:
+    """Which key each query sees (T, T): by the rule, not by the mask."""
+    window, first = case.model.config.windows[layer], case.model.config.window_globals
+    t, s = torch.arange(len(case.ids))[:, None], torch.arange(len(case.ids))
+    return (s <= t) & ((t - s < window) | (s < first) if window is not None else torch.ones(1, dtype=torch.bool))
+
+
+def weights_of(case: Case, layer: int, head: int) -> Tensor:
+    """A head's weights (T, T), NaN where masked: by plain torch from q and k."""
+    seen = case.seen.layers[layer]
+    shared_by = seen.q.shape[1] // seen.k.shape[1]
+    scores = seen.q[0, head] @ seen.k[0, head // shared_by].T / math.sqrt(seen.q.shape[-1])
+    masked = ~visible_keys(case, layer)
+    return scores.masked_fill(masked, -torch.inf).softmax(dim=-1).masked_fill(masked, torch.nan)
+
+
+def matrix_of(rows: list[list[str]]) -> Floats:
+    """A CSV that is a matrix with names around it."""
+    return np.array([[float(cell or "nan") for cell in row[1:]] for row in rows[1:]])
+
+
+def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
+    """Of two heads, the second reached by keys; the mask as it is; and each cell of the picture has its weight's colour."""
+    page = shown.open("heads", model=case.name, text=case.text)
+    most = max(layer.difference() for layer in case.seen.layers)
+    assert value(shown, "difference") == most
+    last = case.model.config.n_layer - 1
+    for layer, head in ((0, 0), (last, 1)):
+        for key in ["ArrowDown"] * layer + ["ArrowRight"] * head:
+            hook(shown, "head-grid").press(key)
+        shown.wait(
+            "document.querySelector('[data-test=head-facts]').textContent.startsWith(argument)",
+            f"Layer {layer}, head {head}",
+        )
+        expected = case.seen.layers[layer].weights(head)[0]
+        same(expected.masked_fill(~visible_keys(case, layer), torch.nan), weights_of(case, layer, head), ROUNDING)
+        same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
+        same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
+        window = case.model.config.windows[layer]
+        told = "sees all tokens before it" if window is None else f"the last {window}, itself included"
+        assert told in hook(shown, "span").inner_text()
+    entropies = torch.stack(
+        [torch.special.entr(layer.weights()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
+    ) / math.log(2)
+    same(column(shown.csv_of("Heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
+    shared = case.model.config.kv_heads != case.model.config.n_head
+    legend = hook(shown, "kv-legend")
+    assert legend.count() == shared
+    if shared:
+        assert "key/value head 0: query heads 0–1" in legend.inner_text()
+        assert "key/value head 1: query heads 2–3" in legend.inner_text()
+
+
+def colours(weights: Tensor, seen: Tensor) -> Floats:
+    ground = [0xE9, 0xEC, 0xF0]
+    return np.array(
+        [
+            [colour_of(w) if s else ground for w, s in zip(*row, strict=True)]
+            for row in zip(weights.tolist(), seen.tolist(), strict=True)
+        ]
+    )
+
+
+def painted(page: Any, name: str, size: int) -> Floats:
+    """The pixel in the middle of each cell of a square matrix's canvas, which ends at its lower edge."""
+    found = page.evaluate(
+        """([name, size]) => {
+            const canvas = document.querySelector(`[data-test="${name}"]`), scale = devicePixelRatio;
+            const left = Math.min(92, 0.25 * canvas.clientWidth), cell = Math.min(26, (canvas.clientWidth - left - 1) / size);
+            const top = canvas.clientHeight - 1 - cell * size;
+            // Of a copy: Chromium warns where the page's own canvas is read more than once.
+            const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
+            copy.drawImage(canvas, 0, 0);
+            const {data, width} = copy.getImageData(0, 0, canvas.width, canvas.height);
+            const at = (r, c) => 4 * (Math.floor(scale * (top + (r + 0.5) * cell)) * width + Math.floor(scale * (left + (c + 0.5) * cell)));
+            return Array.from({length: size}, (_, r) => Array.from({length: size}, (_, c) => [...data.slice(at(r, c), at(r, c) + 3)]));
+        }""",
+        [name, size],
+    )
+    return np.array(found, dtype=np.float64)
+
+
+def test_rows_number_by_number(shown: Watched, case: Case) -> None:
+    """Score, dot product, denominator, weight and output of picked queries and keys: seen, global, before the window, later."""
+    layer, head = 0, 3
+    shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
+    seen, sees = case.seen.layers[layer], visible_keys(case, layer)
+    scores = seen.scores(head)[0].double()
+    values = seen.v[0, head * seen.v.shape[1] // case.model.config.n_head].double()
+    for row, col in ((9, 6), (12, 0), (15, 5), (4, 8)):
+        go(shown, row=row, col=col)
+        shown.wait(
+            "document.querySelector('section[aria-label=\"One score\"] p:not(.about)').textContent.endsWith(argument)",
+            f"at {col}.",
+        )
+        same(value(shown, "score"), scores[row, col], PAGE)
+        same(value(shown, "dot"), scores[row, col] * math.sqrt(seen.q.shape[-1]), PAGE)
+        same(value(shown, "weights-sum"), 1.0, PAGE)
+        assert hook(shown, "weight").count() == hook(shown, "denominator").count() == int(sees[row, col])
+        if sees[row, col]:
+            kept, weight = scores[row][sees[row]], seen.weights(head)[0, row, col]
+            same(value(shown, "weight"), weight)
+            same(value(shown, "weight-here"), weight, PAGE)
+            same(value(shown, "denominator"), (kept - kept.max()).exp().sum(), PAGE)
+        assert value(shown, "output-difference") < 1e-5
+        if case.model.config.position == "rope":
+            plain = (
+                seen.q_plain[0, head, row].double()
+                @ seen.k_plain[0, head // 2, col].double()
+                / math.sqrt(seen.q.shape[-1])
+            )
+            same(value(shown, "score-plain"), plain, PAGE)
+            same(value(shown, "score-turned"), scores[row, col], PAGE)
+    rows = shown.csv_of("One row")
+    same(column(rows, "score"), scores[row], PAGE)
+    assert [bool(int(cell)) for cell in texts(rows, "seen")] == sees[row].tolist()
+    same(column(rows, "length of value"), values.norm(dim=-1), PAGE)
+    lines = {line[0]: [float(cell) for cell in line[1:]] for line in shown.csv_of("Weighted values")[1:]}
+    same(lines["output"], seen.kernel_out[0, head, row])
+    same(lines["sum"], torch.nan_to_num(weights_of(case, layer, head)[row]).double() @ values, 1e-5)
+
+
+# --- what it thinks ----------------------------------------------------------------------------------------------------------
+
+
+def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
+    """Last norm and head at each depth, by plain torch: what is likeliest, and where watched tokens stand."""
+    position, watch = 6, [ord("b"), 101, 3]
+    shown.open("mind", model=case.name, text=case.text, token=position, watch=",".join(map(str, watch)), depth=1)
+    with torch.no_grad():
+        stream = torch.stack([x[0] for x in case.seen.stream])
+        logits = case.model.logits(case.model.norm(stream))
+    p = logits.double().softmax(dim=-1)
+    rows = shown.csv_of("Logit lens")
+    depths = ["embedding", *(f"layer {i}" for i in range(case.model.config.n_layer))]
+    places = [(depths.index(row[0]), int(row[1])) for row in rows[1:]]
+    assert {depth for depth, _ in places} == set(range(len(depths)))
+    assert len(places) >= len(depths) * 5
+    at = tuple(torch.tensor(places).T)
+    assert texts(rows, "likeliest next") == [case.piece(i) for i in logits[at].argmax(dim=-1).tolist()]
+    same(column(rows, "probability of the likeliest"), p[at].amax(dim=-1), ROUNDING)
+    following = torch.tensor([*case.ids[1:], -1])[at[1]]
+    p_next = p[at].gather(-1, following.clamp(min=0)[:, None])
+    last = following < 0
+    same(column(rows, "probability of the next"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
+    same(column(rows, "rank of the next"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan))
+    same(column(rows, "entropy in bits"), torch.special.entr(p[at]).sum(dim=-1) / math.log(2), ROUNDING)
+    same(column(shown.csv_of("Residual stream"), "length"), stream[at].double().norm(dim=-1), ROUNDING)
+
+    rows = shown.csv_of("Rank over layers")
+    here = p[:, position]
+    own = torch.tensor([int(i) for i in texts(rows, "id")])
+    depth = torch.tensor([depths.index(name) for name in texts(rows, "depth")])
+    assert {case.ids[position + 1], int(here[-1].argmax()), *watch} == set(own.tolist())
+    same(column(rows, "probability"), here[depth, own], ROUNDING)
+    ranks = (here[depth] > here[depth, own][:, None]).sum(dim=-1) + 1
+    same(column(rows, "rank"), ranks)
+    for token in watch:
+        told = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
+        assert int(told) == ranks[(depth == 1) & (own == token)].item()
+    top = hook(shown, "mind-top").locator("table").first.locator("tbody th").all_inner_texts()
+    assert top == [case.piece(i) for i in here[1].topk(5).indices.tolist()]
+
+
+@pytest.mark.parametrize("against", [None, 100])
+def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> None:
+    """The parts sum to the logit before the soft-cap, or to the difference of two; each is the library's."""
+    position, target = 5, 97
+    state = {} if against is None else {"against": against}
+    shown.open("mind", model=case.name, text=case.text, token=position, target=target, **state)
+    found = logit_attribution(case.model, case.seen, position, target, against)
+    rows = shown.csv_of("What made the logit")
+    assert texts(rows, "part") == [part.name for part in found.parts]
+    same(column(rows, "share"), [part.value for part in found.parts])
+    heads = [part.value for part in found.parts if part.kind == "head"]
+    same(matrix_of(shown.csv_of("Head by head")).flatten(), heads)
+    head = case.model.head.weight.detach().double()
+    direction = head[target] - (0 if against is None else head[against])
+    same(value(shown, "logit"), case.seen.hidden[0, position].double() @ direction, 1e-12)  # both in float64
+    same(value(shown, "parts-sum"), column(rows, "share").sum(), 1e-12)
+    same(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
+
+
+# --- what if -----------------------------------------------------------------------------------------------------------------
+
+
+def bits_between(before: Tensor, after: Tensor) -> float:
+    """Kullback–Leibler divergence of the distributions of two logits."""
+    p, q = before.double().log_softmax(dim=-1), after.double().log_softmax(dim=-1)
+    return float((p.exp() * (p - q)).sum()) / math.log(2)
+
+
+def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
+    """What the page shows of the last position's logits, before and after, and of the whole text's surprisal."""
+    ids = torch.tensor([case.ids])
+    found = effects(case.model, ids, edits, source)
+    before, after = found.before[0, -1], found.after[0, -1]
+    assert bits_between(before, after) > 1e-4  # else nothing would be tested
+    told = f"{short(bits_between(before, after))} bits"
+    shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
+    rows = shown.csv_of("The next token")
+    order = [int(i) for i in texts(rows, "id")]
+    assert sorted(order) == list(range(case.tokenizer.vocab_size))
+    same(column(rows, "logit before"), before[order], ROUNDING)
+    same(column(rows, "logit after"), after[order], ROUNDING)
+    for name, logits in (("before", before), ("after", after)):
+        same(column(rows, name), logits.double().softmax(dim=-1)[order], ROUNDING)
+        assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
+    bits = [
+        float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2)
+        for logits in (found.before, found.after)
+    ]
+    assert f"{bits[0]:.2f} → {bits[1]:.2f} bits" in hook(shown, "bits").inner_text()
+    for name, logits in (("before-bars", before), ("after-bars", after)):
+        first = hook(shown, name).locator(".bars-name").all_inner_texts()
+        assert first == [case.piece(i) for i in logits.topk(10).indices.tolist()]
+
+
+def short(x: float) -> str:
+    """Three digits, or two and a power of ten, as the page writes a number below 1,000."""
+    if x >= 0.001:
+        return f"{float(f'{x:.3g}'):g}"
+    digits, power = f"{x:.1e}".split("e")
+    return f"{digits}e−{-int(power)}"
+
+
+def test_parts_switched_off(shown: Watched, case: Case) -> None:
+    """By clicks: heads, a feed-forward block, all of an attention; by their mean; a token hidden; and all back again."""
+    page = shown.open("whatif", model=case.name, text=case.text)
+    page.locator('[data-code="h0.1"]').click()
+    check_effect(shown, case, [Edit("head", layer=0, head=1)])
+    page.locator('[data-code="f1"]').click()
+    check_effect(shown, case, [Edit("head", layer=0, head=1), Edit("feed_forward", layer=1)])
+    page.get_by_role("button", name="by the mean").click()
+    check_effect(shown, case, [Edit("head", layer=0, head=1, by="mean"), Edit("feed_forward", layer=1, by="mean")])
+    hook(shown, "reset").click()
+    page.get_by_role("button", name="by zero").click()
+    hook(shown, "hide").locator('[data-i="0"]').click()  # a global one, which all see
+    check_effect(shown, case, [Edit("position", position=0)])
+    page.locator('[data-code="a1"]').click()
+    check_effect(shown, case, [Edit("position", position=0), Edit("attention", layer=1)])
+    hook(shown, "reset").click()
+    shown.wait("document.querySelector('[data-test=kl]').textContent === '0 bits'")
+    assert hook(shown, "off").inner_text() == "Nothing is switched off."
+
+
+def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
+    """The residual stream at all tokens, then one head at one."""
+    page = shown.open("whatif", model=case.name, text=case.text)
+    second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that it shows
+    ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
+    with torch.no_grad(), capture(case.model) as source:
+        case.model(torch.tensor([ids]))
+    field = hook(shown, "second-text")
+    field.fill(second)
+    field.press("Enter")
+    card = hook(shown, "patching")
+    hook(shown, "patch").click()
+    check_effect(shown, case, [Edit("residual", layer=0, by="patch")], source)
+    hook(shown, "patches").get_by_role("button").click()
+    place = next(i for i, (a, b) in enumerate(zip(case.ids, ids, strict=True)) if a != b)
+    card.get_by_label("patch", exact=True).select_option("f")
+    card.get_by_label("at", exact=True).select_option(str(place))
+    hook(shown, "patch").click()
+    check_effect(shown, case, [Edit("feed_forward", layer=0, position=place, by="patch")], source)
+    page.wait_for_selector(f'[data-test=patches] button:has-text("token {place}")')
+
+
+def test_each_head_alone(shown: Watched, case: Case) -> None:
+    """The sweep measures what switching off one head after the other does."""
+    shown.open("whatif", model=case.name, text=case.text)
+    hook(shown, "heads-sweep-start").click()
+    shown.wait("document.getElementById('live').textContent.endsWith(': done')")
+    # Its cells are painted: once they stayed of the ground's colour, since the picture before was kept.
+    ground = (
+        "canvas => {const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height); let n = 0;"
+    )
+    ground += " for (let i = 0; i < data.length; i += 4) n += data[i] === 233 && data[i + 1] === 236 && data[i + 2] === 240; return n}"
+    assert (
+        hook(shown, "heads-sweep").evaluate(ground) < 300
+    )  # less than half a cell: edges of letters have that colour, too
+    ids, config = torch.tensor([case.ids]), case.model.config
+    alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
+    found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
+    expected = [bits_between(one.before[0], one.after[0]) for one in found]
+    same(matrix_of(shown.csv_of("Which head matters")).flatten(), expected, ROUNDING)
+
+
+# --- what it writes ----------------------------------------------------------------------------------------------------------
+
+NAMES = ("temperature", "top-k", "top-p", "min-p")
+FULL = (0.05, 0.1, 0.25, 0.5, 1)
+"""What a full bar may stand for."""
+
+
+def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **settings: Any) -> None:
+    """The next token's probabilities, what remains of them, their sums, and the bars as long as they say."""
+    logits = case.logits[-1]
+    p = logits.double().softmax(dim=-1)
+    q = sampling_distribution(logits[None], temperature=temperature, **settings)[0]
+    rows = shown.csv_of("The next token")
+    order = [int(i) for i in texts(rows, "id")]
+    assert sorted(order) == list(range(case.tokenizer.vocab_size))
+    same(column(rows, "logit"), logits[order], ROUNDING)
+    same(column(rows, "probability"), p[order], ROUNDING)
+    same(column(rows, "drawn from"), q[order], ROUNDING)
+    same(column(rows, "drawn from") > 0, q[order] > 0)
+    for name, hooked in (("probability", "next-sum"), ("drawn from", "drawn-sum")):
+        assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
+        assert hook(shown, hooked).inner_text() == "1.000000"
+    assert hook(shown, "next-kept").inner_text() == f"{int((q > 0).sum())} of {len(q)}"
+    assert number(hook(shown, "next-entropy").inner_text()) == pytest.approx(
+        float(torch.special.entr(p).sum()) / math.log(2), abs=6e-4
+    )
+    full = next(
+        full
+        for full in FULL
+        if max(column(rows, "probability")[:25].max(), column(rows, "drawn from")[:25].max()) <= full
+    )
+    same(bars_of(shown)[:, 1], 100 * q[order[:25]] / full, 1e-3)  # the browser keeps six digits of a width
+    same(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
+
+
+def bars_of(shown: Watched) -> Floats:
+    """Widths of the bars (25, 2) in percent."""
+    found = shown.page.evaluate(
+        """() => [...document.querySelectorAll('[data-test="next-bars"] .bars-track')].map(
+            track => [...track.children].map(bar => parseFloat(bar.style.width)))"""
+    )
+    return np.array(found)
+
+
+def slide(shown: Watched, name: str, to: float) -> None:
+    """Set a slider, as a hand does."""
+    shown.page.locator(f"[data-test=settings] input[type=range] >> nth={NAMES.index(name)}").evaluate(
+        "(input, to) => { input.value = to; input.dispatchEvent(new Event('input', {bubbles: true})); }", to
+    )
+
+
+def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
+    """By keys and by hand, alone and together: what is drawn from is `sampling_distribution` of the model's logits."""
+    page = shown.open("write", model=case.name, text=case.text)
+    before = bars_of(shown)
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.get_by_label("temperature", exact=True).press(key)
+    assert np.abs(bars_of(shown) - before).max() > 0.01
+    assert "t=0.85" in page.url
+    check_distribution(shown, case, temperature=0.85)
+    moves: list[tuple[str, float, dict[str, Any]]] = [
+        ("temperature", 1.6, {"temperature": 1.6}),
+        ("temperature", 0, {"temperature": 0}),
+        ("temperature", 0.8, {}),
+        ("top-k", 100 * math.log(7) / math.log(case.tokenizer.vocab_size), {"top_k": 7}),
+        ("top-p", 0.5, {"top_k": 7, "top_p": 0.5}),
+        ("top-k", 100, {"top_p": 0.5}),
+        ("min-p", 0.3, {"top_p": 0.5, "min_p": 0.3}),
+        ("min-p", 0.6, {"top_p": 0.5, "min_p": 0.6}),
+    ]
+    for name, to, settings in moves:
+        before = bars_of(shown)
+        slide(shown, name, to)
+        assert np.abs(bars_of(shown) - before).max() > 0.01, name
+        check_distribution(shown, case, **settings)
+
+
+def written(shown: Watched) -> tuple[list[int], Floats]:
+    """The ids that were written, and the probabilities that they have there."""
+    rows = shown.csv_of("The text so far")
+    current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
+    return [int(i) for i in texts(current, "id")], column(current, "probability")
+
+
+def press(shown: Watched, name: str, tokens: int) -> None:
+    """Press a button, and wait until so many tokens are written and what comes next is there."""
+    hook(shown, name).click()
+    shown.wait(
+        "document.querySelectorAll('[data-test=written] .token').length === argument"
+        " && document.querySelector('[data-test=step]').ariaDisabled !== 'true'",
+        tokens,
+    )
+
+
+def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
+    """Only tokens that top-k leaves; the same seed writes the same, another something else."""
+    shown.open("write", model=case.name, text=case.text[:-3], k=6, t=1.5, seed=1)
+    start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
+    found = []
+    for seed in (1, 1, 2):
+        go(shown, seed=seed)
+        for count in range(1, 4):
+            press(shown, "step", count)
+        ids, p = written(shown)
+        found.append(ids)
+        logits = logits_of(case.model, [*start, *ids])[len(start) - 1 : -1]
+        assert all(token in top for token, top in zip(ids, logits.topk(6).indices.tolist(), strict=True))
+        same(p, logits.double().softmax(dim=-1)[range(3), ids], ROUNDING)
+        for count in (2, 1, 0):
+            press(shown, "back", count)
+    assert found[0] == found[1] != found[2]
+
+
+def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
+    shown.open("write", model=case.name, text=case.text[:-3], k=2)
+    start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
+    press(shown, "accept", 1)
+    press(shown, "accept", 2)
+    ids, _ = written(shown)
+    greedy = list(start)
+    for _ in range(2):
+        greedy.append(int(logits_of(case.model, greedy)[-1].argmax()))
+    assert ids == greedy[-2:]
+    hook(shown, "branch").click()
+    hook(shown, "branches").locator(".branch").nth(1).wait_for()
+    press(shown, "reject", 2)
+    rejected, _ = written(shown)
+    logits = logits_of(case.model, [*start, ids[0]])[-1]
+    second, third = logits.topk(3).indices.tolist()[1:]
+    assert rejected[0] == ids[0]
+    assert rejected[1] in (second, third)  # top-k of what is not rejected
+    press(shown, "back", 1)
+    assert written(shown)[0] == ids[:1]
+    hook(shown, "branches").locator(".branch").nth(0).click()
+    shown.wait("document.querySelectorAll('[data-test=written] .token').length === 2")
+    assert written(shown)[0] == ids
+
+
+def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None:
+    """Three texts with the same seed and settings; and their tokens' probabilities."""
+    settings: dict[str, Any] = {
+        "temperature": 1.2,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "n": 3,
+        "seed": 5,
+        "max_new_tokens": 9,
+    }
+    shown.open("write", model=case.name, text=case.text, t=1.2, k=50, p=0.9, minp=0.01, n=3, seed=5, new=9)
+    hook(shown, "write").click()
+    shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
+    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, **settings))
+    expected = ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(3)]
+    assert shown.page.locator(".continuation").evaluate_all("texts => texts.map(text => text.textContent)") == expected
+    rows = shown.csv_of("Continuations")
+    assert [int(i) for i in texts(rows, "id")] == [piece.token for piece in pieces]
+    same(column(rows, "probability"), [piece.probability for piece in pieces])
+    assert "27 tokens in" in hook(shown, "speed").inner_text()
+
+
+# --- what it knows -----------------------------------------------------------------------------------------------------------
+
+
+def csv_at(shown: Watched, name: str) -> list[list[str]]:
+    """The CSV of what a card can save under a name of its own."""
+    with shown.page.expect_download() as download:
+        shown.page.locator(f'.exports[aria-label="Save {name}"] [data-export="csv"]').click()
+    return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
+    """Principal components of two tables, their shares, and the nearest rows by cosine."""
+    name, table = list(tables(case.model).items())[which]
+    token, label = (3, "3") if name == "positions" else (97, case.piece(97))
+    shown.open("knows", model=case.name, table=name, tok=token)
+    assert hook(shown, "near-of").inner_text() == f"{label} ({token})"
+    found = principal_components(table)
+    rows = shown.csv_of("The map")
+    same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), found.points.float())
+    first, second, _ = (f"{100 * share:.1f} %" for share in found.explained.tolist())
+    told = f"To the right component 1 with {first} of the variance, upwards component 2 with {second}."
+    assert hook(shown, "explained").inner_text() == told
+    cosines = F.cosine_similarity(table, table[token][None])
+    cosines[token] = -1
+    top = cosines.topk(12)
+    rows = shown.csv_of("Nearest neighbours")
+    same(column(rows, "cosine"), top.values, ROUNDING)
+    assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
+
+
+def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Path) -> None:
+    page = shown.open("knows", model=str(folder / "plain"), tok=97)
+    page.evaluate(
+        """() => {
+            const {fetch} = window;
+            let wait = 250;
+            window.answered = 0;
+            window.fetch = async (address, ...rest) => {
+                const answer = await fetch(address, ...rest);
+                if (!String(address).endsWith('/near')) return answer;
+                const [mine] = [wait, wait = 0];
+                await new Promise(resolve => setTimeout(resolve, mine));
+                window.answered++;
+                return answer;
+            };
+        }"""
+    )
+    go(shown, tok=98)
+    page.wait_for_timeout(100)
+    go(shown, tok=99)
+    shown.wait("window.answered === 2")
+    shown.wait("document.querySelector('[data-test=near-of]').textContent === 'c (99)'")
+    page.wait_for_timeout(50)
+    assert hook(shown, "near-of").inner_text() == "c (99)"
+
+
+def test_weights_and_gradients(shown: Watched, case: Case) -> None:
+    """A parameter's picture, numbers and singular values; and norms of all, and of their gradients, by plain torch."""
+    name = "blocks.1.feed_forward.down.weight"
+    shown.open("knows", model=case.name, text=case.text, weight=name)
+    weight = case.model.get_parameter(name).detach()
+    hook(shown, "weight-facts").wait_for()
+    same(matrix_of(shown.csv_of("Weights")), weight)
+    told = facts(shown, "Weights")
+    assert told["shape"] == " × ".join(map(str, weight.shape))
+    for key, exact in (
+        ("Frobenius norm", weight.norm()),
+        ("standard deviation", weight.std(correction=0)),
+        ("largest", weight.abs().max()),
+    ):
+        assert number(told[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
+    hook(shown, "spectrum").click()
+    hook(shown, "spectrum-facts").wait_for()
+    singular = torch.linalg.svdvals(weight.double())
+    same(column(csv_at(shown, "singular-values"), "y"), singular, PAGE)
+    assert number(facts(shown, "Weights")["spectral norm"]) == pytest.approx(float(singular[0]), rel=5e-3)
+
+    hook(shown, "gradients").click()
+    ids = torch.tensor(case.ids)
+    case.model.zero_grad()
+    loss = F.cross_entropy(case.model(ids[None, :-1])[0], ids[1:])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert f"Loss of the text’s {len(ids)} tokens: {loss:.4f} nats." == hook(shown, "gradient-loss").inner_text()
+    rows = shown.csv_of("Norms and gradients")
+    parameters = dict(case.model.named_parameters())
+    assert texts(rows, "parameter") == list(parameters)
+    same(column(rows, "norm of the weights"), [float(p.detach().norm()) for p in parameters.values()], ROUNDING)
+    # The loss in chunks and autograd's own order of sums: 10 times what forward passes round.
+    same(
+        column(rows, "norm of the gradient"),
+        [float(p.grad.norm()) for p in parameters.values() if p.grad is not None],
+        10 * ROUNDING,
+    )
+    case.model.zero_grad()
+
+
+# --- how it learned ----------------------------------------------------------------------------------------------------------
+
+
+def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]]]:
+    """A chart's CSV: the places and the values of each series by its name."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name, x, y in rows[1:]:
+        places, values = found.setdefault(name, ([], []))
+        places.append(float(x))
+        values.append(float(y))
+    return found
+
+
+def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
+    """Each step's loss, learning rate and gradient norm, and the validation loss: those of metrics.jsonl."""
+    shown.open("learned", model=str(trained))
+    records = records_of(trained)
+    steps = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if record.get("val_loss") is not None]
+    assert len(steps) == 10
+    loss = series_of(shown.csv_of("Loss"))
+    assert loss["each step"] == ([record["step"] for record in steps], [record["loss"] for record in steps])
+    assert loss["validation"] == (
+        [record["step"] for record in evaluations],
+        [record["val_loss"] for record in evaluations],
+    )
+    for card, name, key in (("Learning rate", "learning rate", "lr"), ("Gradient norm", "each step", "grad_norm")):
+        assert series_of(shown.csv_of(card))[name][1] == [record[key] for record in steps]
+    parts = series_of(shown.csv_of("Weight norms by part"))
+    assert parts["attention"][1] == [
+        record["weight_norms"]["attention"] for record in records if "weight_norms" in record
+    ]
+    assert f"{steps[-1]['loss']:.4f}" in shown.page.locator(".run-facts").inner_text()
+
+
+def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None:
+    """What is shown of a step is what the checkpoint of that step computes: attention, lens, surprisal, kinds of heads."""
+    page = shown.open("learned", model=str(trained), layer=1, head=1)
+    found = []
+    for step in (10, 5):
+        if step == 5:
+            hook(shown, "step-range").press("ArrowLeft")
+        text = f"Layer 1, head 1, at step {step}"
+        page.wait_for_function(
+            "(text) => document.querySelector('[data-test=snapshot-head]')?.textContent === text", arg=text
+        )
+        model, tokenizer = glassgpt.load(f"{trained}@{step}")
+        assert tokenizer is not None
+        prompt = read_probe(RunDirectory(trained).probe_path(step)).prompts[0].prompt
+        taken = take_probe(model, [prompt], [], step)
+        seen = taken.prompts[0]
+        found.append(matrix_of(csv_at(shown, "head-of-a-step")))
+        same(found[-1], seen.attention[1, 1].double() / 255)
+        weights = torch.cat(
+            [torch.zeros(0), *(row[: i + 1] for i, row in enumerate(seen.attention[1, 1].double() / 255))]
+        )
+        assert float(weights.sum()) == pytest.approx(
+            len(prompt.ids), abs=len(weights) / 510
+        )  # each is rounded to 1/255
+        rows = shown.csv_of("Logit lens")
+        same(column(rows, "its probability"), seen.lens_p[..., 0].flatten())
+        same(
+            column(rows, "rank of the actual next"),
+            (seen.next_rank + 1).double().masked_fill(seen.next_rank < 0, torch.nan).flatten(),
+        )
+        names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen.lens_ids[..., 0].flatten().tolist()]
+        assert texts(rows, "likeliest next") == names
+        same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen.surprisal)
+        same(column(shown.csv_of("Kinds of heads"), "score"), taken.head_kinds.flatten())
+    assert np.abs(found[0] - found[1]).max() > 1 / 255
+
+
+# --- compare -----------------------------------------------------------------------------------------------------------------
+
+
+def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Bits of each token (T,), NaN for the first."""
+    bits = F.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:]), reduction="none") / math.log(2)
+    return torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), bits])
+
+
+def totals_of(shown: Watched) -> dict[str, list[float]]:
+    return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("In all")[1:]}
+
+
+def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
+    """Bits, the likeliest tokens, the distances of the two distributions, ranks over depth, and a head of each."""
+    text, token = "the quick fox", 4
+    shown.open(
+        "compare",
+        model=str(trained),
+        step=10,
+        other=str(trained),
+        otherstep=5,
+        text=text,
+        token=token,
+        head=1,
+        layer2=1,
+    )
+    logits, ranks, names = [], [], []
+    for step, (layer, head), save in ((10, (0, 1), "head-A"), (5, (1, 0), "head-B")):
+        model, tokenizer = glassgpt.load(f"{trained}@{step}")
+        assert tokenizer is not None
+        ids = [int(i) for i in tokenizer.encode(text)]
+        with torch.no_grad(), capture(model) as seen:
+            logits.append(model(torch.tensor([ids]))[0])
+        found = logit_lens(model, seen, token - 1, token)
+        ranks.append((found.next_rank[:, 0] + 1).tolist())
+        names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in range(tokenizer.vocab_size)]
+        same(matrix_of(csv_at(shown, save)), seen.layers[layer].weights(head)[0])
+    bits = [surprisal_of(each, ids) for each in logits]
+    totals = totals_of(shown)
+    for key, tolerance, expected in (("tokens", 0, [len(ids)] * 2), ("bits", 0.0051, [each.nansum() for each in bits])):
+        same(totals[key], np.array([float(x) for x in expected]), tolerance)
+    same(
+        totals["bits a token"], np.array([float(each.nanmean()) for each in bits]), 0.00051
+    )  # as many digits as are shown
+    rows = shown.csv_of("Surprisal")
+    same(column(rows, "bits under A"), bits[0], ROUNDING)
+    same(column(rows, "bits under B"), bits[1], ROUNDING)
+    same(column(rows, "B - A"), bits[1] - bits[0], ROUNDING)
+    a, b = (each[token - 1].double() for each in logits)
+    p, q = a.softmax(dim=-1), b.softmax(dim=-1)
+    rows = shown.csv_of("Expected in its place")
+    expected_ids = sorted({*p.topk(10).indices.tolist(), *q.topk(10).indices.tolist()}, key=lambda i: -max(p[i], q[i]))
+    assert texts(rows, "token") == [names[i] for i in expected_ids]
+    same(column(rows, "probability under A"), p[expected_ids], ROUNDING)
+    same(column(rows, "under B"), q[expected_ids], ROUNDING)
+    middle = (p + q) / 2
+    spread = [float(torch.special.entr(each).sum()) / math.log(2) for each in (p, q, middle)]
+    distances = [*spread[:2], bits_between(a, b), bits_between(b, a), spread[2] - (spread[0] + spread[1]) / 2]
+    same(column(shown.csv_of("How far apart"), "value"), distances, ROUNDING)
+    told = list(series_of(shown.csv_of("Rank over depth")).values())
+    assert [values for _, values in told] == ranks
+
+
+def test_models_with_other_tokenizers_compared(shown: Watched, folder: Path) -> None:
+    """Stretches are the longer tokens: the bytes' bits are added up over each."""
+    text = TEXTS["windowed"]
+    shown.open("compare", model=str(folder / "plain"), other=str(folder / "windowed"), text=text)
+    bits, cuts = [], []
+    for name in ("plain", "windowed"):
+        model, tokenizer = glassgpt.load(folder / name)
+        assert tokenizer is not None
+        cuts.append([int(i) for i in tokenizer.encode(text)])
+        bits.append(surprisal_of(logits_of(model, cuts[-1]), cuts[-1]))
+    bpe, sizes = small_bpe(), []
+    for before, token in zip([None, *cuts[0]], cuts[0], strict=False):
+        sizes.append(len(bpe.decode_bytes([token], after=before)))
+    summed = torch.stack([part.sum() for part in bits[1].split(sizes)])  # type: ignore[no-untyped-call]
+    assert max(sizes) > 1
+    rows = shown.csv_of("Surprisal")
+    assert [int(cell) for cell in texts(rows, "bytes")] == sizes
+    same(column(rows, "bits under A"), bits[0], ROUNDING)
+    same(column(rows, "bits under B"), summed, ROUNDING)
+    totals = totals_of(shown)
+    both = ~(bits[0] + summed).isnan()
+    common = np.array([float(each[both].sum()) for each in (bits[0], summed)])
+    same(totals["bits of what both predicted"], common, 0.0051)  # as many digits as are shown
+    same(
+        totals["bits a byte of it"],
+        common / sum(size for size, one in zip(sizes, both.tolist(), strict=True) if one),
+        0.00051,
+    )

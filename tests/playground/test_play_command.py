@@ -1,0 +1,119 @@
+"""`glassgpt play`: its mistakes, where it listens, and a process that is started, asked and interrupted."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glassgpt.cli.main import main
+from glassgpt.playground import server
+from glassgpt.playground.assets import page_files
+from glassgpt.playground.server import bind
+from glassgpt.utils.errors import UserError
+from play_harness import GPT2_LIKE, Client, write_run
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error of a command line that a user can mend."""
+    assert main(["play", "--no-browser", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("glassgpt: error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_mistakes_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "there is no run in runs/" in fails(capsys)
+    assert "there is no run or checkpoint at runs/x" in fails(capsys, "runs/x")
+    run = str(write_run(tmp_path / "runs" / "x", GPT2_LIKE).path)
+    assert "it has 1 and best" in fails(capsys, run + "@7")
+    assert "--port must be from 1 to 65535" in fails(capsys, run, "--port", "0")
+    assert "is no name or address" in fails(capsys, run, "--host", "no.such.host.invalid")
+    assert "cannot listen on 192.0.2.1" in fails(capsys, run, "--host", "192.0.2.1")  # of documentation: nobody's
+    assert "device 'abacus' is unknown" in fails(capsys, run, "--device", "abacus")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1, port {port}" in fails(capsys, run, "--port", str(port))
+
+
+def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr(server, "PORT", other.getsockname()[1])
+        address = bind(None, None)
+        number = address.listener.getsockname()[1]
+        assert server.PORT < number < server.PORT + server.PORTS_TRIED
+        assert address.url == f"http://127.0.0.1:{number}/"
+        assert address.door.token is None
+        address.listener.close()
+        monkeypatch.setattr(server, "PORTS_TRIED", 1)
+        with pytest.raises(UserError, match="are all taken: give --port N"):
+            bind(None, None)
+
+
+def test_listening_for_others_makes_a_token_of_its_own() -> None:
+    addresses = [bind("127.0.0.1", 0) for _ in range(2)]
+    for address in addresses:
+        assert address.door.token is not None
+        assert len(address.door.token) >= 32
+        assert address.url.endswith(f"/?token={address.door.token}")
+        address.listener.close()
+    assert addresses[0].door.token != addresses[1].door.token
+    assert addresses[0].door.cookie != addresses[1].door.cookie
+
+
+def test_the_page_is_read_with_all_that_it_names() -> None:
+    """Every file that the page's own files ask for is there, and of a type that is served."""
+    files = page_files()
+    for name, asset in files.items():
+        text = asset.content.decode(errors="replace")
+        for wanted in re.findall(r"""["'](/static/[^"'?#]+)["']""", text):
+            assert wanted.removeprefix("/static/") in {*files, "plotly.js"}, f"{name} asks for {wanted}"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_is_started_asked_and_interrupted(tmp_path: Path, stop: signal.Signals) -> None:
+    write_run(tmp_path / "runs" / "x", GPT2_LIKE)
+    write_run(tmp_path / "runs" / "begun", GPT2_LIKE, steps=())
+    command = [sys.executable, "-m", "glassgpt", "play", "--no-browser", "--device", "cpu"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BROWSER": "false"},
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        assert found
+        client = Client(int(found[1]))
+        offers = client.get("/api/offers")[1]["offers"]
+        assert sorted(offer["name"] for offer in offers) == ["runs/begun", "runs/x"]
+        number = next(offer["id"] for offer in offers if offer["name"] == "runs/x")
+        assert client.answer("next", model=number, ids=[1])["logits"].shape == (256,)
+        text = socket.create_connection(("127.0.0.1", client.port))
+        body = b'{"model": %d, "ids": [1], "max_new_tokens": 1024, "n": 8}' % number
+        head = (
+            b"POST /api/write HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % len(body)
+        )
+        text.sendall(head + body)
+        assert text.recv(20).startswith(b"HTTP/1.1 200")
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGTERM)
+    assert out == ""
+    assert err == ("glassgpt: interrupted\n" if stop == signal.SIGINT else "")
+    text.close()

@@ -1,0 +1,344 @@
+"""Checkpoints: whole or not there, complete, and never trusted unread."""
+
+import errno
+import hashlib
+import json
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, checkpoint_paths, latest_checkpoint, open_checkpoint, prune_checkpoints, save_checkpoint, take_snapshot
+from glassgpt.config.schema import TrainConfig
+from glassgpt.distributed.strategies import Strategy
+from glassgpt.utils.errors import UserError
+from glassgpt.model.gpt import GPT
+from glassgpt.training.optim import build_optimizers
+from glassgpt.tokenizers.builtin import CharacterTokenizer
+from kill_harness import lightly, tiny_config
+
+FILES = ["config.toml", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
+TOKENIZER = CharacterTokenizer("abcdefgh")
+
+
+@pytest.fixture(autouse=True)
+def light() -> Iterator[None]:
+    """No power is cut here; that saves are flushed is shown in test_files.py."""
+    with lightly():
+        yield
+
+
+def config_with(**changes: object) -> TrainConfig:
+    return tiny_config(Path("text.txt")).override(**{"model": {"vocab_size": 8}, **changes})
+
+
+class Training:
+    """A model and its optimizers, and updates of it that depend on nothing but the step."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.model = GPT.create(config.model, config.seed)
+        self.strategy = Strategy(self.model)
+        self.optimizers = build_optimizers(self.strategy, config.optim)
+        self.step = 0
+
+    def update(self, steps: int) -> None:
+        for _ in range(steps):
+            windows = torch.randint(8, (4, 17), generator=torch.Generator().manual_seed(self.step))
+            self.model(windows[:, :-1], windows[:, 1:]).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.step += 1
+
+    def save(self, directory: Path, **state: float) -> Path:
+        training = TrainingState(step=self.step, **state)  # type: ignore[arg-type]
+        return save_checkpoint(directory, self.snapshot(), self.config, TOKENIZER, training)
+
+    def snapshot(self) -> Snapshot:
+        found = take_snapshot(self.strategy, self.optimizers)
+        assert found is not None
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of steps 1, 2 and 3."""
+    directory, training = tmp_path_factory.mktemp("checkpoints"), Training(config_with())
+    for _ in range(3):
+        training.update(1)
+        training.save(directory)
+    return directory
+
+
+@pytest.fixture
+def saved(made: Path, tmp_path: Path) -> Path:
+    """A copy of them, to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "checkpoints"))
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ------------------------------------------------------------------------------------------------------- what is in one
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path, optimizer: str) -> None:
+    through = Training(config_with(optim={"name": optimizer}))
+    through.update(3)
+    checkpoint = open_checkpoint(through.save(tmp_path))
+    through.update(3)
+    resumed = Training(checkpoint.config)
+    resumed.update(1)  # other weights and moments, all of which must be replaced
+    checkpoint.load_model(resumed.model)
+    checkpoint.load_optimizers(resumed.strategy, resumed.optimizers)
+    resumed.step = checkpoint.state.step
+    resumed.update(3)
+    assert equal(resumed.weights(), through.weights())
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    training = Training(config_with())
+    training.update(2)
+    state = TrainingState(step=2, val_loss=0.1 + 0.2, best_step=1, best_val_loss=1e-17, scaler={"scale": 2.0, "_growth_tracker": 3})
+    path = save_checkpoint(tmp_path, training.snapshot(), training.config, TOKENIZER, state)
+    checkpoint = open_checkpoint(path)
+    assert path == tmp_path / "000002"
+    assert checkpoint.state == state
+    assert checkpoint.config == training.config
+    assert checkpoint.tokenizer.to_json() == TOKENIZER.to_json()
+
+
+def test_a_checkpoint_has_these_files_and_the_sha256_of_each(saved: Path) -> None:
+    path = saved / "000003"
+    assert sorted(file.name for file in path.iterdir()) == FILES
+    sums = json.loads((path / "manifest.json").read_text())["sha256"]
+    assert sums == {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES if name != "manifest.json"}
+
+
+def test_weights_are_found_under_the_models_own_names_even_when_it_is_compiled(tmp_path: Path) -> None:
+    training = Training(config_with())
+    names = set(training.weights())
+    training.model.compile(backend="eager")
+    training.update(1)
+    path = training.save(tmp_path)
+    assert set(safetensors.torch.load_file(path / "model.safetensors")) == names
+    assert "embedding.weight" in names
+    moments = set(safetensors.torch.load_file(path / "optimizer.safetensors"))
+    assert moments == {f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in names}
+
+
+@pytest.mark.parametrize("shape", [{"n_embd": 32}, {"n_layer": 2}, {"tied_head": False}, {"bias": False}, {"context_length": 8}])
+def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing(saved: Path, shape: dict[str, object]) -> None:
+    other = Training(config_with(model={"vocab_size": 8, **shape}))
+    before = other.weights()
+    with pytest.raises(UserError, match=r"000003 is a checkpoint of another architecture: '[a-z0-9_.]+' differs"):
+        open_checkpoint(saved / "000003").load_model(other.model)
+    assert equal(other.weights(), before)
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named_and_the_checkpoint_before_is_used(saved: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(saved / "000003" / name)
+    with pytest.raises(UserError, match="000003") as caught:
+        open_checkpoint(saved / "000003")
+    assert name == "manifest.json" or name in str(caught.value)
+    warnings: list[str] = []
+    checkpoint = latest_checkpoint(saved, warnings.append)
+    assert checkpoint is not None
+    assert checkpoint.path == saved / "000002"
+    assert warnings == [f"{caught.value}; trying the one before it"]
+
+
+def test_no_flipped_bit_goes_unnoticed(saved: Path) -> None:
+    draw = random.Random(0)
+    for name in FILES:
+        path = saved / "000003" / name
+        content = path.read_bytes()
+        for _ in range(40):
+            altered = bytearray(content)
+            altered[draw.randrange(len(altered))] ^= 1 << draw.randrange(8)
+            path.write_bytes(altered)
+            with pytest.raises(UserError, match="damaged"):
+                open_checkpoint(path.parent)
+        path.write_bytes(content)
+    open_checkpoint(saved / "000003")
+
+
+def test_where_none_is_whole_that_is_an_error_and_where_none_is_there_it_is_not(saved: Path) -> None:
+    for path in checkpoint_paths(saved):
+        truncate(path / "model.safetensors")
+    warnings: list[str] = []
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*--overwrite"):
+        latest_checkpoint(saved, warnings.append)
+    assert [warning.count("model.safetensors does not match") for warning in warnings] == [1, 1, 1]
+    for folder in (saved / "missing", saved.parent):
+        assert latest_checkpoint(folder, warnings.append) is None
+
+
+def test_what_a_killed_save_leaves_is_no_checkpoint(saved: Path) -> None:
+    shutil.copytree(saved / "000003", saved / ".partial-000004")
+    checkpoint = latest_checkpoint(saved, pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.path == saved / "000003"
+    with pytest.raises(UserError, match="is no checkpoint"):
+        open_checkpoint(saved)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for name in ("000900", "1000000", "999999", "12", "notes"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoint_paths(tmp_path)] == ["000900", "999999", "1000000"]
+
+
+# ------------------------------------------------------------------------------------------------------ a save that fails
+
+
+@pytest.mark.parametrize("when", [0, 1])
+@pytest.mark.parametrize("kind", ["os", "safetensors"])
+def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, when: int, kind: str
+) -> None:
+    """Safetensors has an error of its own for it; this is its text on Linux (seen on a real full disk in test_resume.py)."""
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    save, calls = safetensors.torch.save_file, iter(range(2))
+
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        if next(calls) == when:
+            path.write_bytes(b"only the beginn")
+            raise OSError(errno.ENOSPC, "x") if kind == "os" else SafetensorError("I/O error: No space left on device (os error 28)")
+        save(tensors, path)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    training = Training(config_with())
+    training.update(4)
+    with pytest.raises(UserError, match=r"cannot write .*000004: the disk is full"):
+        training.save(saved)
+    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+    assert [path.name for path in sorted(saved.iterdir())] == ["000001", "000002", "000003"]
+
+
+def test_errors_of_safetensors_that_are_not_the_systems_pass(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        raise SafetensorError("no such luck")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(SafetensorError, match="no such luck"):
+        Training(config_with()).save(saved)
+    assert not list(saved.glob(".partial-*"))
+
+
+# ------------------------------------------------------------------------------------------------------ which are kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "kept"),
+    [(1, None, [60]), (2, None, [50, 60]), (2, 30, [30, 50, 60]), (2, 60, [50, 60]), (9, 10, [10, 20, 30, 40, 50, 60]), (1, 99, [60])],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
+    for step in range(10, 70, 10):
+        (tmp_path / f"{step:06d}").mkdir()
+    (tmp_path / ".partial-000070").mkdir()
+    (tmp_path / "notes").mkdir()
+    prune_checkpoints(tmp_path, keep, best)
+    assert [int(path.name) for path in checkpoint_paths(tmp_path)] == kept
+    assert (tmp_path / "notes").is_dir()
+    assert not (tmp_path / ".partial-000070").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ in the background
+
+
+def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
+    """What is written is what was there when the snapshot was taken, however far training has gone meanwhile."""
+    training = Training(config_with(optim={"name": "muon"}))
+    training.update(2)
+    before, go, background = training.weights(), threading.Event(), Background()
+    snapshot, state = training.snapshot(), TrainingState(step=2)
+
+    def write() -> None:
+        go.wait()
+        save_checkpoint(tmp_path, snapshot, training.config, TOKENIZER, state)
+
+    background.start(write)
+    training.update(3)
+    assert not checkpoint_paths(tmp_path)
+    go.set()
+    background.finish()
+    found = Training(config_with(optim={"name": "muon"}))
+    checkpoint = open_checkpoint(tmp_path / "000002")
+    checkpoint.load_model(found.model)
+    checkpoint.load_optimizers(found.strategy, found.optimizers)
+    assert equal(found.weights(), before)
+    found.step = 2
+    found.update(3)
+    assert equal(found.weights(), training.weights())
+
+
+def test_one_action_at_a_time_and_its_error_at_the_next_call() -> None:
+    background, done, go = Background(), list[str](), threading.Event()
+
+    def first() -> None:
+        go.wait()
+        done.append("first")
+
+    background.start(first)
+    background.check()
+    threading.Timer(0.05, go.set).start()
+    background.start(lambda: done.append("second"))
+    assert done[0] == "first"  # waited for
+    background.finish()
+    assert done == ["first", "second"]
+
+    def fail() -> None:
+        raise UserError("the disk is full")
+
+    background.start(fail)
+    with pytest.raises(UserError, match="disk is full"):
+        background.finish()
+    background.check()  # said once
+    background.start(fail)
+    with pytest.raises(UserError, match="disk is full"):
+        background.start(lambda: done.append("never"))
+    assert done == ["first", "second"]
+
+
+def test_an_action_that_takes_long_is_waited_for_no_longer_than_asked() -> None:
+    background, go = Background(), threading.Event()
+
+    def wait() -> None:
+        go.wait()
+
+    background.start(wait)
+    begin = time.monotonic()
+    background.finish(timeout=0.1)
+    assert 0.1 <= time.monotonic() - begin < 5
+    go.set()
+    background.finish()

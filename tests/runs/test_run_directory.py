@@ -1,0 +1,364 @@
+"""A run's files: who may start there, what is cut back, and what a reader finds meanwhile."""
+
+import errno
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import write_atomic
+from glassgpt.runs.run_directory import MetricsLog, RunDirectory
+from glassgpt.training.loop import resume, train
+from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text
+
+NOBODY = 65534
+# What a model may write at its worst: nothing, headings of its own, and every kind of line end.
+AWKWARD = ["", "## Step 000000\n", "\n\n## Step 999999", "\r\r## Step 000009", "a\x0cb\u2028c\r\n# d"]
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Rights to files are checked inside, also where the tests run as root, who may write anywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="glassgpt-open-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run that has begun."""
+    run = RunDirectory(tmp_path / "run")
+    with run.locked():
+        run.write_environment({"threads": 1, "data_fingerprint": "0"})
+        run.write_config(tiny_config(tmp_path / "text.txt"))
+    return run
+
+
+def test_config_and_environment_come_back(run: RunDirectory, tmp_path: Path) -> None:
+    assert run.read_config() == tiny_config(tmp_path / "text.txt")
+    assert run.read_environment() == {"threads": 1, "data_fingerprint": "0"}
+
+
+@pytest.mark.parametrize("content", [None, "{", "\udcff"])
+def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content: str | None) -> None:
+    run.environment_path.unlink()
+    if content is not None:
+        run.environment_path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"environment\.json cannot be read"):
+        run.read_environment()
+
+
+# ------------------------------------------------------------------------------------------------- who may start there
+
+
+def test_a_folder_that_is_no_run_cannot_go_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run at"):
+        RunDirectory(tmp_path / "missing").require_run()
+    with pytest.raises(UserError, match="is not a run"):
+        RunDirectory(tmp_path).require_run()
+
+
+def test_a_new_run_may_start_nowhere_or_in_an_empty_folder(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        RunDirectory(tmp_path / "new").require_free(overwrite)
+        RunDirectory(tmp_path).require_free(overwrite)
+
+
+def test_a_new_run_may_start_where_one_was_killed_before_it_had_a_config(tmp_path: Path) -> None:
+    for name in (".lock", "environment.json", ".partial-environment.json", ".partial-config.toml"):
+        (tmp_path / name).write_text("x")
+        RunDirectory(tmp_path).require_free(overwrite=False)
+
+
+def test_whoever_holds_a_run_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
+    kept = {".partial-removed-config.toml", ".partial-model.bin", ".partial-report.html.5-6", ".lock"}
+    for name in kept | {
+        ".partial-config.toml.1-2",
+        ".partial-environment.json.3-4",
+        ".partial-samples.md.5-6",
+        ".partial-nonfinite-000001.jso.1-2",
+    }:
+        (tmp_path / name).write_text("x")
+    with RunDirectory(tmp_path).locked():
+        assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/epoch=3.ckpt", "checkpoints/1000", "metrics.jsonl"])
+def test_foreign_files_are_refused_even_to_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="holds files that are no run's"):
+        RunDirectory(tmp_path).require_free(overwrite)
+
+
+def test_a_run_is_refused_unless_it_is_to_be_overwritten(run: RunDirectory) -> None:
+    with pytest.raises(UserError, match=r"there is already a run at .*--resume .*--overwrite"):
+        run.require_free(overwrite=False)
+    run.require_free(overwrite=True)
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is a file"):
+        RunDirectory(tmp_path / "file").require_free(overwrite=True)
+
+
+def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="no directory"), RunDirectory(tmp_path / "file" / "run").locked():
+        pass
+
+
+def test_clear_removes_a_run_and_nothing_else(run: RunDirectory) -> None:
+    (run.checkpoints / "000005").mkdir(parents=True)
+    run.probes.mkdir()
+    for path in (run.checkpoints / "000005" / "state.json", run.probe_path(5)):
+        path.write_text("{}")
+    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json", "notes.txt"):
+        (run.path / name).write_text("x")
+    run.clear()
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "notes.txt"]
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(
+    run: RunDirectory, removed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.checkpoints / "000005").mkdir(parents=True)
+    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json", "checkpoints/000005/state.json"):
+        (run.path / name).write_text("x")
+    count, system = 0, os.unlink
+
+    def unlink(path: str | Path, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > removed:
+            raise KeyboardInterrupt
+        system(path, **options)
+
+    monkeypatch.setattr("os.unlink", unlink)
+    with pytest.raises(KeyboardInterrupt):
+        run.clear()
+    monkeypatch.undo()
+    assert not run.is_run
+    with pytest.raises(UserError, match="what is left of a run"):
+        run.require_free(overwrite=False)
+    run.require_free(overwrite=True)
+    run.clear()
+    assert not run.checkpoints.exists()
+
+
+def test_checkpoints_that_cannot_be_removed_are_explained_and_the_rest_stays(open_folder: Path) -> None:
+    run = RunDirectory(open_folder / "run")
+    with run.locked():
+        run.write_config(tiny_config(open_folder / "text.txt"))
+    (run.checkpoints / "000005").mkdir(parents=True)
+    (run.checkpoints / "000005" / "state.json").write_text("{}")
+    run.metrics_path.write_text("")
+    run.path.chmod(0o777)  # as where somebody else has trained
+    with unprivileged(), pytest.raises(UserError, match=r"cannot replace the run in .*: permission denied"):
+        run.clear()
+    assert (run.checkpoints / "000005" / "state.json").exists()
+    assert run.metrics_path.exists()
+    with pytest.raises(UserError, match="what is left of a run"):
+        run.require_free(overwrite=False)
+
+
+def test_a_folder_that_may_not_be_entered_is_explained(open_folder: Path) -> None:
+    (open_folder / "closed").mkdir(mode=0o700)
+    run = RunDirectory(open_folder / "closed" / "run")
+    for attempt in (run.require_run, lambda: run.require_free(False), RunDirectory(open_folder / "closed").require_run):
+        with unprivileged(), pytest.raises(UserError, match="permission denied"):
+            attempt()
+
+
+def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert RunDirectory("~/runs/x").path == Path("/somewhere/runs/x")
+    assert RunDirectory("~nobody-of-that-name/x").path == Path("~nobody-of-that-name/x")
+
+
+def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
+    run.config_path.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"config\.toml is not UTF-8"):
+        run.read_config()
+
+
+# ------------------------------------------------------------------------------------------------------------ the lock
+
+
+def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
+    with run.locked(), pytest.raises(UserError, match="another process is training"), RunDirectory(run.path).locked():
+        pass
+    with run.locked():  # and the lock is free again
+        pass
+
+
+def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory) -> None:
+    program = "import sys, glassgpt.run_directory as r\nwith r.RunDirectory(sys.argv[1]).locked():\n    print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process is training"), run.locked():
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with run.locked():
+        pass
+
+
+def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
+    (open_folder / "run").mkdir()
+    for folder in (open_folder / "run", open_folder):
+        folder.chmod(0o555)
+    for path in (open_folder / "run", open_folder / "new"):
+        with (
+            unprivileged(),
+            pytest.raises(UserError, match=rf"cannot train in {path}: permission denied"),
+            RunDirectory(path).locked(),
+        ):
+            pass
+    open_folder.chmod(0o755)
+    assert list((open_folder / "run").iterdir()) == []
+    assert not (open_folder / "new").exists()
+
+
+def test_training_in_a_directory_without_rights_changes_nothing(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSGPT_CACHE", str(open_folder / "cache"))
+    config = tiny_config(write_text(open_folder / "text.txt"), steps=2)
+    with lightly():
+        run = train(config, open_folder / "run", progress=Quiet())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    attempts: list[Callable[[], Path]] = [
+        lambda: resume(run, steps=4, progress=Quiet()),
+        lambda: train(config, run, overwrite=True, progress=Quiet()),
+    ]
+    for attempt in attempts:
+        with unprivileged(), lightly(), pytest.raises(UserError, match="permission denied"):
+            attempt()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    for path in (run, *run.rglob("*")):  # so that the folder can be removed
+        path.chmod(0o755)
+
+
+# --------------------------------------------------------------------------------------------------- metrics and samples
+
+
+def written(run: RunDirectory, steps: int) -> None:
+    """An evaluation with samples at 0, 2, 4, …, and a record of each step."""
+    draw = random.Random(0)
+    metrics = MetricsLog(run.metrics_path)
+    run.probes.mkdir()
+    for step in range(steps + 1):
+        if step:
+            metrics.write({"step": step, "loss": step / 7})
+        if step % 2 == 0:
+            metrics.write({"step": step, "val_loss": step / 3})
+            run.append_samples(step, [draw.choice(AWKWARD) for _ in range(3)])
+            write_atomic(run.probe_path(step), str(step))
+    metrics.close()
+
+
+@pytest.mark.parametrize("step", [-1, 0, 1, 2, 5, 6, 9])
+def test_cutting_back_gives_the_files_as_they_were_at_that_step(tmp_path: Path, step: int) -> None:
+    longer, shorter = RunDirectory(tmp_path / "longer"), RunDirectory(tmp_path / "shorter")
+    for run, steps in ((longer, 6), (shorter, min(step, 6))):
+        run.path.mkdir()
+        run.cut_back(0)  # as a run begins
+        written(run, steps)
+    (longer.probes / ".partial-000002.safetensors.7-8").write_text("killed")
+    longer.cut_back(step)
+    assert longer.metrics_path.read_bytes() == shorter.metrics_path.read_bytes()
+    assert longer.samples_path.read_bytes() == shorter.samples_path.read_bytes()
+    assert probes_of(longer.path) == probes_of(shorter.path)
+    assert longer.probed_steps == [probed for probed in (0, 2, 4, 6) if probed <= step]
+
+
+def test_cutting_back_drops_the_line_that_a_killed_process_left_half_written(run: RunDirectory) -> None:
+    run.metrics_path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    run.cut_back(5)
+    assert run.metrics_path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    "tail", ["\n", "\n## Ste", "\n## Step 00", "\n## Step 000009\n\n### Sam", "\n## Step 000009\n\n### Sample 1\n\n    Д"]
+)
+def test_cutting_back_drops_samples_that_a_full_disk_cut_off(run: RunDirectory, tail: str) -> None:
+    run.cut_back(0)
+    run.append_samples(4, ["Да", *AWKWARD])
+    before = run.samples_path.read_bytes()
+    for cut in (0, 1):  # at a character's end, and inside one where the tail has a Cyrillic letter at its end
+        run.samples_path.write_bytes(before + tail.encode()[: len(tail.encode()) - cut])
+        run.cut_back(8)
+        assert run.samples_path.read_bytes() == before
+
+
+def test_samples_are_read_back_as_they_were_written(run: RunDirectory) -> None:
+    """An independent reading of the format: sections, samples, and an indented code block each."""
+    run.cut_back(0)
+    run.append_samples(0, ["one\n\n## Step 000007\n  indented", "two"])
+    run.append_samples(250, ["three"])
+    found: dict[str, list[list[str]]] = {}
+    for line in run.samples_path.read_text().split("\n"):
+        if line.startswith("## Step "):
+            section = found.setdefault(line.removeprefix("## Step "), [])
+        elif line.startswith("### Sample "):
+            section.append([])
+        elif line.startswith("    "):
+            section[-1].append(line[4:])
+    assert found == {"000000": [["one", "", "## Step 000007", "  indented"], ["two"]], "000250": [["three"]]}
+
+
+def test_a_record_is_readable_at_once_and_never_invalid_json(tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "grad_norms": {"head": -math.inf, "norms": 2.0}, "lr": 1e-3})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    line = (tmp_path / "metrics.jsonl").read_text()  # before anything is closed
+    expected = {"step": 1, "loss": None, "grad_norm": None, "grad_norms": {"head": None, "norms": 2.0}, "lr": 1e-3}
+    assert json.loads(line, parse_constant=refuse) == expected
+    metrics.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+def test_metrics_on_a_full_disk_are_one_explained_error() -> None:
+    metrics = MetricsLog(Path("/dev/full"))
+
+    def use() -> None:
+        try:
+            metrics.write({"step": 1})
+        finally:
+            metrics.close()  # the record is still in the buffer: another attempt at it must not hide the first error
+
+    with pytest.raises(UserError, match="cannot write /dev/full: the disk is full") as caught:
+        use()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC

@@ -1,0 +1,554 @@
+"""A run that was stopped goes on as if it had not been: killed, interrupted, extended, damaged, out of disk."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from glassgpt.config.schema import TrainConfig
+from glassgpt.data.prepare import prepare
+from glassgpt.evaluation.perplexity import evaluate_data
+from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.training import loop as training
+from glassgpt.training.loop import resume, train
+from glassgpt.training.optim import lr_at
+from glassgpt.utils.errors import UserError, program
+from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
+
+HARNESS = Path(__file__).parents[1] / "kill_harness.py"
+
+
+@pytest.fixture(autouse=True)
+def light() -> Iterator[None]:
+    """In this process nothing is killed, so nothing has to be flushed."""
+    with lightly():
+        yield
+
+
+class CrashError(Exception):
+    """Ends a run in the middle."""
+
+
+class CrashAt(Quiet):
+    """Crashes the run behind an update, before it is evaluated or saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def step(self, record: Any) -> None:
+        """Crash at the step."""
+        if record["step"] == self.at:
+            raise CrashError
+
+
+def crashed(config: TrainConfig, out: Path, step: int) -> Path:
+    with pytest.raises(CrashError):
+        train(config, out, progress=CrashAt(step))
+    return out
+
+
+def through(config: TrainConfig, out: Path) -> Path:
+    return train(config, out, progress=Quiet())
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+# --------------------------------------------------------------------------------------------------------------- killed
+
+
+def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
+    """Real SIGKILLs at random moments, some of them inside a save. The seed of the moments is printed with a failure."""
+    done = subprocess.run([sys.executable, str(HARNESS), "--kills", "20"], capture_output=True, text=True, timeout=200)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["kills"] >= 20
+    assert outcome["in_save"] >= 5  # a `.partial-` directory is left and no final one
+    assert outcome["in_probe"] >= 2  # a `.partial-` file likewise
+    assert outcome["differences"] == outcome["left_behind"] == []
+    assert len(set(outcome["steps"])) >= 5  # kills all over the run, and progress between them
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9, 10])
+def test_a_crash_at_any_step_changes_nothing(tmp_path: Path, text: Path, step: int) -> None:
+    config = tiny_config(text, model={"dropout": 0.1}, eval_every=3, checkpoint_every=4)
+    run = crashed(config, tmp_path / "run", step)
+    resume(run, progress=Quiet())
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, eval_every=0, checkpoint_every=0)
+    run = crashed(config, tmp_path / "run", 7)
+    assert checkpoint_paths(run / "checkpoints") == []
+    resume(run, progress=Quiet())
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
+
+    def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate_data(*arguments, **options), "loss": next(losses)}
+
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", told)
+    run = crashed(tiny_config(text, eval_every=3, checkpoint_every=3, keep_checkpoints=1), tmp_path / "run", 7)
+    resume(run, progress=Quiet())
+    assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003", "000010"]
+    state = open_checkpoint(run / "checkpoints" / "000010").state
+    assert (state.best_step, state.best_val_loss) == (3, 2.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+PROGRAM = """
+import sys, time, torch
+from pathlib import Path
+import glassgpt as g
+from glassgpt.progress import PlainProgress
+
+class Slow(PlainProgress):
+    def step(self, record):
+        time.sleep(0.1)
+
+torch.set_num_threads(1)
+g.train(g.TrainConfig.from_toml(Path(sys.argv[1]).read_text()), sys.argv[2], progress=Slow())
+"""
+
+
+def begun(run: Path, child: subprocess.Popen[str]) -> bool:
+    metrics = run / "metrics.jsonl"
+    return child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 5)
+
+
+def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, text: Path) -> None:
+    # 100 slowed steps take 10 s, and the signal comes at the fifth; the only checkpoint before the end is the signal's.
+    config = tiny_config(text, steps=100, model={"dropout": 0.1}, eval_every=0, checkpoint_every=0)
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    runs = {number: tmp_path / number.name for number in (signal.SIGINT, signal.SIGTERM)}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.toml")]
+    children = {
+        number: subprocess.Popen([*command, str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number, run in runs.items()
+    }
+    for number, child in children.items():
+        give_up = time.monotonic() + 60
+        while not begun(runs[number], child) and time.monotonic() < give_up:
+            time.sleep(0.001)
+        before = (runs[number] / "config.toml").read_bytes()
+        with pytest.raises(UserError, match="another process is training"):  # two trainers on one run
+            resume(runs[number], progress=Quiet())
+        with pytest.raises(UserError, match="another process is training"):
+            train(config.override(seed=1), runs[number], overwrite=True, progress=Quiet())
+        assert (runs[number] / "config.toml").read_bytes() == before
+        child.send_signal(number)
+    outputs = {number: child.communicate(timeout=60) for number, child in children.items()}
+    assert "KeyboardInterrupt" in outputs[signal.SIGINT][1]
+    assert (children[signal.SIGTERM].returncode, outputs[signal.SIGTERM][1]) == (0, "")
+    expected = through(config, tmp_path / "through")
+    for number, run in runs.items():
+        (saved,) = checkpoint_paths(run / "checkpoints")
+        step = int(saved.name)
+        assert 5 <= step < 100
+        assert records_of(run)[-1]["step"] == step
+        assert f"stopped at step {step} and saved; go on with: {program()} train --resume {run}" in outputs[number][0]
+        resume(run, progress=Quiet())
+        assert differences(run, expected) == ["the checkpoints kept"]  # the signal's own beside the last
+
+
+def test_a_signal_just_behind_the_decision_to_save_loses_no_step(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It once ended the loop behind a step that had not been saved, although the message said so."""
+    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), training._due
+
+    def interrupted(step: int, every: int) -> bool:
+        if (step, every) == (3, 100):
+            signal.raise_signal(signal.SIGINT)
+        return due(step, every)
+
+    monkeypatch.setattr("glassgpt.training.loop._due", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        through(config, tmp_path / "run")
+    (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
+    assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
+
+
+# ------------------------------------------------------------------------------------------------------------ extension
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, text: Path) -> None:
+    run = through(tiny_config(text), tmp_path / "run")
+    before, progress = contents(run), Quiet()
+    assert resume(run, progress=progress) == run
+    resume(run, steps=10, progress=Quiet())
+    with pytest.raises(UserError, match="is at step 10 already"):
+        resume(run, steps=9, progress=Quiet())
+    assert contents(run) == before
+    assert "is finished at step 10" in progress.messages[-1]
+
+
+def test_an_extended_run_is_the_longer_one_where_the_rate_is_constant(tmp_path: Path, text: Path) -> None:
+    changes: dict[str, Any] = {"optim": {"schedule": "constant"}, "model": {"dropout": 0.1}}
+    run = through(tiny_config(text, **changes), tmp_path / "run")
+    resume(run, steps=20, progress=Quiet())
+    assert differences(run, through(tiny_config(text, steps=20, **changes), tmp_path / "through")) == []
+
+
+def test_an_extended_run_takes_the_longer_runs_schedule_from_there_and_says_so(tmp_path: Path, text: Path) -> None:
+    config, progress = tiny_config(text), Quiet()
+    run = through(config, tmp_path / "run")
+    before = (run / "metrics.jsonl").read_text()
+    resume(run, steps=13, progress=progress)
+    assert (run / "metrics.jsonl").read_text().startswith(before)
+    rates = [record["lr"] for record in records_of(run) if "loss" in record]
+    assert rates == [lr_at(step, 10 if step < 10 else 13, config.optim) for step in range(13)]
+    assert "from step 10 on, the schedule is that of a run of 13 steps" in progress.messages
+    assert TrainConfig.from_toml((run / "config.toml").read_text()).steps == 13
+    assert [record["step"] for record in records_of(run) if "val_loss" in record] == [0, 5, 10, 13]
+    assert checkpoint_paths(run / "checkpoints")[-1].name == "000013"
+
+
+def test_an_extension_that_was_interrupted_goes_on_to_the_new_end(tmp_path: Path, text: Path) -> None:
+    runs = [through(tiny_config(text), tmp_path / name) for name in ("one", "two")]
+    with pytest.raises(CrashError):
+        resume(runs[0], steps=20, progress=CrashAt(12))
+    resume(runs[0], progress=Quiet())
+    resume(runs[1], steps=20, progress=Quiet())
+    assert differences(*runs) == []
+
+
+# ------------------------------------------------------------------------------------------------- what has changed since
+
+
+@pytest.mark.parametrize(
+    "other", [SENTENCE * 50, SENTENCE * 50 + "λ", "the\n" * 900], ids=["same characters", "more", "fewer"]
+)
+def test_other_text_is_refused_and_the_run_stays(tmp_path: Path, text: Path, other: str) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    before = contents(run)
+    text.write_text(other, encoding="utf-8")
+    with pytest.raises(UserError, match="the text has changed since this run began"):
+        resume(run, progress=Quiet())
+    assert contents(run) == before
+
+
+def test_the_same_text_in_a_newer_file_is_no_change(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text)
+    run = crashed(config, tmp_path / "run", 7)
+    text.unlink()
+    time.sleep(0.01)
+    write_text(text)
+    resume(run, progress=Quiet())
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+class Threads(Quiet):
+    """Notes how many threads the updates were computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Note it."""
+        self.threads.add(torch.get_num_threads())
+
+
+def test_the_number_of_threads_is_recorded_and_restored(tmp_path: Path, text: Path) -> None:
+    torch.set_num_threads(2)
+    run = crashed(tiny_config(text, steps=2), tmp_path / "run", 1)
+    assert json.loads((run / "environment.json").read_text())["threads"] == 2
+    torch.set_num_threads(1)
+    progress = Threads()
+    resume(run, progress=progress)
+    assert progress.threads == {2}
+    assert torch.get_num_threads() == 1  # the caller's own are put back
+    assert not [message for message in progress.messages if "warning" in message]
+
+
+def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "cpu": "an abacus"}))
+    progress = Quiet()
+    resume(run, progress=progress)
+    (warning,) = [message for message in progress.messages if "warning" in message]
+    assert f"torch was 1.0, is {environment['torch']}" in warning
+    assert "cpu was an abacus" in warning
+    assert "precision" not in warning
+
+
+@pytest.mark.parametrize(
+    "edit", [("n_embd = 16", "n_embd = 32"), ("lr = 0.01", "lr = 0.5"), ("seed = 1337", "seed = 7")]
+)
+def test_a_config_that_was_edited_is_refused(tmp_path: Path, text: Path, edit: tuple[str, str]) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    config = (run / "config.toml").read_text()
+    assert edit[0] in config
+    (run / "config.toml").write_text(config.replace(*edit))
+    before = contents(run)
+    with pytest.raises(UserError, match=r"config\.toml was changed since the run's last checkpoint"):
+        resume(run, progress=Quiet())
+    assert contents(run) == before
+
+
+def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text)
+    run = crashed(config, tmp_path / "run", 7)
+    shard = prepare(config.data) / "train-00000-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        resume(run, progress=Quiet())
+
+
+def test_a_run_whose_dataset_was_removed_prepares_the_same_again(tmp_path: Path) -> None:
+    """Of several files and in shards, and with duplicates that are left out."""
+    (tmp_path / "texts").mkdir()
+    for number in (1, 2, 2, 3):
+        write_text(tmp_path / "texts" / f"{number}-{len(list((tmp_path / 'texts').iterdir()))}.txt", seed=number)
+    config = tiny_config(tmp_path / "texts", data={"deduplicate": True, "shard_tokens": 1500})
+    run = crashed(config, tmp_path / "run", 7)
+    dataset = prepare(config.data)
+    shutil.rmtree(dataset)
+    resume(run, progress=Quiet())
+    assert dataset.is_dir()
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_run_on_a_prepared_dataset_needs_it_and_its_tokenizer(tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text)
+    ready = prepare(config.data, tmp_path / "ready")
+    own = through(config, tmp_path / "own")
+    run = crashed(tiny_config(ready), tmp_path / "run", 7)
+    other = prepare(config.override(data={"tokenizer": "bytes"}).data, tmp_path / "other")
+    with pytest.raises(UserError, match=r"other was made by another tokenizer \(bytes\) than the model's"):
+        train(tiny_config(other, init_from=str(own)), tmp_path / "on", progress=Quiet())
+    assert not (tmp_path / "on").exists()
+    ready.rename(tmp_path / "away")
+    with pytest.raises(UserError, match="there is no file, folder or registered source"):
+        resume(run, progress=Quiet())
+    assert prepare(config.data, ready, workers=1) == ready
+    resume(run, progress=Quiet())
+    assert differences(run, through(tiny_config(ready), tmp_path / "through")) == []
+
+
+def test_a_run_goes_on_from_another_working_directory(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text.parent)
+    source = through(tiny_config(Path(text.name)), Path("source"))
+    source_path = source.resolve()
+    run = crashed(tiny_config(Path(text.name), init_from=str(source)), Path("run"), 7).resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(run, progress=Quiet())
+    expected = through(tiny_config(text, init_from=str(source_path)), tmp_path / "through")
+    assert differences(run, expected) == []
+
+
+def test_a_run_whose_text_has_moved_goes_on_when_told_where(tmp_path: Path, text: Path) -> None:
+    expected = through(tiny_config(text), tmp_path / "through")
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    moved = text.rename(tmp_path / "moved.txt")
+    with pytest.raises(
+        UserError, match=r"there is no file.*\n.*has moved, write its new place into .*config\.toml as data\.source"
+    ):
+        resume(run, progress=Quiet())
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace(str(text), str(moved)))
+    resume(run, progress=Quiet())
+    assert differences(run, expected) == ["config.toml"]
+    (run / "config.toml").write_text(
+        (run / "config.toml").read_text().replace(str(moved), str(write_text(tmp_path / "other.txt", seed=9)))
+    )
+    with pytest.raises(UserError, match="the text has changed"):
+        resume(run, steps=12, progress=Quiet())
+
+
+def test_a_run_goes_on_behind_a_link_again_and_again(tmp_path: Path, text: Path) -> None:
+    """Resolved anew, the place in the link's stead once went into the checkpoints, but not into config.toml."""
+    run = crashed(tiny_config(text), tmp_path / "run", 4)
+    text.symlink_to(text.rename(tmp_path / "moved.txt"))
+    for steps in (7, 8, 10):
+        resume(run, steps=steps, progress=Quiet())
+    assert checkpoint_paths(run / "checkpoints")[-1].name == "000010"
+
+
+def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    with pytest.raises(UserError, match="is at step 5 already: --steps must be larger"):
+        resume(run, steps=5, progress=Quiet())
+    resume(run, steps=6, progress=Quiet())
+    assert checkpoint_paths(run / "checkpoints")[-1].name == "000006"
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "missing", "there is no run at"), (tmp_path, "is not a run")):
+        with pytest.raises(UserError, match=message):
+            resume(path, progress=Quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fine_tuned_run_goes_on_without_the_run_that_it_came_from(tmp_path: Path, text: Path) -> None:
+    source = through(tiny_config(text), tmp_path / "source")
+    write_text(text, seed=3)
+    config = tiny_config(text, init_from=str(source), checkpoint_every=2)
+    expected = through(config, tmp_path / "through")
+    run = crashed(config, tmp_path / "run", 7)
+    shutil.rmtree(source)
+    resume(run, progress=Quiet())
+    assert differences(run, expected) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, text: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    config = tiny_config(text, checkpoint_every=2, eval_every=0)
+    run = crashed(config, tmp_path / "run", 7)
+    damage(run / "checkpoints" / "000006" / name)
+    progress = Quiet()
+    resume(run, progress=progress)
+    (warning,) = [message for message in progress.messages if "trying the one before it" in message]
+    assert "000006" in warning
+    assert name in warning
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(tmp_path: Path, text: Path) -> None:
+    """Counted among the newest, it once made the run remove each checkpoint that it had just saved."""
+    config = tiny_config(text, checkpoint_every=2, keep_checkpoints=1, eval_every=0)
+    run = crashed(config, tmp_path / "run", 5)
+    shutil.copytree(run / "checkpoints" / "000004", run / "checkpoints" / "000009")
+    truncate(run / "checkpoints" / "000009" / "model.safetensors")
+    with pytest.raises(CrashError):
+        resume(run, progress=CrashAt(7))
+    open_checkpoint(run / "checkpoints" / "000006")
+    resume(run, progress=Quiet())
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_where_all_checkpoints_are_damaged_the_run_stays_as_it_is(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text, checkpoint_every=2), tmp_path / "run", 7)
+    for path in checkpoint_paths(run / "checkpoints"):
+        truncate(path / "optimizer.safetensors")
+    before = contents(run)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        resume(run, progress=Quiet())
+    assert contents(run) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ full disk
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text, checkpoint_every=2, eval_every=0)
+    save = safetensors.torch.save_file
+
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+        save(tensors, path, metadata)
+        if path.parent.name == ".partial-000006":
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(UserError, match=r"cannot write .*000006: the disk is full"):
+            through(config, tmp_path / "run")
+    assert [path.name for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["000002", "000004"]
+    resume(tmp_path / "run", progress=Quiet())
+    assert differences(tmp_path / "run", through(config, tmp_path / "through")) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte, where this process may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip(
+            f"a small disk cannot be mounted here: {mounted.stderr.strip() if mounted else 'there is no mount'}"
+        )
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+class FillAt(Quiet):
+    """Fills the disk at a step, but for some bytes, once the save of the step before is done."""
+
+    def __init__(self, step: int, filler: Path, left: int) -> None:
+        super().__init__()
+        self.at, self.filler, self.left = step, filler, left
+
+    def step(self, record: Any) -> None:
+        """Fill it at the step."""
+        if record["step"] == self.at:
+            while any(thread.name == "glassgpt-save" for thread in threading.enumerate()):
+                time.sleep(0.001)
+            self.filler.write_bytes(bytes(shutil.disk_usage(self.filler.parent).free - self.left))
+
+
+@pytest.mark.parametrize("kilobytes", [0, 4, 8, 20, 32, 48, 60])
+def test_a_truly_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, text: Path, small_disk: Path, kilobytes: int
+) -> None:
+    """A checkpoint takes some 64 KB, so the disk is full before the save, in the weights, in the moments or in the small files."""
+    config = tiny_config(text, checkpoint_every=2, eval_every=3)
+    run, filler = small_disk / "run", small_disk / "filler"
+    with pytest.raises(UserError, match="the disk is full: free some space"):
+        train(config, run, progress=FillAt(5, filler, kilobytes * 1024))
+    newest = checkpoint_paths(run / "checkpoints")[-1]
+    assert newest.name == "000004"
+    open_checkpoint(newest)
+    assert not list((run / "checkpoints").glob(".partial-*"))
+    filler.unlink()
+    resume(run, progress=Quiet())
+    assert differences(run, through(config, tmp_path / "through")) == []
+
+
+def test_a_run_without_any_checkpoint_says_that_it_begins_again(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    shutil.rmtree(run / "checkpoints")
+    progress = Quiet()
+    resume(run, progress=progress)
+    assert any("has no checkpoint: it begins again at step 0" in message for message in progress.messages)
+    assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 11))
+
+
+def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_path: Path, text: Path) -> None:
+    run = through(tiny_config(text), tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("garbage\n")
+    before = contents(run)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 14 is no record"):
+        resume(run, steps=12, progress=Quiet())
+    assert contents(run) == before

@@ -1,0 +1,243 @@
+"""Files that are whole or not there: what a reader, an error and a crash find."""
+
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import (
+    PARTIAL_PREFIX,
+    atomic_directory,
+    explain_os_errors,
+    remove_partials,
+    sha256_of,
+    write_atomic,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Calls:
+    """The order of what reaches the disk: the inode of each fsync, and each rename."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.order: list[tuple[str, int]] = []
+        self._fsync, self._replace = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
+
+    def fsync(self, descriptor: int) -> None:
+        self.order.append(("fsync", os.fstat(descriptor).st_ino))
+        self._fsync(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.order.append(("replace", source.stat().st_ino))
+        self._replace(source, target)
+
+
+def test_sha256_of_agrees_with_the_standards_example_and_with_hashlib(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    content = bytes(range(256)) * 5000  # more than one block of any reader
+    (tmp_path / "large").write_bytes(content)
+    assert sha256_of(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", ["grüße\n", b"\x00\xff\n\r"])
+def test_write_atomic_replaces_the_content_byte_for_byte(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    path.write_text("something longer that stood there before")
+    write_atomic(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+    path, contents = tmp_path / "file", (b"a" * 50_000, b"b" * 200_000)
+    write_atomic(path, contents[0])
+    wrong: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            found = path.read_bytes()
+            if found not in contents:
+                wrong.append(len(found))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for turn in range(40):
+        write_atomic(path, contents[turn % 2])
+    done.set()
+    watcher.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_write_atomic_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(UserError, match=r"cannot write .*file: the disk is full"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_any_number_may_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits, before its file takes its name, until all of them have written theirs."""
+    path, everybody = tmp_path / ("x" * 250), threading.Barrier(4)
+    replace, wrong = os.replace, []
+
+    def meet(*arguments: Path) -> None:
+        everybody.wait(10)
+        replace(*arguments)
+
+    def write(content: str) -> None:
+        try:
+            write_atomic(path, content)
+        except Exception as error:
+            wrong.append(error)
+
+    monkeypatch.setattr(os, "replace", meet)
+    contents = [str(number) * (number + 1) for number in range(4)]
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert path.read_text() in contents
+    assert names(tmp_path) == [path.name]
+
+
+def test_what_a_killed_write_leaves_is_found_by_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: left.append(names(tmp_path)))
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        write_atomic(tmp_path / "file", "x")
+    (one,), (two, file) = left[0], left[2]
+    assert one.startswith(f"{PARTIAL_PREFIX}file.1-")
+    assert two.startswith(f"{PARTIAL_PREFIX}file.2-")
+    assert file == "file"
+
+
+def test_write_atomic_flushes_before_it_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    write_atomic(tmp_path / "file", "content")
+    inode, folder = (tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino
+    # The other order can leave an empty file after a power cut; without the last, the old name comes back.
+    assert calls.order == [("fsync", inode), ("replace", inode), ("fsync", folder)]
+
+
+def test_a_directory_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "000010"
+    with atomic_directory(final) as partial:
+        (partial / "a").write_text("1")
+        assert not final.exists()
+        assert names(final.parent) == [f"{PARTIAL_PREFIX}000010"]
+        (partial / "b").write_text("2")
+    assert names(final) == ["a", "b"]
+    assert names(final.parent) == ["000010"]
+
+
+def test_a_directory_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    with atomic_directory(tmp_path / "final") as partial:
+        for name in ("a", "b"):
+            (partial / name).write_text(name)
+    renamed = calls.order.index(("replace", (tmp_path / "final").stat().st_ino))
+    flushed = {inode for kind, inode in calls.order[:renamed] if kind == "fsync"}
+    assert flushed == {
+        path.stat().st_ino for path in (tmp_path / "final", tmp_path / "final" / "a", tmp_path / "final" / "b")
+    }
+    assert calls.order[renamed + 1 :] == [("fsync", tmp_path.stat().st_ino)]
+
+
+def test_an_exception_in_a_directory_leaves_the_former_one(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with atomic_directory(final) as partial:
+        (partial / "a").write_text("old")
+
+    def rewrite() -> None:
+        with atomic_directory(final) as partial:
+            (partial / "a").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rewrite()
+    assert (final / "a").read_text() == "old"
+    assert names(tmp_path) == ["final"]
+
+
+def test_a_directory_replaces_the_former_one_and_a_killed_ones_remains(tmp_path: Path) -> None:
+    final, left = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
+    for folder in (final, left):
+        folder.mkdir()
+        (folder / "former").write_text("x")
+    with atomic_directory(final) as partial:
+        (partial / "a").write_text("new")
+    assert names(final) == ["a"]
+    assert names(tmp_path) == ["final"]
+
+
+def test_remove_partials_takes_files_and_folders_of_that_prefix_only(tmp_path: Path) -> None:
+    (tmp_path / f"{PARTIAL_PREFIX}000001").mkdir()
+    (tmp_path / f"{PARTIAL_PREFIX}000001" / "a").write_text("x")
+    (tmp_path / f"{PARTIAL_PREFIX}file").write_text("x")
+    (tmp_path / "000001").mkdir()
+    (tmp_path / "partial").write_text("x")
+    remove_partials(tmp_path, "fi*")
+    assert names(tmp_path) == [f"{PARTIAL_PREFIX}000001", "000001", "partial"]
+    remove_partials(tmp_path)
+    assert names(tmp_path) == ["000001", "partial"]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EACCES, "permission denied"),
+        (errno.EPERM, "permission denied"),
+        (errno.EROFS, "read-only"),
+        (errno.ENOTDIR, "no directory"),
+    ],
+)
+def test_errors_that_a_user_can_mend_are_explained(number: int, reason: str) -> None:
+    with (
+        pytest.raises(UserError, match=rf"cannot write some/file: .*{reason}") as caught,
+        explain_os_errors("write", Path("some/file")),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    with pytest.raises(OSError, match="disk is broken") as caught, explain_os_errors("write", Path("file")):
+        raise OSError(errno.EIO, "the disk is broken")
+    assert not isinstance(caught.value, UserError)
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(tmp_path / "pipe", "figures")
+        assert os.read(reader, 99) == b"figures"
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
