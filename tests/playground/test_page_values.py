@@ -35,7 +35,6 @@ from glassgpt.interpretability import (
 )
 from glassgpt.interpretability.snapshots import read_probe, take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.assets import page_files
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.loop import train
@@ -106,7 +105,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, trained: Path) -> Iterator[str]:
-    with serving(folder / "plain", folder / "windowed", trained, files=page_files()) as served:
+    with serving(folder / "plain", folder / "windowed", trained) as served:
         yield served.url
 
 
