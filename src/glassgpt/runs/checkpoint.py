@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from glassgpt.config.schema import ModelConfig, TrainConfig
 from glassgpt.distributed.strategies import Strategy
-from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
+from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _STEP_NAME = re.compile(r"\d{6,}")
@@ -131,7 +131,7 @@ class Checkpoint:
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
             owners[parameter].state[parameter][kind] = (
-                strategy.like(copy, parameter) if copy.shape == parameter.shape else copy
+                strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
             )
 
 
@@ -153,10 +153,10 @@ def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     for tensors, kept in ((weights, found.weights), (moments, found.moments)):
         for name, tensor in tensors.items():
-            whole = strategy.whole(tensor.detach())
-            if strategy.ranks.is_first:
+            whole = strategy.full_tensor(tensor.detach())
+            if strategy.ranks.is_main:
                 kept[name] = whole.to("cpu", copy=True)
-    return found if strategy.ranks.is_first else None
+    return found if strategy.ranks.is_main else None
 
 
 def save_checkpoint(
