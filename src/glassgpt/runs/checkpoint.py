@@ -119,7 +119,7 @@ class Checkpoint:
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
-            owners[parameter].state[parameter][kind] = strategy.like(copy, parameter) if copy.shape == parameter.shape else copy
+            owners[parameter].state[parameter][kind] = strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     for tensors, kept in ((weights, found.weights), (moments, found.moments)):
         for name, tensor in tensors.items():
-            whole = strategy.whole(tensor.detach())
-            if strategy.ranks.is_first:
+            whole = strategy.full_tensor(tensor.detach())
+            if strategy.ranks.is_main:
                 kept[name] = whole.to("cpu", copy=True)
-    return found if strategy.ranks.is_first else None
+    return found if strategy.ranks.is_main else None
 
 
 def save_checkpoint(directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState) -> Path:

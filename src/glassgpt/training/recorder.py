@@ -150,7 +150,7 @@ class RunRecorder(Recorder):
     def _write_status(self, state: State, step: int, error: str | None = None) -> None:
         ranks = self._trainer.ranks
         facts = {"step": step, "steps": self._trainer.steps, "processes": ranks.size}
-        told = {"launch": ranks.launch, "request": self._request} | ({} if error is None else {"error": error})
+        told = {"launch": ranks.launch_id, "request": self._request} | ({} if error is None else {"error": error})
         self._run.write_status(state, **facts, host=socket.gethostname(), pid=os.getpid(), **told)
 
     def fail(self, reason: str) -> None:
