@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from glassgpt.config.schema import ModelConfig, TrainConfig
 from glassgpt.distributed.strategies import Strategy
+from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
-from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _STEP_NAME = re.compile(r"\d{6,}")
