@@ -336,5 +336,5 @@ def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> Non
         evaluate_reference(run, source=str(tmp_path / "greek.txt"))
     with pytest.raises(UserError, match="split must be validation, train or all, got 'test'"):
         evaluate_reference(run, split="test")
-    with pytest.raises(UserError, match="no run or checkpoint"):
+    with pytest.raises(UserError, match="does not exist"):
         evaluate_reference(tmp_path / "missing")

@@ -141,8 +141,8 @@ def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.toml", tmp_path / "begun")
     errors = {
-        f"{tmp_path}/missing": "no run or checkpoint at .*missing",
-        f"{tmp_path}/missing@best": "no run or checkpoint at .*missing;",
+        f"{tmp_path}/missing": "missing does not exist",
+        f"{tmp_path}/missing@best": "missing does not exist",
         f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",

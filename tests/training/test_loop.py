@@ -700,7 +700,7 @@ REFUSED = [
     ({"model": {"vocab_size": 5}}, "the tokenizer has"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
     ({"data": {"validation_fraction": 0.0002}}, "validation"),
-    ({"init_from": "no/such/run"}, "no run or checkpoint at no/such/run"),
+    ({"init_from": "no/such/run"}, "no/such/run does not exist"),
     ({"device": "cuda:99"}, "'cuda:99' is not available"),
     ({"precision": "float16"}, "float32 or bfloat16"),
     ({"model": {"attention": "flex"}, "device": "cpu"}, "trains on CUDA only"),
