@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
-from glassgpt.config.schema import ModelConfig
 from glassgpt.generation.generate import generate
 from glassgpt.interop.hf_families import FAMILIES
 from glassgpt.interop.hf_models import HFModel, export_hf, home_of, open_hf
