@@ -364,7 +364,7 @@ def test_an_unknown_recipe_gets_the_nearest_name() -> None:
 
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    with pytest.raises(UserError, match="mine.toml"):
+    with pytest.raises(UserError, match=r"mine\.toml"):
         recipe(str(path))
     path.write_text(SMALL.to_toml(), encoding="utf-8")
     assert recipe(str(path), seed=3) == SMALL.override(seed=3)
