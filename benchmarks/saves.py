@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from glassgpt.config.recipes import recipe
-from glassgpt.distributed.group import joined
+from glassgpt.distributed.group import process_group
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
 from glassgpt.training.loop import train_step
 from glassgpt.training.progress import SilentProgress
@@ -60,7 +60,7 @@ def main() -> int:
     found: dict[str, list[float]] = {
         name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")
     }
-    with joined() as ranks:
+    with process_group() as ranks:
         trainer = setup_training(config, ranks, SilentProgress())
         background = Background()
 
@@ -81,16 +81,16 @@ def main() -> int:
                     background.start(lambda snapshot=snapshot: write(snapshot))  # type: ignore[misc]
                     if way == "foreground":
                         background.finish()
-                ranks.numbers([0])  # the others wait for the first
+                ranks.all_gather_numbers([0])  # the others wait for the first
                 found[way].append(time.perf_counter() - begin)
                 writing = len(found["writing"])
                 for _ in range(arguments.steps if way == "background" else 0):
                     seconds = timed_step(trainer)
                     found[
-                        "step while writing" if len(found["writing"]) == writing and ranks.is_first else "step"
+                        "step while writing" if len(found["writing"]) == writing and ranks.is_main else "step"
                     ].append(seconds)
                 background.finish()
-        if ranks.is_first:
+        if ranks.is_main:
             size = sum(p.numel() for p in trainer.strategy.model.parameters()) / 1e6
             print(
                 f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds"
