@@ -1,6 +1,6 @@
-"""A program to compare with others by turns: it works in a process of its own when it is asked, and sleeps meanwhile.
+"""A program in an alternating comparison: it runs in its own process when asked, and sleeps otherwise.
 
-In one process the threads of one library would take the cores from the next for a while, and peaks of memory could not be told apart.
+In a shared process, the threads of one library would occupy the cores of the next, and peaks of memory would mix.
 """
 
 import json

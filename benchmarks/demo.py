@@ -1,4 +1,4 @@
-"""What the demo writes, measured: how many of its words are the corpus's, and whether it copies.
+"""Quality of the demo's samples: the share of words that occur in the corpus, and the longest copied run of characters.
 
     python benchmarks/demo.py runs/demo
 
@@ -20,7 +20,7 @@ WORD = re.compile(r"[A-Za-z]{3,}")
 
 
 def longest_copied(text: str, corpus: str) -> str:
-    """The longest run of characters of `text` that stands in `corpus`."""
+    """The longest run of characters of `text` that occurs in `corpus`."""
     best = ""
     for start in range(len(text)):
         while start + len(best) < len(text) and text[start : start + len(best) + 1] in corpus:

@@ -1,14 +1,14 @@
-"""glassgpt on a CUDA GPU: its tests there, tokens/s and share of the peak, memory, kernels, generation; peers beside it.
+"""glassgpt on a CUDA GPU: tests, tokens/s and share of the peak, memory, kernels, generation; and its peers.
 
     python benchmarks/gpu.py --out gpu-results --build-nanogpt ~/build-nanogpt --nanogpt ~/nanoGPT
 
-Ends within `--minutes` (8): the parts run one after the other, the most telling first, each in a process of its own with its own
-limit, and what no time is left for is said to be left out; `--parts` runs those that are named. Compiling is what takes the time: a
-whole model of 12 layers is compiled in few parts, FlexAttention is compared on 4 layers, and what was compiled is kept by PyTorch (in
-TORCHINDUCTOR_CACHE_DIR), so that a second call has more time to measure. A part that fails is in the table with its error.
+Ends within `--minutes` (8): the parts run one after the other, the most informative first, each in its own process with its own
+limit; the output lists parts that were left out. `--parts` selects parts. Compilation takes most of the time: a whole model of 12
+layers is compiled in few parts, FlexAttention is compared on 4 layers, and PyTorch keeps compiled code (in
+TORCHINDUCTOR_CACHE_DIR), so a second call has more time to measure. If a part fails, its error is in the table.
 
-Text is random tokens: they train as fast as any. Peers are your own copies; they are copied, and their code is left as it is but
-for the lines that the table names. Writes `gpu.json` and `gpu.md` into `--out` after each part. Without CUDA: a line, and exit code 2.
+The text is random tokens, which train as fast as any. Peers are your own checkouts; a copy of each runs, with the changed lines
+named in the table. Writes `gpu.json` and `gpu.md` into `--out` after each part. Without CUDA it prints a line and exits with 2.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from glassgpt.utils.device import describe_environment, matmul_precision, peak_f
 
 ROOT = Path(__file__).resolve().parents[1]
 GPT2_IDS = 50257
-# At least so many times build-nanogpt's tokens/s.
+# The bar: this many times build-nanogpt's tokens/s.
 BAR = 1.3
 WARM_UP = 2
 """Updates before those that are measured: the first compiles."""
@@ -60,7 +60,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Something to run: in a process of its own, for so many seconds at most, if at least `need` seconds are left."""
+    """One measurement: runs in its own process for at most `limit` seconds, if at least `need` seconds are left."""
 
     name: str
     limit: float
@@ -70,7 +70,7 @@ class Part:
 
 
 class PartError(Exception):
-    """Why a part has no figures."""
+    """A part failed."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- the parts
@@ -120,7 +120,7 @@ def param_groups(options: argparse.Namespace, work: Path, memory: float) -> list
 
 
 def fitting_rows(memory: float) -> int:
-    """Sequences of 1,024 tokens in a micro-batch of the 124M model that fit into so many GiB: build-nanogpt's 64 on 80 GB."""
+    """Sequences of 1,024 tokens in a micro-batch of the 124M model that fit into this many GiB: build-nanogpt's 64 on 80 GB."""
     return next((rows for least, rows in ((70, 64), (35, 32), (20, 16), (14, 8)) if memory >= least), 4)
 
 
@@ -209,7 +209,7 @@ def seconds_of_updates(trainer: TrainState, count: int) -> list[float]:
 
 
 def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -> Result:
-    """Median tokens/s, lowest and highest, and the share of the peak that the median is, None where the peak is unknown."""
+    """Median tokens/s, lowest and highest, and the share of the peak that the median is, None if the peak is unknown."""
     median = statistics.median(rates)
     share = median * summary.training_flops_per_token / peak if peak else None
     return {
@@ -338,13 +338,13 @@ def run_nanogpt(source: Path, work: Path, rows: int, limit: float) -> Result:
         "block_size": 1024,
     }
     options |= {"gradient_accumulation_steps": steps, "bias": True, "compile": True, "out_dir": "out"}
-    told = lines_of(
+    printed = lines_of(
         ["train.py", *(f"--{name}={value}" for name, value in options.items())],
         copy,
         r"iter \d+: .*time ([\d.]+)ms",
         limit,
     )
-    found = peer_figures([rows * 1024 * steps / (milliseconds / 1e3) for milliseconds in told])
+    found = peer_figures([rows * 1024 * steps / (milliseconds / 1e3) for milliseconds in printed])
     return found | {"changed": f"batch_size = {rows}, gradient_accumulation_steps = {steps}, bias = True"}
 
 
@@ -359,7 +359,7 @@ PEER_UPDATES = 10
 
 
 def lines_of(arguments: Sequence[str], folder: Path, pattern: str, limit: float) -> list[float]:
-    """The numbers that a script prints, those of its first `WARM_UP` updates aside; it is ended behind `PEER_UPDATES` more.
+    """The numbers that a script prints, those of its first `WARM_UP` updates aside; it is stopped after `PEER_UPDATES` more.
 
     Fewer count, if the time is over and there are three. Raises `PartError` otherwise, with the last line of what it printed.
     """
@@ -410,7 +410,7 @@ def own_process(command: Sequence[str], **options: Any) -> Iterator["subprocess.
 
 
 def output_of(command: Sequence[str], limit: float, **options: Any) -> tuple[int, str]:
-    """Exit code and output. Raises `PartError` where it takes longer than the limit."""
+    """Exit code and output. Raises `PartError` if it takes longer than the limit."""
     with own_process(command, **options) as process:
         try:
             text, _ = process.communicate(timeout=limit)
@@ -420,7 +420,7 @@ def output_of(command: Sequence[str], limit: float, **options: Any) -> tuple[int
 
 
 def child(work: Path, job: Mapping[str, Any], limit: float) -> Result:
-    """What this script finds in a process of its own, where memory is all there and a failure stays."""
+    """Run a job of this script in its own process, so that memory is free and a failure stays there."""
     result = work / "result.json"
     result.unlink(missing_ok=True)
     command = [
@@ -481,8 +481,8 @@ def write_tokens(folder: Path, count: int) -> None:
 # --------------------------------------------------------------------------------------------------------------- all together
 
 
-def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result]], None]) -> list[Result]:
-    """Run one after the other, for as long as there is time; `tell` gets all results so far behind each."""
+def run_parts(parts: Sequence[Part], minutes: float, report: Callable[[list[Result]], None]) -> list[Result]:
+    """Run parts one after the other while time is left; `report` gets all results so far after each."""
     end = time.monotonic() + 60 * minutes
     results: list[Result] = []
     for part in parts:
@@ -501,7 +501,7 @@ def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result
                 result["note"] = f"failed: {error if isinstance(error, PartError) else repr(error)}"
         result["seconds"] = time.monotonic() - began
         results.append(result)
-        tell(results)
+        report(results)
     return results
 
 
@@ -532,7 +532,7 @@ def as_markdown(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 
 def _bar(results: Sequence[Result]) -> Iterator[str]:
-    """The fastest of glassgpt's rows of 1,024 beside the faster of build-nanogpt's, where both were measured."""
+    """The fastest of glassgpt's rows of 1,024 against the faster of build-nanogpt's, if both were measured."""
     rates = {result["name"]: result["tokens_per_second"] for result in results if "tokens_per_second" in result}
     theirs = [rate for name, rate in rates.items() if name.startswith("build-nanogpt")]
     ours = [rate for name, rate in rates.items() if name.startswith("bfloat16, compiled") and name.endswith("x 1024")]

@@ -1,10 +1,10 @@
-"""Ranks killed by SIGKILL under `torchrun --max-restarts`, on 2 and on 3 processes, against runs that nobody disturbed.
+"""Ranks killed by SIGKILL under `torchrun --max-restarts`, on 2 and on 3 processes, against undisturbed runs.
 
     python benchmarks/rank_kills.py --kills 20
 
-The kills come between two steps, inside saves and inside evaluations; torchrun starts the ranks again, and they go on by themselves.
-The end is compared bit for bit, and no saved step may be done twice. This is `tests/torchrun_harness.py`, which the test suite runs
-with 3 kills. Linux only: a rank is told by its environment.
+The kills come between two steps, inside saves and inside evaluations; torchrun restarts the ranks, and they continue the run.
+The end is compared bit for bit, and no saved step may be repeated. This is `tests/torchrun_harness.py`, which the test suite runs
+with 3 kills. Linux only: it recognises a rank by its environment in /proc.
 """
 
 import argparse
