@@ -3,10 +3,10 @@
     python benchmarks/ablation.py slots --data input.txt --out runs/slots            # 25 runs of shakespeare-cpu
     python benchmarks/ablation.py speedrun --data input.txt --out runs/parts --seeds 3   # 31 times 3 runs of speedrun
 
-All variants train on equally many tokens. Finished runs are not repeated, so an interrupted call can be repeated. Prints a Markdown
-table: parameters, validation loss on the whole split (mean and standard deviation over the seeds), the difference to the recipe, and
-the processor time of a run, evaluations included, relative to the recipe's (medians; comparable if one call did all runs on an
-otherwise idle machine).
+All variants train on equally many tokens. Finished runs are not repeated, so an interrupted call can be repeated.
+Prints a Markdown table: parameters, validation loss on the whole split (mean and standard deviation over the seeds),
+the difference to the recipe, and the processor time of a run, evaluations included, relative to the recipe's
+(medians; comparable if one call did all runs on an otherwise idle machine).
 """
 
 import argparse
@@ -140,7 +140,9 @@ def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
 
 
 def finished(run: Path, config: g.TrainConfig) -> bool:
-    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in by the run)."""
+    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in
+    by the run).
+    """
     if not (run / "checkpoints" / f"{config.steps:06d}" / "manifest.json").is_file():
         return False
     found = find_checkpoint(run).config

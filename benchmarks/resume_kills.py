@@ -37,7 +37,8 @@ def main() -> int:
         return harness.returncode or 1
     outcome = json.loads(last)
     print(
-        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; resumed at steps"
+        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; "
+        "resumed at steps"
     )
     print(*outcome["steps"])
     differing = outcome["differences"] + outcome["left_behind"]

@@ -3,9 +3,9 @@
     python benchmarks/saves.py                                              # GPT-2's size, one process
     torchrun --standalone --nproc-per-node 2 benchmarks/saves.py --strategy fsdp
 
-A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the copy, and in the
-foreground the writing and hashing too. The steps after a save share the machine with the writing thread: their times are printed
-next to those of undisturbed steps.
+A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the
+copy, and in the foreground the writing and hashing too. The steps after a save share the machine with the writing
+thread: their times are printed next to those of undisturbed steps.
 """
 
 import argparse
@@ -99,9 +99,8 @@ def main() -> int:
                 if values:
                     spread = f"({min(values):.2f} to {max(values):.2f}, {len(values)} times)"
                     print(f"  {name:<20} {statistics.median(values):7.2f} s   {spread}")
-            print(
-                f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}"
-            )
+            ratio = statistics.median(found["foreground"]) / statistics.median(found["background"])
+            print(f"  foreground / background: {ratio:.1f}")
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 

@@ -2,8 +2,9 @@
 
     python benchmarks/start.py --rounds 7
 
-Each measurement is a whole process, with files cached. The model is GPT-2 small with random weights as a safetensors file
-(498 MB in float32): `open` loads it, `open, first token` also computes one token. Prints Markdown: medians, fastest and slowest.
+Each measurement is a whole process, with files cached. The model is GPT-2 small with random weights as a safetensors
+file (498 MB in float32): `open` loads it, `open, first token` also computes one token. Prints Markdown: medians,
+fastest and slowest.
 """
 
 import argparse
