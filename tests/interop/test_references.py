@@ -268,7 +268,7 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     assert export(source, tmp_path / "hf") == ("Llama" if window is None else "Mistral")
     still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
     tuned, config = fine_tuned(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **still)
-    assert (config.model.context_length, config.model.window, config.model.kv_heads) == (8, None, 1)
+    assert (config.model.context_length, config.model.window, config.model.resolved_n_kv_head) == (8, None, 1)
     (before, letters), (after, same) = load(source), load(tuned)
     assert letters is not None
     assert same is not None

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.references import load
 from glassgpt.interpretability import ActivationCache, capture
 from glassgpt.interpretability.snapshots import Prompt, take_probe, write_probe

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import glassgpt as g
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_models import export_hf
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.utils.errors import UserError

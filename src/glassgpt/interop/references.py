@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from glassgpt.config.schema import USUAL_VOCABULARIES, DataConfig, TrainConfig
+from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, DataConfig, TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.sources import PreparedDataset, resolve
 from glassgpt.interop.references import find_model
@@ -123,7 +123,7 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
         assumptions.append(
             "updates are taken as they become; the early ones, smaller or of shorter sequences, take less"
         )
-    config.share_of_batch(gpus)
+    config.sequences_per_process(gpus)
     gpu = GPUS.get(config.device.lower())
     if gpu is not None:
         return _on_paper(config, gpu, gpus, assumptions)
@@ -158,7 +158,7 @@ def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     prepared = _prepared(config.data)
     if prepared is not None:
         return config.override(model={"vocab_size": open_dataset(prepared.directory).tokenizer.vocab_size}), said
-    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else USUAL_VOCABULARIES[kind]
+    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else TYPICAL_VOCAB_SIZES[kind]
     if kind == "characters":
         said.append(f"the text has {size} different characters (--model.vocab-size N for another number)")
     return config.override(model={"vocab_size": size}), said
