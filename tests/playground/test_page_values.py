@@ -285,7 +285,7 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         [torch.special.entr(layer.weights()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
     same(column(shown.csv_of("Heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
-    shared = case.model.config.kv_heads != case.model.config.n_head
+    shared = case.model.config.resolved_n_kv_head != case.model.config.n_head
     legend = hook(shown, "kv-legend")
     assert legend.count() == shared
     if shared:

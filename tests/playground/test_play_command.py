@@ -35,7 +35,7 @@ def test_mistakes_are_told_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no run in runs/" in fails(capsys)
-    assert "there is no run or checkpoint at runs/x" in fails(capsys, "runs/x")
+    assert "runs/x does not exist" in fails(capsys, "runs/x")
     run = str(write_run(tmp_path / "runs" / "x", GPT2_LIKE).path)
     assert "it has 1 and best" in fails(capsys, run + "@7")
     assert "--port must be from 1 to 65535" in fails(capsys, run, "--port", "0")
