@@ -384,8 +384,6 @@ def test_lines_that_are_no_http_are_refused(client: Client) -> None:
         b"GET /api/offers HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example\r\norigin: http://localhost\r\n\r\n",
         b"GET http://evil.example/ HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
-        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: -1\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
@@ -400,7 +398,8 @@ def test_lines_that_are_no_http_are_refused(client: Client) -> None:
     ]
     for lines in fixed:
         assert 400 <= sent(client, lines) < 500, lines[:80]
-    for lines in mangled:
+    long = [b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 600_000, b"GET /" + b"a" * 600_000]
+    for lines in mangled + long:
         status = sent(client, lines)
         assert status is None or status < 500, lines
     assert client.request("GET", "/")[0] == 200
@@ -409,11 +408,11 @@ def test_lines_that_are_no_http_are_refused(client: Client) -> None:
 def sent(client: Client, lines: bytes) -> Any:
     """The status of the answer to raw bytes, None where the connection just ends."""
     with socket.create_connection(("127.0.0.1", client.port), timeout=15) as connection:
-        connection.sendall(lines)
-        connection.shutdown(socket.SHUT_WR)
         try:
+            connection.sendall(lines)
+            connection.shutdown(socket.SHUT_WR)
             first = connection.recv(100)
-        except ConnectionResetError:
+        except (BrokenPipeError, ConnectionResetError):
             return None
     return int(first.split()[1]) if first else None
 
