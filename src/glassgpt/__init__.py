@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from glassgpt.generation.generate import Piece, generate
     from glassgpt.generation.inference import quantized
     from glassgpt.interop.references import export, load
-    from glassgpt.interpretability import capture
+    from glassgpt.interpretability.capture import capture
     from glassgpt.model.gpt import GPT
     from glassgpt.report import write_report
     from glassgpt.training.loop import resume, train
@@ -59,7 +59,7 @@ _HOMES = {
     "SampleConfig": "config.schema",
     "TrainConfig": "config.schema",
     "UserError": "utils.errors",
-    "capture": "interpretability",
+    "capture": "interpretability.capture",
     "evaluate_reference": "evaluation",
     "export": "interop.references",
     "generate": "generation.generate",

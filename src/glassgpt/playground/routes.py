@@ -46,7 +46,7 @@ ABOUT_MODELS: dict[str, tuple[type[questions.Question], Callable[[Held, Any], An
     "vocabulary": (questions.Question, answers.vocabulary),
     "tokens": (questions.CutQuestion, answers.tokens),
     "merges": (questions.MergesQuestion, answers.merges),
-    "head_kinds": (questions.Question, answers.kinds),
+    "head_scores": (questions.Question, answers.scored_heads),
     "map": (questions.TableQuestion, answers.table_map),
     "near": (questions.NearQuestion, answers.near),
     "weight": (questions.PictureQuestion, answers.weight),
