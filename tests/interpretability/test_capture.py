@@ -10,7 +10,7 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation.inference import InferenceGPT, PackedLinear, quantized
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations, attention_overview, capture
 from glassgpt.interpretability.interventions import Edit, edited, effects

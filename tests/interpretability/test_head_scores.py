@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability.capture import capture
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores, pattern_scores, repeated_tokens
 from glassgpt.model.gpt import GPT

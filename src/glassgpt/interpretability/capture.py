@@ -181,7 +181,7 @@ def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
     def after_out(inputs: tuple[Any, ...], _: Tensor) -> None:
-        layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
+        layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
     def keep(input_name: str | None, output_name: str | None = None) -> Callable[[tuple[Any, ...], Tensor], None]:
         def record(inputs: tuple[Any, ...], output: Tensor) -> None:
