@@ -24,6 +24,7 @@ from glassgpt.model.attention import (
     SDPAKernel,
     Span,
     WindowKernel,
+    attention_scores,
 )
 from glassgpt.model.kv_cache import KVCache, LayerCache
 
