@@ -1,11 +1,11 @@
-"""How long a checkpoint holds training up: written in the background, and written in the foreground, alternately in one run.
+"""How long a checkpoint delays training: written in the background and in the foreground, alternately in one run.
 
     python benchmarks/saves.py                                              # GPT-2's size, one process
     torchrun --standalone --nproc-per-node 2 benchmarks/saves.py --strategy fsdp
 
-A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the copy, and in the
-foreground the writing and hashing too. The steps behind a save share the machine with the thread that writes: their times are told
-beside those of undisturbed steps.
+A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the
+copy, and in the foreground the writing and hashing too. The steps after a save share the machine with the writing
+thread: their times are printed next to those of undisturbed steps.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from glassgpt.training.setup import TrainState, setup_training
 
 
 def timed_step(trainer: TrainState) -> float:
-    """Seconds of an update."""
+    """Seconds per update."""
     begin = time.perf_counter()
     train_step(trainer, 1e-4)
     trainer.step += 1
@@ -99,9 +99,8 @@ def main() -> int:
                 if values:
                     spread = f"({min(values):.2f} to {max(values):.2f}, {len(values)} times)"
                     print(f"  {name:<20} {statistics.median(values):7.2f} s   {spread}")
-            print(
-                f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}"
-            )
+            ratio = statistics.median(found["foreground"]) / statistics.median(found["background"])
+            print(f"  foreground / background: {ratio:.1f}")
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.model.kv_cache import LayerCache
 
 if TYPE_CHECKING:
@@ -214,17 +214,15 @@ class RMSNorm(nn.RMSNorm):
 class Rotary(nn.Module):
     """Rotary positions (Su et al., 2021): the two halves of a head's width are rotated by angles that grow with the position."""
 
-    def __init__(self, head_width: int, base: float) -> None:
+    def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        self.head_width = head_width
+        self.head_dim = head_dim
         self.base = base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x rotated, (B, H, T, D)."""
         # Keep exactly these steps: the last bit of a frequency changes the angle at position 10,000, and checkpoints depend on it.
-        frequencies = 1.0 / self.base ** (
-            torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
-        )
+        frequencies = 1.0 / self.base ** (torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim)
         angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
@@ -251,8 +249,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
-        D = self.head_width = config.head_width
-        self.split = [config.n_head * D, config.kv_heads * D, config.kv_heads * D]
+        D = self.head_dim = config.resolved_head_dim
+        self.split = [config.n_head * D, config.resolved_n_kv_head * D, config.resolved_n_kv_head * D]
         self.qkv = nn.Linear(config.n_embd, sum(self.split), bias=config.bias)
         self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
@@ -264,9 +262,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in those of x."""
         B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_width).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1)
-        )
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)
         mask, k_pos = None, positions
         if cache is not None:

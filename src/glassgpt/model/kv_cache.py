@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 
 
 class LayerCache:
@@ -28,7 +28,7 @@ class LayerCache:
     ) -> None:
         self.n_global = 0 if window is None else config.window_globals
         slots = capacity if window is None else min(capacity, window + self.n_global)
-        shape = (batch_size, config.kv_heads, slots, config.head_width)
+        shape = (batch_size, config.resolved_n_kv_head, slots, config.resolved_head_dim)
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.positions = torch.arange(slots, device=device)
@@ -85,11 +85,11 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch_size: int, *, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        if capacity > config.context_length and not config.has_no_limit:
+        if capacity > config.context_length and not config.has_unlimited_context:
             raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
         self.layers = [LayerCache(config, w, batch_size, capacity, dtype, device) for w in config.windows]
         window_and_globals = (config.window or 0) + config.window_globals
-        self.limit = None if config.has_no_limit and capacity >= window_and_globals else capacity
+        self.limit = None if config.has_unlimited_context and capacity >= window_and_globals else capacity
 
     @property
     def length(self) -> int:
