@@ -77,12 +77,12 @@ def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None
     """q, k, v, scores and z by their definitions, from the block's input; to float32's rounding."""
     attention, config = block.attention, model.config
     split = attention.qkv(block.attention_norm(layer.resid_pre)).split(attention.split, dim=-1)
-    q, k, v = (x.unflatten(-1, (-1, config.head_width)).transpose(1, 2) for x in split)
+    q, k, v = (x.unflatten(-1, (-1, config.resolved_head_dim)).transpose(1, 2) for x in split)
     positions = torch.arange(q.shape[-2])
     expected = {"q": q, "k": k, "v": v, "q_norm": attention.q_norm(q), "k_norm": attention.k_norm(k)}
     expected |= {f"rot_{name}": attention.rotary(expected[f"{name}_norm"], positions) for name in "qk"}
     keys = expected["rot_k"].repeat_interleave(len(q[0]) // len(k[0]), dim=1)
-    scores = expected["rot_q"] @ keys.transpose(-2, -1) / math.sqrt(config.head_width)
+    scores = expected["rot_q"] @ keys.transpose(-2, -1) / math.sqrt(config.resolved_head_dim)
     actual = {name: getattr(layer, name) for name in expected} | {"scores": layer.scores(), "z": layer.z}
     expected |= {"scores": scores.masked_fill(~layer.mask, -torch.inf), "z": layer.kernel_out}
     for name, tensor in expected.items():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from glassgpt.generation.inference import prepare_for_inference
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for

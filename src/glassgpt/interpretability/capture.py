@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glassgpt.generation.inference import InferenceGPT
-from glassgpt.model.attention import Span
+from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -70,6 +70,8 @@ class LayerActivations:
     """Values (B, K, S, D)."""
     kernel_mask: Tensor | None = field(init=False)
     """The mask (T, S) that the kernel was given; None if the kernel derived it from the span."""
+    kernel_bias: Tensor | None = field(init=False)
+    """The position bias (H, T, S) that the kernel was given."""
     kernel_out: Tensor = field(init=False)
     """What the kernel returned (B, H, T, D): `pattern @ v`."""
     z: Tensor = field(init=False)
@@ -90,13 +92,14 @@ class LayerActivations:
         """Which keys each query sees (T, S), bool."""
         if self.kernel_mask is not None:
             return self.kernel_mask
-        positions = torch.arange(self.rot_k.shape[-2], device=self.rot_k.device)
-        return self.span.mask(positions[-self.rot_q.shape[-2] :], positions)
+        return self.span.plain_mask(self.rot_q.shape[-2], self.rot_k.shape[-2], self.rot_k.device)
 
     def scores(self, head: int | None = None) -> Tensor:
-        """q k^T / sqrt(D), -inf where a query does not see a key: of one head (B, T, S), or of all (B, H, T, S)."""
-        q, k = self._of_heads(self.rot_q, head), self._of_heads(self.rot_k, head)
-        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~self.mask, -torch.inf)
+        """q k^T / sqrt(D) plus the position bias, -inf for masked keys: of one head (B, T, S), or of all (B, H, T, S)."""
+        bias = self.kernel_bias if head is None or self.kernel_bias is None else self.kernel_bias[head : head + 1]
+        scores = attention_scores(self._of_head(self.rot_q, head), self._of_head(self.rot_k, head), bias)
+        scores = scores.masked_fill(~self.mask, -torch.inf)
+        return scores if head is None else scores[:, 0]
 
     def pattern(self, head: int | None = None) -> Tensor:
         """Attention weights, softmax(scores): of one head (B, T, S), or of all (B, H, T, S)."""
@@ -107,15 +110,19 @@ class LayerActivations:
 
         `pattern`: that of `head`, if it has been computed already.
         """
-        expected = (self.pattern(head) if pattern is None else pattern) @ self._of_heads(self.v, head)
-        actual = self.kernel_out if head is None else self.kernel_out[:, head]
-        return float((expected - actual.to(expected.dtype)).abs().amax())
+        pattern = self.pattern(head) if pattern is None else pattern
+        v, actual = self._of_head(self.v, head), self._of_head(self.kernel_out, head)
+        if head is None:
+            v = v.repeat_interleave(pattern.shape[1] // v.shape[1], dim=1)
+        else:
+            pattern = pattern[:, None]
+        return float((pattern @ v - actual).abs().amax())
 
-    def _of_heads(self, x: Tensor, head: int | None) -> Tensor:
-        """x (B, H or K, T, D) for each query head (B, H, T, D), or for one (B, T, D); at least float32."""
-        group = self.rot_q.shape[1] // x.shape[1]
+    def _of_head(self, x: Tensor, head: int | None) -> Tensor:
+        """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return x.repeat_interleave(group, dim=1) if head is None else x[:, head // group]
+        number = None if head is None else head * x.shape[1] // self.rot_q.shape[1]
+        return x if number is None else x[:, number : number + 1]
 
 
 @dataclass
@@ -146,7 +153,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     A compiled model runs uncompiled inside, since hooks on compiled modules never fire; its compiled code is kept.
     """
     blocks = [cast(Block, block) for block in model.blocks]
-    cache = ActivationCache([LayerActivations(cast(Span, block.attention.kernel.span)) for block in blocks])
+    cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
     handles = [
         _after(model.embedding, lambda inputs, _: setattr(cache, "ids", inputs[0])),
         _after(model.norm, lambda _, output: setattr(cache, "ln_final", output.detach())),
@@ -175,9 +182,12 @@ def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
 
     def after_kernel(inputs: tuple[Any, ...], output: Tensor) -> None:
         layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
-        layer.kernel_mask, layer.kernel_out = inputs[3], output.detach()
-        # They may be the buffers of a KV cache, which the next pass overwrites: with a mask, or more keys than queries.
-        if layer.kernel_mask is not None or layer.rot_k.shape[-2] != layer.rot_q.shape[-2]:
+        layer.kernel_mask, layer.kernel_bias = inputs[3:]
+        layer.kernel_out = output.detach()
+
+    def after_attention(inputs: tuple[Any, ...], output: Tensor) -> None:
+        layer.attn_out = output.detach()
+        if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
     def after_out(inputs: tuple[Any, ...], _: Tensor) -> None:
@@ -196,7 +206,7 @@ def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
         _after(attention.k_norm, keep("k", "k_norm")),
         _after(attention.kernel, after_kernel),
         _after(attention.out, after_out),
-        _after(attention, keep(None, "attn_out")),
+        _after(attention, after_attention),
         _after(block.feed_forward_norm, keep("resid_mid")),
         _after(feed_forward.down, keep("mlp_post")),
         _after(feed_forward, keep(None, "mlp_out")),

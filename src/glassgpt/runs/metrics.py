@@ -89,7 +89,8 @@ def _parse_int(digits: str) -> int:
 def number_in(record: Record, key: str) -> float:
     """The record's number under a key; NaN if it is missing or not a finite number."""
     value = record.get(key)
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else math.nan
 
 
 @dataclass(frozen=True)
