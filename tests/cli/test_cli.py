@@ -25,7 +25,7 @@ from glassgpt.cli.console import RichProgress
 from glassgpt.cli.main import COMMANDS, SUBCOMMANDS, main
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
-from glassgpt.generation.generate import Piece
+from glassgpt.generation.generate import GeneratedToken
 from glassgpt.training.progress import PlainProgress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.formatting import format_duration
@@ -291,7 +291,7 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     )
 
     def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
-        made = [Piece(text, token=0, sample=sample, probability=1.0) for text, sample in pieces]
+        made = [GeneratedToken(text, token_id=0, sample=sample) for text, sample in pieces]
         recorder: mock.Mock = mock.create_autospec(
             glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(made)
         )
@@ -307,10 +307,10 @@ Writes = Callable[[Sequence[tuple[str, int]]], mock.Mock]
 def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) -> None:
     seen: list[str] = []
 
-    def pieces(*arguments: object, **options: object) -> Iterator[Piece]:
+    def pieces(*arguments: object, **options: object) -> Iterator[GeneratedToken]:
         for text in ("a", "", "语"):
             seen.append(capsys.readouterr().out)
-            yield Piece(text, token=0, sample=0, probability=1.0)
+            yield GeneratedToken(text, token_id=0, sample=0)
         seen.append(capsys.readouterr().out)
 
     writes([]).side_effect = pieces
@@ -334,6 +334,7 @@ def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
         "stop": ("a", "b"),
         "seed": 5,
         "use_cache": False,
+        "precision": "auto",
     }
     assert re.fullmatch(r"- xy\n-+\n- pq\n", capsys.readouterr().out)
 
