@@ -337,9 +337,7 @@ def test_each_sample_stops_by_itself() -> None:
     texts = [text_of(everything, sample) for sample in range(4)]
     stop = next(character for character in texts[0] if character.isascii())
     generated = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4, stop=[stop]))
-    assert [text_of(generated, sample) for sample in range(4)] == [
-        cut(text, [stop]) for text in texts
-    ]
+    assert [text_of(generated, sample) for sample in range(4)] == [cut(text, [stop]) for text in texts]
     assert len({len(ids_of(generated, sample)) for sample in range(4)}) > 1, "all stopped together, which shows nothing"
 
 

@@ -112,7 +112,7 @@ def seconds_of_updates(config: TrainConfig, count: int) -> float:
         torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        strategy.drop_gradients()
+        strategy.zero_grad()
         times.append(time.process_time() - begin)
     return statistics.median(times[2:])
 

@@ -23,8 +23,8 @@ from torch.utils.hooks import RemovableHandle
 
 from glassgpt.model.attention import Attention, Span
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.device import as_written
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
 
 
 @dataclass
@@ -128,7 +128,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     try:
         for block, layer in zip(blocks, seen.layers, strict=True):
             handles += _watch(block, layer)
-        with as_written(model):
+        with uncompiled(model):
             yield seen
     finally:
         for handle in handles:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config.schema import ModelConfig
-from glassgpt.model.norm import RMSNorm
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -139,12 +138,12 @@ class FlexKernel(SDPAKernel):
         """The text with the span as a block mask; that of the longest text so far is kept."""
         from torch.nn.attention.flex_attention import flex_attention  # here, since it imports torch's compiler
 
-        blocks = self.blocks_of(q.shape[-2], q.device)
+        blocks = self.block_mask(q.shape[-2], q.device)
         grouped = q.shape[1] != k.shape[1]
         # Autocast has its fused attention cast all three alike, but not this: a norm leaves q and k in float32.
         return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=grouped)
 
-    def blocks_of(self, length: int, device: torch.device) -> "BlockMask":
+    def block_mask(self, length: int, device: torch.device) -> "BlockMask":
         """The block mask of texts of this length. Called before the model is compiled, which would take the making of it for a
         part of the model, and compile it without that once more."""
         from torch.nn.attention.flex_attention import create_block_mask
@@ -167,6 +166,32 @@ def build_kernel(config: ModelConfig, span: Span) -> nn.Module:
     if config.attention == "flex":
         return FlexKernel(span, config.dropout)
     return SDPAKernel(span, config.dropout) if span.window is None else WindowKernel(span, config.dropout)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al., 2016) over the last dimension; its weights take the dtype of its input.
+
+    On a CPU autocast leaves that to the module, and the fused kernel has no mixed dtypes; sharded training in bfloat16 has bfloat16
+    weights and a float32 residual stream.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        return F.layer_norm(
+            x, self.normalized_shape, _to_dtype_of(self.weight, x), _to_dtype_of(self.bias, x), self.eps
+        )
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich, 2019) over the last dimension; its weight takes the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        return F.rms_norm(x, self.normalized_shape, _to_dtype_of(self.weight, x), self.eps)
+
+
+def _to_dtype_of(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
 
 
 class Rotary(nn.Module):

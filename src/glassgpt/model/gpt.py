@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config.schema import ModelConfig
-from glassgpt.model.attention import Attention, KVCache, LayerCache, Span, spans
+from glassgpt.model.attention import Attention, KVCache, LayerCache, LayerNorm, RMSNorm, Span, spans
 from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
-from glassgpt.model.norm import LayerNorm, RMSNorm
 from glassgpt.utils.rng import generator_for
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.distributed.group import Ranks, launched
+from glassgpt.distributed.group import Ranks, under_torchrun
 from glassgpt.model.loss import CHUNK_ELEMENTS, GPU_CHUNK_ROWS
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning.memory import FLOAT32, Memory, batch_a_rank, memory_a_rank, moments
@@ -67,8 +67,8 @@ def check_memory(
     room = available_memory(device, swap=True)
     config = config.override(device=device.type)
     # The most that any rank sees, before any has gone on: one that looked later would see less for what others have taken.
-    most = float(ranks.numbers([math.inf if room is None else room]).max())
-    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() and device.type == "cpu" else 1
+    most = float(ranks.all_gather_numbers([math.inf if room is None else room]).max())
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and device.type == "cpu" else 1
     own = most / sharers + (sum(parameter.nbytes for parameter in model.parameters()) if model is not None else 0)
     if config.cpu_offload or at_most(config, ranks.size) <= own:
         return
@@ -136,7 +136,7 @@ def _memories(config: TrainConfig, processes: int, precision: str) -> Iterator[M
 
 
 def _strategies(config: TrainConfig, processes: int) -> list[str]:
-    if not launched():
+    if not under_torchrun():
         return ["ddp"]
     return {"auto": ["ddp"] if processes == 1 or config.device == "cpu" else ["ddp", "fsdp"]}.get(
         config.strategy, [config.strategy]

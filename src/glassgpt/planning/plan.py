@@ -35,7 +35,7 @@ from glassgpt.utils.device import (
     device_name,
     find_device,
     find_precision,
-    memory_bytes,
+    memory_used,
     require_kernel,
 )
 from glassgpt.utils.errors import UserError, did_you_mean
@@ -224,7 +224,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 def _libraries() -> int:
     """Bytes that a process which trains has resident before its model is made: this one's, with all that training imports."""
     importlib.import_module("glassgpt.training.loop")
-    return memory_bytes(torch.device("cpu"))
+    return memory_used(torch.device("cpu"))
 
 
 def _fitted(

@@ -102,11 +102,11 @@ def setup_training(
     precision = find_precision(config.precision, device)
     if config.init_from == "":
         raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
-    with ranks.first_of_host_ahead("opening the data"):
+    with ranks.main_process_first("opening the data"):
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         items, is_all = _open_hellaswag(config)
-    ranks.at("the start of training")
+    ranks.enter_phase("the start of training")
     model, config = _make_model(config, start, checkpoint, ranks, device, precision)
     if config.sample.count:
         sampler(
