@@ -205,7 +205,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("train --data a --data.source b", "give one of them"),
         ("train missing.toml", "missing.toml"),
         ("generate", "REF is missing"),
-        ("generate a --prompt x --prompt-file y", "exclude each other"),
+        ("generate a --prompt x --prompt-file y", "--prompt-file"),
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
         ("prepare x --validation-fraction 2", "validation_fraction"),
         ("report nonexistent", "nonexistent"),
@@ -385,8 +385,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
         "document_count": 7,
         "documents": {"document": [3], "loss": [float("nan")]},
     }
-    recorder = mock.create_autospec(glassgpt.evaluation.evaluate_reference, return_value=figures)
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", recorder)
+    recorder = mock.create_autospec(glassgpt.evaluation.evaluate, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", recorder)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
@@ -642,7 +642,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
     }
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is there already and is no JSON" in capsys.readouterr().err

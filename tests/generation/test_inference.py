@@ -1,4 +1,4 @@
-"""Models made ready to write: the same logits in float32, close ones in int8, and what is refused."""
+"""Models prepared for inference: the same logits in float32, close ones in int8 and bfloat16, and errors."""
 
 import os
 import subprocess
