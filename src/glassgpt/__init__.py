@@ -1,18 +1,21 @@
 """glassgpt: train GPT-2-class language models from any text, evaluate them, generate with them, and look inside them.
 
-import glassgpt as g
-run = g.train(g.recipe("demo"))
-model, tokenizer = g.load(run)
-for token in g.generate(model, tokenizer, "The "):
-    print(token, end="")
+Train, load and generate:
+
+    import glassgpt as g
+    run = g.train(g.recipe("demo"))
+    model, tokenizer = g.load(run)
+    for token in g.generate(model, tokenizer, "The "):
+        print(token, end="")
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glassgpt.config.model import ModelConfig
     from glassgpt.config.recipes import recipe, recipe_names
-    from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+    from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
     from glassgpt.evaluation.perplexity import evaluate
     from glassgpt.generation.generate import GeneratedToken, generate
     from glassgpt.generation.inference import quantize
@@ -48,8 +51,9 @@ __all__ = [
 
 # Names are imported on first use: importing torch takes 1.6 s, and `glassgpt --help` does not need it.
 _NAMES_BY_MODULE = {
+    "config.model": ("ModelConfig",),
     "config.recipes": ("recipe", "recipe_names"),
-    "config.schema": ("DataConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "SampleConfig", "TrainConfig"),
+    "config.schema": ("DataConfig", "OptimConfig", "ProbeConfig", "SampleConfig", "TrainConfig"),
     "evaluation.perplexity": ("evaluate",),
     "generation.generate": ("GeneratedToken", "generate"),
     "generation.inference": ("quantize",),

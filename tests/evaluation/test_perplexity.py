@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config.schema import DataConfig, ModelConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.evaluation import evaluate

@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation import generate as module
 from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids, window_start
 from glassgpt.generation.sampling import keep_top_k, sampling_distribution
@@ -118,9 +119,9 @@ def test_past_the_context_the_older_half_goes_with_and_without_cache(
     model = lively(position=position, context_length=context)
     recorded: list[Tensor] = []
 
-    def spy(logits: Tensor, **settings: Any) -> Tensor:
+    def spy(logits: Tensor, settings: SamplingConfig) -> Tensor:
         recorded.append(logits[0])
-        return sampling_distribution(logits, **settings)
+        return sampling_distribution(logits, settings)
 
     monkeypatch.setattr(module, "sampling_distribution", spy)
     cached, uncached = (
@@ -202,7 +203,10 @@ def test_the_distribution_by_hand(settings: dict[str, Any], expected: list[float
     logits = torch.cat([LOGITS, LOGITS.flip(-1) + 7])
     weights = torch.tensor([expected, expected[::-1]])
     torch.testing.assert_close(
-        sampling_distribution(logits, **settings), weights / weights.sum(-1, keepdim=True), atol=1e-6, rtol=0
+        sampling_distribution(logits, SamplingConfig(**settings)),
+        weights / weights.sum(-1, keepdim=True),
+        atol=1e-6,
+        rtol=0,
     )
 
 

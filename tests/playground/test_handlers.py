@@ -93,8 +93,8 @@ def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
     assert facts["config"]["n_layer"] == config.n_layer
     assert facts["config"]["window"] == config.window
     assert (facts["kv_heads"], facts["head_width"], facts["windows"]) == (
-        config.kv_heads,
-        config.head_width,
+        config.resolved_n_kv_head,
+        config.resolved_head_dim,
         config.windows,
     )
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -155,7 +155,7 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
     same(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
     assert max(picture["differences"]) < 1e-5
     for layer, head in ((0, 3), (1, 2)):
-        kv = head // (model.config.n_head // model.config.kv_heads)
+        kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
         found = client.answer("head", model=number, ids=ids, layer=layer, head=head)
         same(found["weights"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])

@@ -1,17 +1,19 @@
 """generate, info, export and report: commands that use a model."""
 
+import dataclasses
 import os
 import stat
 import sys
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from glassgpt.cli.options import Reference, decoded, parse
+from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,16 +31,7 @@ class GenerateOptions:
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """File whose text to continue, in UTF-8."""
-    max_new_tokens: int = 256
-    """Tokens to generate."""
-    temperature: float = 0.8
-    """Divides the logits: below 1 is more predictable, above 1 more varied, 0 is greedy."""
-    top_k: int | None = None
-    """Sample only from the k most likely tokens."""
-    top_p: float | None = None
-    """Sample only from the most likely tokens that together have this probability."""
-    min_p: float | None = None
-    """Sample only from tokens at least this share as likely as the most likely one."""
+    sampling: OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
     greedy: FlagCreatePairsOff[bool] = False
     """Always take the most likely token: the same as --temperature 0."""
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
@@ -69,15 +62,12 @@ def generate(arguments: Sequence[str]) -> None:
     model, tokenizer = references.load(options.reference, device=device)
     if options.quantize is not None:
         model = inference.quantize(model, options.quantize)
+    sampling = dataclasses.asdict(options.sampling) | ({"temperature": 0.0} if options.greedy else {})
     tokens = generation.generate(
         model,
         tokenizer,
         prompt,
-        max_new_tokens=options.max_new_tokens,
-        temperature=0.0 if options.greedy else options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
+        **sampling,
         stop=options.stop,
         n=options.n,
         seed=options.seed,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, prepare_for_inference
 from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.attention import KVCache
@@ -55,15 +56,19 @@ def generate(
 
     prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`, before a `stop`
     string, or at the tokenizer's end of text. A full context drops its older half and reads the rest again (`window_start`), unless
-    the model has no limit (`ModelConfig.has_no_limit`). precision: see `prepare_for_inference`. probabilities: also compute
+    the model has no limit (`ModelConfig.has_unlimited_context`). precision: see `prepare_for_inference`. probabilities: also compute
     each token's probability. Global random state is not used. Raises `UserError` for an empty prompt and for invalid settings,
     before the first token.
     """
-    if max_new_tokens < 1 or n < 1:
-        raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")
+    settings = SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    if n < 1:
+        raise UserError(f"n must be at least 1, got {n}")
     # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
-    _check_sampling(vocab_size, temperature, top_k, top_p, min_p)
+    if top_k is not None and top_k > vocab_size:
+        raise UserError(f"top_k must be from 1 to {vocab_size}, the vocabulary size, got {top_k}")
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
     if "" in stop:
         raise UserError("a stop string is empty; it would stop before the first token")
@@ -75,8 +80,7 @@ def generate(
     def choose(logits: Tensor) -> Tensor:
         if temperature == 0:  # the distribution would put all on one token, and cost a twentieth of a step
             return logits.argmax(dim=-1)
-        distribution = sampling_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-        return draw(distribution, generator)
+        return draw(sampling_distribution(logits, settings), generator)
 
     def stream() -> Iterator[GeneratedToken]:
         was_training = model.training
@@ -90,18 +94,6 @@ def generate(
             model.train(was_training)
 
     return stream()
-
-
-def _check_sampling(
-    vocab_size: int, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
-) -> None:
-    if not temperature >= 0:  # in this form it is true for nan
-        raise UserError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise UserError(f"top_k must be from 1 to {vocab_size}, the vocabulary size, got {top_k}")
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{name} must be above 0 and at most 1, got {value}")
 
 
 def _tokens(
@@ -142,7 +134,7 @@ class _Context:
         max_length = ids.shape[1] + max_new_tokens
         self.model = model
         self.ids = ids
-        self.context_length = max_length if model.config.has_no_limit else model.config.context_length
+        self.context_length = max_length if model.config.has_unlimited_context else model.config.context_length
         self.capacity = min(max_length, self.context_length)
         self.use_cache = use_cache
         self.vocab_size = vocab_size

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
 
 
@@ -28,29 +29,22 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
 
 
-def sampling_distribution(
-    logits: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> Tensor:
+def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
     """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order.
 
     Temperature 0 gives all probability to the most likely token.
     """
     logits = logits.float()
-    if temperature == 0:
+    if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    if min_p is not None:
-        logits = keep_min_p(logits, min_p)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    if settings.top_k is not None:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p is not None:
+        logits = keep_top_p(logits, settings.top_p)
+    if settings.min_p is not None:
+        logits = keep_min_p(logits, settings.min_p)
     return logits.softmax(dim=-1)
 
 

@@ -158,7 +158,7 @@ def _watch(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
             layer.k, layer.v = layer.k.clone(), layer.v.clone()
 
     def at_out(given: tuple[Any, ...], _: Any) -> None:
-        layer.z = given[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
+        layer.z = given[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
     def at_block(given: tuple[Any, ...], gives: Any) -> None:
         layer.resid_pre, layer.resid_post = given[0].detach(), gives.detach()

@@ -189,7 +189,7 @@ def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Itera
     if edit.kind in ("feed_forward", "block"):
         yield block.feed_forward, False, everything(seen.mlp_out if seen else None)
     if edit.head is not None:
-        D = model.config.head_width
+        D = model.config.resolved_head_dim
         columns = slice(edit.head * D, (edit.head + 1) * D)
         yield (
             block.attention.out,

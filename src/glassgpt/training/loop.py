@@ -322,7 +322,10 @@ def _count_tokens(trainer: TrainState, step: int, seconds: float, peak: float | 
     config, progress = trainer.config, (step - 1) / trainer.steps
     tokens = config.update_tokens(progress)
     trainer.tokens_seen += tokens
-    flops = tokens * ModelSummary(config.model.cropped(config.sequence_length(progress))).training_flops_per_token
+    flops = (
+        tokens
+        * ModelSummary(config.model.with_shorter_context(config.sequence_length(progress))).training_flops_per_token
+    )
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
