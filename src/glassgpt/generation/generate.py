@@ -12,8 +12,8 @@ from torch import Tensor
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, prepare_for_inference
 from glassgpt.generation.sampling import draw, sampling_distribution
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for

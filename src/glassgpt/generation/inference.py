@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError

@@ -4,10 +4,11 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 # What selective activation checkpointing keeps: the results of matrix products and of attention. torch.utils.checkpoint (2.13) asks
 # its policy about operators, and operators have no public names.
@@ -41,8 +42,21 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
+class SkipInit(TorchFunctionMode):
+    """Inside, modules are made with uninitialised weights: functions of `torch.nn.init` are skipped.
+
+    They are recognised by their module's name (2.13). The public ways are slow: `torch.device("meta")` imports torch's compiler, 1.1 s.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs)
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether a module has forward hooks of its own. Hooks can be registered and removed by public names, but not counted (2.13)."""
+    """Whether a module has forward hooks of its own. No public name counts them (2.13)."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -87,7 +101,10 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:
-    """Round a matrix (N, C) to 127 steps of the largest number of each row, and pack it for FBGEMM. Also returns its row sums (N,)."""
+    """Round each row of a matrix (N, C) to 127 steps of its largest number, and pack it for FBGEMM.
+
+    Also returns the row sums (N,) of the rounded matrix.
+    """
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
     zero = torch.zeros(len(weight), dtype=torch.int64)
     engine = torch.backends.quantized.engine
