@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import glassgpt
-from glassgpt.generation.generate import sampling_distribution
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation.sampling import sampling_distribution
 from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.interventions import Edit, effects
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens
@@ -538,7 +539,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     """The next token's probabilities, what remains of them, their sums, and the bars as long as they say."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
-    q = sampling_distribution(logits[None], temperature=temperature, **settings)[0]
+    q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
     rows = shown.csv_of("The next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
@@ -679,12 +680,12 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
     shown.open("write", model=case.name, text=case.text, t=1.2, k=50, p=0.9, minp=0.01, n=3, seed=5, new=9)
     hook(shown, "write").click()
     shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
-    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, **settings))
-    expected = ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(3)]
+    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, probabilities=True, **settings))
+    expected = ["".join(p.text for p in pieces if p.sample == sample) for sample in range(3)]
     assert shown.page.locator(".continuation").evaluate_all("texts => texts.map(text => text.textContent)") == expected
     rows = shown.csv_of("Continuations")
-    assert [int(i) for i in texts(rows, "id")] == [piece.token for piece in pieces]
-    same(column(rows, "probability"), [piece.probability for piece in pieces])
+    assert [int(i) for i in texts(rows, "id")] == [p.token_id for p in pieces]
+    same(column(rows, "probability"), [p.probability for p in pieces])
     assert "27 tokens in" in hook(shown, "speed").inner_text()
 
 

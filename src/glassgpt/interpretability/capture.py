@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glassgpt.generation.inference import InferenceGPT
 from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
@@ -38,12 +37,6 @@ def require_index(what: str, index: int, count: int) -> None:
     if not 0 <= index < count:
         valid = "only 0" if count == 1 else f"0 to {count - 1}"
         raise UserError(f"there is no {what} {index}; valid: {valid}")
-
-
-def require_plain_weights(model: GPT) -> None:
-    """Raise `UserError` for an inference model: its weights are packed."""
-    if isinstance(model, InferenceGPT):
-        raise UserError("the weights of an inference model are packed; pass the model that it was made from")
 
 
 @dataclass
