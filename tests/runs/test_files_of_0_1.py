@@ -40,8 +40,10 @@ def test_checkpoint_loads_bit_for_bit(old: Path) -> None:
     assert Checkpoint(folder).state.step == 6
     model, tokenizer = load(old / "run")
     state = model.state_dict()
-    assert tokenizer is not None and tokenizer.vocab_size == model.config.vocab_size
-    assert stored and all(torch.equal(state[name], tensor) for name, tensor in stored.items())
+    assert tokenizer is not None
+    assert tokenizer.vocab_size == model.config.vocab_size
+    assert stored
+    assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
 
 
 def test_run_continues_to_the_same_weights(old: Path) -> None:
