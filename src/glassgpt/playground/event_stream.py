@@ -175,5 +175,5 @@ def snapshot(run: RunDirectory, step: int) -> bytes:
     names = ("attention", "lens_ids", "lens_p", "next_rank", "surprisal")
     arrays = {f"{name}.{i}": getattr(seen, name) for i, seen in enumerate(probe.prompts) for name in names}
     prompts = [{"ids": seen.prompt.ids, "pieces": seen.prompt.pieces} for seen in probe.prompts]
-    values = {"step": probe.step, "prompts": prompts, "kinds": probe.kinds, "samples": probe.samples}
-    return pack({**arrays, "head_kinds": probe.head_kinds}, values)
+    values = {"step": probe.step, "prompts": prompts, "head_types": probe.head_types, "samples": probe.samples}
+    return pack({**arrays, "head_scores": probe.head_scores}, values)
