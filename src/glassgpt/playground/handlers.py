@@ -17,8 +17,13 @@ from torch import Tensor
 
 from glassgpt.generation.generate import generate
 from glassgpt.interpretability import weights
-from glassgpt.interpretability.capture import ActivationCache, LayerActivations, attention_overview, capture
-from glassgpt.interpretability.capture import require_index
+from glassgpt.interpretability.capture import (
+    ActivationCache,
+    LayerActivations,
+    attention_overview,
+    capture,
+    require_index,
+)
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions

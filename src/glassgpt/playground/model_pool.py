@@ -130,9 +130,7 @@ class ModelPool:
         self._slots.move_to_end((number, step))
         return await asyncio.shield(slot.loading)  # this client may leave while another waits for the same model
 
-    def _load(
-        self, key: tuple[int, int | None], entry: CatalogEntry, kept: dict[int, Path], stamp: Hashable
-    ) -> _Slot:
+    def _load(self, key: tuple[int, int | None], entry: CatalogEntry, kept: dict[int, Path], stamp: Hashable) -> _Slot:
         require_step(entry, key[1], kept)
         if sum(not slot.loading.done() for slot in self._slots.values()) >= MAX_LOADING:
             raise BusyError("other models are loading")
