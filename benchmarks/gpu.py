@@ -39,8 +39,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation.generate import generate
 from glassgpt.model.gpt import GPT

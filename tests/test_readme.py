@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe_names
-from glassgpt.config.schema import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

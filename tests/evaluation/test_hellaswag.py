@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.evaluation import hellaswag as module
 from glassgpt.evaluation import hellaswag_items
 from glassgpt.evaluation.hellaswag import Question, encode, evaluate_hellaswag, plan, score_hellaswag, share_of

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import DataConfig, OptimConfig, TrainConfig
 from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS
 from glassgpt.report import MAX_POINTS, script_json, smoothed, thinned, write_report
 from glassgpt.utils.errors import UserError

@@ -35,7 +35,7 @@ def largest_micro_batch(
 
     Of the sizes that lead to one number of micro-steps, which are as even as they can be, the smallest stands for all.
     """
-    share = config.share_of_batch(processes)
+    share = config.sequences_per_process(processes)
 
     def fits(micro_steps: int) -> bool:
         return need(config.override(micro_batch_size=-(-share // micro_steps))) <= room
@@ -105,10 +105,10 @@ def at_most(config: TrainConfig, processes: int) -> float:
     """
     model, summary = config.model, ModelSummary(config.model)
     tokens = batch_a_rank(config, processes).micro_batch * model.context_length
-    attention = 4 * (model.n_head + 2 * model.kv_heads) * model.head_width
+    attention = 4 * (model.n_head + 2 * model.resolved_n_kv_head) * model.resolved_head_dim
     if model.attention == "explicit" or model.dropout or model.window is not None:
         attention += 8 * model.n_head * model.context_length
-    layer = 16 * model.n_embd + attention + 8 * model.inner_width
+    layer = 16 * model.n_embd + attention + 8 * model.resolved_n_inner
     chunk = model.padded_vocab_size * (GPU_CHUNK_ROWS if config.device == "cuda" else 1) + CHUNK_ELEMENTS
     return FLOAT32 * (2 * tokens * (model.n_layer * layer + 8 * model.n_embd) + 8 * summary.parameters + 8 * chunk)
 

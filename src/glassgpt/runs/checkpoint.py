@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError

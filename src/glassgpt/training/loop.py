@@ -322,7 +322,10 @@ def _count_tokens(trainer: TrainState, step: int, seconds: float, peak: float | 
     config, progress = trainer.config, (step - 1) / trainer.steps
     tokens = config.update_tokens(progress)
     trainer.tokens_seen += tokens
-    flops = tokens * ModelSummary(config.model.cropped(config.sequence_length(progress))).training_flops_per_token
+    flops = (
+        tokens
+        * ModelSummary(config.model.with_shorter_context(config.sequence_length(progress))).training_flops_per_token
+    )
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
@@ -590,10 +593,10 @@ def sample(trainer: TrainState, model: GPT) -> list[str]:
     """What the model writes at this step, prompt included."""
     settings = trainer.config.sample
     texts = [settings.prompt or ""] * settings.count
-    for piece in sampler(
+    for token in sampler(
         model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)
     ):
-        texts[piece.sample] += piece
+        texts[token.sample] += token.text
     return texts
 
 
