@@ -14,7 +14,7 @@ import torch
 
 import glassgpt
 from glassgpt.config.schema import TrainConfig
-from glassgpt.evaluation import evaluate_reference
+from glassgpt.evaluation import evaluate
 from glassgpt.interop.references import describe, export, find_checkpoint, load
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint, prune_checkpoints
@@ -275,8 +275,8 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     assert same.to_json() == letters.to_json()
     for name, parameter in after.named_parameters():
         torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1e-9)
-    figures = evaluate_reference(tmp_path / "hf", source=str(text), split="all")
-    assert figures["loss"] == pytest.approx(evaluate_reference(source, source=str(text), split="all")["loss"], rel=1e-6)
+    figures = evaluate(tmp_path / "hf", source=str(text), split="all")
+    assert figures["loss"] == pytest.approx(evaluate(source, source=str(text), split="all")["loss"], rel=1e-6)
 
 
 def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
@@ -284,10 +284,10 @@ def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
     source = train(tiny_config(text, steps=1), tmp_path / "source", progress=Quiet())
     export(source, tmp_path / "hf")
     with pytest.raises(UserError, match=r"no run of glassgpt.*--data"):
-        evaluate_reference(tmp_path / "hf")
+        evaluate(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").unlink()
     for use in (
-        lambda: evaluate_reference(tmp_path / "hf", source=str(text)),
+        lambda: evaluate(tmp_path / "hf", source=str(text)),
         lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned"),
     ):
         with pytest.raises(UserError, match="has no tokenizer"):
