@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.interop.references import load_source, read_reference
+from glassgpt.interop.references import load_model, load_source
 from glassgpt.interpretability import ActivationCache
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.catalog import Offer, Offers
@@ -279,7 +279,8 @@ def load(offer: Offer, step: int | None, kept: dict[int, Path], device: torch.de
     """Load the model of an offer: of a run, that of one of its kept steps. Raises `UserError` where that cannot be done."""
     begin = time.perf_counter()
     if offer.run is None:
-        model, tokenizer = read_reference(offer.reference, lambda source: load_source(source, device))
+        loaded = load_model(offer.reference, device)
+        model, tokenizer = loaded.model, loaded.tokenizer
     else:
         assert step is not None
         try:
