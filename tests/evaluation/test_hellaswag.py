@@ -1,4 +1,6 @@
-"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the ranks."""
+"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the
+ranks.
+"""
 
 import dataclasses
 import itertools
@@ -120,7 +122,9 @@ def prefixed() -> BPETokenizer:
 
 
 def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: str) -> tuple[list[float], list[int]]:
-    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's cross-entropy."""
+    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's
+    cross-entropy.
+    """
     losses, lengths = [], []
     for ending in item.endings:
         if style == "build-nanogpt":
@@ -246,7 +250,8 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
     assert len(compiled) == graphs
 
 
-# ------------------------------------------------------------------------------------------------------ batches and ranks
+# ------------------------------------------------------------------------------------------------------ batches and
+# ranks
 
 
 def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
@@ -287,7 +292,8 @@ def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
         subset(items, 0)
 
 
-# --------------------------------------------------------------------------------------------------------------- resuming
+# ---------------------------------------------------------------------------------------------------------------
+# resuming
 
 
 class StoppedError(Exception):
@@ -363,7 +369,8 @@ def test_results_are_kept_apart_for_everything_that_scores_depend_on() -> None:
     assert len(names) == 6  # the first two are the same model
 
 
-# ------------------------------------------------------------------------------------------------------------------ items
+# ------------------------------------------------------------------------------------------------------------------
+# items
 
 OFFICIAL = {
     "ind": 24,
@@ -485,7 +492,9 @@ def test_the_published_file_is_taken_from_the_cache_or_asked_for(
 
 
 def published_like(count: int) -> list[dict[str, Any]]:
-    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some long."""
+    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some
+    long.
+    """
     draw = random.Random(7)
 
     def words(fewest: int, most: int) -> str:
@@ -512,7 +521,8 @@ def test_a_file_of_the_published_form_is_read_and_scored(tmp_path: Path) -> None
             assert scores[item.number].losses == pytest.approx(plain_losses(model, BYTES, item, style)[0], rel=3e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- lm-eval
+# ----------------------------------------------------------------------------------------------------------------
+# lm-eval
 
 TASK = """
 task: hellaswag_local

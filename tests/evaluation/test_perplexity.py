@@ -1,4 +1,6 @@
-"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a time."""
+"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a
+time.
+"""
 
 import json
 import math
@@ -109,7 +111,9 @@ def test_a_guess_among_all_bytes_is_eight_bits_a_byte() -> None:
 
 
 def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
-    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49 bytes."""
+    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49
+    bytes.
+    """
     tokenizer = CharacterTokenizer("aé€😀")
     found = measure_stream(undecided(tokenizer), TokenStream([tokenizer.encode("aé€😀" * 5)]), tokenizer).figures
     assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)  # the four padded ids get no probability
@@ -118,7 +122,9 @@ def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
 
 
 def test_special_tokens_have_no_part_in_bits_per_byte() -> None:
-    """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are predicted."""
+    """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are
+    predicted.
+    """
     tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*byte_symbols(), "<|endoftext|>"])}, [])
     end = 256
     stream = TokenStream([np.array([end, *b"ab", end, *b"cde", end], dtype="<u2")])
@@ -166,7 +172,8 @@ def test_it_takes_two_tokens(tokens: int) -> None:
         measure_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
 
 
-# ------------------------------------------------------------------------------------------------- by place and by document
+# ------------------------------------------------------------------------------------------------- by place and by
+# document
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
@@ -192,7 +199,9 @@ def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETo
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size: int) -> None:
-    """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's second."""
+    """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's
+    second.
+    """
     texts = ["one", "a longer document, over several windows of sixteen", "é" * 70, "x", "the end"]
     stream, tokenizer = documents_stream(tmp_path, texts)
     model = model_for(tokenizer)
@@ -312,7 +321,8 @@ def test_a_mixture_is_the_mean_by_its_weights(run: Path, tmp_path: Path) -> None
     assert set(found["texts"]) == {"one", "two"}
 
 
-# -------------------------------------------------------------------------------------------------------------- a reference
+# -------------------------------------------------------------------------------------------------------------- a
+# reference
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +393,9 @@ def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, t
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
 def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
-    """One seed validated on training data: here it would happen if the text were edited between training and evaluation."""
+    """One seed validated on training data: here it would happen if the text were edited between training and
+    evaluation.
+    """
     text = write_text(tmp_path / "text.txt")
     config = tiny_config(text, data={"tokenizer": tokenizer})
     run = train(config, tmp_path / "run", progress=Quiet())

@@ -1,4 +1,6 @@
-"""A model reference is one string: which checkpoint it names, what loading it gives, and what it says when it names none."""
+"""A model reference is one string: which checkpoint it names, what loading it gives, and what it says when it names
+none.
+"""
 
 import dataclasses
 import json
@@ -247,7 +249,9 @@ def fine_tuned(source: Path, out: Path, **changes: Any) -> tuple[Path, TrainConf
 
 
 def test_fine_tuning_starts_from_the_weights_with_the_context_cropped(run: Path, tmp_path: Path) -> None:
-    """At a rate of nearly nothing one step leaves the weights as they began: the source's, but for the dropped positions."""
+    """At a rate of nearly nothing one step leaves the weights as they began: the source's, but for the dropped
+    positions.
+    """
     still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
     tuned, config = fine_tuned(
         run, tmp_path / "tuned", model={"context_length": 8, "n_layer": 7, "dropout": 0.25}, **still
@@ -279,7 +283,9 @@ def test_fine_tuning_encodes_with_the_sources_tokenizer(run: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("window", [None, 12])
 def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_path: Path) -> None:
-    """A Llama or Mistral directory: its weights, its tokenizer, its shape but for the context, which may lose the window."""
+    """A Llama or Mistral directory: its weights, its tokenizer, its shape but for the context, which may lose the
+    window.
+    """
     text = write_text(tmp_path / "text.txt")
     shape: dict[str, Any] = {
         "norm": "rmsnorm",

@@ -1,8 +1,9 @@
 """HellaSwag: which of four endings the model finds most likely, with each context read once for all four.
 
-Items whose contexts have nearly the same length go through the model together. First the contexts fill a cache, then each cache row is
-copied for its four endings. The head is computed only at positions that predict a token of an ending. Items longer than the model's
-context are cut on the left, as in lm-eval; their four contexts differ, so they are read without a shared cache.
+Items whose contexts have nearly the same length go through the model together. First the contexts fill a cache, then
+each cache row is copied for its four endings. The head is computed only at positions that predict a token of an ending.
+Items longer than the model's context are cut on the left, as in lm-eval; their four contexts differ, so they are read
+without a shared cache.
 
 Shapes: `B` items of a batch, `R` endings of a forward pass, `T` time, `C` channels.
 """
@@ -49,7 +50,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """An item as tokens. `lengths`: the divisor of each ending's normalised score. `cut`: whether it exceeds the context."""
+    """An item as tokens. `lengths`: the divisor of each ending's normalised score. `cut`: whether it exceeds the
+    context.
+    """
 
     number: int
     label: int
@@ -101,10 +104,11 @@ def evaluate_hellaswag(
     progress: Progress = lambda done, total: None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get the figures of all items.
+    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get the figures of all
+    items.
 
-    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises `UserError`
-    for a model without a tokenizer and for text that the tokenizer cannot encode.
+    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
+    `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
     """
     ranks = ranks or Ranks()
 
@@ -161,10 +165,11 @@ def score_hellaswag(
 
 
 def summarize(scores: Sequence[Score]) -> dict[str, Any]:
-    """Figures of one or more items: `n`, `cut` (items longer than the context), and with and without the suffix `_norm`:
+    """Figures of one or more items: `n`, `cut` (items longer than the context), and with and without the suffix
+    `_norm`:
 
-    `acc`: share of items whose right ending has the lowest loss; `stderr`: its standard error; `near_ties`: items whose two lowest
-    losses differ by at most `NEAR_TIE`. `_norm` compares losses per token or per character.
+    `acc`: share of items whose right ending has the lowest loss; `stderr`: its standard error; `near_ties`: items whose
+    two lowest losses differ by at most `NEAR_TIE`. `_norm` compares losses per token or per character.
     """
     n = len(scores)
     figures: dict[str, Any] = {"n": n, "cut": sum(score.cut for score in scores)}
@@ -226,7 +231,8 @@ def encode(
 ) -> list[Question]:
     """The items as tokens, after the tokenizer's prefix. Only the last `context_length` tokens of an ending are scored.
 
-    Raises `UserError` for text without ids, an id that the model does not have, and an ending without a token or a character.
+    Raises `UserError` for text without ids, an id that the model does not have, and an ending without a token or a
+    character.
     """
     prompts = [prompt_of(item, style) for item in items]
     contexts = _encoded(tokenizer, [prompt.context for prompt in prompts])
@@ -266,7 +272,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that go through the model together, and the number of context tokens that are read once for all endings."""
+    """Questions that go through the model together, and the number of context tokens that are read once for all
+    endings.
+    """
 
     questions: list[Question]
     shared: int
@@ -283,8 +291,8 @@ class Batch:
 def make_batches(questions: Iterable[Question]) -> list[Batch]:
     """All questions in batches: those that are cut first, then the longest first.
 
-    A batch shares as many tokens as its shortest context has; the rest of longer contexts is read again for each ending. It is a pure
-    function of the questions, so that every run and any number of ranks use the same batches.
+    A batch shares as many tokens as its shortest context has; the rest of longer contexts is read again for each
+    ending. It is a pure function of the questions, so that every run and any number of ranks use the same batches.
     """
     batches: list[list[Question]] = []
     room, spare, shortest = 0, 0, 0
@@ -314,7 +322,9 @@ def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 @dataclass(frozen=True)
 class SharedContext:
-    """The tokens that a batch's items share with their own endings: how many, their cache, and the last hidden states (B, 1, C)."""
+    """The tokens that a batch's items share with their own endings: how many, their cache, and the last hidden states
+    (B, 1, C).
+    """
 
     length: int
     cache: KVCache

@@ -1,4 +1,6 @@
-"""HellaSwag's items (Zellers et al., 2019): contexts with four endings, one of them right. Two published styles turn them into text."""
+"""HellaSwag's items (Zellers et al., 2019): contexts with four endings, one of them right. Two published styles turn
+them into text.
+"""
 
 import hashlib
 import json
@@ -16,15 +18,18 @@ URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 12,246,618 bytes, 10,042 items
 
 Style = Literal["build-nanogpt", "lm-eval"]
-"""build-nanogpt (hellaswag.py of github.com/karpathy/build-nanogpt): texts unchanged, endings encoded alone, normalised by tokens.
-lm-eval (task `hellaswag` of github.com/EleutherAI/lm-evaluation-harness): WikiHow's markup removed, the activity before the text,
-context and ending encoded together, normalised by characters."""
+"""build-nanogpt (hellaswag.py of github.com/karpathy/build-nanogpt): texts unchanged, endings encoded alone, normalised
+by tokens. lm-eval (task `hellaswag` of github.com/EleutherAI/lm-evaluation-harness): WikiHow's markup removed, the
+activity before the text, context and ending encoded together, normalised by characters.
+"""
 STYLES: tuple[Style, ...] = ("build-nanogpt", "lm-eval")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item. `number`: its place in the file, from 0. `ctx_a`: whole sentences; `ctx_b`: the start of the next one."""
+    """One item. `number`: its place in the file, from 0. `ctx_a`: whole sentences; `ctx_b`: the start of the next
+    one.
+    """
 
     number: int
     activity_label: str
@@ -65,7 +70,8 @@ def is_published(path: Path) -> bool:
 def read_items(path: Path) -> list[Item]:
     """All items of a JSON lines file with the published file's fields; empty lines are skipped.
 
-    `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with the line.
+    `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with
+    the line.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; pass HellaSwag's items as a .jsonl file")
@@ -107,8 +113,8 @@ def _item(number: int, record: Any) -> Item:
 def subset(items: Sequence[Item], count: int) -> list[Item]:
     """The first `count` items, or all, in the order of sha256("hellaswag NUMBER").
 
-    The file starts with captions of videos and ends with WikiHow, so its first lines are not a sample of it. This order is the same
-    on every machine, and a smaller subset is the start of a larger one.
+    The file starts with captions of videos and ends with WikiHow, so its first lines are not a sample of it. This order
+    is the same on every machine, and a smaller subset is the start of a larger one.
     """
     if count < 1:
         raise UserError(f"a subset of HellaSwag needs at least one item, got {count}")

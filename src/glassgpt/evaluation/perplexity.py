@@ -1,4 +1,6 @@
-"""Loss, perplexity and bits per byte of a model on text. Every token but the first is predicted once, whatever the batch size."""
+"""Loss, perplexity and bits per byte of a model on text. Every token but the first is predicted once, whatever the
+batch size.
+"""
 
 import dataclasses
 import math
@@ -97,7 +99,9 @@ class Measurement:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares models of different tokenizers."""
+        """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares models of different
+        tokenizers.
+        """
         return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
 
     @property
@@ -133,8 +137,8 @@ def measure_stream(
 ) -> Measurement:
     """Measure the losses of a token stream in windows of `context_length` that do not overlap, the remainder included.
 
-    limit: stop after this many predicted tokens. Each rank measures its share of the windows, which may be empty. Raises `UserError`
-    for fewer than two tokens.
+    limit: stop after this many predicted tokens. Each rank measures its share of the windows, which may be empty.
+    Raises `UserError` for fewer than two tokens.
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
@@ -170,7 +174,8 @@ def measure_stream(
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits; `limit` counts the predicted tokens of each split. See `combine` for a mixture.
+    """The figures of a run's validation splits; `limit` counts the predicted tokens of each split. See `combine` for a
+    mixture.
 
     Each rank measures its share, and all ranks get the figures of the whole.
     """
@@ -208,9 +213,9 @@ def details(
 ) -> dict[str, Any]:
     """What `figures` leaves out, as JSON: `loss_by_position` and `tokens_by_position`.
 
-    If token losses were kept, also `token_ids` and `token_losses`. If documents are known, also `document_count` and `worst_documents`
-    (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss). documents: also the figures of
-    all `documents`, as columns.
+    If token losses were kept, also `token_ids` and `token_losses`. If documents are known, also `document_count` and
+    `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
+    documents: also the figures of all `documents`, as columns.
     """
     losses, each = measured.loss_by_position, measured.documents
     result: dict[str, Any] = {
@@ -258,13 +263,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
-    split: `validation`, `train` or `all`; default: `validation` for the text that the model was trained on and for prepared datasets,
-    otherwise `all`. `column`, `encoding`, `errors` and `skip_bad` are as in `DataConfig`, by default the run's. context_length: evaluate
-    in shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures `glassgpt.quantize(model)`. A model
-    without a run needs a source. `log` is called with a line for text that is prepared first.
+    split: `validation`, `train` or `all`; default: `validation` for the text that the model was trained on and for
+    prepared datasets, otherwise `all`. `column`, `encoding`, `errors` and `skip_bad` are as in `DataConfig`, by default
+    the run's. context_length: evaluate in shorter windows. `documents` and `tokens` add the figures of each. quantize:
+    `int8` measures `glassgpt.quantize(model)`. A model without a run needs a source. `log` is called with a line for
+    text that is prepared first.
 
-    Returns `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens`; what was measured (model, step, data, split, context
-    length, precision, quantization, versions); and `details` (for a mixture, those of each text in `texts`). Raises `UserError`.
+    Returns `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens`; what was measured (model, step, data,
+    split, context length, precision, quantization, versions); and `details` (for a mixture, those of each text in
+    `texts`). Raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
@@ -327,7 +334,8 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     settings = config.override(data=changes).data
     if source is not None and (config.data.mixture or absolute_source(source) != config.data.source):
         settings = dataclasses.replace(settings, mixture={}, validation="fraction", validation_source=None)
-    # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights or from a file.
+    # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights or
+    # from a file.
     is_made = source is None and config.init_from is None and tokenizer_file(settings.tokenizer) is None
     data = open_training_data(settings, None if is_made else loaded.tokenizer, log)
     is_own = loaded.state is not None and data.fingerprint == loaded.state.data_fingerprint

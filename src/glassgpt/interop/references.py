@@ -1,5 +1,6 @@
-"""Model references: one string for a run (`runs/demo`, `@best`, `@500`), a checkpoint, a Hugging Face directory, file or hub id, or a
-`.pt` file of nanoGPT or build-nanogpt."""
+"""Model references: one string for a run (`runs/demo`, `@best`, `@500`), a checkpoint, a Hugging Face directory, file
+or hub id, or a `.pt` file of nanoGPT or build-nanogpt.
+"""
 
 import shlex
 import sys
@@ -70,7 +71,8 @@ class LoadedModel:
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
     """The model that a reference names. A hub id is downloaded if nothing local has that name.
 
-    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if there is no model.
+    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if there is no
+    model.
     """
     text, path = str(reference), user_path(str(reference))
     with explain_os_errors("read", Path(reference)):
@@ -86,7 +88,8 @@ def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
 
 
 def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint:
-    """The checkpoint that a reference names: a checkpoint directory, or a run's newest valid one, its `@best` or its `@STEP`.
+    """The checkpoint that a reference names: a checkpoint directory, or a run's newest valid one, its `@best` or its
+    `@STEP`.
 
     verify: see `find_model`. Raises `UserError` if there is none.
     """
@@ -199,15 +202,16 @@ def load_model(reference: str | Path, device: torch.device) -> LoadedModel:
 def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
     """Load a model and its tokenizer: `model, tokenizer = glassgpt.load("runs/demo@best")`.
 
-    The model is in evaluation mode on `device` (`auto`, `cpu`, `cuda`, ...); the tokenizer is None if there is none. Raises `UserError`
-    if there is no such model, if it is damaged, or if glassgpt does not support its architecture.
+    The model is in evaluation mode on `device` (`auto`, `cpu`, `cuda`, ...); the tokenizer is None if there is none.
+    Raises `UserError` if there is no such model, if it is damaged, or if glassgpt does not support its architecture.
     """
     loaded = load_model(reference, find_device(device))
     return loaded.model, loaded.tokenizer
 
 
 def export(reference: str | Path, out: str | Path) -> str:
-    """Write a model as a directory that Hugging Face's transformers loads, and return its family (`GPT2`, `Llama`, ...).
+    """Write a model as a directory that Hugging Face's transformers loads, and return its family (`GPT2`, `Llama`,
+    ...).
 
     Raises `UserError` if no family can hold the model, naming the settings, or if the directory is not empty.
     """
@@ -216,7 +220,9 @@ def export(reference: str | Path, out: str | Path) -> str:
 
 
 def describe(reference: str | Path) -> str:
-    """A few lines about a model: where it is, its training so far, its tokenizer, and its summary. Weights are not read."""
+    """A few lines about a model: where it is, its training so far, its tokenizer, and its summary. Weights are not
+    read.
+    """
     return read_reference(reference, _describe, verify=False)
 
 
