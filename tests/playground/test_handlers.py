@@ -19,7 +19,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.playground import handlers as answers
 from glassgpt.playground.wire_format import pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 from play_harness import GPT2_LIKE, WINDOWED, Client, serving, small_bpe, unpacked, write_run
 
 TEXT = "the theban: abab thé"
@@ -393,7 +393,7 @@ def test_packed_arrays_are_read_as_they_were() -> None:
 
 
 def test_json_has_no_numbers_that_are_none() -> None:
-    from glassgpt.utils.json_text import json_text
+    from glassgpt.utils.files import json_text
 
     assert json.loads(json_text({"a": (float("nan"), -float("inf"), 1.5, "\udcff")})) == {
         "a": [None, None, 1.5, "\udcff"]
