@@ -667,7 +667,7 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
         (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin is damaged"),
         (
             copy(only_bin(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")),
-            "pytorch_model.bin is not read: it needs os.system to be run",
+            "pytorch_model.bin is refused.*os.system",
         ),
     ]
     for path, message in cases:
