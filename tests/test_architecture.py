@@ -29,8 +29,8 @@ OWNERS = {
         f"cli.{name}" for name in ("parsing", "options", "data", "evaluate", "models", "planning", "play", "train")
     },
     "rich": {"cli.console"},
-    "plotly": {"report.page", "playground.assets"},
-    "starlette": {"playground.routes"},
+    "plotly": {"report.page"},
+    "starlette": {"playground.routes", "playground.security"},
     "uvicorn": {"playground.server"},
     "tensorboard": {"training.loggers"},
     "wandb": {"training.loggers"},

@@ -20,13 +20,13 @@ from rich.console import Console
 import glassgpt.evaluation
 import glassgpt.generation.generate
 import glassgpt.interop.references
-import glassgpt.training.loop
+import glassgpt.training.run
 from glassgpt.cli.console import RichProgress
 from glassgpt.cli.main import COMMANDS, SUBCOMMANDS, main
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
-from glassgpt.generation.generate import Piece
-from glassgpt.training.progress import PlainProgress
+from glassgpt.generation.generate import GeneratedToken
+from glassgpt.training.progress import Progress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.formatting import format_duration
 
@@ -39,9 +39,9 @@ def training(monkeypatch: Patch) -> mock.Mock:
     """Stands in for `training.train` and `training.resume`; a call that the real ones would refuse fails."""
     stand_in = mock.Mock()
     for name in ("train", "resume"):
-        recorder = mock.create_autospec(getattr(glassgpt.training.loop, name), return_value=Path("runs/x"))
+        recorder = mock.create_autospec(getattr(glassgpt.training.run, name), return_value=Path("runs/x"))
         stand_in.attach_mock(recorder, name)
-        monkeypatch.setattr(glassgpt.training.loop, name, recorder)
+        monkeypatch.setattr(glassgpt.training.run, name, recorder)
     return stand_in
 
 
@@ -205,7 +205,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("train --data a --data.source b", "give one of them"),
         ("train missing.toml", "missing.toml"),
         ("generate", "REF is missing"),
-        ("generate a --prompt x --prompt-file y", "exclude each other"),
+        ("generate a --prompt x --prompt-file y", "--prompt-file"),
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
         ("prepare x --validation-fraction 2", "validation_fraction"),
         ("report nonexistent", "nonexistent"),
@@ -291,7 +291,7 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     )
 
     def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
-        made = [Piece(text, token=0, sample=sample, probability=1.0) for text, sample in pieces]
+        made = [GeneratedToken(text, token_id=0, sample=sample) for text, sample in pieces]
         recorder: mock.Mock = mock.create_autospec(
             glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(made)
         )
@@ -307,10 +307,10 @@ Writes = Callable[[Sequence[tuple[str, int]]], mock.Mock]
 def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) -> None:
     seen: list[str] = []
 
-    def pieces(*arguments: object, **options: object) -> Iterator[Piece]:
+    def pieces(*arguments: object, **options: object) -> Iterator[GeneratedToken]:
         for text in ("a", "", "语"):
             seen.append(capsys.readouterr().out)
-            yield Piece(text, token=0, sample=0, probability=1.0)
+            yield GeneratedToken(text, token_id=0, sample=0)
         seen.append(capsys.readouterr().out)
 
     writes([]).side_effect = pieces
@@ -334,6 +334,7 @@ def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
         "stop": ("a", "b"),
         "seed": 5,
         "use_cache": False,
+        "precision": "auto",
     }
     assert re.fullmatch(r"- xy\n-+\n- pq\n", capsys.readouterr().out)
 
@@ -384,8 +385,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
         "document_count": 7,
         "documents": {"document": [3], "loss": [float("nan")]},
     }
-    recorder = mock.create_autospec(glassgpt.evaluation.evaluate_reference, return_value=figures)
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", recorder)
+    recorder = mock.create_autospec(glassgpt.evaluation.evaluate, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", recorder)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
@@ -454,7 +455,7 @@ def test_plain_progress_is_a_line_every_few_seconds() -> None:
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    drive(PlainProgress(5.0, out, clock=lambda: now[0]), Path("runs/x"), 2.0, tick)
+    drive(Progress(5.0, out, clock=lambda: now[0]), Path("runs/x"), 2.0, tick)
     lines = out.getvalue().splitlines()
     steps = [line for line in lines if re.match(r"step \d+/10  loss", line)]
     assert [int(re.findall(r"\d+", line)[0]) for line in steps] == [1, 4, 7, 10]
@@ -471,20 +472,20 @@ def test_a_closed_output_does_not_end_the_run() -> None:
         def flush(self) -> None:
             raise BrokenPipeError
 
-    drive(PlainProgress(0.0, Closed()), Path("runs/x"), 0.0, lambda seconds: None)
+    drive(Progress(0.0, Closed()), Path("runs/x"), 0.0, lambda seconds: None)
 
 
 def test_progress_survives_a_narrow_locale() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")  # kept: it closes `raw` when it goes
-    PlainProgress(stream=stream).sampled(1, ["語"])
+    Progress(stream=stream).sampled(1, ["語"])
     assert b"\\u8a9e" in raw.getvalue()
 
 
 def test_train_uses_plain_lines_where_there_is_no_terminal(training: mock.Mock, capsys: Capture) -> None:
     trained_config(training)
     progress = training.train.call_args.kwargs["progress"]
-    assert isinstance(progress, PlainProgress)
+    assert isinstance(progress, Progress)
     drive(progress, Path("runs/x"), 0.0, lambda seconds: None)
     assert "\x1b" not in capsys.readouterr().out
 
@@ -641,7 +642,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
     }
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is there already and is no JSON" in capsys.readouterr().err
@@ -674,5 +675,5 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPa
         progress.step({"step": 1, "loss": 2.0})
         progress.sampled(1, ["text"])
         progress.finished(Path("run"))
-    plain = PlainProgress(stream=Gone())
+    plain = Progress(stream=Gone())
     plain.message("nobody reads this")

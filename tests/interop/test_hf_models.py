@@ -175,7 +175,7 @@ def assert_same_text(model: GPT, other: Any) -> None:
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=30, do_sample=False, pad_token_id=0
     )[:, 9:]
     ours = [
-        [piece.token for piece in generate(model, None, prompt, max_new_tokens=30, temperature=0)]
+        [token.token_id for token in generate(model, None, prompt, max_new_tokens=30, temperature=0)]
         for prompt in prompts.tolist()
     ]
     assert ours == written.tolist()

@@ -10,7 +10,7 @@ from allpairspy import AllPairs
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.generation.inference import InferenceGPT, PackedLinear, quantized
+from glassgpt.generation.inference import InferenceGPT, PackedLinear, quantize
 from glassgpt.interpretability import (
     ActivationCache,
     Edit,
@@ -226,7 +226,7 @@ def test_a_training_step_is_seen_and_left_as_it_is(recompute: str) -> None:
 def test_a_model_made_ready_to_write_is_seen_too() -> None:
     """Its modules are others around the same kernels: weights that sum to 1, and what it computes itself."""
     model, ids = small(n_embd=64), token_ids()
-    for ready in (quantized(model), InferenceGPT(model, partial(PackedLinear, rows=1))):
+    for ready in (quantize(model), InferenceGPT(model, partial(PackedLinear, rows=1))):
         seen = seen_of(ready, ids)
         assert max(attention_picture(seen).differences) < 1e-5
         torch.testing.assert_close(ready.logits(seen.hidden), ready(ids))

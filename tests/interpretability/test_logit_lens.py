@@ -11,7 +11,6 @@ from allpairspy import AllPairs
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.generation.inference import quantized
 from glassgpt.interpretability import ActivationCache, capture, logit_attribution, logit_lens, predictions
 from glassgpt.interpretability.logit_lens import Lens
 from glassgpt.model.gpt import GPT
@@ -162,7 +161,6 @@ def test_refusals() -> None:
         (lambda: logit_lens(model, seen, watch=[11]), "no token 11: there is 0 to 10"),
         (lambda: logit_attribution(model, seen, 10, 0), "no position 10"),
         (lambda: logit_attribution(model, seen, 0, 0, against=-1), "no token -1"),
-        (lambda: logit_attribution(quantized(model), seen, 0, 0), "the one that it was made from"),
     ):
         with pytest.raises(UserError, match=said):
             call()

@@ -15,7 +15,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.planning import memory_check as room
 from glassgpt.planning.memory import memory_a_rank
 from glassgpt.planning.memory_check import at_most, check_memory, largest_micro_batch
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, tiny_config, write_text
 

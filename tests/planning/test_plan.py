@@ -244,7 +244,7 @@ def test_a_run_that_goes_on_has_the_shape_of_the_model_before(tmp_path: Path) ->
     found = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
     assert found.parameters == ModelSummary(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128)).parameters
     assert "bound by starting their kernels" in str(found)
-    with pytest.raises(UserError, match="there is no run or checkpoint at"):
+    with pytest.raises(UserError, match="nothing does not exist"):
         plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "nothing"), device="h100"))
 
 

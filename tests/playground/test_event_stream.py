@@ -23,7 +23,7 @@ from glassgpt.interpretability import ActivationCache, capture
 from glassgpt.interpretability.snapshots import Prompt, take_probe, write_probe
 from glassgpt.model.gpt import GPT
 from glassgpt.playground import event_stream as follow
-from glassgpt.playground import routes as app
+from glassgpt.playground import routes
 from glassgpt.playground.catalog import Offers, find_offer, offers_for
 from glassgpt.playground.event_stream import Follower, history
 from glassgpt.playground.model_pool import Captures, Held, bytes_of
@@ -341,8 +341,8 @@ def test_references_are_found_before_anything_is_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(app, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(app, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(routes, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(routes, "HEARTBEAT_SECONDS", 0.2)
     with serving(run.path) as served:
         yield served
 
@@ -352,7 +352,8 @@ class Events:
 
     def __init__(self, client: Client, address: str = "/api/events?model=0", last: str | None = None) -> None:
         self._socket = socket.create_connection(("127.0.0.1", client.port), timeout=10)
-        more = "" if last is None else f"last-event-id: {last}\r\n"
+        more = f"authorization: {client.headers['authorization']}\r\n"
+        more += "" if last is None else f"last-event-id: {last}\r\n"
         self._socket.sendall(f"GET {address} HTTP/1.0\r\nhost: localhost\r\n{more}\r\n".encode())
         self._file = self._socket.makefile("rb")
         self.status = int(self._file.readline().split()[1])
@@ -421,15 +422,15 @@ def test_events_come_as_the_run_writes(served: Served, run: RunDirectory) -> Non
 
 
 def test_followers_are_bounded_and_forgotten(served: Served) -> None:
-    followers = served_app(served)._followers
-    streams = [Events(served.client) for _ in range(app.MOST_FOLLOWERS)]
+    followers = served.server.api.followers
+    streams = [Events(served.client) for _ in range(routes.MAX_FOLLOWERS)]
     for stream in streams:
         assert stream.next()[0] == "status"
     newest = Events(served.client)
     assert newest.next()[0] == "status"
     with pytest.raises(EOFError):  # the oldest has made room
         streams[0].until("no such event")
-    assert len(followers) == app.MOST_FOLLOWERS
+    assert len(followers) == routes.MAX_FOLLOWERS
     for stream in (*streams, newest):
         stream.close()
     end = time.monotonic() + 10
@@ -438,19 +439,12 @@ def test_followers_are_bounded_and_forgotten(served: Served) -> None:
         time.sleep(0.02)
 
 
-def served_app(served: Served) -> app.Play:
-    guard = served.server.config.app
-    play = guard._app  # type: ignore[union-attr]
-    assert isinstance(play, app.Play)
-    return play
-
-
 def test_a_model_has_no_history(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE)
     with serving(run.checkpoints / "000001") as served:
         for address in ("history?model=0", "events?model=0", "snapshot?model=0&step=1"):
             status, refused = served.client.get(f"/api/{address}")
-            assert (status, "no run" in refused["error"]) == (400, True)
+            assert (status, "not a run" in refused["error"]) == (400, True)
 
 
 def test_a_checkpoint_that_is_pruned_or_replaced(tmp_path: Path) -> None:
@@ -480,7 +474,7 @@ def test_only_a_few_models_are_held(tmp_path: Path) -> None:
     with serving(run.path) as served:
         for step in (1, 2, 3, 4, 5, 4):
             served.client.answer("next", model=0, step=step, ids=[3])
-        assert [step for _, step in served.workshop._held] == [3, 5, 4]
+        assert [step for _, step in served.pool._held] == [3, 5, 4]
 
 
 def test_captures_are_kept_within_a_bound_and_go_with_their_model(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_writing_is_that_of_generate(
     )  # beyond the context, too
     pieces = list(glassgpt.generate(model, tokenizer, ids, max_new_tokens=30, **settings))
     assert [(line["sample"], line["token"], line["text"]) for line in lines] == [
-        (p.sample, p.token, str(p)) for p in pieces
+        (p.sample, p.token_id, p.text) for p in pieces
     ]
     assert (last["done"], last["tokens"]) == (True, len(pieces))
     first = next(line for line in lines if line["sample"] == 0)

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import glassgpt
-from glassgpt.generation.generate import sampling_distribution
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation.sampling import sampling_distribution
 from glassgpt.interpretability import (
     ActivationCache,
     Edit,
@@ -35,10 +36,9 @@ from glassgpt.interpretability import (
 )
 from glassgpt.interpretability.snapshots import read_probe, take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.assets import page_files
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.escape import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
 from page_harness import Watched, chromium, watched
@@ -106,7 +106,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, trained: Path) -> Iterator[str]:
-    with serving(folder / "plain", folder / "windowed", trained, files=page_files()) as served:
+    with serving(folder / "plain", folder / "windowed", trained) as served:
         yield served.url
 
 
@@ -540,7 +540,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     """The next token's probabilities, what remains of them, their sums, and the bars as long as they say."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
-    q = sampling_distribution(logits[None], temperature=temperature, **settings)[0]
+    q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
     rows = shown.csv_of("The next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
@@ -681,12 +681,12 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
     shown.open("write", model=case.name, text=case.text, t=1.2, k=50, p=0.9, minp=0.01, n=3, seed=5, new=9)
     hook(shown, "write").click()
     shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
-    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, **settings))
-    expected = ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(3)]
+    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, probabilities=True, **settings))
+    expected = ["".join(p.text for p in pieces if p.sample == sample) for sample in range(3)]
     assert shown.page.locator(".continuation").evaluate_all("texts => texts.map(text => text.textContent)") == expected
     rows = shown.csv_of("Continuations")
-    assert [int(i) for i in texts(rows, "id")] == [piece.token for piece in pieces]
-    same(column(rows, "probability"), [piece.probability for piece in pieces])
+    assert [int(i) for i in texts(rows, "id")] == [p.token_id for p in pieces]
+    same(column(rows, "probability"), [p.probability for p in pieces])
     assert "27 tokens in" in hook(shown, "speed").inner_text()
 
 

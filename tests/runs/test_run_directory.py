@@ -15,7 +15,7 @@ import pytest
 
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text

@@ -16,7 +16,7 @@ from glassgpt.cli.options import Command, description, gives, is_first_rank, par
 from glassgpt.cli.parsing import parse_options
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
-from glassgpt.training.progress import PlainProgress, Progress, SilentProgress
+from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
 DEFAULT_RECIPE = "demo"
@@ -80,7 +80,7 @@ def train(arguments: Sequence[str]) -> None:
         from glassgpt.data.prepare import require_tokenizer
 
         require_tokenizer(options.config.data)
-    from glassgpt.training import loop as training
+    from glassgpt.training import run as training
     from glassgpt.utils.device import keep_freed_memory
 
     keep_freed_memory()
@@ -167,7 +167,7 @@ def _refuse_beside_init_from(arguments: Sequence[str]) -> None:
 def _resume(arguments: Sequence[str]) -> None:
     hint = "with --resume only --steps, --strategy and --log may be given: all else is the run's own"
     options = parse(ResumeOptions, "train", train, arguments, bare=hint, unknown=hint)
-    from glassgpt.training import loop as training
+    from glassgpt.training import run as training
     from glassgpt.utils.device import keep_freed_memory
 
     keep_freed_memory()
@@ -185,7 +185,7 @@ def _progress() -> Iterator[Progress]:
         yield SilentProgress()
         return
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        yield PlainProgress()
+        yield Progress()
         return
     from glassgpt.cli.console import RichProgress
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.hellaswag_items import Item, fingerprint, wording_of
 from glassgpt.evaluation.hellaswag_results import Identity, Score, merge, open_results, summarize
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import autocast, matmul_precision

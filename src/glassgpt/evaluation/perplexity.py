@@ -18,7 +18,8 @@ from glassgpt.data.shards import SPLITS
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
-from glassgpt.generation.inference import device_for, quantized
+from glassgpt.generation.inference import device_for
+from glassgpt.generation.inference import quantize as quantize_model
 from glassgpt.interop.references import ModelSource, load_source, read_reference
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import Checkpoint
@@ -239,7 +240,7 @@ def _excerpt(stream: TokenStream, start: int, end: int, tokenizer: Tokenizer) ->
     return tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])
 
 
-def evaluate_reference(
+def evaluate(
     reference: str | Path,
     *,
     source: str | None = None,
@@ -273,7 +274,7 @@ def evaluate_reference(
         raise UserError(
             f"{reference} is no run of glassgpt, so it has no validation split of its own; name a text with --data"
         )
-    model = model if quantize is None else quantized(model, quantize)
+    model = model if quantize is None else quantize_model(model, quantize)
     config, own_fingerprint = run or (TrainConfig(steps=1), None)
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
     settings = config.override(data={key: value for key, value in changes.items() if value is not None}).data

@@ -1,7 +1,5 @@
 """What can be asked of a model: its layers, heads, tokens and weights, checked with an answer that says what there is."""
 
-from glassgpt.generation.inference import InferenceGPT
-from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
 
@@ -10,9 +8,3 @@ def require_index(what: str, index: int, count: int) -> None:
     if not 0 <= index < count:
         there = "only 0" if count == 1 else f"0 to {count - 1}"
         raise UserError(f"there is no {what} {index}: there is {there}")
-
-
-def require_plain_weights(model: GPT) -> None:
-    """Raise `UserError` for a model whose matrices are no longer there as such."""
-    if isinstance(model, InferenceGPT):
-        raise UserError("a model made ready to write has its weights packed: look into the one that it was made from")

@@ -122,7 +122,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     never fire; the compiled code is left as it is. The hooks are gone at the end, whatever ends it.
     """
     blocks = [cast(Block, block) for block in model.blocks]
-    seen = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])  # type: ignore[arg-type]
+    seen = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
     handles = [_after(model.embedding, lambda given, _: setattr(seen, "ids", given[0]))]
     handles.append(_after(model.norm, lambda _, gives: setattr(seen, "hidden", gives.detach())))
     try:

@@ -219,7 +219,7 @@ def _hook(module: nn.Module, at_input: bool, change: Callable[[Tensor], Tensor])
 
 def _hide(positions: list[int], kernel: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """A kernel's arguments with a mask in which only the tokens at these positions see themselves."""
-    q, k, v, mask = given
+    q, k, v, mask, bias = given
     T = k.shape[-2]
     if q.shape[-2] != T:
         raise UserError("a token can be hidden in a pass over the whole text only: leave the cache out")
@@ -230,4 +230,4 @@ def _hide(positions: list[int], kernel: nn.Module, given: tuple[Any, ...]) -> tu
         mask = cast(Span, kernel.span).mask(everywhere, everywhere)
     shown = torch.ones(T, dtype=torch.bool, device=k.device)
     shown[positions] = False
-    return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device))
+    return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device)), bias

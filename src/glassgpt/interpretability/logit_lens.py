@@ -12,7 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from glassgpt.interpretability.bounds import require_index, require_plain_weights
+from glassgpt.interpretability.bounds import require_index
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations
 from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.gpt import GPT, Block
@@ -182,9 +182,8 @@ def logit_attribution(
     is a sum over embedding, heads, biases and feed-forward blocks of what each wrote. With `against`, that of the difference to another
     token's logit, in which what raises all tokens alike drops out. All in float64; what rounding leaves is the model's own.
     A part `patch` is there only where the stream behind a layer is not the sum of what was written into it: it was patched, or dropout
-    was on. Raises `UserError` for a position or token that is not there, and for a model made ready to write.
+    was on. Raises `UserError` for a position or token that is not there.
     """
-    require_plain_weights(model)
     seen.require_pass()
     require_index("position", position, seen.ids.shape[1])
     for index in (token, *([] if against is None else [against])):

@@ -20,9 +20,9 @@ from glassgpt.generation.generate import generate
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning.memory import FLOAT32, memory_a_rank
-from glassgpt.training.loop import train_step
 from glassgpt.training.optim import OutlierWatch, build_optimizers
 from glassgpt.training.setup import TrainState, judge_on_device
+from glassgpt.training.step import train_step
 from glassgpt.utils.device import (
     GPUS,
     available_memory,

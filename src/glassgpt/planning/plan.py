@@ -39,9 +39,8 @@ from glassgpt.utils.device import (
     require_kernel,
 )
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import user_path
 from glassgpt.utils.formatting import format_bytes, format_duration
-from glassgpt.utils.hub import is_hub_id
+from glassgpt.utils.hub import find_hub_id
 
 # Of a GPU's memory: the device's context and the buffers of cuBLAS and NCCL; and the share that an allocator wastes.
 CONTEXT = 1e9
@@ -147,9 +146,7 @@ def _device_here(name: str) -> torch.device:
 def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The config with the size of its vocabulary, which a run learns from its data."""
     said = []
-    if config.init_from == "" or (
-        config.init_from and is_hub_id(config.init_from) and not user_path(config.init_from).exists()
-    ):
+    if config.init_from == "" or (config.init_from and find_hub_id(config.init_from)):
         said.append(
             "the model has the shape in [model]; a run with --init-from takes that of the model that it goes on from"
         )
@@ -223,7 +220,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 
 def _libraries() -> int:
     """Bytes that a process which trains has resident before its model is made: this one's, with all that training imports."""
-    importlib.import_module("glassgpt.training.loop")
+    importlib.import_module("glassgpt.training.run")
     return memory_used(torch.device("cpu"))
 
 

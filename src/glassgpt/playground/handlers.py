@@ -311,7 +311,7 @@ def next_logits(held: Held, question: NextQuestion, seen: Capturing) -> Answer:
 def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], None, None]:
     """A text's continuation, token by token: that of `glassgpt generate` with the same settings. Raises `UserError` at once."""
     require_ids(held, question.ids)
-    pieces = generate(
+    tokens = generate(
         held.model,
         held.tokenizer,
         question.ids,
@@ -322,14 +322,15 @@ def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], No
         min_p=question.min_p,
         n=question.n,
         seed=question.seed,
+        probabilities=True,
     )
 
     def told() -> Generator[dict[str, Any], None, None]:
         begin, count = time.perf_counter(), 0
-        for piece in pieces:
+        for token in tokens:
             count += 1
-            text = str(piece) if held.tokenizer is not None else f" {piece.token}"
-            yield {"sample": piece.sample, "token": piece.token, "text": text, "p": piece.probability}
+            text = token.text if held.tokenizer is not None else f" {token.token_id}"
+            yield {"sample": token.sample, "token": token.token_id, "text": text, "p": token.probability}
         yield {"done": True, "tokens": count, "seconds": time.perf_counter() - begin}
 
     return told()

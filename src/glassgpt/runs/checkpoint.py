@@ -259,7 +259,9 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_train
         except UserError as error:
             warn(f"{error}; trying the one before it")
     if paths:
-        raise UserError(f"no checkpoint in {directory} is whole: start the run again with --overwrite")
+        raise UserError(
+            f"no checkpoint in {directory} passes verification; restore one from a copy, or start a new run in another --out"
+        )
     return None
 
 

@@ -65,7 +65,9 @@ def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, in
     return signal, memory
 
 
-def evaluate(state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None) -> tuple[float, bool]:
+def evaluate(
+    state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None
+) -> tuple[float, bool]:
     """Record validation loss, norms, samples and a snapshot of this step. Returns the loss and whether it is a new best.
 
     `grad_norms`: the update's, by parameter group.
@@ -111,8 +113,8 @@ def sample(state: TrainState, recorder: Recorder, model: GPT) -> list[str]:
     if not settings.count or not state.ranks.is_main:
         return []
     texts = [settings.prompt or ""] * settings.count
-    for piece in sampler(model, state.data.tokenizer, settings, seed_for(state.config.seed, "sample", state.step)):
-        texts[piece.sample] += piece
+    for token in sampler(model, state.data.tokenizer, settings, seed_for(state.config.seed, "sample", state.step)):
+        texts[token.sample] += token.text
     recorder.sampled(texts)
     return texts
 

@@ -35,9 +35,7 @@ class ResumePoint:
     """Hash of what was asked for when the run began."""
 
 
-def find_resume_point(
-    run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
-) -> ResumePoint:
+def find_resume_point(run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress) -> ResumePoint:
     """Where a run resumes, found by the main rank and shared with the others. Raises `UserError` as `resume` does."""
     found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     checkpoint = None if found["step"] is None else _await_checkpoint(run.checkpoints / f"{found['step']:06d}")
@@ -74,8 +72,8 @@ def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfi
     changed = config.override(**changes)  # which refuses unknown names and wrong values
     fixed = [name for name in changes if name not in (*EXECUTION_SETTINGS, "steps")]
     if fixed:
-        names = list(changed.differences(config)) or fixed
-        raise UserError(f"{names[0]} determines the numbers of a run, so --resume cannot change it; start a new run")
+        name = next((each for each in changed.differences(config) if each.partition(".")[0] in fixed), fixed[0])
+        raise UserError(f"{name} determines the numbers of a run, so --resume cannot change it; start a new run")
     return changed
 
 

@@ -60,9 +60,7 @@ def train(
     return _end(run, stopped_by)
 
 
-def resume(
-    run: str | Path, *, steps: int | None = None, progress: Progress | None = None, **execution: Any
-) -> Path:
+def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None, **execution: Any) -> Path:
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. `execution`: settings of

@@ -21,7 +21,7 @@ from glassgpt.distributed.group import Ranks, require_same
 from glassgpt.distributed.strategies import Strategy, parallelize
 from glassgpt.evaluation.hellaswag_items import Item, find_items, is_published, read_items, subset
 from glassgpt.evaluation.hellaswag_items import fingerprint as fingerprint_of_items
-from glassgpt.generation.generate import Piece, generate, prompt_ids
+from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids
 from glassgpt.interop.references import ModelSource, find_model, load_source, tokenizer_of
 from glassgpt.interpretability.snapshots import Prompt, prompt_of
 from glassgpt.model.activation_checkpointing import checkpoint_activations
@@ -341,8 +341,8 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.step, state.best_step, state.best_val_loss = saved.step, saved.best_step, saved.best_val_loss
 
 
-def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
-    """The pieces of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate them."""
+def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate them."""
     return generate(
         model,
         tokenizer,
@@ -354,6 +354,7 @@ def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int)
         min_p=settings.min_p,
         n=settings.count,
         seed=seed,
+        precision="float32",
     )
 
 
