@@ -24,7 +24,7 @@ _TYPE_NAMES: dict[Any, str] = {
 
 
 @functools.cache  # resolving the annotations takes most of the time of building a config
-def types_of(config_class: type) -> dict[str, Any]:
+def types_of(config_class: Any) -> dict[str, Any]:
     """The type of each field."""
     return typing.get_type_hints(config_class)
 

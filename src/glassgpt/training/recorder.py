@@ -154,13 +154,11 @@ class RunRecorder(Recorder):
     def fail(self, reason: str) -> None:
         if self._metrics.is_removed:
             return
-        for action in (
-            lambda: self.finish(LAST_WRITE_SECONDS),
-            lambda: self.status("failed", reason),
-            self.close,
-        ):
-            with suppress(Exception):  # of two errors the first one counts
-                action()
+        with suppress(Exception):  # of two errors the first one counts
+            self.finish(LAST_WRITE_SECONDS)
+        with suppress(Exception):
+            self.status("failed", reason)
+        self.close()
         self.hurry_loggers(failed=True)
 
     def close(self) -> None:

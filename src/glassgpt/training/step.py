@@ -191,7 +191,7 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
             with strategy.gradient_sync(index + 1 == len(micro_batches)):
                 with autocast(state.device, state.precision):
                     loss = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
-                state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                state.scaler.scale(loss).backward()
             total += loss.detach()
     return total, *_clip(state)
 
