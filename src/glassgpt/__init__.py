@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glassgpt.generation.generate import GeneratedToken, generate
     from glassgpt.generation.inference import quantize
     from glassgpt.interop.references import export, load
-    from glassgpt.interpretability import capture
+    from glassgpt.interpretability.capture import capture
     from glassgpt.model.gpt import GPT
     from glassgpt.report import write_report
     from glassgpt.training.run import resume, train
@@ -58,7 +58,7 @@ _NAMES_BY_MODULE = {
     "generation.generate": ("GeneratedToken", "generate"),
     "generation.inference": ("quantize",),
     "interop.references": ("export", "load"),
-    "interpretability": ("capture",),
+    "interpretability.capture": ("capture",),
     "model.gpt": ("GPT",),
     "report": ("write_report",),
     "training.run": ("resume", "train"),

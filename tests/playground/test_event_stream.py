@@ -19,7 +19,7 @@ import torch
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.interop.references import load
-from glassgpt.interpretability import ActivationCache, capture
+from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.snapshots import Prompt, take_probe, write_probe
 from glassgpt.model.gpt import GPT
 from glassgpt.playground import event_stream as follow
@@ -239,7 +239,7 @@ def test_a_snapshot_is_packed_as_it_was_taken(tmp_path: Path) -> None:
         for name in ("attention", "lens_ids", "lens_p", "next_rank", "surprisal"):
             tensor: torch.Tensor = getattr(prompt, name)
             np.testing.assert_array_equal(found[f"{name}.{number}"], tensor.numpy())
-    np.testing.assert_array_equal(found["head_kinds"], taken.head_kinds.numpy())
+    np.testing.assert_array_equal(found["head_scores"], taken.head_scores.numpy())
 
 
 # the state of a run

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import glassgpt
 from glassgpt.interop.hf_models import export_hf
-from glassgpt.interpretability import Edit, capture, edited
+from glassgpt.interpretability.capture import capture
+from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.model.gpt import GPT
 from glassgpt.playground import handlers as answers
 from glassgpt.playground.wire_format import pack
@@ -149,7 +150,7 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
     with torch.no_grad(), capture(model) as seen:
         model.hidden(torch.tensor([ids]))
     picture = client.answer("attention", model=number, ids=ids)
-    weights = torch.stack([layer.weights()[0] for layer in seen.layers])
+    weights = torch.stack([layer.pattern()[0] for layer in seen.layers])
     assert (picture["tokens"], picture["cells"]) == (len(ids), len(ids))
     same(picture["thumbnails"], (255 * weights).round().to(torch.uint8))
     same(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
@@ -157,23 +158,23 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
     for layer, head in ((0, 3), (1, 2)):
         kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
         found = client.answer("head", model=number, ids=ids, layer=layer, head=head)
-        same(found["weights"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
+        same(found["pattern"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
         own = seen.layers[layer]
         expected = {
-            "q_plain": own.q_plain[0, head],
-            "k_plain": own.k_plain[0, kv],
-            "q": own.q[0, head],
-            "k": own.k[0, kv],
+            "q_norm": own.q_norm[0, head],
+            "k_norm": own.k_norm[0, kv],
+            "rot_q": own.rot_q[0, head],
+            "rot_k": own.rot_k[0, kv],
             "v": own.v[0, kv],
         }
         for name, tensor in expected.items():
             same(vectors[name], tensor)
-        scores = torch.tensor(vectors["q"] @ vectors["k"].T * vectors["scale"])
-        formed = scores.masked_fill(~own.visible, -torch.inf).softmax(-1)
-        same(found["weights"], formed, 1e-5)
-        same(vectors["out"], formed @ torch.tensor(vectors["v"]), 1e-5)
+        scores = torch.tensor(vectors["rot_q"] @ vectors["rot_k"].T * vectors["scale"])
+        formed = scores.masked_fill(~own.mask, -torch.inf).softmax(-1)
+        same(found["pattern"], formed, 1e-5)
+        same(vectors["kernel_out"], formed @ torch.tensor(vectors["v"]), 1e-5)
 
 
 def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
@@ -201,13 +202,13 @@ def test_the_lens_ends_in_the_models_own_expectation(
     with torch.no_grad(), capture(model) as seen:
         model.hidden(torch.tensor([ids]))
     with torch.no_grad():
-        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in seen.stream])
+        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in seen.residual_stream])
     p = logits.softmax(-1)
     same(found["top_ids"], logits.topk(4).indices)
     same(found["top_p"], p.topk(4).values, 1e-5)
     same(found["watch_p"], p[..., watch], 1e-5)
     same(found["watch_rank"], torch.stack([(logits > logits[..., i : i + 1]).sum(-1) for i in watch], -1))
-    same(found["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in seen.stream]), 1e-5)
+    same(found["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in seen.residual_stream]), 1e-5)
     same(found["top_p"][-1], run(model, ids).softmax(-1)[2:9].topk(4).values, 1e-5)
 
 
@@ -296,8 +297,8 @@ def test_what_the_weights_show(client: Client, model: GPT, ids: list[int], numbe
     assert next(p for p in gradients["parts"] if p["name"] == name)["gradient_norm"] == pytest.approx(
         float(gradient.norm()), rel=1e-4
     )
-    kinds = client.answer("head_kinds", model=number)
-    assert np.shape(kinds["scores"]) == (len(kinds["kinds"]), model.config.n_layer, model.config.n_head)
+    answer = client.answer("head_scores", model=number)
+    assert np.shape(answer["head_scores"]) == (len(answer["head_types"]), model.config.n_layer, model.config.n_head)
 
 
 def test_a_model_without_tokenizer_takes_ids(client: Client, folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.interpretability.bounds import require_index
+from glassgpt.interpretability.capture import require_index
 from glassgpt.model.gpt import GPT, LearnedPositions
 from glassgpt.model.loss import CHUNK_ELEMENTS
 from glassgpt.utils.device import require_kernel
@@ -153,7 +153,7 @@ def statistics(weight: Tensor) -> Statistics:
 
 
 @torch.no_grad()
-def picture(weight: Tensor, size: int = 256) -> Tensor:
+def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     """A matrix (N, C) shrunk to at most size x size by the means of its cells, float32; a vector is a matrix of one row.
 
     Where a side is no multiple of size, neighbouring cells share the rows or columns that lie between them.

@@ -191,5 +191,5 @@ def snapshot(run: RunDirectory, step: int) -> bytes:
     names = ("attention", "lens_ids", "lens_p", "next_rank", "surprisal")
     arrays = {f"{name}.{number}": getattr(seen, name) for number, seen in enumerate(found.prompts) for name in names}
     prompts = [{"ids": seen.prompt.ids, "pieces": seen.prompt.pieces} for seen in found.prompts]
-    values = {"step": found.step, "prompts": prompts, "kinds": found.kinds, "samples": found.samples}
-    return pack({**arrays, "head_kinds": found.head_kinds}, values)
+    values = {"step": found.step, "prompts": prompts, "head_types": found.head_types, "samples": found.samples}
+    return pack({**arrays, "head_scores": found.head_scores}, values)

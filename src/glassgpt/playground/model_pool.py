@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.interop.references import load_source, read_reference
-from glassgpt.interpretability import ActivationCache
+from glassgpt.interpretability.capture import ActivationCache
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.catalog import Offer, Offers
 from glassgpt.playground.security import BusyError

@@ -45,7 +45,7 @@ MODEL_HANDLERS: dict[str, tuple[type[schemas.Question], Callable[[Held, Any], An
     "vocabulary": (schemas.Question, handlers.vocabulary),
     "tokens": (schemas.CutQuestion, handlers.tokens),
     "merges": (schemas.MergesQuestion, handlers.merges),
-    "head_kinds": (schemas.Question, handlers.kinds),
+    "head_scores": (schemas.Question, handlers.scored_heads),
     "map": (schemas.TableQuestion, handlers.table_map),
     "near": (schemas.NearQuestion, handlers.near),
     "weight": (schemas.PictureQuestion, handlers.weight),

@@ -89,7 +89,9 @@ def _parse_int(digits: str) -> int:
 def number_in(record: Record, key: str) -> float:
     """The record's number under a key; NaN if it is missing or not a finite number."""
     value = record.get(key)
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
 
 
 @dataclass(frozen=True)
