@@ -12,6 +12,8 @@ Train, load and generate:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from glassgpt.utils.openmp import limit_spinning
+
 if TYPE_CHECKING:
     from glassgpt.config.model import ModelConfig
     from glassgpt.config.recipes import recipe, recipe_names
@@ -67,6 +69,8 @@ _NAMES_BY_MODULE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("train", "resume"):
+        limit_spinning()  # before the import below loads torch
     for module, names in _NAMES_BY_MODULE.items():
         if name in names:
             return getattr(importlib.import_module(f".{module}", __name__), name)
