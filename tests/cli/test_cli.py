@@ -174,15 +174,73 @@ def test_steps_or_epochs_given_withdraws_the_recipes_other(
     assert "exactly one" in fails(capsys, "train", "demo", "--steps", "3", "--epochs", "1")
 
 
-def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Capture) -> None:
-    assert main(["train", "--resume", "runs/x"]) == 0
-    assert main(["train", "--resume=runs/x", "--steps", "90"]) == 0
-    calls = [(call.args[0], call.kwargs["steps"]) for call in training.resume.call_args_list]
-    assert calls == [(Path("runs/x"), None), (Path("runs/x"), 90)]
-    capsys.readouterr()
-    assert "only --steps, --strategy and --log" in fails(capsys, "train", "--resume", "runs/x", "--optim.lr", "1e-3")
-    assert "only --steps, --strategy and --log" in fails(capsys, "train", "demo", "--resume", "runs/x")
-    assert training.train.call_count == 0
+@pytest.fixture
+def small_run(tmp_path: Path) -> Path:
+    """The config of a run, which is all that the options of --resume need."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(recipe("demo", model={"vocab_size": 65}, micro_batch_size=4).to_toml())
+    return run
+
+
+def test_resume_hands_on_steps_and_changed_execution_settings(training: mock.Mock, small_run: Path) -> None:
+    assert main(["train", "--resume", str(small_run)]) == 0
+    assert main(["train", f"--resume={small_run}", "--steps", "90"]) == 0
+    more = "--micro-batch-size 2 --eval-every 3 --activation-checkpointing full --sample.count 0 --log none"
+    assert main(["train", "--resume", str(small_run), *more.split()]) == 0
+    calls = [(call.args, call.kwargs) for call in training.resume.call_args_list]
+    assert all(arguments == (small_run,) for arguments, _ in calls)
+    changes = [{key: value for key, value in options.items() if key != "progress"} for _, options in calls]
+    assert changes[:2] == [{"steps": None}, {"steps": 90}]
+    sample = dataclasses.replace(recipe("demo").sample, count=0)
+    expected = {"micro_batch_size": 2, "eval_every": 3, "activation_checkpointing": "full", "sample": sample}
+    assert changes[2] == {"steps": None, **expected}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--optim.lr 1e-3", ["optim.lr", "--resume"]),
+        ("--data x.txt", ["data.source"]),
+        ("--model.n_layer=3", ["model.n_layer"]),
+        ("--seed 3", ["seed"]),
+        ("--out x", ["--out", "--resume"]),
+        ("--overwrite", ["--overwrite"]),
+        ("--micro-batch-size 0", ["micro_batch_size", "at least 1"]),
+    ],
+)
+def test_resume_refuses_what_determines_the_numbers(
+    training: mock.Mock, small_run: Path, capsys: Capture, arguments: str, expected: list[str]
+) -> None:
+    message = fails(capsys, "train", "--resume", str(small_run), *arguments.split())
+    assert [word for word in expected if word not in message] == []
+    assert "--resume" in fails(capsys, "train", "demo", "--resume", str(small_run))
+    assert (training.train.call_count, training.resume.call_count) == (0, 0)
+
+
+def test_a_run_in_runs_is_suggested(tmp_path: Path, monkeypatch: Patch, small_run: Path, capsys: Capture) -> None:
+    (tmp_path / "runs").mkdir()
+    small_run.rename(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert "runs/demo" in fails(capsys, "train", "--resume", "demo")
+    (tmp_path / "my.txt").write_text("text")
+    assert "--data my.txt" in fails(capsys, "train", "my.txt")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["--resume", "RUN"]])
+def test_a_run_that_does_not_fit_needs_force(
+    training: mock.Mock, small_run: Path, capsys: Capture, monkeypatch: Patch, command: list[str]
+) -> None:
+    problem = "an update needs 9 GB and this machine has 1 GB free; use --micro-batch-size 2"
+    monkeypatch.setattr("glassgpt.planning.memory.check_memory", lambda *arguments: problem)
+    arguments = ["train", *(str(small_run) if word == "RUN" else word for word in command)]
+    message = fails(capsys, *arguments)
+    assert problem in message
+    assert "--force" in message
+    assert (training.train.call_count, training.resume.call_count) == (0, 0)
+    assert main([*arguments, "--force"]) == 0
+    assert problem in capsys.readouterr().err
+    assert training.train.call_count + training.resume.call_count == 1
 
 
 @pytest.mark.parametrize(
@@ -193,6 +251,8 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("train demmo", "did you mean 'demo'"),
         ("train --model.n-lyer 3", "did you mean '--model.n-layer'"),
         ("train --n-layer 3", "did you mean '--model.n-layer'"),
+        ("train --step 3", "did you mean '--steps'"),
+        ("train --optim.schedule cosin", "'cosine'"),
         ("eval x --splt train", "did you mean '--split'"),
         ("train --steps 3 demo", "a recipe comes first"),
         ("train --steps ten", "--steps: must be a whole number, got 'ten'"),
@@ -200,7 +260,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("train --optim.lr nan", "optim.lr must be a number"),
         ("train --optim.lr", "--optim.lr"),
         ("train --data.tokenizer byte", "'bytes'"),
-        ("train --model.n-head 7", "error: model.n_head = 7 does not divide"),
+        ("train --model.n-head 7", "error: model.n_head must be"),
         ("train --seed -1", "error: seed must be at least 0"),
         ("train --data a --data.source b", "give one of them"),
         ("train missing.toml", "missing.toml"),

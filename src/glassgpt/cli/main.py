@@ -76,7 +76,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    head = "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and generate with them."
+    head = (
+        "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and generate with them."
+    )
     tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
     return "\n".join([head, "", *_rows(COMMANDS), "", tail])
 

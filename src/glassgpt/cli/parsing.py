@@ -61,7 +61,8 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     if isinstance(event, parse_errors.MissingArgs):
         argument = event.missing_arguments[0].arg
         name = argument.lowered.metavar if argument.is_positional() else argument.display_name()
-        return f"{name} is missing: {argument.lowered.help}"
+        text = argument.field.helptext
+        return f"{name} is missing: {text() if callable(text) else text}"
     argument = getattr(event, "argument", None)
     name = f"{argument.display_name()}: " if argument is not None else ""
     if isinstance(event, parse_errors.InvalidChoice):

@@ -14,7 +14,13 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
-from glassgpt.config.schema import EXECUTION_SETTINGS, NUMERICS_SETTINGS, TYPICAL_VOCAB_SIZES, ExecutionConfig, TrainConfig
+from glassgpt.config.schema import (
+    EXECUTION_SETTINGS,
+    NUMERICS_SETTINGS,
+    TYPICAL_VOCAB_SIZES,
+    ExecutionConfig,
+    TrainConfig,
+)
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
