@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,24 +79,39 @@ EVERY_COMMAND = [
 ]
 
 
-@pytest.mark.parametrize("command", EVERY_COMMAND, ids=lambda command: " ".join(command) or "glassgpt")
-def test_help_answers_soon_and_without_torch(command: list[str]) -> None:
+def test_every_help_answers_without_torch() -> None:
+    """In one process: whatever one of them imports is loaded at the end."""
     script = """if True:
-        import sys
-        from glassgpt.cli import main
-        try:
-            code = main(sys.argv[1:])
-        except SystemExit as stop:
-            code = stop.code
-        print(sorted({"torch", "numpy", "rich", "plotly"} & set(sys.modules)), file=sys.stderr)
-        sys.exit(code)
+        import contextlib, io, json, sys
+        from glassgpt.__main__ import main
+        for command in json.loads(sys.argv[1]):
+            sys.argv[1:] = [*command, "--help"]
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                try:
+                    code = main()
+                except SystemExit as stop:
+                    code = stop.code
+            assert not code and "usage: glassgpt" in out.getvalue(), command
+        print(sorted({"torch", "numpy", "rich", "plotly"} & set(sys.modules)))
     """
-    begin = time.perf_counter()
-    result = run_process("-c", script, *command, "--help")
-    seconds = time.perf_counter() - begin
-    assert (result.returncode, result.stderr.strip()) == (0, "[]")
-    assert "usage: glassgpt" in result.stdout
-    assert seconds < 3  # 0.4 s on the slowest machine tried; a torch import alone would add 1.6 s
+    result = run_process("-c", script, json.dumps(EVERY_COMMAND))
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "[]", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_during_the_imports_gives_no_traceback() -> None:
+    script = """if True:
+        import os, signal, sys
+        class Interrupt:
+            def find_spec(self, name, path=None, target=None):
+                if name == "tyro":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupt())
+        from glassgpt.__main__ import main
+        sys.exit(main())
+    """
+    result = run_process("-c", script, "--help")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "glassgpt: interrupted\n")
 
 
 def option_defaults(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -611,9 +625,7 @@ def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(
         config = trained_config(training, str(file), option, "c.txt", "--data.validation-source", "d.txt")
         assert (config.data.sources, config.data.mixture) == (("c.txt",), {})
         capsys.readouterr()
-        assert f"{option} and --data.mixture exclude" in fails(
-            capsys, "train", option, "c.txt", "--data.mixture", "a.txt=1"
-        )
+        assert "--data.mixture" in fails(capsys, "train", option, "c.txt", "--data.mixture", "a.txt=1")
     assert trained_config(training, "demo", "--data.mixture", "a.txt=1", "b.txt=2").data.sources == ("a.txt", "b.txt")
 
 
@@ -705,7 +717,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
-    assert "is there already and is no JSON" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
     assert (tmp_path / "text.txt").read_text() == "To be or not to be"
     for _ in range(2):  # an earlier result is replaced
         assert main(["eval", "runs/x", "--json", str(tmp_path / "figures.json")]) == 0
@@ -713,12 +725,15 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])
-def test_a_shape_beside_init_from_is_refused(training: mock.Mock, capsys: Capture, option: str) -> None:
-    assert main(["train", "demo", "--init-from", "runs/x", *(option, "7")[: 1 if "=" in option else 2]]) == 2
-    assert "--model.n-layer has no effect beside --init-from" in capsys.readouterr().err
-    assert (
-        main(["train", "demo", "--init-from", "runs/x", "--model.context-length", "64", "--model.dropout", "0.1"]) == 0
-    )
+def test_a_shape_with_init_from_is_refused(
+    training: mock.Mock, capsys: Capture, monkeypatch: Patch, option: str
+) -> None:
+    monkeypatch.setattr("glassgpt.cli.train._check_memory", lambda config, force: None)
+    start = ["train", "demo", "--init-from", "runs/x"]
+    message = fails(capsys, *start, *(option, "7")[: 1 if "=" in option else 2])
+    assert "--model.n-layer" in message
+    assert "--init-from" in message
+    assert main([*start, "--model.context-length", "64", "--model.dropout", "0.1"]) == 0
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,8 @@ def _resume(arguments: Sequence[str]) -> None:
     for argument in arguments:
         option = option_of(argument)
         name = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
+        if option in ("--out", "--overwrite"):
+            raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
         if option.startswith("--") and name.partition(".")[0] in NUMERICS_SETTINGS and name != "steps":
             raise UserError(f"--resume cannot change {name}: it determines the numbers of the run; start a new run")
     options = parse(
@@ -123,13 +125,15 @@ def _resume(arguments: Sequence[str]) -> None:
 def _execution_of(arguments: Sequence[str]) -> ExecutionConfig:
     """The execution settings of the run to resume, which are the defaults of the options; the general ones for no run."""
     from glassgpt.runs.run_directory import RunDirectory
+    from glassgpt.utils.files import explain_os_errors
 
     index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
     value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
     run = RunDirectory(value)
-    if not value or not run.is_run:
-        return ExecutionConfig()
-    config = run.read_config()
+    with explain_os_errors("read", run.path):
+        if not value or not run.is_run:
+            return ExecutionConfig()
+        config = run.read_config()
     return ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
 
 
@@ -195,7 +199,7 @@ def _without_replaced_settings(config: TrainConfig, arguments: Sequence[str]) ->
     if not gives(arguments, "--data.source"):
         return config
     if gives(arguments, "--data.mixture"):
-        raise UserError("--data and --data.mixture exclude each other: give one source, or several with their weights")
+        raise UserError("--data.source and --data.mixture exclude each other: give one source, or several with weights")
     return config.override(data={"mixture": {}})
 
 
