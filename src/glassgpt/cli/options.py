@@ -89,8 +89,7 @@ def require_json(path: Path) -> None:
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as a JSON object, one line each; numbers that JSON lacks (infinite, not a number) become null."""
-    from glassgpt.utils.files import write_atomic
-    from glassgpt.utils.json_text import finite
+    from glassgpt.utils.files import finite, write_atomic
 
     # Not `indent`: it would write each of ten million numbers on its own line, slowly.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
