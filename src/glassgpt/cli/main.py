@@ -122,36 +122,6 @@ def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
     commands[command](arguments[1:])
 
 
-COMMANDS: Mapping[str, Mapping[str, Command]] = {
-    "tokenizer": {"train": train_tokenizer, "show": show_tokenizer},
-    "data": {"info": data_info},
-}
-
-
-def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
-    commands, command = SUBCOMMANDS[group], arguments[0] if arguments else ""
-    if command in ("-h", "--help"):
-        tail = f"`glassgpt {group} COMMAND --help` explains a command's options."
-        print(
-            "\n".join(
-                [
-                    f"usage: glassgpt {group} COMMAND [OPTIONS]\n",
-                    description(COMMANDS[group]),
-                    "",
-                    *_rows(commands),
-                    "",
-                    tail,
-                ]
-            )
-        )
-        return
-    if command not in commands:
-        wrong = f"there is no command '{group} {command}'" if command else f"{group} is no command by itself"
-        nearest = did_you_mean(command, commands)
-        raise UserError(f"{wrong}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
-    commands[command](arguments[1:])
-
-
 COMMANDS: Mapping[str, Command] = {
     "prepare": prepare,
     "plan": plan,

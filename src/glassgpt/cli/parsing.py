@@ -59,9 +59,9 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
             return f"there is no option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
-        argument = event.missing_arguments[0].arg
-        name = argument.lowered.metavar if argument.is_positional() else argument.display_name()
-        text = argument.field.helptext
+        missing = event.missing_arguments[0].arg
+        name = missing.lowered.metavar if missing.is_positional() else missing.display_name()
+        text = missing.field.helptext
         return f"{name} is missing: {text() if callable(text) else text}"
     argument = getattr(event, "argument", None)
     name = f"{argument.display_name()}: " if argument is not None else ""
