@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

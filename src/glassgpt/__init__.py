@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glassgpt.config.model import ModelConfig
     from glassgpt.config.recipes import recipe, recipe_names
-    from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+    from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
     from glassgpt.evaluation import evaluate_reference
     from glassgpt.generation.generate import Piece, generate
     from glassgpt.generation.inference import quantized
@@ -52,7 +53,7 @@ __all__ = [
 _HOMES = {
     "GPT": "model.gpt",
     "DataConfig": "config.schema",
-    "ModelConfig": "config.schema",
+    "ModelConfig": "config.model",
     "OptimConfig": "config.schema",
     "Piece": "generation.generate",
     "ProbeConfig": "config.schema",

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config.schema import DataConfig, ModelConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.evaluation import evaluate_reference
@@ -336,5 +337,5 @@ def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> Non
         evaluate_reference(run, source=str(tmp_path / "greek.txt"))
     with pytest.raises(UserError, match="split must be validation, train or all, got 'test'"):
         evaluate_reference(run, split="test")
-    with pytest.raises(UserError, match="no run or checkpoint"):
+    with pytest.raises(UserError, match="does not exist"):
         evaluate_reference(tmp_path / "missing")

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation import generate as generation
 from glassgpt.generation.generate import Piece, generate, prompt_ids, sampling_distribution, window_start
 from glassgpt.model.gpt import GPT

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassgpt.cli.main import main
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation import inference as writing
 from glassgpt.generation.generate import draw, generate
 from glassgpt.generation.inference import InferenceGPT, Int8Linear, PackedLinear, prepare_for_inference, quantized

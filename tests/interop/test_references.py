@@ -141,8 +141,8 @@ def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.toml", tmp_path / "begun")
     errors = {
-        f"{tmp_path}/missing": "no run or checkpoint at .*missing",
-        f"{tmp_path}/missing@best": "no run or checkpoint at .*missing;",
+        f"{tmp_path}/missing": "missing does not exist",
+        f"{tmp_path}/missing@best": "missing does not exist",
         f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",
@@ -268,7 +268,7 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     assert export(source, tmp_path / "hf") == ("Llama" if window is None else "Mistral")
     still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
     tuned, config = fine_tuned(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **still)
-    assert (config.model.context_length, config.model.window, config.model.kv_heads) == (8, None, 1)
+    assert (config.model.context_length, config.model.window, config.model.resolved_n_kv_head) == (8, None, 1)
     (before, letters), (after, same) = load(source), load(tuned)
     assert letters is not None
     assert same is not None

@@ -9,7 +9,7 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation.inference import InferenceGPT, PackedLinear, quantized
 from glassgpt.interpretability import (
     ActivationCache,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability import KINDS, capture, head_kinds
 from glassgpt.interpretability.head_scores import kinds_of, repeated_tokens
 from glassgpt.model.gpt import GPT

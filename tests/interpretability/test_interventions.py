@@ -8,7 +8,7 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability import (
     ActivationCache,
     Edit,
@@ -65,7 +65,7 @@ def block_of(model: GPT, layer: int) -> Block:
 def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
     """A copy whose weights make that part write nothing."""
     other = copy.deepcopy(model)
-    block, D = block_of(other, layer), model.config.head_width
+    block, D = block_of(other, layer), model.config.resolved_head_dim
     if kind == "head":
         block.attention.out.weight[:, head * D : (head + 1) * D] = 0
     if kind in ("attention", "block"):

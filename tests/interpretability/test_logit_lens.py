@@ -10,7 +10,7 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation.inference import quantized
 from glassgpt.interpretability import ActivationCache, capture, logit_attribution, logit_lens, predictions
 from glassgpt.interpretability.logit_lens import Lens
@@ -52,7 +52,7 @@ def test_parts_sum_to_the_models_logit(choice: dict[str, str]) -> None:
         assert {part.kind for part in made.parts} >= {"embedding", "head", "feed_forward"}
         assert "patch" not in {part.kind for part in made.parts}
         assert [part.layer for part in made.parts if part.kind == "attention_bias"] == ([0, 1] if config.bias else [])
-        assert len([part for part in made.parts if part.kind == "norm_bias"]) == config.norms_have_bias
+        assert len([part for part in made.parts if part.kind == "norm_bias"]) == config.resolved_norm_bias
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.interop.references import load

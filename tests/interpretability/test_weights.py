@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.generation.inference import quantized
 from glassgpt.interpretability import (
     gradient_norms,

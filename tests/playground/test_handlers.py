@@ -93,8 +93,8 @@ def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
     assert facts["config"]["n_layer"] == config.n_layer
     assert facts["config"]["window"] == config.window
     assert (facts["kv_heads"], facts["head_width"], facts["windows"]) == (
-        config.kv_heads,
-        config.head_width,
+        config.resolved_n_kv_head,
+        config.resolved_head_dim,
         config.windows,
     )
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -136,10 +136,9 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
     assert client.ask("merges", model=0, text=TEXT)[0] == 400
 
 
-def test_merges_of_gpt2_end_in_its_tokens(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merges_of_gpt2_end_in_its_tokens() -> None:
     from glassgpt.tokenizers.inspect import merge_states
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
     tokenizer = BPETokenizer.gpt2()
     for text in ("Hello  world's, naïve 日本語 antidisestablishmentarianism\n\n", " aaaa aaaaa", "\t"):
         ids = tokenizer.encode(text).tolist()
@@ -156,7 +155,7 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
     same(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
     assert max(picture["differences"]) < 1e-5
     for layer, head in ((0, 3), (1, 2)):
-        kv = head // (model.config.n_head // model.config.kv_heads)
+        kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
         found = client.answer("head", model=number, ids=ids, layer=layer, head=head)
         same(found["weights"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])

@@ -35,7 +35,6 @@ from glassgpt.interpretability import (
 )
 from glassgpt.interpretability.snapshots import read_probe, take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.assets import page_files
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.loop import train
@@ -106,7 +105,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, trained: Path) -> Iterator[str]:
-    with serving(folder / "plain", folder / "windowed", trained, files=page_files()) as served:
+    with serving(folder / "plain", folder / "windowed", trained) as served:
         yield served.url
 
 
@@ -286,7 +285,7 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         [torch.special.entr(layer.weights()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
     same(column(shown.csv_of("Heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
-    shared = case.model.config.kv_heads != case.model.config.n_head
+    shared = case.model.config.resolved_n_kv_head != case.model.config.n_head
     legend = hook(shown, "kv-legend")
     assert legend.count() == shared
     if shared:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate_reference
 from glassgpt.generation.generate import generate

@@ -23,8 +23,9 @@ from glassgpt.interop.references import ModelSource, load_source, read_reference
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import Checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
-from glassgpt.utils.device import as_written, autocast, find_device, find_precision, matmul_precision
+from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
 # wait for its work with less.
@@ -136,9 +137,9 @@ def measure_stream(
         for first, inputs, targets in stream.evaluation_batches(
             context_length, batch_size, limit, ranks.rank, ranks.size
         ):
-            ranks.tick()
+            ranks.heartbeat()
             is_whole = inputs.shape == (batch_size, context_length)
-            with autocast(device, precision), nullcontext() if is_whole else as_written(model):
+            with autocast(device, precision), nullcontext() if is_whole else uncompiled(model):
                 losses = model(
                     torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
                 )
@@ -166,15 +167,15 @@ def evaluate_data(
         measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, ranks=ranks)
         for d in data.datasets
     ]
-    ranks.at("the sums of an evaluation")
+    ranks.enter_phase("the sums of an evaluation")
     return combined([added_up(one, ranks) for one in found], data)
 
 
 def added_up(found: Measurement, ranks: Ranks) -> Measurement:
     """What all ranks measured of a text together, each document's losses aside."""
-    nats = ranks.numbers(found.nats_by_position).sum(axis=0)
+    nats = ranks.all_gather_numbers(found.nats_by_position).sum(axis=0)
     *tokens, text_bytes = (
-        ranks.numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
+        ranks.all_gather_numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
     )
     return Measurement(nats, np.array(tokens), text_bytes, None)
 

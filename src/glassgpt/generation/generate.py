@@ -121,7 +121,7 @@ class _Writer:
     def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool, vocab_size: int) -> None:
         self.model = model
         self.ids = ids
-        self.context_length = max_length if model.config.has_no_limit else model.config.context_length
+        self.context_length = max_length if model.config.has_unlimited_context else model.config.context_length
         self.capacity = min(max_length, self.context_length)
         self.use_cache = use_cache
         self.vocab_size = vocab_size
@@ -237,7 +237,7 @@ def generate(
     prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
     `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else
     is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`), unless the
-    model has no limit (`ModelConfig.has_no_limit`). Raises
+    model has no limit (`ModelConfig.has_unlimited_context`). Raises
     `UserError` for an empty prompt and for impossible settings, at once and not at the first token.
     """
     if max_new_tokens < 1 or n < 1:

@@ -23,8 +23,8 @@ from torch.utils.hooks import RemovableHandle
 
 from glassgpt.model.attention import Attention, Span
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.device import as_written
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
 
 
 @dataclass
@@ -128,7 +128,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     try:
         for block, layer in zip(blocks, seen.layers, strict=True):
             handles += _watch(block, layer)
-        with as_written(model):
+        with uncompiled(model):
             yield seen
     finally:
         for handle in handles:
@@ -158,7 +158,7 @@ def _watch(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
             layer.k, layer.v = layer.k.clone(), layer.v.clone()
 
     def at_out(given: tuple[Any, ...], _: Any) -> None:
-        layer.z = given[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
+        layer.z = given[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
     def at_block(given: tuple[Any, ...], gives: Any) -> None:
         layer.resid_pre, layer.resid_post = given[0].detach(), gives.detach()

@@ -23,8 +23,8 @@ from glassgpt.interpretability.bounds import require_index
 from glassgpt.interpretability.capture import ActivationCache
 from glassgpt.model.attention import Span
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.device import as_written
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.torch_internals import uncompiled
 
 Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
 Way = Literal["zero", "mean", "patch"]
@@ -97,7 +97,7 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
         handles += [
             _hook(module, at_input, partial(_changed, several)) for (module, at_input), several in changes.items()
         ]
-        with as_written(model):
+        with uncompiled(model):
             yield
     finally:
         for handle in handles:
@@ -189,7 +189,7 @@ def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Itera
     if edit.kind in ("feed_forward", "block"):
         yield block.feed_forward, False, everything(seen.mlp_out if seen else None)
     if edit.head is not None:
-        D = model.config.head_width
+        D = model.config.resolved_head_dim
         columns = slice(edit.head * D, (edit.head + 1) * D)
         yield (
             block.attention.out,

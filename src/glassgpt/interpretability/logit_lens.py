@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from glassgpt.interpretability.bounds import require_index, require_plain_weights
 from glassgpt.interpretability.capture import ActivationCache, LayerActivations
+from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.model.loss import CHUNK_ELEMENTS
-from glassgpt.model.norm import LayerNorm, RMSNorm
 from glassgpt.utils.errors import UserError
 
 

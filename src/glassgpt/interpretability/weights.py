@@ -13,8 +13,9 @@ from torch import Tensor
 from glassgpt.interpretability.bounds import require_index, require_plain_weights
 from glassgpt.model.gpt import GPT, LearnedPositions
 from glassgpt.model.loss import CHUNK_ELEMENTS
-from glassgpt.utils.device import as_written, require_kernel
+from glassgpt.utils.device import require_kernel
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.torch_internals import uncompiled
 
 
 def tables(model: GPT) -> dict[str, Tensor]:
@@ -191,7 +192,7 @@ def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
         raise UserError("a text of one token has no loss, and so no gradients: give two tokens or more")
     require_kernel(model.config.attention, ids.device)
     parameters = dict(model.named_parameters())
-    with torch.inference_mode(False), torch.enable_grad(), as_written(model):
+    with torch.inference_mode(False), torch.enable_grad(), uncompiled(model):
         ids = ids.clone()  # one that was made in inference mode cannot be kept for a backward pass
         loss = model(ids[:, :-1], ids[:, 1:])
         gradients = torch.autograd.grad(loss, list(parameters.values()))

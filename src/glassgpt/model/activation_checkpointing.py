@@ -7,21 +7,10 @@ products and of attention too, and computes again what lies between them: norms,
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-_aten = torch.ops.aten
-KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.higher_order.flex_attention,
-}
+from glassgpt.utils.torch_internals import CHECKPOINTED_OPERATORS
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
@@ -42,4 +31,4 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in CHECKPOINTED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.model.norm import RMSNorm
+from glassgpt.config.model import ModelConfig
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -139,12 +138,12 @@ class FlexKernel(SDPAKernel):
         """The text with the span as a block mask; that of the longest text so far is kept."""
         from torch.nn.attention.flex_attention import flex_attention  # here, since it imports torch's compiler
 
-        blocks = self.blocks_of(q.shape[-2], q.device)
+        blocks = self.block_mask(q.shape[-2], q.device)
         grouped = q.shape[1] != k.shape[1]
         # Autocast has its fused attention cast all three alike, but not this: a norm leaves q and k in float32.
         return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=grouped)
 
-    def blocks_of(self, length: int, device: torch.device) -> "BlockMask":
+    def block_mask(self, length: int, device: torch.device) -> "BlockMask":
         """The block mask of texts of this length. Called before the model is compiled, which would take the making of it for a
         part of the model, and compile it without that once more."""
         from torch.nn.attention.flex_attention import create_block_mask
@@ -169,20 +168,44 @@ def build_kernel(config: ModelConfig, span: Span) -> nn.Module:
     return SDPAKernel(span, config.dropout) if span.window is None else WindowKernel(span, config.dropout)
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al., 2016) over the last dimension; its weights take the dtype of its input.
+
+    On a CPU autocast leaves that to the module, and the fused kernel has no mixed dtypes; sharded training in bfloat16 has bfloat16
+    weights and a float32 residual stream.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        return F.layer_norm(
+            x, self.normalized_shape, _to_dtype_of(self.weight, x), _to_dtype_of(self.bias, x), self.eps
+        )
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich, 2019) over the last dimension; its weight takes the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        return F.rms_norm(x, self.normalized_shape, _to_dtype_of(self.weight, x), self.eps)
+
+
+def _to_dtype_of(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(x.dtype)
+
+
 class Rotary(nn.Module):
     """Rotary positions (Su et al., 2021): the two halves of a head's width are turned by angles that grow with the position."""
 
-    def __init__(self, head_width: int, base: float) -> None:
+    def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        self.head_width = head_width
+        self.head_dim = head_dim
         self.base = base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x turned, (B, H, T, D)."""
         # In these very steps, since a frequency's last bit is a visible angle at position 10,000, and checkpoints were trained so.
-        frequencies = 1.0 / self.base ** (
-            torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
-        )
+        frequencies = 1.0 / self.base ** (torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim)
         angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
@@ -208,7 +231,7 @@ class LayerCache:
     ) -> None:
         self.span = span
         slots = capacity if span.window is None else min(capacity, span.window + span.n_global)
-        shape = (batch_size, config.kv_heads, slots, config.head_width)
+        shape = (batch_size, config.resolved_n_kv_head, slots, config.resolved_head_dim)
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.positions = torch.arange(slots, device=device)
@@ -269,11 +292,11 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, batch_size: int, *, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        if capacity > config.context_length and not config.has_no_limit:
+        if capacity > config.context_length and not config.has_unlimited_context:
             raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
         self.layers = [LayerCache(span, batch_size, capacity, config, dtype, device) for span in spans(config)]
         window_and_globals = (config.window or 0) + config.window_globals
-        self.limit = None if config.has_no_limit and capacity >= window_and_globals else capacity
+        self.limit = None if config.has_unlimited_context and capacity >= window_and_globals else capacity
 
     @property
     def length(self) -> int:
@@ -292,8 +315,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
-        D = self.head_width = config.head_width
-        self.split = [config.n_head * D, config.kv_heads * D, config.kv_heads * D]
+        D = self.head_dim = config.resolved_head_dim
+        self.split = [config.n_head * D, config.resolved_n_kv_head * D, config.resolved_n_kv_head * D]
         self.qkv = nn.Linear(config.n_embd, sum(self.split), bias=config.bias)
         self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
@@ -304,9 +327,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in its own."""
         B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_width).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1)
-        )
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)
         k, v, mask = cache.append(k, v) if cache is not None else (k, v, None)
         return self.out(self.kernel(q, k, v, mask).transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]

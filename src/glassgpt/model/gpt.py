@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.model.attention import Attention, KVCache, LayerCache, Span, spans
+from glassgpt.config.model import ModelConfig
+from glassgpt.model.attention import Attention, KVCache, LayerCache, LayerNorm, RMSNorm, Span, spans
 from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
-from glassgpt.model.norm import LayerNorm, RMSNorm
 from glassgpt.utils.rng import generator_for
 
 
@@ -95,7 +94,7 @@ def build_norm(config: ModelConfig) -> nn.Module:
     """A normalisation over the width of the residual stream."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.resolved_norm_bias)
 
 
 class FeedForward(nn.Module):
@@ -103,9 +102,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]()
-        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(config.resolved_n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
@@ -117,10 +116,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
-        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
         self.activation = nn.SiLU()
-        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(config.resolved_n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""

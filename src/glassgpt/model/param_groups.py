@@ -1,10 +1,10 @@
 """The parts of a model by which norms of weights and gradients are told: the one place that names them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the report needs the names, and none of what takes seconds to import
-    from torch import nn
+    from torch import Tensor, nn
 
     from glassgpt.model.gpt import GPT
 
@@ -39,3 +39,25 @@ def param_groups(model: "GPT") -> dict[str, "list[nn.Parameter]"]:
 
 def _norms(blocks: "Iterable[nn.Module]") -> "list[nn.Module]":
     return [norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm)]  # type: ignore[misc]
+
+
+def group_weight_norms(model: "GPT") -> dict[str, float]:
+    """The Euclidean norm of each group's weights; the rows that pad the vocabulary count too. The model must not be sharded."""
+    from torch.nn.utils import get_total_norm
+
+    groups = param_groups(model)
+    return {name: get_total_norm([p.detach() for p in group]).item() for name, group in groups.items()}
+
+
+def group_gradient_norms(model: "GPT", full_tensor: "Callable[[Tensor], Tensor]") -> "dict[str, Tensor]":
+    """The Euclidean norm () of each group's gradient, still on the device.
+
+    `full_tensor` gathers what is sharded (see `Strategy.full_tensor`), so every rank must call this.
+    """
+    from torch.nn.utils import get_total_norm
+
+    norms = {}
+    for name, group in param_groups(model).items():
+        gradients = [parameter.grad for parameter in group if parameter.grad is not None]
+        norms[name] = full_tensor(get_total_norm(gradients))
+    return norms

@@ -64,9 +64,9 @@ def model_facts(held: Held, question: Question) -> Answer:
         "name": held.name,
         "step": held.step,
         "config": dataclasses.asdict(config),
-        "kv_heads": config.kv_heads,
-        "head_width": config.head_width,
-        "inner_width": config.inner_width,
+        "kv_heads": config.resolved_n_kv_head,
+        "head_width": config.resolved_head_dim,
+        "inner_width": config.resolved_n_inner,
         "windows": config.windows,
         "parameters": sum(parameter.numel() for parameter in parameters.values()),
         "tokenizer": None if tokenizer is None else tokenizer.kind,
@@ -83,7 +83,7 @@ def model_facts(held: Held, question: Question) -> Answer:
 def most_tokens(held: Held) -> int:
     """Tokens of a text that can be looked at: as many as the context has, within what the page can show."""
     config = held.model.config
-    return MOST_TOKENS if config.has_no_limit else min(MOST_TOKENS, config.context_length)
+    return MOST_TOKENS if config.has_unlimited_context else min(MOST_TOKENS, config.context_length)
 
 
 def default_text(held: Held) -> str:
@@ -229,7 +229,7 @@ def layer_of(held: Held, question: HeadQuestion, seen: Capturing) -> LayerActiva
 def shared_head(held: Held, head: int) -> int:
     """The key/value head that a query head uses."""
     config = held.model.config
-    return head // (config.n_head // config.kv_heads)
+    return head // (config.n_head // config.resolved_n_kv_head)
 
 
 def head(held: Held, question: HeadQuestion, seen: Capturing) -> Answer:
@@ -257,7 +257,8 @@ def vectors(held: Held, question: HeadQuestion, seen: Capturing) -> Answer:
         "out": layer.kernel_out[0, question.head],
     }
     return pack(
-        {name: array.float() for name, array in arrays.items()}, {"scale": 1 / math.sqrt(held.model.config.head_width)}
+        {name: array.float() for name, array in arrays.items()},
+        {"scale": 1 / math.sqrt(held.model.config.resolved_head_dim)},
     )
 
 

@@ -145,7 +145,7 @@ async function ask(address, options, tries = 5) {
 const addressed = options => (start === null ? options : {...options, headers: {...options.headers, 'x-glassgpt-start': start}});
 
 async function refusal(response) {
-  if (response.status === 409) location.reload();  // with the same address: what is looked at comes again
+  if (response.status === 401) location.reload();  // the server was restarted: login.js asks for its token
   try {
     return new Refused((await response.json()).error);
   } catch {
