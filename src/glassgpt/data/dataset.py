@@ -139,7 +139,9 @@ def open_dataset(directory: Path) -> Dataset:
     if _is_prepared(manifest):
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
         files = {
-            split: [TokenFile(directory / shard["name"], dtype, 0, shard["tokens"]) for shard in shards_of(manifest, split)]
+            split: [
+                TokenFile(directory / shard["name"], dtype, 0, shard["tokens"]) for shard in shards_of(manifest, split)
+            ]
             for split in SPLITS
         }
     else:
@@ -246,9 +248,11 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
     token files of other formats, the sha256 is that of the first time they were opened.
     """
     files = _expected_hashes(directory)
-    record = cache_directory() / "verified" / f"{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:32]}.json"
+    record = (
+        cache_directory() / "verified" / f"{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:32]}.json"
+    )
     known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         known = {} if force else dict(json.loads(record.read_bytes()))
     total, done, progress = sum(path.stat().st_size for path, _, _ in files), 0, ProgressLine(log)
     verified: dict[str, Any] = {}
@@ -262,7 +266,7 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
             )
         verified[path.name] = entry
         done += status.st_size
-        progress.update(lambda _, done=done: f"verified {format_bytes(done)} of {format_bytes(total)}")  # type: ignore[misc]
+        progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")
     if verified != known:
         with suppress(OSError, UserError):  # a cache that cannot be written costs time only
             record.parent.mkdir(parents=True, exist_ok=True)

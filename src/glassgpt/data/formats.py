@@ -50,7 +50,10 @@ def project_of(file: TokenFile) -> str:
 def open_token_files(directory: Path) -> dict[str, list[TokenFile]]:
     """Open the files of `find_token_files`. Raises `UserError` for a damaged or empty file, and for differing types."""
     paths = find_token_files(directory) or {split: [] for split in SPLITS}
-    files = {split: [_open_npy(path) if path.suffix == ".npy" else _open_bin(path) for path in paths[split]] for split in SPLITS}
+    files = {
+        split: [_open_npy(path) if path.suffix == ".npy" else _open_bin(path) for path in paths[split]]
+        for split in SPLITS
+    }
     dtypes: dict[str, str] = {}
     for file in (file for split in SPLITS for file in files[split]):
         dtypes[file.dtype] = file.path.name

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from glassgpt.config.schema import DataConfig
-from glassgpt.data.readers import Part, ReadOptions, read_documents, reading_of
+from glassgpt.config.schema import DataConfig, ReadingConfig
+from glassgpt.data.readers import Part, read_documents
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.sources import Source
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer
@@ -30,7 +30,7 @@ class WorkUnit:
 
     files: tuple[str, ...]
     first_file: int
-    reading: ReadOptions
+    reading: ReadingConfig
     split: str | None = None
     """The split of all its documents; None if `Plan.split_of` decides."""
 
@@ -53,7 +53,7 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
         """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists."""
         units = tuple(
-            WorkUnit(**{**unit, "files": tuple(unit["files"]), "reading": ReadOptions(**unit["reading"])})
+            WorkUnit(**{**unit, "files": tuple(unit["files"]), "reading": ReadingConfig(**unit["reading"])})
             for unit in values["units"]
         )
         document = None if values["document"] is None else tuple(values["document"])
@@ -83,7 +83,8 @@ def make_plan(
     `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
     characters of all of them. Raises `UserError` for a source without text.
     """
-    with_options = [(source, source.reading or reading_of(data)) for source in sources]
+    reading = ReadingConfig(**{field.name: getattr(data, field.name) for field in dataclasses.fields(ReadingConfig)})
+    with_options = [(source, source.reading or reading) for source in sources]
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
     places, characters = _first_documents(*with_options[0], max(2, first_chosen))
@@ -108,7 +109,7 @@ def make_plan(
     return plan, tokenizer
 
 
-def _first_documents(source: Source, reading: ReadOptions, count: int) -> tuple[list[tuple[int, int]], int]:
+def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tuple[list[tuple[int, int]], int]:
     """File and row of the first documents, at most `count`, and the number of their characters."""
     places, characters = [], 0
     skipped: list[str] = []
@@ -125,7 +126,7 @@ def _first_documents(source: Source, reading: ReadOptions, count: int) -> tuple[
     return places, characters
 
 
-def _all_texts(sources: Iterable[tuple[Source, ReadOptions]]) -> Iterator[str]:
+def _all_texts(sources: Iterable[tuple[Source, ReadingConfig]]) -> Iterator[str]:
     """All text that the tokenizer must be able to encode."""
     documents = 0
     for source, reading in sources:
@@ -136,7 +137,7 @@ def _all_texts(sources: Iterable[tuple[Source, ReadOptions]]) -> Iterator[str]:
         yield SEPARATOR
 
 
-def _work_units(sources: Sequence[tuple[Source, ReadOptions]], least_bytes: int) -> Iterator[WorkUnit]:
+def _work_units(sources: Sequence[tuple[Source, ReadingConfig]], least_bytes: int) -> Iterator[WorkUnit]:
     """Consecutive files of one source, until they have at least this many bytes."""
     first = 0
     for source_number, (source, reading) in enumerate(sources):
@@ -153,7 +154,7 @@ def _work_units(sources: Sequence[tuple[Source, ReadOptions]], least_bytes: int)
 
 
 def _parts(
-    source: Source, reading: ReadOptions, on_skip: Callable[[int, str], None] | None = None
+    source: Source, reading: ReadingConfig, on_skip: Callable[[int, str], None] | None = None
 ) -> Iterator[tuple[int, Part]]:
     """The documents with text, each part with the number of its file."""
     for number, file in enumerate(source.files()):

@@ -13,9 +13,9 @@ class ProgressLine:
         self._log, self._interval = log, interval
         self._start = self._last = time.monotonic()
 
-    def update(self, message: Callable[[float], str]) -> None:
-        """If a line is due, log the message, which is made from the seconds since the start."""
+    def update(self, message: str | Callable[[float], str]) -> None:
+        """Log the message if a line is due. A function makes it from the seconds since the start."""
         now = time.monotonic()
         if self._log is not None and now - self._last >= self._interval:
             self._last = now
-            self._log(message(now - self._start))
+            self._log(message if isinstance(message, str) else message(now - self._start))

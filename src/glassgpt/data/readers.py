@@ -10,11 +10,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from glassgpt.config.schema import TextConfig
+from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.text_files import COMPRESSIONS, compression_of, read_text, split_text
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import readable
@@ -32,25 +31,6 @@ _LONGEST_LINE = 1 << 28
 _PARQUET_BUFFER = 1 << 20  # bytes read at once
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How files are read; plain, so that it can go to another process."""
-
-    column: str = "text"
-    """Column of .parquet and .csv files, or key of JSON lines, that holds the text."""
-    encoding: str = "utf-8"
-    """Encoding of text, .csv and JSON lines."""
-    errors: Literal["strict", "replace", "ignore"] = "strict"
-    """What to do with bytes that are not valid in the encoding."""
-    skip_bad: bool = False
-    """Leave out rows that hold no text (null, a number, broken JSON) instead of stopping there."""
-
-
-def reading_of(data: TextConfig) -> ReadOptions:
-    """How the files of a config's source are read."""
-    return ReadOptions(column=data.column, encoding=data.encoding, errors=data.errors, skip_bad=data.skip_bad)
 
 
 class Part(NamedTuple):
@@ -78,7 +58,7 @@ def is_readable(name: str) -> bool:
 
 
 def read_documents(
-    path: Path, options: ReadOptions, *, name: str | None = None, on_skip: Callable[[int, str], None] | None = None
+    path: Path, options: ReadingConfig, *, name: str | None = None, on_skip: Callable[[int, str], None] | None = None
 ) -> Iterator[Part]:
     """Yield the documents of a file in order. A file with any other suffix is read as one document of plain text.
 
@@ -106,11 +86,11 @@ def read_documents(
             on_skip(row, f"{text.place}: {text.reason}")
 
 
-def _text(path: Path, name: str, options: ReadOptions) -> Iterator[str]:
+def _text(path: Path, name: str, options: ReadingConfig) -> Iterator[str]:
     return read_text(path, name, options.encoding, options.errors)
 
 
-def _rows(path: Path, name: str, options: ReadOptions) -> Iterator[str | BadRow] | None:
+def _rows(path: Path, name: str, options: ReadingConfig) -> Iterator[str | BadRow] | None:
     """The rows of a file; None for plain text, which has none."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
