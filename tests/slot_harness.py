@@ -295,7 +295,7 @@ def check_checkpoint(model: GPT) -> None:
 
 def check_generation(model: GPT) -> None:
     """Greedy text with a cache is that without one, past the context too."""
-    texts = [[piece.token for piece in _greedy(model, use_cache)] for use_cache in (True, False)]
+    texts = [[token.token_id for token in _greedy(model, use_cache)] for use_cache in (True, False)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == T // 2
 

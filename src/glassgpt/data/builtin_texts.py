@@ -30,12 +30,15 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 
 
+_PLAIN = ReadingConfig()
+
+
 @dataclass(frozen=True)
 class _BuiltinText:
     """A source with a registered name. The user's reading options do not apply to it."""
 
     name: str
-    reading: ReadingConfig | None = ReadingConfig()
+    reading: ReadingConfig | None = _PLAIN
     left_out: tuple[str, ...] = ()
 
     @property

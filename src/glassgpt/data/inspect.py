@@ -17,8 +17,7 @@ from glassgpt.data.shards import SPLITS, TokenFile, index_path, read_index
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
-from glassgpt.utils.formatting import format_bytes, one_line
+from glassgpt.utils.formatting import escape_token, format_bytes, one_line
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200

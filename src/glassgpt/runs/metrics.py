@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
-from glassgpt.utils.json_text import finite
+from glassgpt.utils.files import explain_os_errors, finite, write_atomic
 
 Record = dict[str, Any]
 
@@ -89,7 +88,9 @@ def _parse_int(digits: str) -> int:
 def number_in(record: Record, key: str) -> float:
     """The record's number under a key; NaN if it is missing or not a finite number."""
     value = record.get(key)
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
 
 
 @dataclass(frozen=True)

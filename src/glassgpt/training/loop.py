@@ -593,10 +593,10 @@ def sample(trainer: TrainState, model: GPT) -> list[str]:
     """What the model writes at this step, prompt included."""
     settings = trainer.config.sample
     texts = [settings.prompt or ""] * settings.count
-    for piece in sampler(
+    for token in sampler(
         model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)
     ):
-        texts[piece.sample] += piece
+        texts[token.sample] += token.text
     return texts
 
 

@@ -20,7 +20,7 @@ from glassgpt.distributed.group import Ranks, require_same
 from glassgpt.distributed.strategies import Strategy, parallelize
 from glassgpt.evaluation.hellaswag_items import Item, find_items, is_published, read_items, subset
 from glassgpt.evaluation.hellaswag_items import fingerprint as fingerprint_of_items
-from glassgpt.generation.generate import Piece, generate, prompt_ids
+from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids
 from glassgpt.interop.references import ModelSource, find_model, load_source, tokenizer_of
 from glassgpt.interpretability.snapshots import Prompt, prompt_of
 from glassgpt.model.activation_checkpointing import checkpoint_activations
@@ -276,8 +276,8 @@ def _restore(trainer: TrainState, checkpoint: Checkpoint) -> None:
     trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
 
 
-def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
-    """The pieces of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
+def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
     return generate(
         model,
         tokenizer,
@@ -289,6 +289,7 @@ def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int)
         min_p=settings.min_p,
         n=settings.count,
         seed=seed,
+        precision="float32",
     )
 
 

@@ -146,7 +146,7 @@ function oneSidesHeads({mark, opened, cut, heads: picture, info}, [layerKey, hea
       grid.show({picked: place()});
       fields.replaceChildren(field('layer', layerKey, layers), field('head', headKey, heads));
       try {
-        weights = (await post('/api/head', opened.question({ids, ...place()}), signal)).weights;
+        weights = (await post('/api/head', opened.question({ids, ...place()}), signal)).pattern;
         one.show({values: weights});
         problem.replaceChildren();
       } catch (error) {

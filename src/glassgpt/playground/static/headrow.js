@@ -23,8 +23,8 @@ export const sum = values => values.reduce((a, b) => a + b, 0);
  * largest score, denominator and weights.
  */
 export function rowOf({vectors, span, t}) {
-  const T = vectors.q.shape[0];
-  const scores = Float64Array.from({length: T}, (_, s) => vectors.scale * sum(terms(vectors.q, t, vectors.k, s)));
+  const T = vectors.rot_q.shape[0];
+  const scores = Float64Array.from({length: T}, (_, s) => vectors.scale * sum(terms(vectors.rot_q, t, vectors.rot_k, s)));
   const isSeen = Array.from({length: T}, (_, s) => sees(span, t, s));
   const largest = scores.reduce((most, score, s) => (isSeen[s] ? Math.max(most, score) : most), -Infinity);
   const exps = scores.map((score, s) => (isSeen[s] ? Math.exp(score - largest) : 0));
@@ -99,7 +99,7 @@ function termsCard({signal, pieces}) {
     label: 'The products of query and key, dimension by dimension', signal, lanes: [{title: '', values: products}],
     describe: d => [`dimension ${d}`, `q ${precise(of('q', d))} × k ${precise(of('k', d))}`, `= ${precise(products[d])}`],
   });
-  const of = (which, d) => now.vectors[which][(which === 'q' ? now.t : now.s) * products.length + d];
+  const of = (which, d) => now.vectors[`rot_${which}`][(which === 'q' ? now.t : now.s) * products.length + d];
   figure.dataset.test = 'term-bars';
   element.body.append(lead, figure, list);
   exportable(element, {name: 'score', canvas: figure, rows: () => [['dimension', 'q', 'k', 'product'],
@@ -107,7 +107,7 @@ function termsCard({signal, pieces}) {
   return {element, show(found) {
     now = found;
     const {row, formed, vectors, t, s} = now;
-    products = terms(vectors.q, t, vectors.k, s);
+    products = terms(vectors.rot_q, t, vectors.rot_k, s);
     lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]), ` at ${t}, key `, h('strong.mono', {}, pieces[s]), ` at ${s}.`);
     figure.show({lanes: [{title: `q × k in ${products.length} dimensions`, values: products, color: signed(products)}]});
     list.replaceChildren(facts([
@@ -138,7 +138,7 @@ function valuesCard({signal, pieces}) {
   element.body.append(strips, lead);
   exportable(element, {name: 'weighted-values', canvas: strips, rows: () => stripRows(lines)});
   return {element, show(found) {
-    const {vectors: {v, out}, formed, ranked, t} = found;
+    const {vectors: {v, kernel_out: out}, formed, ranked, t} = found;
     const D = v.shape[1];
     const took = keys => Float64Array.from({length: D}, (_, d) => sum(keys.map(s => formed[s] * v[s * D + d])));
     const rest = ranked.slice(LISTED), all = took(ranked), gave = out.subarray(t * D, (t + 1) * D);

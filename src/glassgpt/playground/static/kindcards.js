@@ -24,19 +24,19 @@ export function kindsCard({signal}) {
   element.body.append(place, h('p.about', {}, ramp('sizes', 'score 0', 1, signal)));
   let now = null, grids = null;
   exportable(element, {name: 'kinds-of-heads', rows: () => [['step', 'kind', 'layer', 'head', 'score'],
-    ...Array.from(now.head_kinds, (score, i) => {
-      const [, layers, heads] = now.head_kinds.shape;
-      return [now.step, now.kinds[Math.floor(i / (layers * heads))], Math.floor(i / heads) % layers, i % heads, score];
+    ...Array.from(now.head_scores, (score, i) => {
+      const [, layers, heads] = now.head_scores.shape;
+      return [now.step, now.head_types[Math.floor(i / (layers * heads))], Math.floor(i / heads) % layers, i % heads, score];
     })]});
 
   const scores = kind => {
-    const [, layers, heads] = now.head_kinds.shape;
-    return now.head_kinds.subarray(kind * layers * heads, (kind + 1) * layers * heads);
+    const [, layers, heads] = now.head_scores.shape;
+    return now.head_scores.subarray(kind * layers * heads, (kind + 1) * layers * heads);
   };
 
   function build() {
-    const [, layers, heads] = now.head_kinds.shape;
-    grids = now.kinds.map((kind, k) => {
+    const [, layers, heads] = now.head_scores.shape;
+    grids = now.head_types.map((kind, k) => {
       const grid = matrix({
         label: `Heads of the kind ${kind}`, signal, rows: layers, cols: heads, range: [0, 1], cell: 34, cellY: 22, value: (r, c) => scores(k)[r * heads + c],
         rowLabels: Array.from({length: layers}, (_, i) => `layer ${i}`), colLabels: Array.from({length: heads}, (_, i) => String(i)),
@@ -46,7 +46,7 @@ export function kindsCard({signal}) {
       grid.dataset.test = `kind-${k}`;
       return grid;
     });
-    place.append(...now.kinds.map((kind, k) => {
+    place.append(...now.head_types.map((kind, k) => {
       const tools = h('span.card-tools');
       exportable({tools}, {name: `${kind}-heads`, canvas: grids[k]});
       return h('div', {}, h('div.row.headed', {}, h('h3', {}, kind), tools), grids[k], h('p.about', {}, MEANINGS[kind] ?? ''));
@@ -93,7 +93,7 @@ export function kindsOverSteps({load, steps, marked, signal}) {
       const snapshot = await load(step).catch(() => null);  // removed meanwhile
       if (signal.aborted) return;
       if (snapshot) {
-        kinds = snapshot.kinds;
+        kinds = snapshot.head_types;
         best.set(step, strongest(snapshot));
       }
       if (best.size % 10 === 0) drawn.redraw();
@@ -111,7 +111,7 @@ export function kindsOverSteps({load, steps, marked, signal}) {
   };
 }
 
-function strongest({head_kinds: scores}) {
+function strongest({head_scores: scores}) {
   const [kinds, layers, heads] = scores.shape, size = layers * heads;
   return Array.from({length: kinds}, (_, k) => {
     const own = scores.subarray(k * size, (k + 1) * size);

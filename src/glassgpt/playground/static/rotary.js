@@ -13,7 +13,7 @@ import {card, facts, h, precise, short} from './ui.js';
 export const frequencies = (D, base) => Float64Array.from({length: D / 2}, (_, j) => base ** (-2 * j / D));
 
 /** Score of the query at t with the key at s, were they `distance` positions apart: from what they are before they are turned. */
-export function scoreAt({vectors: {q_plain: q, k_plain: k, scale}, t, s}, distance, turns) {
+export function scoreAt({vectors: {q_norm: q, k_norm: k, scale}, t, s}, distance, turns) {
   const half = turns.length, D = 2 * half;
   let dot = 0;
   for (let j = 0; j < half; j++) {
@@ -50,11 +50,11 @@ function stripsCard({signal, info, pieces}) {
     const {vectors, t, s} = found;
     const line = (name, array, i) => ({name, values: array.subarray(2 * half * i, 2 * half * (i + 1))});
     lines = [
-      line('q before', vectors.q_plain, t), line('q after', vectors.q, t), line('k before', vectors.k_plain, s), line('k after', vectors.k, s),
+      line('q before', vectors.q_norm, t), line('q after', vectors.rot_q, t), line('k before', vectors.k_norm, s), line('k after', vectors.rot_k, s),
     ];
     strips.show({value: (r, d) => lines[r].values[d]});
     const length = ({values}) => short(Math.sqrt(sum(values.map(x => x * x))));
-    const plain = vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, s));
+    const plain = vectors.scale * sum(terms(vectors.q_norm, t, vectors.k_norm, s));
     list.replaceChildren(facts([
       [`|q| before, after (${pieces[t]} at ${t})`, `${length(lines[0])}, ${length(lines[1])}`],
       [`|k| before, after (${pieces[s]} at ${s})`, `${length(lines[2])}, ${length(lines[3])}`],
@@ -81,11 +81,11 @@ function dialsCard({signal, info, turns, pieces}) {
     },
     paint(p) {
       if (!now) return;
-      const longest = Math.max(1e-12, ...Array.from(turns, (_, j) => Math.hypot(...hand('q_plain', j))));
+      const longest = Math.max(1e-12, ...Array.from(turns, (_, j) => Math.hypot(...hand('q_norm', j))));
       turns.forEach((_, j) => {
         const x = (j % perRow + 0.5) * DIAL, y = Math.floor(j / perRow) * (DIAL + 12) + DIAL / 2, radius = DIAL / 2 - 3;
         p.dot(x, y, radius, css('ground'));
-        for (const [which, color, thickness] of [['q_plain', css('soft'), 1], ['q', css('accent'), 2.5]]) {
+        for (const [which, color, thickness] of [['q_norm', css('soft'), 1], ['rot_q', css('accent'), 2.5]]) {
           const [a, b] = hand(which, j);
           p.line(x, y, x + radius * a / longest, y - radius * b / longest, color, thickness);
         }
@@ -107,7 +107,7 @@ function dialsCard({signal, info, turns, pieces}) {
   element.body.append(lead, dials);
   exportable(element, {name: 'rotary-angles', canvas: dials, rows: () => [
     ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
-    ...Array.from(turns, (turn, j) => [j, turn, now.t * turn, ...hand('q_plain', j), ...hand('q', j)])]});
+    ...Array.from(turns, (turn, j) => [j, turn, now.t * turn, ...hand('q_norm', j), ...hand('rot_q', j)])]});
   return {element, show(found) {
     now = found;
     lead.replaceChildren('Query ', h('strong.mono', {}, pieces[now.t]),
@@ -127,7 +127,7 @@ function distanceCard({signal, pieces, turns}) {
     const distances = [...pieces.keys()];
     return [
       line('with rotation', key => row.scores[key]),
-      line('without', key => vectors.scale * sum(terms(vectors.q_plain, t, vectors.k_plain, key))),
+      line('without', key => vectors.scale * sum(terms(vectors.q_norm, t, vectors.k_norm, key))),
       ...s > t ? [] : [{
         name: 'the chosen key', x: distances, y: distances.map(x => scoreAt(now, x, turns)), text: distances.map(() => plain(pieces[s])),
       }],

@@ -37,7 +37,7 @@ export default async function show(page, context) {
     try {
       const question = opened.question({ids, layer, head: number});
       const [tile, vectors] = await Promise.all([post('/api/head', question, signal), post('/api/vectors', question, signal)]);
-      found = {vectors, weights: tile.weights, span: {window: tile.window, globals: tile.globals}};
+      found = {vectors, weights: tile.pattern, span: {window: tile.window, globals: tile.globals}};
       head.show({layer, head: number, tile, ...found});
       showRow();
     } catch (error) {
