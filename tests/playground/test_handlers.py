@@ -333,7 +333,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "attention",
         {"ids": [1], "edits": [{"kind": "head", "layer": 0, "head": 0, "by": "patch"}]},
-        "needs a second text",
+        "needs `source`",
     ),
     ("attention", {"ids": [1], "edits": [{"kind": "heads"}]}, "edits.kind must be"),
     ("attention", {"ids": [1], "edits": [{}]}, "edits.kind is missing"),
@@ -351,9 +351,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("map", {"table": "head"}, "no table 'head'"),
     ("map", {"table": "../head"}, "table must be"),
     ("near", {"table": "embedding", "id": 256}, "there is no row 256"),
-    ("weight", {"name": "blocks.0"}, "there are no weights"),
+    ("weight", {"name": "blocks.0"}, "no parameter"),
     ("weight", {"name": "norm.weight", "size": 0}, "size must be"),
-    ("spectrum", {"name": "norm.weight"}, "a spectrum is that of a matrix"),
+    ("spectrum", {"name": "norm.weight"}, "only a matrix"),
     ("gradients", {"ids": [1]}, "a text of one token"),
 ]
 

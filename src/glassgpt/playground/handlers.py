@@ -362,20 +362,20 @@ def table_of(held: Held, name: str) -> Tensor:
 
 def table_map(held: Held, question: TableQuestion) -> Answer:
     """A table's rows along its principal components."""
-    found = weights.principal_components(table_of(held, question.table))
-    return pack({"points": found.points, "explained": found.explained}, {})
+    points, explained = weights.principal_components(table_of(held, question.table))
+    return pack({"points": points, "explained": explained}, {})
 
 
 def near(held: Held, question: NearQuestion) -> Answer:
     """The rows nearest to one."""
-    found = weights.nearest(table_of(held, question.table), question.id, question.k)
-    return {"ids": found.ids.tolist(), "cosines": found.cosines.tolist()}
+    ids, cosines = weights.nearest(table_of(held, question.table), question.id, question.k)
+    return {"ids": ids.tolist(), "cosines": cosines.tolist()}
 
 
 def weight(held: Held, question: PictureQuestion) -> Answer:
     """A parameter's picture, and a few numbers of it."""
     found = weights.weight_of(held.model, question.name)
-    values = {"shape": list(found.shape), **dataclasses.asdict(weights.statistics(found))}
+    values = {"shape": list(found.shape), **weights.statistics(found)}
     return pack({"picture": weights.thumbnail(found, question.size)}, values)
 
 
