@@ -16,8 +16,8 @@ import torch
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.catalog import Offers
-from glassgpt.playground.model_pool import Workshop
+from glassgpt.playground.catalog import Catalog
+from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.server import PlayServer, bind
 from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint
 from glassgpt.runs.run_directory import RunDirectory
@@ -149,12 +149,12 @@ def unpacked(data: bytes) -> dict[str, Any]:
 class Served:
     """A server in a thread."""
 
-    def __init__(self, offers: Offers, token: str = TOKEN, port: int = 0) -> None:
+    def __init__(self, catalog: Catalog, token: str = TOKEN, port: int = 0) -> None:
         address = bind(None, port)
         self.url = address.url
         self.policy = replace(address.policy, token=token)
         self.client = Client(address.listener.getsockname()[1], token)
-        self.pool = Workshop(offers, torch.device("cpu"))
+        self.pool = ModelPool(catalog, torch.device("cpu"))
         listening = threading.Event()
 
         def on_start() -> Callable[[], None]:
@@ -176,7 +176,7 @@ class Served:
 @contextmanager
 def serving(*references: Path | str, token: str = TOKEN, port: int = 0) -> Iterator[Served]:
     """A server over these references."""
-    served = Served(Offers([str(reference) for reference in references], None), token, port)
+    served = Served(Catalog([str(reference) for reference in references]), token, port)
     try:
         yield served
     finally:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import uvicorn
 
-from glassgpt.playground.catalog import offers_for
-from glassgpt.playground.model_pool import Workshop
+from glassgpt.playground.catalog import create_catalog
+from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.routes import Api, create_app
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError, is_out_of_memory
@@ -86,7 +86,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
 class PlayServer(uvicorn.Server):
     """uvicorn's server, but it loads the first model and does not wait for open event streams when it ends."""
 
-    def __init__(self, pool: Workshop, policy: AccessPolicy, on_start: Callable[[], Callable[[], None]]) -> None:
+    def __init__(self, pool: ModelPool, policy: AccessPolicy, on_start: Callable[[], Callable[[], None]]) -> None:
         """`on_start` is called when the server listens, and what it returns when the server ends."""
         self.api = Api(pool, policy)
         super().__init__(
@@ -124,12 +124,12 @@ class PlayServer(uvicorn.Server):
         await asyncio.to_thread(self._pool.close)
 
 
-async def _load_first(pool: Workshop) -> None:
+async def _load_first(pool: ModelPool) -> None:
     """Load the first model, which the page will ask for."""
-    if not len(pool.offers) or (pool.offers[0].run and not pool.offers[0].checkpoints()):
+    if not len(pool.catalog) or (pool.catalog[0].run and not pool.catalog[0].checkpoints()):
         return
     try:
-        await pool.held(0, None)
+        await pool.get(0, None)
     except Exception as error:
         if not isinstance(error, UserError) and not is_out_of_memory(error):
             raise
@@ -162,7 +162,7 @@ def play(
     say: Callable[[str], Any],
 ) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
-    offers = offers_for(references)
+    catalog = create_catalog(references)
     address = bind(host, port)
 
     def on_start() -> Callable[[], None]:
@@ -173,4 +173,4 @@ def play(
         asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
         return lambda: file.unlink(missing_ok=True)
 
-    PlayServer(Workshop(offers, device), address.policy, on_start).run(sockets=[address.listener])
+    PlayServer(ModelPool(catalog, device), address.policy, on_start).run(sockets=[address.listener])
