@@ -28,7 +28,7 @@ from glassgpt.data.prepare import prepare, verify
 from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 
 Capture = pytest.CaptureFixture[str]
 MINE = train_bpe(["the low lower lowest " * 5, "naïve Größe " * 5], 280)

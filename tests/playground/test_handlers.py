@@ -18,7 +18,7 @@ from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.wire_format import pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 from play_harness import GPT2_LIKE, WINDOWED, Client, serving, small_bpe, unpacked, write_run
 
 TEXT = "the theban: abab thé"
@@ -387,7 +387,7 @@ def test_packed_arrays_round_trip() -> None:
 
 
 def test_json_has_null_for_nan_and_infinity() -> None:
-    from glassgpt.utils.json_text import json_text
+    from glassgpt.utils.files import json_text
 
     assert json.loads(json_text({"a": (float("nan"), -float("inf"), 1.5, "\udcff")})) == {
         "a": [None, None, 1.5, "\udcff"]

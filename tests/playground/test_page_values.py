@@ -33,7 +33,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.loop import train
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
 from page_harness import Watched, chromium, watched
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run

@@ -20,7 +20,7 @@ from glassgpt.tokenizers.inspect import (
 )
 from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 
 Capture = pytest.CaptureFixture[str]
 BYTES = BytesTokenizer()

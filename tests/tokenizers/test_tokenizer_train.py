@@ -27,7 +27,7 @@ from glassgpt.cli.main import main
 from glassgpt.config.schema import TOKENIZERS, DataConfig, TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
-from glassgpt.evaluation import evaluate
+from glassgpt.evaluation.perplexity import evaluate
 from glassgpt.generation.generate import generate
 from glassgpt.interop.references import export, load
 from glassgpt.tokenizers import builtin as tokenizers

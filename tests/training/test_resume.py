@@ -524,7 +524,7 @@ def test_a_truly_full_disk_keeps_the_last_checkpoint(
     """A checkpoint takes some 64 KB, so the disk is full before the save, in the weights, in the moments or in the small files."""
     config = tiny_config(text, checkpoint_every=2, eval_every=3)
     run, filler = small_disk / "run", small_disk / "filler"
-    with pytest.raises(UserError, match="the disk is full: free some space"):
+    with pytest.raises(UserError, match="the disk is full"):
         train(config, run, progress=FillAt(5, filler, kilobytes * 1024))
     newest = checkpoint_paths(run / "checkpoints")[-1]
     assert newest.name == "000004"

@@ -79,8 +79,7 @@ def require_json(path: Path) -> None:
 
 def write_json(path: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as a JSON object, a line each; numbers that JSON does not have (infinite, not a number) are null."""
-    from glassgpt.utils.files import write_atomic
-    from glassgpt.utils.json_text import finite
+    from glassgpt.utils.files import finite, write_atomic
 
     # Without `indent` within a line: with it, each of ten million numbers would be a line, and slow to write.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())

@@ -19,7 +19,7 @@ from glassgpt.data.shards import DTYPES, SPLITS, TokenFile, index_path, read_ind
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200

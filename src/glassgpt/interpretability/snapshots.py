@@ -24,8 +24,8 @@ from glassgpt.runs.checkpoint import read_tensors_and_metadata, tensor_file
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
 from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.formatting import escape_token
 
 PREDICTED = 3
 """Predicted ids that a snapshot keeps per depth and token."""

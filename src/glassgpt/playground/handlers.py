@@ -33,7 +33,7 @@ from glassgpt.playground.wire_format import pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 from glassgpt.tokenizers.inspect import merge_states
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
+from glassgpt.utils.formatting import escape_token
 
 Answer = dict[str, Any] | bytes
 

@@ -28,7 +28,7 @@ from glassgpt.playground.model_pool import LoadedModel, ModelPool
 from glassgpt.playground.security import AccessPolicy, ApiGuard, Compression, SecurityHeaders, read_body
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError, is_out_of_memory
-from glassgpt.utils.json_text import json_text
+from glassgpt.utils.files import json_text
 
 T = TypeVar("T")
 M = TypeVar("M", bound=schemas.ModelRequest)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from glassgpt.utils.json_text import json_text
+from glassgpt.utils.files import json_text
 
 ALIGNMENT = 8
 DTYPES = ("float32", "int32", "uint8", "uint16")

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
-from glassgpt.utils.json_text import finite
+from glassgpt.utils.files import explain_os_errors, finite, write_atomic
 
 Record = dict[str, Any]
 

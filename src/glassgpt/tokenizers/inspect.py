@@ -8,8 +8,8 @@ import numpy as np
 from glassgpt.tokenizers.base import begin_of_text, byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, build_tokenizer, load_tokenizer, tokenizer_file
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.escape import escape_token
 from glassgpt.utils.files import user_path
+from glassgpt.utils.formatting import escape_token
 
 SAMPLE = "Hello, world! It's 1984: 12.5 % naïve café crème, Größe, Война и мир, 日本語, 🙂👍🏽.\n\tif x == 0:\n\t    return  None\n"
 """Words, numbers, accents, scripts, signs of several code points, and white space of each kind."""
