@@ -435,7 +435,8 @@ def bits_between(before: Tensor, after: Tensor) -> float:
 def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
     """What the page shows of the last position's logits, before and after, and of the whole text's surprisal."""
     ids = torch.tensor([case.ids])
-    before, after = (logits[0, -1] for logits in effects(case.model, ids, edits, source))
+    both = effects(case.model, ids, edits, source)
+    before, after = (logits[0, -1] for logits in both)
     assert bits_between(before, after) > 1e-4  # else nothing would be tested
     told = f"{short(bits_between(before, after))} bits"
     shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
@@ -447,10 +448,7 @@ def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: Acti
     for name, logits in (("before", before), ("after", after)):
         same(column(rows, name), logits.double().softmax(dim=-1)[order], ROUNDING)
         assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
-    bits = [
-        float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2)
-        for logits in (found.before, found.after)
-    ]
+    bits = [float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2) for logits in both]
     assert f"{bits[0]:.2f} → {bits[1]:.2f} bits" in hook(shown, "bits").inner_text()
     for name, logits in (("before-bars", before), ("after-bars", after)):
         first = hook(shown, name).locator(".bars-name").all_inner_texts()

@@ -17,7 +17,7 @@ feed-forward width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -191,7 +191,7 @@ def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
         if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
-    hooks = [
+    hooks: list[tuple[nn.Module, Callable[..., None]]] = [
         (attention.q_norm, partial(_store, layer, "q", "q_norm")),
         (attention.k_norm, partial(_store, layer, "k", "k_norm")),
         (attention.kernel, after_kernel),
