@@ -226,7 +226,7 @@ def head(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
 
 
 def vectors(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
-    """One head's queries and keys before and after rotary positions, its values, and what the kernel returned: (T, D)."""
+    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
     layer, kv_head = layer_of(loaded, request), kv_head_of(loaded, request.head)
     arrays = {
         "q_norm": layer.q_norm[0, request.head],
