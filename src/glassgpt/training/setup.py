@@ -26,7 +26,6 @@ from glassgpt.interpretability.snapshots import Prompt, prompt_of
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT, initialize
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory_check import check_memory
 from glassgpt.runs.checkpoint import Checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.training.optim import OutlierWatch, build_optimizers
@@ -164,7 +163,6 @@ def _make_model(
         raise UserError(
             f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}"
         )
-    check_memory(config, ranks, device, precision, model)
     require_kernel(config.model.attention, device)
     if model is None:
         model = GPT.empty(config.model, device)

@@ -1,7 +1,4 @@
-"""Randomness has a name: every draw comes from a generator seeded by what it is for.
-
-So one more sample, or one more layer, never moves another draw of the run.
-"""
+"""Random generators seeded by what they are for, so that one more sample or layer never changes another draw of the run."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -18,6 +15,6 @@ def seed_for(seed: int, *purpose: str | int) -> int:
 
 def generator_for(seed: int, *purpose: str | int, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """A torch generator for one purpose; see `seed_for`."""
-    import torch  # here, so that the command line can read this module's users without paying for torch
+    import torch  # here, so that the command line does not import torch for `seed_for`
 
     return torch.Generator(device=device).manual_seed(seed_for(seed, *purpose))
