@@ -88,7 +88,8 @@ def post_lines(path: str, body: Mapping[str, Any], token: str = TOKEN) -> bytes:
     """A whole POST request, for tests that hold the connection themselves."""
     text = json.dumps(body)
     headers = {"host": "localhost", "authorization": f"Bearer {token}", "content-length": len(text), **JSON}
-    return f"POST /api/{path} HTTP/1.1\r\n{''.join(f'{k}: {v}\r\n' for k, v in headers.items())}\r\n{text}".encode()
+    lines = [f"POST /api/{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", text]
+    return "\r\n".join(lines).encode()
 
 
 class Client:
