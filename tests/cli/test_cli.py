@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-import glassgpt.evaluation
+import glassgpt.evaluation.perplexity
 import glassgpt.generation.generate
 import glassgpt.interop.references
 import glassgpt.training.run
@@ -459,8 +459,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
         "document_count": 7,
         "documents": {"document": [3], "loss": [float("nan")]},
     }
-    recorder = mock.create_autospec(glassgpt.evaluation.evaluate, return_value=figures)
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate", recorder)
+    recorder = mock.create_autospec(glassgpt.evaluation.perplexity.evaluate, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", recorder)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
@@ -714,7 +714,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
     }
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", mock.Mock(return_value=figures))
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is not JSON" in capsys.readouterr().err

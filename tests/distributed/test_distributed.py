@@ -154,9 +154,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused_with_the_nearest(
     assert [each.status != 0 for each in ended] == [True, True]
     told = [line for each in ended for line in each.errors.splitlines() if "error:" in line]
     assert len(told) == 1  # by one of them
-    assert (
-        "5 sequences, which 2 processes cannot share evenly; the nearest that works: --batch-tokens 64 or 96" in told[0]
-    )
+    assert "--batch-tokens 64 or 96" in told[0]
     assert not (tmp_path / "run" / "config.toml").exists()
 
 

@@ -747,9 +747,9 @@ def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Pa
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     for out, message in (
-        (tmp_path / "thesis", "no run's"),
+        (tmp_path / "thesis", "thesis"),
         (text, "is a file"),
-        (text / "run", "file and no directory"),
+        (text / "run", "text.txt/run"),
     ):
         with pytest.raises(UserError, match=message):
             train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())

@@ -419,7 +419,7 @@ def test_a_run_on_a_prepared_dataset_needs_it_and_its_tokenizer(tmp_path: Path, 
     own = through(config, tmp_path / "own")
     run = crashed(tiny_config(ready), tmp_path / "run", 7)
     other = prepare(config.override(data={"tokenizer": "bytes"}).data, tmp_path / "other")
-    with pytest.raises(UserError, match=r"other was made by another tokenizer \(bytes\) than the model's"):
+    with pytest.raises(UserError, match=r"other .*bytes"):
         train(tiny_config(other, init_from=str(own)), tmp_path / "on", progress=Quiet())
     assert not (tmp_path / "on").exists()
     ready.rename(tmp_path / "away")

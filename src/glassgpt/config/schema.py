@@ -211,7 +211,7 @@ class NumericsConfig(StrictConfig):
     init_from: str | None = None
     """Model reference whose weights to start from; its shape then replaces [model], which may shorten the context."""
     steps: int | None = None
-    """Number of optimizer updates. Give this or epochs. A later --resume may extend it."""
+    """Number of optimizer updates. Give this or epochs. Resuming may extend it."""
     epochs: float | None = None
     """Passes over the training tokens. Give this or steps."""
     batch_tokens: int = 524288

@@ -24,7 +24,7 @@ from glassgpt.training.loggers import require_loggers
 from glassgpt.training.loop import training_loop
 from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
-from glassgpt.training.recorder import Recorder, RunRecorder
+from glassgpt.training.recorder import Recorder
 from glassgpt.training.resume import (
     SETTLING_SECONDS,
     find_resume_point,
@@ -93,7 +93,7 @@ def _train(
         run.require_free(overwrite)
         require_loggers(config.log)
     state = setup_training(config, ranks, progress)
-    recorder = RunRecorder(run, state, progress, _request_of(config)) if ranks.is_main else Recorder()
+    recorder = Recorder(run, state, progress, _request_of(config))
     with _lock(run, ranks):
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
@@ -121,7 +121,7 @@ def _resume(
             fingerprint = point.environment["data_fingerprint"]
             state = setup_training(point.config, ranks, progress, point.checkpoint, fingerprint)
             warn_of_changed_environment(point.environment, environment_of(state), progress)
-            recorder = RunRecorder(run, state, progress, point.request) if ranks.is_main else Recorder()
+            recorder = Recorder(run, state, progress, point.request)
             if state.step >= state.steps:
                 if run.read_status().get("state") != "finished":  # perhaps killed before this was written
                     recorder.status("finished")
@@ -153,20 +153,13 @@ def _run_to_end(
     except NonFiniteError as error:
         raise _record_failure(error, run, state, recorder) from None
     except KeyboardInterrupt:  # a second one: whatever is not saved is lost
-        try:
-            recorder.status("interrupted")
-        finally:
-            recorder.hurry_loggers(failed=False)
+        recorder.end("interrupted", hurry=True)
         raise
-    recorder.close()
-    state.ranks.on_failure(Recorder().fail)  # all is written: losing a rank now is not a failure of the run
+    state.ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
+    recorder.end("finished" if stopped_by is None else "interrupted" if stopped_by == signal.SIGINT else "preempted")
     if stopped_by is None:
-        recorder.status("finished")
-        recorder.close_loggers()
         progress.finished(run.path)
         return None
-    recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
-    recorder.close_loggers()
     command = "torchrun … -m glassgpt" if under_torchrun() else program()
     resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
     progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
