@@ -1,5 +1,6 @@
-"""TensorBoard and Weights & Biases, if a run's `log` asks for them. Neither is imported otherwise, and nothing that fails
-in them ends a run.
+"""TensorBoard and Weights & Biases, if a run's `log` asks for them.
+
+Neither is imported otherwise, and nothing that fails in them ends a run.
 """
 
 import html
@@ -15,7 +16,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end. Its files keep everything.
+# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
 INIT_SECONDS = 60
 FINISH_SECONDS = 60
 

@@ -109,7 +109,7 @@ class TrainState:
 
     def _read_local_rows(self, step: int) -> Tensor:
         rows = torch.from_numpy(self.rows(step, self.ranks.slice_of))
-        return rows.pin_memory() if self.device.type == "cuda" else rows  # a GPU copies pinned memory by itself
+        return rows.pin_memory() if self.device.type == "cuda" else rows  # for asynchronous copies
 
 
 class Prefetcher:
