@@ -144,8 +144,9 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
 
 
 def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
-    arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48 --optim.lr 1e-3"
-    more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none --sample.prompt=--x"
+    arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48"
+    more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none"
+    more += " --sample.prompt=--x --optim.lr 1e-3"
     config = trained_config(training, "shakespeare-cpu", *arguments.split(), *more.split())
     expected = recipe(
         "shakespeare-cpu",
@@ -394,7 +395,8 @@ def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) ->
 
 def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
     recorder = writes([("x", 0), ("p", 1), ("y", 0), ("q", 1)])
-    options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5 --no-cache --device cpu"
+    options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5"
+    options += " --no-cache --device cpu"
     assert main(["generate", "runs/x", *options.split(), "--prompt", "- "]) == 0
     given = recorder.call_args
     assert given.args[2] == "- "

@@ -223,8 +223,8 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
     """Verify a checkpoint against its manifest. Raises `UserError` with the first file that is missing or altered.
 
-    Without `for_training` the optimizer's state, two thirds of the bytes, is not read. Raises `FileNotFoundError` if the
-    directory does not exist (any more).
+    Without `for_training` the optimizer's state, two thirds of the bytes, is not read. Raises `FileNotFoundError` if
+    the directory does not exist (any more).
     """
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]

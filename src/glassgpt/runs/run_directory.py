@@ -123,7 +123,8 @@ class RunDirectory:
             lock.release()
 
     def clear(self) -> None:
-        """Remove a former run's files. Its config is renamed first and removed last, to recognise a half-removed run."""
+        """Remove a former run's files. Its config is renamed first and removed last, to recognise a half-removed
+        run."""
         with explain_os_errors("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)

@@ -148,8 +148,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model: AdamW alone, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon orthogonalises in bfloat16 on a GPU, and on a CPU if the run's precision is bfloat16; otherwise in float32, since
-    CPUs that emulate bfloat16 take a hundred times as long.
+    Muon orthogonalises in bfloat16 on a GPU, and on a CPU if the run's precision is bfloat16; otherwise in float32,
+    since CPUs that emulate bfloat16 take a hundred times as long.
     """
     model = strategy.model
     parameters = [p for p in model.parameters() if p.requires_grad]

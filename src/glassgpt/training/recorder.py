@@ -1,4 +1,5 @@
-"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress. Only the main rank does."""
+"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress. Only the main rank
+does."""
 
 import functools
 import json

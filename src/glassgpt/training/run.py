@@ -64,10 +64,10 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. `execution`: settings of
-    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`). They change losses by rounding only, as another
-    number of processes does; with dropout both also change its masks. A finished run is left as it is. Raises `UserError`
-    for a directory that is not a run, for changed data, for a changed setting that determines the numbers, and if no
-    checkpoint passes verification.
+    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`). They change losses by rounding only, as
+    another number of processes does; with dropout both also change its masks. A finished run is left as it is. Raises
+    `UserError` for a directory that is not a run, for changed data, for a changed setting that determines the numbers,
+    and if no checkpoint passes verification.
     """
     directory = RunDirectory(run)
     with _interrupts() as interrupts, process_group() as ranks:
@@ -204,7 +204,7 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
         return False
     if overwrite and not restarts:
         raise UserError(
-            f"a torchrun job with this --rdzv-id began {run.path}: choose another id for --overwrite to replace the run, "
+            f"a torchrun job with this --rdzv-id began {run.path}: choose another id to --overwrite the run, "
             "or leave out --overwrite to resume it"
         )
     return True

@@ -221,7 +221,7 @@ def _build_model(
     elif ranks.size not in config.valid_process_counts:
         valid = ", ".join(map(str, config.valid_process_counts))
         raise UserError(
-            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per step; resume it on {valid}"
+            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per update; use {valid}"
         )
     require_kernel(config.model.attention, device)
     if model is None:
@@ -342,7 +342,8 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
-    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate them."""
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate
+    them."""
     sampling = {each.name: getattr(settings, each.name) for each in dataclasses.fields(SamplingConfig)}
     return generate(model, tokenizer, settings.prompt, **sampling, n=settings.count, seed=seed, precision="float32")
 
