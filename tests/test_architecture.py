@@ -30,6 +30,7 @@ OWNERS = {
     },
     "rich": {"cli.console"},
     "plotly": {"report.page"},
+    "jinja2": {"report.page"},
     "starlette": {"playground.routes", "playground.security"},
     "uvicorn": {"playground.server"},
     "tensorboard": {"training.loggers"},
