@@ -1,7 +1,8 @@
-"""To and from Hugging Face: the same logits and the same text as transformers, family by family, and no silently wrong model.
+"""To and from Hugging Face: the same logits and the same text as transformers, family by family, and no silently wrong
+model.
 
-Tolerances: both sides compute in float32 on a CPU, in another order of operations; on these models, whose logits are of the
-order of 1 to 10, that differs by up to some 5e-6. A wrong rotation, window or norm differs by 0.1 and more.
+Tolerances: both sides compute in float32 on a CPU, in another order of operations; on these models, whose logits are of
+the order of 1 to 10, that differs by up to some 5e-6. A wrong rotation, window or norm differs by 0.1 and more.
 """
 
 import json
@@ -256,7 +257,8 @@ def family(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES])
 def test_a_key_left_out_has_transformers_default(name: str) -> None:
-    # Apertus' own activation and rotary scaling have no slot, so these two are given; its rotary base is left to the default.
+    # Apertus' own activation and rotary scaling have no slot, so these two are given; its rotary base is left to the
+    # default.
     given = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default"}} if name == "Apertus" else {}
     whole = json.loads(
         transformers.AutoConfig.for_model(family(name).model_type, **given).to_json_string(use_diff=False)
@@ -716,7 +718,9 @@ def test_an_exported_directory_is_whole(tmp_path: Path) -> None:
 
 
 def test_an_exported_model_begins_as_its_tokenizer_does(tmp_path: Path) -> None:
-    """Behind <s> where the tokenizer puts that first, as Llama's does: the model's config and the tokenizer's files agree."""
+    """Behind <s> where the tokenizer puts that first, as Llama's does: the model's config and the tokenizer's files
+    agree.
+    """
     content = json.loads(small_bpe().to_json())
     start = {**content["added_tokens"][0], "id": 260, "content": "<s>"}
     content["added_tokens"].append(start)

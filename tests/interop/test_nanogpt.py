@@ -1,6 +1,7 @@
 """Checkpoints of nanoGPT and build-nanogpt, made here as their scripts save them, against transformers' GPT-2.
 
-The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on lively weights.
+The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on lively
+weights.
 """
 
 import dataclasses
@@ -47,7 +48,9 @@ def hugging_face(activation: str, vocab_size: int = 30) -> Any:
 
 
 def as_saved(model: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The state dict of the two projects' model with these weights, the buffers of its masks and the tied head included."""
+    """The state dict of the two projects' model with these weights, the buffers of its masks and the tied head
+    included.
+    """
     tensors = {name: (t.T.contiguous() if name.endswith(LINEAR) else t) for name, t in model.state_dict().items()}
     tensors |= {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 12, 12).tril() for n in range(2)}
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}

@@ -183,8 +183,8 @@ class ReportOptions:
 def report(arguments: Sequence[str]) -> None:
     """Write a report of one run, or a comparison of several: one HTML file with charts and samples that opens offline.
 
-    A comparison shows losses, gradient norms, speed and HellaSwag over steps, tokens or time, the settings that differ, and
-    samples side by side.
+    A comparison shows losses, gradient norms, speed and HellaSwag over steps, tokens or time, the settings that differ,
+    and samples side by side.
     """
     options = parse(ReportOptions, "report", report, arguments)
     if not options.runs:

@@ -1,11 +1,12 @@
 """Training a tokenizer on a source of text, or on a sample of it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from glassgpt.data.readers import ReadOptions
+from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.bpe import BPETokenizer
 from glassgpt.tokenizers.builtin import load_tokenizer
@@ -15,8 +16,6 @@ from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 from glassgpt.utils.formatting import RemainingTime, format_bytes, format_duration
 from glassgpt.utils.rng import seed_for
 
-Log = Callable[[str], None]
-
 TEXT_BYTES = range(1, 1 << 31)
 """The library counts pairs in 32 bits and overflows silently: no pair of a text this long can occur more often."""
 MAX_BYTES = 200_000_000
@@ -25,18 +24,17 @@ MAX_BYTES = 200_000_000
 Of classic-books, 1, 3, 10, 30 and 100 % of 150 MB give 32,768 ids (19,226 at 1 %) with 4.10, 4.28, 4.316, 4.319 and 4.319 bytes
 per token on its validation file. All of it takes 33 s of one core, and 350 MB, which grow with the number of distinct words.
 """
-_INTERVAL = 5.0  # seconds between progress lines
 
 
 class Corpus:
     """The texts of a source, read again each time. Raises `UserError` for an invalid source or one that cannot be read."""
 
-    def __init__(self, source: str, options: ReadOptions | None = None) -> None:
+    def __init__(self, source: str, options: ReadingConfig | None = None) -> None:
         resolved = resolve(source)
         if isinstance(resolved, PreparedDataset):
             raise UserError(f"{source} is a prepared dataset, which holds tokens; name the text that it was made from")
         self.name = resolved.name
-        self._source, self._options = resolved, options or ReadOptions()
+        self._source, self._options = resolved, options or ReadingConfig()
 
     def texts(self) -> Iterator[str]:
         """Yield the documents that are not blank."""
@@ -78,7 +76,9 @@ def train_tokenizer(
     log(f"training on {format_bytes(used)} of {corpus.name}{whole}")
     tokenizer = train_bpe(_with_progress(corpus.sample(max_bytes), used, log), vocab_size)
     if tokenizer.vocab_size < vocab_size:
-        log(f"the text gives {tokenizer.vocab_size:,} tokens, not {vocab_size:,}: no other pair of tokens occurs twice in it")
+        log(
+            f"the text gives {tokenizer.vocab_size:,} tokens, not {vocab_size:,}: no other pair of tokens occurs twice in it"
+        )
     write_atomic(path, tokenizer.to_json())
     return tokenizer
 
@@ -104,11 +104,10 @@ def _require_writable(path: Path) -> None:
 
 def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
     """Yield the texts, with a progress line every few seconds."""
-    remaining, done, last = RemainingTime(total, time.monotonic), 0, time.monotonic()
+    progress, remaining, done = ProgressLine(log), RemainingTime(total, time.monotonic), 0
     remaining.left(0)
     for text in texts:
         yield text
         done += utf8_length(text)
-        if time.monotonic() - last >= _INTERVAL:
-            last = time.monotonic()
-            log(f"  {format_bytes(done)} of {format_bytes(total)} read, {format_duration(remaining.left(done))} left")
+        left = format_duration(remaining.left(done))
+        progress.update(f"  {format_bytes(done)} of {format_bytes(total)} read, {left} left")

@@ -18,18 +18,20 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
-# Keys that change no logits: how to generate, initialise, label or store; precision of what is computed here in float32.
+# Keys that change no logits: how to generate, initialise, label or store; precision of what is computed here in
+# float32.
 _HARMLESS = frozenset(
-    """architectures attention_softmax_in_fp32 attn_implementation begin_suppress_tokens bos_token_id decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label inference_runner initializer_range
-    is_llama_config keys_to_ignore_at_inference label2id length_penalty max_batch_size max_length max_sequence_length min_length model_type
-    n_ctx n_special no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_past output_scores pad_key_length pad_token_id pre_allocate_kv_cache predict_special_tokens prefix pretraining_tp
+    """architectures attention_softmax_in_fp32 attn_implementation begin_suppress_tokens bos_token_id
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    id2label inference_runner initializer_range is_llama_config keys_to_ignore_at_inference label2id length_penalty
+    max_batch_size max_length max_sequence_length min_length model_type n_ctx n_special no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+    output_scores pad_key_length pad_token_id pre_allocate_kv_cache predict_special_tokens prefix pretraining_tp
     problem_type remove_invalid_values reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate
     scale_attention_softmax_in_fp32 sep_token_id suppress_tokens task_specific_params temperature tie_last_hidden_states
-    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16
-    use_cache validate_runner_input""".split()
+    tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p
+    unk_token_id use_bfloat16 use_cache validate_runner_input""".split()
 )
 _HARMLESS_START = ("_", "summary_", "unsloth_")
 # Keys for which null has a meaning: the width or number that follows from the others, no cap, no dropout.
@@ -187,7 +189,8 @@ class Family:
     def _setting(self, ours: str, given: Mapping[str, Any]) -> Any:
         key, value = next(iter(given.items()))
         if ours == "dropout":
-            # Where there are several they may differ: it is a setting for further training and no part of what was learned.
+            # Where there are several they may differ: it is a setting for further training and no part of what was
+            # learned.
             return value or 0.0
         if any(other != value for other in given.values()):
             raise UserError(
@@ -218,7 +221,9 @@ class Family:
         return rope.get("rope_theta") or config.get("rope_theta") or self.rope_theta
 
     def _with_windows(self, shape: ModelConfig, value: Mapping[str, Any]) -> ModelConfig:
-        """Add the sliding windows: of all layers, of those from the `max_window_layers`-th on, or of those in `layer_types`."""
+        """Add the sliding windows: of all layers, of those from the `max_window_layers`-th on, or of those in
+        `layer_types`.
+        """
         window: Any = value.get("sliding_window") if value.get("use_sliding_window", True) else None
         if window is None and not value.get("layer_types"):
             return shape
@@ -314,7 +319,9 @@ class Family:
         return result
 
     def fill(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:
-        """Fill a model's parameters from a file's tensors. Raises `UserError`, and fills nothing, unless these are just the model's."""
+        """Fill a model's parameters from a file's tensors. Raises `UserError`, and fills nothing, unless these are just
+        the model's.
+        """
         found = self._named(tensors)
         if model.config.tied_head and (head := found.pop("lm_head.weight", None)) is not None:
             (embedding,) = self.places("embedding.weight")[1]

@@ -1,4 +1,6 @@
-"""Models from and for Hugging Face's transformers: directories and files, in and out. `hf_families` says what they mean."""
+"""Models from and for Hugging Face's transformers: directories and files, in and out. `hf_families` says what they
+mean.
+"""
 
 import itertools
 import json
@@ -23,7 +25,9 @@ from glassgpt.utils.safe_pickle import read_pickle
 
 
 def home_of(config: ModelConfig) -> Family:
-    """The family that holds models of this config. Raises `UserError` with the settings that the nearest one cannot hold."""
+    """The family that holds models of this config. Raises `UserError` with the settings that the nearest one cannot
+    hold.
+    """
     obstacles = {family.name: family.obstacles(config) for family in FAMILIES}
     nearest = min(FAMILIES, key=lambda family: len(obstacles[family.name]))
     if obstacles[nearest.name]:
@@ -65,7 +69,9 @@ class HFModel:
         return (("Hugging Face model", f"{self.path} ({self.family})"),)
 
     def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place, in their own dtype. Raises `UserError` naming the first tensor that is wrong."""
+        """Fill a model's parameters in place, in their own dtype. Raises `UserError` naming the first tensor that is
+        wrong.
+        """
         family = next(family for family in FAMILIES if family.name == self.family)
         tensors = _tensors(self.path)
         try:
@@ -77,8 +83,8 @@ class HFModel:
 def open_hf(path: Path) -> HFModel:
     """A directory with config.json and weights, or a .safetensors file.
 
-    The file's config may lie beside it; of the four published GPT-2 it is not needed. Raises `UserError` where anything is
-    missing, damaged, or asks for what glassgpt has no slot for.
+    The file's config may lie beside it; of the four published GPT-2 it is not needed. Raises `UserError` where anything
+    is missing, damaged, or asks for what glassgpt has no slot for.
     """
     with explain_os_errors("read", path):
         file = (path if path.is_dir() else path.parent) / "config.json"
@@ -125,7 +131,8 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
 
 @contextmanager
 def _filled(directory: Path) -> Iterator[Path]:
-    """A directory to fill, whose content is in `directory` when it is complete; `config.json` comes last, without which it is no model.
+    """A directory to fill, whose content is in `directory` when it is complete; `config.json` comes last, without which
+    it is no model.
 
     A directory that is there is filled and not replaced: it may be a mount point, a link, or where the user stands.
     """

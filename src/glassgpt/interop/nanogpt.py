@@ -1,4 +1,6 @@
-"""Checkpoints of nanoGPT (`ckpt.pt`) and build-nanogpt (`model_19072.pt`): pickles, read as tensors and plain values only."""
+"""Checkpoints of nanoGPT (`ckpt.pt`) and build-nanogpt (`model_19072.pt`): pickles, read as tensors and plain values
+only.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -40,7 +42,9 @@ _NANOGPT = dataclasses.replace(
 
 
 class _PickledConfig:
-    """Takes the place of build-nanogpt's own `GPTConfig`, which its checkpoints hold pickled: attributes, and no code."""
+    """Takes the place of build-nanogpt's own `GPTConfig`, which its checkpoints hold pickled: attributes, and no
+    code.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class NanoGPTModel:
     def tokenizer(self) -> Tokenizer | None:
         """A tokenizer.json beside the file, else GPT-2's where the vocabulary has its size, else None.
 
-        A nanoGPT model of characters keeps these in a pickled file of its own; `glassgpt prepare` on its text makes the same.
+        A nanoGPT model of characters keeps these in a pickled file of its own; `glassgpt prepare` on its text makes the
+        same.
         """
         beside = self.path.parent / "tokenizer.json"
         if beside.is_file():

@@ -150,7 +150,13 @@ def format_tokenizer_json(
     pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
-    content = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added), "normalizer": None}
+    content: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added),
+        "normalizer": None,
+    }
     content |= {"pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model}
     return json.dumps(content, ensure_ascii=False) + "\n"
 

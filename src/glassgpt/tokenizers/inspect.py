@@ -25,7 +25,10 @@ def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
     """
     rows = [
         ("kind", _KINDS.get(tokenizer.kind, tokenizer.kind)),
-        ("tokens", f"{tokenizer.vocab_size:,}, of {2 if tokenizer.vocab_size <= 1 << 16 else 4} bytes each in a dataset"),
+        (
+            "tokens",
+            f"{tokenizer.vocab_size:,}, of {2 if tokenizer.vocab_size <= 1 << 16 else 4} bytes each in a dataset",
+        ),
         ("end of text", _special(tokenizer, tokenizer.end_of_text)),
         ("a text begins with", _special(tokenizer, begin_of_text(tokenizer))),
         *(("longest tokens" if i == 0 else "", line) for i, line in enumerate(_longest_tokens(tokenizer))),
