@@ -108,7 +108,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` to all responses: the page loads only its own files, and no site embeds it."""
+    """ASGI middleware that adds `HEADERS` to responses: the page loads only its own files, and no site embeds it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
