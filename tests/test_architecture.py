@@ -35,7 +35,7 @@ OWNERS = {
     "uvicorn": {"playground.server"},
     "tensorboard": {"training.loggers"},
     "wandb": {"training.loggers"},
-    "fastokens": {"tokenizers.builtin"},
+    "fastokens": {"tokenizers.bpe"},
     "tokenizers": {"tokenizers.huggingface", "tokenizers.train"},
     "safetensors": {"runs.checkpoint", "interop.hf_models"},
     "huggingface_hub": {"utils.hub"},
