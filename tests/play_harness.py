@@ -21,7 +21,7 @@ from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.server import PlayServer, bind
 from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
+from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, Tokenizer
 
 TOKEN = "the-token-of-the-tests"
@@ -51,7 +51,7 @@ WINDOWED = {
 def small_bpe() -> BPETokenizer:
     """Byte-level BPE with a few merges."""
     merges = ["t h", "th e", "Ġ the", "a b", "ab ab", "Ã ©"]
-    symbols = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
+    symbols = [*bytes_to_unicode(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, merges)
 
 
