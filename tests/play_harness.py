@@ -25,6 +25,9 @@ from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, Tokenizer
 
 TOKEN = "the-token-of-the-tests"
+AUTHORIZATION = b"authorization: Bearer %s\r\n" % TOKEN.encode()
+JSON = {"content-type": "application/json"}
+IDS = json.dumps({"model": 0, "ids": [1, 2, 3]}).encode()
 
 GPT2_LIKE = {"n_layer": 2, "n_head": 4, "n_embd": 16, "context_length": 24}
 WINDOWED = {
@@ -79,6 +82,14 @@ def write_run(
         state = TrainingState(step=step, best_step=steps[0], val_loss=1.0)
         save_checkpoint(run.checkpoints, Snapshot(weights, {}), config, tokenizer, state)
     return run
+
+
+def post_lines(path: str, body: Mapping[str, Any], token: str = TOKEN) -> bytes:
+    """A whole POST request, for tests that hold the connection themselves."""
+    text = json.dumps(body)
+    headers = {"host": "localhost", "authorization": f"Bearer {token}", "content-length": len(text), **JSON}
+    lines = [f"POST /api/{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", text]
+    return "\r\n".join(lines).encode()
 
 
 class Client:

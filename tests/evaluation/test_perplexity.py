@@ -26,7 +26,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.tokenizers.base import byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text

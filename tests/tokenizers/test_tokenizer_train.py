@@ -35,7 +35,7 @@ from glassgpt.tokenizers import train as module
 from glassgpt.tokenizers.base import byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
 from glassgpt.tokenizers.train import Corpus, pieces, train_bpe, train_tokenizer
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, tiny_config
 from tokenizers import Tokenizer as Library

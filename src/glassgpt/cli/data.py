@@ -11,8 +11,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
 from glassgpt.cli.options import decoded, gives, parse, require_json, say, say_aside, write_json
-from glassgpt.config.schema import DataConfig, TextConfig
-from glassgpt.data.readers import ReadOptions
+from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
 
 
@@ -27,32 +26,34 @@ class PrepareOptions(TextConfig):
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
     out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
     """Directory of the prepared dataset."""
-    workers: Annotated[int | None, arg(help_behavior_hint="(default: one a core)")] = None
+    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None
     """Processes that share the work; the result does not depend on it."""
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Turn text into token files that training reads.
+    """Turn text into token files for training.
 
-    `train` does it by itself where it is missing or out of date. Interrupted, even killed, it goes on at the last finished file.
+    `train` does this automatically if they are missing or out of date. If it is interrupted, even killed, the same
+    command resumes after the last finished file.
     """
     options = parse(PrepareOptions, "prepare", prepare, arguments)
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
-    from glassgpt.data import dataset as tokens
-    from glassgpt.data import prepare as preparing
+    from glassgpt.data.dataset import open_dataset
+    from glassgpt.data.prepare import prepare as prepare_data
+    from glassgpt.data.prepare import require_tokenizer
 
     data = DataConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TextConfig)})
     if gives(arguments, "--tokenizer"):
-        preparing.require_tokenizer(data)
-    directory = preparing.prepare(data, out=options.out, log=say, workers=options.workers)
-    dataset = tokens.open_dataset(directory)
-    print(
-        f"{directory}\n  train       {len(dataset.train):>14,} tokens\n  validation  {len(dataset.validation):>14,} tokens"
-    )
+        require_tokenizer(data)
+    directory = prepare_data(data, out=options.out, log=say, workers=options.workers)
+    dataset = open_dataset(directory)
+    print(directory)
+    for name, stream in (("train", dataset.train), ("validation", dataset.validation)):
+        print(f"  {name:<12}{len(stream):>14,} tokens")
 
 
-Reading = Annotated[ReadOptions, FlagCreatePairsOff, arg(name="")]
+Reading = Annotated[ReadingConfig, FlagCreatePairsOff, arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class TokenizerTrainOptions:
     """File to write, which --data.tokenizer takes, and Hugging Face's tokenizers library."""
     max_bytes: int = 200_000_000
     """Train on about as much of the text, taken from everywhere in it: more takes longer, and the tokenizer is no better."""
-    reading: Reading = field(default_factory=ReadOptions)
+    reading: Reading = field(default_factory=ReadingConfig)
 
 
 # Of the text, to count the tokens that it takes.
@@ -108,7 +109,7 @@ class TokenizerShowOptions:
     """Text to cut into pieces."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
     """Text on which to count bytes a token, beside GPT-2's: a registered name, a text file, or a folder of them."""
-    reading: Reading = field(default_factory=ReadOptions)
+    reading: Reading = field(default_factory=ReadingConfig)
 
 
 def show_tokenizer(arguments: Sequence[str]) -> None:
@@ -134,28 +135,27 @@ class DataInfoOptions:
     """Options of `glassgpt data info`."""
 
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
-    """A dataset that `glassgpt prepare` has made, or token files of nanoGPT, build-nanogpt or llm.c."""
+    """A dataset written by `glassgpt prepare`, or token files of nanoGPT, build-nanogpt or llm.c."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write the facts to this file too."""
+    """Also write the facts to this file."""
     skip_check: FlagCreatePairsOff[bool] = False
     """Do not compare every file with its sha256, which reads all of them again."""
 
 
 def data_info(arguments: Sequence[str]) -> None:
-    """Show what is in a dataset: its tokens, how long its documents are, its most frequent tokens, samples.
+    """Show a dataset's tokens, document lengths, most frequent tokens and samples.
 
-    Then every file is compared with its sha256; a damaged one is named.
+    Then compare every file with its sha256, and name a damaged one.
     """
     options = parse(DataInfoOptions, "data info", data_info, arguments)
-    from glassgpt.data.inspect import dataset_facts
-    from glassgpt.data.inspect_table import facts_text
-    from glassgpt.data.prepare import verify
+    from glassgpt.data.dataset import verify
+    from glassgpt.data.inspect import dataset_facts, facts_text
     from glassgpt.utils.files import user_path
 
     directory = user_path(options.directory)
     if not directory.is_dir():
         raise UserError(
-            f"{directory} is no folder: name one with a dataset, such as `{program()} prepare SOURCE --out DIR` makes"
+            f"{directory} is not a folder; name a dataset, such as one of {program()} prepare SOURCE --out DIR"
         )
     if options.json is not None:
         require_json(options.json)
@@ -164,6 +164,6 @@ def data_info(arguments: Sequence[str]) -> None:
     if options.json is not None:
         write_json(options.json, dataclasses.asdict(facts))
     if not options.skip_check:
-        files = verify(directory, say_aside)
-        then = "its sha256 says" if facts.made_by == "glassgpt" else "it was when it was first read"
-        print(f"\nchecked {files:,} files: each is as {then}")
+        files = verify(directory, say_aside, force=True)
+        since = "" if facts.made_by == "glassgpt" else " of when it was first opened"
+        print(f"\nverified {files:,} files: each has its sha256{since}")

@@ -136,7 +136,7 @@ def find_entry(reference: str) -> CatalogEntry:
 
 
 def create_catalog(references: Sequence[str], folder: Path = Path("runs")) -> Catalog:
-    """The catalog of a command line: its references, or without any the runs in a folder. Raises `UserError` if empty."""
+    """The catalog of a command line: its references, or the runs in a folder. Raises `UserError` if it is empty."""
     catalog = Catalog(references, None if references else folder)
     if not len(catalog):
         raise UserError(

@@ -44,7 +44,7 @@ class Follower:
     """Finds what is new in a run's files at each poll."""
 
     def __init__(self, run: RunDirectory, cursor: str | None = None) -> None:
-        """`cursor`: where another follower or a history ended; None starts at the ends of the files. Raises `UserError`."""
+        """`cursor`: where a history or another follower ended; None is the end of the files. Raises `UserError`."""
         self._run = run
         self._sent: dict[str, Any] = {}
         if cursor is None:
@@ -114,7 +114,7 @@ def parse_samples(data: bytes) -> list[Record]:
 
 
 def history(run: RunDirectory) -> Record:
-    """All that a run has written so far except its models, with thinned training steps, and the cursor to follow it from here."""
+    """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
     metrics = FollowedFile(run.metrics_path, complete_lines)
     samples = FollowedFile(run.samples_path, complete_sections)
     lines, sections = metrics.read() or b"", samples.read() or b""

@@ -226,7 +226,7 @@ def head(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
 
 
 def vectors(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
-    """One head's queries and keys before and after rotary positions, its values, and what the kernel returned: (T, D)."""
+    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
     layer, kv_head = layer_of(loaded, request), kv_head_of(loaded, request.head)
     arrays = {
         "q_norm": layer.q_norm[0, request.head],
@@ -323,20 +323,20 @@ def table_of(loaded: LoadedModel, name: str) -> Tensor:
 
 def table_map(loaded: LoadedModel, request: schemas.TableRequest) -> Answer:
     """A table's rows along its principal components."""
-    result = weights.principal_components(table_of(loaded, request.table))
-    return pack({"points": result.points, "explained": result.explained}, {})
+    points, explained = weights.principal_components(table_of(loaded, request.table))
+    return pack({"points": points, "explained": explained}, {})
 
 
 def neighbours(loaded: LoadedModel, request: schemas.NeighboursRequest) -> Answer:
     """The rows nearest to one row."""
-    result = weights.nearest(table_of(loaded, request.table), request.id, request.k)
-    return {"ids": result.ids.tolist(), "cosines": result.cosines.tolist()}
+    ids, cosines = weights.nearest(table_of(loaded, request.table), request.id, request.k)
+    return {"ids": ids.tolist(), "cosines": cosines.tolist()}
 
 
 def weight(loaded: LoadedModel, request: schemas.WeightRequest) -> Answer:
     """A parameter as a picture, with statistics."""
     tensor = weights.weight_of(loaded.model, request.name)
-    values = {"shape": list(tensor.shape), **dataclasses.asdict(weights.statistics(tensor))}
+    values = {"shape": list(tensor.shape), **weights.statistics(tensor)}
     return pack({"picture": weights.thumbnail(tensor, request.size)}, values)
 
 

@@ -76,12 +76,7 @@ def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
             Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
             Middleware(Compression),
         ],
-        exception_handlers={
-            HTTPException: error_response,
-            UserError: error_response,
-            ClientGoneError: error_response,
-            Exception: error_response,
-        },
+        exception_handlers=dict.fromkeys((HTTPException, UserError, ClientGoneError, Exception), error_response),
     )
     return SecurityHeaders(app)
 
@@ -90,7 +85,7 @@ def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
 
 
 class PageFiles(StaticFiles):
-    """The page's files, listed at the start: a request's path is a key in this list and never reaches the file system."""
+    """The page's files, listed at the start: a request's path is only looked up there, never in the file system."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         super().__init__()
@@ -121,27 +116,24 @@ class ClientGoneError(Exception):
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """`{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug goes to standard error."""
-    status, headers = 400, None
+    """The status and description of an exception."""
+    status, body = describe_error(error)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return Response(body, status, headers, media_type="application/json")
+
+
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Status and `{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
     if isinstance(error, HTTPException):
-        status, headers = error.status_code, error.headers
+        status, message = error.status_code, error.detail
+    elif isinstance(error, UserError | ClientGoneError):
+        status, message = 400, str(error)
     elif is_out_of_memory(error):
-        status = 507
-    elif not isinstance(error, UserError | ClientGoneError):
-        status = 500
-        traceback.print_exception(error, file=sys.stderr)
-    return Response(error_body(error), status, headers, media_type="application/json")
-
-
-def error_body(error: Exception) -> str:
-    """The JSON that describes an exception to the page."""
-    if isinstance(error, UserError | HTTPException):
-        message = error.detail if isinstance(error, HTTPException) else str(error)
-    elif is_out_of_memory(error):
-        message = "out of memory: use a smaller model or a shorter text, or restart `glassgpt play` with --device cpu"
+        status, message = 507, "out of memory: use a smaller model or a shorter text, or restart with --device cpu"
     else:
-        message = f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
-    return json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
+        traceback.print_exception(error, file=sys.stderr)
+        status, message = 500, f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
+    return status, json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------
@@ -173,7 +165,9 @@ class Api:
         body = schemas.parse_body(schemas.LoginRequest, await read_body(request))
         if not self._policy.is_token(body.token):
             raise HTTPException(401, "the token is wrong: open the address that `glassgpt play` printed")
-        return Response(status_code=204, headers={"set-cookie": self._policy.set_cookie()})
+        response = Response(status_code=204)
+        response.set_cookie(self._policy.cookie, self._policy.token, httponly=True, samesite="strict")
+        return response
 
     async def _session(self, request: Request) -> Response:
         """204 if the request has the token, otherwise 401."""
@@ -182,19 +176,10 @@ class Api:
     # models
 
     async def _catalog(self, request: Request) -> Response:
-        _refuse_parameters(request)
-        return _response(
-            {
-                "version": version("glassgpt"),
-                "device": str(self._pool.device),
-                "offers": await asyncio.to_thread(self._pool.catalog.describe),
-                "limits": {
-                    "tokens": schemas.MAX_TOKENS,
-                    "samples": schemas.MAX_SAMPLES,
-                    "new_tokens": schemas.MAX_NEW_TOKENS,
-                },
-            }
-        )
+        offers = await asyncio.to_thread(self._pool.catalog.describe)
+        limits = {"tokens": schemas.MAX_TOKENS, "samples": schemas.MAX_SAMPLES, "new_tokens": schemas.MAX_NEW_TOKENS}
+        device = str(self._pool.device)
+        return _response({"version": version("glassgpt"), "device": device, "offers": offers, "limits": limits})
 
     async def _handle(
         self, schema: type[schemas.ModelRequest], handler: Callable[[LoadedModel, Any], Answer], request: Request
@@ -210,7 +195,6 @@ class Api:
 
     async def _read(self, schema: type[M], request: Request) -> tuple[M, LoadedModel]:
         """The request's body and the model that it names."""
-        _refuse_parameters(request)
         body = await asyncio.to_thread(schemas.parse_body, schema, await read_body(request))
         return body, await unless_gone(request, self._pool.get(body.model, body.step))
 
@@ -269,21 +253,19 @@ def _server_sent_events(events: list[event_stream.Event]) -> str:
 
 
 async def _json_lines(first: list[dict[str, Any]], parts: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[str]:
-    """Objects as lines of JSON. If an error occurs, the last line describes it: the status has been sent long before."""
+    """Objects as lines of JSON. The last line describes an error, if one occurs: the status has already been sent."""
     yield "".join(f"{json_text(item)}\n" for item in first)
     try:
         async for part in parts:
             yield "".join(f"{json_text(item)}\n" for item in part)
     except Exception as error:
-        if not isinstance(error, UserError | HTTPException) and not is_out_of_memory(error):
-            traceback.print_exception(error, file=sys.stderr)
-        yield f"{error_body(error)}\n"
+        yield f"{describe_error(error)[1]}\n"
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
-    """The result, unless the client disconnects first: then cancel the work and raise `ClientGoneError`. The body has been read."""
+    """The result. If the client disconnects first, cancel the work and raise `ClientGoneError`."""
     work = asyncio.ensure_future(result)
-    disconnect = asyncio.ensure_future(request.receive())  # after the body comes nothing else
+    disconnect = asyncio.ensure_future(request.receive())  # the body has been read: nothing else comes
     try:
         await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -292,11 +274,6 @@ async def unless_gone(request: Request, result: Awaitable[T]) -> T:
     finally:
         work.cancel()
         disconnect.cancel()
-
-
-def _refuse_parameters(request: Request) -> None:
-    if request.query_params:
-        raise UserError("this address takes no parameters")
 
 
 def _response(value: Answer) -> Response:

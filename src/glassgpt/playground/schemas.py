@@ -1,7 +1,7 @@
-"""Request bodies and parameters, validated before any work is done. A request names a model by its number in the catalog.
+"""Request bodies and parameters, validated before any work is done. `model` is a number in the catalog.
 
-Unknown names, wrong types and numbers out of range are a `UserError`. Limits that depend on the model (its ids, layers, heads)
-are checked by the handlers.
+Unknown names, wrong types and numbers out of range are a `UserError`. The handlers check what depends on the model,
+such as token ids.
 """
 
 import json

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-from glassgpt.data.readers import ReadOptions
+from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols, lone_surrogate
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
@@ -51,14 +51,14 @@ class Corpus:
     Raises `UserError` for what is no source, and where one cannot be read.
     """
 
-    def __init__(self, source: str, reading: ReadOptions | None = None) -> None:
+    def __init__(self, source: str, reading: ReadingConfig | None = None) -> None:
         found = resolve(source)
         if isinstance(found, PreparedDataset):
             raise UserError(
                 f"{source} is a prepared dataset, so its text is tokens already: name the text that it was made from"
             )
         self.name = found.name
-        self._source, self._reading = found, reading or ReadOptions()
+        self._source, self._reading = found, reading or ReadingConfig()
 
     def texts(self) -> Iterator[str]:
         """The documents, those without text left out."""
