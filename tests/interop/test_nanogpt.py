@@ -115,7 +115,7 @@ def test_nanogpts_checkpoint(prefix: str, tmp_path: Path) -> None:
     assert all(words in text for words in ("nanoGPT", "2,000", "1.8800", "12 tokens, learned positions", "none"))
 
 
-@pytest.mark.slow  # 1.5 GB of GPT-2 small
+@pytest.mark.slow
 def test_build_nanogpts_checkpoint(tmp_path: Path) -> None:
     theirs = hugging_face("gelu_new")
     path = save_build_nanogpt(tmp_path / "model_19072.pt", theirs)
