@@ -81,7 +81,9 @@ def open_nanogpt(path: Path) -> NanoGPTModel:
         modules = ("__main__", "train_gpt2", "model")
         content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
         raise UserError(f"{path} is not a checkpoint of nanoGPT or build-nanogpt: 'model' must hold tensors by name")
     config = content.get("config")
     if isinstance(config, _PickledConfig):
