@@ -1,11 +1,12 @@
-"""One run a variant, all else as in the recipe: what each part of a model or of its training does to the loss on your text.
+"""Effect of each part of a model or of its training on the loss: one run per variant, everything else as in the recipe.
 
     python benchmarks/ablation.py slots --data input.txt --out runs/slots            # 25 runs of shakespeare-cpu
     python benchmarks/ablation.py speedrun --data input.txt --out runs/parts --seeds 3   # 31 times 3 runs of speedrun
 
-Equal tokens throughout. Runs that are finished are not repeated, so it goes on where it was stopped. Prints a Markdown table:
-parameters, whole-split validation loss (mean and standard deviation over the seeds), the difference to the recipe, and a run's processor
-time, evaluations included, beside the recipe's (medians; comparable where one call made all runs and nothing else was running).
+All variants train on equally many tokens. Finished runs are not repeated, so an interrupted call can be repeated.
+Prints a Markdown table: parameters, validation loss on the whole split (mean and standard deviation over the seeds),
+the difference to the recipe, and the processor time of a run, evaluations included, relative to the recipe's
+(medians; comparable if one call did all runs on an otherwise idle machine).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from glassgpt.training.progress import SilentProgress
 from glassgpt.utils.device import keep_freed_memory
 from glassgpt.utils.files import user_path
 
-# Name of a run -> what it changes in the recipe.
+# Name of a run -> its changes to the recipe.
 SLOTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "positions: rope": {"model": {"position": "rope"}},
@@ -90,7 +91,7 @@ TABLES = {"slots": ("shakespeare-cpu", SLOTS), "speedrun": ("speedrun", SPEEDRUN
 
 
 def main() -> int:
-    """Train what is not there, print the table, and write the losses beside the runs."""
+    """Train the missing runs, print the table, and write the losses next to the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--data", required=True)
@@ -124,7 +125,7 @@ def main() -> int:
 
 
 def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
-    """Validation loss, processor seconds of the whole run, and parameters of a run, which is trained where it is not there."""
+    """Validation loss, processor seconds and parameters of a run; trains it if it is missing."""
     if not finished(run, config):
         begin = time.process_time()
         g.train(config, run, overwrite=True, progress=SilentProgress())
@@ -139,7 +140,9 @@ def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
 
 
 def finished(run: Path, config: g.TrainConfig) -> bool:
-    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in by the run)."""
+    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in
+    by the run).
+    """
     if not (run / "checkpoints" / f"{config.steps:06d}" / "manifest.json").is_file():
         return False
     found = find_checkpoint(run).config

@@ -1,6 +1,6 @@
-"""A program to compare with others by turns: it works in a process of its own when it is asked, and sleeps meanwhile.
+"""A program in an alternating comparison: it runs in its own process when asked, and sleeps otherwise.
 
-In one process the threads of one library would take the cores from the next for a while, and peaks of memory could not be told apart.
+In a shared process, the threads of one library would occupy the cores of the next, and peaks of memory would mix.
 """
 
 import json
@@ -12,7 +12,9 @@ from typing import Any
 
 
 class Contender:
-    """A process that runs `command`, whose program calls `serve`; to be used as a context, whose end is the process's."""
+    """A process that runs `command`, whose program calls `serve`; to be used as a context, whose end is the
+    process's.
+    """
 
     def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         self._process: subprocess.Popen[str] = subprocess.Popen(
@@ -47,7 +49,9 @@ class Contender:
 
 
 def serve(work: Callable[..., object]) -> None:
-    """For each line of numbers on standard input, the seconds that `work(*numbers)` takes and its result, which JSON must know."""
+    """For each line of numbers on standard input, the seconds that `work(*numbers)` takes and its result, which JSON
+    must know.
+    """
     for line in sys.stdin:
         began = time.perf_counter()
         result = work(*map(int, line.split()))

@@ -1,9 +1,9 @@
-"""What the demo writes, measured: how many of its words are the corpus's, and whether it copies.
+"""Quality of the demo's samples: the share of words that occur in the corpus, and the longest copied run of characters.
 
     python benchmarks/demo.py runs/demo
 
-Draws samples from a finished run of the `demo` recipe with the recipe's own settings, and checks the two promises: at least
-85 % of the words of three letters and more occur in the corpus, and no run of 40 characters is copied from it.
+Draws samples from a finished run of the `demo` recipe with the recipe's own settings, and checks the two promises: at
+least 85 % of the words of three letters and more occur in the corpus, and no run of 40 characters is copied from it.
 Exits with 1 if one of them is broken.
 """
 
@@ -20,7 +20,7 @@ WORD = re.compile(r"[A-Za-z]{3,}")
 
 
 def longest_copied(text: str, corpus: str) -> str:
-    """The longest run of characters of `text` that stands in `corpus`."""
+    """The longest run of characters of `text` that occurs in `corpus`."""
     best = ""
     for start in range(len(text)):
         while start + len(best) < len(text) and text[start : start + len(best) + 1] in corpus:
@@ -55,7 +55,8 @@ def main() -> int:
     copied = max((longest_copied(text, corpus) for text in texts), key=len)
     print(texts[0][:800])
     print(
-        f"\ntemperature {temperature}: {share:.1%} of {len(words)} words of three letters and more occur in the corpus (at least 85 %)"
+        f"\ntemperature {temperature}: {share:.1%} of {len(words)} words of three letters and more occur in the corpus"
+        " (at least 85 %)"
     )
     print(f"longest run copied from the corpus: {len(copied)} characters (below 40): {copied!r}")
     return 0 if share >= 0.85 and len(copied) < 40 else 1

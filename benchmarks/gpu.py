@@ -1,14 +1,16 @@
-"""glassgpt on a CUDA GPU: its tests there, tokens/s and share of the peak, memory, kernels, generation; peers beside it.
+"""glassgpt on a CUDA GPU: tests, tokens/s and share of the peak, memory, kernels, generation; and its peers.
 
     python benchmarks/gpu.py --out gpu-results --build-nanogpt ~/build-nanogpt --nanogpt ~/nanoGPT
 
-Ends within `--minutes` (8): the parts run one after the other, the most telling first, each in a process of its own with its own
-limit, and what no time is left for is said to be left out; `--parts` runs those that are named. Compiling is what takes the time: a
-whole model of 12 layers is compiled in few parts, FlexAttention is compared on 4 layers, and what was compiled is kept by PyTorch (in
-TORCHINDUCTOR_CACHE_DIR), so that a second call has more time to measure. A part that fails is in the table with its error.
+Ends within `--minutes` (8): the parts run one after the other, the most informative first, each in its own process
+with its own limit; the output lists parts that were left out. `--parts` selects parts. Compilation takes most of the
+time: a whole model of 12 layers is compiled in few parts, FlexAttention is compared on 4 layers, and PyTorch keeps
+compiled code (in TORCHINDUCTOR_CACHE_DIR), so a second call has more time to measure. If a part fails, its error is
+in the table.
 
-Text is random tokens: they train as fast as any. Peers are your own copies; they are copied, and their code is left as it is but
-for the lines that the table names. Writes `gpu.json` and `gpu.md` into `--out` after each part. Without CUDA: a line, and exit code 2.
+The text is random tokens, which train as fast as any. Peers are your own checkouts; a copy of each runs, with the
+changed lines named in the table. Writes `gpu.json` and `gpu.md` into `--out` after each part. Without CUDA it prints
+a line and exits with 2.
 """
 
 import argparse
@@ -37,8 +39,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation.generate import generate
 from glassgpt.model.gpt import GPT
@@ -51,7 +54,7 @@ from glassgpt.utils.device import describe_environment, matmul_precision, peak_f
 
 ROOT = Path(__file__).resolve().parents[1]
 GPT2_IDS = 50257
-# At least so many times build-nanogpt's tokens/s.
+# The bar: this many times build-nanogpt's tokens/s.
 BAR = 1.3
 WARM_UP = 2
 """Updates before those that are measured: the first compiles."""
@@ -60,7 +63,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Something to run: in a process of its own, for so many seconds at most, if at least `need` seconds are left."""
+    """One measurement: runs in its own process for at most `limit` seconds, if at least `need` seconds are left."""
 
     name: str
     limit: float
@@ -70,10 +73,10 @@ class Part:
 
 
 class PartError(Exception):
-    """Why a part has no figures."""
+    """A part failed."""
 
 
-# ----------------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------ the parts
 
 
 def param_groups(options: argparse.Namespace, work: Path, memory: float) -> list[Part]:
@@ -120,7 +123,9 @@ def param_groups(options: argparse.Namespace, work: Path, memory: float) -> list
 
 
 def fitting_rows(memory: float) -> int:
-    """Sequences of 1,024 tokens in a micro-batch of the 124M model that fit into so many GiB: build-nanogpt's 64 on 80 GB."""
+    """Sequences of 1,024 tokens in a micro-batch of the 124M model that fit into this many GiB: build-nanogpt's 64 on
+    80 GB.
+    """
     return next((rows for least, rows in ((70, 64), (35, 32), (20, 16), (14, 8)) if memory >= least), 4)
 
 
@@ -166,11 +171,13 @@ def measurer(work: Path, cpu: bool) -> Callable[..., Callable[[float], Result]]:
     return measure
 
 
-# ------------------------------------------------------------------------------------------------- in a part's own process
+# ------------------------------------------------------------ in a part's own process
 
 
 def measured(setting: Setting, tokens: Path) -> Result:
-    """Tokens/s of updates as `glassgpt train` does them, with their spread; share of the peak, peak memory, seconds to start."""
+    """Tokens/s of updates as `glassgpt train` does them, with their spread; share of the peak, peak memory, seconds
+    to start.
+    """
     began = time.perf_counter()
     trainer = setup_training(setting.config(tokens), Ranks(), SilentProgress())
     config, device = trainer.config, trainer.device
@@ -209,7 +216,7 @@ def seconds_of_updates(trainer: TrainState, count: int) -> list[float]:
 
 
 def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -> Result:
-    """Median tokens/s, lowest and highest, and the share of the peak that the median is, None where the peak is unknown."""
+    """Median tokens/s, lowest and highest; the median's share of the peak, None if the peak is unknown."""
     median = statistics.median(rates)
     share = median * summary.training_flops_per_token / peak if peak else None
     return {
@@ -276,14 +283,14 @@ def generated(cpu: bool) -> Result:
     return {"generation": rows}
 
 
-# --------------------------------------------------------------------------------------------------------------------- peers
+# ------------------------------------------------------------ peers
 
 
 def run_build_nanogpt(source: Path, work: Path, lines: Mapping[str, Any], limit: float) -> Result:
     """build-nanogpt's own train_gpt2.py, but for the values of these variables; its own tokens/s.
 
-    Its imports `tiktoken` and `hellaswag` serve samples and an evaluation before the first update, which want the network: in their
-    place stand modules without any.
+    Its imports `tiktoken` and `hellaswag` serve samples and an evaluation before the first update, which want the
+    network: in their place stand modules without any.
     """
     copy = Path(tempfile.mkdtemp(prefix="build-nanogpt-", dir=work))
     text = with_lines((source / "train_gpt2.py").read_text(encoding="utf-8"), lines)
@@ -310,7 +317,9 @@ def render_example(example): return None, torch.zeros(4, 16, dtype=torch.long), 
 
 
 def with_lines(text: str, values: Mapping[str, Any]) -> str:
-    """A script whose variables have these values. Raises `PartError` for one that it does not set, once, on a line's left."""
+    """A script whose variables have these values. Raises `PartError` for one that it does not set, once, on a line's
+    left.
+    """
     for name, value in values.items():
         text, count = re.subn(rf"^{name} *= *[^#\n]*?(?= *#|$)", f"{name} = {value}", text, flags=re.MULTILINE)
         if count != 1:
@@ -338,13 +347,13 @@ def run_nanogpt(source: Path, work: Path, rows: int, limit: float) -> Result:
         "block_size": 1024,
     }
     options |= {"gradient_accumulation_steps": steps, "bias": True, "compile": True, "out_dir": "out"}
-    told = lines_of(
+    printed = lines_of(
         ["train.py", *(f"--{name}={value}" for name, value in options.items())],
         copy,
         r"iter \d+: .*time ([\d.]+)ms",
         limit,
     )
-    found = peer_figures([rows * 1024 * steps / (milliseconds / 1e3) for milliseconds in told])
+    found = peer_figures([rows * 1024 * steps / (milliseconds / 1e3) for milliseconds in printed])
     return found | {"changed": f"batch_size = {rows}, gradient_accumulation_steps = {steps}, bias = True"}
 
 
@@ -359,9 +368,11 @@ PEER_UPDATES = 10
 
 
 def lines_of(arguments: Sequence[str], folder: Path, pattern: str, limit: float) -> list[float]:
-    """The numbers that a script prints, those of its first `WARM_UP` updates aside; it is ended behind `PEER_UPDATES` more.
+    """The numbers that a script prints, those of its first `WARM_UP` updates aside; it is stopped after
+    `PEER_UPDATES` more.
 
-    Fewer count, if the time is over and there are three. Raises `PartError` otherwise, with the last line of what it printed.
+    Fewer count, if the time is over and there are three. Raises `PartError` otherwise, with the last line of what it
+    printed.
     """
     give_up = time.monotonic() + limit
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": ""}
@@ -393,12 +404,14 @@ def _pass_on(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]")
     lines.put(None)
 
 
-# ----------------------------------------------------------------------------------------------------------------- processes
+# ------------------------------------------------------------ processes
 
 
 @contextlib.contextmanager
 def own_process(command: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
-    """A process whose output is one stream of text. It and all that it has started (the compiler's workers) end with the block."""
+    """A process whose output is one stream of text. It and all that it has started (the compiler's workers) end with
+    the block.
+    """
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, **pipes, start_new_session=True, **options)
     try:
@@ -410,7 +423,7 @@ def own_process(command: Sequence[str], **options: Any) -> Iterator["subprocess.
 
 
 def output_of(command: Sequence[str], limit: float, **options: Any) -> tuple[int, str]:
-    """Exit code and output. Raises `PartError` where it takes longer than the limit."""
+    """Exit code and output. Raises `PartError` if it takes longer than the limit."""
     with own_process(command, **options) as process:
         try:
             text, _ = process.communicate(timeout=limit)
@@ -420,7 +433,7 @@ def output_of(command: Sequence[str], limit: float, **options: Any) -> tuple[int
 
 
 def child(work: Path, job: Mapping[str, Any], limit: float) -> Result:
-    """What this script finds in a process of its own, where memory is all there and a failure stays."""
+    """Run a job of this script in its own process, so that memory is free and a failure stays there."""
     result = work / "result.json"
     result.unlink(missing_ok=True)
     command = [
@@ -445,7 +458,8 @@ def run_job(job: Mapping[str, Any]) -> Result:
 
 def run_tests(work: Path, limit: float) -> Result:
     """`pytest -m cuda`: its last line, and the tests that failed."""
-    # Without the suite's own options: two workers would measure each other's memory, and the plugin for them may be missing.
+    # Without the suite's own options: two workers would measure each other's memory, and the plugin for them may be
+    # missing.
     command = [sys.executable, "-m", "pytest", "-o", "addopts=-ra --strict-markers", "-m", "cuda", "-q", "--tb=short"]
     code, text = output_of([*command, f"--basetemp={work / 'pytest'}", "tests/test_cuda.py"], limit, cwd=ROOT)
     failed = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -469,7 +483,9 @@ def random_tokens(count: int) -> "np.ndarray[Any, np.dtype[np.uint16]]":
 
 
 def write_tokens(folder: Path, count: int) -> None:
-    """A dataset of random tokens, with a tokenizer of as many characters as GPT-2 has ids: its own would have to be downloaded."""
+    """A dataset of random tokens, with a tokenizer of as many characters as GPT-2 has ids: its own would have to be
+    downloaded.
+    """
     folder.mkdir()
     (folder / "tokenizer.json").write_text(
         CharacterTokenizer("".join(map(chr, range(0x10000, 0x10000 + GPT2_IDS)))).to_json()
@@ -478,11 +494,11 @@ def write_tokens(folder: Path, count: int) -> None:
         random_tokens(length).tofile(folder / f"{split}.bin")
 
 
-# --------------------------------------------------------------------------------------------------------------- all together
+# ------------------------------------------------------------ all together
 
 
-def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result]], None]) -> list[Result]:
-    """Run one after the other, for as long as there is time; `tell` gets all results so far behind each."""
+def run_parts(parts: Sequence[Part], minutes: float, report: Callable[[list[Result]], None]) -> list[Result]:
+    """Run parts one after the other while time is left; `report` gets all results so far after each."""
     end = time.monotonic() + 60 * minutes
     results: list[Result] = []
     for part in parts:
@@ -501,14 +517,15 @@ def run_parts(parts: Sequence[Part], minutes: float, tell: Callable[[list[Result
                 result["note"] = f"failed: {error if isinstance(error, PartError) else repr(error)}"
         result["seconds"] = time.monotonic() - began
         results.append(result)
-        tell(results)
+        report(results)
     return results
 
 
 def as_markdown(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
     """The tables."""
     lines = [
-        f"{machine['device']}, torch {machine['torch']}, CUDA {machine['cuda']}, glassgpt {machine['commit']}, {machine['date']}.",
+        f"{machine['device']}, torch {machine['torch']}, CUDA {machine['cuda']}, "
+        f"glassgpt {machine['commit']}, {machine['date']}.",
         "",
     ]
     for result in results:
@@ -532,7 +549,7 @@ def as_markdown(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 
 def _bar(results: Sequence[Result]) -> Iterator[str]:
-    """The fastest of glassgpt's rows of 1,024 beside the faster of build-nanogpt's, where both were measured."""
+    """The fastest of glassgpt's rows of 1,024 against the faster of build-nanogpt's, if both were measured."""
     rates = {result["name"]: result["tokens_per_second"] for result in results if "tokens_per_second" in result}
     theirs = [rate for name, rate in rates.items() if name.startswith("build-nanogpt")]
     ours = [rate for name, rate in rates.items() if name.startswith("bfloat16, compiled") and name.endswith("x 1024")]

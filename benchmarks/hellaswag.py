@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.evaluation.hellaswag import Batch, Question, encode, plan, score_batch
 from glassgpt.evaluation.hellaswag_items import STYLES, find_items, read_items
 from glassgpt.evaluation.hellaswag_results import NEAR_TIE, Score

@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import nn
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.model.gpt import GPT
 

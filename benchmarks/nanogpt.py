@@ -1,13 +1,13 @@
-"""A recipe of glassgpt beside nanoGPT's own CPU recipe: seed by seed, alternately, on the same machine and text.
+"""A recipe of glassgpt against nanoGPT's own CPU recipe: seed by seed, alternately, on the same machine and text.
 
-    python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3                      # the same recipe
-    python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3 --recipe speedrun    # the same loss, sooner
-    python benchmarks/nanogpt.py --data input.txt --seeds 3 --recipe shakespeare-best                # its GPU recipe's loss, on a CPU
+    python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3                    # the same recipe
+    python benchmarks/nanogpt.py --nanogpt ~/nanoGPT --data input.txt --seeds 3 --recipe speedrun  # the same loss
+    python benchmarks/nanogpt.py --data input.txt --seeds 3 --recipe shakespeare-best              # on a CPU
 
-Without --nanogpt only glassgpt's side is run. Of the recipes that have bars it says whether they are met, and exits with 1 where not.
-nanoGPT is your own copy; it is left as it is (a copy of the copy is run). Both sides are timed as whole processes, and
-both models are measured on the whole validation split, by the same windows. Prints one line a run and writes JSON.
-Leave the machine alone meanwhile. nanoGPT's own prepare.py needs the package `requests`, which glassgpt[dev] brings along.
+Without --nanogpt only glassgpt runs. If the recipe has bars, the script prints whether they are met and exits with 1
+if not. nanoGPT is your own checkout; the script runs a copy of it. Both sides are timed as whole processes, and both
+models are measured on the whole validation split, in the same windows. Prints one line per run and writes JSON. Do
+not use the machine otherwise. nanoGPT's prepare.py needs the package `requests`, which glassgpt[dev] installs.
 """
 
 import argparse
@@ -30,15 +30,20 @@ import torch
 import glassgpt as g
 
 RECIPE = (
-    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
-    "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
+    "--block_size=64 --batch_size=12 "
+    "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 "
+    "--always_save_checkpoint=True"
 )
-# nanoGPT has no option for its seed, so its one call of manual_seed is shifted.
-SHIFT_SEED = "import sys, torch; s = torch.manual_seed; torch.manual_seed = lambda n: s(n + {shift}); exec(open('train.py').read())"
+# nanoGPT lacks an option for its seed, so its one call of manual_seed is shifted.
+SHIFT_SEED = (
+    "import sys, torch; s = torch.manual_seed; torch.manual_seed = lambda n: s(n + {shift}); "
+    "exec(open('train.py').read())"
+)
 
 
-# The losses of nanoGPT's two recipes for this text (its CPU recipe's as one run reached it, its GPU recipe's as its README has it), and in
-# how much of nanoGPT's time or in how many seconds they are to be reached.
+# The losses of nanoGPT's two recipes for this text (its CPU recipe's as one run reached it, its GPU recipe's as its
+# README has it), and in how much of nanoGPT's time or in how many seconds they are to be reached.
 BARS = {"speedrun": {"loss": 1.893, "time_ratio": 0.1}, "shakespeare-best": {"loss": 1.4697, "seconds": 600.0}}
 
 
@@ -98,7 +103,9 @@ def nanogpt_run(copy: Path, out: Path, shift: int) -> dict[str, float]:
 
 
 def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, float]:
-    """Train glassgpt's side, and measure it. The text is prepared in the time that is taken, as is its own evaluation."""
+    """Train glassgpt's side, and measure it. The text is prepared in the time that is taken, as is its own
+    evaluation.
+    """
     run = work / f"glassgpt-{seed}"
     os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{seed}")
     command = [
@@ -122,12 +129,12 @@ def is_met(recipe: str, summary: dict[str, float]) -> bool:
     met = True
     for name, bar in BARS.get(recipe, {}).items():
         measured = summary.get(name if name == "time_ratio" else f"glassgpt_{name}")
-        told = (
+        verdict = (
             "not measured"
             if measured is None
             else f"{measured:.4f}, bar {bar}: {'met' if measured <= bar else 'missed'}"
         )
-        print(f"{name} {told}")
+        print(f"{name} {verdict}")
         met &= measured is not None and measured <= bar
     return met
 

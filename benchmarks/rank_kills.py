@@ -1,10 +1,10 @@
-"""Ranks killed by SIGKILL under `torchrun --max-restarts`, on 2 and on 3 processes, against runs that nobody disturbed.
+"""Ranks killed by SIGKILL under `torchrun --max-restarts`, on 2 and on 3 processes, against undisturbed runs.
 
     python benchmarks/rank_kills.py --kills 20
 
-The kills come between two steps, inside saves and inside evaluations; torchrun starts the ranks again, and they go on by themselves.
-The end is compared bit for bit, and no saved step may be done twice. This is `tests/torchrun_harness.py`, which the test suite runs
-with 3 kills. Linux only: a rank is told by its environment.
+The kills come between two steps, inside saves and inside evaluations; torchrun restarts the ranks, and they continue
+the run. The end is compared bit for bit, and no saved step may be repeated. This is `tests/torchrun_harness.py`,
+which the test suite runs with 3 kills. Linux only: it recognises a rank by its environment in /proc.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def main() -> int:
             f"{count} meant for a(n) {kind}{hits.get(kind, '')}" for kind, count in outcome["kills"].items()
         )
         print(
-            f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: {sum(outcome['kills'].values())} kills ({kinds})",
+            f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: "
+            f"{sum(outcome['kills'].values())} kills ({kinds})",
             end="",
         )
         print(f" in {outcome['seconds']:.0f} s; {len(outcome['steps_lost'])} saved steps lost; ", end="")

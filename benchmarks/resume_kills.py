@@ -1,4 +1,4 @@
-"""A hundred kills: a run that SIGKILL ends again and again, resumed each time, against one that ran through.
+"""A hundred kills: a run that is killed by SIGKILL again and again and resumed each time, against an uninterrupted run.
 
     python benchmarks/resume_kills.py --kills 100
 
@@ -17,7 +17,7 @@ HARNESS = Path(__file__).resolve().parents[1] / "tests" / "kill_harness.py"
 
 
 def main() -> int:
-    """Run the harness and tell its outcome in two lines; the exit status is its own."""
+    """Run the harness and print its outcome in two lines; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
@@ -37,7 +37,8 @@ def main() -> int:
         return harness.returncode or 1
     outcome = json.loads(last)
     print(
-        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; resumed at steps"
+        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; "
+        "resumed at steps"
     )
     print(*outcome["steps"])
     differing = outcome["differences"] + outcome["left_behind"]

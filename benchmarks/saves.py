@@ -1,11 +1,11 @@
-"""How long a checkpoint holds training up: written in the background, and written in the foreground, alternately in one run.
+"""How long a checkpoint delays training: written in the background and in the foreground, alternately in one run.
 
     python benchmarks/saves.py                                              # GPT-2's size, one process
     torchrun --standalone --nproc-per-node 2 benchmarks/saves.py --strategy fsdp
 
-A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the copy, and in the
-foreground the writing and hashing too. The steps behind a save share the machine with the thread that writes: their times are told
-beside those of undisturbed steps.
+A stall is the time that the training loop waits: for the gathering of weights and moments to the first rank, the
+copy, and in the foreground the writing and hashing too. The steps after a save share the machine with the writing
+thread: their times are printed next to those of undisturbed steps.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from glassgpt.config.recipes import recipe
-from glassgpt.distributed.group import joined
+from glassgpt.distributed.group import process_group
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
 from glassgpt.training.loop import train_step
 from glassgpt.training.progress import SilentProgress
@@ -25,7 +25,7 @@ from glassgpt.training.setup import TrainState, setup_training
 
 
 def timed_step(trainer: TrainState) -> float:
-    """Seconds of an update."""
+    """Seconds per update."""
     begin = time.perf_counter()
     train_step(trainer, 1e-4)
     trainer.step += 1
@@ -60,7 +60,7 @@ def main() -> int:
     found: dict[str, list[float]] = {
         name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")
     }
-    with joined() as ranks:
+    with process_group() as ranks:
         trainer = setup_training(config, ranks, SilentProgress())
         background = Background()
 
@@ -81,16 +81,16 @@ def main() -> int:
                     background.start(lambda snapshot=snapshot: write(snapshot))  # type: ignore[misc]
                     if way == "foreground":
                         background.finish()
-                ranks.numbers([0])  # the others wait for the first
+                ranks.all_gather_numbers([0])  # the others wait for the first
                 found[way].append(time.perf_counter() - begin)
                 writing = len(found["writing"])
                 for _ in range(arguments.steps if way == "background" else 0):
                     seconds = timed_step(trainer)
                     found[
-                        "step while writing" if len(found["writing"]) == writing and ranks.is_first else "step"
+                        "step while writing" if len(found["writing"]) == writing and ranks.is_main else "step"
                     ].append(seconds)
                 background.finish()
-        if ranks.is_first:
+        if ranks.is_main:
             size = sum(p.numel() for p in trainer.strategy.model.parameters()) / 1e6
             print(
                 f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds"
@@ -99,9 +99,8 @@ def main() -> int:
                 if values:
                     spread = f"({min(values):.2f} to {max(values):.2f}, {len(values)} times)"
                     print(f"  {name:<20} {statistics.median(values):7.2f} s   {spread}")
-            print(
-                f"  foreground / background: {statistics.median(found['foreground']) / statistics.median(found['background']):.1f}"
-            )
+            ratio = statistics.median(found["foreground"]) / statistics.median(found["background"])
+            print(f"  foreground / background: {ratio:.1f}")
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 

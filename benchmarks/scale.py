@@ -193,7 +193,7 @@ def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, An
 
 def train(path: Path, out: Path) -> None:
     """What each rank does."""
-    from glassgpt.distributed.group import joined
+    from glassgpt.distributed.group import process_group
     from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
@@ -202,7 +202,7 @@ def train(path: Path, out: Path) -> None:
     tiny = config.override(
         model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512
     )
-    with joined() as ranks:
+    with process_group() as ranks:
         trainer = setup_training(tiny, ranks, SilentProgress())
         for trainer.step in range(2):
             train_step(trainer, 1e-4)

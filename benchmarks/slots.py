@@ -3,8 +3,8 @@
     python benchmarks/slots.py --processes 2            # all of them: hours
     python benchmarks/slots.py --every 50 --offset 7    # the 8th of each 50
 
-Against the papers, against the explicit kernel, gradients by finite differences, nothing from the future, cached as uncached,
-saved and loaded, generated. Prints each combination that fails, and the count.
+Against the papers, against the explicit kernel, gradients by finite differences, nothing from the future, cached as
+uncached, saved and loaded, generated. Prints each combination that fails, and the count.
 """
 
 import argparse

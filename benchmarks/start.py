@@ -1,9 +1,10 @@
-"""How long glassgpt takes before it does anything: import, help texts, opening a model; beside Python and torch alone, by turns.
+"""Start-up time: import, help texts, loading a model; against Python and torch alone, alternately.
 
     python benchmarks/start.py --rounds 7
 
-Each is a process of its own, from its start to its end, files warm. The model is GPT-2 small with random weights as a safetensors file
-(498 MB in float32): `open` loads it, `open, first token` also computes one token. Prints Markdown: medians, fastest and slowest.
+Each measurement is a whole process, with files cached. The model is GPT-2 small with random weights as a safetensors
+file (498 MB in float32): `open` loads it, `open, first token` also computes one token. Prints Markdown: medians,
+fastest and slowest.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> None:
                 begin = time.perf_counter()
                 subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
                 seconds[name].append(time.perf_counter() - begin)
-    print(f"{cpu_name()}, Python {sys.version.split()[0]}, {options.rounds} rounds behind one that warms up\n")
+    print(f"{cpu_name()}, Python {sys.version.split()[0]}, {options.rounds} rounds after a warm-up\n")
     print("| what | s, median (fastest – slowest) |\n| --- | --- |")
     for name, times in seconds.items():
         print(f"| {name} | {statistics.median(times[1:]):.2f} ({min(times[1:]):.2f} – {max(times[1:]):.2f}) |")

@@ -2,12 +2,13 @@
 
     python benchmarks/step.py --nanogpt PATH --rounds 5 --json step.json
 
-Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, AdamW, clipping, biases, the same threads, random weights, in
-processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT has no such setting).
-nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there), `torch.optim.AdamW` by its
-`configure_optimizers`, both sequences at once. glassgpt's is the trainer's own `train_step` with recipe gpt2, in float32 and in
-`native` precision, with and without activation checkpointing. Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest
-and slowest, the largest resident memory of each process, and whether the bars are met. Linux; leave the machine alone meanwhile.
+Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, AdamW, clipping, biases, the same threads,
+random weights, in processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT
+has no such setting). nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there),
+`torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's is the trainer's own
+`train_step` with recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing.
+Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest and slowest, the largest resident memory of each
+process, and whether the bars are met. Linux; leave the machine alone meanwhile.
 """
 
 import argparse

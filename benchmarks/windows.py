@@ -1,10 +1,12 @@
-"""Sliding-window attention beside full causal attention, forward and backward on this machine: time and memory by length.
+"""Sliding-window attention beside full causal attention, forward and backward on this machine: time and memory by
+length.
 
     python benchmarks/windows.py --window 256
 
-The shape of GPT-2 small's attention (12 heads of 64, batch 1, float32). Each round takes all lengths and both kernels by turns;
-medians. Memory is what a fresh process needs at its peak beyond what it held before. Bars: from 4,096 to 16,384 tokens
-at most 4.6 times the time, and faster than full attention from 1,024 on. Leave the machine alone meanwhile.
+The shape of GPT-2 small's attention (12 heads of 64, batch 1, float32). Each round takes all lengths and both kernels
+by turns; medians. Memory is what a fresh process needs at its peak beyond what it held before. Bars: from 4,096 to
+16,384 tokens at most 4.6 times the time, and faster than full attention from 1,024 on. Leave the machine alone
+meanwhile.
 """
 
 import argparse
@@ -57,7 +59,9 @@ def measure_memory(span: Span, length: int) -> None:
 
 
 def peak_kibibytes() -> int:
-    """Peak resident memory of this process (Linux). Not `ru_maxrss`, which a process inherits from the one that started it."""
+    """Peak resident memory of this process (Linux). Not `ru_maxrss`, which a process inherits from the one that
+    started it.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

@@ -10,12 +10,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Real texts beside the checkout, where there are any; the project itself ships none of them."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data beside the project: tests on its real texts are left out")
-    return folder
+def english() -> str:
+    """About a million characters of English prose: the documentation of the running Python."""
+    from glassgpt.data.builtin_texts import python_docs
+
+    return "\n\n".join(python_docs())
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from play_harness import TOKEN
+
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--disable-gpu",
@@ -42,7 +44,15 @@ def chromium() -> Iterator[Any]:
 class Watched:
     """A page of the playground, and all that was not as it should be."""
 
-    def __init__(self, browser: Any, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def __init__(
+        self,
+        browser: Any,
+        url: str,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        token: str | None = TOKEN,
+    ) -> None:
         self.url = url
         self.problems: list[str] = []
         self.requests: list[str] = []
@@ -50,6 +60,9 @@ class Watched:
         self._context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
         )
+        if token is not None:  # as if logged in
+            cookie = {"name": f"glassgpt-{urlsplit(url).port}", "value": token, "url": url}
+            self._context.add_cookies([cookie])
         self._context.route("**/*", self._let_through)
         self.page = self._context.new_page()
         self.page.on("console", lambda message: self._heard(message.type, message.text))

@@ -4,8 +4,9 @@ import http.client
 import json
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,15 @@ import torch
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.assets import Asset
 from glassgpt.playground.catalog import Offers
 from glassgpt.playground.model_pool import Workshop
-from glassgpt.playground.routes import create_app
-from glassgpt.playground.security import Door
-from glassgpt.playground.server import PlayServer, bind, server_for
+from glassgpt.playground.server import PlayServer, bind
 from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, Tokenizer
 
-INDEX = Asset(b"<!doctype html><title>page</title>" + b" " * 5000, "text/html; charset=utf-8")
-FILES = {"index.html": INDEX, "views/text.js": Asset(b"export const a = 1;\n", "text/javascript; charset=utf-8")}
+TOKEN = "the-token-of-the-tests"
 
 GPT2_LIKE = {"n_layer": 2, "n_head": 4, "n_embd": 16, "context_length": 24}
 WINDOWED = {
@@ -85,10 +82,11 @@ def write_run(
 
 
 class Client:
-    """Asks a server on this machine."""
+    """Sends requests to a server on this machine, by default with its token."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, token: str | None = TOKEN) -> None:
         self.port = port
+        self.headers = {} if token is None else {"authorization": f"Bearer {token}"}
 
     def request(
         self,
@@ -98,10 +96,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = 20,
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers with small letters, and body of an answer."""
+        """Status, headers by lower-case name, and body of a response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            connection.request(method, path, body, dict(headers or {}))
+            connection.request(method, path, body, {**self.headers, **(headers or {})})
             response = connection.getresponse()
             return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
         finally:
@@ -151,16 +149,19 @@ def unpacked(data: bytes) -> dict[str, Any]:
 class Served:
     """A server in a thread."""
 
-    def __init__(self, offers: Offers, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0) -> None:
-        address = bind("127.0.0.1" if token else None, port)
-        self.door: Door = address.door
+    def __init__(self, offers: Offers, token: str = TOKEN, port: int = 0) -> None:
+        address = bind(None, port)
         self.url = address.url
-        self.client = Client(address.listener.getsockname()[1])
-        self.workshop = Workshop(offers, torch.device("cpu"))
+        self.policy = replace(address.policy, token=token)
+        self.client = Client(address.listener.getsockname()[1], token)
+        self.pool = Workshop(offers, torch.device("cpu"))
         listening = threading.Event()
-        self.server: PlayServer = server_for(
-            create_app(self.workshop, files, address.door), self.workshop, listening.set
-        )
+
+        def on_start() -> Callable[[], None]:
+            listening.set()
+            return lambda: None
+
+        self.server = PlayServer(self.pool, self.policy, on_start)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         self._thread.start()
         assert listening.wait(20)
@@ -173,11 +174,9 @@ class Served:
 
 
 @contextmanager
-def serving(
-    *references: Path | str, token: bool = False, files: Mapping[str, Asset] = FILES, port: int = 0
-) -> Iterator[Served]:
-    """A server over these references, with a stand-in for the page's files unless they are given."""
-    served = Served(Offers([str(reference) for reference in references], None), token, files, port)
+def serving(*references: Path | str, token: str = TOKEN, port: int = 0) -> Iterator[Served]:
+    """A server over these references."""
+    served = Served(Offers([str(reference) for reference in references], None), token, port)
     try:
         yield served
     finally:

@@ -99,29 +99,31 @@ def first_weights(config: dict[str, Any]) -> dict[str, str]:
     import hashlib
 
     from glassgpt.config.schema import TrainConfig
-    from glassgpt.distributed.group import joined
+    from glassgpt.distributed.group import process_group
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
 
-    with joined() as ranks:
+    with process_group() as ranks:
         trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        whole = {name: trainer.strategy.whole(p.detach()) for name, p in trainer.strategy.model.named_parameters()}
+        whole = {
+            name: trainer.strategy.full_tensor(p.detach()) for name, p in trainer.strategy.model.named_parameters()
+        }
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
 
 
 def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) -> dict[str, Any]:
     """Validation figures and HellaSwag of an untrained model, each rank its share."""
     from glassgpt.config.schema import TrainConfig
-    from glassgpt.distributed.group import joined
+    from glassgpt.distributed.group import process_group
     from glassgpt.evaluation.hellaswag import evaluate_hellaswag
     from glassgpt.evaluation.hellaswag_items import read_items, subset
     from glassgpt.evaluation.perplexity import evaluate_data
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
 
-    with joined() as ranks:
+    with process_group() as ranks:
         trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        with trainer.strategy.whole_model() as model:
+        with trainer.strategy.full_model() as model:
             loss = evaluate_data(model, trainer.data, limit=limit, ranks=ranks)
             scores = evaluate_hellaswag(
                 model, trainer.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks
@@ -212,7 +214,7 @@ def killed_at_the_end(rank: int) -> None:
     """One process is killed when all is done, but for the ranks to part."""
     if _rank() == rank:
         kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
-        mock.patch("glassgpt.distributed.group.Group.leave", side_effect=kill).start()
+        mock.patch("glassgpt.distributed.group.DistributedRanks.finish", side_effect=kill).start()
 
 
 def preempted(rank: int, step: int, again: float = 0.0) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.generation.generate import generate
 from glassgpt.interop.references import load_source
 from glassgpt.model.gpt import GPT
@@ -278,7 +279,7 @@ def check_cache(model: GPT) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=1e-12, rtol=0)
     for layer, window in zip(cache.layers, config.windows, strict=True):
         slots = T if window is None else window + config.window_globals
-        assert layer.k.shape == layer.v.shape == (2, config.kv_heads, slots, config.head_width)
+        assert layer.k.shape == layer.v.shape == (2, config.resolved_n_kv_head, slots, config.resolved_head_dim)
 
 
 def check_checkpoint(model: GPT) -> None:
@@ -294,7 +295,7 @@ def check_checkpoint(model: GPT) -> None:
 
 def check_generation(model: GPT) -> None:
     """Greedy text with a cache is that without one, past the context too."""
-    texts = [[piece.token for piece in _greedy(model, use_cache)] for use_cache in (True, False)]
+    texts = [[token.token_id for token in _greedy(model, use_cache)] for use_cache in (True, False)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == T // 2
 

@@ -1,25 +1,26 @@
-"""glassgpt: train GPT-2-class language models from any text, evaluate them, write with them.
+"""glassgpt: train GPT-2-class language models from any text, evaluate them, generate with them, and look inside them.
 
-The whole of it in a few lines:
+Train, load and generate:
 
     import glassgpt as g
     run = g.train(g.recipe("demo"))
     model, tokenizer = g.load(run)
-    for piece in g.generate(model, tokenizer, "The "):
-        print(piece, end="")
+    for token in g.generate(model, tokenizer, "The "):
+        print(token, end="")
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glassgpt.config.model import ModelConfig
     from glassgpt.config.recipes import recipe, recipe_names
-    from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
-    from glassgpt.evaluation import evaluate_reference
-    from glassgpt.generation.generate import Piece, generate
-    from glassgpt.generation.inference import quantized
+    from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+    from glassgpt.evaluation.perplexity import evaluate
+    from glassgpt.generation.generate import GeneratedToken, generate
+    from glassgpt.generation.inference import quantize
     from glassgpt.interop.references import export, load
-    from glassgpt.interpretability import capture
+    from glassgpt.interpretability.capture import capture
     from glassgpt.model.gpt import GPT
     from glassgpt.report import write_report
     from glassgpt.training.loop import resume, train
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT",
     "DataConfig",
+    "GeneratedToken",
     "ModelConfig",
     "OptimConfig",
-    "Piece",
     "ProbeConfig",
     "SampleConfig",
     "TrainConfig",
     "UserError",
     "capture",
-    "evaluate_reference",
+    "evaluate",
     "export",
     "generate",
     "load",
-    "quantized",
+    "quantize",
     "recipe",
     "recipe_names",
     "resume",
@@ -48,34 +49,27 @@ __all__ = [
     "write_report",
 ]
 
-# Where each name lives. Names load on first use: importing torch takes 1.6 s, and `glassgpt --help` does not need it.
-_HOMES = {
-    "GPT": "model.gpt",
-    "DataConfig": "config.schema",
-    "ModelConfig": "config.schema",
-    "OptimConfig": "config.schema",
-    "Piece": "generation.generate",
-    "ProbeConfig": "config.schema",
-    "SampleConfig": "config.schema",
-    "TrainConfig": "config.schema",
-    "UserError": "utils.errors",
-    "capture": "interpretability",
-    "evaluate_reference": "evaluation",
-    "export": "interop.references",
-    "generate": "generation.generate",
-    "load": "interop.references",
-    "quantized": "generation.inference",
-    "recipe": "config.recipes",
-    "recipe_names": "config.recipes",
-    "resume": "training.loop",
-    "train": "training.loop",
-    "write_report": "report",
+# Names are imported on first use: importing torch takes 1.6 s, and `glassgpt --help` does not need it.
+_NAMES_BY_MODULE = {
+    "config.model": ("ModelConfig",),
+    "config.recipes": ("recipe", "recipe_names"),
+    "config.schema": ("DataConfig", "OptimConfig", "ProbeConfig", "SampleConfig", "TrainConfig"),
+    "evaluation.perplexity": ("evaluate",),
+    "generation.generate": ("GeneratedToken", "generate"),
+    "generation.inference": ("quantize",),
+    "interop.references": ("export", "load"),
+    "interpretability.capture": ("capture",),
+    "model.gpt": ("GPT",),
+    "report": ("write_report",),
+    "training.loop": ("resume", "train"),
+    "utils.errors": ("UserError",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    for module, names in _NAMES_BY_MODULE.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -25,7 +25,7 @@ from glassgpt.cli.console import RichProgress
 from glassgpt.cli.main import COMMANDS, SUBCOMMANDS, main
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
-from glassgpt.generation.generate import Piece
+from glassgpt.generation.generate import GeneratedToken
 from glassgpt.training.progress import PlainProgress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.formatting import format_duration
@@ -205,7 +205,7 @@ def test_resume_takes_steps_and_nothing_else(training: mock.Mock, capsys: Captur
         ("train --data a --data.source b", "give one of them"),
         ("train missing.toml", "missing.toml"),
         ("generate", "REF is missing"),
-        ("generate a --prompt x --prompt-file y", "exclude each other"),
+        ("generate a --prompt x --prompt-file y", "--prompt-file"),
         ("generate a --prompt-file /nonexistent/x", "cannot read /nonexistent/x"),
         ("prepare x --validation-fraction 2", "validation_fraction"),
         ("report nonexistent", "nonexistent"),
@@ -291,7 +291,7 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     )
 
     def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
-        made = [Piece(text, token=0, sample=sample, probability=1.0) for text, sample in pieces]
+        made = [GeneratedToken(text, token_id=0, sample=sample) for text, sample in pieces]
         recorder: mock.Mock = mock.create_autospec(
             glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(made)
         )
@@ -307,10 +307,10 @@ Writes = Callable[[Sequence[tuple[str, int]]], mock.Mock]
 def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) -> None:
     seen: list[str] = []
 
-    def pieces(*arguments: object, **options: object) -> Iterator[Piece]:
+    def pieces(*arguments: object, **options: object) -> Iterator[GeneratedToken]:
         for text in ("a", "", "语"):
             seen.append(capsys.readouterr().out)
-            yield Piece(text, token=0, sample=0, probability=1.0)
+            yield GeneratedToken(text, token_id=0, sample=0)
         seen.append(capsys.readouterr().out)
 
     writes([]).side_effect = pieces
@@ -334,6 +334,7 @@ def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
         "stop": ("a", "b"),
         "seed": 5,
         "use_cache": False,
+        "precision": "auto",
     }
     assert re.fullmatch(r"- xy\n-+\n- pq\n", capsys.readouterr().out)
 
@@ -384,8 +385,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
         "document_count": 7,
         "documents": {"document": [3], "loss": [float("nan")]},
     }
-    recorder = mock.create_autospec(glassgpt.evaluation.evaluate_reference, return_value=figures)
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", recorder)
+    recorder = mock.create_autospec(glassgpt.evaluation.evaluate, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", recorder)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
@@ -641,7 +642,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
     }
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate_reference", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is there already and is no JSON" in capsys.readouterr().err

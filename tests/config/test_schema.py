@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
-from glassgpt.config.schema import DataConfig, ModelConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
+from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
 from glassgpt.utils.errors import UserError
 
 SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelConfig(context_length=16))
@@ -57,7 +58,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"context_start": 16}, ["context_start", "8, 4, 2, 1", "16"]),
         ({"context_warmup": 0.0}, ["context_warmup", "above 0"]),
         ({"batch_tokens": 64, "batch_start": 24}, ["batch_start", "batch_tokens = 64", "32, 16", "24"]),
-        ({"batch_tokens": 16, "batch_start": 8}, ["batch_start", "which nothing is", "8"]),
+        ({"batch_tokens": 16, "batch_start": 8}, ["batch_start", "none exists", "8"]),
         ({"batch_warmup": 1.5}, ["batch_warmup", "at most 1"]),
         (
             {"batch_tokens": 64, "batch_start": 32, "steps": None, "epochs": 1.0},
@@ -66,8 +67,8 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"model": {"n_embd": 128, "n_head": 5}}, ["model.n_head", "5", "model.n_embd", "128", "2, 4, 8"]),
         ({"model": {"n_embd": 36, "n_head": 12, "position": "rope"}}, ["even", "3", "model.n_head"]),
         ({"model": {"position": "rope", "head_dim": 5}}, ["even", "5", "model.head_dim"]),
-        ({"model": {"n_kv_head": 5}}, ["model.n_kv_head = 5", "model.n_head = 12", "4, 6"]),
-        ({"model": {"n_kv_head": 0}}, ["model.n_kv_head = 0", "1, 2, 3"]),
+        ({"model": {"n_kv_head": 5}}, ["model.n_kv_head", "model.n_head = 12", "4, 6", "5"]),
+        ({"model": {"n_kv_head": 0}}, ["model.n_kv_head", "1, 2, 3", "0"]),
         ({"model": {"n_inner": 0}}, ["model.n_inner", "at least 1"]),
         ({"model": {"norm_eps": 0}}, ["model.norm_eps", "above 0"]),
         ({"model": {"norm_weight": False}}, ["model.norm_weight", "rmsnorm"]),
@@ -82,14 +83,14 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"model": {"window_globals": 2}}, ["model.window_globals", "model.window"]),
         ({"model": {"window_pattern": "SL"}}, ["model.window_pattern", "model.window"]),
         ({"model": {"window": 8, "window_pattern": "SX"}}, ["model.window_pattern", "S and L", "'SX'"]),
-        ({"model": {"window": 8, "window_pattern": "L"}}, ["model.window_pattern", "needs an S"]),
-        ({"model": {"window": 8, "window_pattern": "SSSSSSSSSSSSL"}}, ["model.window_pattern", "12 layers"]),
+        ({"model": {"window": 8, "window_pattern": "L"}}, ["model.window_pattern", "one of them S"]),
+        ({"model": {"window": 8, "window_pattern": "SSSSSSSSSSSSL"}}, ["model.window_pattern", "12"]),
         ({"model": {"attention": "flex", "dropout": 0.1}}, ["model.attention", "flex", "dropout"]),
         ({"steps": 5, "epochs": 1.0}, ["steps or epochs"]),
         ({"steps": None}, ["steps or epochs"]),
         # batches that are no whole number of sequences of 16
         ({"batch_tokens": 250}, ["batch_tokens", "250", "model.context_length = 16", "240 or 256"]),
-        ({"batch_tokens": 10}, ["batch_tokens", "10", "works: 16"]),
+        ({"batch_tokens": 10}, ["batch_tokens", "10", "nearest: 16"]),
         ({"cpu_offload": True}, ["cpu_offload", "--strategy fsdp"]),
         ({"optim": {"skip_outliers": -1.0}}, ["optim.skip_outliers", "at least 0"]),
     ],
@@ -105,7 +106,7 @@ def test_a_mistake_is_refused_with_the_field_and_the_way_out(changes: dict[str, 
 # Each is a directory that some system cannot have, or that a shell and a path disagree on (seeds A and D had ":" and stray spaces).
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\\b", "12:30", " run", "run ", "a\nb", "what?"])
 def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="name must be a plain file name"):
+    with pytest.raises(UserError, match="name must be"):
         SMALL.override(name=name)
 
 
@@ -244,11 +245,11 @@ def test_every_field_comes_back_from_toml() -> None:
     [
         (lambda c: c.batch_size, 512, {"model": {"context_length": 2048}}, 256),
         (lambda c: c.batch_size, 512, {"batch_tokens": 2**18}, 256),
-        (lambda c: c.model.head_width, 64, {"model": {"n_embd": 384}}, 32),
-        (lambda c: c.model.head_width, 64, {"model": {"n_head": 6}}, 128),
-        (lambda c: c.model.kv_heads, 12, {"model": {"n_head": 6}}, 6),
-        (lambda c: c.model.inner_width, 3072, {"model": {"n_embd": 384}}, 1536),
-        (lambda c: c.model.inner_width, 3072, {"model": {"activation": "swiglu"}}, 2048),
+        (lambda c: c.model.resolved_head_dim, 64, {"model": {"n_embd": 384}}, 32),
+        (lambda c: c.model.resolved_head_dim, 64, {"model": {"n_head": 6}}, 128),
+        (lambda c: c.model.resolved_n_kv_head, 12, {"model": {"n_head": 6}}, 6),
+        (lambda c: c.model.resolved_n_inner, 3072, {"model": {"n_embd": 384}}, 1536),
+        (lambda c: c.model.resolved_n_inner, 3072, {"model": {"activation": "swiglu"}}, 2048),
         (lambda c: c.model.padded_vocab_size, 50304, {"model": {"vocab_size": 65}}, 128),
         (lambda c: c.model.padded_vocab_size, 50304, {"model": {"vocab_multiple": 1}}, 50257),
     ],
@@ -300,7 +301,7 @@ def test_configs_are_frozen() -> None:
 def test_gpt2_recipes(name: str, layers: int, heads: int, width: int, peak: float) -> None:
     config = recipe(name)
     model, optim = config.model, config.optim
-    assert (model.n_layer, model.n_head, model.n_embd, model.context_length, model.head_width) == (
+    assert (model.n_layer, model.n_head, model.n_embd, model.context_length, model.resolved_head_dim) == (
         layers,
         heads,
         width,
@@ -357,13 +358,13 @@ def test_the_default_recipe_needs_no_download() -> None:
 
 
 def test_an_unknown_recipe_gets_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="did you mean 'shakespeare-cpu'"):
+    with pytest.raises(UserError, match="shakespeare-cpu"):
         recipe("shakespear-cpu")
 
 
 def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    with pytest.raises(UserError, match="no recipe file"):
+    with pytest.raises(UserError, match=r"mine\.toml"):
         recipe(str(path))
     path.write_text(SMALL.to_toml(), encoding="utf-8")
     assert recipe(str(path), seed=3) == SMALL.override(seed=3)
@@ -374,6 +375,6 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_cropped_context_loses_the_windows_that_cover_it() -> None:
     config = ModelConfig(context_length=64, window=16, window_globals=4, window_pattern="SL")
-    assert config.cropped(100) is config
-    assert config.cropped(20) == dataclasses.replace(config, context_length=20)
-    assert config.cropped(19) == ModelConfig(context_length=19)
+    assert config.with_shorter_context(100) is config
+    assert config.with_shorter_context(20) == dataclasses.replace(config, context_length=20)
+    assert config.with_shorter_context(19) == ModelConfig(context_length=19)

@@ -44,12 +44,6 @@ def llmc(folder: Path) -> None:
 KINDS = {"nanogpt": nanogpt, "build-nanogpt": build_nanogpt, "llm.c": llmc}
 
 
-@pytest.fixture(autouse=True)
-def vocabulary(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2's, which such files are made with."""
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
-
-
 def all_of(stream: TokenStream) -> list[int]:
     return [int(token) for token in stream.read(0, len(stream))]
 

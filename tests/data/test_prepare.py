@@ -4,7 +4,9 @@ import errno
 import itertools
 import json
 import os
+import random
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -77,8 +79,11 @@ def end_of_text_tokenizer() -> BPETokenizer:
     return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
 
 
-def test_tinyshakespeare_is_split_and_numbered_as_nanogpt_does(shared: Path) -> None:
-    path = shared / "tinyshakespeare.txt"
+def test_a_text_of_tinyshakespeares_size_is_split_and_numbered_as_nanogpt_does(tmp_path: Path) -> None:
+    """1,115,394 characters, 65 of them distinct, split 90/10."""
+    path = tmp_path / "input.txt"
+    letters = "\n !$&',-.3:;?" + string.ascii_letters
+    path.write_text("".join(random.Random(0).choices(letters, k=1_115_394)))
     dataset = open_dataset(prepare(config(path)))
     data = path.read_text()
     number_of = {character: i for i, character in enumerate(sorted(set(data)))}

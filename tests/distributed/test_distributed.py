@@ -164,11 +164,11 @@ def test_the_nearest_batches_that_work_do_work() -> None:
     config = tiny_config(Path("text.txt"), batch_tokens=80)
     for processes in (2, 3, 4, 7):
         with pytest.raises(UserError) as caught:
-            config.share_of_batch(processes)
+            config.sequences_per_process(processes)
         for number in re.findall(r"\d+", str(caught.value).rpartition("--batch-tokens")[2]):
-            assert config.override(batch_tokens=int(number)).share_of_batch(processes) >= 1
+            assert config.override(batch_tokens=int(number)).sequences_per_process(processes) >= 1
     with pytest.raises(UserError, match="batch_start = 32 are too few sequences for 4 processes"):
-        config.override(batch_tokens=64, batch_start=32).share_of_batch(4)
+        config.override(batch_tokens=64, batch_start=32).sequences_per_process(4)
 
 
 ITEM = {"ctx": "the quick brown", "endings": ["fox jumps", "dog", "over a lazy dog while", "my big sphinx"], "label": 0}

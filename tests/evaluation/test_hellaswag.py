@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.evaluation import hellaswag as module
 from glassgpt.evaluation import hellaswag_items
 from glassgpt.evaluation.hellaswag import Question, encode, evaluate_hellaswag, plan, score_hellaswag, share_of
@@ -488,10 +489,26 @@ def test_the_published_file_is_taken_from_the_cache_or_asked_for(
     assert not is_published(written(tmp_path / "items.jsonl", OFFICIAL))
 
 
-def test_real_items_are_read_and_encoded(shared: Path) -> None:
-    items = read_items(shared / "hellaswag_val.jsonl")
-    assert len(items) == 10_042
-    assert not is_published(shared / "hellaswag_val.jsonl")  # its WikiHow texts are without markup
+def published_like(count: int) -> list[dict[str, Any]]:
+    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some long."""
+    draw = random.Random(7)
+
+    def words(fewest: int, most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(fewest, most)))
+
+    records = []
+    for i in range(count):
+        ctx_a = ". ".join(words(4, 12).capitalize() for _ in range(draw.choice((1, 2, 3, 8)))) + "."
+        ctx_b = words(0, 2)
+        endings = [words(2, 12) + "." for _ in range(4)]
+        record = {"ind": i, "activity_label": words(1, 3), "ctx_a": ctx_a, "ctx_b": ctx_b, "endings": endings}
+        records.append({**record, "ctx": f"{ctx_a} {ctx_b}".strip(), "label": draw.randrange(4), "split": "val"})
+    return records
+
+
+def test_a_file_of_the_published_form_is_read_and_scored(tmp_path: Path) -> None:
+    items = read_items(written(tmp_path / "items.jsonl", *published_like(100)))
+    assert len(items) == 100
     chosen = subset(items, 12)
     model = model_for(BYTES, context_length=300)
     for style in STYLES:
@@ -523,24 +540,15 @@ STEPS = "from lm_eval.tasks.hellaswag.utils import process_docs\n"
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "context_length"), [("bytes", 1024), ("bytes", 400), ("prefixed", 1024)])
 def test_lm_eval_scores_an_exported_model_as_we_do(
-    kind: str, context_length: int, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, context_length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Choice by choice, both scores, texts that are too long included; no network."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm_eval[hf]'")
     tasks = pytest.importorskip("lm_eval.tasks")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    items = [
-        dataclasses.replace(item, number=i)
-        for i, item in enumerate(subset(read_items(shared / "hellaswag_val.jsonl"), 120))
-    ]
-    halves = [item.ctx.rpartition(". ") for item in items]
-    items = [
-        dataclasses.replace(item, ctx_a=a + dot.strip(), ctx_b=b)
-        for item, (a, dot, b) in zip(items, halves, strict=True)
-    ]
-    fields = ("activity_label", "ctx", "ctx_a", "ctx_b", "endings", "label")
-    path = written(tmp_path / "items.jsonl", *({name: getattr(item, name) for name in fields} for item in items))
+    path = written(tmp_path / "items.jsonl", *published_like(120))
+    items = read_items(path)
     (tmp_path / "hellaswag_local.yaml").write_text(TASK.format(items=path))
     (tmp_path / "steps.py").write_text(STEPS)
     tokenizer: Tokenizer = BYTES if kind == "bytes" else prefixed()

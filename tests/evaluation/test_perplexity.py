@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassgpt.config.schema import DataConfig, ModelConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import prepare
-from glassgpt.evaluation import evaluate_reference
+from glassgpt.evaluation import evaluate
 from glassgpt.evaluation.perplexity import details, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
 from glassgpt.model.gpt import GPT
@@ -210,9 +211,9 @@ def test_the_figures_of_every_document_are_made_only_where_asked_for(run: Path, 
     (tmp_path / "texts.jsonl").write_text('{"text": "one text"}\n{"text": null}\n{"text": "another"}\n')
     source = str(tmp_path / "texts.jsonl")
     with pytest.raises(UserError, match="--skip-bad"):
-        evaluate_reference(run, source=source)
-    plain = evaluate_reference(run, source=source, skip_bad=True)
-    told = evaluate_reference(run, source=source, skip_bad=True, documents=True)
+        evaluate(run, source=source)
+    plain = evaluate(run, source=source, skip_bad=True)
+    told = evaluate(run, source=source, skip_bad=True, documents=True)
     assert "documents" not in plain
     assert told == plain | {"documents": mock.ANY}
     assert told["documents"]["document"] == [0, 1]
@@ -243,8 +244,8 @@ def test_a_mixture_is_the_mean_by_its_weights(run: Path, tmp_path: Path) -> None
     )
     config = tiny_config(one, data={"mixture": {str(one): 3, str(two): 1}})
     mixed = train(config, tmp_path / "mixed", progress=Quiet())
-    found = evaluate_reference(mixed)
-    alone = [evaluate_reference(mixed, source=str(path), split="validation") for path in (one, two)]
+    found = evaluate(mixed)
+    alone = [evaluate(mixed, source=str(path), split="validation") for path in (one, two)]
     assert list(found["losses"].values()) == pytest.approx([each["loss"] for each in alone])
     assert found["loss"] == pytest.approx(0.75 * alone[0]["loss"] + 0.25 * alone[1]["loss"])
     # Each character of these texts is a byte, so bits a byte are nats a token in another unit.
@@ -268,32 +269,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("step", [5, 10])
 def test_a_checkpoint_has_the_loss_that_its_run_recorded(run: Path, step: int) -> None:
     (record,) = [record for record in records_of(run) if record["step"] == step and "val_loss" in record]
-    found = evaluate_reference(f"{run}@{step}")
+    found = evaluate(f"{run}@{step}")
     figures = {key: record[f"val_{key}"] for key in ("loss", "perplexity", "bits_per_byte", "tokens")}
     assert {key: found[key] for key in figures} == figures
 
 
 def test_what_int8_costs_can_be_measured(run: Path) -> None:
     """Another loss than the weights' own, but a near one; over the same tokens."""
-    plain, rounded = (evaluate_reference(run, quantize=kind) for kind in (None, "int8"))
+    plain, rounded = (evaluate(run, quantize=kind) for kind in (None, "int8"))
     assert rounded["tokens"] == plain["tokens"]
     assert 0 < abs(rounded["loss"] - plain["loss"]) < 0.01
     with pytest.raises(UserError, match="no quantization 'int3'"):
-        evaluate_reference(run, quantize="int3")
+        evaluate(run, quantize="int3")
 
 
 def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_path: Path) -> None:
     text = run.parent / "text.txt"
-    assert evaluate_reference(run, split="train")["tokens"] == 3599
+    assert evaluate(run, split="train")["tokens"] == 3599
     # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
     (tmp_path / "same.txt").write_text("x" * 3600 + text.read_text()[3600:])
-    assert evaluate_reference(run, source=str(tmp_path / "same.txt"), split="validation") == evaluate_reference(run)
+    assert evaluate(run, source=str(tmp_path / "same.txt"), split="validation") == evaluate(run)
     # A text that the model was not trained on counts whole; a copy of its own text does not, wherever it lies.
     other = str(write_text(tmp_path / "other.txt", 8000, seed=5))
-    assert evaluate_reference(run, source=other)["tokens"] == 7999
-    assert evaluate_reference(run, source=other, split="validation")["tokens"] == 799
+    assert evaluate(run, source=other)["tokens"] == 7999
+    assert evaluate(run, source=other, split="validation")["tokens"] == 799
     (tmp_path / "copy.txt").write_bytes(text.read_bytes())
-    assert evaluate_reference(run, source=str(tmp_path / "copy.txt")) == evaluate_reference(run)
+    assert evaluate(run, source=str(tmp_path / "copy.txt")) == evaluate(run)
 
 
 def test_a_prepared_dataset_counts_its_validation_split(
@@ -304,7 +305,7 @@ def test_a_prepared_dataset_counts_its_validation_split(
     _, tokenizer = load(run)
     prepare(DataConfig(source=str(other)), out=tmp_path / "dataset", tokenizer=tokenizer)
     for source in (str(tmp_path / "dataset"), "~/dataset"):
-        assert evaluate_reference(run, source=source)["tokens"] == 799
+        assert evaluate(run, source=source)["tokens"] == 799
 
 
 def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, t
     config.write_text(config.read_text().replace('precision = "auto"', 'precision = "float16"'))
     manifest.write_text(manifest.read_text().replace(before, sha256_of(config)))
     assert find_checkpoint(copy).config.precision == "float16"
-    assert evaluate_reference(copy, device="cpu") == evaluate_reference(run, device="cpu")
+    assert evaluate(copy, device="cpu") == evaluate(run, device="cpu")
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
@@ -327,14 +328,14 @@ def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Pat
     content = text.read_text()
     text.write_text(content[2000:] + content[:2000])
     with pytest.raises(UserError, match="has changed since the model was trained on it"):
-        evaluate_reference(run)
+        evaluate(run)
 
 
 def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("the quick brown fox jumps over λ" * 9)
     with pytest.raises(UserError, match="'λ'"):
-        evaluate_reference(run, source=str(tmp_path / "greek.txt"))
+        evaluate(run, source=str(tmp_path / "greek.txt"))
     with pytest.raises(UserError, match="split must be validation, train or all, got 'test'"):
-        evaluate_reference(run, split="test")
+        evaluate(run, split="test")
     with pytest.raises(UserError, match="no run or checkpoint"):
-        evaluate_reference(tmp_path / "missing")
+        evaluate(tmp_path / "missing")

@@ -15,9 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.generation import generate as generation
-from glassgpt.generation.generate import Piece, generate, prompt_ids, sampling_distribution, window_start
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation import generate as module
+from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids, window_start
+from glassgpt.generation.sampling import keep_top_k, sampling_distribution
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, HFTokenizer, Tokenizer
 from glassgpt.utils.errors import UserError
@@ -58,13 +60,17 @@ def reciter(script: Sequence[int], vocab_size: int = 256) -> GPT:
     return model
 
 
-def recite(script: Sequence[int], tokenizer: Tokenizer = BYTES, **settings: Any) -> list[Piece]:
+def recite(script: Sequence[int], tokenizer: Tokenizer = BYTES, **settings: Any) -> list[GeneratedToken]:
     model = reciter(script, tokenizer.vocab_size)
     return list(generate(model, tokenizer, [0], **({"max_new_tokens": len(script), "temperature": 0} | settings)))
 
 
-def tokens(pieces: Iterable[Piece], sample: int = 0) -> list[int]:
-    return [piece.token for piece in pieces if piece.sample == sample]
+def ids_of(generated: Iterable[GeneratedToken], sample: int = 0) -> list[int]:
+    return [token.token_id for token in generated if token.sample == sample]
+
+
+def text_of(generated: Iterable[GeneratedToken], sample: int = 0) -> str:
+    return "".join(token.text for token in generated if token.sample == sample)
 
 
 def calls(model: GPT) -> list[tuple[int, ...]]:
@@ -80,14 +86,14 @@ def calls(model: GPT) -> list[tuple[int, ...]]:
 @POSITION
 @pytest.mark.parametrize("parts", [[8], [1] * 8, [5, 1, 1, 1], [2, 3, 3]])
 def test_cached_logits_are_the_uncached_ones(position: str, parts: list[int]) -> None:
-    """A prompt in one pass, token by token, or in pieces; 1e-12 is float64's rounding in another order of sums."""
+    """A prompt in one pass, token by token, or in generated; 1e-12 is float64's rounding in another order of sums."""
     model, ids = lively(position=position), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
     cache = model.new_cache(2, 8)
     ends = itertools.accumulate(parts)
-    pieces = [
+    generated = [
         model.logits(model.hidden(ids[:, end - size : end], cache)) for size, end in zip(parts, ends, strict=True)
     ]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.cat(generated, dim=1), model(ids), atol=1e-12, rtol=0)
     with pytest.raises(ValueError, match="9 tokens do not fit into 8"):
         model.hidden(ids[:, :1], cache)
 
@@ -113,13 +119,13 @@ def test_past_the_context_the_older_half_goes_with_and_without_cache(
     model = lively(position=position, context_length=context)
     recorded: list[Tensor] = []
 
-    def spy(logits: Tensor, **settings: Any) -> Tensor:
+    def spy(logits: Tensor, settings: SamplingConfig) -> Tensor:
         recorded.append(logits[0])
-        return sampling_distribution(logits, **settings)
+        return sampling_distribution(logits, settings)
 
-    monkeypatch.setattr(generation, "sampling_distribution", spy)
+    monkeypatch.setattr(module, "sampling_distribution", spy)
     cached, uncached = (
-        tokens(generate(model, None, prompt, max_new_tokens=30, temperature=3.0, use_cache=use_cache))
+        ids_of(generate(model, None, prompt, max_new_tokens=30, temperature=3.0, use_cache=use_cache))
         for use_cache in (True, False)
     )
     expected = torch.stack([model(torch.tensor([window]))[0, -1] for window in windows(context, prompt, cached)])
@@ -131,9 +137,9 @@ def test_rotary_windows_write_on_without_end() -> None:
     """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read again."""
     model = lively(position="rope", context_length=8, window=3)
     shapes = calls(model)
-    cached = tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
+    cached = ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
     assert shapes == [(1, 2)] + [(1, 1)] * 59
-    assert cached == tokens(generate(model, None, [1, 2], max_new_tokens=60, temperature=0, use_cache=False))
+    assert cached == ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0, use_cache=False))
     assert cached == greedy(model, [1, 2], 60)
     assert len(set(cached)) > 2, "a text of one token proves nothing"
 
@@ -197,15 +203,23 @@ def test_the_distribution_by_hand(settings: dict[str, Any], expected: list[float
     logits = torch.cat([LOGITS, LOGITS.flip(-1) + 7])
     weights = torch.tensor([expected, expected[::-1]])
     torch.testing.assert_close(
-        sampling_distribution(logits, **settings), weights / weights.sum(-1, keepdim=True), atol=1e-6, rtol=0
+        sampling_distribution(logits, SamplingConfig(**settings)),
+        weights / weights.sum(-1, keepdim=True),
+        atol=1e-6,
+        rtol=0,
     )
+
+
+def test_top_k_keeps_ties_at_the_threshold() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[True, False, True, True, False]]
 
 
 def test_draws_follow_the_distribution() -> None:
     """4,000 samples of one token each against the model's own probabilities, within five standard errors."""
     model, count = lively(), 4000
     drawn = torch.tensor(
-        [piece.token for piece in generate(model, None, [3, 5], max_new_tokens=1, temperature=1.3, n=count)]
+        [token.token_id for token in generate(model, None, [3, 5], max_new_tokens=1, temperature=1.3, n=count)]
     )
     p = (model(torch.tensor([[3, 5]]))[0, -1] / 1.3).softmax(-1)
     share = drawn.bincount(minlength=11) / count
@@ -220,7 +234,7 @@ def test_padded_ids_are_never_sampled() -> None:
         model.get_parameter("head.weight")[11:] = (
             1e3 * torch.randn(53, 16, generator=torch.Generator().manual_seed(0)).double()
         )
-    drawn = {piece.token for piece in generate(model, None, [0], max_new_tokens=20, temperature=50.0, n=50)}
+    drawn = {token.token_id for token in generate(model, None, [0], max_new_tokens=20, temperature=50.0, n=50)}
     assert drawn == set(range(11))
 
 
@@ -230,11 +244,11 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]
     model, tokenizer = lively(tied_head=False), CharacterTokenizer("abcdefg")
     with torch.no_grad():
         model.get_parameter("head.weight")[7:] *= 1e3
-    assert max(tokens(generate(model, None, [0], max_new_tokens=20, temperature=50.0))) >= 7
-    pieces = list(generate(model, tokenizer, [0], max_new_tokens=20, **settings))
-    assert max(piece.token for piece in pieces) < 7
-    assert all(piece in "abcdefg" for piece in pieces)
-    with pytest.raises(UserError, match="top_k must be from 1 to the vocabulary's 7"):
+    assert max(ids_of(generate(model, None, [0], max_new_tokens=20, temperature=50.0))) >= 7
+    generated = list(generate(model, tokenizer, [0], max_new_tokens=20, **settings))
+    assert max(ids_of(generated)) < 7
+    assert all(token.text in "abcdefg" for token in generated)
+    with pytest.raises(UserError, match="top_k must be from 1 to 7"):
         generate(model, tokenizer, [0], top_k=8)
 
 
@@ -242,7 +256,7 @@ def test_draws_come_from_a_generator_of_their_own() -> None:
     model = lively()
 
     def draw(seed: int) -> list[int]:
-        return tokens(generate(model, None, [1], max_new_tokens=30, temperature=2.0, seed=seed))
+        return ids_of(generate(model, None, [1], max_new_tokens=30, temperature=2.0, seed=seed))
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -254,16 +268,16 @@ def test_draws_come_from_a_generator_of_their_own() -> None:
 
 
 def test_samples_of_a_batch_differ_and_take_turns() -> None:
-    pieces = list(generate(lively(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
-    assert [piece.sample for piece in pieces] == [0, 1, 2] * 20
-    assert len({tuple(tokens(pieces, sample)) for sample in range(3)}) == 3
+    generated = list(generate(lively(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
+    assert [token.sample for token in generated] == [0, 1, 2] * 20
+    assert len({tuple(ids_of(generated, sample)) for sample in range(3)}) == 3
 
 
-def test_pieces_carry_ids_where_there_is_no_tokenizer() -> None:
+def test_generated_carry_ids_where_there_is_no_tokenizer() -> None:
     model = lively()
-    pieces = list(generate(model, None, [1, 2], max_new_tokens=3, temperature=0))
-    assert set(pieces) == {""}
-    assert tokens(pieces) == greedy(model, [1, 2], 3)
+    generated = list(generate(model, None, [1, 2], max_new_tokens=3, temperature=0))
+    assert {token.text for token in generated} == {""}
+    assert ids_of(generated) == greedy(model, [1, 2], 3)
 
 
 # Streaming and stopping
@@ -278,16 +292,16 @@ def test_pieces_carry_ids_where_there_is_no_tokenizer() -> None:
 @example(b"\xff\xe2\x82a")
 def test_streamed_text_is_the_decoded_whole(script: bytes) -> None:
     """Any bytes, so also text cut off within a character and bytes that are none."""
-    pieces = recite(script)
-    assert tokens(pieces) == list(script)
-    assert "".join(pieces) == BYTES.decode(script)
+    generated = recite(script)
+    assert ids_of(generated) == list(script)
+    assert text_of(generated) == BYTES.decode(script)
 
 
 def test_no_half_character_is_ever_shown() -> None:
     text = "né€ 😀!"
-    pieces = recite(text.encode())
-    assert [str(piece) for piece in pieces if piece] == list(text)
-    assert str(pieces[1]) == ""  # the first byte of é
+    generated = recite(text.encode())
+    assert [token.text for token in generated if token.text] == list(text)
+    assert str(generated[1]) == ""  # the first byte of é
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -306,31 +320,29 @@ def cut(text: str, stops: Sequence[str]) -> str:
 @example("abcd", ["abcd", "bc"])
 @example("abab", ["b", "ab"])  # both end at once
 @example("ba", ["ab"])  # the end may hold the start of a stop string: shown after all
-def test_a_stop_string_is_never_shown_even_across_pieces(text: str, stops: list[str]) -> None:
-    shown = "".join(recite(text.encode(), stop=stops))
+def test_a_stop_string_is_never_shown_even_across_generated(text: str, stops: list[str]) -> None:
+    shown = text_of(recite(text.encode(), stop=stops))
     assert shown == cut(text, stops)
 
 
 def test_text_is_held_back_no_longer_than_a_stop_string_could_begin() -> None:
-    assert [str(piece) for piece in recite(b"xEyENDz", stop=["END"])] == ["x", "", "Ey", "", "", ""]
+    assert [token.text for token in recite(b"xEyENDz", stop=["END"])] == ["x", "", "Ey", "", "", ""]
 
 
 def test_one_stop_string_may_be_given_plainly() -> None:
     """Not taken for its characters."""
-    assert "".join(recite(b"a\nb\n\nc", stop="\n\n")) == "a\nb"
+    assert text_of(recite(b"a\nb\n\nc", stop="\n\n")) == "a\nb"
 
 
 def test_each_sample_stops_by_itself() -> None:
     """Samples of different length in one batch; each is what its ids say, and goes on until its own stop string."""
     model = lively(vocab_size=256)
     everything = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4))
-    texts = ["".join(piece for piece in everything if piece.sample == sample) for sample in range(4)]
+    texts = [text_of(everything, sample) for sample in range(4)]
     stop = next(character for character in texts[0] if character.isascii())
-    pieces = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4, stop=[stop]))
-    assert ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(4)] == [
-        cut(text, [stop]) for text in texts
-    ]
-    assert len({len(tokens(pieces, sample)) for sample in range(4)}) > 1, "all stopped together, which shows nothing"
+    generated = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4, stop=[stop]))
+    assert [text_of(generated, sample) for sample in range(4)] == [cut(text, [stop]) for text in texts]
+    assert len({len(ids_of(generated, sample)) for sample in range(4)}) > 1, "all stopped together, which shows nothing"
 
 
 def test_end_of_text_ends_a_sample_unseen() -> None:
@@ -338,9 +350,9 @@ def test_end_of_text_ends_a_sample_unseen() -> None:
     end = tokenizer.end_of_text
     assert end is not None
     ids = tokenizer.encode("ab").tolist()
-    pieces = recite([*ids, end, *ids], tokenizer)
-    assert tokens(pieces) == [*ids, end]
-    assert "".join(pieces) == "ab"
+    generated = recite([*ids, end, *ids], tokenizer)
+    assert ids_of(generated) == [*ids, end]
+    assert text_of(generated) == "ab"
 
 
 def tokenizer_with_end() -> BPETokenizer:
@@ -388,7 +400,7 @@ def test_text_goes_on_from_its_prompt(prompt: str | list[int] | None, read: list
     tokenizer = sentencepiece()
     model = reciter([4] * (len(read) - 1) + [4, 3, 2], tokenizer.vocab_size)
     assert prompt_ids(model, tokenizer, prompt).tolist() == [read]
-    assert "".join(generate(model, tokenizer, prompt, temperature=0)) == written
+    assert text_of(generate(model, tokenizer, prompt, temperature=0)) == written
     with pytest.raises(UserError, match="prompt is empty"):
         prompt_ids(model, tokenizer, "")
 
@@ -410,8 +422,8 @@ def test_max_new_tokens_is_kept(count: int) -> None:
         ({"prompt": [-1]}, "outside 0..255"),
         ({"tokenizer": None, "prompt": "text"}, "no tokenizer"),
         ({"tokenizer": None, "prompt": None}, "no tokenizer"),
-        ({"tokenizer": None, "stop": ["x"]}, "no tokenizer"),
-        ({"top_k": 257}, "top_k must be from 1 to the vocabulary's 256"),
+        ({"tokenizer": None, "stop": ["x"]}, "tokenizer"),
+        ({"top_k": 257}, "top_k must be from 1 to 256"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
@@ -432,32 +444,35 @@ def test_impossible_wishes_are_refused_at_the_call(changes: dict[str, Any], word
         generate(reciter(b"abc"), **arguments)
 
 
-@pytest.mark.parametrize("consume", [list, next, lambda pieces: None], ids=["to the end", "one piece", "not at all"])
+@pytest.mark.parametrize("consume", [list, next, lambda generated: None], ids=["to the end", "one token", "not at all"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_training_mode_comes_back_however_much_is_read(consume: Callable[[Any], object], training: bool) -> None:
     model = lively().train(training)
-    pieces = generate(model, None, [1], max_new_tokens=5)
-    consume(pieces)
-    del pieces
+    generated = generate(model, None, [1], max_new_tokens=5)
+    consume(generated)
+    del generated
     assert {module.training for module in model.modules()} == {training}
 
 
 def test_dropout_is_off_while_writing_and_weights_get_no_graph() -> None:
     model = lively(dropout=0.5).train()
-    assert tokens(generate(model, None, [1], max_new_tokens=6, temperature=0)) == greedy(model.eval(), [1], 6)
+    assert ids_of(generate(model, None, [1], max_new_tokens=6, temperature=0)) == greedy(model.eval(), [1], 6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_piece_is_text() -> None:
-    piece = recite("é".encode())[1]
-    assert (piece, piece.token, piece.sample) == ("é", 0xA9, 0)
-    assert json.dumps(piece) == '"\\u00e9"'
+def test_a_generated_token_prints_as_its_text_and_has_a_probability_on_request() -> None:
+    assert recite("é".encode())[1] == GeneratedToken("é", 0xA9, 0, None)
+    assert f"{recite('é'.encode())[1]}" == "é"
+    model = lively()
+    p = model(torch.tensor([[3, 5]]))[0, -1].detach().softmax(-1)
+    (token,) = generate(model, None, [3, 5], max_new_tokens=1, temperature=3.0, top_k=4, probabilities=True)
+    assert token.probability == pytest.approx(float(p[token.token_id]), rel=1e-6)
 
 
 def test_a_prompt_of_text_is_encoded() -> None:
     model = lively(vocab_size=256)
     by_text, by_ids = (generate(model, BYTES, prompt, max_new_tokens=10) for prompt in ("é!", list("é!".encode())))
-    assert tokens(by_text) == tokens(by_ids)
+    assert ids_of(by_text) == ids_of(by_ids)
 
 
 def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,5 +497,5 @@ def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_without_a_prompt_a_text_begins(tokenizer: Tokenizer, expected: int) -> None:
     model = lively(vocab_size=tokenizer.vocab_size)
-    by_default, by_id = (tokens(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
+    by_default, by_id = (ids_of(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
     assert by_default == by_id

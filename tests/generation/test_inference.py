@@ -1,10 +1,11 @@
-"""Models made ready to write: the same logits in float32, close ones in int8, and what is refused."""
+"""Models prepared for inference: the same logits in float32, close ones in int8 and bfloat16, and errors."""
 
 import os
 import subprocess
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassgpt.cli.main import main
-from glassgpt.config.schema import ModelConfig
-from glassgpt.generation import inference as writing
-from glassgpt.generation.generate import draw, generate
-from glassgpt.generation.inference import InferenceGPT, Int8Linear, PackedLinear, prepare_for_inference, quantized
-from glassgpt.interop import references as reference
+from glassgpt.config.model import ModelConfig
+from glassgpt.generation import inference
+from glassgpt.generation.generate import generate
+from glassgpt.generation.inference import InferenceGPT, Int8Linear, PackedLinear, prepare_for_inference, quantize
+from glassgpt.generation.sampling import draw
+from glassgpt.interop import references
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BytesTokenizer
@@ -80,7 +82,7 @@ def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
     weight[3] = 0
     rounded_weight = rounded(weight, weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127)
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-    expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / writing.activation_steps()), rounded_weight) + bias
+    expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / inference.activation_steps()), rounded_weight) + bias
     with torch.inference_mode():
         for rows in (slice(0, 5), *(slice(i, i + 1) for i in range(5))):  # all together, and each alone
             torch.testing.assert_close(Int8Linear(weight, bias)(x[rows]), expected[rows], atol=1e-4, rtol=1e-4)
@@ -94,14 +96,14 @@ def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
     """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it would."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
-    assert (writing.activation_steps() + 1) * 127 * 2 < 2**15
+    assert (inference.activation_steps() + 1) * 127 * 2 < 2**15
     code = (
-        "import torch\nfrom glassgpt import writing\n"
+        "import torch\nfrom glassgpt.generation import inference\n"
         "weight, x = 1 + torch.rand(64, 256), 1 + torch.rand(3, 256)\n"
         "def error(steps):\n"
-        "    writing.activation_steps = lambda: steps\n"
+        "    inference.activation_steps = lambda: steps\n"
         "    with torch.inference_mode():\n"
-        "        return float((writing.Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max())\n"
+        "        return float((inference.Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max())\n"
         "print(error(127), error(255))"
     )
     environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -113,7 +115,7 @@ def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.M
 @VARIANTS
 def test_int8_is_close(changes: dict[str, Any]) -> None:
     """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of all."""
-    original, ready = model(**changes), quantized(model(**changes))
+    original, ready = model(**changes), quantize(model(**changes))
     with torch.inference_mode():
         expected, logits = original(ids(2, 20)), ready(ids(2, 20))
         losses = ready(ids(2, 20), ids(2, 20), reduction="none")
@@ -141,14 +143,54 @@ def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_the_original_is_left_as_it_is() -> None:
     original = model().train()
     before = {name: value.clone() for name, value in original.state_dict().items()}
-    ready = quantized(original)
+    ready = quantize(original)
     assert original.training
     assert all(module.training for module in original.modules())
     assert not any(module.training for module in ready.modules())
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
     assert not any(parameter.is_meta for parameter in ready.parameters())
-    with pytest.raises(UserError, match="cannot be trained"):
-        ready.train()
+
+
+def test_a_prepared_model_is_a_gpt_with_readable_weights() -> None:
+    """Int8 weights are the original's to half a step of 127; packed ones are the original's own."""
+    original, name = model(), "blocks.0.feed_forward.up"
+    weight = original.get_parameter(f"{name}.weight").detach()
+    rounded_weight = quantize(original).get_submodule(name).weight
+    packed = InferenceGPT(original, partial(PackedLinear, rows=2)).get_submodule(name)
+    assert packed.weight is not None
+    assert torch.equal(cast(Tensor, packed.weight), weight)
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((cast(Tensor, rounded_weight) - weight).abs() <= 0.501 * step).all()
+    assert quantize(original).head.weight.shape == (250, 64)
+
+
+def test_the_quantization_engine_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.quantized.engine
+    quantize(model())
+    assert torch.backends.quantized.engine == before
+    monkeypatch.setattr(torch, "quantize_per_channel", mock.Mock(side_effect=RuntimeError))
+    with pytest.raises(RuntimeError):
+        quantize(model())
+    assert torch.backends.quantized.engine == before
+
+
+def test_bfloat16_on_request_leaves_the_original_in_float32() -> None:
+    """Logits within bfloat16's rounding (8 bits), the tied head is still tied, hooks fire; `auto` on a CPU stays float32."""
+    original, dtypes = model().train(), []
+    original.get_submodule("blocks.0").register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
+    ready = prepare_for_inference(original, 1, 9, "bfloat16").eval()
+    expected, logits = original.eval()(ids(2, 9)), ready(ids(2, 9)).float()
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert ready.head is ready.embedding
+    assert {p.dtype for p in ready.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in original.parameters()} == {torch.float32}
+    assert 0 < (logits - expected).std() < 0.03 * expected.std()
+    assert prepare_for_inference(original, 1, 9) is original
+    dtypes.clear()
+    list(generate(original, None, [1], max_new_tokens=2, precision="bfloat16"))
+    assert dtypes == [torch.bfloat16] * 2
+    with pytest.raises(UserError, match="bfloat16"):
+        prepare_for_inference(quantize(model()), 1, 9, "bfloat16")
 
 
 def test_hooks_see_what_is_written() -> None:
@@ -158,7 +200,7 @@ def test_hooks_see_what_is_written() -> None:
     original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: seen.append("linear"))
     original.set_submodule("blocks.0.attention_norm", torch.nn.Identity())
     with torch.inference_mode():
-        ready = quantized(original)
+        ready = quantize(original)
         ready(ids(1, 3))
         assert seen == ["block", "linear"]
         assert ready.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
@@ -175,7 +217,7 @@ def test_a_block_that_recomputes_is_made_ready_too() -> None:
     for block in recomputing.blocks:
         checkpoint_activations(block, "full")
     with torch.inference_mode():
-        assert torch.equal(quantized(recomputing)(ids(1, 9)), quantized(original)(ids(1, 9)))
+        assert torch.equal(quantize(recomputing)(ids(1, 9)), quantize(original)(ids(1, 9)))
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -189,15 +231,15 @@ def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypat
     assert prepare_for_inference(original, n, 1000) is original
     plain = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
     seen.clear()
-    monkeypatch.setattr(writing, "WORTH_BYTES", 0)
-    monkeypatch.setattr(writing, "WORTH_TOKENS", 26)
-    assert (prepare_for_inference(original, n, writing.WORTH_TOKENS // n - 1) is original) == (n > 1)
-    assert isinstance(prepare_for_inference(original, n, writing.WORTH_TOKENS // n), InferenceGPT)
-    assert [p.token for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [
-        p.token for p in plain
+    monkeypatch.setattr(inference, "MIN_BYTES", 0)
+    monkeypatch.setattr(inference, "MIN_TOKENS", 26)
+    assert (prepare_for_inference(original, n, inference.MIN_TOKENS // n - 1) is original) == (n > 1)
+    assert isinstance(prepare_for_inference(original, n, inference.MIN_TOKENS // n), InferenceGPT)
+    assert [p.token_id for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [
+        p.token_id for p in plain
     ]
     assert seen == [2] + [1] * 25
-    assert prepare_for_inference(quantized(original), n, 1000).get_submodule("head").__class__ is Int8Linear
+    assert prepare_for_inference(quantize(original), n, 1000).get_submodule("head").__class__ is Int8Linear
     assert prepare_for_inference(model().double(), n, 1000).__class__ is GPT
 
 
@@ -209,17 +251,17 @@ def test_for_one_row_no_weights_are_copied() -> None:
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no quantization 'int3'"):
-        quantized(model(), "int3")
-    with pytest.raises(UserError, match="the model has bfloat16"):
-        quantized(model().bfloat16())
-    with pytest.raises(UserError, match="the model is on meta"):
-        quantized(model().to("meta"))
-    with pytest.raises(UserError, match="ready to write already"):
-        quantized(quantized(model()))
+    with pytest.raises(UserError, match="'int3'"):
+        quantize(model(), "int3")
+    with pytest.raises(UserError, match="bfloat16"):
+        quantize(model().bfloat16())
+    with pytest.raises(UserError, match="meta"):
+        quantize(model().to("meta"))
+    with pytest.raises(UserError, match="already prepared"):
+        quantize(quantize(model()))
     monkeypatch.setattr(torch.backends.quantized.__class__, "supported_engines", ["qnnpack"])
-    with pytest.raises(UserError, match="needs FBGEMM"):
-        quantized(model())
+    with pytest.raises(UserError, match="FBGEMM"):
+        quantize(model())
 
 
 @pytest.mark.parametrize(("options", "status"), [(["--quantize", "int8"], 0), (["--quantize", "int3"], 2)])
@@ -233,11 +275,11 @@ def test_the_command_line_writes_in_int8(
         devices.append(device)
         return model(vocab_size=256), BytesTokenizer()
 
-    monkeypatch.setattr(reference, "load", load)
+    monkeypatch.setattr(references, "load", load)
     assert main(["generate", "runs/x", "--prompt", "The", "--max-new-tokens", "5", *options]) == status
     captured = capsys.readouterr()
     assert devices == ["cpu"]
-    assert captured.out.startswith("The") if status == 0 else "no quantization 'int3'" in captured.err
+    assert captured.out.startswith("The") if status == 0 else "'int3'" in captured.err
 
 
 def test_int8_takes_less_memory() -> None:
@@ -251,9 +293,9 @@ def test_int8_takes_less_memory() -> None:
         "resident = lambda: (gc.collect(), trim(0), psutil.Process().memory_info().rss)[2]\n"
         "shape = glassgpt.ModelConfig(vocab_size=50, context_length=32, n_layer=2, n_head=4, n_embd=1024)\n"
         "tiny = glassgpt.ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)\n"
-        "glassgpt.quantized(glassgpt.GPT.create(tiny, 0))\n"
+        "glassgpt.quantize(glassgpt.GPT.create(tiny, 0))\n"
         "model = glassgpt.GPT.create(shape, 0); full = resident()\n"
-        "model = glassgpt.quantized(model); print(full - resident())"
+        "model = glassgpt.quantize(model); print(full - resident())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) > 70e6

@@ -133,7 +133,7 @@ def test_a_model_without_biases(tmp_path: Path) -> None:
     args = {**SHAPE, "bias": False, "dropout": 0.0}
     model, _ = g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors, model_args=args))
     assert not model.config.bias
-    assert not model.config.norms_have_bias
+    assert not model.config.resolved_norm_bias
     with torch.no_grad():
         torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
 

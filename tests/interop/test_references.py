@@ -14,7 +14,7 @@ import torch
 
 import glassgpt
 from glassgpt.config.schema import TrainConfig
-from glassgpt.evaluation import evaluate_reference
+from glassgpt.evaluation import evaluate
 from glassgpt.interop.references import describe, export, find_checkpoint, load
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint, prune_checkpoints
@@ -141,8 +141,8 @@ def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.toml", tmp_path / "begun")
     errors = {
-        f"{tmp_path}/missing": "no run or checkpoint at .*missing",
-        f"{tmp_path}/missing@best": "no run or checkpoint at .*missing;",
+        f"{tmp_path}/missing": "missing does not exist",
+        f"{tmp_path}/missing@best": "missing does not exist",
         f"{run}@7": "no checkpoint '7'; it has 3, 6, 9, 10 and best",
         f"{run}@latest": "no checkpoint 'latest'; it has",
         f"{tmp_path}/photos": "neither a run nor a checkpoint",
@@ -268,15 +268,15 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     assert export(source, tmp_path / "hf") == ("Llama" if window is None else "Mistral")
     still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
     tuned, config = fine_tuned(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **still)
-    assert (config.model.context_length, config.model.window, config.model.kv_heads) == (8, None, 1)
+    assert (config.model.context_length, config.model.window, config.model.resolved_n_kv_head) == (8, None, 1)
     (before, letters), (after, same) = load(source), load(tuned)
     assert letters is not None
     assert same is not None
     assert same.to_json() == letters.to_json()
     for name, parameter in after.named_parameters():
         torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1e-9)
-    figures = evaluate_reference(tmp_path / "hf", source=str(text), split="all")
-    assert figures["loss"] == pytest.approx(evaluate_reference(source, source=str(text), split="all")["loss"], rel=1e-6)
+    figures = evaluate(tmp_path / "hf", source=str(text), split="all")
+    assert figures["loss"] == pytest.approx(evaluate(source, source=str(text), split="all")["loss"], rel=1e-6)
 
 
 def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
@@ -284,10 +284,10 @@ def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
     source = train(tiny_config(text, steps=1), tmp_path / "source", progress=Quiet())
     export(source, tmp_path / "hf")
     with pytest.raises(UserError, match=r"no run of glassgpt.*--data"):
-        evaluate_reference(tmp_path / "hf")
+        evaluate(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").unlink()
     for use in (
-        lambda: evaluate_reference(tmp_path / "hf", source=str(text)),
+        lambda: evaluate(tmp_path / "hf", source=str(text)),
         lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned"),
     ):
         with pytest.raises(UserError, match="has no tokenizer"):

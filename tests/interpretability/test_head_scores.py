@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.interpretability import KINDS, capture, head_kinds
-from glassgpt.interpretability.head_scores import kinds_of, repeated_tokens
+from glassgpt.config.model import ModelConfig
+from glassgpt.interpretability.capture import capture
+from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores, pattern_scores, repeated_tokens
 from glassgpt.model.gpt import GPT
 from slot_harness import TINY, lively
 
@@ -27,7 +27,7 @@ def test_weights_made_by_hand() -> None:
     ]
     alike = torch.ones(T, T).tril()
     heads += [(heads[0] + heads[2]) / 2, alike / alike.sum(-1, keepdim=True)]
-    scores = kinds_of(torch.stack(heads), p)
+    scores = pattern_scores(torch.stack(heads), p)
     torch.testing.assert_close(scores[:, :4], torch.eye(4))
     torch.testing.assert_close(scores[:, 4], torch.tensor([0.5, 0.0, 0.5, 0.0]))
     torch.testing.assert_close(scores[:, 5], torch.full((4,), sum(1 / n for n in range(7, 11)) / 4))
@@ -86,15 +86,15 @@ def by_position(offset: int | None, **changes: object) -> GPT:
 )
 def test_models_made_by_hand(offset: int | None, kind: str, score: float) -> None:
     """Within 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves nothing worth the name elsewhere."""
-    scores = head_kinds(by_position(offset))
-    expected = [score if name == kind else 0.0 for name in KINDS]
+    scores = head_scores(by_position(offset))
+    expected = [score if name == kind else 0.0 for name in HEAD_TYPES]
     assert scores.flatten().tolist() == pytest.approx(expected, abs=0.01)
 
 
 def test_a_window_hides_what_it_hides() -> None:
     """The head that would look eight back, in a window of four, finds nothing there; the one that looks one back does."""
-    assert head_kinds(by_position(8, window=4)).flatten().tolist()[1] == 0
-    assert head_kinds(by_position(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
+    assert head_scores(by_position(8, window=4)).flatten().tolist()[1] == 0
+    assert head_scores(by_position(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_window_hides_what_it_hides() -> None:
 def test_any_model_has_scores(changes: dict[str, int]) -> None:
     """Whatever its vocabulary and context: shares of attention, four different ones from three tokens on."""
     model = lively(ModelConfig(**(TINY | changes)))
-    scores = head_kinds(model)
+    scores = head_scores(model)
     assert scores.shape == (4, 2, 4)
     assert bool(((scores >= 0) & (scores <= 1)).all())
     if not changes:
@@ -119,16 +119,16 @@ def test_a_score_is_the_mean_over_the_texts() -> None:
     for text in texts:
         with torch.no_grad(), capture(model) as seen:
             model(text[None])
-        by_text.append(torch.stack([kinds_of(layer.weights()[0], period) for layer in seen.layers], dim=1))
+        by_text.append(torch.stack([pattern_scores(layer.pattern()[0], period) for layer in seen.layers], dim=1))
     assert not torch.allclose(by_text[0], by_text[1], rtol=0.01)
-    torch.testing.assert_close(head_kinds(model), sum(by_text) / len(by_text))
+    torch.testing.assert_close(head_scores(model), sum(by_text) / len(by_text))
 
 
 def test_dropout_has_no_part_in_it_and_the_mode_stays() -> None:
     model = lively(ModelConfig(**TINY, dropout=0.5))
-    expected = head_kinds(model)
+    expected = head_scores(model)
     for training in (True, False):
         model.train(training)
-        assert torch.equal(head_kinds(model), expected)
+        assert torch.equal(head_scores(model), expected)
         assert model.training == training
         assert model.blocks[0].training == training

@@ -8,16 +8,10 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.interpretability import (
-    ActivationCache,
-    Edit,
-    attention_picture,
-    capture,
-    edited,
-    effects,
-    logit_attribution,
-)
+from glassgpt.config.model import ModelConfig
+from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture
+from glassgpt.interpretability.interventions import Edit, edited, effects
+from glassgpt.interpretability.logit_lens import logit_attribution
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from slot_harness import SLOTS, TINY, T, V, combined, lively, token_ids
@@ -65,7 +59,7 @@ def block_of(model: GPT, layer: int) -> Block:
 def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
     """A copy whose weights make that part write nothing."""
     other = copy.deepcopy(model)
-    block, D = block_of(other, layer), model.config.head_width
+    block, D = block_of(other, layer), model.config.resolved_head_dim
     if kind == "head":
         block.attention.out.weight[:, head * D : (head + 1) * D] = 0
     if kind in ("attention", "block"):
@@ -118,11 +112,11 @@ def test_a_hidden_token_is_not_seen(choice: dict[str, str], attention: str) -> N
     close(logits[:, :4], logits_of(model, ids)[:, :4])
     close(logits[:, 4:], logits_of(model, other, hidden)[:, 4:])
     for layer in seen.layers:
-        weights = layer.weights()
+        weights = layer.pattern()
         assert bool((weights[:, :, 4:, 3] == 0).all())
         assert bool((weights[:, :, 3, 3] > 0).all())
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-        assert layer.difference() < 1e-10
+        assert layer.kernel_error() < 1e-10
 
 
 @KERNELS
@@ -140,8 +134,8 @@ def test_hidden_in_one_layer_only() -> None:
     model = small()
     with edited(model, [Edit("position", layer=1, position=3)]), capture(model) as seen:
         model(token_ids())
-    assert bool((seen.layers[0].weights()[:, :, 4:, 3] > 0).all())
-    assert bool((seen.layers[1].weights()[:, :, 4:, 3] == 0).all())
+    assert bool((seen.layers[0].pattern()[:, :, 4:, 3] > 0).all())
+    assert bool((seen.layers[1].pattern()[:, :, 4:, 3] == 0).all())
 
 
 @torch.no_grad()
@@ -250,7 +244,7 @@ def test_the_glass_stays_true_under_edits(capture_first: bool) -> None:
         else:
             with second, first as seen:
                 logits = model(ids)
-        assert max(attention_picture(seen).differences) < 1e-10
+        assert max(attention_overview(seen).kernel_errors) < 1e-10
         assert bool((seen.layers[1].attn_out == 0).all())
         made = logit_attribution(model, seen, 7, 3)
         parts = {part.name: part.value for part in made.parts}
@@ -267,12 +261,12 @@ def test_refusals_say_what_there_is() -> None:
     model, ids = small(), token_ids()
     source = seen_of(model, ids)
     for edit, said in (
-        (Edit("head", 2, 0), "no layer 2: there is 0 to 1"),
-        (Edit("head", 0, 4), "no head 4: there is 0 to 3"),
+        (Edit("head", 2, 0), "no layer 2.* 0 to 1"),
+        (Edit("head", 0, 4), "no head 4.* 0 to 3"),
         (Edit("head", 0), "needs a head"),
         (Edit("attention", 0, 1), "no other kind has one"),
         (Edit("block"), "needs a layer: 0 to 1"),
-        (Edit("attention", 0, position=10), "no position 10: there is 0 to 9"),
+        (Edit("attention", 0, position=10), "no position 10.* 0 to 9"),
         (Edit("position", position=-1), "no position -1"),
         (Edit("position"), "needs its position"),
         (Edit("position", position=1, by="mean"), "by 'zero' only"),

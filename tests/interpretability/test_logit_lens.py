@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -10,10 +9,10 @@ import torch
 from allpairspy import AllPairs
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.generation.inference import quantized
-from glassgpt.interpretability import ActivationCache, capture, logit_attribution, logit_lens, predictions
-from glassgpt.interpretability.logit_lens import Lens
+from glassgpt.config.model import ModelConfig
+from glassgpt.interpretability import logit_lens as lens_module
+from glassgpt.interpretability.capture import ActivationCache, capture
+from glassgpt.interpretability.logit_lens import Lens, logit_attribution, logit_lens, predictions
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 from slot_harness import SLOTS, TINY, combined, lively, token_ids
@@ -52,7 +51,7 @@ def test_parts_sum_to_the_models_logit(choice: dict[str, str]) -> None:
         assert {part.kind for part in made.parts} >= {"embedding", "head", "feed_forward"}
         assert "patch" not in {part.kind for part in made.parts}
         assert [part.layer for part in made.parts if part.kind == "attention_bias"] == ([0, 1] if config.bias else [])
-        assert len([part for part in made.parts if part.kind == "norm_bias"]) == config.norms_have_bias
+        assert len([part for part in made.parts if part.kind == "norm_bias"]) == config.resolved_norm_bias
 
 
 @torch.no_grad()
@@ -60,7 +59,7 @@ def test_a_part_is_the_logit_that_would_be_missing() -> None:
     """Taken off the stream, at the norm's scale as it was, a part takes its value off the logit: the norm written out, in float64."""
     model = lively(ModelConfig(**TINY)).double()
     seen = seen_of(model, token_ids())
-    x = seen.stream[-1][0, 5]
+    x = seen.residual_stream[-1][0, 5]
     scale = (x.var(correction=0) + model.config.norm_eps).rsqrt()
 
     def logit(stream: Tensor) -> float:
@@ -72,7 +71,7 @@ def test_a_part_is_the_logit_that_would_be_missing() -> None:
     parts = {part.name: part.value for part in logit_attribution(model, seen, 5, 4).parts}
     out = model.get_parameter("blocks.1.attention.out.weight")
     writes = {
-        "embedding": seen.stream[0][0, 5],
+        "embedding": seen.residual_stream[0][0, 5],
         "layer 1, head 2": out[:, 8:12] @ seen.layers[1].kernel_out[0, 2, 5],
         "layer 0, attention's bias": model.get_parameter("blocks.0.attention.out.bias"),
         "layer 0, feed-forward": seen.layers[0].mlp_out[0, 5],
@@ -89,11 +88,11 @@ def test_a_part_is_the_logit_that_would_be_missing() -> None:
 @pytest.mark.parametrize("rows", [3, 100])
 def test_the_last_depth_is_the_model(changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each number is that of its definition, in chunks of three positions and in one; to float32's rounding."""
-    monkeypatch.setattr(sys.modules[Lens.__module__], "CHUNK_ELEMENTS", rows * 11)
+    monkeypatch.setattr(lens_module, "CHUNK_ELEMENTS", rows * 11)
     model, ids = small(vocab_multiple=8, **changes), token_ids()
     seen = seen_of(model, ids)
     made = logit_lens(model, seen, start=2, k=4, watch=[5, 0])
-    for depth, stream in enumerate(seen.stream):
+    for depth, stream in enumerate(seen.residual_stream):
         logits = model.logits(model.norm(stream))[0, 2:]
         check_against(logits, ids[0, 2:], made, depth)
         torch.testing.assert_close(made.norm[depth], stream[0, 2:].square().sum(-1).sqrt())
@@ -134,9 +133,9 @@ def test_a_lens_inside_a_capture_is_not_taken_for_the_model() -> None:
     model, ids = small(), token_ids()
     with torch.no_grad(), capture(model) as seen:
         model(ids)
-        hidden = seen.hidden.clone()
+        hidden = seen.ln_final.clone()
         logit_lens(model, seen, stop=3)
-    assert torch.equal(seen.hidden, hidden)
+    assert torch.equal(seen.ln_final, hidden)
 
 
 @torch.no_grad()
@@ -159,10 +158,9 @@ def test_refusals() -> None:
     seen = seen_of(model, token_ids())
     for call, said in (
         (lambda: logit_lens(model, seen, 4, 11), "no positions 4 to 11: the text has 10 tokens"),
-        (lambda: logit_lens(model, seen, watch=[11]), "no token 11: there is 0 to 10"),
+        (lambda: logit_lens(model, seen, watch=[11]), "no token 11.* 0 to 10"),
         (lambda: logit_attribution(model, seen, 10, 0), "no position 10"),
         (lambda: logit_attribution(model, seen, 0, 0, against=-1), "no token -1"),
-        (lambda: logit_attribution(quantized(model), seen, 0, 0), "the one that it was made from"),
     ):
         with pytest.raises(UserError, match=said):
             call()

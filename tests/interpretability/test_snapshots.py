@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.interop.references import load
 from glassgpt.interpretability.capture import capture
-from glassgpt.interpretability.head_scores import KINDS, head_kinds
+from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.snapshots import ProbeSnapshot, Prompt, prompt_of, read_probe, take_probe, write_probe
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
@@ -56,12 +57,12 @@ def small_snapshot() -> ProbeSnapshot:
 
 def tensors_of(snapshot: ProbeSnapshot) -> list[Tensor]:
     seen = [[each.attention, each.lens_ids, each.lens_p, each.next_rank, each.surprisal] for each in snapshot.prompts]
-    return [snapshot.head_kinds, *(tensor for each in seen for tensor in each)]
+    return [snapshot.head_scores, *(tensor for each in seen for tensor in each)]
 
 
 def same(one: ProbeSnapshot, other: ProbeSnapshot) -> bool:
     """Whether two snapshots are equal to the bit."""
-    told = [(each.step, [seen.prompt for seen in each.prompts], each.kinds, each.samples) for each in (one, other)]
+    told = [(each.step, [seen.prompt for seen in each.prompts], each.head_types, each.samples) for each in (one, other)]
     tensors = [[(t.dtype, t.shape, t.numpy().tobytes()) for t in tensors_of(each)] for each in (one, other)]
     return told[0] == told[1] and tensors[0] == tensors[1]
 
@@ -88,14 +89,14 @@ def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path,
     torch.testing.assert_close(seen.surprisal[1:], bits, rtol=1e-5, atol=1e-5)  # rounding of sums in another order
     for layer, attention in zip(computed.layers, seen.attention, strict=True):
         weights = (
-            (layer.q @ layer.k.transpose(-2, -1) / math.sqrt(8))
+            (layer.rot_q @ layer.rot_k.transpose(-2, -1) / math.sqrt(8))
             .masked_fill(~torch.ones(16, 16).tril().bool(), -math.inf)
             .softmax(-1)
         )
         # Half a step of the bytes, and rounding.
         torch.testing.assert_close(attention / 255, weights[0], rtol=0, atol=0.5 / 255 + 1e-6)
     with torch.no_grad():
-        for depth, stream in enumerate(computed.stream):
+        for depth, stream in enumerate(computed.residual_stream):
             weight, bias = model.get_parameter("norm.weight"), model.get_parameter("norm.bias")
             expected = (F.layer_norm(stream[0], (16,), weight, bias) @ model.embedding.weight.T).softmax(-1)
             chosen = expected.gather(1, seen.lens_ids[depth].long())
@@ -103,8 +104,8 @@ def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path,
             torch.testing.assert_close(chosen, expected.topk(3).values, rtol=1e-5, atol=0)
             own = expected[:-1].gather(1, row[0, 1:, None])
             assert seen.next_rank[depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
-    assert found.kinds == list(KINDS)
-    torch.testing.assert_close(found.head_kinds, head_kinds(model), rtol=0, atol=0)
+    assert found.head_types == list(HEAD_TYPES)
+    torch.testing.assert_close(found.head_scores, head_scores(model), rtol=0, atol=0)
     assert same(found, take_probe(model, [seen.prompt], found.samples, 5))
 
 

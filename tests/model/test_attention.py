@@ -13,20 +13,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.model.attention import (
     Attention,
     ExplicitKernel,
     FlexKernel,
-    KVCache,
-    LayerCache,
     Rotary,
     SDPAKernel,
     Span,
     WindowKernel,
+    attention_scores,
 )
+from glassgpt.model.kv_cache import KVCache, LayerCache
 
 B, H, T, D = 2, 4, 7, 5
 FULL, WINDOW, GLOBALS = Span(), Span(3), Span(2, 2)
@@ -187,9 +187,8 @@ def test_attention_over_a_cache_is_attention_over_the_whole(
     attention = _attention(position, span=span, attention="explicit" if explicit else "sdpa", n_kv_head=1)
     total = sum(parts)
     x, positions = random(B, total, 24), torch.arange(total)
-    cache = LayerCache(
-        span, B, total, ModelConfig(n_embd=24, n_head=3, n_kv_head=1), torch.float64, torch.device("cpu")
-    )
+    shape = ModelConfig(n_embd=24, n_head=3, n_kv_head=1, window=span.window, window_globals=span.n_global)
+    cache = LayerCache(shape, span.window, B, total, torch.float64, torch.device("cpu"))
     ends = list(itertools.accumulate(parts))
     with torch.no_grad():
         outputs = [
@@ -212,6 +211,41 @@ def test_the_kernel_shows_queries_keys_and_values_to_a_hook() -> None:
     torch.testing.assert_close(outputs[0], by_hand(caught[0], caught[1], caught[2], FULL), atol=1e-12, rtol=0)
     assert isinstance(attention.kernel, SDPAKernel)
     assert not any("kernel" in name or "rotary" in name for name in attention.state_dict())
+
+
+class LinearBias(nn.Module):
+    """ALiBi (Press et al., 2022): scores fall with the distance, for each head with a slope of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64), persistent=False)
+
+    def forward(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        slopes = self.get_buffer("slopes")
+        return -slopes[:, None, None] * (q_pos[:, None] - k_pos[None, :])
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "explicit", "flex"])
+@pytest.mark.parametrize("span", [FULL, WINDOW, GLOBALS], ids=str)
+def test_a_position_bias_reaches_every_kernel(kernel: str, span: Span) -> None:
+    """Against scores by hand; and over a cache, fed in parts, the same as over the whole text."""
+    attention = _attention("learned", span=span, attention=kernel, n_kv_head=1)
+    attention.position_bias = LinearBias()  # type: ignore[assignment]
+    caught: list[Any] = []
+    attention.kernel.register_forward_hook(lambda _, inputs, output: caught.append((inputs, output)))
+    x, positions = random(B, T, 24), torch.arange(T)
+    with torch.no_grad():
+        whole = attention(x, positions)
+        (q, k, v, _, bias), output = caught[0]
+        assert bias[1, 4, 1] == -0.25 * 3
+        scores = q @ k.transpose(-2, -1) / math.sqrt(8) + bias
+        torch.testing.assert_close(attention_scores(q, k, bias), scores, atol=1e-12, rtol=0)
+        weights = scores.masked_fill(~span.mask(positions, positions), -torch.inf).softmax(-1)
+        torch.testing.assert_close(output, weights @ v, atol=1e-12, rtol=0)
+        shape = ModelConfig(n_embd=24, n_head=3, n_kv_head=1, window=span.window, window_globals=span.n_global)
+        cache = LayerCache(shape, span.window, B, T, torch.float64, torch.device("cpu"))
+        parts = [attention(x[:, a:b], positions[a:b], cache) for a, b in ((0, 2), (2, 3), (3, 6), (6, 7))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-12, rtol=0)
 
 
 def test_a_cache_beyond_the_context_is_refused() -> None:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.interop.references import load_source
 from glassgpt.model.gpt import GPT

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from glassgpt.model import loss as loss_module
 from glassgpt.model.loss import IGNORED, cross_entropy, soft_cap, token_losses
@@ -58,6 +59,27 @@ def test_loss_and_gradients_are_those_of_full_logits(
     )
     assert each.shape == targets.shape
     assert not each.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("hidden_grad", "weight_grad", "products"), [(True, True, 3), (True, False, 2), (False, True, 2), (False, False, 1)]
+)
+def test_only_the_gradients_that_are_needed_are_computed(hidden_grad: bool, weight_grad: bool, products: int) -> None:
+    """Counted by PyTorch: the logits are one product, and each gradient is one more. Without autograd the loss is the same."""
+    hidden, weight, targets = inputs()
+    expected = torch.autograd.grad(cross_entropy(hidden, weight, targets, V), (hidden, weight))
+    hidden.requires_grad_(hidden_grad), weight.requires_grad_(weight_grad)
+    with FlopCounterMode(display=False) as counter:
+        loss = cross_entropy(hidden, weight, targets, PADDED)
+    assert counter.get_total_flops() == products * 2 * B * T * C * PADDED
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.testing.assert_close(cross_entropy(hidden, weight, targets, PADDED), loss.detach(), atol=1e-12, rtol=0)
+    assert counter.get_total_flops() == 2 * B * T * C * PADDED
+    needed = [(x, gradient) for x, gradient in zip((hidden, weight), expected, strict=True) if x.requires_grad]
+    if needed:
+        cross_entropy(hidden, weight, targets, V).backward()
+    for x, gradient in needed:
+        torch.testing.assert_close(x.grad, gradient, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("cap", [None, 1.5])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 

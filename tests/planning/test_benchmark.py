@@ -19,7 +19,7 @@ TINY = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 1}, device=
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_REPEATING", 0.05)
     monkeypatch.setattr(bench, "_UPDATING", 0.0)
-    monkeypatch.setattr(bench, "measured_peak", lambda precision, device: 1e12)
+    monkeypatch.setattr(bench, "measure_peak_flops", lambda precision, device: 1e12)
     monkeypatch.setattr(bench, "trainings", lambda device: [TINY])
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.attention import spans
 from glassgpt.model.gpt import GPT, Block

@@ -112,7 +112,7 @@ def seconds_of_updates(config: TrainConfig, count: int) -> float:
         torch.nn.utils.clip_grad_norm_(strategy.model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        strategy.drop_gradients()
+        strategy.zero_grad()
         times.append(time.process_time() - begin)
     return statistics.median(times[2:])
 
@@ -239,12 +239,12 @@ def test_a_run_is_no_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 
 def test_a_run_that_goes_on_has_the_shape_of_the_model_before(tmp_path: Path) -> None:
-    shape = GPT2.model.cropped(64)
+    shape = GPT2.model.with_shorter_context(64)
     export_hf(GPT.create(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128), 0), None, tmp_path / "model")
     found = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
     assert found.parameters == ModelSummary(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128)).parameters
     assert "bound by starting their kernels" in str(found)
-    with pytest.raises(UserError, match="there is no run or checkpoint at"):
+    with pytest.raises(UserError, match="nothing does not exist"):
         plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "nothing"), device="h100"))
 
 

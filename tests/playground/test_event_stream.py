@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 import torch
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.references import load
-from glassgpt.interpretability import ActivationCache, capture
+from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.snapshots import Prompt, take_probe, write_probe
 from glassgpt.model.gpt import GPT
 from glassgpt.playground import event_stream as follow
-from glassgpt.playground import routes as app
+from glassgpt.playground import routes
 from glassgpt.playground.catalog import Offers, find_offer, offers_for
 from glassgpt.playground.event_stream import Follower, history
 from glassgpt.playground.model_pool import Captures, Held, bytes_of
-from glassgpt.runs.run_directory import MetricsLog, RunDirectory
+from glassgpt.runs.metrics import MetricsWriter, append_samples
+from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from play_harness import GPT2_LIKE, Client, Served, serving, write_run
 
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def write_steps(run: RunDirectory, steps: range, loss: float = 2.0) -> list[dict[str, Any]]:
     """Training records as the trainer appends them, with times of their own."""
     records = [{"step": step, "loss": loss + step / 7, "lr": 1e-3, "seconds": time.perf_counter()} for step in steps]
-    log = MetricsLog(run.metrics_path)
+    log = MetricsWriter(run.metrics_path)
     for record in records:
         log.write(record)
     log.close()
@@ -60,8 +61,8 @@ def test_what_is_appended_is_told_once(run: RunDirectory) -> None:
     assert list(told(follower)) == ["status", "snapshots", "checkpoints"]
     assert told(follower) == {}
     first = write_steps(run, range(1, 4))
-    run.append_samples(3, ["a\n\n## Step 9\n    b", ""])
-    MetricsLog(run.metrics_path).write({"step": 3, "val_loss": math.nan})
+    append_samples(run.samples_path, 3, ["a\n\n## Step 9\n    b", ""])
+    MetricsWriter(run.metrics_path).write({"step": 3, "val_loss": math.nan})
     new = told(follower)
     assert new["metrics"] == {"training": first, "evaluations": [{"step": 3, "val_loss": None}]}
     assert new["samples"] == [{"step": 3, "texts": ["a\n\n## Step 9\n    b", ""]}]
@@ -104,8 +105,8 @@ def test_a_damaged_line_is_left_out(run: RunDirectory) -> None:
 )
 def test_a_run_that_goes_back_is_told(run: RunDirectory, way: str) -> None:
     write_steps(run, range(1, 6))
-    run.append_samples(2, ["x"])
-    run.append_samples(5, ["y"])
+    append_samples(run.samples_path, 2, ["x"])
+    append_samples(run.samples_path, 5, ["y"])
     follower = Follower(run, history(run)["cursor"])
     assert "reset" not in told(follower)
     if way.startswith("cut back"):
@@ -125,7 +126,7 @@ def test_a_run_that_goes_back_is_told(run: RunDirectory, way: str) -> None:
 def test_a_resumed_run_that_loses_nothing_is_no_reset(run: RunDirectory) -> None:
     run.cut_back(0)  # as each run begins
     write_steps(run, range(1, 6))
-    run.append_samples(5, ["y"])
+    append_samples(run.samples_path, 5, ["y"])
     follower = Follower(run, history(run)["cursor"])
     run.cut_back(5)  # as each resume does: the files are new ones, with the same content
     new = write_steps(run, range(6, 7))
@@ -134,7 +135,6 @@ def test_a_resumed_run_that_loses_nothing_is_no_reset(run: RunDirectory) -> None
 
 def test_a_cursor_goes_on_where_another_was(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "MOST_BYTES", 500)  # a few records a look
-    monkeypatch.setattr(follow.Place.read, "__defaults__", (500,))
     write_steps(run, range(1, 4))
     cursor = history(run)["cursor"]
     later = write_steps(run, range(4, 60))
@@ -192,11 +192,11 @@ def test_sections_of_samples_larger_than_one_reading_arrive_whole(
 ) -> None:
     """Once one was cut where a reading ended, or never came where it was longer than that."""
     monkeypatch.setattr(follow, "MOST_BYTES", 1000)
-    run.append_samples(0, ["begin"])
+    append_samples(run.samples_path, 0, ["begin"])
     follower = follow.Follower(run)
     texts = ["\n".join(f"line {i} of {step}" for i in range(200)) for step in (1, 2)]
     for step, text in enumerate(texts, start=1):
-        run.append_samples(step, [text])
+        append_samples(run.samples_path, step, [text])
     events = [event for _ in range(4) for event in follower.look()]
     assert [value for name, value in events if name == "samples"] == [
         [{"step": i + 1, "texts": [text]} for i, text in enumerate(texts)]
@@ -239,7 +239,7 @@ def test_a_snapshot_is_packed_as_it_was_taken(tmp_path: Path) -> None:
         for name in ("attention", "lens_ids", "lens_p", "next_rank", "surprisal"):
             tensor: torch.Tensor = getattr(prompt, name)
             np.testing.assert_array_equal(found[f"{name}.{number}"], tensor.numpy())
-    np.testing.assert_array_equal(found["head_kinds"], taken.head_kinds.numpy())
+    np.testing.assert_array_equal(found["head_scores"], taken.head_scores.numpy())
 
 
 # the state of a run
@@ -341,8 +341,8 @@ def test_references_are_found_before_anything_is_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(app, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(app, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(routes, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(routes, "HEARTBEAT_SECONDS", 0.2)
     with serving(run.path) as served:
         yield served
 
@@ -352,7 +352,8 @@ class Events:
 
     def __init__(self, client: Client, address: str = "/api/events?model=0", last: str | None = None) -> None:
         self._socket = socket.create_connection(("127.0.0.1", client.port), timeout=10)
-        more = "" if last is None else f"last-event-id: {last}\r\n"
+        more = f"authorization: {client.headers['authorization']}\r\n"
+        more += "" if last is None else f"last-event-id: {last}\r\n"
         self._socket.sendall(f"GET {address} HTTP/1.0\r\nhost: localhost\r\n{more}\r\n".encode())
         self._file = self._socket.makefile("rb")
         self.status = int(self._file.readline().split()[1])
@@ -404,7 +405,7 @@ def test_events_come_as_the_run_writes(served: Served, run: RunDirectory) -> Non
     assert events.until("checkpoints") == []
     write_run(run.path, GPT2_LIKE, steps=(4,))
     assert events.until("checkpoints") == [4]
-    run.append_samples(4, ["é"])
+    append_samples(run.samples_path, 4, ["é"])
     assert events.until("samples") == [{"step": 4, "texts": ["é"]}]
     write_steps(run, range(5, 6))
     events.until("metrics")
@@ -421,15 +422,15 @@ def test_events_come_as_the_run_writes(served: Served, run: RunDirectory) -> Non
 
 
 def test_followers_are_bounded_and_forgotten(served: Served) -> None:
-    followers = served_app(served)._followers
-    streams = [Events(served.client) for _ in range(app.MOST_FOLLOWERS)]
+    followers = served.server.api.followers
+    streams = [Events(served.client) for _ in range(routes.MAX_FOLLOWERS)]
     for stream in streams:
         assert stream.next()[0] == "status"
     newest = Events(served.client)
     assert newest.next()[0] == "status"
     with pytest.raises(EOFError):  # the oldest has made room
         streams[0].until("no such event")
-    assert len(followers) == app.MOST_FOLLOWERS
+    assert len(followers) == routes.MAX_FOLLOWERS
     for stream in (*streams, newest):
         stream.close()
     end = time.monotonic() + 10
@@ -438,19 +439,12 @@ def test_followers_are_bounded_and_forgotten(served: Served) -> None:
         time.sleep(0.02)
 
 
-def served_app(served: Served) -> app.Play:
-    guard = served.server.config.app
-    play = guard._app  # type: ignore[union-attr]
-    assert isinstance(play, app.Play)
-    return play
-
-
 def test_a_model_has_no_history(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE)
     with serving(run.checkpoints / "000001") as served:
         for address in ("history?model=0", "events?model=0", "snapshot?model=0&step=1"):
             status, refused = served.client.get(f"/api/{address}")
-            assert (status, "no run" in refused["error"]) == (400, True)
+            assert (status, "not a run" in refused["error"]) == (400, True)
 
 
 def test_a_checkpoint_that_is_pruned_or_replaced(tmp_path: Path) -> None:
@@ -480,7 +474,7 @@ def test_only_a_few_models_are_held(tmp_path: Path) -> None:
     with serving(run.path) as served:
         for step in (1, 2, 3, 4, 5, 4):
             served.client.answer("next", model=0, step=step, ids=[3])
-        assert [step for _, step in served.workshop._held] == [3, 5, 4]
+        assert [step for _, step in served.pool._held] == [3, 5, 4]
 
 
 def test_captures_are_kept_within_a_bound_and_go_with_their_model(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import glassgpt
 from glassgpt.interop.hf_models import export_hf
-from glassgpt.interpretability import Edit, capture, edited
+from glassgpt.interpretability.capture import capture
+from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.model.gpt import GPT
 from glassgpt.playground import handlers as answers
 from glassgpt.playground.wire_format import pack
@@ -93,8 +94,8 @@ def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
     assert facts["config"]["n_layer"] == config.n_layer
     assert facts["config"]["window"] == config.window
     assert (facts["kv_heads"], facts["head_width"], facts["windows"]) == (
-        config.kv_heads,
-        config.head_width,
+        config.resolved_n_kv_head,
+        config.resolved_head_dim,
         config.windows,
     )
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -136,10 +137,9 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
     assert client.ask("merges", model=0, text=TEXT)[0] == 400
 
 
-def test_merges_of_gpt2_end_in_its_tokens(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merges_of_gpt2_end_in_its_tokens() -> None:
     from glassgpt.tokenizers.inspect import merge_states
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
     tokenizer = BPETokenizer.gpt2()
     for text in ("Hello  world's, naïve 日本語 antidisestablishmentarianism\n\n", " aaaa aaaaa", "\t"):
         ids = tokenizer.encode(text).tolist()
@@ -150,31 +150,31 @@ def test_attention_is_that_of_the_model(client: Client, model: GPT, ids: list[in
     with torch.no_grad(), capture(model) as seen:
         model.hidden(torch.tensor([ids]))
     picture = client.answer("attention", model=number, ids=ids)
-    weights = torch.stack([layer.weights()[0] for layer in seen.layers])
+    weights = torch.stack([layer.pattern()[0] for layer in seen.layers])
     assert (picture["tokens"], picture["cells"]) == (len(ids), len(ids))
     same(picture["thumbnails"], (255 * weights).round().to(torch.uint8))
     same(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
     assert max(picture["differences"]) < 1e-5
     for layer, head in ((0, 3), (1, 2)):
-        kv = head // (model.config.n_head // model.config.kv_heads)
+        kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
         found = client.answer("head", model=number, ids=ids, layer=layer, head=head)
-        same(found["weights"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
+        same(found["pattern"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
         assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
         own = seen.layers[layer]
         expected = {
-            "q_plain": own.q_plain[0, head],
-            "k_plain": own.k_plain[0, kv],
-            "q": own.q[0, head],
-            "k": own.k[0, kv],
+            "q_norm": own.q_norm[0, head],
+            "k_norm": own.k_norm[0, kv],
+            "rot_q": own.rot_q[0, head],
+            "rot_k": own.rot_k[0, kv],
             "v": own.v[0, kv],
         }
         for name, tensor in expected.items():
             same(vectors[name], tensor)
-        scores = torch.tensor(vectors["q"] @ vectors["k"].T * vectors["scale"])
-        formed = scores.masked_fill(~own.visible, -torch.inf).softmax(-1)
-        same(found["weights"], formed, 1e-5)
-        same(vectors["out"], formed @ torch.tensor(vectors["v"]), 1e-5)
+        scores = torch.tensor(vectors["rot_q"] @ vectors["rot_k"].T * vectors["scale"])
+        formed = scores.masked_fill(~own.mask, -torch.inf).softmax(-1)
+        same(found["pattern"], formed, 1e-5)
+        same(vectors["kernel_out"], formed @ torch.tensor(vectors["v"]), 1e-5)
 
 
 def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
@@ -202,13 +202,13 @@ def test_the_lens_ends_in_the_models_own_expectation(
     with torch.no_grad(), capture(model) as seen:
         model.hidden(torch.tensor([ids]))
     with torch.no_grad():
-        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in seen.stream])
+        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in seen.residual_stream])
     p = logits.softmax(-1)
     same(found["top_ids"], logits.topk(4).indices)
     same(found["top_p"], p.topk(4).values, 1e-5)
     same(found["watch_p"], p[..., watch], 1e-5)
     same(found["watch_rank"], torch.stack([(logits > logits[..., i : i + 1]).sum(-1) for i in watch], -1))
-    same(found["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in seen.stream]), 1e-5)
+    same(found["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in seen.residual_stream]), 1e-5)
     same(found["top_p"][-1], run(model, ids).softmax(-1)[2:9].topk(4).values, 1e-5)
 
 
@@ -264,7 +264,7 @@ def test_writing_is_that_of_generate(
     )  # beyond the context, too
     pieces = list(glassgpt.generate(model, tokenizer, ids, max_new_tokens=30, **settings))
     assert [(line["sample"], line["token"], line["text"]) for line in lines] == [
-        (p.sample, p.token, str(p)) for p in pieces
+        (p.sample, p.token_id, p.text) for p in pieces
     ]
     assert (last["done"], last["tokens"]) == (True, len(pieces))
     first = next(line for line in lines if line["sample"] == 0)
@@ -297,8 +297,8 @@ def test_what_the_weights_show(client: Client, model: GPT, ids: list[int], numbe
     assert next(p for p in gradients["parts"] if p["name"] == name)["gradient_norm"] == pytest.approx(
         float(gradient.norm()), rel=1e-4
     )
-    kinds = client.answer("head_kinds", model=number)
-    assert np.shape(kinds["scores"]) == (len(kinds["kinds"]), model.config.n_layer, model.config.n_head)
+    answer = client.answer("head_scores", model=number)
+    assert np.shape(answer["head_scores"]) == (len(answer["head_types"]), model.config.n_layer, model.config.n_head)
 
 
 def test_a_model_without_tokenizer_takes_ids(client: Client, folder: Path) -> None:

@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from glassgpt.playground.assets import page_files
 from glassgpt.playground.catalog import kept_checkpoints
 from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer
@@ -87,7 +86,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(models: dict[str, Path]) -> Iterator[Served]:
     """Serves the page over all of them."""
-    with serving(*models.values(), files=page_files()) as served:
+    with serving(*models.values()) as served:
         yield served
 
 
@@ -275,7 +274,7 @@ def snapshot_asked(addresses: list[str]) -> int:
 def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None:
     with (
         training(tmp_path) as (run, signs),
-        serving(run, files=page_files()) as served,
+        serving(run) as served,
         watched(browser, served.url) as opened,
     ):
         page = opened.open("learned")
@@ -321,7 +320,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
 
 def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50))
-    with serving(run.path, files=page_files()) as served, watched(browser, served.url) as opened:
+    with serving(run.path) as served, watched(browser, served.url) as opened:
         opened.open("text", text="the quick")
         write_run(run.path, GPT2_LIKE, steps=(75, 100))
         for step, path in kept_checkpoints(run).items():
@@ -334,7 +333,7 @@ def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: 
 
 def test_compare_chooses_anew_where_its_choice_was_dropped(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50, 75))
-    with serving(run.path, files=page_files()) as served:
+    with serving(run.path) as served:
         opened = Watched(browser, served.url)
 
         def drop(route: Any) -> None:
@@ -595,27 +594,46 @@ def test_tokens_are_saved_as_a_picture(page: Watched, models: dict[str, Path]) -
 # --- what is there no more -------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_was_started_anew_shows_no_other_run(browser: Any, models: dict[str, Path]) -> None:
-    """Offers are numbered: after a restart another run may have the number, and its figures once stood under the old name."""
-    with serving(models["characters"], files=page_files()) as first, watched(browser, first.url) as page:
+def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, Path]) -> None:
+    """Models are numbered: without it, a page loaded before the restart would show another model under the old name."""
+    with serving(models["characters"]) as first, watched(browser, first.url) as page:
         port = first.client.port
         page.open("text", model=models["characters"], text="abc")
         first.stop()
-        page.page.evaluate("() => { window.isOld = true; }")
-        with serving(models["windowed"], models["characters"], files=page_files(), port=port):
+        with serving(models["windowed"], models["characters"], port=port, token="another"):
             page.page.keyboard.press("2")
-            page.page.wait_for_function("() => !window.isOld && document.body.dataset.ready === 'heads'")
+            page.page.locator("#login input").fill("wrong")
+            page.page.locator("#login button").click()
+            page.page.wait_for_function("() => document.getElementById('login-error').textContent")
+            page.page.locator("#login input").fill("another")
+            page.page.locator("#login button").click()
+            page.ready("heads")
             facts = page.page.locator('[data-test="head-grid"]').get_attribute("aria-label")
             assert facts is not None
             assert page.page.locator("#model").input_value() == str(models["characters"])
             assert page.page.locator('[data-test="kv-legend"]').count() == 0  # the other model's heads share theirs
         page.problems = [
-            problem for problem in page.problems if "409" not in problem and "ERR_CONNECTION" not in problem
+            problem for problem in page.problems if "401" not in problem and "ERR_CONNECTION" not in problem
         ]
 
 
+def test_the_address_with_the_token_logs_in(browser: Any, models: dict[str, Path]) -> None:
+    with serving(models["characters"], token="secret") as served:
+        page = Watched(browser, served.url, token=None)
+        try:
+            page.page.goto(f"{served.url}#view=text&token=secret")
+            page.ready("text")
+            assert "token" not in page.page.url
+            assert "view=text" in page.page.url
+            page.page.reload()  # the cookie is kept
+            page.ready("text")
+            assert page.problems == []
+        finally:
+            page.close()
+
+
 def test_a_model_that_is_gone_is_told(browser: Any, models: dict[str, Path]) -> None:
-    with serving(models["characters"], files=page_files()) as served, watched(browser, served.url) as page:
+    with serving(models["characters"]) as served, watched(browser, served.url) as page:
         page.page.goto(f"{served.url}#view=text&model=runs/none")
         page.ready("error")
         assert "runs/none is not there" in page.page.locator("#view").inner_text()
@@ -624,7 +642,7 @@ def test_a_model_that_is_gone_is_told(browser: Any, models: dict[str, Path]) -> 
 
 
 def test_a_text_that_is_too_long_is_told_before_anything_is_drawn(browser: Any, models: dict[str, Path]) -> None:
-    with serving(models["characters"], files=page_files()) as served, watched(browser, served.url) as page:
+    with serving(models["characters"]) as served, watched(browser, served.url) as page:
         for view in ("text", "heads", "mind", "whatif", "compare"):
             page.page.goto("about:blank")
             page.page.goto(f"{served.url}#view={view}&text={'abc' * 100}")
@@ -736,7 +754,7 @@ GONE = "The server does not answer: is `glassgpt play` still running?"
 
 @pytest.mark.parametrize("when", ["before the charts are loaded", "afterwards"])
 def test_a_server_that_is_gone_is_said_in_a_line(browser: Any, models: dict[str, Path], when: str) -> None:
-    with serving(models["windowed"], files=page_files()) as served:
+    with serving(models["windowed"]) as served:
         page = Watched(browser, served.url)
         if when != "afterwards":
             page.page.route("**/plotly.js", lambda route: route.abort())

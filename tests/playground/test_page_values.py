@@ -22,20 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import glassgpt
-from glassgpt.generation.generate import sampling_distribution
-from glassgpt.interpretability import (
-    ActivationCache,
-    Edit,
-    capture,
-    effects,
-    logit_attribution,
-    logit_lens,
-    principal_components,
-    tables,
-)
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation.sampling import sampling_distribution
+from glassgpt.interpretability.capture import ActivationCache, capture
+from glassgpt.interpretability.interventions import Edit, effects
+from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens
 from glassgpt.interpretability.snapshots import read_probe, take_probe
+from glassgpt.interpretability.weights import principal_components, tables
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.assets import page_files
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.loop import train
@@ -106,7 +100,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path, trained: Path) -> Iterator[str]:
-    with serving(folder / "plain", folder / "windowed", trained, files=page_files()) as served:
+    with serving(folder / "plain", folder / "windowed", trained) as served:
         yield served.url
 
 
@@ -248,11 +242,16 @@ def visible_keys(case: Case, layer: int) -> Tensor:
     return (s <= t) & ((t - s < window) | (s < first) if window is not None else torch.ones(1, dtype=torch.bool))
 
 
-def weights_of(case: Case, layer: int, head: int) -> Tensor:
-    """A head's weights (T, T), NaN where masked: by plain torch from q and k."""
+def scores_of(case: Case, layer: int, head: int) -> Tensor:
+    """A head's scores (T, T) before the mask: by plain torch from q and k."""
     seen = case.seen.layers[layer]
-    shared_by = seen.q.shape[1] // seen.k.shape[1]
-    scores = seen.q[0, head] @ seen.k[0, head // shared_by].T / math.sqrt(seen.q.shape[-1])
+    shared_by = seen.rot_q.shape[1] // seen.rot_k.shape[1]
+    return seen.rot_q[0, head] @ seen.rot_k[0, head // shared_by].T / math.sqrt(seen.rot_q.shape[-1])
+
+
+def weights_of(case: Case, layer: int, head: int) -> Tensor:
+    """A head's weights (T, T), NaN where masked."""
+    scores = scores_of(case, layer, head)
     masked = ~visible_keys(case, layer)
     return scores.masked_fill(masked, -torch.inf).softmax(dim=-1).masked_fill(masked, torch.nan)
 
@@ -265,7 +264,7 @@ def matrix_of(rows: list[list[str]]) -> Floats:
 def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
     """Of two heads, the second reached by keys; the mask as it is; and each cell of the picture has its weight's colour."""
     page = shown.open("heads", model=case.name, text=case.text)
-    most = max(layer.difference() for layer in case.seen.layers)
+    most = max(layer.kernel_error() for layer in case.seen.layers)
     assert value(shown, "difference") == most
     last = case.model.config.n_layer - 1
     for layer, head in ((0, 0), (last, 1)):
@@ -275,7 +274,7 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
             "document.querySelector('[data-test=head-facts]').textContent.startsWith(argument)",
             f"Layer {layer}, head {head}",
         )
-        expected = case.seen.layers[layer].weights(head)[0]
+        expected = case.seen.layers[layer].pattern(head)[0]
         same(expected.masked_fill(~visible_keys(case, layer), torch.nan), weights_of(case, layer, head), ROUNDING)
         same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
         same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
@@ -283,10 +282,10 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         told = "sees all tokens before it" if window is None else f"the last {window}, itself included"
         assert told in hook(shown, "span").inner_text()
     entropies = torch.stack(
-        [torch.special.entr(layer.weights()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
+        [torch.special.entr(layer.pattern()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
     same(column(shown.csv_of("Heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
-    shared = case.model.config.kv_heads != case.model.config.n_head
+    shared = case.model.config.resolved_n_kv_head != case.model.config.n_head
     legend = hook(shown, "kv-legend")
     assert legend.count() == shared
     if shared:
@@ -328,7 +327,7 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
     seen, sees = case.seen.layers[layer], visible_keys(case, layer)
-    scores = seen.scores(head)[0].double()
+    scores = scores_of(case, layer, head).double()
     values = seen.v[0, head * seen.v.shape[1] // case.model.config.n_head].double()
     for row, col in ((9, 6), (12, 0), (15, 5), (4, 8)):
         go(shown, row=row, col=col)
@@ -337,20 +336,20 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
             f"at {col}.",
         )
         same(value(shown, "score"), scores[row, col], PAGE)
-        same(value(shown, "dot"), scores[row, col] * math.sqrt(seen.q.shape[-1]), PAGE)
+        same(value(shown, "dot"), scores[row, col] * math.sqrt(seen.rot_q.shape[-1]), PAGE)
         same(value(shown, "weights-sum"), 1.0, PAGE)
         assert hook(shown, "weight").count() == hook(shown, "denominator").count() == int(sees[row, col])
         if sees[row, col]:
-            kept, weight = scores[row][sees[row]], seen.weights(head)[0, row, col]
+            kept, weight = scores[row][sees[row]], seen.pattern(head)[0, row, col]
             same(value(shown, "weight"), weight)
             same(value(shown, "weight-here"), weight, PAGE)
             same(value(shown, "denominator"), (kept - kept.max()).exp().sum(), PAGE)
         assert value(shown, "output-difference") < 1e-5
         if case.model.config.position == "rope":
             plain = (
-                seen.q_plain[0, head, row].double()
-                @ seen.k_plain[0, head // 2, col].double()
-                / math.sqrt(seen.q.shape[-1])
+                seen.q_norm[0, head, row].double()
+                @ seen.k_norm[0, head // 2, col].double()
+                / math.sqrt(seen.rot_q.shape[-1])
             )
             same(value(shown, "score-plain"), plain, PAGE)
             same(value(shown, "score-turned"), scores[row, col], PAGE)
@@ -371,7 +370,7 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("mind", model=case.name, text=case.text, token=position, watch=",".join(map(str, watch)), depth=1)
     with torch.no_grad():
-        stream = torch.stack([x[0] for x in case.seen.stream])
+        stream = torch.stack([x[0] for x in case.seen.residual_stream])
         logits = case.model.logits(case.model.norm(stream))
     p = logits.double().softmax(dim=-1)
     rows = shown.csv_of("Logit lens")
@@ -419,7 +418,7 @@ def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> N
     same(matrix_of(shown.csv_of("Head by head")).flatten(), heads)
     head = case.model.head.weight.detach().double()
     direction = head[target] - (0 if against is None else head[against])
-    same(value(shown, "logit"), case.seen.hidden[0, position].double() @ direction, 1e-12)  # both in float64
+    same(value(shown, "logit"), case.seen.ln_final[0, position].double() @ direction, 1e-12)  # both in float64
     same(value(shown, "parts-sum"), column(rows, "share").sum(), 1e-12)
     same(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
 
@@ -540,7 +539,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     """The next token's probabilities, what remains of them, their sums, and the bars as long as they say."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
-    q = sampling_distribution(logits[None], temperature=temperature, **settings)[0]
+    q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
     rows = shown.csv_of("The next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
@@ -681,12 +680,12 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
     shown.open("write", model=case.name, text=case.text, t=1.2, k=50, p=0.9, minp=0.01, n=3, seed=5, new=9)
     hook(shown, "write").click()
     shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
-    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, **settings))
-    expected = ["".join(piece for piece in pieces if piece.sample == sample) for sample in range(3)]
+    pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, probabilities=True, **settings))
+    expected = ["".join(p.text for p in pieces if p.sample == sample) for sample in range(3)]
     assert shown.page.locator(".continuation").evaluate_all("texts => texts.map(text => text.textContent)") == expected
     rows = shown.csv_of("Continuations")
-    assert [int(i) for i in texts(rows, "id")] == [piece.token for piece in pieces]
-    same(column(rows, "probability"), [piece.probability for piece in pieces])
+    assert [int(i) for i in texts(rows, "id")] == [p.token_id for p in pieces]
+    same(column(rows, "probability"), [p.probability for p in pieces])
     assert "27 tokens in" in hook(shown, "speed").inner_text()
 
 
@@ -855,7 +854,7 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
         names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen.lens_ids[..., 0].flatten().tolist()]
         assert texts(rows, "likeliest next") == names
         same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen.surprisal)
-        same(column(shown.csv_of("Kinds of heads"), "score"), taken.head_kinds.flatten())
+        same(column(shown.csv_of("Kinds of heads"), "score"), taken.head_scores.flatten())
     assert np.abs(found[0] - found[1]).max() > 1 / 255
 
 
@@ -896,7 +895,7 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
         found = logit_lens(model, seen, token - 1, token)
         ranks.append((found.next_rank[:, 0] + 1).tolist())
         names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in range(tokenizer.vocab_size)]
-        same(matrix_of(csv_at(shown, save)), seen.layers[layer].weights(head)[0])
+        same(matrix_of(csv_at(shown, save)), seen.layers[layer].pattern(head)[0])
     bits = [surprisal_of(each, ids) for each in logits]
     totals = totals_of(shown)
     for key, tolerance, expected in (("tokens", 0, [len(ids)] * 2), ("bits", 0.0051, [each.nansum() for each in bits])):

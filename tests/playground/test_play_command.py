@@ -1,5 +1,6 @@
 """`glassgpt play`: its mistakes, where it listens, and a process that is started, asked and interrupted."""
 
+import asyncio
 import os
 import re
 import signal
@@ -7,12 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from glassgpt.cli.main import main
 from glassgpt.playground import server
-from glassgpt.playground.assets import page_files
+from glassgpt.playground.routes import page_files
 from glassgpt.playground.server import bind
 from glassgpt.utils.errors import UserError
 from play_harness import GPT2_LIKE, Client, write_run
@@ -33,11 +35,12 @@ def test_mistakes_are_told_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "there is no run in runs/" in fails(capsys)
-    assert "there is no run or checkpoint at runs/x" in fails(capsys, "runs/x")
+    assert "runs/x does not exist" in fails(capsys, "runs/x")
     run = str(write_run(tmp_path / "runs" / "x", GPT2_LIKE).path)
     assert "it has 1 and best" in fails(capsys, run + "@7")
     assert "--port must be from 1 to 65535" in fails(capsys, run, "--port", "0")
-    assert "is no name or address" in fails(capsys, run, "--host", "no.such.host.invalid")
+    assert "no.such.host.invalid" in fails(capsys, run, "--host", "no.such.host.invalid")
+    assert "--host" in fails(capsys, run, "--host", "")
     assert "cannot listen on 192.0.2.1" in fails(capsys, run, "--host", "192.0.2.1")  # of documentation: nobody's
     assert "device 'abacus' is unknown" in fails(capsys, run, "--device", "abacus")
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -52,31 +55,64 @@ def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         number = address.listener.getsockname()[1]
         assert server.PORT < number < server.PORT + server.PORTS_TRIED
         assert address.url == f"http://127.0.0.1:{number}/"
-        assert address.door.token is None
         address.listener.close()
         monkeypatch.setattr(server, "PORTS_TRIED", 1)
-        with pytest.raises(UserError, match="are all taken: give --port N"):
+        with pytest.raises(UserError, match="--port"):
             bind(None, None)
 
 
-def test_listening_for_others_makes_a_token_of_its_own() -> None:
-    addresses = [bind("127.0.0.1", 0) for _ in range(2)]
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_each_server_has_its_own_token(host: str | None) -> None:
+    addresses = [bind(host, 0) for _ in range(2)]
     for address in addresses:
-        assert address.door.token is not None
-        assert len(address.door.token) >= 32
-        assert address.url.endswith(f"/?token={address.door.token}")
+        assert len(address.policy.token) >= 32
+        assert address.login_url == f"{address.url}#token={address.policy.token}"
         address.listener.close()
-    assert addresses[0].door.token != addresses[1].door.token
-    assert addresses[0].door.cookie != addresses[1].door.cookie
+    assert addresses[0].policy.token != addresses[1].policy.token
+    assert addresses[0].policy.cookie != addresses[1].policy.cookie
+
+
+def test_the_token_is_not_in_the_command_line_of_the_browser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The browser gets the path of a file that only this user can read, and that is gone when the server ends."""
+    run = write_run(tmp_path / "run", GPT2_LIKE, steps=())
+    opened: list[tuple[str, int, str]] = []
+
+    def run_server(self: server.PlayServer, sockets: list[socket.socket]) -> None:
+        asyncio.run(started(self))
+        sockets[0].close()
+
+    async def started(play_server: server.PlayServer) -> None:
+        on_end = play_server._on_start()
+        while not opened:
+            await asyncio.sleep(0.01)
+        on_end()
+
+    def open_browser(url: str) -> None:
+        path = Path(urlsplit(url).path)
+        opened.append((url, path.stat().st_mode & 0o777, path.read_text(encoding="utf-8")))
+
+    monkeypatch.setenv("BROWSER", "true")
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    monkeypatch.setattr(server.PlayServer, "run", run_server)
+    assert main(["play", str(run.path), "--device", "cpu"]) == 0
+    login_url = re.search(r"http://127\.0\.0\.1:\d+/#token=([\w-]{32,})", capsys.readouterr().out)
+    assert login_url
+    [(url, mode, page)] = opened
+    assert login_url[1] not in url
+    assert url.startswith("file://")
+    assert (mode, login_url[0] in page) == (0o600, True)
+    assert not Path(urlsplit(url).path).exists()
 
 
 def test_the_page_is_read_with_all_that_it_names() -> None:
     """Every file that the page's own files ask for is there, and of a type that is served."""
     files = page_files()
-    for name, asset in files.items():
-        text = asset.content.decode(errors="replace")
+    for name, path in files.items():
+        text = path.read_text(encoding="utf-8")
         for wanted in re.findall(r"""["'](/static/[^"'?#]+)["']""", text):
-            assert wanted.removeprefix("/static/") in {*files, "plotly.js"}, f"{name} asks for {wanted}"
+            assert wanted.removeprefix("/static/") in files, f"{name} asks for {wanted}"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -94,9 +130,9 @@ def test_a_process_is_started_asked_and_interrupted(tmp_path: Path, stop: signal
     )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/#token=([\w-]+)", process.stdout.readline())
         assert found
-        client = Client(int(found[1]))
+        client = Client(int(found[1]), found[2])
         offers = client.get("/api/offers")[1]["offers"]
         assert sorted(offer["name"] for offer in offers) == ["runs/begun", "runs/x"]
         number = next(offer["id"] for offer in offers if offer["name"] == "runs/x")
@@ -104,8 +140,8 @@ def test_a_process_is_started_asked_and_interrupted(tmp_path: Path, stop: signal
         text = socket.create_connection(("127.0.0.1", client.port))
         body = b'{"model": %d, "ids": [1], "max_new_tokens": 1024, "n": 8}' % number
         head = (
-            b"POST /api/write HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-            % len(body)
+            b"POST /api/write HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\nauthorization: Bearer %s\r\n\r\n"
+            % (len(body), found[2].encode())
         )
         text.sendall(head + body)
         assert text.recv(20).startswith(b"HTTP/1.1 200")

@@ -1,25 +1,30 @@
-"""Safe: who may ask, thousands of malformed requests, and clients that are slow, malicious or gone."""
+"""Who may use the server, malformed requests, limits, and clients that disconnect."""
 
+import gzip
 import http.client
 import json
 import random
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassgpt.playground import model_pool as workshop
-from glassgpt.playground import security as guard
-from glassgpt.playground import server
-from glassgpt.playground.security import MOST_BODY, Door
-from play_harness import FILES, GPT2_LIKE, INDEX, Client, Served, serving, write_run
+import glassgpt
+from glassgpt.playground import model_pool, server
+from glassgpt.playground.routes import CAPTURE_HANDLERS, MODEL_HANDLERS, page_files
+from glassgpt.playground.security import MAX_BODY, AccessPolicy, accepts_gzip
+from play_harness import GPT2_LIKE, TOKEN, Client, Served, serving, write_run
 
 JSON = {"content-type": "application/json"}
 IDS = json.dumps({"model": 0, "ids": [1, 2, 3]}).encode()
+AUTHORIZATION = b"authorization: Bearer %s\r\n" % TOKEN.encode()
+GET_ADDRESSES = ["offers", "history?model=0", "snapshot?model=0&step=1", "events?model=0"]
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +43,7 @@ def client(served: Served) -> Client:
     return served.client
 
 
-@pytest.fixture
-def quick(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """A server that waits for a client for half a second."""
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(server, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(server, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
-    with serving(run) as served:
-        yield served
-
-
-def until(condition: Any, seconds: float = 10.0) -> None:
+def until(condition: Any, seconds: float = 20.0) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -57,32 +51,80 @@ def until(condition: Any, seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-# who may ask
+# --- the token --------------------------------------------------------------------------------------------------------
+
+
+def test_no_api_answers_without_the_token(client: Client) -> None:
+    stranger = Client(client.port, token=None)
+    names = [*MODEL_HANDLERS, *CAPTURE_HANDLERS, "lens", "write", "nothing"]
+    requests = [("GET", address) for address in GET_ADDRESSES] + [("POST", name) for name in names]
+    for method, address in requests:
+        for headers in (
+            {},
+            {"authorization": f"Bearer {TOKEN}x"},
+            {"authorization": f"Basic {TOKEN}"},
+            {"cookie": f"glassgpt-{client.port}={TOKEN[:-1]}"},
+            {"cookie": f"other={TOKEN}"},
+        ):
+            status, _, body = stranger.request(method, f"/api/{address}", IDS, {**JSON, **headers})
+            assert (status, list(json.loads(body))) == (401, ["error"]), address
+        assert stranger.request(method, f"/api/{address.partition('?')[0]}?token={TOKEN}", IDS, JSON)[0] == 401
+    assert stranger.request("GET", "/")[0] == 200  # the page asks for the token; its files hold no secrets
+    assert stranger.request("GET", "/static/main.js")[0] == 200
+    assert TOKEN.encode() not in stranger.request("GET", "/")[2]
+
+
+def test_a_login_exchanges_the_token_for_a_cookie(client: Client) -> None:
+    stranger = Client(client.port, token=None)
+
+    def login(**body: Any) -> tuple[int, Any]:
+        return stranger.request("POST", "/api/login", json.dumps(body).encode(), JSON)[:2]
+
+    for wrong in ("", "x", TOKEN[:-1], TOKEN + " ", TOKEN.upper(), "é", "\udcff"):
+        status, headers = login(token=wrong)
+        assert status == 401
+        assert "set-cookie" not in headers
+    assert login(token=3)[0] == login()[0] == 400
+    status, headers = login(token=TOKEN)
+    cookie, *attributes = headers["set-cookie"].split("; ")
+    assert status == 204
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(attributes)
+    assert cookie.startswith(f"glassgpt-{client.port}=")  # cookies are shared by all ports of a host
+    assert stranger.request("GET", "/api/login")[0] == 401
+    assert stranger.request("GET", "/api/login", headers={"cookie": f"other=1; {cookie}"})[0] == 204
+    assert stranger.request("POST", "/api/next", IDS, {**JSON, "cookie": cookie})[0] == 200
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    monkeypatch.setattr("secrets.compare_digest", lambda a, b: compared.append((a, b)))
+    AccessPolicy("secret", "cookie").is_token("secre\udcff")
+    assert compared == [(b"secre?", b"secret")]
+
+
+# --- hosts and other sites --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:7860", "localhost:65535"])
-def test_the_servers_own_names_are_known(client: Client, host: str) -> None:
+def test_loopback_names_are_accepted(client: Client, host: str) -> None:
     assert client.request("GET", "/", headers={"host": host})[0] == 200
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example:80",
-        "",
-        "localhost:x",
-        "10.0.0.1",
-        "a@localhost",
-        "localhost/",
-        "[::1",
-        "0",
-    ],
-)
-def test_foreign_names_are_refused(client: Client, host: str) -> None:
-    assert client.request("GET", "/", headers={"host": host})[0] == 403
-    assert client.request("POST", "/api/attention", IDS, {**JSON, "host": host})[0] == 403
+FOREIGN_HOSTS = """evil.example localhost.evil.example 127.0.0.1.evil.example:80 localhost:x 10.0.0.1 a@localhost localhost/ [::1 0
+""".split()
+
+
+@pytest.mark.parametrize("host", ["", *FOREIGN_HOSTS])
+def test_dns_rebinding_is_refused(client: Client, host: str) -> None:
+    assert client.request("GET", "/", headers={"host": host})[0] == 400
+    assert client.request("POST", "/api/attention", IDS, {**JSON, "host": host})[0] == 400
+
+
+def test_any_host_name_is_accepted_with_host(run: Path) -> None:
+    """With --host, people may reach the machine by names that it does not know; the token refuses the rest."""
+    address = server.bind("127.0.0.1", 0)
+    address.listener.close()
+    assert address.policy.hosts == ("*",)
 
 
 @pytest.mark.parametrize(
@@ -106,83 +148,59 @@ def test_foreign_names_are_refused(client: Client, host: str) -> None:
         ({"content-encoding": "gzip"}, 415),
     ],
 )
-def test_only_the_page_itself_asks(client: Client, headers: dict[str, str], status: int) -> None:
+def test_cross_site_requests_are_refused(client: Client, headers: dict[str, str], status: int) -> None:
     assert client.request("POST", "/api/next", IDS, {**JSON, **headers})[0] == status
+    if status == 403:
+        assert client.request("GET", "/api/offers", headers=headers)[0] == 403
+        assert client.request("POST", "/api/login", b"{}", {**JSON, **headers})[0] == 403
 
 
-def test_a_link_may_lead_to_the_page_and_to_nothing_else(client: Client) -> None:
-    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
-    assert client.request("GET", "/", headers=link)[0] == 200
-    assert client.request("GET", "/", headers={**link, "sec-fetch-dest": "iframe"})[0] == 403
-    assert client.request("GET", "/api/offers", headers=link)[0] == 403
-    assert client.request("GET", "/static/views/text.js", headers={**link, "sec-fetch-mode": "no-cors"})[0] == 403
+@pytest.mark.parametrize(
+    "path", ["/", "/static/views/text.js", "/api/offers", "/nothing", "/api/nothing", "/static/nothing"]
+)
+def test_every_response_has_the_security_headers(client: Client, path: str) -> None:
+    for host in ("localhost", "evil.example"):
+        _, headers, _ = client.request("GET", path, headers={"host": host})
+        policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
+        assert (
+            policy["default-src"]
+            == policy["base-uri"]
+            == policy["form-action"]
+            == policy["frame-ancestors"]
+            == "'none'"
+        )
+        assert policy["script-src"] == policy["connect-src"] == "'self'"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["cache-control"] in ("no-store", "no-cache")
+        assert "server" not in headers
 
 
-@pytest.mark.parametrize("path", ["/", "/static/views/text.js", "/api/offers", "/nothing"])
-def test_every_answer_is_held_by_its_headers(client: Client, path: str) -> None:
-    _, headers, _ = client.request("GET", path)
-    policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
-    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == policy["frame-ancestors"] == "'none'"
-    assert policy["script-src"] == policy["connect-src"] == "'self'"
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
-    assert headers["cache-control"] in ("no-store", "no-cache")
-    assert "server" not in headers
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_with_a_host_the_token_is_needed(run: Path) -> None:
-    with serving(run, token=True) as served:
-        client, token = served.client, served.door.token
-        assert token is not None
-        assert f"?token={token}" in served.url
-        for path in (
-            "/",
-            "/api/offers",
-            "/static/views/text.js",
-            "/?token=",
-            f"/?token={token}x",
-            f"/api/offers?token={token}",
-            "/?token=%ff",
-        ):
-            assert client.request("GET", path)[0] == 403, path
-        status, headers, _ = client.request("GET", f"/?token={token}")
-        assert (status, headers["location"]) == (303, "/")
-        cookie, *attributes = headers["set-cookie"].split("; ")
-        assert {"HttpOnly", "SameSite=Lax"} <= set(attributes)
-        for path in ("/", "/api/offers"):
-            assert client.request("GET", path, headers={"cookie": f"other=1; {cookie}"})[0] == 200
-            assert client.request("GET", path, headers={"cookie": cookie[:-1]})[0] == 403
-        assert client.request("POST", "/api/next", IDS, {**JSON, "cookie": cookie})[0] == 200
-        assert client.request("POST", "/api/next", IDS, JSON)[0] == 403
-        assert client.request("GET", "/", headers={"cookie": cookie, "host": "10.1.2.3:80"})[0] == 200
-        assert client.request("GET", "/", headers={"cookie": cookie, "host": "evil.example"})[0] == 403
-
-
-def test_a_token_is_compared_whatever_it_is() -> None:
-    assert Door(token="secret").admits("secret")
-    assert not any(Door(token="secret").admits(given) for given in ("", "secre", "secret\udcff", "é", "SECRET"))
-    assert not Door().admits("")
-
-
-# files
-
-
-def test_files_are_served_from_memory(client: Client) -> None:
+def test_files_are_revalidated_and_compressed(client: Client) -> None:
+    files = page_files()
     status, headers, body = client.request("GET", "/")
-    assert (status, body, headers["content-type"]) == (200, INDEX.content, "text/html; charset=utf-8")
+    assert (status, body, headers["content-type"]) == (
+        200,
+        files["index.html"].read_bytes(),
+        "text/html; charset=utf-8",
+    )
     assert client.request("GET", "/", headers={"if-none-match": headers["etag"]})[::2] == (304, b"")
     assert client.request("HEAD", "/static/views/text.js")[::2] == (200, b"")
-    assert client.request("GET", "/static/views/text.js?v=1")[2] == FILES["views/text.js"].content
-    import gzip
-
-    status, headers, body = client.request("GET", "/", headers={"accept-encoding": "gzip, br"})
-    assert (headers["content-encoding"], gzip.decompress(body)) == ("gzip", INDEX.content)
+    assert client.request("GET", "/static/views/text.js?v=1")[2] == files["views/text.js"].read_bytes()
+    for accepted in ("gzip, br", "deflate, gzip;q=0.5"):
+        status, headers, body = client.request("GET", "/static/main.js", headers={"accept-encoding": accepted})
+        assert (headers["content-encoding"], gzip.decompress(body)) == ("gzip", files["main.js"].read_bytes())
+    for refused in ("gzip;q=0", "identity", "gzip; q=0.000, br"):
+        status, headers, body = client.request("GET", "/static/main.js", headers={"accept-encoding": refused})
+        assert ("content-encoding" in headers, body) == (False, files["main.js"].read_bytes())
+    assert not accepts_gzip("br, x-gzip")
 
 
 def test_plotly_comes_from_its_package(client: Client) -> None:
-    import gzip
-
     from plotly.offline import get_plotlyjs
 
     status, headers, body = client.request("GET", "/static/plotly.js", headers={"accept-encoding": "gzip"})
@@ -191,7 +209,7 @@ def test_plotly_comes_from_its_package(client: Client) -> None:
     assert client.request("GET", "/static/plotly.js", headers={"if-none-match": headers["etag"]})[0] == 304
 
 
-# thousands of malformed requests
+# --- thousands of malformed requests ----------------------------------------------------------------------------------
 
 ADDRESSES: dict[str, dict[str, Any]] = {
     "attention": {"ids": [1, 2]},
@@ -334,7 +352,7 @@ def test_thousands_of_malformed_requests_are_refused(
     for method, path, body, headers, malformed in requests:
         connection.putrequest(method, "/", skip_accept_encoding=True)
         connection._buffer[0] = f"{method} {path} HTTP/1.1".encode("latin-1")  # type: ignore[attr-defined]  # as it is, whatever it is
-        for name, value in {**headers, "content-length": str(len(body or b""))}.items():
+        for name, value in {**served.client.headers, **headers, "content-length": str(len(body or b""))}.items():
             connection.putheader(name, value)
         connection.endheaders(body)
         response = connection.getresponse()
@@ -346,7 +364,7 @@ def test_thousands_of_malformed_requests_are_refused(
     foreign = {
         path
         for path in opened
-        if not path.startswith((str(run), sys.prefix, sys.base_prefix, "/proc", str(Path(guard.__file__).parents[1])))
+        if not path.startswith((str(run), sys.prefix, sys.base_prefix, "/proc", str(Path(glassgpt.__file__).parent)))
     }
     assert not foreign
     assert "Traceback" not in capfd.readouterr().err
@@ -356,24 +374,22 @@ def test_thousands_of_malformed_requests_are_refused(
 def test_lines_that_are_no_http_are_refused(client: Client) -> None:
     draw = random.Random(3)
     good = (
-        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
-        % (len(IDS), IDS)
+        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
+        % (len(IDS), AUTHORIZATION, IDS)
     )
     fixed = [
         b"GET / HTTP/1.1\r\n\r\n",  # no Host
         b"GET / HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: localhost\r\norigin: http://localhost\r\norigin: http://evil.example\r\n\r\n",
-        b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
+        b"GET /api/offers HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example\r\norigin: http://localhost\r\n\r\n",
         b"GET http://evil.example/ HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello",
         b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
         b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: -1\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
         b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-        b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\norigin: http://evil.example\r\n\r\n",
+        b"GET /api/offers HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\norigin: http://evil.example\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
         b"\x00" * 100 + b"\r\n\r\n",
@@ -402,21 +418,19 @@ def sent(client: Client, lines: bytes) -> Any:
     return int(first.split()[1]) if first else None
 
 
-# bounds
+# --- limits ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_list_stops_nobody(client: Client) -> None:
-    """Each item was once checked before the list's length: for 20 seconds nobody else had an answer."""
-    edits = b",".join([b"{}"] * (MOST_BODY // 3 - 100))
-    begin = time.perf_counter()
+def test_a_long_list_is_refused_before_its_items_are_checked(client: Client) -> None:
+    """Checking each item would keep everybody else waiting for 20 seconds."""
+    edits = b",".join([b"{}"] * (MAX_BODY // 3 - 100))
     status, _, answer = client.request("POST", "/api/next", b'{"model":0,"ids":[1],"edits":[' + edits + b"]}", JSON)
-    assert (status, b"are the most" in answer) == (400, True)
-    assert time.perf_counter() - begin < 2  # 0.02 s on an idle machine
+    assert (status, b"edits has" in answer) == (400, True)
 
 
-def test_a_body_is_bounded(client: Client) -> None:
-    assert client.request("POST", "/api/next", b" " * (MOST_BODY - len(IDS)) + IDS, JSON)[0] == 200
-    assert client.request("POST", "/api/next", IDS, {**JSON, "content-length": str(MOST_BODY + 1)})[0] == 413
+def test_bodies_are_bounded(client: Client) -> None:
+    assert client.request("POST", "/api/next", b" " * (MAX_BODY - len(IDS)) + IDS, JSON)[0] == 200
+    assert client.request("POST", "/api/next", IDS, {**JSON, "content-length": str(MAX_BODY + 1)})[0] == 413
 
     def chunks() -> Iterator[bytes]:
         for _ in range(40):
@@ -424,28 +438,39 @@ def test_a_body_is_bounded(client: Client) -> None:
 
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=20)
     try:
-        connection.request("POST", "/api/next", chunks(), JSON, encode_chunked=True)
+        connection.request("POST", "/api/next", chunks(), {**JSON, **client.headers}, encode_chunked=True)
         assert connection.getresponse().status == 413
-    except (BrokenPipeError, ConnectionResetError):  # the server does not read on
+    except (BrokenPipeError, ConnectionResetError):  # the server has stopped reading
         pass
     finally:
         connection.close()
 
 
-def test_a_defect_is_told_and_shown(
+def test_a_bug_answers_500_and_prints_its_traceback(
     served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise RuntimeError("broken inside")
 
-    monkeypatch.setattr(served.workshop.offers, "told", fail)
-    status, told = served.client.get("/api/offers")
-    assert (status, list(told)) == (500, ["error"])
-    assert "broken inside" not in told["error"]
+    monkeypatch.setattr(served.pool.offers, "told", fail)
+    status, answer = served.client.get("/api/offers")
+    assert (status, list(answer)) == (500, ["error"])
+    assert "broken inside" not in answer["error"]
     assert "RuntimeError: broken inside" in capfd.readouterr().err
 
 
-# clients that are slow, malicious or gone
+def test_too_many_connections_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 8)
+    with serving(run) as served:
+        idle = [connected(served.client) for _ in range(8)]
+        until(lambda: len(served.server.server_state.connections) == 8)
+        assert served.client.request("GET", "/")[0] == 503
+        for connection in idle:
+            connection.close()
+        until(lambda: served.client.request("GET", "/")[0] == 200)
+
+
+# --- clients that disconnect ------------------------------------------------------------------------------------------
 
 
 def connected(client: Client, lines: bytes = b"") -> socket.socket:
@@ -454,71 +479,10 @@ def connected(client: Client, lines: bytes = b"") -> socket.socket:
     return connection
 
 
-def ends(connection: socket.socket) -> bool:
-    """Whether the server has ended it."""
-    connection.settimeout(10)
-    try:
-        while connection.recv(1 << 16):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    finally:
-        connection.close()
-    return True
-
-
-def post(question: dict[str, Any], path: str = "write") -> bytes:
-    body = json.dumps(question).encode()
-    head = f"POST /api/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def test_who_sends_too_slowly_is_cut_off(quick: Served) -> None:
-    client = quick.client
-    silent, half = connected(client), connected(client, b"GET / HTTP/1.1\r\nhos")
-    body = connected(client, post({"model": 0, "ids": [1]})[:-5])
-    again = connected(client, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HT")
-    begin = time.monotonic()
-    while time.monotonic() < begin + 1.0:
-        try:
-            half.sendall(b"t")  # a byte now and then does not help
-        except OSError:
-            break
-        time.sleep(0.05)
-    assert client.request("GET", "/")[0] == 200
-    assert body.recv(100).startswith(b"HTTP/1.1 408")
-    assert all(ends(connection) for connection in (silent, half, body, again))
-
-
-def test_who_never_reads_is_cut_off_and_stops_nobody(quick: Served) -> None:
-    client = quick.client
-    lens = post({"model": 0, "ids": [1] * 24, "start": 0, "stop": 24, "k": 50}, "lens")
-    stuck = [connected(client) for _ in range(4)]
-    for connection in stuck:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.setblocking(False)
-        try:
-            for _ in range(400):
-                connection.send(lens)
-        except BlockingIOError:
-            pass
-    for _ in range(10):
-        assert client.request("POST", "/api/next", IDS, JSON, timeout=5)[0] == 200
-    until(lambda: not quick.server.server_state.connections)
-    for connection in stuck:
-        connection.close()
-
-
-def test_a_flood_of_connections_closes_itself(served: Served) -> None:
-    client = served.client
-    flood = [connected(client) for _ in range(server.MOST_CONNECTIONS + 60)]
-    for _ in range(5):
-        assert client.request("POST", "/api/next", IDS, JSON, timeout=5)[0] == 200
-    until(lambda: len(served.server.server_state.connections) <= server.MOST_CONNECTIONS)
-    for connection in flood:
-        connection.close()
+def post(body: dict[str, Any], path: str = "write") -> bytes:
+    text = json.dumps(body).encode()
+    head = f"POST /api/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n"
+    return head.encode() + AUTHORIZATION + b"\r\n" + text
 
 
 LONG = {"model": 0, "ids": [1], "max_new_tokens": 1024}
@@ -527,55 +491,51 @@ LONG = {"model": 0, "ids": [1], "max_new_tokens": 1024}
 def test_a_text_ends_when_nobody_reads_it(served: Served) -> None:
     connection = connected(served.client, post({**LONG, "n": 8}))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
-    assert served.workshop._streams == 1
+    assert served.pool._streams == 1
     connection.close()
-    until(lambda: served.workshop._streams == 0, seconds=2)
-    until(lambda: served.workshop.computing.waiting == 0, seconds=2)
+    until(lambda: served.pool._streams == 0)
+    until(lambda: served.pool.computing.waiting == 0)
 
 
-def test_a_long_text_lets_others_have_their_turn(served: Served) -> None:
-    connections = [connected(served.client, post({**LONG, "n": 8})) for _ in range(workshop.MOST_STREAMS)]
+def test_long_texts_let_others_have_their_turn(served: Served) -> None:
+    connections = [connected(served.client, post({**LONG, "n": 8})) for _ in range(model_pool.MOST_STREAMS)]
     for connection in connections:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
     for _ in range(3):
-        begin = time.monotonic()
         served.client.answer("next", model=0, ids=[5])
-        assert time.monotonic() - begin < 2  # four turns of 0.03 s on an idle machine
-    status, told = served.client.ask("write", **LONG)
-    assert (status, "too many texts" in told["error"]) == (429, True)
+    assert served.pool._streams == len(connections)  # the texts have not ended: the answers came in between
+    status, answer = served.client.ask("write", **LONG)
+    assert (status, "too many texts" in answer["error"]) == (429, True)
     for connection in connections:
         connection.close()
-    until(lambda: served.workshop._streams == 0)
+    until(lambda: served.pool._streams == 0)
     assert served.client.ask("write", **{**LONG, "max_new_tokens": 3})[0] == 200
 
 
-def test_waiting_questions_are_bounded_and_forgotten_with_their_clients(served: Served) -> None:
-    import threading
-
+def test_waiting_requests_are_bounded_and_forgotten_with_their_clients(served: Served) -> None:
     gate, begun = threading.Event(), []
-    served.workshop.computing.submit(gate.wait)
-    asked = [connected(served.client, post({"model": 0, "ids": [i + 1]}, "next")) for i in range(workshop.MOST_WAITING)]
+    served.pool.computing.submit(gate.wait)
+    limit = model_pool.MOST_WAITING
+    requests = [connected(served.client, post({"model": 0, "ids": [i + 1]}, "next")) for i in range(limit)]
     try:
-        until(lambda: served.workshop.computing.waiting == workshop.MOST_WAITING)
+        until(lambda: served.pool.computing.waiting == limit)
         status, headers, _ = served.client.request("POST", "/api/next", IDS, JSON)
         assert (status, headers["retry-after"]) == (429, "1")
-        for connection in asked[1:]:
+        for connection in requests[1:]:
             connection.close()
-        until(lambda: served.workshop.computing.waiting == 1)
-        served.workshop.computing.submit(lambda: begun.append(1))
+        until(lambda: served.pool.computing.waiting == 1)
+        served.pool.computing.submit(lambda: begun.append(1))
     finally:
         gate.set()
-    assert asked[0].recv(100).startswith(b"HTTP/1.1 200")
-    asked[0].close()
+    assert requests[0].recv(100).startswith(b"HTTP/1.1 200")
+    requests[0].close()
     until(lambda: begun == [1])
 
 
-def test_many_ask_at_once_and_each_gets_its_own_answer(served: Served) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_concurrent_requests_each_get_their_own_answer(served: Served) -> None:
     expected = [served.client.answer("next", model=0, ids=[i])["logits"].tolist() for i in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(
-            pool.map(lambda i: served.client.answer("next", model=0, ids=[i % 8])["logits"].tolist(), range(64))
+    with ThreadPoolExecutor(8) as executor:
+        answers = executor.map(
+            lambda i: served.client.answer("next", model=0, ids=[i % 8])["logits"].tolist(), range(64)
         )
-    assert found == expected * 8
+    assert list(answers) == expected * 8

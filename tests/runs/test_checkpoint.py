@@ -16,13 +16,23 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, checkpoint_paths, latest_checkpoint, open_checkpoint, prune_checkpoints, save_checkpoint, take_snapshot
 from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.strategies import Strategy
-from glassgpt.utils.errors import UserError
 from glassgpt.model.gpt import GPT
-from glassgpt.training.optim import build_optimizers
+from glassgpt.runs.checkpoint import (
+    Background,
+    Snapshot,
+    TrainingState,
+    checkpoint_paths,
+    latest_checkpoint,
+    open_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    take_snapshot,
+)
 from glassgpt.tokenizers.builtin import CharacterTokenizer
+from glassgpt.training.optim import build_optimizers
+from glassgpt.utils.errors import UserError
 from kill_harness import lightly, tiny_config
 
 FILES = ["config.toml", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
@@ -113,7 +123,9 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: P
 def test_everything_comes_back(tmp_path: Path) -> None:
     training = Training(config_with())
     training.update(2)
-    state = TrainingState(step=2, val_loss=0.1 + 0.2, best_step=1, best_val_loss=1e-17, scaler={"scale": 2.0, "_growth_tracker": 3})
+    state = TrainingState(
+        step=2, val_loss=0.1 + 0.2, best_step=1, best_val_loss=1e-17, scaler={"scale": 2.0, "_growth_tracker": 3}
+    )
     path = save_checkpoint(tmp_path, training.snapshot(), training.config, TOKENIZER, state)
     checkpoint = open_checkpoint(path)
     assert path == tmp_path / "000002"
@@ -126,7 +138,9 @@ def test_a_checkpoint_has_these_files_and_the_sha256_of_each(saved: Path) -> Non
     path = saved / "000003"
     assert sorted(file.name for file in path.iterdir()) == FILES
     sums = json.loads((path / "manifest.json").read_text())["sha256"]
-    assert sums == {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES if name != "manifest.json"}
+    assert sums == {
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES if name != "manifest.json"
+    }
 
 
 def test_weights_are_found_under_the_models_own_names_even_when_it_is_compiled(tmp_path: Path) -> None:
@@ -141,8 +155,12 @@ def test_weights_are_found_under_the_models_own_names_even_when_it_is_compiled(t
     assert moments == {f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in names}
 
 
-@pytest.mark.parametrize("shape", [{"n_embd": 32}, {"n_layer": 2}, {"tied_head": False}, {"bias": False}, {"context_length": 8}])
-def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing(saved: Path, shape: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "shape", [{"n_embd": 32}, {"n_layer": 2}, {"tied_head": False}, {"bias": False}, {"context_length": 8}]
+)
+def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing(
+    saved: Path, shape: dict[str, object]
+) -> None:
     other = Training(config_with(model={"vocab_size": 8, **shape}))
     before = other.weights()
     with pytest.raises(UserError, match=r"000003 is a checkpoint of another architecture: '[a-z0-9_.]+' differs"):
@@ -165,7 +183,9 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_named_and_the_checkpoint_before_is_used(saved: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_damage_is_named_and_the_checkpoint_before_is_used(
+    saved: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     damage(saved / "000003" / name)
     with pytest.raises(UserError, match="000003") as caught:
         open_checkpoint(saved / "000003")
@@ -233,7 +253,11 @@ def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
     def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         if next(calls) == when:
             path.write_bytes(b"only the beginn")
-            raise OSError(errno.ENOSPC, "x") if kind == "os" else SafetensorError("I/O error: No space left on device (os error 28)")
+            raise (
+                OSError(errno.ENOSPC, "x")
+                if kind == "os"
+                else SafetensorError("I/O error: No space left on device (os error 28)")
+            )
         save(tensors, path)
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
@@ -260,7 +284,14 @@ def test_errors_of_safetensors_that_are_not_the_systems_pass(saved: Path, monkey
 
 @pytest.mark.parametrize(
     ("keep", "best", "kept"),
-    [(1, None, [60]), (2, None, [50, 60]), (2, 30, [30, 50, 60]), (2, 60, [50, 60]), (9, 10, [10, 20, 30, 40, 50, 60]), (1, 99, [60])],
+    [
+        (1, None, [60]),
+        (2, None, [50, 60]),
+        (2, 30, [30, 50, 60]),
+        (2, 60, [50, 60]),
+        (9, 10, [10, 20, 30, 40, 50, 60]),
+        (1, 99, [60]),
+    ],
 )
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
     for step in range(10, 70, 10):

@@ -1,8 +1,5 @@
 """A run's files: who may start there, what is cut back, and what a reader finds meanwhile."""
 
-import errno
-import json
-import math
 import os
 import random
 import signal
@@ -16,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from glassgpt.runs.metrics import MetricsWriter, append_samples
+from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.training.loop import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
-from glassgpt.runs.run_directory import MetricsLog, RunDirectory
-from glassgpt.training.loop import resume, train
 from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text
 
 NOBODY = 65534
@@ -149,7 +147,13 @@ def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(
     run: RunDirectory, removed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run.checkpoints / "000005").mkdir(parents=True)
-    for name in ("metrics.jsonl", "samples.md", "report.html", "nonfinite-000003.json", "checkpoints/000005/state.json"):
+    for name in (
+        "metrics.jsonl",
+        "samples.md",
+        "report.html",
+        "nonfinite-000003.json",
+        "checkpoints/000005/state.json",
+    ):
         (run.path / name).write_text("x")
     count, system = 0, os.unlink
 
@@ -220,7 +224,9 @@ def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
 
 def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory) -> None:
     program = "import sys, glassgpt.run_directory as r\nwith r.RunDirectory(sys.argv[1]).locked():\n    print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another process is training"), run.locked():
@@ -247,7 +253,9 @@ def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
     assert not (open_folder / "new").exists()
 
 
-def test_training_in_a_directory_without_rights_changes_nothing(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_a_directory_without_rights_changes_nothing(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(open_folder / "cache"))
     config = tiny_config(write_text(open_folder / "text.txt"), steps=2)
     with lightly():
@@ -273,14 +281,14 @@ def test_training_in_a_directory_without_rights_changes_nothing(open_folder: Pat
 def written(run: RunDirectory, steps: int) -> None:
     """An evaluation with samples at 0, 2, 4, …, and a record of each step."""
     draw = random.Random(0)
-    metrics = MetricsLog(run.metrics_path)
+    metrics = MetricsWriter(run.metrics_path)
     run.probes.mkdir()
     for step in range(steps + 1):
         if step:
             metrics.write({"step": step, "loss": step / 7})
         if step % 2 == 0:
             metrics.write({"step": step, "val_loss": step / 3})
-            run.append_samples(step, [draw.choice(AWKWARD) for _ in range(3)])
+            append_samples(run.samples_path, step, [draw.choice(AWKWARD) for _ in range(3)])
             write_atomic(run.probe_path(step), str(step))
     metrics.close()
 
@@ -298,67 +306,3 @@ def test_cutting_back_gives_the_files_as_they_were_at_that_step(tmp_path: Path, 
     assert longer.samples_path.read_bytes() == shorter.samples_path.read_bytes()
     assert probes_of(longer.path) == probes_of(shorter.path)
     assert longer.probed_steps == [probed for probed in (0, 2, 4, 6) if probed <= step]
-
-
-def test_cutting_back_drops_the_line_that_a_killed_process_left_half_written(run: RunDirectory) -> None:
-    run.metrics_path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    run.cut_back(5)
-    assert run.metrics_path.read_text() == '{"step": 1, "loss": 2.0}\n'
-
-
-@pytest.mark.parametrize(
-    "tail", ["\n", "\n## Ste", "\n## Step 00", "\n## Step 000009\n\n### Sam", "\n## Step 000009\n\n### Sample 1\n\n    Д"]
-)
-def test_cutting_back_drops_samples_that_a_full_disk_cut_off(run: RunDirectory, tail: str) -> None:
-    run.cut_back(0)
-    run.append_samples(4, ["Да", *AWKWARD])
-    before = run.samples_path.read_bytes()
-    for cut in (0, 1):  # at a character's end, and inside one where the tail has a Cyrillic letter at its end
-        run.samples_path.write_bytes(before + tail.encode()[: len(tail.encode()) - cut])
-        run.cut_back(8)
-        assert run.samples_path.read_bytes() == before
-
-
-def test_samples_are_read_back_as_they_were_written(run: RunDirectory) -> None:
-    """An independent reading of the format: sections, samples, and an indented code block each."""
-    run.cut_back(0)
-    run.append_samples(0, ["one\n\n## Step 000007\n  indented", "two"])
-    run.append_samples(250, ["three"])
-    found: dict[str, list[list[str]]] = {}
-    for line in run.samples_path.read_text().split("\n"):
-        if line.startswith("## Step "):
-            section = found.setdefault(line.removeprefix("## Step "), [])
-        elif line.startswith("### Sample "):
-            section.append([])
-        elif line.startswith("    "):
-            section[-1].append(line[4:])
-    assert found == {"000000": [["one", "", "## Step 000007", "  indented"], ["two"]], "000250": [["three"]]}
-
-
-def test_a_record_is_readable_at_once_and_never_invalid_json(tmp_path: Path) -> None:
-    metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "grad_norms": {"head": -math.inf, "norms": 2.0}, "lr": 1e-3})
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    line = (tmp_path / "metrics.jsonl").read_text()  # before anything is closed
-    expected = {"step": 1, "loss": None, "grad_norm": None, "grad_norms": {"head": None, "norms": 2.0}, "lr": 1e-3}
-    assert json.loads(line, parse_constant=refuse) == expected
-    metrics.close()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
-def test_metrics_on_a_full_disk_are_one_explained_error() -> None:
-    metrics = MetricsLog(Path("/dev/full"))
-
-    def use() -> None:
-        try:
-            metrics.write({"step": 1})
-        finally:
-            metrics.close()  # the record is still in the buffer: another attempt at it must not hide the first error
-
-    with pytest.raises(UserError, match="cannot write /dev/full: the disk is full") as caught:
-        use()
-    assert isinstance(caught.value.__cause__, OSError)
-    assert caught.value.__cause__.errno == errno.ENOSPC

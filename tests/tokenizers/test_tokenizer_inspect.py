@@ -96,8 +96,7 @@ def test_bytes_a_token_are_counted_over_all_texts(monkeypatch: pytest.MonkeyPatc
         bytes_per_token([BYTES], [""])
 
 
-def test_gpt2_is_beside_it_where_it_is_at_hand(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
+def test_gpt2_is_beside_it_where_it_is_at_hand() -> None:
     assert (
         compare_with_gpt2(BYTES, ["Hello, I'm a language model"]) == "1.000; GPT-2's 50,257: 3.857"
     )  # 27 bytes, 7 tokens

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
@@ -170,7 +171,7 @@ def test_the_share_of_the_peak_is_of_sequences_as_long_as_they_are(
     config = tiny_config(text, context_start=4, context_warmup=0.5)
     records = [r for r in records_of(train(config, tmp_path / "run", progress=Quiet())) if "loss" in r]
     for record, length in ((records[0], 4), (records[-1], 16)):
-        model = find_checkpoint(tmp_path / "run").model_config.cropped(length)
+        model = find_checkpoint(tmp_path / "run").model_config.with_shorter_context(length)
         flops = record["peak_share"] * 1e9 * record["seconds"] / config.batch_tokens
         assert flops == pytest.approx(ModelSummary(model).training_flops_per_token, rel=1e-6)
 
@@ -700,7 +701,7 @@ REFUSED = [
     ({"model": {"vocab_size": 5}}, "the tokenizer has"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
     ({"data": {"validation_fraction": 0.0002}}, "validation"),
-    ({"init_from": "no/such/run"}, "no run or checkpoint at no/such/run"),
+    ({"init_from": "no/such/run"}, "no/such/run does not exist"),
     ({"device": "cuda:99"}, "'cuda:99' is not available"),
     ({"precision": "float16"}, "float32 or bfloat16"),
     ({"model": {"attention": "flex"}, "device": "cpu"}, "trains on CUDA only"),

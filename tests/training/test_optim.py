@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe
-from glassgpt.config.schema import ModelConfig, OptimConfig
+from glassgpt.config.schema import OptimConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.model.gpt import GPT
 from glassgpt.training.optim import Muon, OutlierWatch, build_adamw, build_optimizers, lr_at, orthogonalize
@@ -143,7 +144,7 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
     before = weight.detach().clone()  # type: ignore[operator]
     muon = build_optimizers(Strategy(model), _config(name="muon", lr=1.0, weight_decay=0.0))[0]
     muon.step()
-    rows = [heads * shape.head_width for heads in (shape.n_head, kv_heads, kv_heads)]
+    rows = [heads * shape.resolved_head_dim for heads in (shape.n_head, kv_heads, kv_heads)]
     for update in torch.split(weight.detach() - before, rows):  # type: ignore[operator]
         values = torch.linalg.svdvals(update / (0.2 * math.sqrt(max(update.shape))))
         # Fused, the three would share a matrix whose columns are at right angles, and each part's own values be below 0.68.

@@ -135,9 +135,9 @@ def test_memory_is_in_bytes() -> None:
     code = """
 import torch
 from glassgpt.hardware import memory_bytes
-before = memory_bytes(torch.device("cpu"))
+before = memory_used(torch.device("cpu"))
 block = torch.ones(64 * 2**20, dtype=torch.uint8)
-print(memory_bytes(torch.device("cpu")) - before)
+print(memory_used(torch.device("cpu")) - before)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert abs(int(result.stdout) - 64 * 2**20) < 16 * 2**20

@@ -79,7 +79,7 @@ def _evaluate_text(options: EvalOptions) -> dict[str, Any]:
 
     if options.hellaswag and options.data is None and not isinstance(find_model(options.reference), Checkpoint):
         return {}
-    figures = evaluation.evaluate_reference(
+    figures = evaluation.evaluate(
         options.reference,
         source=options.data,
         split=options.split,

@@ -18,9 +18,9 @@ class PlayOptions:
     port: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 7860, or the next free one)")] = None
     """Port to listen on."""
     host: Annotated[str | None, arg(metavar="H", help_behavior_hint="(default: this machine alone)")] = None
-    """Name or address to listen on, for others too: they need the token in the address that is printed."""
+    """Name or address to listen on, so that other machines can connect; 0.0.0.0 is all. They need the printed token."""
     no_browser: FlagCreatePairsOff[bool] = False
-    """Open no browser. (With --host none is opened: the token would stand in its command line.)"""
+    """Do not open a browser."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 

@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from glassgpt.cli.options import Command, description, gives, is_first_rank, parse
 from glassgpt.cli.parsing import parse_options
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
-from glassgpt.config.schema import USUAL_VOCABULARIES, TrainConfig
+from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
 from glassgpt.training.progress import PlainProgress, Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
@@ -228,8 +228,8 @@ def _size(config: TrainConfig) -> str:
     """A recipe's parameters, rounded; a character vocabulary, which is not known before its text is, counts as 100 ids."""
     from glassgpt.model.summary import ModelSummary
 
-    vocabulary = config.model.vocab_size or USUAL_VOCABULARIES.get(
-        config.data.tokenizer, USUAL_VOCABULARIES["characters"]
+    vocabulary = config.model.vocab_size or TYPICAL_VOCAB_SIZES.get(
+        config.data.tokenizer, TYPICAL_VOCAB_SIZES["characters"]
     )
     count = ModelSummary(config.override(model={"vocab_size": vocabulary}).model).parameters
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"

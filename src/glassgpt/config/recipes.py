@@ -1,5 +1,6 @@
 """The recipes that come with the package, and the user's own TOML files."""
 
+import shlex
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -23,16 +24,18 @@ def recipe_text(name: str) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UserError(f"there is no recipe file {name}") from None
+            raise UserError(f"recipe file {name} does not exist") from None
         except OSError as error:
             raise UserError(f"cannot read {name}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise UserError(f"{name} is not UTF-8 text") from None
     if (path / "config.toml").is_file():
-        raise UserError(f"{name} is a run and no recipe: what it was trained by is {path / 'config.toml'}")
+        raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
+    if path.exists():
+        raise UserError(f"{name} is not a recipe; to train on its text: glassgpt train --data {shlex.quote(name)}")
     known = recipe_names()
     raise UserError(
-        f"there is no recipe {name!r}{did_you_mean(name, known)} (recipes: {', '.join(known)}; or a .toml file)"
+        f"unknown recipe {name!r}{did_you_mean(name, known)} (recipes: {', '.join(known)}; or a .toml file)"
     )
 
 

@@ -20,9 +20,9 @@ from glassgpt.data.hub_datasets import HubDataset, find_dataset
 from glassgpt.data.readers import SUFFIXES, Part, ReadOptions, is_readable, read_parts
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.download import cache_directory, download
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
 from glassgpt.utils.files import explain_os_errors, files_below, readable, sha256_of, user_path, write_atomic
-from glassgpt.utils.hub import is_hub_id
+from glassgpt.utils.hub import find_hub_id
 
 
 class Source(Protocol):
@@ -353,8 +353,14 @@ def absolute_source(source: str) -> str:
     return str(found.directory) if isinstance(found, PreparedDataset) else found.location
 
 
-def _may_be_of_the_hub(name: str) -> bool:
-    return "/" in name and is_hub_id(name) and not is_readable(name)
+def _hub_location(source: str) -> str | None:
+    """`NAME[:SUBSET[:SPLIT]]` of a dataset on the hub if `source` names one, a leading `hf:` removed."""
+    location = source.removeprefix("hf:")
+    name, _, rest = location.partition(":")
+    is_named = name in _HUB_NAMES or (
+        "/" in name and find_hub_id(source[: len(source) - len(location)] + name) is not None
+    )
+    return location if is_named and rest.count(":") <= 1 else None
 
 
 def resolve(source: str) -> Source | PreparedDataset:
@@ -365,7 +371,7 @@ def resolve(source: str) -> Source | PreparedDataset:
         return HubSource(source)
     path = user_path(source)
     choices = (
-        "a source is a file, a folder, a pattern of files, a prepared dataset, a dataset of the Hugging Face hub (owner/name:subset), "
+        "a source is a file, a folder, a pattern of files, a prepared dataset, a dataset of the Hugging Face Hub (hf:owner/name:subset), "
         f"or one of: {', '.join(REGISTERED)}"
     )
     if not source:
@@ -378,13 +384,12 @@ def resolve(source: str) -> Source | PreparedDataset:
         raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{choices}") from error
     if mode is None and glob.has_magic(source):
         return LocalFiles(_absolute(source), is_pattern=True)
-    named = source.partition(":")[0]
-    if mode is None and source.count(":") <= 2 and (named in _HUB_NAMES or _may_be_of_the_hub(named)):
-        return HubSource(source)
+    if mode is None and (location := _hub_location(source)) is not None:
+        return HubSource(location)
     if mode is None:
-        raise UserError(
-            f"there is no file, folder or registered source {source!r}{did_you_mean(source, REGISTERED)};\n{choices}"
-        )
+        nearby = nearby_path(source)
+        hint = f"; did you mean {nearby}?" if nearby else did_you_mean(source, REGISTERED)
+        raise UserError(f"there is no file, folder or registered source {source!r}{hint};\n{choices}")
     if stat.S_ISDIR(mode):
         return PreparedDataset(path.resolve()) if is_dataset(path) else LocalFiles(path.resolve())
     if not stat.S_ISREG(mode):

@@ -1,6 +1,6 @@
 """The processes of a run: who they are, what they tell each other, and how they end together.
 
-`torchrun` starts them and tells each one its rank; `joined` makes them a group (NCCL between GPUs, gloo for all that lies in the
+`torchrun` starts them and tells each one its rank; `process_group` makes them a group (NCCL between GPUs, gloo for all that lies in the
 host's memory). A process by itself is a group of one, whose methods do nothing, so that training reads the same for 1 and for 64.
 
 Shapes: `W` ranks.
@@ -38,18 +38,18 @@ MEETING = 600
 
 
 class Ranks:
-    """One process by itself. The methods are those of `Group`."""
+    """One process by itself. The methods are those of `DistributedRanks`."""
 
     rank = 0
     size = 1
     local_rank = 0
     """Among the processes of this host."""
     _tell: Callable[[str], None] = staticmethod(lambda reason: None)
-    launch: str | None = None
+    launch_id: str | None = None
     """What the processes of one `torchrun` have in common, also behind a restart; None without torchrun."""
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank is the one that writes the run's directory."""
         return self.rank == 0
 
@@ -62,38 +62,38 @@ class Ranks:
         """The device of that name; of several GPUs this rank's own. Raises `UserError` where there is none."""
         return find_device(name)
 
-    def share(self, count: int) -> slice:
+    def slice_of(self, count: int) -> slice:
         """This rank's part of `count` rows, which the ranks divide evenly."""
         rows = count // self.size
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The JSON value of each rank (W,), in the order of the ranks, on all of them."""
         return [value]
 
-    def numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def all_gather_numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The numbers (n,) of each rank as (W, n), on all of them. Sums over them are the same bits everywhere."""
         return np.asarray(values, dtype=np.float64)[None]
 
-    def at(self, place: str, *, may_last: bool = False) -> None:
-        """Say where this rank is, for the report of a hang. `may_last`: others may wait for it for as long as it takes."""
+    def enter_phase(self, place: str, *, may_take_long: bool = False) -> None:
+        """Say where this rank is, for the report of a hang. `may_take_long`: others may wait for it for as long as it takes."""
 
-    def tick(self) -> None:
+    def heartbeat(self) -> None:
         """Say that this rank goes on at its place."""
 
     @contextmanager
-    def first_of_host_ahead(self, place: str) -> Iterator[None]:
+    def main_process_first(self, place: str) -> Iterator[None]:
         """One process of each host goes through the block alone; the others follow, and find what it has made."""
         yield
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """Rows (n, ...) of each rank, as many on each, one behind the other: (W n, ...)."""
         return rows
 
-    def leave(self) -> None:
+    def finish(self) -> None:
         """The end of the work that the ranks have in common: each may go its way."""
 
-    def part(self) -> None:
+    def shutdown(self) -> None:
         """This rank goes its way, whatever the others do."""
 
     def on_failure(self, tell: Callable[[str], None]) -> None:
@@ -106,13 +106,13 @@ class Ranks:
         raise error
 
 
-class Group(Ranks):
+class DistributedRanks(Ranks):
     """The ranks that torchrun has started, this process among them."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.launch = _launch()
+        self.launch_id = _launch_id()
         if not dist.is_initialized():  # a process's second run goes on with the group of its first
             store = _connect(_holds_store(self.rank))
             start = _meet(store, self.rank, self.size)
@@ -123,9 +123,9 @@ class Group(Ranks):
                 backend, store=PrefixStore(start, store), rank=self.rank, world_size=self.size, timeout=limit
             )
             atexit.register(dist.destroy_process_group)
-        run = self.gather(uuid.uuid4().hex)[0]
+        run = self.all_gather_object(uuid.uuid4().hex)[0]
         self._watch = Watch(PrefixStore(run, _connect(holds=False)), self.rank, self.size)
-        self.gather(None)  # all have shown themselves
+        self.all_gather_object(None)  # all have shown themselves
         self._watch.start()
 
     def device(self, name: str) -> torch.device:
@@ -143,32 +143,32 @@ class Group(Ranks):
         torch.cuda.set_device(device)
         return device
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         text = json.dumps(value).encode()
-        lengths = self.numbers([len(text)])[:, 0].astype(int).tolist()
+        lengths = self.all_gather_numbers([len(text)])[:, 0].astype(int).tolist()
         own = torch.zeros(max(lengths), dtype=torch.uint8)
         own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        table = self.gather_rows(own[None]).numpy()
+        table = self.all_gather(own[None]).numpy()
         return [json.loads(row[:length].tobytes()) for row, length in zip(table, lengths, strict=True)]
 
-    def numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def all_gather_numbers(self, values: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         own = torch.from_numpy(np.array(values, dtype=np.float64))
-        return self.gather_rows(own[None]).numpy()
+        return self.all_gather(own[None]).numpy()
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         table = rows.new_empty((self.size * rows.shape[0], *rows.shape[1:]))
         dist.all_gather_single(table, rows.contiguous())
         return table
 
-    def at(self, place: str, *, may_last: bool = False) -> None:
-        self._watch.place(place, may_last)
+    def enter_phase(self, place: str, *, may_take_long: bool = False) -> None:
+        self._watch.place(place, may_take_long)
 
-    def tick(self) -> None:
+    def heartbeat(self) -> None:
         self._watch.tick()
 
     @contextmanager
-    def first_of_host_ahead(self, place: str) -> Iterator[None]:
-        self.at(place, may_last=True)
+    def main_process_first(self, place: str) -> Iterator[None]:
+        self.enter_phase(place, may_take_long=True)
         host, hosts = os.environ.get("GROUP_RANK", "0"), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
         if self.local_rank:
             self._wait_for_mark(f"{place}/{host}")
@@ -185,12 +185,12 @@ class Group(Ranks):
     def on_failure(self, tell: Callable[[str], None]) -> None:
         self._watch.tell = tell
 
-    def leave(self) -> None:
-        self.at("the end", may_last=True)
-        self.numbers([0])
-        self.part()
+    def finish(self) -> None:
+        self.enter_phase("the end", may_take_long=True)
+        self.all_gather_numbers([0])
+        self.shutdown()
 
-    def part(self) -> None:
+    def shutdown(self) -> None:
         self._watch.stop()
 
     def fail(self, error: Exception) -> NoReturn:
@@ -218,30 +218,30 @@ class Group(Ranks):
         raise error
 
 
-def launched() -> bool:
+def under_torchrun() -> bool:
     """Whether torchrun, or something like it, has started this process as one of several or of one."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """The ranks of a run, for as long as they work together: those that torchrun started, or this process alone.
 
     An exception that leaves the block on one rank ends the processes of all within seconds; the first one is told with its rank.
     """
     try:
-        ranks = Group() if launched() else Ranks()
+        ranks = DistributedRanks() if under_torchrun() else Ranks()
     except RuntimeError as error:
         raise RankError(
             f"rank {os.environ['RANK']} ({socket.gethostname()}) cannot join the others: {first_line(error)}"
         ) from error
     try:
         yield ranks
-        ranks.leave()
+        ranks.finish()
     except Exception as error:
         ranks.fail(error)
     except KeyboardInterrupt:
-        ranks.part()
+        ranks.shutdown()
         raise
 
 
@@ -285,7 +285,7 @@ def _meet(store: TCPStore, rank: int, size: int) -> str:
     return word
 
 
-def _launch() -> str | None:
+def _launch_id() -> str | None:
     """What this call of torchrun has and no other one, the same behind a restart of the processes; None without torchrun."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id != "none":
@@ -315,7 +315,7 @@ def _is_broken_connection(error: BaseException) -> bool:
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
     """Raise `UserError` that names the rank in which a fact differs from the first rank's: another version of the code or the data."""
-    told = ranks.gather({**facts, "host": socket.gethostname()})
+    told = ranks.all_gather_object({**facts, "host": socket.gethostname()})
     for rank, own in enumerate(told):
         for what in facts:
             if own[what] != told[0][what]:

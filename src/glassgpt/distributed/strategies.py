@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.distributed.group import Ranks, launched
+from glassgpt.distributed.group import Ranks, under_torchrun
 from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
@@ -31,40 +31,40 @@ class Strategy:
 
     def compile(self, backend: str) -> None:
         """Compile what computes, in place: no wrapper, so names stay as they are."""
-        make_masks(self.model)
+        build_block_masks(self.model)
         # For each shape by itself. Left to guess, the compiler would take every shape that varies in an evaluation for one that
         # varies in training too, whose kernels would be slower for it.
         self.model.compile(backend=backend, dynamic=False)
 
-    def synchronized(self, is_last: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-step; the ranks' gradients meet in the last one of an update at the latest."""
         return nullcontext()
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Behind an update, before the next."""
         self.model.zero_grad(set_to_none=True)
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         """A parameter, or its gradient or moment, all of it."""
         return tensor
 
-    def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, whole: Tensor, parameter: Tensor) -> Tensor:
         """A tensor of a parameter's shape, laid out over the ranks as that is."""
         return whole
 
     @contextmanager
-    def whole_model(self) -> Iterator[GPT]:
+    def full_model(self) -> Iterator[GPT]:
         """The model with all of its weights, on each rank: for evaluation and for writing, where ranks go their own ways."""
         yield self.model
 
-    def shared(self, function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    def distributed_map(self, function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
         """The function of each matrix (N, R, C), which every rank computes for a part of them."""
         ranks = self.ranks
         if ranks.size == 1:
             return function(matrices)
         rest = -len(matrices) % ranks.size  # filled up with the first ones, so that all have as many
         padded = torch.cat([matrices, matrices[:1].expand(rest, -1, -1)])
-        return ranks.gather_rows(function(padded[ranks.share(len(padded))]))[: len(matrices)]
+        return ranks.all_gather(function(padded[ranks.slice_of(len(padded))]))[: len(matrices)]
 
 
 class DataParallel(Strategy):
@@ -89,12 +89,12 @@ class DataParallel(Strategy):
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for _ in range(2):  # the second forward pass is where they are arranged
             self.forward(ids, ids).backward()
-        self.drop_gradients()
+        self.zero_grad()
 
-    def drop_gradients(self) -> None:
+    def zero_grad(self) -> None:
         self.model.zero_grad(set_to_none=False)  # they are the buckets: dropped, new ones would lie beside these
 
-    def synchronized(self, is_last: bool) -> AbstractContextManager[None]:
+    def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_last else self._wrapped.no_sync()
 
 
@@ -123,16 +123,16 @@ class FullySharded(Strategy):
         self._device = device
 
     def compile(self, backend: str) -> None:
-        make_masks(self.model)
+        build_block_masks(self.model)
         for block in self.model.blocks:  # between them weights are gathered, which is not to be compiled
             block.compile(backend=backend, dynamic=False)
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
+    def shard_like(self, whole: Tensor, parameter: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(parameter, DTensor)
@@ -140,21 +140,21 @@ class FullySharded(Strategy):
         return distribute_tensor(whole, self._mesh, parameter.placements, src_data_rank=None)
 
     @contextmanager
-    def whole_model(self) -> Iterator[GPT]:
+    def full_model(self) -> Iterator[GPT]:
         """A copy for the time being: no hook in it waits for another rank."""
         copy = GPT.empty(self.model.config, self._device)
         with torch.no_grad():
             for target, parameter in zip(copy.parameters(), self.model.parameters(), strict=True):
-                target.copy_(self.whole(parameter.detach()))
+                target.copy_(self.full_tensor(parameter.detach()))
         yield copy.train(self.model.training)
 
 
-def make_masks(model: GPT) -> None:
+def build_block_masks(model: GPT) -> None:
     """Have a model that is about to be compiled keep the masks of its texts, where its kernels have some."""
     for block in model.blocks:
         kernel = block.attention.kernel  # type: ignore[union-attr]
         if isinstance(kernel, FlexKernel):
-            kernel.blocks_of(model.config.context_length, model.embedding.weight.device)
+            kernel.block_mask(model.config.context_length, model.embedding.weight.device)
 
 
 # Share of a GPU's memory that weights, gradients and AdamW's moments may take on each rank before `auto` shards them: activations
@@ -165,11 +165,11 @@ _BYTES_A_PARAMETER = 16
 
 def parallelize(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device, precision: str) -> Strategy:
     """Lay a model, whole and the same on each rank, out over the ranks. Raises `UserError` for what the strategy cannot do."""
-    strategy = config.strategy if launched() else "single"
+    strategy = config.strategy if under_torchrun() else "single"
     if strategy == "auto":
         need = _BYTES_A_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
         own = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
-        room = ranks.numbers([own]).min()  # all come to the same strategy
+        room = ranks.all_gather_numbers([own]).min()  # all come to the same strategy
         strategy = "ddp" if ranks.size == 1 or need <= _REPLICATED_SHARE * room else "fsdp"
     if strategy == "fsdp" and precision == "float16":
         raise UserError(

@@ -40,7 +40,7 @@ class Sighting:
     ticks: int
     """Steps within the place: some work for longer than others there."""
     place: str
-    may_last: bool
+    may_take_long: bool
     process: str
 
 
@@ -75,14 +75,14 @@ class Watch(threading.Thread):
         """Is called with the reason before the end."""
         self._show(0)
 
-    def place(self, name: str, may_last: bool) -> None:
-        """This rank goes on to the next place; others may be made to wait there where it `may_last`."""
-        self._at = (self._at[0] + 1, 0, name, may_last)
+    def place(self, name: str, may_take_long: bool) -> None:
+        """This rank goes on to the next place; others may be made to wait there where it `may_take_long`."""
+        self._at = (self._at[0] + 1, 0, name, may_take_long)
 
     def tick(self) -> None:
         """This rank goes on within its place."""
-        count, ticks, name, may_last = self._at
-        self._at = (count, ticks + 1, name, may_last)
+        count, ticks, name, may_take_long = self._at
+        self._at = (count, ticks + 1, name, may_take_long)
 
     def mark(self, key: str) -> None:
         """Leave a mark for the other ranks."""
@@ -175,12 +175,12 @@ class Watch(threading.Thread):
             silent = self._seconds_since(f"beat of {rank}", seen.beat)
             if silent > self._patience:
                 why = f"not heard from for {silent:.0f} s, last seen at {seen.place}"
-            elif seen.count < furthest.count and not seen.may_last and still > self._patience:
+            elif seen.count < furthest.count and not seen.may_take_long and still > self._patience:
                 why = f"at {seen.place} for {still:.0f} s, while others wait at {furthest.place}"
             else:
                 continue
             return self._announced(f"rank {rank} ({seen.process}) is missing: {why}")
-        if min(idle) > self._patience and not any(seen.may_last for seen in sightings):
+        if min(idle) > self._patience and not any(seen.may_take_long for seen in sightings):
             places = "; ".join(f"rank {rank} ({seen.process}) at {seen.place}" for rank, seen in enumerate(sightings))
             return self._announced(
                 f"no rank has gone on for {min(idle):.0f} s (GLASSGPT_HANG_SECONDS sets how many are allowed): {places}"

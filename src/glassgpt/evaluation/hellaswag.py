@@ -21,12 +21,13 @@ from torch import Tensor
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.hellaswag_items import Item, fingerprint, wording_of
 from glassgpt.evaluation.hellaswag_results import Identity, Score, merge, open_results, summarize
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.device import as_written, autocast, matmul_precision
+from glassgpt.utils.device import autocast, matmul_precision
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
 
 # Tokens of a batch's texts, each ending behind its own context. The more there are, the more rows have one length.
 BATCH_TOKENS = 8192
@@ -74,7 +75,7 @@ def evaluate_hellaswag(
     ranks = ranks or Ranks()
 
     def told(done: int, total: int) -> None:
-        ranks.tick()
+        ranks.heartbeat()
         if progress is not None:
             progress(done, total)
 
@@ -89,8 +90,8 @@ def evaluate_hellaswag(
         rank=ranks.rank,
         world_size=ranks.size,
     )
-    ranks.at("the scores of HellaSwag")
-    shares = ranks.gather([asdict(score) for score in own])
+    ranks.enter_phase("the scores of HellaSwag")
+    shares = ranks.all_gather_object([asdict(score) for score in own])
     return {"style": style, **summarize(merge([Score(**score) for score in share] for share in shares))}
 
 
@@ -126,7 +127,7 @@ def score_hellaswag(
     try:
         with (
             open_results(results_path, identity) as results,
-            as_written(model),
+            uncompiled(model),
             matmul_precision(precision),
             autocast(device, precision),
         ):

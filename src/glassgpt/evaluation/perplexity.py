@@ -18,13 +18,15 @@ from glassgpt.data.shards import SPLITS
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
-from glassgpt.generation.inference import device_for, quantized
+from glassgpt.generation.inference import device_for
+from glassgpt.generation.inference import quantize as quantize_model
 from glassgpt.interop.references import ModelSource, load_source, read_reference
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import Checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
-from glassgpt.utils.device import as_written, autocast, find_device, find_precision, matmul_precision
+from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
 
 # Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
 # wait for its work with less.
@@ -136,9 +138,9 @@ def measure_stream(
         for first, inputs, targets in stream.evaluation_batches(
             context_length, batch_size, limit, ranks.rank, ranks.size
         ):
-            ranks.tick()
+            ranks.heartbeat()
             is_whole = inputs.shape == (batch_size, context_length)
-            with autocast(device, precision), nullcontext() if is_whole else as_written(model):
+            with autocast(device, precision), nullcontext() if is_whole else uncompiled(model):
                 losses = model(
                     torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
                 )
@@ -166,15 +168,15 @@ def evaluate_data(
         measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, ranks=ranks)
         for d in data.datasets
     ]
-    ranks.at("the sums of an evaluation")
+    ranks.enter_phase("the sums of an evaluation")
     return combined([added_up(one, ranks) for one in found], data)
 
 
 def added_up(found: Measurement, ranks: Ranks) -> Measurement:
     """What all ranks measured of a text together, each document's losses aside."""
-    nats = ranks.numbers(found.nats_by_position).sum(axis=0)
+    nats = ranks.all_gather_numbers(found.nats_by_position).sum(axis=0)
     *tokens, text_bytes = (
-        ranks.numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
+        ranks.all_gather_numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
     )
     return Measurement(nats, np.array(tokens), text_bytes, None)
 
@@ -238,7 +240,7 @@ def _excerpt(stream: TokenStream, start: int, end: int, tokenizer: Tokenizer) ->
     return tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])
 
 
-def evaluate_reference(
+def evaluate(
     reference: str | Path,
     *,
     source: str | None = None,
@@ -272,7 +274,7 @@ def evaluate_reference(
         raise UserError(
             f"{reference} is no run of glassgpt, so it has no validation split of its own; name a text with --data"
         )
-    model = model if quantize is None else quantized(model, quantize)
+    model = model if quantize is None else quantize_model(model, quantize)
     config, own_fingerprint = run or (TrainConfig(steps=1), None)
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
     settings = config.override(data={key: value for key, value in changes.items() if value is not None}).data

@@ -1,220 +1,38 @@
-"""Writing: sampling as pure functions, a cached forward pass, and `generate`, which yields text as it comes.
+"""Generate text: a cached forward pass per token, and streaming that shows whole characters only.
 
-Shapes: `n` samples side by side, `T` time, `V` vocabulary.
+Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from glassgpt.generation.inference import prepare_for_inference
-from glassgpt.model.attention import KVCache
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation.inference import InferencePrecision, prepare_for_inference
+from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 
 
-class Piece(str):
-    """The text that one token added, "" while a character is incomplete, with the token's id, its sample's number and its probability.
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A generated token. `str(token)` is its text, so `print(token, end="")` streams."""
 
-    That is what the model gave it, before temperature and whatever else the draw was made with.
-    """
-
-    token: int
+    text: str
+    """The text that it adds; "" while a character is incomplete or a stop string may have begun."""
+    token_id: int
     sample: int
-    probability: float
+    """Number of the sample that it belongs to, from 0."""
+    probability: float | None = None
+    """The model's probability of it before temperature and other settings, if `generate` was asked for probabilities."""
 
-    def __new__(cls, text: str, token: int, sample: int, probability: float) -> "Piece":
-        piece = super().__new__(cls, text)
-        piece.token = token
-        piece.sample = sample
-        piece.probability = probability
-        return piece
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (n, V) with all but the k likeliest tokens at -inf (Fan et al., 2018)."""
-    threshold = logits.topk(k, dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (n, V) with only the fewest likeliest tokens whose probabilities reach p (Holtzman et al., 2020)."""
-    if p >= 1:
-        return logits  # a float32 sum reaches 1 before the last tokens, and would drop them
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    # A token stays if those before it have not reached p yet, so the likeliest always stays.
-    dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (n, V) with only tokens at least p times as likely as the likeliest (Nguyen et al., 2024)."""
-    probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
-
-
-def sampling_distribution(
-    logits: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> Tensor:
-    """The distribution (n, V) that a token is drawn from: temperature first, then top-k, top-p and min-p in this order.
-
-    Temperature 0 puts all probability on the likeliest token.
-    """
-    logits = logits.float()
-    if temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    # The largest becomes 0 first, so that a tiny temperature leads to -inf and not to inf - inf.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    if min_p is not None:
-        logits = keep_min_p(logits, min_p)
-    return logits.softmax(dim=-1)
-
-
-def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token (n,) from each distribution (n, V): the first at which the running sum passes a random share of the whole.
-
-    One random number a row, where `torch.multinomial` takes V of them: 8 rows of GPT-2's vocabulary cost a tenth of a step there.
-    On the CPU, where the generator is: the same seed then gives the same draws on every device. Raises `UserError` for nan.
-    """
-    sums = probabilities.cpu().cumsum(dim=-1, dtype=torch.float64)
-    if not sums[:, -1].isfinite().all():
-        raise UserError(
-            "the model's probabilities are not finite: its weights have diverged; take an earlier checkpoint"
-        )
-    # Strictly below 1 after rounding too, so that no token without probability comes behind the last one with any.
-    share = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator) * (1 - 2**-50)
-    return torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1)
-
-
-def probability_of(tokens: Tensor, logits: Tensor) -> Tensor:
-    """What logits (n, V) give the tokens (n,) that were drawn: (n, 1)."""
-    return logits.float().softmax(dim=-1).gather(-1, tokens[:, None])
-
-
-def window_start(length: int, context_length: int) -> int:
-    """First position that is still seen when `length` tokens are there: 0 until the context is full, then the older half goes.
-
-    It depends on the length alone, so that cached and uncached generation see the same tokens.
-    """
-    half = max(1, context_length // 2)
-    return max(0, -(-(length - context_length) // half)) * half
-
-
-class _Writer:
-    """The tokens so far, (n, T), and the logits of the next one, with a cache or recomputed.
-
-    `vocab_size` is V here: how many of the model's ids may be drawn.
-    """
-
-    def __init__(self, model: GPT, ids: Tensor, max_length: int, use_cache: bool, vocab_size: int) -> None:
-        self.model = model
-        self.ids = ids
-        self.context_length = max_length if model.config.has_no_limit else model.config.context_length
-        self.capacity = min(max_length, self.context_length)
-        self.use_cache = use_cache
-        self.vocab_size = vocab_size
-        self.cache: KVCache | None = None
-        self.start = 0
-
-    @torch.inference_mode()
-    def next_logits(self) -> Tensor:
-        """Logits (n, V) of the token behind the last one."""
-        length = self.ids.shape[1]
-        start = window_start(length, self.context_length)
-        if self.use_cache and (self.cache is None or start != self.start):
-            self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
-        self.start = start
-        fresh = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
-        return self.model.logits(self.model.hidden(fresh, self.cache)[:, -1])[:, : self.vocab_size]
-
-    def append(self, tokens: Tensor) -> None:
-        """Add one token (n,) to each sample."""
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-
-
-class _Text:
-    """One sample's text on its way out: whole characters only, and nothing of a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int] = ()) -> None:
-        self.decoder = (
-            StreamDecoder(tokenizer, after=_text_before(tokenizer, prompt)) if tokenizer is not None else None
-        )
-        self.end_of_text = tokenizer.end_of_text if tokenizer is not None else None
-        self.stop = stop
-        self.held = ""
-        self.done = False
-
-    def feed(self, token: int, last: bool) -> str:
-        """The text that may be shown now; what could be the start of a stop string is held back."""
-        self.done = last or token == self.end_of_text
-        if self.decoder is None:
-            return ""
-        self.held += self.decoder.feed(token) if token != self.end_of_text else ""
-        self.held += self.decoder.finish() if self.done else ""
-        found = [at for at in (self.held.find(text) for text in self.stop) if at >= 0]
-        if found:
-            self.done = True
-            return self.held[: min(found)]
-        keep = 0 if self.done else max((_overlap(self.held, text) for text in self.stop), default=0)
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _text_before(tokenizer: Tokenizer, prompt: Sequence[int]) -> int | None:
-    """The id that the writing goes on from, None where a prompt has only what a text begins behind."""
-    begins = {*tokenizer.prompt_prefix, tokenizer.end_of_text}
-    return prompt[-1] if any(i not in begins for i in prompt) else None
-
-
-def default_prompt(tokenizer: Tokenizer) -> list[int]:
-    """Where a text begins: what the model expects before one, else the end of the text before it, else a line break, else (in a
-    text without any) the first id."""
-    if tokenizer.prompt_prefix:
-        return list(tokenizer.prompt_prefix)
-    if tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
-    try:
-        ids: list[int] = tokenizer.encode("\n").tolist()
-    except UserError:
-        ids = []
-    return ids or [0]
-
-
-def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
-    """A prompt as ids (1, T) on the model's device: text behind the tokenizer's `prompt_prefix`, `default_prompt` for None.
-
-    Raises `UserError` for an empty prompt, a text without a tokenizer, or an id outside the vocabulary.
-    """
-    if tokenizer is None and (prompt is None or isinstance(prompt, str)):
-        raise UserError("this model has no tokenizer: give the prompt as token ids")
-    if tokenizer is not None and prompt is None:
-        prompt = default_prompt(tokenizer)
-    if tokenizer is not None and isinstance(prompt, str):
-        encoded = tokenizer.encode(prompt).tolist()
-        prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
-    if ids.numel() == 0:
-        raise UserError("the prompt is empty: the model needs at least one token to go on from; give some text")
-    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
-        raise UserError(f"the prompt has token ids outside 0..{model.vocab_size - 1}, the model's vocabulary")
-    return ids[None].to(model.embedding.weight.device)
+    def __str__(self) -> str:
+        return self.text
 
 
 def generate(
@@ -231,68 +49,180 @@ def generate(
     n: int = 1,
     seed: int = 1337,
     use_cache: bool = True,
-) -> Iterator[Piece]:
-    """Continue a prompt. Yields a `Piece` a token as it is drawn, for `n` samples in turn: `print(piece, end="")`.
+    precision: InferencePrecision = "auto",
+    probabilities: bool = False,
+) -> Iterator[GeneratedToken]:
+    """Continue a prompt, and yield each token as soon as it is drawn: `print(token, end="")`. The `n` samples take turns.
 
-    prompt: text, or token ids; None begins as a document does (`default_prompt`). A sample ends at `max_new_tokens`, at a
-    `stop` string (which is not shown) or at the tokenizer's end of text. Draws come from an own generator, so nothing else
-    is moved by them. Once the context is full the older half is dropped and the rest read again (`window_start`), unless the
-    model has no limit (`ModelConfig.has_no_limit`). Raises
-    `UserError` for an empty prompt and for impossible settings, at once and not at the first token.
+    prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`, before a `stop`
+    string, or at the tokenizer's end of text. A full context drops its older half and reads the rest again (`window_start`), unless
+    the model has no limit (`ModelConfig.has_unlimited_context`). precision: see `prepare_for_inference`. probabilities: also compute
+    each token's probability. Global random state is not used. Raises `UserError` for an empty prompt and for invalid settings,
+    before the first token.
     """
-    if max_new_tokens < 1 or n < 1:
-        raise UserError(f"max_new_tokens and n must be at least 1, got {max_new_tokens} and {n}")
-    if not temperature >= 0:  # this way round for nan
-        raise UserError(f"temperature must be at least 0, got {temperature}")
-    # Makers pad their models' vocabularies (Qwen's by 200 ids and more): what has no text is never drawn.
+    settings = SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    if n < 1:
+        raise UserError(f"n must be at least 1, got {n}")
+    # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
-    if top_k is not None and not 1 <= top_k <= vocab_size:
-        raise UserError(f"top_k must be from 1 to the vocabulary's {vocab_size}, got {top_k}")
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{name} must be above 0 and at most 1, got {value}")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)  # a plain string would else stop at each of its characters
+    if top_k is not None and top_k > vocab_size:
+        raise UserError(f"top_k must be from 1 to {vocab_size}, the vocabulary size, got {top_k}")
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
     if "" in stop:
-        raise UserError("a stop string is empty: it would stop before the first token")
+        raise UserError("a stop string is empty; it would stop before the first token")
     if stop and tokenizer is None:
-        raise UserError(
-            "this model has no tokenizer, so it writes no text that a stop string could be found in; leave stop out"
-        )
+        raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    writer = _Writer(model, ids, ids.shape[1] + max_new_tokens, use_cache, vocab_size)
-    texts = [_Text(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
     def choose(logits: Tensor) -> Tensor:
-        if temperature == 0:  # the distribution would be all on one, and cost a twentieth of a step
+        if temperature == 0:  # the distribution would put all on one token, and cost a twentieth of a step
             return logits.argmax(dim=-1)
-        return draw(
-            sampling_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), generator
-        )
+        return draw(sampling_distribution(logits, settings), generator)
 
-    return _stream(writer, texts, choose, max_new_tokens)
+    def stream() -> Iterator[GeneratedToken]:
+        was_training = model.training
+        model.eval()
+        try:
+            ready = prepare_for_inference(model, n, max_new_tokens, precision)
+            context = _Context(ready, ids, max_new_tokens, vocab_size, use_cache)
+            texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
+            yield from _tokens(context, texts, choose, max_new_tokens, probabilities)
+        finally:
+            model.train(was_training)
+
+    return stream()
 
 
-def _stream(
-    writer: _Writer, texts: list[_Text], choose: Callable[[Tensor], Tensor], max_new_tokens: int
-) -> Iterator[Piece]:
-    model = writer.model
-    was_training = model.training
-    model.eval()
+def _tokens(
+    context: "_Context",
+    texts: list["_TextStream"],
+    choose: Callable[[Tensor], Tensor],
+    max_new_tokens: int,
+    probabilities: bool,
+) -> Iterator[GeneratedToken]:
+    """Draw a token for every sample, yield those of the samples that have not ended, and repeat."""
+    for index in range(max_new_tokens):
+        logits = context.next_logits()
+        drawn = choose(logits).to(logits.device)
+        chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist() if probabilities else None
+        for sample, (token_id, text) in enumerate(zip(drawn.tolist(), texts, strict=True)):
+            if not text.ended:
+                shown = text.add(token_id, last=index == max_new_tokens - 1)
+                yield GeneratedToken(shown, token_id, sample, None if chances is None else chances[sample])
+        if all(text.ended for text in texts):
+            return
+        context.append(drawn)
+
+
+def window_start(length: int, context_length: int) -> int:
+    """The first of `length` tokens that the model still reads: 0 until the context is full, then its older half is dropped.
+
+    It depends on the length alone, so that cached and uncached generation read the same tokens.
+    """
+    half = max(1, context_length // 2)
+    return max(0, -(-(length - context_length) // half)) * half
+
+
+class _Context:
+    """The tokens so far, ids (n, T), and the next token's logits, with a cache or computed from the whole text."""
+
+    def __init__(self, model: GPT, ids: Tensor, max_new_tokens: int, vocab_size: int, use_cache: bool) -> None:
+        """vocab_size: V, the number of the model's ids that may be drawn."""
+        max_length = ids.shape[1] + max_new_tokens
+        self.model = model
+        self.ids = ids
+        self.context_length = max_length if model.config.has_unlimited_context else model.config.context_length
+        self.capacity = min(max_length, self.context_length)
+        self.use_cache = use_cache
+        self.vocab_size = vocab_size
+        self.cache: KVCache | None = None
+        self.start = 0
+
+    @torch.inference_mode()
+    def next_logits(self) -> Tensor:
+        """Logits (n, V) of the token after the last one."""
+        length = self.ids.shape[1]
+        start = window_start(length, self.context_length)
+        if self.use_cache and (self.cache is None or start != self.start):
+            self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
+        self.start = start
+        unread = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
+        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]
+
+    def append(self, token_ids: Tensor) -> None:
+        """Add one token (n,) to each sample."""
+        self.ids = torch.cat([self.ids, token_ids[:, None]], dim=1)
+
+
+class _TextStream:
+    """One sample's text as it grows: whole characters only, and no part of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int]) -> None:
+        self.decoder = None if tokenizer is None else StreamDecoder(tokenizer, after=_text_before(tokenizer, prompt))
+        self.end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        self.stop = stop
+        self.pending = ""
+        self.ended = False
+
+    def add(self, token_id: int, last: bool) -> str:
+        """Add a token, and return the text that can be shown now. Text that may begin a stop string stays pending."""
+        self.ended = last or token_id == self.end_of_text
+        if self.decoder is None:
+            return ""
+        self.pending += self.decoder.feed(token_id) if token_id != self.end_of_text else ""
+        self.pending += self.decoder.finish() if self.ended else ""
+        stops = [at for at in (self.pending.find(text) for text in self.stop) if at >= 0]
+        if stops:
+            self.ended = True
+            return self.pending[: min(stops)]
+        held = 0 if self.ended else max((_overlap(self.pending, text) for text in self.stop), default=0)
+        shown = self.pending[: len(self.pending) - held]
+        self.pending = self.pending[len(shown) :]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _text_before(tokenizer: Tokenizer, prompt: Sequence[int]) -> int | None:
+    """The id before the generated text, or None if the prompt has only tokens that start a document."""
+    starts = {*tokenizer.prompt_prefix, tokenizer.end_of_text}
+    return prompt[-1] if any(i not in starts for i in prompt) else None
+
+
+def default_prompt(tokenizer: Tokenizer) -> list[int]:
+    """Ids that start a new document: the tokenizer's prefix, or its end of text, or a line break, or the first id."""
+    if tokenizer.prompt_prefix:
+        return list(tokenizer.prompt_prefix)
+    if tokenizer.end_of_text is not None:
+        return [tokenizer.end_of_text]
     try:
-        if writer.use_cache:
-            writer.model = prepare_for_inference(model, len(texts), max_new_tokens)
-        for index in range(max_new_tokens):
-            logits = writer.next_logits()
-            tokens = choose(logits)
-            probabilities = probability_of(tokens.to(logits.device), logits).tolist()
-            for sample, (token, text, (probability,)) in enumerate(
-                zip(tokens.tolist(), texts, probabilities, strict=True)
-            ):
-                if not text.done:
-                    yield Piece(text.feed(token, last=index == max_new_tokens - 1), token, sample, probability)
-            if all(text.done for text in texts):
-                return
-            writer.append(tokens.to(writer.ids.device))
-    finally:
-        model.train(was_training)
+        ids: list[int] = tokenizer.encode("\n").tolist()
+    except UserError:
+        ids = []
+    return ids or [0]
+
+
+def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
+    """A prompt as ids (1, T) on the model's device: `prompt_prefix` and the text's tokens, or `default_prompt` for None.
+
+    Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
+    """
+    if tokenizer is None and (prompt is None or isinstance(prompt, str)):
+        raise UserError("this model has no tokenizer; pass the prompt as token ids")
+    if tokenizer is not None and prompt is None:
+        prompt = default_prompt(tokenizer)
+    if tokenizer is not None and isinstance(prompt, str):
+        encoded = tokenizer.encode(prompt).tolist()
+        prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
+    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    if ids.numel() == 0:
+        raise UserError("the prompt is empty; the model needs at least one token to continue")
+    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
+        raise UserError(f"the prompt has token ids outside 0..{model.vocab_size - 1}, the model's vocabulary")
+    return ids[None].to(model.embedding.weight.device)

@@ -1,15 +1,13 @@
-"""A model made ready to write on a CPU: the same modules around other linear layers, in float32 or int8.
+"""Models prepared for inference: faster linear layers in float32 or int8 on a CPU, bfloat16 on a GPU.
 
-One token's pass reads every weight once and computes little, so its time is that of reading. PyTorch's own product of one or a
-few rows with a matrix reads at half or less of what the memory gives, and in int8 there is a quarter to read. What the layers compute
-is the same; in float32 only the last bits differ.
+A forward pass for one token reads every weight once and computes little, so its time is that of reading. PyTorch's product of a few
+rows with a matrix reads at half of the memory's speed or less; oneDNN's and FBGEMM's kernels read faster, and int8 is a quarter to
+read. Float32 results differ from the original model's in the last bits only.
 
 Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
 """
 
-import copy
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, cast
@@ -18,117 +16,122 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.model.attention import KVCache
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
+from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import (
+    copy_modules,
+    has_forward_hooks,
+    int8_linear,
+    pack_int8,
+    pack_weight,
+    packed_linear,
+    unpack_int8,
+)
 
-# A smaller model's weights stay in the CPU's cache.
-WORTH_BYTES = 32 * 2**20
-# Of all of several rows together: what packing costs is back after 8 tokens of each of 8 rows. For one row nothing is packed.
-WORTH_TOKENS = 64
-# A row's scale where all of it is 0, which stays so.
-SMALLEST = 1e-30
+# Smaller models stay in the CPU's cache, so reading is not what they wait for.
+MIN_BYTES = 32 * 2**20
+# Tokens of all rows together after which packing the weights has paid off (8 tokens of 8 rows). One row needs no packing.
+MIN_TOKENS = 64
+# Scale of a row whose numbers are all 0.
+SMALLEST_SCALE = 1e-30
+
+InferencePrecision = Literal["auto", "float32", "bfloat16"]
 
 
 class PackedLinear(nn.Module):
-    """A linear layer by oneDNN, for several rows with the weights in its blocks: for one row 0.65 of `F.linear`'s time, for eight 0.4.
-
-    The operators are those that PyTorch's own compiler puts in the place of `F.linear`.
-    """
+    """A linear layer computed by oneDNN: 0.65 of `F.linear`'s time for one row, 0.4 for eight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        """`rows` (M) is how many there mostly are: the blocks suit it best, and any other number too. For one, `weight` itself is kept."""
+        """weight (N, C), bias (N,). The weight is packed for inputs of `rows` rows (M); for one row it is used as it is."""
         super().__init__()
-        weight = weight.contiguous()
-        self.weight = weight if rows == 1 else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        self.bias = bias
+        self.weight, self.bias = weight.contiguous(), bias
+        self.packed = self.weight if rows == 1 else pack_weight(self.weight, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
+        return packed_linear(x, self.packed, self.bias)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8: weights with a scale for each output, and each row of x, as it comes, with a scale and a zero point
-    (dynamic quantization). Sums of integers are exact, so but for rounding (of one input in a million to the next integer) a row's
-    result does not depend on the rows beside it.
+    """A linear layer in int8 by FBGEMM: one scale per output, and per row of x one scale and zero point (dynamic quantization).
 
-    FBGEMM through PyTorch's quantized tensors, which are deprecated (pytorch#184982) and may go: `torch.ops.onednn.qlinear_pointwise`
-    then does the same, but a token takes 1.4 times as long; torchao's int8 layers are slower than float32 unless compiled.
+    Sums of integers are exact, so a row's result does not depend on other rows, except for one input in a million that is rounded to
+    the next integer.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.packed, self.of_ones = _packed_int8(weight)
+        self.packed, self.row_sums = pack_int8(weight)
         self.bias = bias
         self.steps = activation_steps()
 
+    @property
+    def weight(self) -> Tensor:
+        """The rounded matrix (N, C) in float32, unpacked at each access."""
+        return unpack_int8(self.packed)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        # x = scale (integers - zero), of which each term is multiplied by the weights.
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        if x.numel() == x.shape[-1]:  # for a single row FBGEMM does all of it
-            lowest, highest = (extreme.item() for extreme in torch.aminmax(x))
-            lowest, highest = min(lowest, 0.0), max(highest, 0.0)
-            step = max((highest - lowest) / self.steps, SMALLEST)
-            if not math.isfinite(step):
-                return x.new_full((*x.shape[:-1], len(self.of_ones)), math.nan)
-            y = product(x, step, round(-lowest / step), self.packed)
-            return cast(Tensor, y if self.bias is None else y.add_(self.bias))
+        return self._one_row(x) if x.numel() == x.shape[-1] else self._rows(x)
+
+    def _one_row(self, x: Tensor) -> Tensor:
+        """For a single row FBGEMM does it all: x = scale (integers - zero point)."""
+        low, high = (extreme.item() for extreme in torch.aminmax(x))
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / self.steps, SMALLEST_SCALE)
+        if not math.isfinite(scale):
+            return x.new_full((*x.shape[:-1], len(self.row_sums)), math.nan)
+        y = int8_linear(x, scale, round(-low / scale), self.packed)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """FBGEMM takes one scale for all rows, so each row is scaled to integers first: (x / scale + zero) W - zero W 1."""
         low, high = torch.aminmax(x, dim=-1, keepdim=True)
         low, high = low.clamp_(max=0), high.clamp_(min=0)
-        scale = (high - low).div_(self.steps).clamp_(min=SMALLEST)
+        scale = (high - low).div_(self.steps).clamp_(min=SMALLEST_SCALE)
         zero = (-low / scale).round_()
-        y = product(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.of_ones, value=-1)
-        return cast(Tensor, y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale))
-
-
-def _packed_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:
-    """A matrix (N, C) as FBGEMM wants it, rounded to 127 steps of the largest number of its row; and its product with ones (N,)."""
-    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
-    engine = torch.backends.quantized.engine
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
-        try:
-            torch.backends.quantized.engine = "fbgemm"
-            codes = torch.quantize_per_channel(
-                weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8
-            )
-            packed = cast(torch.ScriptObject, torch.ops.quantized.linear_prepack(codes, None))
-        finally:
-            torch.backends.quantized.engine = engine
-    return packed, (codes.int_repr().sum(dim=1) * scale).float()
+        y = int8_linear(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.row_sums, value=-1)
+        return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 
 def activation_steps() -> int:
-    """From a row's smallest number to its largest. Without AVX-512's int8 dot products (FBGEMM knows no others) two products are added
-    in 16 bits, which must not overflow.
+    """Integer steps from a row's smallest number to its largest.
+
+    Without AVX-512's int8 dot products FBGEMM adds two products in 16 bits, which must not overflow.
     """
     return 255 if torch.cpu.get_capabilities().get("avx512_vnni") else 127
 
 
-class InferenceGPT(GPT):
-    """A model whose linear layers are made anew by `linear(weight, bias)`. It shares all else with the original, hooks included.
+LinearFactory = Callable[[Tensor, Tensor | None], nn.Module]
 
-    A linear layer with a hook of its own, or of a class of its own, stays as it is.
+
+class InferenceGPT(GPT):
+    """A GPT with other linear layers, made by `linear(weight, bias)`. All other modules, parameters and hooks are the original's.
+
+    It has GPT's whole interface, but computes no gradients. A linear layer with a hook, or of a subclass, is kept.
     """
 
-    def __init__(self, model: GPT, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    def __init__(self, model: GPT, linear: LinearFactory) -> None:
         nn.Module.__init__(self)
         self.config, self.vocab_size, self.limit = model.config, model.vocab_size, model.limit
+
+        def replace(module: nn.Module) -> nn.Module | None:
+            if type(module) is nn.Dropout and not has_forward_hooks(module):
+                return nn.Identity()
+            if type(module) is not nn.Linear or has_forward_hooks(module):
+                return None
+            return linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
         for name, module in model.named_children():
             if name != "head":
-                self.add_module(name, _remade(module, linear))
+                self.add_module(name, copy_modules(module, replace))
         self.head = cast(nn.Linear, linear(model.head.weight.detach()[: model.vocab_size], None))
         self.eval()
 
-    def train(self, mode: bool = True) -> "InferenceGPT":
-        """Raises `UserError` for `True`."""
-        if mode:
-            raise UserError("a model made ready to write cannot be trained: train the one that it was made from")
-        return super().train(mode)
-
+    @torch.inference_mode()
     def forward(
         self,
         ids: Tensor,
@@ -137,76 +140,76 @@ class InferenceGPT(GPT):
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
         """As `GPT.forward`, without gradients."""
-        with torch.inference_mode():
-            hidden = self.hidden(ids, cache)
-            if targets is None:
-                return self.logits(hidden)
-            pairs = zip(hidden.flatten(0, -2).split(1024), targets.flatten().split(1024), strict=True)  # type: ignore[no-untyped-call]
-            losses = torch.cat(
-                [F.cross_entropy(self.logits(h), t, ignore_index=IGNORED, reduction="none") for h, t in pairs]
-            )
-            return losses.sum() / (targets != IGNORED).sum() if reduction == "mean" else losses.view(targets.shape)
+        hidden = self.hidden(ids, cache)
+        if targets is None:
+            return self.logits(hidden)
+        chunks = zip(torch.split(hidden.flatten(0, -2), 1024), torch.split(targets.flatten(), 1024), strict=True)
+        losses = [F.cross_entropy(self.logits(h), t, ignore_index=IGNORED, reduction="none") for h, t in chunks]
+        loss = torch.cat(losses).view(targets.shape)
+        return loss.sum() / (targets != IGNORED).sum() if reduction == "mean" else loss
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., vocab_size)."""
         return soft_cap(self.head(hidden), self.config.logit_softcap)
 
 
-def _remade(module: nn.Module, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> nn.Module:
-    """A module with other linear layers inside: a shallow copy, which has the same parameters and hooks, but its own mode."""
-    if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
-        return linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
-    if type(module) is nn.Dropout and not module._forward_hooks and not module._forward_pre_hooks:
-        return nn.Identity()
-    own = copy.copy(module)
-    own.__dict__.pop("forward", None)  # of `recompute`: it would go on with the original's layers
-    own._modules = {name: child and _remade(child, linear) for name, child in module._modules.items()}
-    return own
+def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
+    """A copy of the model with int8 linear layers and head, to generate faster on a CPU; embeddings and norms stay float32.
 
-
-def quantized(model: GPT, kind: str = "int8") -> InferenceGPT:
-    """The model with its linear layers and its head in int8, to write with on a CPU; embeddings and norms stay in float32.
-
-    The original is left as it is; drop it, and the memory of its matrices is free. What it costs in bits per byte:
-    `glassgpt eval --quantize int8`. Raises `UserError` for another kind, another device or dtype, and a CPU that is no x86.
+    The original is not changed; delete it to free the memory of its matrices. `glassgpt eval --quantize int8` measures the loss in
+    quality. Raises `UserError` for another kind, device or dtype, and for a CPU that is not x86.
     """
     weight = model.embedding.weight
     if kind != "int8":
-        raise UserError(f"there is no quantization {kind!r}: int8 is the one there is")
+        raise UserError(f"quantization {kind!r} is unknown; use int8")
     if isinstance(model, InferenceGPT):
-        raise UserError("this model is made ready to write already: quantize the one that it was made from")
+        raise UserError("this model is already prepared for inference; quantize the original model")
     if weight.device.type != "cpu":
-        raise UserError(
-            f"int8 is for the CPU, and the model is on {weight.device}: load it with device cpu, or write without int8"
-        )
+        raise UserError(f"int8 runs on the CPU only, and the model is on {weight.device}; load it with device='cpu'")
     if weight.dtype != torch.float32:
-        raise UserError(
-            f"int8 is made from float32, and the model has {str(weight.dtype).removeprefix('torch.')}: call float() on it first"
-        )
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UserError(f"int8 needs a float32 model, and this one is {dtype}; call model.float() first")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only: write without it")
+        raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only; generate without int8")
     with torch.inference_mode():
         return InferenceGPT(model, Int8Linear)
 
 
-def device_for(quantize: str | None, device: str) -> str:
-    """The device to load a model on that may be `quantized`: the CPU for `auto`."""
-    return "cpu" if quantize is not None and device == "auto" else device
+def device_for(quantization: str | None, device: str) -> str:
+    """The device to load a model on: for a model to `quantize`, `auto` is the CPU."""
+    return "cpu" if quantization is not None and device == "auto" else device
 
 
-def prepare_for_inference(model: GPT, rows: int, tokens: int) -> GPT:
-    """The model to write `tokens` tokens with in `rows` rows: itself, or in float32 on a CPU a faster one, where that is worth it.
+def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: InferencePrecision = "auto") -> GPT:
+    """The model to generate `tokens` tokens in each of `rows` rows: a faster copy if that pays off, otherwise the model itself.
 
-    For several rows it takes as much memory again as the matrices, until it is dropped; who writes often with the same weights makes it
-    once, and gives it to `generate` as the model.
+    precision: `auto` is bfloat16 for a float32 model on a GPU that has it, otherwise the model's own dtype. A packed copy (several
+    rows on a CPU) needs as much memory again as the matrices. To generate often with the same weights, prepare once and pass the
+    result to `generate`. Raises `UserError` for a precision that the model cannot have.
     """
     weight = model.embedding.weight
+    if precision == "bfloat16" and isinstance(model, InferenceGPT):
+        raise UserError("precision bfloat16 needs the original model; this one has packed or int8 weights")
+    if precision == "auto" and weight.device.type == "cuda" and weight.dtype == torch.float32:
+        precision = cast(InferencePrecision, find_precision("auto", weight.device))
+    if precision == "bfloat16" and weight.dtype != torch.bfloat16:
+        return _in_bfloat16(model)
     unsuitable = isinstance(model, InferenceGPT) or weight.device.type != "cpu" or weight.dtype != torch.float32
-    too_few = rows > 1 and rows * tokens < WORTH_TOKENS
+    too_few = rows > 1 and rows * tokens < MIN_TOKENS
     if unsuitable or too_few or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return model
     linears = [model.head, *(module for module in model.blocks.modules() if isinstance(module, nn.Linear))]
-    if sum(linear.weight.nbytes for linear in linears) < WORTH_BYTES:
+    if sum(linear.weight.nbytes for linear in linears) < MIN_BYTES:
         return model
     with torch.inference_mode():
         return InferenceGPT(model, partial(PackedLinear, rows=rows))
+
+
+@torch.no_grad()
+def _in_bfloat16(model: GPT) -> GPT:
+    """A copy of the model with bfloat16 parameters, which shares the original's hooks."""
+    converted = copy_modules(model, lambda module: None)
+    for module in converted.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.bfloat16(), requires_grad=False))
+    return cast(GPT, converted)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
@@ -78,10 +78,14 @@ def _normal(config: ModelConfig) -> ModelConfig:
         vocab_multiple=defaults.vocab_multiple,
         residual_init=defaults.residual_init,
         attention=defaults.attention,
-        n_kv_head=None if config.kv_heads == config.n_head else config.kv_heads,
-        head_dim=None if config.head_width * config.n_head == config.n_embd else config.head_width,
-        n_inner=None if config.inner_width == replace(config, n_inner=None).inner_width else config.inner_width,
-        norm_bias=None if config.norm == "rmsnorm" or config.norms_have_bias == config.bias else config.norms_have_bias,
+        n_kv_head=None if config.resolved_n_kv_head == config.n_head else config.resolved_n_kv_head,
+        head_dim=None if config.resolved_head_dim * config.n_head == config.n_embd else config.resolved_head_dim,
+        n_inner=None
+        if config.resolved_n_inner == replace(config, n_inner=None).resolved_n_inner
+        else config.resolved_n_inner,
+        norm_bias=None
+        if config.norm == "rmsnorm" or config.resolved_norm_bias == config.bias
+        else config.resolved_norm_bias,
         rope_base=config.rope_base if config.position == "rope" else defaults.rope_base,
         window=None if no_window else config.window,
         window_globals=0 if no_window else config.window_globals,
@@ -113,15 +117,15 @@ class Row:
         tensor = tensor.T if self.transposed and tensor.ndim == 2 else tensor
         if len(self.theirs) == 1:
             return [tensor]
-        D = config.head_width
-        end_of_q, end_of_k = config.n_head * D, (config.n_head + config.kv_heads) * D
+        D = config.resolved_head_dim
+        end_of_q, end_of_k = config.n_head * D, (config.n_head + config.resolved_n_kv_head) * D
         q, k, v = tensor[:end_of_q], tensor[end_of_q:end_of_k], tensor[end_of_k:]
         return [_halves_swapped(q, D), _halves_swapped(k, D), v] if self.swapped else [q, k, v]
 
     def whole(self, pieces: list[Tensor], config: ModelConfig) -> Tensor:
         """Their tensors -> ours: undoes `pieces`."""
         if self.swapped:
-            pieces = [_halves_swapped(piece, config.head_width) for piece in pieces[:2]] + pieces[2:]
+            pieces = [_halves_swapped(piece, config.resolved_head_dim) for piece in pieces[:2]] + pieces[2:]
         tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return tensor.T if self.transposed and tensor.ndim == 2 else tensor
 
@@ -234,7 +238,7 @@ class Family:
     def stored(self, config: ModelConfig) -> ModelConfig:
         """The model that a checkpoint of the family holds for this one: with zeros for biases that it must have."""
         if config.norm == "layernorm":
-            norm_bias = config.norms_have_bias or "norm_bias" in self.zeros
+            norm_bias = config.resolved_norm_bias or "norm_bias" in self.zeros
             config = replace(config, bias=config.bias or "bias" in self.zeros, norm_bias=norm_bias)
         return _normal(config)
 
@@ -262,7 +266,11 @@ class Family:
         """Our config -> config.json with every key that `read` looks at. The config has no `obstacles`."""
         stored = self.stored(config)
         value = {**self.defaults, **{key: values[0] for key, values in self.must_be.items()}}
-        derived = {"n_kv_head": stored.kv_heads, "head_dim": stored.head_width, "n_inner": stored.inner_width}
+        derived = {
+            "n_kv_head": stored.resolved_n_kv_head,
+            "head_dim": stored.resolved_head_dim,
+            "n_inner": stored.resolved_n_inner,
+        }
         for ours, keys in self.keys.items():
             for key in keys:
                 value[key] = derived.get(ours, getattr(stored, ours))

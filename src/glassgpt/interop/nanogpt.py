@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_families import Family, gpt2_rows
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT
@@ -17,9 +17,9 @@ from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import find_device
-from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.errors import UserError, nearby_path, program
 from glassgpt.utils.files import explain_os_errors, user_path
-from glassgpt.utils.hub import download_model, is_hub_id
+from glassgpt.utils.hub import download_model, find_hub_id
 
 T = TypeVar("T")
 
@@ -66,8 +66,8 @@ def _find_model(text: str) -> ModelSource:
         return find_checkpoint(path.parent)
     if (path.is_file() and path.suffix == ".safetensors") or (path / "config.json").is_file():
         return open_hf(path)
-    if not path.exists() and is_hub_id(text):
-        return open_hf(download_model(text))
+    if (hub_id := find_hub_id(text)) is not None:
+        return open_hf(download_model(hub_id))
     return find_checkpoint(text)
 
 
@@ -93,9 +93,9 @@ def _find(text: str) -> Checkpoint:
     if not run.is_dir() and run.suffix in (".pt", ".pth", ".safetensors"):
         raise UserError(f"there is no file {base}")
     if not run.is_dir():
-        raise UserError(
-            f"there is no run or checkpoint at {base}{_nearby(base)}; `{program()} train --out {shlex.quote(base)}` would make one"
-        )
+        nearby = nearby_path(base)
+        fix = f"did you mean {nearby}?" if nearby else f"start a run with: {program()} train --out {shlex.quote(base)}"
+        raise UserError(f"{base} does not exist; {fix}\na model of the Hugging Face Hub is named hf:owner/name")
     paths = checkpoint_paths(run / "checkpoints")
     if not paths and any(run.glob("*.safetensors")):
         raise UserError(f"{run} has weights but no config.json, which says what model they are of; put it there")
@@ -122,10 +122,6 @@ def _find(text: str) -> Checkpoint:
         steps = ", ".join(str(int(p.name)) for p in paths)
         raise UserError(f"the run {run} has no checkpoint {which!r}; it has {steps} and best")
     return open_checkpoint(run / "checkpoints" / f"{int(which):06d}", for_training=False)
-
-
-def _nearby(name: str) -> str:
-    return f" (did you mean runs/{name}?)" if Path("runs", name).is_dir() else ""
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T]) -> T:

@@ -1,11 +1,16 @@
-"""The glass: what a forward pass computes, read from outside by hooks.
+"""Record what a forward pass computes, with hooks on the model's modules.
 
-    with capture(model) as seen:
+    with capture(model) as cache:
         model(ids)
-    seen.layers[3].weights(head=0)  # (B, T, S)
+    cache.layers[3].pattern(head=0)  # (B, T, S)
 
-The model's own code has no part in it: hooks sit on its small modules, and attention's weights, which fast kernels never form, are
-formed anew from q, k and v. How far that is from what the kernel gave, `LayerActivations.difference` measures.
+The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.attn.hook_q`. The differences:
+
+- Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
+- `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or float64, from what
+  the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
+- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
+- Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
 Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` feed-forward width.
 """
@@ -21,188 +26,212 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glassgpt.model.attention import Attention, Span
+from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.device import as_written
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.torch_internals import uncompiled
+
+
+def require_index(what: str, index: int, count: int) -> None:
+    """Raise `UserError` unless there is a layer, head, position or token id with this number."""
+    if not 0 <= index < count:
+        valid = "only 0" if count == 1 else f"0 to {count - 1}"
+        raise UserError(f"there is no {what} {index}; valid: {valid}")
 
 
 @dataclass
 class LayerActivations:
-    """What one block computed. The tensors are the model's own, without gradients: to be read, not changed."""
+    """What one block computed. The tensors are the model's own, detached: read them, do not change them."""
 
     span: Span
     """How far this layer looks back."""
     resid_pre: Tensor = field(init=False)
     """The residual stream before the block (B, T, C)."""
-    q_plain: Tensor = field(init=False)
-    """Queries before rotary positions, behind the QK-norm if there is one (B, H, T, D)."""
-    k_plain: Tensor = field(init=False)
-    """Keys likewise (B, K, T, D): those of this pass alone, where there is a cache."""
     q: Tensor = field(init=False)
-    """Queries as the kernel has them (B, H, T, D)."""
+    """Queries (B, H, T, D), as projected."""
     k: Tensor = field(init=False)
-    """Keys as the kernel has them (B, K, S, D); query head h uses key/value head h // (H / K)."""
+    """Keys (B, K, T, D), as projected: those of this pass alone, also over a KV cache."""
+    q_norm: Tensor = field(init=False)
+    """Queries after the QK-norm (B, H, T, D); `q` without one."""
+    k_norm: Tensor = field(init=False)
+    """Keys after the QK-norm (B, K, T, D); `k` without one."""
+    rot_q: Tensor = field(init=False)
+    """Queries after rotary positions (B, H, T, D): what the kernel was given."""
+    rot_k: Tensor = field(init=False)
+    """Keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)."""
     v: Tensor = field(init=False)
     """Values (B, K, S, D)."""
-    mask: Tensor | None = field(init=False)
-    """The mask (T, S) that the kernel was given, None where the span over plain positions says it all."""
+    kernel_mask: Tensor | None = field(init=False)
+    """The mask (T, S) that the kernel was given; None if the kernel derived it from the span."""
+    kernel_bias: Tensor | None = field(init=False)
+    """The position bias (H, T, S) that the kernel was given."""
     kernel_out: Tensor = field(init=False)
-    """What each head took from the values, before the output projection (B, H, T, D)."""
+    """What the kernel returned (B, H, T, D): `pattern @ v`."""
     z: Tensor = field(init=False)
-    """What the output projection was given of each head (B, H, T, D): `kernel_out`, but where a head was switched off or patched."""
+    """The input of the output projection (B, H, T, D): `kernel_out`, or what an edit replaced it with."""
     attn_out: Tensor = field(init=False)
-    """What attention wrote into the stream (B, T, C)."""
-    activations: Tensor = field(init=False)
-    """The feed-forward block's inner values, behind nonlinearity and gate (B, T, F)."""
+    """What attention added to the residual stream (B, T, C)."""
+    resid_mid: Tensor = field(init=False)
+    """The residual stream between attention and the feed-forward block (B, T, C)."""
+    mlp_post: Tensor = field(init=False)
+    """The feed-forward block's inner values, after activation and gate (B, T, F)."""
     mlp_out: Tensor = field(init=False)
-    """What the feed-forward block wrote into the stream (B, T, C)."""
+    """What the feed-forward block added to the residual stream (B, T, C)."""
     resid_post: Tensor = field(init=False)
-    """The residual stream behind the block (B, T, C)."""
+    """The residual stream after the block (B, T, C)."""
 
     @property
-    def visible(self) -> Tensor:
-        """Which key each query sees (T, S), bool."""
-        if self.mask is not None:
-            return self.mask
-        positions = torch.arange(self.k.shape[-2], device=self.k.device)
-        return self.span.mask(positions[-self.q.shape[-2] :], positions)
+    def mask(self) -> Tensor:
+        """Which keys each query sees (T, S), bool."""
+        if self.kernel_mask is not None:
+            return self.kernel_mask
+        return self.span.plain_mask(self.rot_q.shape[-2], self.rot_k.shape[-2], self.rot_k.device)
 
     def scores(self, head: int | None = None) -> Tensor:
-        """q k^T / sqrt(D) before the mask: of one head (B, T, S), or of all (B, H, T, S). At least float32."""
-        q, k = self._heads(self.q, head), self._heads(self.k, head)
-        return q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        """q k^T / sqrt(D) plus the position bias, -inf for masked keys: of one head (B, T, S), or of all (B, H, T, S)."""
+        bias = self.kernel_bias if head is None or self.kernel_bias is None else self.kernel_bias[head : head + 1]
+        scores = attention_scores(self._of_head(self.rot_q, head), self._of_head(self.rot_k, head), bias)
+        scores = scores.masked_fill(~self.mask, -torch.inf)
+        return scores if head is None else scores[:, 0]
 
-    def weights(self, head: int | None = None) -> Tensor:
-        """Attention's weights, softmax(mask(scores)): of one head (B, T, S), or of all (B, H, T, S)."""
-        return self.scores(head).masked_fill(~self.visible, -torch.inf).softmax(dim=-1)
+    def pattern(self, head: int | None = None) -> Tensor:
+        """Attention weights, softmax(scores): of one head (B, T, S), or of all (B, H, T, S)."""
+        return self.scores(head).softmax(dim=-1)
 
-    def difference(self, weights: Tensor | None = None, head: int | None = None) -> float:
-        """The largest difference between weights v, with `weights` (B, H, T, S) as formed here, and what the kernel gave.
+    def kernel_error(self, pattern: Tensor | None = None, head: int | None = None) -> float:
+        """The largest difference between pattern @ v and what the kernel returned: rounding, unless dropout was on.
 
-        Of one head alone, its weights (B, T, S). It is rounding alone where nothing was dropped out (`model.eval()`).
+        `pattern`: that of `head`, if it has been computed already.
         """
-        formed = (self.weights(head) if weights is None else weights) @ self._heads(self.v, head)
-        given = self.kernel_out if head is None else self.kernel_out[:, head]
-        return float((formed - given.to(formed.dtype)).abs().amax())
+        pattern = self.pattern(head) if pattern is None else pattern
+        v, actual = self._of_head(self.v, head), self._of_head(self.kernel_out, head)
+        if head is None:
+            v = v.repeat_interleave(pattern.shape[1] // v.shape[1], dim=1)
+        else:
+            pattern = pattern[:, None]
+        return float((pattern @ v - actual).abs().amax())
 
-    def _heads(self, x: Tensor, head: int | None) -> Tensor:
-        """Queries, keys or values (B, H or K, T, D), each for its query head; of one head (B, T, D). At least float32."""
-        shared_by = self.q.shape[1] // x.shape[1]
+    def _of_head(self, x: Tensor, head: int | None) -> Tensor:
+        """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return x.repeat_interleave(shared_by, dim=1) if head is None else x[:, head // shared_by]
+        number = None if head is None else head * x.shape[1] // self.rot_q.shape[1]
+        return x if number is None else x[:, number : number + 1]
 
 
 @dataclass
 class ActivationCache:
-    """What the last forward pass inside a `capture` computed; nothing is there before one."""
+    """What the last forward pass inside a `capture` computed."""
 
     layers: list[LayerActivations]
     ids: Tensor = field(init=False)
     """Token ids (B, T)."""
-    hidden: Tensor = field(init=False)
-    """The residual stream behind the last norm (B, T, C): what the head reads."""
+    ln_final: Tensor = field(init=False)
+    """The residual stream after the final norm (B, T, C), which the head reads. TransformerLens: `ln_final.hook_normalized`."""
 
     @property
-    def stream(self) -> list[Tensor]:
-        """The residual stream at each depth: before the first block, and behind each (n_layer + 1 of (B, T, C))."""
+    def residual_stream(self) -> list[Tensor]:
+        """The residual stream before the first block and after each block: n_layer + 1 of (B, T, C)."""
         return [self.layers[0].resid_pre, *(layer.resid_post for layer in self.layers)]
 
     def require_pass(self) -> None:
-        """Raise `UserError` unless a forward pass was seen."""
-        if "hidden" not in vars(self):
-            raise UserError("nothing was seen yet: call the model inside `capture`, with its tokens, and ask then")
+        """Raise `UserError` unless a forward pass was captured."""
+        if "ln_final" not in vars(self):
+            raise UserError("no activations captured yet; run the model inside `capture` first")
 
 
 @contextmanager
 def capture(model: GPT) -> Iterator[ActivationCache]:
-    """Record what the model computes inside, in any mode and on any device; a later pass replaces an earlier one.
+    """Record each forward pass inside; a later pass replaces an earlier one. Works in any mode, on any device and over a KV cache.
 
-    On a model that is compiled or has a cache, too: inside, modules run as they are written, since hooks on a compiled one
-    never fire; the compiled code is left as it is. The hooks are gone at the end, whatever ends it.
+    A compiled model runs uncompiled inside, since hooks on compiled modules never fire; its compiled code is kept.
     """
     blocks = [cast(Block, block) for block in model.blocks]
-    seen = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])  # type: ignore[arg-type]
-    handles = [_after(model.embedding, lambda given, _: setattr(seen, "ids", given[0]))]
-    handles.append(_after(model.norm, lambda _, gives: setattr(seen, "hidden", gives.detach())))
+    cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
+    handles = [
+        _after(model.embedding, lambda inputs, _: setattr(cache, "ids", inputs[0])),
+        _after(model.norm, lambda _, output: setattr(cache, "ln_final", output.detach())),
+    ]
     try:
-        for block, layer in zip(blocks, seen.layers, strict=True):
-            handles += _watch(block, layer)
-        with as_written(model):
-            yield seen
+        for block, layer in zip(blocks, cache.layers, strict=True):
+            handles += _hook_block(block, layer)
+        with uncompiled(model):
+            yield cache
     finally:
         for handle in handles:
             handle.remove()
 
 
-Watcher = Callable[[tuple[Any, ...], Any], None]
+def _after(module: nn.Module, record: Callable[[tuple[Any, ...], Any], object]) -> RemovableHandle:
+    """Call `record(inputs, output)` after each forward pass of a module."""
 
-
-def _after(module: nn.Module, watcher: Watcher) -> RemovableHandle:
-    """Call the watcher with what a module was given and what it gives, each time."""
-
-    def hook(_: nn.Module, given: tuple[Any, ...], gives: Any) -> None:
-        watcher(given, gives)
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        record(inputs, output)
 
     return module.register_forward_hook(hook)
 
 
-def _watch(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
-    attention: Attention = block.attention
+def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
+    attention, feed_forward = block.attention, block.feed_forward
 
-    def at_kernel(given: tuple[Any, ...], gives: Any) -> None:
-        layer.q, layer.k, layer.v = (x.detach() for x in given[:3])
-        layer.mask, layer.kernel_out = given[3], gives.detach()
-        # Of a cache they may be its own buffers, which go on to change: with a mask, or more keys than queries.
-        if layer.mask is not None or layer.k.shape[-2] != layer.q.shape[-2]:
-            layer.k, layer.v = layer.k.clone(), layer.v.clone()
+    def after_kernel(inputs: tuple[Any, ...], output: Tensor) -> None:
+        layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
+        layer.kernel_mask, layer.kernel_bias = inputs[3:]
+        layer.kernel_out = output.detach()
 
-    def at_out(given: tuple[Any, ...], _: Any) -> None:
-        layer.z = given[0].detach().unflatten(-1, (-1, attention.head_width)).transpose(1, 2)
+    def after_attention(inputs: tuple[Any, ...], output: Tensor) -> None:
+        layer.attn_out = output.detach()
+        if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
+            layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
-    def at_block(given: tuple[Any, ...], gives: Any) -> None:
-        layer.resid_pre, layer.resid_post = given[0].detach(), gives.detach()
+    def after_out(inputs: tuple[Any, ...], _: Tensor) -> None:
+        layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
-    def at(name: str) -> Watcher:
-        return lambda _, gives: setattr(layer, name, gives.detach())
+    def keep(input_name: str | None, output_name: str | None = None) -> Callable[[tuple[Any, ...], Tensor], None]:
+        def record(inputs: tuple[Any, ...], output: Tensor) -> None:
+            for name, value in ((input_name, inputs[0]), (output_name, output)):
+                if name is not None:
+                    setattr(layer, name, value.detach())
+
+        return record
 
     return [
-        _after(attention.q_norm, at("q_plain")),
-        _after(attention.k_norm, at("k_plain")),
-        _after(attention.kernel, at_kernel),
-        _after(attention.out, at_out),
-        _after(attention, at("attn_out")),
-        _after(block.feed_forward.down, lambda given, _: setattr(layer, "activations", given[0].detach())),
-        _after(block.feed_forward, at("mlp_out")),
-        _after(block, at_block),
+        _after(attention.q_norm, keep("q", "q_norm")),
+        _after(attention.k_norm, keep("k", "k_norm")),
+        _after(attention.kernel, after_kernel),
+        _after(attention.out, after_out),
+        _after(attention, after_attention),
+        _after(block.feed_forward_norm, keep("resid_mid")),
+        _after(feed_forward.down, keep("mlp_post")),
+        _after(feed_forward, keep(None, "mlp_out")),
+        _after(block, keep("resid_pre", "resid_post")),
     ]
 
 
 @dataclass(frozen=True)
-class AttentionPicture:
-    """All heads' attention at a glance, for one sequence."""
+class AttentionOverview:
+    """All heads' attention in one sequence, at a glance."""
 
     thumbnails: Tensor
-    """Weights of each head (layers, H, R, R), where R is the number of tokens, or less: then each is the largest of its cells."""
+    """Each head's pattern (layers, H, R, R) at the resolution R: the tokens, or fewer; then each cell has its largest weight."""
     entropies: Tensor
-    """Mean entropy of each head's rows (layers, H), in bits: 0 where each token looks at one."""
-    differences: list[float]
-    """`LayerActivations.difference` of each layer."""
+    """Mean entropy of each head's rows in bits (layers, H): 0 if each token attends to one."""
+    kernel_errors: list[float]
+    """`LayerActivations.kernel_error` of each layer."""
 
 
 @torch.no_grad()
-def attention_picture(seen: ActivationCache, size: int = 48) -> AttentionPicture:
-    """Thumbnails of at most size x size of the first sequence, layer by layer: never more than one layer's weights are there.
+def attention_overview(cache: ActivationCache, size: int = 48) -> AttentionOverview:
+    """Thumbnails of at most size x size of the first sequence. Holds one layer's patterns at a time.
 
     Raises `UserError` before a pass.
     """
-    seen.require_pass()
-    thumbnails, entropies, differences = [], [], []
-    for layer in seen.layers:
-        weights = layer.weights()
-        differences.append(layer.difference(weights))
-        first = weights[0]
+    cache.require_pass()
+    thumbnails, entropies, errors = [], [], []
+    for layer in cache.layers:
+        pattern = layer.pattern()
+        errors.append(layer.kernel_error(pattern))
+        first = pattern[0]
         shape = [min(size, length) for length in first.shape[-2:]]
-        thumbnails.append(F.adaptive_max_pool2d(first, shape))  # the largest: a mean would wash out single bright cells
+        thumbnails.append(F.adaptive_max_pool2d(first, shape))  # not the mean, in which single bright cells would fade
         entropies.append(torch.special.entr(first).sum(dim=-1).mean(dim=-1) / math.log(2))
-    return AttentionPicture(torch.stack(thumbnails), torch.stack(entropies), differences)
+    return AttentionOverview(torch.stack(thumbnails), torch.stack(entropies), errors)

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glassgpt.interpretability.bounds import require_index
-from glassgpt.interpretability.capture import ActivationCache
+from glassgpt.interpretability.capture import ActivationCache, require_index
 from glassgpt.model.attention import Span
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.device import as_written
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.torch_internals import uncompiled
 
 Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
 Way = Literal["zero", "mean", "patch"]
@@ -97,7 +96,7 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
         handles += [
             _hook(module, at_input, partial(_changed, several)) for (module, at_input), several in changes.items()
         ]
-        with as_written(model):
+        with uncompiled(model):
             yield
     finally:
         for handle in handles:
@@ -134,7 +133,7 @@ def _require_source(model: GPT, source: ActivationCache | None) -> None:
     if source is None:
         raise UserError("an edit by 'patch' needs a second text: give `source`, what a capture saw of it")
     source.require_pass()
-    shape = (len(source.layers), source.hidden.shape[-1], source.layers[0].z.shape[1])
+    shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
     config = model.config
     if shape != (config.n_layer, config.n_embd, config.n_head):
         raise UserError("the text to patch from was seen in a model of another shape: capture it in this one")
@@ -189,7 +188,7 @@ def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Itera
     if edit.kind in ("feed_forward", "block"):
         yield block.feed_forward, False, everything(seen.mlp_out if seen else None)
     if edit.head is not None:
-        D = model.config.head_width
+        D = model.config.resolved_head_dim
         columns = slice(edit.head * D, (edit.head + 1) * D)
         yield (
             block.attention.out,
@@ -219,7 +218,7 @@ def _hook(module: nn.Module, at_input: bool, change: Callable[[Tensor], Tensor])
 
 def _hide(positions: list[int], kernel: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """A kernel's arguments with a mask in which only the tokens at these positions see themselves."""
-    q, k, v, mask = given
+    q, k, v, mask, bias = given
     T = k.shape[-2]
     if q.shape[-2] != T:
         raise UserError("a token can be hidden in a pass over the whole text only: leave the cache out")
@@ -230,4 +229,4 @@ def _hide(positions: list[int], kernel: nn.Module, given: tuple[Any, ...]) -> tu
         mask = cast(Span, kernel.span).mask(everywhere, everywhere)
     shown = torch.ones(T, dtype=torch.bool, device=k.device)
     shown[positions] = False
-    return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device))
+    return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device)), bias

@@ -12,11 +12,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from glassgpt.interpretability.bounds import require_index, require_plain_weights
-from glassgpt.interpretability.capture import ActivationCache, LayerActivations
+from glassgpt.interpretability.capture import ActivationCache, LayerActivations, require_index
+from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.model.loss import CHUNK_ELEMENTS
-from glassgpt.model.norm import LayerNorm, RMSNorm
 from glassgpt.utils.errors import UserError
 
 
@@ -69,42 +68,42 @@ class Predictions:
 
 @torch.no_grad()
 def logit_lens(
-    model: GPT, seen: ActivationCache, start: int = 0, stop: int | None = None, k: int = 5, watch: Sequence[int] = ()
+    model: GPT, cache: ActivationCache, start: int = 0, stop: int | None = None, k: int = 5, watch: Sequence[int] = ()
 ) -> Lens:
     """The logit lens (nostalgebraist, 2020): last norm and head applied to the residual stream at each depth.
 
     For positions `start` to `stop` of the first sequence, in chunks of 64 MiB of logits: never are those of all there at once.
     The last depth is what the model itself expects. Raises `UserError` for positions or ids that are not there, and before a pass.
     """
-    seen.require_pass()
-    T = seen.ids.shape[1]
+    cache.require_pass()
+    T = cache.ids.shape[1]
     stop = T if stop is None else stop
     if not 0 <= start < stop <= T:
         raise UserError(f"there are no positions {start} to {stop}: the text has {T} tokens")
     for token in watch:
         require_index("token", token, model.vocab_size)
-    x = torch.stack([stream[0, start:stop] for stream in seen.stream])  # (L + 1, n, C)
+    x = torch.stack([stream[0, start:stop] for stream in cache.residual_stream])  # (L + 1, n, C)
     # `forward` and no call: inside a `capture` a call would be taken for the model's own.
     hidden = model.norm.forward(x)
     # All depths in one go: a few positions of one alone would read the whole head for little.
-    rows = _expectations(model, hidden.flatten(0, 1), _next_ids(seen)[start:stop].repeat(len(x)), k, watch)
+    rows = _expectations(model, hidden.flatten(0, 1), _next_ids(cache)[start:stop].repeat(len(x)), k, watch)
     by_depth = {name: values.unflatten(0, x.shape[:2]) for name, values in vars(rows).items()}
     return Lens(**by_depth, norm=torch.linalg.vector_norm(x.to(_at_least_float32(x)), dim=-1))
 
 
 @torch.no_grad()
-def predictions(model: GPT, seen: ActivationCache, k: int = 5) -> Predictions:
+def predictions(model: GPT, cache: ActivationCache, k: int = 5) -> Predictions:
     """Surprisal of each token of the first sequence, and what was expected in its place; memory and errors as in `logit_lens`."""
-    seen.require_pass()
-    expected = _expectations(model, seen.hidden[0], _next_ids(seen), k, ())
+    cache.require_pass()
+    expected = _expectations(model, cache.ln_final[0], _next_ids(cache), k, ())
     return Predictions(
         expected.next_bits.roll(1), expected.top_ids, expected.top_p, expected.entropy
     )  # the last one's NaN comes first
 
 
-def _next_ids(seen: ActivationCache) -> Tensor:
+def _next_ids(cache: ActivationCache) -> Tensor:
     """The id behind each token of the first sequence (T,): -1 behind the last."""
-    ids = seen.ids[0]
+    ids = cache.ids[0]
     return torch.cat([ids[1:], ids.new_full((1,), -1)])
 
 
@@ -174,7 +173,7 @@ class Attribution:
 
 @torch.no_grad()
 def logit_attribution(
-    model: GPT, seen: ActivationCache, position: int, token: int, against: int | None = None
+    model: GPT, cache: ActivationCache, position: int, token: int, against: int | None = None
 ) -> Attribution:
     """Direct logit attribution (Elhage et al., 2021): how much each part raises a token's logit at a position of the first sequence.
 
@@ -182,23 +181,24 @@ def logit_attribution(
     is a sum over embedding, heads, biases and feed-forward blocks of what each wrote. With `against`, that of the difference to another
     token's logit, in which what raises all tokens alike drops out. All in float64; what rounding leaves is the model's own.
     A part `patch` is there only where the stream behind a layer is not the sum of what was written into it: it was patched, or dropout
-    was on. Raises `UserError` for a position or token that is not there, and for a model made ready to write.
+    was on. Raises `UserError` for a position or token that is not there.
     """
-    require_plain_weights(model)
-    seen.require_pass()
-    require_index("position", position, seen.ids.shape[1])
+    cache.require_pass()
+    require_index("position", position, cache.ids.shape[1])
     for index in (token, *([] if against is None else [against])):
         require_index("token", index, model.vocab_size)
     head = model.head.weight
     own, other = _exact(head[token]), None if against is None else _exact(head[against])
     wanted = own if other is None else own - other
-    direction, bias = _through_norm(model.norm, _exact(seen.stream[-1][0, position]), wanted)
-    parts = [Part("embedding", "embedding", None, None, float(_exact(seen.stream[0][0, position]) @ direction))]
-    for number, (layer, block) in enumerate(zip(seen.layers, model.blocks, strict=True)):
+    direction, bias = _through_norm(model.norm, _exact(cache.residual_stream[-1][0, position]), wanted)
+    parts = [
+        Part("embedding", "embedding", None, None, float(_exact(cache.residual_stream[0][0, position]) @ direction))
+    ]
+    for number, (layer, block) in enumerate(zip(cache.layers, model.blocks, strict=True)):
         parts += _parts_of_layer(number, layer, cast(Block, block), position, direction)
     if bias is not None:
         parts.append(Part("last norm's bias", "norm_bias", None, None, bias))
-    hidden = _exact(seen.hidden[0, position])
+    hidden = _exact(cache.ln_final[0, position])
     return Attribution(float(hidden @ own), None if other is None else float(hidden @ other), parts)
 
 

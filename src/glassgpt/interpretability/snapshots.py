@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.capture import capture
-from glassgpt.interpretability.head_scores import KINDS, head_kinds
+from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.logit_lens import logit_lens, predictions
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors_and_metadata, tensor_file
@@ -93,17 +93,18 @@ class ProbeSnapshot(StrictConfig):
 
     step: int
     prompts: list[PromptSeen]
-    kinds: list[str]
-    """Kinds of heads."""
-    head_kinds: Tensor
-    """Each head's score for each of them (kinds, L, H), 0 to 1, float32; see `head_kinds`."""
+    head_types: list[str]
+    head_scores: Tensor
+    """Each head's score for each type (types, L, H), 0 to 1, float32; see `head_scores`."""
     samples: list[str]
     """What the model wrote."""
 
     def check(self) -> None:
-        found = self.head_kinds
-        if found.dtype != torch.float32 or found.dim() != 3 or len(found) != len(self.kinds):
-            raise UserError(f"the scores of {len(self.kinds)} kinds of heads are {found.dtype} {list(found.shape)}")
+        found = self.head_scores
+        if found.dtype != torch.float32 or found.dim() != 3 or len(found) != len(self.head_types):
+            raise UserError(
+                f"the scores of {len(self.head_types)} kinds of heads are {found.dtype} {list(found.shape)}"
+            )
         for seen in self.prompts:
             if seen.attention.shape[:2] != found.shape[1:]:
                 raise UserError(
@@ -129,7 +130,11 @@ def take_probe(model: GPT, prompts: Sequence[Prompt], samples: Sequence[str], st
     try:
         with matmul_precision("float32"):
             return ProbeSnapshot(
-                step, [_seen(model, each) for each in prompts], list(KINDS), head_kinds(model).cpu(), list(samples)
+                step,
+                [_seen(model, each) for each in prompts],
+                list(HEAD_TYPES),
+                head_scores(model).cpu(),
+                list(samples),
             )
     finally:
         model.train(was_training)
@@ -141,7 +146,7 @@ def _seen(model: GPT, prompt: Prompt) -> PromptSeen:
     lens = logit_lens(model, seen, k=EXPECTED)
     found = {
         # A layer at a time: of all of them, float32 would take four times the memory of what is kept, and on the device.
-        "attention": torch.stack([(255 * layer.weights()[0]).round_().to("cpu", torch.uint8) for layer in seen.layers]),
+        "attention": torch.stack([(255 * layer.pattern()[0]).round_().to("cpu", torch.uint8) for layer in seen.layers]),
         "lens_ids": lens.top_ids,
         "lens_p": lens.top_p,
         "next_rank": lens.next_rank,
@@ -152,11 +157,11 @@ def _seen(model: GPT, prompt: Prompt) -> PromptSeen:
 
 def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
     """Write a snapshot so that a reader, or a kill, finds it whole or not at all. Raises `UserError` when the disk is full."""
-    tensors = {"head_kinds": snapshot.head_kinds}
+    tensors = {"head_kinds": snapshot.head_scores}
     for number, seen in enumerate(snapshot.prompts):
         tensors |= {f"{name}.{number}": getattr(seen, name) for name in _DTYPES}
     prompts = [{"ids": seen.prompt.ids, "pieces": seen.prompt.pieces} for seen in snapshot.prompts]
-    told = {"step": snapshot.step, "prompts": prompts, "kinds": snapshot.kinds, "samples": snapshot.samples}
+    told = {"step": snapshot.step, "prompts": prompts, "kinds": snapshot.head_types, "samples": snapshot.samples}
     with explain_os_errors("write", path):
         path.parent.mkdir(exist_ok=True)
     write_atomic(path, tensor_file(tensors, {"snapshot": json.dumps(told)}))

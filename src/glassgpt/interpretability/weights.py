@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.interpretability.bounds import require_index, require_plain_weights
+from glassgpt.interpretability.capture import require_index
 from glassgpt.model.gpt import GPT, LearnedPositions
 from glassgpt.model.loss import CHUNK_ELEMENTS
-from glassgpt.utils.device import as_written, require_kernel
+from glassgpt.utils.device import require_kernel
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.torch_internals import uncompiled
 
 
 def tables(model: GPT) -> dict[str, Tensor]:
     """The tables whose rows are vectors of the residual stream: `embedding`, `head` unless it is tied, learned `positions`.
 
-    Each (N, C), without the rows that pad the vocabulary. Raises `UserError` for a model made ready to write.
+    Each (N, C), without the rows that pad the vocabulary.
     """
-    require_plain_weights(model)
     found = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
     if model.head is not model.embedding:
         found["head"] = model.head.weight.detach()[: model.vocab_size]
@@ -33,7 +33,6 @@ def tables(model: GPT) -> dict[str, Tensor]:
 
 def weight_of(model: GPT, name: str) -> Tensor:
     """A parameter by its name, as `model.named_parameters` has it, without the rows that pad the vocabulary. Raises `UserError`."""
-    require_plain_weights(model)
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"there are no weights {name!r} in this model{did_you_mean(name, parameters)}")
@@ -154,7 +153,7 @@ def statistics(weight: Tensor) -> Statistics:
 
 
 @torch.no_grad()
-def picture(weight: Tensor, size: int = 256) -> Tensor:
+def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     """A matrix (N, C) shrunk to at most size x size by the means of its cells, float32; a vector is a matrix of one row.
 
     Where a side is no multiple of size, neighbouring cells share the rows or columns that lie between them.
@@ -186,14 +185,15 @@ def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
 
     Raises `UserError` for a text of one token, which has no loss, and where the model's kernel has no gradients on its device.
     """
-    require_plain_weights(model)
     if ids.shape[1] < 2:
         raise UserError("a text of one token has no loss, and so no gradients: give two tokens or more")
     require_kernel(model.config.attention, ids.device)
     parameters = dict(model.named_parameters())
-    with torch.inference_mode(False), torch.enable_grad(), as_written(model):
+    with torch.inference_mode(False), torch.enable_grad(), uncompiled(model):
         ids = ids.clone()  # one that was made in inference mode cannot be kept for a backward pass
         loss = model(ids[:, :-1], ids[:, 1:])
+        if not loss.requires_grad:
+            raise UserError("a model prepared for inference has no gradients; use the original model")
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     norms = [
         ParameterNorms(name, _norm(weight), _norm(g))

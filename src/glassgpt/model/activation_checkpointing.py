@@ -1,31 +1,20 @@
-"""Activation checkpointing (Chen et al., 2016): keep less of a block for the backward pass, and compute it again there.
+"""Activation checkpointing (Chen et al., 2016): keep less of each block for the backward pass, and compute the rest again there.
 
-`full` keeps a block's input only, and costs another forward pass: a third more arithmetic. `selective` keeps the results of matrix
-products and of attention too, and computes again what lies between them: norms, activations, the residual sums.
+`full` keeps the input of a block only, for one more forward pass: a third more arithmetic. `selective` also keeps the results of
+matrix products and of attention, and recomputes what is between them: norms, activations and residual sums.
 """
 
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-_aten = torch.ops.aten
-KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.higher_order.flex_attention,
-}
+from glassgpt.utils.torch_internals import CHECKPOINTED_OPERATORS
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Have a block recompute, in place: `none`, `selective` or `full`. Gradients stay what they were; dropout is drawn as before."""
+    """Let a block recompute its activations, in place: `none`, `selective` or `full`. Gradients and dropout masks do not change."""
     if kind == "none":
         return
     contexts: dict[str, Any] = {}
@@ -36,10 +25,10 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     def forward(*arguments: Any) -> Any:
         return checkpoint(inner, *arguments, use_reentrant=False, **contexts)
 
-    # An instance's own `forward`: hooks around the block, those of FSDP above all, stay outside of it, and no name changes. A function
-    # and no `partial`: within FSDP's hooks it is the frame that torch.compile begins with.
+    # On the instance: hooks on the block, such as FSDP's, stay outside the recomputation, and no parameter changes its name. A function
+    # rather than a `partial`: inside FSDP's hooks it is the frame that torch.compile starts from.
     block.forward = forward
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in CHECKPOINTED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE

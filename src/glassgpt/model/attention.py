@@ -1,12 +1,11 @@
-"""Causal self-attention (Vaswani et al., 2017): who sees whom, kernels, rotary positions and the cache.
+"""Causal self-attention (Vaswani et al., 2017): spans, kernels, rotary positions and norms.
 
-A kernel is a module without parameters, `kernel(q, k, v, mask)`: fast ones train, the explicit one is the formula
-written out and the reference for every other. A hook on the kernel sees q, k and v from outside.
+A kernel is a module without parameters, `kernel(q, k, v, mask, bias)`. Fast kernels train; `ExplicitKernel` is the formula written out
+and the reference for the others. A hook on the kernel sees q, k, v, the mask and the bias.
 
 Shapes: `B` batch, `T` queries, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.model.norm import RMSNorm
+from glassgpt.config.model import ModelConfig
+from glassgpt.model.kv_cache import LayerCache
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -24,23 +23,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """How far a layer looks back: over all of the text, or a window and the text's first tokens.
+    """How far a layer looks back: over the whole text, or over a window and the first tokens of the text.
 
-    The window is the sliding one of Longformer (Beltagy et al., 2020) made causal, and the global tokens are those that
-    every later token sees. W counts the token itself, as Hugging Face counts it.
+    The window is the sliding window of Longformer (Beltagy et al., 2020) made causal; the global tokens are visible to every later
+    token. The window counts the token itself, as Hugging Face does.
     """
 
     window: int | None = None
     n_global: int = 0
 
     def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """The rule that every kernel and cache follows: whether a query at `q_pos` sees a key at `k_pos`, element by element."""
+        """Whether a query at `q_pos` sees a key at `k_pos`, element by element. Every kernel follows this rule."""
         past = k_pos <= q_pos
         return past if self.window is None else past & ((q_pos - k_pos < self.window) | (k_pos < self.n_global))
 
     def mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Positions (T,) and (S,) -> mask (T, S), true where a query sees a key."""
+        """Positions (T,) and (S,) -> mask (T, S), true if a query sees a key."""
         return self.visible(q_pos[:, None], k_pos[None, :])
+
+    def plain_mask(self, n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+        """The mask (T, S) of keys at positions 0 to S - 1 and queries at the last T of these."""
+        positions = torch.arange(n_keys, device=device)
+        return self.mask(positions[-n_queries:], positions)
+
+    def cached_mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
+        """The mask over a cache; None if the kernel needs none: the first T positions, or one query that sees all keys."""
+        if len(q_pos) == len(k_pos) or (len(q_pos) == 1 and self.window is None):
+            return None
+        return self.mask(q_pos, k_pos)
 
 
 def spans(config: ModelConfig) -> list[Span]:
@@ -48,27 +58,32 @@ def spans(config: ModelConfig) -> list[Span]:
     return [Span() if window is None else Span(window, config.window_globals) for window in config.windows]
 
 
+def attention_scores(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """q k^T / sqrt(D), plus the bias: q (B, H, T, D), k (B, K, S, D), bias (H, T, S) -> (B, H, T, S), before the mask."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    return scores if bias is None else scores + bias
+
+
 class ExplicitKernel(nn.Module):
-    """softmax(q k^T / sqrt(D)) v, written out. It holds the (T, S) weights of every head, so it is slow on long text."""
+    """softmax(scores) v, written out. It holds the (T, S) weights of every head, so it is slow on long texts."""
 
     def __init__(self, span: Span, dropout: float) -> None:
         super().__init__()
         self.span = span
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """q (B, H, T, D), k and v (B, K, S, D), mask (T, S) -> (B, H, T, D).
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """q (B, H, T, D), k and v (B, K, S, D), mask (T, S), bias (H, T, S) -> (B, H, T, D).
 
-        None for a mask: the span over plain positions where T = S, and all of the keys for a single query.
+        Without a mask, keys are at positions 0 to S - 1, and T is S or 1.
         """
         if mask is None:
-            positions = torch.arange(k.shape[-2], device=q.device)
-            mask = self.span.mask(positions[-q.shape[-2] :], positions)
-        shared_by = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(shared_by, dim=1), v.repeat_interleave(shared_by, dim=1)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        return self.dropout(weights) @ v  # type: ignore[no-any-return]
+            mask = self.span.plain_mask(q.shape[-2], k.shape[-2], q.device)
+        weights: Tensor = self.dropout(attention_scores(q, k, bias).masked_fill(~mask, -torch.inf).softmax(dim=-1))
+        return weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
 class SDPAKernel(nn.Module):
@@ -79,18 +94,22 @@ class SDPAKernel(nn.Module):
         self.span = span
         self.dropout = dropout
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Shapes as in `ExplicitKernel`."""
-        if mask is None and q.shape[-2] == k.shape[-2]:
-            return self.over_plain_positions(q, k, v)
-        return self.fused(q, k, v, mask)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Shapes as in `ExplicitKernel`. A bias takes the general path, with T x S numbers per head."""
+        T, S = q.shape[-2], k.shape[-2]
+        if bias is not None:
+            mask = self.span.plain_mask(T, S, q.device) if mask is None else mask
+            return self.fused(q, k, v, bias.to(q.dtype).masked_fill(~mask, -torch.inf))
+        return self.plain(q, k, v) if mask is None and T == S else self.fused(q, k, v, mask)
 
-    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """All of the text: PyTorch's own causal attention."""
+    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of positions 0 to T - 1 over themselves."""
         return self.fused(q, k, v, causal=True)
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """What a mask (T, S) shows, or all keys; or causal attention, T = S."""
+        """Attention by a mask (T, S) or (H, T, S), over all keys, or causal (T = S)."""
         dropout = self.dropout if self.training else 0.0
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
@@ -99,68 +118,69 @@ class SDPAKernel(nn.Module):
 
 
 class WindowKernel(SDPAKernel):
-    """Sliding-window attention in time and memory linear in the length: blocks of W queries, each over its own and the previous block.
+    """Sliding-window attention in time and memory linear in the length: each block of W queries sees its own and the previous block.
 
-    The global tokens come before both. On a GPU `FlexKernel` has fewer steps.
+    The global tokens come before both. On a GPU `FlexKernel` takes fewer steps.
     """
 
-    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The text block by block. `split` and no slice of the whole, whose gradient would be as long as the text for each block."""
+    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Block by block. `split` rather than slices, whose gradients would each be as long as the text."""
         W, G = self.span.window, self.span.n_global
         assert W is not None
         q_blocks, k_blocks, v_blocks = (torch.split(x, W, dim=-2) for x in (q, k, v))
         positions = torch.split(torch.arange(q.shape[-2], device=q.device), W)
-        holding_globals = max(1, math.ceil(G / W))
-        k_global, v_global = (
-            torch.cat(blocks[:holding_globals], dim=-2)[..., :G, :] for blocks in (k_blocks, v_blocks)
-        )
+        n_global_blocks = max(1, math.ceil(G / W))
+        k_global, v_global = (torch.cat(x[:n_global_blocks], dim=-2)[..., :G, :] for x in (k_blocks, v_blocks))
         outputs = [self.fused(q_blocks[0], k_blocks[0], v_blocks[0], causal=True)]  # the first block sees all before it
         for own in range(1, len(q_blocks)):
-            before = own - 1
-            seen = min(G, before * W)  # those that the previous block does not have itself
-            keys = torch.cat([k_global[..., :seen, :], k_blocks[before], k_blocks[own]], dim=-2)
-            values = torch.cat([v_global[..., :seen, :], v_blocks[before], v_blocks[own]], dim=-2)
-            key_positions = torch.cat([torch.arange(seen, device=q.device), positions[before], positions[own]])
-            outputs.append(self.fused(q_blocks[own], keys, values, self.span.mask(positions[own], key_positions)))
+            previous = own - 1
+            seen = min(G, previous * W)  # the global tokens that the previous block does not hold
+            keys = torch.cat([k_global[..., :seen, :], k_blocks[previous], k_blocks[own]], dim=-2)
+            values = torch.cat([v_global[..., :seen, :], v_blocks[previous], v_blocks[own]], dim=-2)
+            k_pos = torch.cat([torch.arange(seen, device=q.device), positions[previous], positions[own]])
+            outputs.append(self.fused(q_blocks[own], keys, values, self.span.mask(positions[own], k_pos)))
         return torch.cat(outputs, dim=-2)
 
 
 class FlexKernel(SDPAKernel):
     """FlexAttention (Dong et al., 2024), which skips the blocks that a window hides.
 
-    It is fast where the model is compiled, has no dropout, and no gradients on a CPU.
+    It is fast if the model is compiled, has no dropout, and has no gradients on a CPU.
     """
 
     def __init__(self, span: Span, dropout: float) -> None:
         super().__init__(span, dropout)
-        self.blocks: BlockMask | None = None
+        self.longest: BlockMask | None = None
 
-    def over_plain_positions(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The text with the span as a block mask; that of the longest text so far is kept."""
-        from torch.nn.attention.flex_attention import flex_attention  # here, since it imports torch's compiler
+    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """With the span as a block mask."""
+        from torch.nn.attention.flex_attention import flex_attention  # here: it imports torch's compiler
 
-        blocks = self.blocks_of(q.shape[-2], q.device)
         grouped = q.shape[1] != k.shape[1]
-        # Autocast has its fused attention cast all three alike, but not this: a norm leaves q and k in float32.
-        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=grouped)
+        # Fused attention casts all three under autocast; this does not, and a norm leaves q and k in float32.
+        mask = self.block_mask(q.shape[-2], q.device)
+        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, enable_gqa=grouped)
 
-    def blocks_of(self, length: int, device: torch.device) -> "BlockMask":
-        """The block mask of texts of this length. Called before the model is compiled, which would take the making of it for a
-        part of the model, and compile it without that once more."""
+    def block_mask(self, length: int, device: torch.device) -> "BlockMask":
+        """The block mask of texts of this length; the longest so far is kept.
+
+        Call it before compiling the model: a mask built during compilation would be compiled with the model, which would then be
+        compiled again without it.
+        """
         from torch.nn.attention.flex_attention import create_block_mask
 
-        kept = self.blocks if self.blocks is None or self.blocks.kv_num_blocks.device == device else None
+        kept = self.longest if self.longest is not None and self.longest.kv_num_blocks.device == device else None
         if kept is not None and kept.seq_lengths == (length, length):
             return kept
-        made = create_block_mask(
+        mask = create_block_mask(
             lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, length, length, device=device
         )
         if kept is None or length > kept.seq_lengths[0]:
-            self.blocks = made
-        return made
+            self.longest = mask
+        return mask
 
 
-def build_kernel(config: ModelConfig, span: Span) -> nn.Module:
+def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel:
     """The kernel that the config asks for, for a layer with that span."""
     if config.attention == "explicit":
         return ExplicitKernel(span, config.dropout)
@@ -169,122 +189,59 @@ def build_kernel(config: ModelConfig, span: Span) -> nn.Module:
     return SDPAKernel(span, config.dropout) if span.window is None else WindowKernel(span, config.dropout)
 
 
-class Rotary(nn.Module):
-    """Rotary positions (Su et al., 2021): the two halves of a head's width are turned by angles that grow with the position."""
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al., 2016) over the last dimension, with its weights in the dtype of its input.
 
-    def __init__(self, head_width: int, base: float) -> None:
+    Autocast on a CPU does not cast them, and the fused kernel has no mixed dtypes; sharded bfloat16 training has bfloat16 weights and
+    a float32 residual stream.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich, 2019) over the last dimension, with its weight in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) of any dtype -> (..., C)."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., 2021): the two halves of a head's width are rotated by angles that grow with the position."""
+
+    def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        self.head_width = head_width
+        self.head_dim = head_dim
         self.base = base
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x (B, H, T, D), positions (T,) -> x turned, (B, H, T, D)."""
-        # In these very steps, since a frequency's last bit is a visible angle at position 10,000, and checkpoints were trained so.
-        frequencies = 1.0 / self.base ** (
-            torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
-        )
+        """x (B, H, T, D), positions (T,) -> x rotated, (B, H, T, D)."""
+        # Keep exactly these steps: the last bit of a frequency changes the angle at position 10,000, and checkpoints depend on it.
+        frequencies = 1.0 / self.base ** (torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim)
         angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class NoRotation(nn.Module):
-    """The place of `Rotary` in a model whose positions are elsewhere."""
+class NoPositions(nn.Module):
+    """Stands in for `Rotary` or a position embedding in a model that has its positions elsewhere, or none."""
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x as it is."""
+        """x unchanged."""
         return x
 
 
-class LayerCache:
-    """Keys and values that one layer may still need: all of them, or a window's last W and the first G.
+class NoBias(nn.Module):
+    """Stands in for a position bias, which maps positions (T,) and (S,) to what is added to the scores (H, T, S)."""
 
-    The buffers (B, K, slots, D) stay where they are: a position's slot is its own number, and behind the first G they go round.
-    """
-
-    def __init__(
-        self, span: Span, batch_size: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.span = span
-        slots = capacity if span.window is None else min(capacity, span.window + span.n_global)
-        shape = (batch_size, config.kv_heads, slots, config.head_width)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.positions = torch.arange(slots, device=device)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Take in k and v (B, K, T, D) of the next T positions; return what these see, (B, K, S, D) each, and the mask (T, S).
-
-        No mask for the first T positions, which see each other by the plain span, and for a single one that sees all before it.
-        """
-        start, T, slots = self.length, k.shape[-2], self.k.shape[-2]
-        if start and T > 1 and start + T > slots:
-            # What is overwritten may be seen by one of these positions.
-            filled = min(start, slots)
-            seen_k, seen_v = (
-                torch.cat([self.k[:, :, :filled], k], dim=-2),
-                torch.cat([self.v[:, :, :filled], v], dim=-2),
-            )
-            seen = torch.cat([self.positions[:filled], torch.arange(start, start + T, device=k.device)])
-            self._store(k, v)
-        else:
-            self._store(k, v)
-            if start == 0:
-                return k, v, None
-            filled = min(self.length, slots)
-            seen_k, seen_v, seen = self.k[:, :, :filled], self.v[:, :, :filled], self.positions[:filled]
-            if T == 1 and self.span.window is None:
-                return seen_k, seen_v, None
-        return seen_k, seen_v, self.span.mask(torch.arange(start, start + T, device=k.device), seen)
-
-    def select(self, rows: Tensor) -> "LayerCache":
-        """A copy with these rows (n,) of the batch, in this order; a row may come more than once."""
-        chosen = copy.copy(self)
-        chosen.k, chosen.v, chosen.positions = self.k[rows], self.v[rows], self.positions.clone()
-        return chosen
-
-    def _store(self, k: Tensor, v: Tensor) -> None:
-        """Keep what a later position may see."""
-        slots, G, start = self.k.shape[-2], self.span.n_global, self.length
-        self.length += k.shape[-2]
-        if self.length <= slots:  # where each position's slot has been its own number from the start
-            self.k[:, :, start : self.length], self.v[:, :, start : self.length] = k, v
-            return
-        positions = torch.arange(start, self.length, device=k.device)
-        kept = (positions < G) | (positions >= self.length - (slots - G))
-        positions = positions[kept]
-        slot = torch.where(positions < slots, positions, G + (positions - G) % (slots - G))
-        self.k[:, :, slot], self.v[:, :, slot], self.positions[slot] = k[:, :, kept], v[:, :, kept], positions
-
-
-class KVCache:
-    """One `LayerCache` a layer, for `batch_size` sequences of up to `capacity` tokens.
-
-    `limit` is the capacity, at most the context length. There is none where positions are relative, all layers have windows
-    and the capacity holds one of these.
-    """
-
-    def __init__(
-        self, config: ModelConfig, batch_size: int, *, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        if capacity > config.context_length and not config.has_no_limit:
-            raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
-        self.layers = [LayerCache(span, batch_size, capacity, config, dtype, device) for span in spans(config)]
-        window_and_globals = (config.window or 0) + config.window_globals
-        self.limit = None if config.has_no_limit and capacity >= window_and_globals else capacity
-
-    @property
-    def length(self) -> int:
-        """Tokens so far."""
-        return self.layers[0].length
-
-    def select(self, rows: Tensor) -> "KVCache":
-        """A copy with these rows (n,) of the batch, in this order; a row may come more than once, so that texts share a beginning."""
-        chosen = copy.copy(self)
-        chosen.layers = [layer.select(rows) for layer in self.layers]
-        return chosen
+    def forward(self, q_pos: Tensor, k_pos: Tensor) -> None:
+        """Nothing to add."""
 
 
 class Attention(nn.Module):
@@ -292,21 +249,25 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
-        D = self.head_width = config.head_width
-        self.split = [config.n_head * D, config.kv_heads * D, config.kv_heads * D]
+        D = self.head_dim = config.resolved_head_dim
+        self.split = [config.n_head * D, config.resolved_n_kv_head * D, config.resolved_n_kv_head * D]
         self.qkv = nn.Linear(config.n_embd, sum(self.split), bias=config.bias)
         self.q_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
-        self.rotary = Rotary(D, config.rope_base) if config.position == "rope" else NoRotation()
+        self.rotary = Rotary(D, config.rope_base) if config.position == "rope" else NoPositions()
+        self.position_bias = NoBias()
         self.kernel = build_kernel(config, span)
         self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in its own."""
+        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in those of x."""
         B, T, _ = x.shape
-        q, k, v = (
-            part.view(B, T, -1, self.head_width).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1)
-        )
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)
-        k, v, mask = cache.append(k, v) if cache is not None else (k, v, None)
-        return self.out(self.kernel(q, k, v, mask).transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+        mask, k_pos = None, positions
+        if cache is not None:
+            k, v, k_pos = cache.append(k, v, positions)
+            mask = self.kernel.span.cached_mask(positions, k_pos)
+        heads = self.kernel(q, k, v, mask, self.position_bias(positions, k_pos))
+        out: Tensor = self.out(heads.transpose(1, 2).reshape(B, T, -1))
+        return out

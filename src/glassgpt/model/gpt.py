@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig
-from glassgpt.model.attention import Attention, KVCache, LayerCache, Span, spans
+from glassgpt.config.model import ModelConfig
+from glassgpt.model.attention import Attention, LayerNorm, NoPositions, RMSNorm, Span, spans
+from glassgpt.model.kv_cache import KVCache, LayerCache
 from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
-from glassgpt.model.norm import LayerNorm, RMSNorm
 from glassgpt.utils.rng import generator_for
+from glassgpt.utils.torch_internals import SkipInit
 
 
 class ReLUSquared(nn.Module):
@@ -35,28 +36,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def empty_embedding(rows: int, width: int) -> nn.Embedding:
-    """An embedding that is not drawn: on the meta device the draw alone would import torch's compiler, 0.7 s."""
-    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
-    return embedding
-
-
 class LearnedPositions(nn.Module):
-    """One learned vector a position, added to the embedding."""
+    """One learned vector per position, added to the embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.table = empty_embedding(config.context_length, config.n_embd)
+        self.table = nn.Embedding(config.context_length, config.n_embd)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, T, C), positions (T,) -> (B, T, C)."""
-        return x + self.table(positions)  # type: ignore[no-any-return]
+        table: Tensor = self.table(positions)
+        return x + table
 
 
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, sections 3.4 and 3.5).
 
-    The embedding is multiplied by sqrt(C) first, as there: drawn from normal(0, 0.02) it would be lost beside them.
+    The embedding is first multiplied by sqrt(C), as in the paper: drawn from normal(0, 0.02), it is far smaller than they are.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,22 +68,11 @@ class SinusoidalPositions(nn.Module):
         return x * math.sqrt(self.n_embd) + table.to(x.dtype)
 
 
-class NoPositions(nn.Module):
-    """The place of `LearnedPositions` in a model whose attention knows the positions, or nobody does."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x as it is."""
-        return x
-
-
 POSITIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "learned": LearnedPositions,
     "sinusoidal": SinusoidalPositions,
-    "rope": NoPositions,
-    "none": NoPositions,
+    "rope": lambda config: NoPositions(),
+    "none": lambda config: NoPositions(),
 }
 
 
@@ -95,7 +80,7 @@ def build_norm(config: ModelConfig) -> nn.Module:
     """A normalisation over the width of the residual stream."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.norms_have_bias)
+    return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.resolved_norm_bias)
 
 
 class FeedForward(nn.Module):
@@ -103,13 +88,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]()
-        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(config.resolved_n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+        out: Tensor = self.down(self.activation(self.up(x)))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -117,18 +103,19 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
-        self.up = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
+        self.up = nn.Linear(config.n_embd, config.resolved_n_inner, bias=config.bias)
         self.activation = nn.SiLU()
-        self.down = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
+        self.down = nn.Linear(config.resolved_n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        return out
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each added to the residual stream from behind a norm."""
+    """Attention and feed-forward, each after a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
@@ -141,21 +128,19 @@ class Block(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C); the rest as in `Attention`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), positions, cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 class GPT(nn.Module):
-    """The language model. `model(ids)` gives logits, `model(ids, targets)` the loss.
-
-    Its weights are uninitialised storage until `initialize` or a checkpoint fills them; `create` does the former.
-    """
+    """The language model. `model(ids)` gives logits, `model(ids, targets)` the loss. `create` makes a new one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size or 0
         self.limit = config.context_length if config.position == "learned" else None
-        self.embedding = empty_embedding(config.padded_vocab_size, config.n_embd)
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
@@ -175,14 +160,9 @@ class GPT(nn.Module):
 
     @classmethod
     def empty(cls, config: ModelConfig, device: torch.device | str = "cpu") -> "GPT":
-        """A model whose weights are still to be filled, without the time and memory of drawing them first."""
-        with torch.device("meta"):
-            model = cls(config)
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                # Module.to_empty does this too, but imports sympy for it, half a second.
-                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device)))
-        return model
+        """A model with uninitialised weights, to be filled by `initialize` or from a file."""
+        with SkipInit(), torch.device(device):
+            return cls(config)
 
     def forward(
         self,
@@ -193,9 +173,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
 
-        The loss is the mean with gradients, or with `reduction="none"` that of each token, (B, T), without gradients.
-        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than there are learned positions, or than
-        the cache has room for.
+        The loss is the mean, with gradients; with `reduction="none"` it is that of each token, (B, T), without gradients.
+        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than learned positions or the cache allow.
         """
         hidden = self.hidden(ids, cache)
         if targets is None:
@@ -204,7 +183,7 @@ class GPT(nn.Module):
         return loss(hidden, self.head.weight, targets, self.vocab_size, self.config.logit_softcap)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds what came before, and grows."""
+        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds the tokens before, and takes in these."""
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
         limit = cache.limit if cache is not None else self.limit
@@ -212,10 +191,11 @@ class GPT(nn.Module):
             raise ValueError(f"{end} tokens do not fit into {limit} positions")
         positions = torch.arange(start, end, device=ids.device)
         x = self.dropout(self.embedding_norm(self.positions(self.embedding(ids), positions)))
-        layers = cache.layers if cache is not None else [None] * len(self.blocks)
-        for block, layer in zip(self.blocks, layers, strict=True):
-            x = block(x, positions, layer)
-        return self.norm(x)  # type: ignore[no-any-return]
+        layer_caches = cache.layers if cache is not None else [None] * len(self.blocks)
+        for block, layer_cache in zip(self.blocks, layer_caches, strict=True):
+            x = block(x, positions, layer_cache)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., vocab_size)."""
@@ -231,18 +211,16 @@ class GPT(nn.Module):
 def initialize(model: GPT, seed: int) -> None:
     """Draw all weights: normal(0, 0.02), biases 0, norms 1.
 
-    The two projections that write into the residual stream are drawn with 0.02 / sqrt(2 n_layer), so that the stream's
-    variance does not grow with depth (Radford et al., 2019, section 2.3), or start at zero where the config asks. Each
-    parameter is drawn on the CPU from a generator named after it, so no other parameter, device or process count can
-    change it.
+    The two projections that write into the residual stream have 0.02 / sqrt(2 n_layer) instead, so that the variance of the stream
+    does not grow with depth (Radford et al., 2019, section 2.3), or start at zero if the config asks for it. Each parameter is drawn
+    on the CPU from a generator named after it, so other parameters, the device and the number of processes do not change it.
     """
     residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
-    residual = {id(linear) for block in model.blocks for linear in (block.attention.out, block.feed_forward.down)}  # type: ignore[union-attr]
     for name, module in model.named_modules():
         if isinstance(module, (LayerNorm, RMSNorm)):
             module.reset_parameters()
         elif isinstance(module, (nn.Linear, nn.Embedding)):
-            std = residual_std if id(module) in residual else 0.02
+            std = residual_std if name.endswith(("attention.out", "feed_forward.down")) else 0.02
             generator = generator_for(seed, "init", f"{name}.weight")
             module.weight.copy_(torch.normal(0.0, std, module.weight.shape, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:

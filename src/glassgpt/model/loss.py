@@ -1,11 +1,12 @@
-"""Head and cross-entropy in one: from hidden states to the loss, without ever holding all logits.
+"""Output head and cross-entropy in one: from hidden states to the loss, without holding all logits at once.
 
-At a vocabulary of 50,304 the logits of 16 x 1024 tokens fill 3.3 GB in float32, and their gradient as much again. Here
-rows go through the head a chunk at a time, and each chunk's gradient is taken while its logits are there.
+At a vocabulary of 50,304 the logits of 16 x 1024 tokens take 3.3 GB in float32, and their gradient as much again. Here rows go
+through the head in chunks, and the gradient of a chunk is formed while its logits exist.
 
 Shapes: `N` rows (batch x time), `C` channels, `V` padded vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,23 +15,21 @@ from torch.autograd.function import once_differentiable
 
 # Targets with this value have no loss and no gradient (PyTorch's own convention).
 IGNORED = -100
-# Logits in one chunk: 64 MiB of float32. Small enough to stay clear of the peak, large enough for efficient products.
+# Logits per chunk: 64 MiB of float32. Small next to a step's peak, large enough for efficient products.
 CHUNK_ELEMENTS = 2**24
-# Rows in one chunk: their products are added up in the compute dtype, and more of them could overflow float16.
+# Rows per chunk: their products are summed in the compute dtype, and more of them could overflow float16.
 CHUNK_ROWS = 2048
-# On a GPU: GPT-2's 50,304 logits of so many rows are 1.6 GB, and a larger vocabulary has no more of them in a chunk. With fewer the
-# head's gradient is read and written more often, and what is compiled is as many times longer as there are chunks: at
-# `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
+# On a GPU: GPT-2's 50,304 logits of this many rows are 1.6 GB; a larger vocabulary gets fewer rows. Smaller chunks read and write the
+# head's gradient more often, and compiled code repeats per chunk: with `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
 GPU_CHUNK_ROWS = 8192
 GPU_CHUNK_ELEMENTS = 2**29
-
-# Rows of the head that a CPU multiplies at once for evaluation, where products are half as fast again, since they stay in its cache;
-# and whose gradient it adds up at once, since a product in bfloat16 is copied to float32 for it.
+# Rows of the head that a CPU handles at once: in evaluation they stay in its cache (1.5 times as fast), and their gradient in bfloat16
+# is converted to float32 before it is added.
 CPU_VOCAB_BLOCK = 4096
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
-    """Squash logits into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2, 2024); unchanged where cap is None."""
+    """Squash logits into (-cap, cap) by cap * tanh(logits / cap) (Gemma 2, 2024); unchanged if cap is None."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -41,7 +40,7 @@ def _rows_of_a_chunk(dtype: torch.dtype, device: str, columns: int) -> int:
 
 
 def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What autocast would make of the two factors; done once, since an autograd function is opaque to autocast."""
+    """The factors as autocast would cast them; autocast does not see inside an autograd function."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -50,9 +49,9 @@ def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Loss of each row (n,), and its gradient by the logits (n, V), which takes their place: softmax - onehot.
+    """Loss of each row (n,), and its gradient by the logits (n, V), softmax - onehot, which overwrites the logits.
 
-    targets (n,). The logits are gone after that: at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
+    targets (n,). In place, because at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
     """
     slope = None
     if cap is not None:
@@ -61,7 +60,7 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: 
         logits.mul_(cap)
     logits[:, vocab_size:] = -torch.inf
     kept = targets != IGNORED
-    target = targets.masked_fill(~kept, 0)[:, None]  # not clamp: another negative id is a mistake, and gather says so
+    target = targets.masked_fill(~kept, 0)[:, None]  # not clamp: gather then reports any other negative id
     logits.sub_(logits.amax(dim=-1, keepdim=True))
     own = logits.gather(1, target)
     total = logits.exp_().sum(dim=-1, keepdim=True)
@@ -71,15 +70,15 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: 
 
 
 def _minus_one_at(target: Tensor, p: Tensor) -> Tensor:
-    """p (n, V), 1 less at the targets (n, 1); p itself is changed, or lost."""
+    """p (n, V) minus 1 at the targets (n, 1); overwrites p, or may."""
     if torch.compiler.is_compiling():
-        # A scatter would part the pass that turns logits into their gradient in two, with p in memory in between.
+        # A scatter would split the kernel that turns logits into their gradient, with p in memory in between.
         return torch.where(torch.arange(p.shape[1], device=p.device) == target, p - 1, p)
     return p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the rows that are not ignored; the gradient is formed in the forward pass."""
+    """Mean cross-entropy over the rows that are not ignored; gradients are formed in the forward pass, for the inputs that need them."""
 
     @staticmethod
     def forward(
@@ -87,8 +86,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         h, w = _in_compute_dtype(hidden, weight)
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         rows = _rows_of_a_chunk(w.dtype, device, w.shape[0])
         block = CPU_VOCAB_BLOCK if device == "cpu" else len(w)
         with torch.autocast(h.device.type, enabled=False):
@@ -98,23 +97,25 @@ class _MeanCrossEntropy(torch.autograd.Function):
                     (chunk @ w.T).to(total.dtype), targets[start : start + rows], vocab_size, cap
                 )
                 total += losses.sum()
-                # It stays unnormalised here: divided by the number of rows it would fall below float16's smallest number, so the
-                # division waits for the backward pass.
+                # Not divided by the number of rows yet: the result would underflow in float16. The backward pass divides.
                 grad = grad.to(h.dtype)
-                grad_hidden[start : start + rows] = grad @ w
-                for first in range(0, len(w), block):
-                    grad_weight[first : first + block] += grad[:, first : first + block].T @ chunk
-                del grad  # else it lies beside the next chunk's logits
+                if grad_hidden is not None:
+                    grad_hidden[start : start + rows] = grad @ w
+                if grad_weight is not None:
+                    for first in range(0, len(w), block):
+                        grad_weight[first : first + block] += grad[:, first : first + block].T @ chunk
+                del grad  # frees it before the next chunk's logits
         count = (targets != IGNORED).sum()
         ctx.save_for_backward(grad_hidden, grad_weight, count)
         return total / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        grad_hidden, grad_weight, count = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        *gradients, count = ctx.saved_tensors
         scale = grad_output / count
-        return grad_hidden * scale, grad_weight * scale, None, None, None, None
+        grad_hidden, grad_weight = (None if gradient is None else gradient * scale for gradient in gradients)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def cross_entropy(
@@ -125,15 +126,16 @@ def cross_entropy(
     cap: float | None = None,
     chunked_for: str | None = None,
 ) -> Tensor:
-    """Mean next-token loss in nats, with gradients for the hidden states and the head.
+    """Mean next-token loss in nats: a scalar, at least float32. Gradients are computed only for inputs that need them.
 
-    hidden (..., C); weight (V, C), rows from `vocab_size` on being padding, which gets no probability and no gradient;
-    targets (...), `IGNORED` to leave a position out. Chunks are those of the tensors' device, or of the type `chunked_for`.
-    Returns a scalar, at least float32.
+    hidden (..., C); weight (V, C), whose rows from `vocab_size` on are padding, without probability or gradient; targets (...), with
+    `IGNORED` for positions to leave out.
     """
-    device = chunked_for or hidden.device.type
-    loss: Tensor = _MeanCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap, device)  # type: ignore[no-untyped-call]
-    return loss
+    if not torch.is_grad_enabled():
+        losses = token_losses(hidden, weight, targets, vocab_size, cap)
+        return losses.sum() / (targets != IGNORED).sum()
+    apply: Callable[..., Tensor] = _MeanCrossEntropy.apply
+    return apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap, chunked_for or hidden.device.type)
 
 
 @torch.no_grad()
@@ -155,14 +157,12 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
 
 
 def _losses_of_rows(h: Tensor, w: Tensor, targets: Tensor, vocab_size: int, cap: float | None, block: int) -> Tensor:
-    """log(sum(exp(logits))) - logits[target], the sum a block of the vocabulary at a time, each scaled by the largest logit so far."""
+    """log(sum(exp(logits))) - logits[target], summed over blocks of the vocabulary, scaled by the largest logit so far."""
     dtype = torch.promote_types(h.dtype, torch.float32)
     largest = torch.full((len(h),), -torch.inf, dtype=dtype, device=h.device)
     total = torch.zeros_like(largest)
     ignored = targets == IGNORED
-    target = targets.masked_fill(
-        ignored, 0
-    )  # not clamp: another negative id is a mistake, and this gather (of nothing) says so
+    target = targets.masked_fill(ignored, 0)  # not clamp: the gather below then reports any other negative id
     own = total[:, None].expand(-1, vocab_size).gather(1, target[:, None])[:, 0]
     for start in range(0, vocab_size, block):
         logits = soft_cap((h @ w[start : min(start + block, vocab_size)].T).to(dtype), cap)

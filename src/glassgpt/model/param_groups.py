@@ -1,12 +1,10 @@
-"""The parts of a model by which norms of weights and gradients are told: the one place that names them."""
+"""Parameter groups, by which norms of weights and gradients are reported."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the report needs the names, and none of what takes seconds to import
-    from torch import nn
-
-    from glassgpt.model.gpt import GPT
+if TYPE_CHECKING:  # the report needs the names only, and torch takes a second to import
+    from torch import Tensor, nn
 
 PARAM_GROUPS = {
     "embedding": "token embedding",
@@ -16,26 +14,34 @@ PARAM_GROUPS = {
     "norms": "normalisations",
     "head": "output head",
 }
-"""Each part's key in a record, and its name for people. A tied head is the token embedding."""
+"""The key of each group in a record, and its name for people. A tied head is the token embedding."""
 
 
-def param_groups(model: "GPT") -> dict[str, "list[nn.Parameter]"]:
-    """The model's parameters by part, each of them in one; a part that has none is left out."""
-    blocks = list(model.blocks)
-    modules: dict[str, list[nn.Module]] = {
-        "embedding": [model.embedding],
-        "positions": [model.positions],
-        "attention": [block.attention for block in blocks],  # type: ignore[misc]
-        "feed_forward": [block.feed_forward for block in blocks],  # type: ignore[misc]
-        "norms": [model.embedding_norm, *_norms(blocks), model.norm],
-        "head": [] if model.head is model.embedding else [model.head],
+def param_groups(model: "nn.Module") -> dict[str, "list[nn.Parameter]"]:
+    """The parameters of a `GPT` by group, each of them once; groups without parameters are left out."""
+    groups: dict[str, list[nn.Parameter]] = {key: [] for key in PARAM_GROUPS}
+    for name, parameter in model.named_parameters():
+        first, _, *inner = name.split(".")  # "blocks.0.attention.qkv.weight", "positions.table.weight", "norm.weight"
+        module = inner[0] if first == "blocks" else first
+        groups["norms" if module.endswith("norm") else module].append(parameter)
+    return {key: group for key, group in groups.items() if group}
+
+
+def group_weight_norms(model: "nn.Module") -> dict[str, float]:
+    """The Euclidean norm of each group's weights; the rows that pad the vocabulary count too. The model must not be sharded."""
+    from torch.nn.utils import get_total_norm
+
+    return {key: get_total_norm([p.detach() for p in group]).item() for key, group in param_groups(model).items()}
+
+
+def group_gradient_norms(model: "nn.Module", full_tensor: "Callable[[Tensor], Tensor]") -> "dict[str, Tensor]":
+    """The Euclidean norm () of each group's gradient, still on the device.
+
+    `full_tensor` gathers what is sharded (see `Strategy.full_tensor`), so every rank must call this.
+    """
+    from torch.nn.utils import get_total_norm
+
+    return {
+        key: full_tensor(get_total_norm([p.grad for p in group if p.grad is not None]))
+        for key, group in param_groups(model).items()
     }
-    found = {
-        part: [parameter for module in of_part for parameter in module.parameters()]
-        for part, of_part in modules.items()
-    }
-    return {part: parameters for part, parameters in found.items() if parameters}
-
-
-def _norms(blocks: "Iterable[nn.Module]") -> "list[nn.Module]":
-    return [norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm)]  # type: ignore[misc]

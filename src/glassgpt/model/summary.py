@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,26 @@ class ModelSummary:
     def attention_weights(self) -> int:
         """Matrices of one attention: to queries, keys and values, and back."""
         c = self.config
-        return 2 * c.n_embd * (c.n_head + c.kv_heads) * c.head_width
+        return 2 * c.n_embd * (c.n_head + c.resolved_n_kv_head) * c.resolved_head_dim
 
     @property
     def feed_forward_weights(self) -> int:
         """Matrices of one feed-forward block: two, or three with a gate."""
-        return (3 if self.config.activation == "swiglu" else 2) * self.config.n_embd * self.config.inner_width
+        return (3 if self.config.activation == "swiglu" else 2) * self.config.n_embd * self.config.resolved_n_inner
 
     @property
     def block_vectors(self) -> int:
         """Biases and norms of one block."""
         c = self.config
-        attention = (c.n_head + 2 * c.kv_heads) * c.head_width + c.n_embd
-        feed_forward = (2 if c.activation == "swiglu" else 1) * c.inner_width + c.n_embd
-        qk_norms = 2 * c.head_width if c.qk_norm and c.norm_weight else 0
+        attention = (c.n_head + 2 * c.resolved_n_kv_head) * c.resolved_head_dim + c.n_embd
+        feed_forward = (2 if c.activation == "swiglu" else 1) * c.resolved_n_inner + c.n_embd
+        qk_norms = 2 * c.resolved_head_dim if c.qk_norm and c.norm_weight else 0
         return c.bias * (attention + feed_forward) + qk_norms + 2 * self.norm_parameters
 
     @property
     def norm_parameters(self) -> int:
         """One normalisation of the residual stream."""
-        return self.config.n_embd * (self.config.norm_weight + self.config.norms_have_bias)
+        return self.config.n_embd * (self.config.norm_weight + self.config.resolved_norm_bias)
 
     @property
     def block_parameters(self) -> int:
@@ -75,7 +75,7 @@ class ModelSummary:
         c = self.config
         weights = self.attention_weights + self.feed_forward_weights
         keys = sum(min(c.context_length, (window or c.context_length) + c.window_globals) for window in c.windows)
-        return 2 * (c.n_layer * weights + c.padded_vocab_size * c.n_embd) + 4 * c.n_head * c.head_width * keys
+        return 2 * (c.n_layer * weights + c.padded_vocab_size * c.n_embd) + 4 * c.n_head * c.resolved_head_dim * keys
 
     @property
     def training_flops_per_token(self) -> int:
@@ -84,12 +84,14 @@ class ModelSummary:
 
     def __str__(self) -> str:
         c = self.config
-        heads = f"{c.n_head} of {c.head_width}" + (f" on {c.kv_heads} key/value heads" if c.kv_heads < c.n_head else "")
+        heads = f"{c.n_head} of {c.resolved_head_dim}" + (
+            f" on {c.resolved_n_kv_head} key/value heads" if c.resolved_n_kv_head < c.n_head else ""
+        )
         norms = [
             c.norm,
             f"eps {c.norm_eps:g}",
             *["without weight"] * (not c.norm_weight),
-            *["without bias"] * (not c.norms_have_bias),
+            *["without bias"] * (not c.resolved_norm_bias),
         ]
         norms += ["of the embedding too"] * c.embedding_norm + ["of queries and keys too"] * c.qk_norm
         spans = "all of it"
@@ -98,7 +100,7 @@ class ModelSummary:
             spans += f", layers {c.window_pattern}" if "L" in c.window_pattern else ""
         rows = (
             ("layers, heads, width", f"{c.n_layer}, {heads}, {c.n_embd}"),
-            ("feed-forward", f"{c.inner_width}, {c.activation}"),
+            ("feed-forward", f"{c.resolved_n_inner}, {c.activation}"),
             ("norm", ", ".join(norms)),
             ("context", f"{c.context_length} tokens, {c.position} positions; each sees {spans}"),
             ("vocabulary", f"{c.vocab_size:,} (padded to {c.padded_vocab_size:,})"),

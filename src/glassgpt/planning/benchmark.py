@@ -23,7 +23,14 @@ from glassgpt.planning.memory import FLOAT32, memory_a_rank
 from glassgpt.training.loop import train_step
 from glassgpt.training.optim import OutlierWatch, build_optimizers
 from glassgpt.training.setup import TrainState, judge_on_device
-from glassgpt.utils.device import GPUS, available_memory, find_precision, matmul_precision, measured_peak, peak_flops
+from glassgpt.utils.device import (
+    GPUS,
+    available_memory,
+    find_precision,
+    matmul_precision,
+    measure_peak_flops,
+    peak_flops,
+)
 
 # Numbers that are copied and read: 154 MB of them, several times a CPU's cache; for a GPU 16 times as many.
 _NUMBERS = 50304 * 768
@@ -74,7 +81,7 @@ def measure(device: torch.device) -> Iterator[Figure]:
     """
     peaks: dict[str, float] = {}
     for precision in ("float32", "bfloat16"):
-        peaks[precision] = measured_peak(precision, device)
+        peaks[precision] = measure_peak_flops(precision, device)
         sheet = peak_flops(device, precision) if device.type == "cuda" else None
         yield Figure(
             f"matrix products, {precision}",

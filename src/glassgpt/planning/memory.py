@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.attention import SDPAKernel, Span, spans
 from glassgpt.model.gpt import GPT, Block
@@ -74,7 +75,7 @@ class Batch:
 
 def batch_a_rank(config: TrainConfig, processes: int) -> Batch:
     """The batch arithmetic of `train_step`. Raises `UserError` where the processes do not divide the batch."""
-    sequences, micro_steps = config.share_of_batch(processes), config.micro_steps(processes)
+    sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
     return Batch(sequences, micro_steps, -(-sequences // micro_steps), config.batch_tokens)
 
 

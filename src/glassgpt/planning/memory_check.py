@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.distributed.group import Ranks, launched
+from glassgpt.distributed.group import Ranks, under_torchrun
 from glassgpt.model.loss import CHUNK_ELEMENTS, GPU_CHUNK_ROWS
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning.memory import FLOAT32, Memory, batch_a_rank, memory_a_rank, moments
@@ -35,7 +35,7 @@ def largest_micro_batch(
 
     Of the sizes that lead to one number of micro-steps, which are as even as they can be, the smallest stands for all.
     """
-    share = config.share_of_batch(processes)
+    share = config.sequences_per_process(processes)
 
     def fits(micro_steps: int) -> bool:
         return need(config.override(micro_batch_size=-(-share // micro_steps))) <= room
@@ -67,8 +67,8 @@ def check_memory(
     room = available_memory(device, swap=True)
     config = config.override(device=device.type)
     # The most that any rank sees, before any has gone on: one that looked later would see less for what others have taken.
-    most = float(ranks.numbers([math.inf if room is None else room]).max())
-    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() and device.type == "cpu" else 1
+    most = float(ranks.all_gather_numbers([math.inf if room is None else room]).max())
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and device.type == "cpu" else 1
     own = most / sharers + (sum(parameter.nbytes for parameter in model.parameters()) if model is not None else 0)
     if config.cpu_offload or at_most(config, ranks.size) <= own:
         return
@@ -105,10 +105,10 @@ def at_most(config: TrainConfig, processes: int) -> float:
     """
     model, summary = config.model, ModelSummary(config.model)
     tokens = batch_a_rank(config, processes).micro_batch * model.context_length
-    attention = 4 * (model.n_head + 2 * model.kv_heads) * model.head_width
+    attention = 4 * (model.n_head + 2 * model.resolved_n_kv_head) * model.resolved_head_dim
     if model.attention == "explicit" or model.dropout or model.window is not None:
         attention += 8 * model.n_head * model.context_length
-    layer = 16 * model.n_embd + attention + 8 * model.inner_width
+    layer = 16 * model.n_embd + attention + 8 * model.resolved_n_inner
     chunk = model.padded_vocab_size * (GPU_CHUNK_ROWS if config.device == "cuda" else 1) + CHUNK_ELEMENTS
     return FLOAT32 * (2 * tokens * (model.n_layer * layer + 8 * model.n_embd) + 8 * summary.parameters + 8 * chunk)
 
@@ -136,7 +136,7 @@ def _memories(config: TrainConfig, processes: int, precision: str) -> Iterator[M
 
 
 def _strategies(config: TrainConfig, processes: int) -> list[str]:
-    if not launched():
+    if not under_torchrun():
         return ["ddp"]
     return {"auto": ["ddp"] if processes == 1 or config.device == "cpu" else ["ddp", "fsdp"]}.get(
         config.strategy, [config.strategy]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from glassgpt.config.schema import USUAL_VOCABULARIES, DataConfig, TrainConfig
+from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, DataConfig, TrainConfig
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.sources import PreparedDataset, resolve
 from glassgpt.interop.references import find_model
@@ -35,13 +35,12 @@ from glassgpt.utils.device import (
     device_name,
     find_device,
     find_precision,
-    memory_bytes,
+    memory_used,
     require_kernel,
 )
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import user_path
 from glassgpt.utils.formatting import format_bytes, format_duration
-from glassgpt.utils.hub import is_hub_id
+from glassgpt.utils.hub import find_hub_id
 
 # Of a GPU's memory: the device's context and the buffers of cuBLAS and NCCL; and the share that an allocator wastes.
 CONTEXT = 1e9
@@ -124,7 +123,7 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
         assumptions.append(
             "updates are taken as they become; the early ones, smaller or of shorter sequences, take less"
         )
-    config.share_of_batch(gpus)
+    config.sequences_per_process(gpus)
     gpu = GPUS.get(config.device.lower())
     if gpu is not None:
         return _on_paper(config, gpu, gpus, assumptions)
@@ -147,9 +146,7 @@ def _device_here(name: str) -> torch.device:
 def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The config with the size of its vocabulary, which a run learns from its data."""
     said = []
-    if config.init_from == "" or (
-        config.init_from and is_hub_id(config.init_from) and not user_path(config.init_from).exists()
-    ):
+    if config.init_from == "" or (config.init_from and find_hub_id(config.init_from)):
         said.append(
             "the model has the shape in [model]; a run with --init-from takes that of the model that it goes on from"
         )
@@ -161,7 +158,7 @@ def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     prepared = _prepared(config.data)
     if prepared is not None:
         return config.override(model={"vocab_size": open_dataset(prepared.directory).tokenizer.vocab_size}), said
-    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else USUAL_VOCABULARIES[kind]
+    size = build_tokenizer(kind).vocab_size if tokenizer_file(kind) is not None else TYPICAL_VOCAB_SIZES[kind]
     if kind == "characters":
         said.append(f"the text has {size} different characters (--model.vocab-size N for another number)")
     return config.override(model={"vocab_size": size}), said
@@ -224,7 +221,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 def _libraries() -> int:
     """Bytes that a process which trains has resident before its model is made: this one's, with all that training imports."""
     importlib.import_module("glassgpt.training.loop")
-    return memory_bytes(torch.device("cpu"))
+    return memory_used(torch.device("cpu"))
 
 
 def _fitted(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.distributed.strategies import Strategy, make_masks
+from glassgpt.distributed.strategies import Strategy, build_block_masks
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
@@ -111,7 +111,7 @@ class _Parts:
         for block in self.blocks:
             checkpoint_activations(block, config.activation_checkpointing)
         if config.compiles_on(device.type):
-            make_masks(self.model)
+            build_block_masks(self.model)
             for part in (
                 *self.blocks,
                 self.model,

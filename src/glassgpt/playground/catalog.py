@@ -12,7 +12,7 @@ from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import user_path
-from glassgpt.utils.hub import is_hub_id
+from glassgpt.utils.hub import find_hub_id
 
 MOST_RUNS = 500
 """Runs of a folder that are offered."""
@@ -139,7 +139,7 @@ def find_offer(reference: str) -> Offer:
     is_there = (path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")) or any(
         (path / name).is_file() for name in ("config.json", "manifest.json")
     )
-    if not is_there and (path.exists() or not is_hub_id(reference)):
+    if not is_there and find_hub_id(reference) is None:
         find_model(reference)  # says what is wrong
     return Offer(reference, reference)
 

@@ -15,10 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt import interpretability as probe
 from glassgpt.generation.generate import generate
-from glassgpt.interpretability import KINDS, ActivationCache, Edit, LayerActivations, capture, edited
-from glassgpt.interpretability.bounds import require_index
+from glassgpt.interpretability import weights
+from glassgpt.interpretability.capture import (
+    ActivationCache,
+    LayerActivations,
+    attention_overview,
+    capture,
+    require_index,
+)
+from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
+from glassgpt.interpretability.interventions import Edit, edited
+from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.playground.model_pool import Captures, Held
 from glassgpt.playground.schemas import (
     MOST_TOKENS,
@@ -64,16 +72,16 @@ def model_facts(held: Held, question: Question) -> Answer:
         "name": held.name,
         "step": held.step,
         "config": dataclasses.asdict(config),
-        "kv_heads": config.kv_heads,
-        "head_width": config.head_width,
-        "inner_width": config.inner_width,
+        "kv_heads": config.resolved_n_kv_head,
+        "head_width": config.resolved_head_dim,
+        "inner_width": config.resolved_n_inner,
         "windows": config.windows,
         "parameters": sum(parameter.numel() for parameter in parameters.values()),
         "tokenizer": None if tokenizer is None else tokenizer.kind,
         "vocab_size": held.vocab_size,
         "most_tokens": most_tokens(held),
         "has_merges": isinstance(tokenizer, BPETokenizer),
-        "tables": list(probe.tables(held.model)),
+        "tables": list(weights.tables(held.model)),
         "weights": [{"name": name, "shape": list(parameter.shape)} for name, parameter in parameters.items()],
         "default_text": default_text(held),
         "seconds": held.seconds,
@@ -83,7 +91,7 @@ def model_facts(held: Held, question: Question) -> Answer:
 def most_tokens(held: Held) -> int:
     """Tokens of a text that can be looked at: as many as the context has, within what the page can show."""
     config = held.model.config
-    return MOST_TOKENS if config.has_no_limit else min(MOST_TOKENS, config.context_length)
+    return MOST_TOKENS if config.has_unlimited_context else min(MOST_TOKENS, config.context_length)
 
 
 def default_text(held: Held) -> str:
@@ -189,7 +197,7 @@ def seen_by(captures: Captures, held: Held) -> Capturing:
         with changed(held, question, seen), capture(held.model) as found:
             held.model.hidden(ids_on_device(held, question.ids))
         for layer in found.layers:
-            del layer.activations  # a quarter of all, and no question asks for them
+            del layer.mlp_post, layer.resid_mid  # nearly a third of all, and no request reads them
         return found
 
     return seen
@@ -213,10 +221,10 @@ def changed(held: Held, question: SeenQuestion, seen: Capturing) -> AbstractCont
 
 def attention(held: Held, question: SeenQuestion, seen: Capturing) -> Answer:
     """All heads at a glance."""
-    picture = probe.attention_picture(seen(question))
-    thumbnails = (255 * picture.thumbnails).round().to(torch.uint8)
-    values = {"differences": picture.differences, "tokens": len(question.ids), "cells": thumbnails.shape[-1]}
-    return pack({"thumbnails": thumbnails, "entropies": picture.entropies}, values)
+    overview = attention_overview(seen(question))
+    thumbnails = (255 * overview.thumbnails).round().to(torch.uint8)
+    values = {"differences": overview.kernel_errors, "tokens": len(question.ids), "cells": thumbnails.shape[-1]}
+    return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
 
 
 def layer_of(held: Held, question: HeadQuestion, seen: Capturing) -> LayerActivations:
@@ -229,41 +237,42 @@ def layer_of(held: Held, question: HeadQuestion, seen: Capturing) -> LayerActiva
 def shared_head(held: Held, head: int) -> int:
     """The key/value head that a query head uses."""
     config = held.model.config
-    return head // (config.n_head // config.kv_heads)
+    return head // (config.n_head // config.resolved_n_kv_head)
 
 
 def head(held: Held, question: HeadQuestion, seen: Capturing) -> Answer:
-    """One head's weights."""
+    """One head's attention pattern."""
     layer = layer_of(held, question, seen)
-    weights = layer.weights(question.head)
+    pattern = layer.pattern(question.head)
     values = {
         "kv_head": shared_head(held, question.head),
         "window": layer.span.window,
         "globals": layer.span.n_global,
-        "difference": layer.difference(weights, question.head),
+        "difference": layer.kernel_error(pattern, question.head),
     }
-    return pack({"weights": weights[0]}, values)
+    return pack({"pattern": pattern[0]}, values)
 
 
 def vectors(held: Held, question: HeadQuestion, seen: Capturing) -> Answer:
     """One head's queries, keys and values, before rotary positions and behind them, and what it took from the values."""
     layer, shared = layer_of(held, question, seen), shared_head(held, question.head)
     arrays = {
-        "q_plain": layer.q_plain[0, question.head],
-        "k_plain": layer.k_plain[0, shared],
-        "q": layer.q[0, question.head],
-        "k": layer.k[0, shared],
+        "q_norm": layer.q_norm[0, question.head],
+        "k_norm": layer.k_norm[0, shared],
+        "rot_q": layer.rot_q[0, question.head],
+        "rot_k": layer.rot_k[0, shared],
         "v": layer.v[0, shared],
-        "out": layer.kernel_out[0, question.head],
+        "kernel_out": layer.kernel_out[0, question.head],
     }
     return pack(
-        {name: array.float() for name, array in arrays.items()}, {"scale": 1 / math.sqrt(held.model.config.head_width)}
+        {name: array.float() for name, array in arrays.items()},
+        {"scale": 1 / math.sqrt(held.model.config.resolved_head_dim)},
     )
 
 
 def expectations(held: Held, question: SeenQuestion, seen: Capturing) -> Answer:
     """What was expected in each token's place."""
-    found = probe.predictions(held.model, seen(question))
+    found = predictions(held.model, seen(question))
     return pack(
         {"surprisal": found.surprisal, "top_ids": found.top_ids, "top_p": found.top_p, "entropy": found.entropy}, {}
     )
@@ -279,7 +288,7 @@ def lens(held: Held, question: LensQuestion, seen: Capturing) -> Generator[None,
     parts = []
     for start in range(question.start, question.stop, LENS_POSITIONS):
         stop = min(start + LENS_POSITIONS, question.stop)
-        parts.append(probe.logit_lens(held.model, found, start, stop, question.k, question.watch))
+        parts.append(logit_lens(held.model, found, start, stop, question.k, question.watch))
         yield
     names = ("top_ids", "top_p", "watch_rank", "watch_p", "next_rank", "next_p", "entropy", "norm")
     return pack({name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in names}, {})
@@ -287,7 +296,7 @@ def lens(held: Held, question: LensQuestion, seen: Capturing) -> Generator[None,
 
 def attribution(held: Held, question: AttributionQuestion, seen: Capturing) -> Answer:
     """What each part adds to a logit."""
-    found = probe.logit_attribution(held.model, seen(question), question.position, question.token, question.against)
+    found = logit_attribution(held.model, seen(question), question.position, question.token, question.against)
     return {**dataclasses.asdict(found), "capped": held.model.config.logit_softcap is not None}
 
 
@@ -300,7 +309,7 @@ def next_logits(held: Held, question: NextQuestion, seen: Capturing) -> Answer:
         with changed(held, question, seen):
             hidden = held.model.hidden(ids_on_device(held, question.ids))
     else:
-        hidden = seen(question).hidden
+        hidden = seen(question).ln_final
     return pack({"logits": held.model.logits(hidden[0, position])[: held.vocab_size].float()}, {})
 
 
@@ -310,7 +319,7 @@ def next_logits(held: Held, question: NextQuestion, seen: Capturing) -> Answer:
 def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], None, None]:
     """A text's continuation, token by token: that of `glassgpt generate` with the same settings. Raises `UserError` at once."""
     require_ids(held, question.ids)
-    pieces = generate(
+    tokens = generate(
         held.model,
         held.tokenizer,
         question.ids,
@@ -321,14 +330,15 @@ def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], No
         min_p=question.min_p,
         n=question.n,
         seed=question.seed,
+        probabilities=True,
     )
 
     def told() -> Generator[dict[str, Any], None, None]:
         begin, count = time.perf_counter(), 0
-        for piece in pieces:
+        for token in tokens:
             count += 1
-            text = str(piece) if held.tokenizer is not None else f" {piece.token}"
-            yield {"sample": piece.sample, "token": piece.token, "text": text, "p": piece.probability}
+            text = token.text if held.tokenizer is not None else f" {token.token_id}"
+            yield {"sample": token.sample, "token": token.token_id, "text": text, "p": token.probability}
         yield {"done": True, "tokens": count, "seconds": time.perf_counter() - begin}
 
     return told()
@@ -337,14 +347,14 @@ def writing(held: Held, question: WriteQuestion) -> Generator[dict[str, Any], No
 # --- what it knows ----------------------------------------------------------------------------------------------------------
 
 
-def kinds(held: Held, question: Question) -> Answer:
-    """How much each head is of a known kind."""
-    return {"kinds": list(KINDS), "scores": probe.head_kinds(held.model).tolist()}
+def scored_heads(held: Held, question: Question) -> Answer:
+    """Each head's score for each known type."""
+    return {"head_types": list(HEAD_TYPES), "head_scores": head_scores(held.model).tolist()}
 
 
 def table_of(held: Held, name: str) -> Tensor:
     """One of the model's tables (N, C). Raises `UserError` where it has no such table."""
-    found = probe.tables(held.model)
+    found = weights.tables(held.model)
     if name not in found:
         raise UserError(f"this model has no table {name!r}: it has {', '.join(found)}")
     return found[name]
@@ -352,28 +362,28 @@ def table_of(held: Held, name: str) -> Tensor:
 
 def table_map(held: Held, question: TableQuestion) -> Answer:
     """A table's rows along its principal components."""
-    found = probe.principal_components(table_of(held, question.table))
+    found = weights.principal_components(table_of(held, question.table))
     return pack({"points": found.points, "explained": found.explained}, {})
 
 
 def near(held: Held, question: NearQuestion) -> Answer:
     """The rows nearest to one."""
-    found = probe.nearest(table_of(held, question.table), question.id, question.k)
+    found = weights.nearest(table_of(held, question.table), question.id, question.k)
     return {"ids": found.ids.tolist(), "cosines": found.cosines.tolist()}
 
 
 def weight(held: Held, question: PictureQuestion) -> Answer:
     """A parameter's picture, and a few numbers of it."""
-    found = probe.weight_of(held.model, question.name)
-    values = {"shape": list(found.shape), **dataclasses.asdict(probe.statistics(found))}
-    return pack({"picture": probe.picture(found, question.size)}, values)
+    found = weights.weight_of(held.model, question.name)
+    values = {"shape": list(found.shape), **dataclasses.asdict(weights.statistics(found))}
+    return pack({"picture": weights.thumbnail(found, question.size)}, values)
 
 
 def spectrum(held: Held, question: WeightQuestion) -> Answer:
     """A matrix's singular values."""
-    return pack({"singular_values": probe.singular_values(probe.weight_of(held.model, question.name))}, {})
+    return pack({"singular_values": weights.singular_values(weights.weight_of(held.model, question.name))}, {})
 
 
 def gradients(held: Held, question: TextQuestion) -> Answer:
     """How hard a text pulls at each parameter."""
-    return dataclasses.asdict(probe.gradient_norms(held.model, ids_on_device(held, question.ids)))
+    return dataclasses.asdict(weights.gradient_norms(held.model, ids_on_device(held, question.ids)))

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from glassgpt.interop.references import load_source, read_reference
-from glassgpt.interpretability import ActivationCache
+from glassgpt.interpretability.capture import ActivationCache
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.catalog import Offer, Offers
-from glassgpt.playground.security import Busy
+from glassgpt.playground.security import BusyError
 from glassgpt.runs.checkpoint import open_checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
@@ -60,9 +60,9 @@ class Worker:
         return future
 
     async def ask(self, work: Callable[[], T]) -> T:
-        """The result of a piece of work, when its turn has come. Raises `Busy` where too many wait already."""
+        """The result of a piece of work, when its turn has come. Raises `BusyError` where too many wait already."""
         if self.waiting >= MOST_WAITING:
-            raise Busy("too many questions wait for an answer; try again in a moment")
+            raise BusyError("too many questions wait for an answer")
         return await self.turn(work)
 
     async def turn(self, work: Callable[[], T]) -> T:
@@ -164,7 +164,7 @@ class Workshop:
     async def held(self, number: int, step: int | None) -> Held:
         """The model of an offer, loaded if need be: of a run, that of a step, None for its newest.
 
-        Raises `UserError` where there is no such thing, `Busy` where too many are being loaded.
+        Raises `UserError` where there is no such thing, `BusyError` where too many are being loaded.
         """
         offer = self.offers[number]
         kept = await asyncio.to_thread(offer.checkpoints)
@@ -182,7 +182,7 @@ class Workshop:
     def _load(self, number: int, offer: Offer, step: int | None, kept: dict[int, Path], stamp: Hashable) -> _Place:
         _require_step(offer, step, kept)
         if sum(not place.loading.done() for place in self._held.values()) >= MOST_LOADING:
-            raise Busy("other models are being loaded; try again in a moment")
+            raise BusyError("other models are being loaded")
         key = (number, step)
         self._held.pop(key, None)
         self._make_room(MOST_MODELS - 1)
@@ -205,7 +205,7 @@ class Workshop:
             del self._held[key]
 
     async def compute_in_turns(self, make: Callable[[], Generator[None, None, T]]) -> T:
-        """The result of a long piece of work, which yields where others may have their turn. Raises `Busy`."""
+        """The result of a long piece of work, which yields where others may have their turn. Raises `BusyError`."""
         steps = await self.computing.ask(make)
         while (result := await self.computing.turn(lambda: _step(steps))) is None:
             pass
@@ -214,10 +214,10 @@ class Workshop:
     async def stream(self, make: Callable[[], Generator[T, None, None]]) -> AsyncIterator[list[T]]:
         """What an iterator gives, a turn's worth at a time, others' work in between. It is closed where it is left, too.
 
-        Raises `Busy`, and what `make` and the iterator raise.
+        Raises `BusyError`, and what `make` and the iterator raise.
         """
         if self._streams >= MOST_STREAMS:
-            raise Busy("too many texts are being written; try again in a moment")
+            raise BusyError("too many texts are being written")
         self._streams += 1
         try:
             items = await self.computing.ask(make)

@@ -30,6 +30,17 @@ MOST_CELLS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoginRequest(StrictConfig):
+    """The token, to be exchanged for a cookie."""
+
+    token: str
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        return field_name
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunQuestion(StrictConfig):
     """What every question names: a run or a model, by the number of its offer."""
 
@@ -202,7 +213,7 @@ class SnapshotQuestion(RunQuestion):
     step: int
 
 
-Q = TypeVar("Q", bound=RunQuestion)
+Q = TypeVar("Q", bound=StrictConfig)
 
 
 def read_question(question: type[Q], body: bytes) -> Q:

@@ -1,155 +1,74 @@
-"""The page's server: where it listens, for how long a client may keep it waiting, and how it ends."""
+"""The page's server: the socket it listens on, its start and its end."""
 
 import asyncio
 import errno
+import html
 import os
 import secrets
 import socket
 import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from glassgpt.playground.assets import page_files
-from glassgpt.playground.catalog import Offers, offers_for
+from glassgpt.playground.catalog import offers_for
 from glassgpt.playground.model_pool import Workshop
-from glassgpt.playground.routes import create_app
-from glassgpt.playground.security import LOOPBACK_NAMES, MOST_HEAD, Application, Door
+from glassgpt.playground.routes import Api, create_app
+from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError, is_out_of_memory
 
 PORT = 7860
 PORTS_TRIED = 20
-MOST_CONNECTIONS = 128
-"""Beyond it the one that has kept the server waiting longest is closed, so that a flood closes itself."""
-HEAD_SECONDS = 10.0
-"""For a request's first lines to be here, from the connection's beginning or the answer before."""
-STALL_SECONDS = 20.0
-"""In which a client must take something of what is sent."""
-LOOK_SECONDS = 2.0
-
-
-class Connection(H11Protocol):
-    """A connection that ends when its client keeps it waiting. (uvicorn itself waits for ever: for a first request, for a slow reader.)"""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._idle_since: float | None = self.loop.time()
-        self._moved_at, self._unsent = self.loop.time(), 0
-        self._look = self.loop.call_later(LOOK_SECONDS, self._check)
-        there = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
-        if len(there) > MOST_CONNECTIONS:
-            min(there, key=lambda one: one.waits_since).transport.abort()
-
-    @property
-    def waits_since(self) -> float:
-        """Since when it is the client's turn; the end of time where it is the server's."""
-        if self._idle_since is not None:
-            return self._idle_since
-        return self._moved_at if self.transport.get_write_buffer_size() else float("inf")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._look.cancel()
-        super().connection_lost(exc)
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._idle_since = None
-
-    def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
-        super().on_response_complete()
-
-    def _check(self) -> None:
-        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent < self._unsent:
-            self._moved_at = now
-        self._unsent = unsent
-        late = self._idle_since is not None and not unsent and now - self._idle_since > HEAD_SECONDS
-        if late or now - self._moved_at > STALL_SECONDS:
-            self.transport.abort()
-        else:
-            self._look = self.loop.call_later(LOOK_SECONDS, self._check)
-
-
-class PlayServer(uvicorn.Server):
-    """uvicorn's server, which loads the first model once it listens, and ends at once."""
-
-    def __init__(self, config: uvicorn.Config, workshop: Workshop, listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._workshop = workshop
-        self._listening = listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, tell so, and begin to load the first offer."""
-        await super().startup(sockets)
-        self._listening()
-        self._first = asyncio.create_task(self._load_first())
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams, then the rest."""
-        self._first.cancel()
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        await super().shutdown(sockets)
-        await asyncio.to_thread(self._workshop.close)
-
-    async def _load_first(self) -> None:
-        if not len(self._workshop.offers) or (
-            self._workshop.offers[0].run and not self._workshop.offers[0].checkpoints()
-        ):
-            return
-        try:
-            await self._workshop.held(0, None)
-        except Exception as error:
-            if not isinstance(error, UserError) and not is_out_of_memory(error):
-                raise
-            print(f"glassgpt: warning: {error}", file=sys.stderr)
+MAX_HEADERS = 16 << 10
+"""Bytes of a request's address and headers."""
+MAX_CONNECTIONS = 256
+"""Beyond it, requests are answered with 503."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens, and who is let in."""
+    """A listening socket, and who may use it."""
 
     listener: socket.socket
-    door: Door
+    policy: AccessPolicy
     url: str
+    """Address of the page, without the token."""
+
+    @property
+    def login_url(self) -> str:
+        """Address that logs in. Browsers send no fragment to a server, so the token reaches no log."""
+        return f"{self.url}#token={self.policy.token}"
 
 
 def bind(host: str | None, port: int | None) -> Address:
-    """Listen on this machine alone, or on `host`: then with a token. Without a port, on the first free one from `PORT` on.
+    """Listen on `host`, by default on this machine only. Without a port, use the first free one from `PORT` on.
 
-    Raises `UserError` where that cannot be done.
+    Raises `UserError` if the host is not an address of this machine or the port is taken.
     """
-    listener = _listen(host or "127.0.0.1", port)
+    listener = _listen("127.0.0.1" if host is None else host, port)
     number: int = listener.getsockname()[1]
-    # The address and not `localhost`: that may be ::1 first, where another program may listen.
+    # Not `localhost`: that may resolve to ::1 first, where another program may listen.
     shown = "127.0.0.1" if host is None else socket.gethostname() if host in ("0.0.0.0", "::") else host
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/"
-    if host is None:
-        return Address(listener, Door(), url)
-    names = LOOPBACK_NAMES | {name.lower() for name in (host, socket.gethostname(), socket.getfqdn())}
-    token = secrets.token_urlsafe(32)
-    return Address(
-        listener, Door(names, any_address=True, token=token, cookie=f"glassgpt-{number}"), f"{url}?token={token}"
-    )
+    hosts = LOOPBACK_HOSTS if host is None else ("*",)  # others may know this machine by any name or address
+    policy = AccessPolicy(secrets.token_urlsafe(32), cookie=f"glassgpt-{number}", hosts=hosts)
+    return Address(listener, policy, f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/")
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    ports = range(PORT, PORT + PORTS_TRIED) if port is None else [port]
+    if not host.strip():
+        raise UserError("--host is empty: pass a name or address of this machine, or leave it out")
     try:
-        family, _, _, _, (address, *_) = socket.getaddrinfo(
-            host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host} is no name or address of this machine ({error.strerror})") from None
-    for number in ports:
-        # With its protocol named, or asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for an acknowledgement.
+        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
+    for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
+        # IPPROTO_TCP is named so that asyncio turns Nagle's algorithm off: answers would wait 40 ms for an acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,49 +77,79 @@ def _listen(host: str, port: int | None) -> socket.socket:
             return listener
         except OSError as error:
             listener.close()
-            reason = error
-            if not _is_taken(error):
-                break
-    if port is None and _is_taken(reason):
-        raise UserError(f"the ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: give --port N")
-    raise UserError(f"cannot listen on {host}, port {number}: {(reason.strerror or str(reason)).lower()}")
+            if port is not None or error.errno != errno.EADDRINUSE:
+                reason = (error.strerror or str(error)).lower()
+                raise UserError(f"cannot listen on {host}, port {number}: {reason}") from None
+    raise UserError(f"ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: choose another with --port N")
 
 
-def _is_taken(error: OSError) -> bool:
-    return error.errno == errno.EADDRINUSE
+class PlayServer(uvicorn.Server):
+    """uvicorn's server, but it loads the first model and does not wait for open event streams when it ends."""
+
+    def __init__(self, pool: Workshop, policy: AccessPolicy, on_start: Callable[[], Callable[[], None]]) -> None:
+        """`on_start` is called when the server listens, and what it returns when the server ends."""
+        self.api = Api(pool, policy)
+        super().__init__(
+            uvicorn.Config(
+                create_app(self.api, policy),
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                log_level="critical",  # clients' mistakes are not news; tracebacks of bugs are printed by the application
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=MAX_HEADERS,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._pool = pool
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_end = self._on_start()
+        self._preload = asyncio.create_task(_load_first(self._pool))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_end()
+        self._preload.cancel()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await super().shutdown(sockets)
+        await asyncio.to_thread(self._pool.close)
 
 
-def serve(offers: Offers, device: torch.device, address: Address, listening: Callable[[], None]) -> None:
-    """Serve the page until the process is interrupted. `listening` is called once it can be opened."""
-    workshop = Workshop(offers, device)
-    server_for(create_app(workshop, page_files(), address.door), workshop, listening).run(sockets=[address.listener])
-
-
-def server_for(app: Application, workshop: Workshop, listening: Callable[[], None]) -> PlayServer:
-    """A server with the bounds of this module."""
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="critical",  # what a client does wrong is no news; the guard tells of defects
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        h11_max_incomplete_event_size=MOST_HEAD,
-        timeout_graceful_shutdown=2,
-    )
-    return PlayServer(config, workshop, listening)
+async def _load_first(pool: Workshop) -> None:
+    """Load the first model, which the page will ask for."""
+    if not len(pool.offers) or (pool.offers[0].run and not pool.offers[0].checkpoints()):
+        return
+    try:
+        await pool.held(0, None)
+    except Exception as error:
+        if not isinstance(error, UserError) and not is_out_of_memory(error):
+            raise
+        print(f"glassgpt: warning: {error}", file=sys.stderr)
 
 
 def has_screen() -> bool:
     """Whether a browser can open a window: without one, Python would open one that runs in this terminal."""
-    return not sys.platform.startswith("linux") or any(
-        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    )
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return not sys.platform.startswith("linux") or any(name in os.environ for name in names)
+
+
+def redirect_file(url: str) -> Path:
+    """A page that only this user can read and that leads to `url`.
+
+    Browsers are given its path: other accounts can read the command lines of processes, where the token must not appear.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
+    return Path(file.name)
 
 
 def play(
@@ -212,15 +161,16 @@ def play(
     browser: bool,
     say: Callable[[str], Any],
 ) -> None:
-    """Open the page over models and runs, or over every run in ./runs, and serve it until interrupted. Raises `UserError`."""
+    """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
     offers = offers_for(references)
     address = bind(host, port)
 
-    def listening() -> None:
-        say(f"glassgpt: {address.url} (Ctrl-C ends it)")
-        if (
-            browser and address.door.token is None and has_screen()
-        ):  # a token in the browser's command line could be read by others
-            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, address.url)
+    def on_start() -> Callable[[], None]:
+        say(f"glassgpt: {address.login_url} (Ctrl-C ends it)")
+        if not browser or not has_screen():
+            return lambda: None
+        file = redirect_file(address.login_url)
+        asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
+        return lambda: file.unlink(missing_ok=True)
 
-    serve(offers, device, address, listening)
+    PlayServer(Workshop(offers, device), address.policy, on_start).run(sockets=[address.listener])

@@ -4,6 +4,6 @@ It only reads the runs' files, so it may be written at any moment: before the fi
 """
 
 from glassgpt.report.page import script_json, write_report
-from glassgpt.report.series import MAX_POINTS, read_metrics, smoothed, thinned
+from glassgpt.report.series import MAX_POINTS, smoothed, thinned
 
-__all__ = ["MAX_POINTS", "read_metrics", "script_json", "smoothed", "thinned", "write_report"]
+__all__ = ["MAX_POINTS", "script_json", "smoothed", "thinned", "write_report"]

@@ -13,7 +13,8 @@ from glassgpt.config.schema import DataConfig
 from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS, PUBLISHED
 from glassgpt.model.param_groups import PARAM_GROUPS
 from glassgpt.report.runs import RunRecords
-from glassgpt.report.series import MAX_POINTS, Record, column, smoothed, smoothing_window, thinned
+from glassgpt.report.series import MAX_POINTS, column, smoothed, smoothing_window, thinned
+from glassgpt.runs.metrics import Record
 
 TRAINING, NORMS = "Training", "Norms"
 _MIN_POINTS = 500

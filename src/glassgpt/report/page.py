@@ -10,7 +10,7 @@ from typing import Any
 from glassgpt.report import tables
 from glassgpt.report.charts import charts_of
 from glassgpt.report.runs import RunRecords, read_runs
-from glassgpt.report.series import Record
+from glassgpt.runs.metrics import Record
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
@@ -62,7 +62,7 @@ def _page(runs: Sequence[RunRecords]) -> str:
         title=html.escape(", ".join(run.name for run in runs)),
         heading=html.escape(runs[0].name) if len(runs) == 1 else f"{len(runs)} runs",
         kind="glassgpt run" if len(runs) == 1 else "compared by glassgpt",
-        results=_one(runs[0]) if len(runs) == 1 else _several(runs),
+        results=tables.damage_notices(runs) + (_one(runs[0]) if len(runs) == 1 else _several(runs)),
         runs="".join(_chip(run, number) for number, run in enumerate(runs)) if len(runs) > 1 else "",
         figures=_figures(charts) or "<p>No training step yet.</p>",
         samples=(tables.samples_of(runs[0]) if len(runs) == 1 else tables.compared_samples(runs))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from glassgpt.report.series import Record, column, read_metrics
+from glassgpt.report.series import column
+from glassgpt.runs.metrics import Record, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
@@ -24,6 +24,8 @@ class RunRecords:
     """Of the directory, with as many of those above it as tell the runs of a report apart."""
     training: list[Record]
     evaluations: list[Record]
+    damaged_lines: list[int]
+    """Lines of metrics.jsonl that were skipped."""
     config_text: str
     config: Record
     """Nested as in the file; empty where that cannot be read."""
@@ -63,7 +65,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
-    training, evaluations = read_metrics(run.metrics_path)
+    metrics = read_metrics(run.metrics_path)
     config_text, environment, config = _text(run.config_path), {}, {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
         environment = dict(json.loads(_text(run.environment_path)))
@@ -71,23 +73,21 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
         config = tomllib.loads(config_text)
     kept = sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit())
     return RunRecords(
-        name, training, evaluations, config_text, config, environment, samples_in(_text(run.samples_path)), kept
+        name,
+        metrics.training,
+        metrics.evaluations,
+        metrics.damaged,
+        config_text,
+        config,
+        environment,
+        read_samples(run.samples_path),
+        kept,
     )
 
 
 def _text(path: Path) -> str:
     """The file's text, "" where there is none; line ends stay as they are, since a sample may hold any character."""
     return path.read_bytes().decode(errors="replace") if path.is_file() else ""
-
-
-def samples_in(markdown: str) -> list[tuple[int, list[str]]]:
-    """The steps of a `samples.md` with their texts. Only unindented lines are headings: samples are indented."""
-    sections = re.split(r"^## Step (\d+).*\n", markdown, flags=re.MULTILINE)[1:]
-    found = []
-    for step, body in zip(sections[::2], sections[1::2], strict=True):
-        texts = re.split(r"^### .*\n", body, flags=re.MULTILINE)[1:]
-        found.append((int(step), [re.sub("^    ", "", text, flags=re.MULTILINE).strip("\n") for text in texts]))
-    return found
 
 
 def flat(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Record:

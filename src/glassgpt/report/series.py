@@ -1,62 +1,14 @@
 """A run's records as series of numbers: read, smoothed, thinned to what a screen can show."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from glassgpt.utils.errors import UserError
-
-Record = dict[str, Any]
+from glassgpt.runs.metrics import Record
 
 MAX_POINTS = 5000
 """Points of a series: about two a pixel on the widest screens, and a page of a few MB for a run of any length."""
-
-
-def read_metrics(path: Path) -> tuple[list[Record], list[Record]]:
-    """The training records and the evaluations of a `metrics.jsonl`, in the file's order; both empty where it does not exist.
-
-    A half-written last line (a running or killed trainer) is left out; other damage raises `UserError` with the line's number.
-    """
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    training: list[Record] = []
-    evaluations: list[Record] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        record = _record(line)
-        if record is None:
-            if number == len(lines):  # without its newline
-                break
-            raise UserError(
-                f"{path}, line {number}, is damaged: it is no record of numbers as a JSON object. Remove the line to go on"
-            )
-        if {"step", "val_loss"} <= record.keys():
-            evaluations.append(record)
-        elif {"step", "loss"} <= record.keys():
-            training.append(record)
-    return training, evaluations
-
-
-def _record(line: bytes) -> Record | None:
-    """A line's record; None where it is no JSON object, or what should be numbers in it are none, or larger than any float."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
-    except (ValueError, OverflowError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    losses = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
-    step_fits = type(record.get("step", 0)) is int
-    return record if step_fits and all(value is None or type(value) in (int, float) for value in losses) else None
-
-
-def _whole(digits: str) -> int:
-    float(number := int(digits))  # raises where it has too many
-    return number
 
 
 def column(records: Sequence[Record], key: str, part: str | None = None) -> np.ndarray:

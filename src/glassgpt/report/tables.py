@@ -9,7 +9,8 @@ import numpy as np
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.report.runs import RunRecords, flat
-from glassgpt.report.series import Record, column, smoothed, smoothing_window
+from glassgpt.report.series import column, smoothed, smoothing_window
+from glassgpt.runs.metrics import Record
 
 MAX_SAMPLED_STEPS = 12
 """Steps whose samples the page shows: the first, the last, and some evenly between them."""
@@ -26,6 +27,16 @@ _COMPARED = (
     "threads",
     "data_fingerprint",
 )
+
+
+def damage_notices(runs: Sequence[RunRecords]) -> str:
+    """A notice for each run whose metrics.jsonl has lines that cannot be read."""
+    return "".join(
+        f"<p class='notice'>{html.escape(run.name)}/metrics.jsonl has damaged lines, which are left out here: "
+        f"{', '.join(map(str, run.damaged_lines[:10]))}{' and others' if len(run.damaged_lines) > 10 else ''}.</p>"
+        for run in runs
+        if run.damaged_lines
+    )
 
 
 # --- one run --------------------------------------------------------------------------------------------------------------

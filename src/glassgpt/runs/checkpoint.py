@@ -21,11 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from glassgpt.config.schema import ModelConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.strategies import Strategy
+from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, remove_partials, sha256_of
-from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _STEP_NAME = re.compile(r"\d{6,}")
@@ -60,7 +61,9 @@ class Checkpoint:
     @property
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
-        return TrainConfig.from_toml((self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml"))
+        return TrainConfig.from_toml(
+            (self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml")
+        )
 
     @property
     def model_config(self) -> ModelConfig:
@@ -103,9 +106,13 @@ class Checkpoint:
         tensors = read_tensors(self.path / "model.safetensors")
         parameters = dict(model.named_parameters())
         wrong = sorted(tensors.keys() ^ parameters.keys())
-        wrong += sorted(name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape)
+        wrong += sorted(
+            name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape
+        )
         if wrong:
-            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs ({len(wrong)} tensors in all)")
+            raise UserError(
+                f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs ({len(wrong)} tensors in all)"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -113,13 +120,20 @@ class Checkpoint:
     def load_optimizers(self, strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
         parameters = dict(strategy.model.named_parameters())
-        owners = {parameter: optimizer for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+        owners = {
+            parameter: optimizer
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
             kind, _, name = key.partition(".")
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
-            owners[parameter].state[parameter][kind] = strategy.like(copy, parameter) if copy.shape == parameter.shape else copy
+            owners[parameter].state[parameter][kind] = (
+                strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
+            )
 
 
 @dataclass(frozen=True)
@@ -140,13 +154,15 @@ def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer
     moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
     for tensors, kept in ((weights, found.weights), (moments, found.moments)):
         for name, tensor in tensors.items():
-            whole = strategy.whole(tensor.detach())
-            if strategy.ranks.is_first:
+            whole = strategy.full_tensor(tensor.detach())
+            if strategy.ranks.is_main:
                 kept[name] = whole.to("cpu", copy=True)
-    return found if strategy.ranks.is_first else None
+    return found if strategy.ranks.is_main else None
 
 
-def save_checkpoint(directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState) -> Path:
+def save_checkpoint(
+    directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState
+) -> Path:
     """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
     final = directory / f"{training.step:06d}"
     with atomic_directory(final) as partial:
@@ -197,7 +213,9 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     """The checkpoint directories in order of their steps."""
     if not directory.is_dir():
         return []
-    return sorted((path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
+    return sorted(
+        (path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name)
+    )
 
 
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
@@ -286,7 +304,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     path.touch()  # for its mode: safetensors writes files that nobody else may read
     mode = path.stat().st_mode
     with _as_os_errors():
-        safetensors.torch.save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+        safetensors.torch.save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata
+        )
     path.chmod(mode)
 
 

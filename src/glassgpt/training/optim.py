@@ -110,7 +110,7 @@ class Muon(torch.optim.Optimizer):
             members = members[count:]
 
     def _update(self, members: Sequence[tuple[Tensor, dict[str, Any]]]) -> None:
-        directions = [self._strategy.whole(self._direction(parameter, group)) for parameter, group in members]
+        directions = [self._strategy.full_tensor(self._direction(parameter, group)) for parameter, group in members]
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for (_, group), direction in zip(members, directions, strict=True):
             for matrix in direction.split(group["split"] or [len(direction)]):  # type: ignore[no-untyped-call]
@@ -118,11 +118,11 @@ class Muon(torch.optim.Optimizer):
         for shape, matrices in by_shape.items():
             scale = 0.2 * math.sqrt(max(shape))
             for matrix, orthogonal in zip(
-                matrices, self._strategy.shared(self._orthogonalize, torch.stack(matrices)), strict=True
+                matrices, self._strategy.distributed_map(self._orthogonalize, torch.stack(matrices)), strict=True
             ):
                 torch.mul(orthogonal, scale, out=matrix)
         for (parameter, group), direction in zip(members, directions, strict=True):
-            update = self._strategy.like(direction, parameter)
+            update = self._strategy.shard_like(direction, parameter)
             # In place, unless all of it may have to be left out.
             new = parameter if self.found_inf is None else parameter.clone()
             new.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])

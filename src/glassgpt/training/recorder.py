@@ -12,7 +12,8 @@ from typing import Any
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
-from glassgpt.runs.run_directory import MetricsLog, RunDirectory, State
+from glassgpt.runs.metrics import MetricsWriter, append_samples
+from glassgpt.runs.run_directory import RunDirectory, State
 from glassgpt.training.loggers import Logs
 from glassgpt.training.progress import Progress
 from glassgpt.training.setup import TrainState
@@ -80,7 +81,7 @@ class RunRecorder(Recorder):
 
     def begin(self) -> None:
         trainer = self._trainer
-        self._metrics = MetricsLog(self._run.metrics_path)
+        self._metrics = MetricsWriter(self._run.metrics_path)
         self._logs.open(trainer.step)
         self._progress.started(
             self._run.path, trainer.config, str(ModelSummary(trainer.config.model)), trainer.step, trainer.steps
@@ -102,7 +103,7 @@ class RunRecorder(Recorder):
         self._progress.evaluated(record)
 
     def sampled(self, samples: Sequence[str]) -> None:
-        self._run.append_samples(self._trainer.step, samples)
+        append_samples(self._run.samples_path, self._trainer.step, samples)
         self._logs.sampled(self._trainer.step, samples)
         self._progress.sampled(self._trainer.step, samples)
 
@@ -150,7 +151,7 @@ class RunRecorder(Recorder):
     def _write_status(self, state: State, step: int, error: str | None = None) -> None:
         ranks = self._trainer.ranks
         facts = {"step": step, "steps": self._trainer.steps, "processes": ranks.size}
-        told = {"launch": ranks.launch, "request": self._request} | ({} if error is None else {"error": error})
+        told = {"launch": ranks.launch_id, "request": self._request} | ({} if error is None else {"error": error})
         self._run.write_status(state, **facts, host=socket.gethostname(), pid=os.getpid(), **told)
 
     def fail(self, reason: str) -> None:

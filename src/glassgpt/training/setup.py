@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.config.schema import ModelConfig, SampleConfig, TrainConfig
+from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import SampleConfig, TrainConfig
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import Ids
 from glassgpt.data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
@@ -19,7 +20,7 @@ from glassgpt.distributed.group import Ranks, require_same
 from glassgpt.distributed.strategies import Strategy, parallelize
 from glassgpt.evaluation.hellaswag_items import Item, find_items, is_published, read_items, subset
 from glassgpt.evaluation.hellaswag_items import fingerprint as fingerprint_of_items
-from glassgpt.generation.generate import Piece, generate, prompt_ids
+from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids
 from glassgpt.interop.references import ModelSource, find_model, load_source, tokenizer_of
 from glassgpt.interpretability.snapshots import Prompt, prompt_of
 from glassgpt.model.activation_checkpointing import checkpoint_activations
@@ -102,11 +103,11 @@ def setup_training(
     precision = find_precision(config.precision, device)
     if config.init_from == "":
         raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
-    with ranks.first_of_host_ahead("opening the data"):
+    with ranks.main_process_first("opening the data"):
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         items, is_all = _open_hellaswag(config)
-    ranks.at("the start of training")
+    ranks.enter_phase("the start of training")
     model, config = _make_model(config, start, checkpoint, ranks, device, precision)
     if config.sample.count:
         sampler(
@@ -157,9 +158,9 @@ def _make_model(
     if start is not None:
         model, config = _start_from(start, config, device)
     if checkpoint is None:
-        config.share_of_batch(ranks.size)  # refuses a batch that the ranks do not divide
-    elif ranks.size not in config.possible_processes:
-        possible = ", ".join(map(str, config.possible_processes))
+        config.sequences_per_process(ranks.size)  # refuses a batch that the ranks do not divide
+    elif ranks.size not in config.valid_process_counts:
+        possible = ", ".join(map(str, config.valid_process_counts))
         raise UserError(
             f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}"
         )
@@ -260,7 +261,9 @@ def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) 
 
 def shape_from(trained: ModelConfig, own: ModelConfig) -> ModelConfig:
     """The shape of a run that goes on from a trained model; of its own settings it has the context's length, dropout and kernel."""
-    return dataclasses.replace(trained.cropped(own.context_length), dropout=own.dropout, attention=own.attention)
+    return dataclasses.replace(
+        trained.with_shorter_context(own.context_length), dropout=own.dropout, attention=own.attention
+    )
 
 
 def _restore(trainer: TrainState, checkpoint: Checkpoint) -> None:
@@ -273,8 +276,8 @@ def _restore(trainer: TrainState, checkpoint: Checkpoint) -> None:
     trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
 
 
-def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[Piece]:
-    """The pieces of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
+def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
     return generate(
         model,
         tokenizer,
@@ -286,6 +289,7 @@ def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int)
         min_p=settings.min_p,
         n=settings.count,
         seed=seed,
+        precision="float32",
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import nn
 
 from glassgpt.utils.errors import UserError
 
@@ -159,24 +158,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext()
 
 
-def as_written(model: nn.Module) -> AbstractContextManager[Any]:
-    """The model's modules as they are written inside, and not as they were compiled: for lengths that change, each of which would be
-    compiled, and for hooks, which never fire on a compiled one.
-
-    Nothing where none is compiled: the switch is the process's, and two threads that turn it at once would leave it turned.
-    """
-    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
-
-
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: from the data sheet for a GPU, measured here (0.3 s) for a CPU, else None."""
     if device.type == "cuda":
         return _sheet(torch.cuda.get_device_name(device))[1].get(precision)
-    return measured_peak(precision, device) if device.type == "cpu" else None
+    return measure_peak_flops(precision, device) if device.type == "cpu" else None
 
 
-def measured_peak(precision: str, device: torch.device) -> float:
+def measure_peak_flops(precision: str, device: torch.device) -> float:
     """Best FLOP/s of a square matrix product within 0.3 s, since a CPU's clock under load is on no data sheet."""
     n = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -191,7 +180,7 @@ def measured_peak(precision: str, device: torch.device) -> float:
     return 2.0 * n**3 / best
 
 
-def memory_bytes(device: torch.device) -> int:
+def memory_used(device: torch.device) -> int:
     """Peak memory allocated on a GPU since the start, or the process's resident memory now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

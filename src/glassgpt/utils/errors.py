@@ -35,6 +35,26 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
+def nearby_path(text: str) -> str | None:
+    """Return the existing path that `text` is most likely a typo of (`rnus/dmo`: `runs/demo`), or None."""
+    if Path("runs", text).exists():
+        return str(Path("runs", text))
+    path = Path(text)
+    nearest = Path(path.anchor)
+    for part in path.parts[len(nearest.parts) :]:
+        if (nearest / part).exists():
+            nearest /= part
+            continue
+        try:
+            close = difflib.get_close_matches(part, os.listdir(nearest), n=1, cutoff=0.7)
+        except OSError:  # not a folder, or not readable
+            return None
+        if not close:
+            return None
+        nearest /= close[0]
+    return str(nearest)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out, on a CPU or a GPU."""
     # By name and text: torch may not be there, its exception on GPUs is a RuntimeError, and on CPUs only its text tells.

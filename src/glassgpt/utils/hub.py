@@ -5,6 +5,7 @@ download, gives it up at the first 5xx, waits without end for a listing, and com
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,30 +13,45 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, nearby_path
+from glassgpt.utils.files import user_path
 
 # Requests after the first, where the hub is not reached or answers 429 or 5xx, and the seconds before the first of them.
 _RETRIES = 3
 _PAUSE = 1.0
 
-# Named without an owner, from the hub's first days. Any other bare name is a run that is not there.
+# Named without an owner, from the hub's first days. Any other name without an owner is a path.
 _BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+_FILE_SUFFIXES = {
+    f".{suffix}" for suffix in "bin bz2 csv gz json jsonl md npy parquet pt pth safetensors toml txt zst".split()
+}
 _CONFIG = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # By these names only: some repositories hold the same weights a second time for other programs.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether a text that names nothing on the disk can be an id of the hub: `owner/name`, or one of GPT-2's bare names.
+def find_hub_id(reference: str) -> str | None:
+    """Return the hub id that a reference to a model or dataset names, or None if it is a local path, existing or mistyped.
 
-    A name under something that is there, and under `runs`, is a path.
+    `hf:owner/name` is always an id. `owner/name` and GPT-2's names without an owner are ids if nothing local has that name and it
+    does not look like a path: below `runs` or an existing folder, with a file's suffix, or one typo away from an existing path.
+    Raises `UserError` if what follows `hf:` is not an id.
     """
-    owner, _, name = text.partition("/")
-    if not name:
-        return text in _BARE_IDS
-    part = r"\w[\w.-]*"
-    return bool(re.fullmatch(f"{part}/{part}", text, re.ASCII)) and owner != "runs" and not Path(owner).exists()
+    plain = reference.removeprefix("hf:")
+    is_id = plain in _BARE_IDS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", plain, re.ASCII) is not None
+    if plain != reference:
+        if not is_id:
+            raise UserError(f"{reference} is not a Hugging Face id; write hf:owner/name")
+        return plain
+    if not is_id or user_path(plain).exists():
+        return None
+    owner, slash, _ = plain.partition("/")
+    if slash and (
+        owner == "runs" or Path(owner).exists() or Path(plain).suffix in _FILE_SUFFIXES or nearby_path(plain)
+    ):
+        return None
+    return plain
 
 
 def download_model(hub_id: str) -> Path:
@@ -43,9 +59,11 @@ def download_model(hub_id: str) -> Path:
 
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and the usual proxy variables count. Raises `UserError` where it cannot be had.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+    if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
     try:
         path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_SAFETENSORS]))
         if not any(found for pattern in _SAFETENSORS for found in path.glob(pattern)):

@@ -1,0 +1,176 @@
+"""The shape of a model, and the values that follow from it."""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from glassgpt.config.validation import StrictConfig, nearest_divisors
+from glassgpt.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StrictConfig):
+    """The shape of a model. The defaults are GPT-2 small (Radford et al., 2019), except for its vocabulary.
+
+    A setting whose default depends on other settings is None until it is set, and `resolved_NAME` is the value in use
+    (`resolved_head_dim`, `resolved_n_kv_head`, `resolved_n_inner`, `resolved_norm_bias`). Nothing derived is stored, so
+    an override cannot leave a stale value.
+    """
+
+    section = "model"
+
+    vocab_size: int | None = None
+    """Number of token ids (default: the tokenizer's)."""
+    vocab_multiple: int = 1
+    """Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability."""
+    context_length: int = 1024
+    """Longest sequence in training, in tokens."""
+    n_layer: int = 12
+    """Number of blocks."""
+    n_head: int = 12
+    """Attention heads per block."""
+    n_kv_head: int | None = None
+    """Key and value heads per block, each shared by n_head / n_kv_head query heads (default: n_head)."""
+    head_dim: int | None = None
+    """Width of a head (default: n_embd / n_head)."""
+    n_embd: int = 768
+    """Width of the residual stream."""
+    position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
+    """Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none."""
+    rope_base: float = 10000.0
+    """Base of the rotary angles; a larger base rotates more slowly."""
+    window: int | None = None
+    """Tokens visible to a sliding-window layer, including the current one (default: all earlier tokens)."""
+    window_globals: int = 0
+    """The first N tokens of a text, which windowed layers always see."""
+    window_pattern: str = "S"
+    """One letter per layer, repeated as needed: S for a sliding window, L for the whole text (SSSL: every fourth)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before attention, before the feed-forward block and before the head."""
+    norm_weight: bool = True
+    """RMSNorms have a weight, including those of queries and keys."""
+    norm_bias: bool | None = None
+    """LayerNorms have a bias (default: the value of `bias`)."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every normalisation."""
+    embedding_norm: bool = False
+    """Normalise the embedding as well."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys."""
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
+    """Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix."""
+    n_inner: int | None = None
+    """Width of the feed-forward block (default: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8)."""
+    bias: bool = True
+    """Biases in linear layers."""
+    residual_init: Literal["scaled", "zero"] = "scaled"
+    """Initial projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero."""
+    tied_head: bool = True
+    """The output head shares the token embedding's weights."""
+    logit_softcap: float | None = None
+    """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2 (default: no cap)."""
+    dropout: float = 0.0
+    """Dropout after the embedding, on attention weights and on both residual branches."""
+    attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
+    """Attention kernel: PyTorch's fused one, the explicit formula, or FlexAttention (trains on CUDA only)."""
+
+    def check(self) -> None:
+        for name in ("vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("vocab_size", "head_dim", "n_inner"):
+            value = getattr(self, name)
+            self.require(name, value is None or value >= 1, "at least 1")
+        self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0, "above 0")
+        self.require("rope_base", self.rope_base > 1, "above 1")
+        self.require("norm_eps", self.norm_eps > 0, "above 0")
+        self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        self._check_heads()
+        self._check_windows()
+        if self.attention == "flex":
+            self.require("dropout", self.dropout == 0, "0 with model.attention = 'flex'")
+        if self.norm == "layernorm":
+            self.require("norm_weight", self.norm_weight, "true unless norm = 'rmsnorm'")
+        if self.norm == "rmsnorm":
+            self.require("norm_bias", not self.norm_bias, "false unless norm = 'layernorm'")
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None:
+            valid = f"a divisor of model.n_embd = {self.n_embd}: {nearest_divisors(self.n_embd, self.n_head)}"
+            self.require("n_head", self.n_embd % self.n_head == 0, f"{valid} (or set head_dim)")
+        if self.n_kv_head is not None:
+            valid = f"a divisor of model.n_head = {self.n_head}: {nearest_divisors(self.n_head, self.n_kv_head)}"
+            self.require("n_kv_head", self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0, valid)
+        if self.position == "rope" and self.resolved_head_dim % 2:
+            raise UserError(
+                f"position = 'rope' needs an even head width, got {self.resolved_head_dim}; "
+                "change model.n_head or model.head_dim"
+            )
+
+    def _check_windows(self) -> None:
+        self.require("window_globals", self.window_globals >= 0, "at least 0")
+        letters = bool(self.window_pattern) and set(self.window_pattern) <= set("SL")
+        self.require("window_pattern", letters, "made of the letters S and L")
+        if self.window is None:
+            self.require("window_globals", self.window_globals == 0, "0 unless model.window is set")
+            self.require("window_pattern", self.window_pattern == "S", "'S' unless model.window is set")
+            return
+        largest = self.context_length - self.window_globals
+        self.require("window", 1 <= self.window <= largest, f"from 1 to context_length - window_globals = {largest}")
+        fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
+        self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, at least one of them S")
+
+    def with_shorter_context(self, context_length: int) -> "ModelConfig":
+        """A copy whose context is at most this long; a window that would cover all of it is dropped."""
+        if context_length >= self.context_length:
+            return self
+        if self.window is None or self.window + self.window_globals <= context_length:
+            return dataclasses.replace(self, context_length=context_length)
+        return dataclasses.replace(
+            self, context_length=context_length, window=None, window_globals=0, window_pattern="S"
+        )
+
+    @property
+    def resolved_n_kv_head(self) -> int:
+        """Key and value heads per block."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def resolved_n_inner(self) -> int:
+        """Width of the feed-forward block."""
+        if self.n_inner is not None:
+            return self.n_inner
+        return math.ceil(self.n_embd / 3) * 8 if self.activation == "swiglu" else 4 * self.n_embd
+
+    @property
+    def resolved_norm_bias(self) -> bool:
+        """Whether the norms have a bias."""
+        return self.norm == "layernorm" and (self.bias if self.norm_bias is None else self.norm_bias)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """The sliding window of each layer; None for a layer that sees the whole text."""
+        letters = itertools.islice(itertools.cycle(self.window_pattern), self.n_layer)
+        return [self.window if letter == "S" else None for letter in letters]
+
+    @property
+    def has_unlimited_context(self) -> bool:
+        """Whether text may grow past the context: every layer has a window, and no position was untrained.
+
+        The rotary distance to a global token grows beyond those seen in training, so global tokens exclude it.
+        """
+        relative = self.position == "none" or (self.position == "rope" and self.window_globals == 0)
+        return relative and None not in self.windows
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding: the vocabulary rounded up to a multiple of `vocab_multiple`."""
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is not set; it is taken from the tokenizer when a run starts")
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple

@@ -1,0 +1,202 @@
+"""The growing files of a run: `metrics.jsonl` and `samples.md`. This module is the only one that reads or writes them.
+
+`metrics.jsonl` holds one JSON object per update (with `loss`) or evaluation (with `val_loss`); numbers that are not finite are null.
+`samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by four spaces.
+
+Every reader treats damage alike. A last line without its newline is still being written: it is left for the next read. A complete
+line that is not a record is skipped, and its number is reported. Only `truncate_metrics`, which rewrites the file, refuses it.
+"""
+
+import io
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.json_text import finite
+
+Record = dict[str, Any]
+
+_CHECKED_BYTES = 256
+_SAMPLES_TITLE = "# Samples\n"
+_SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
+# Markdown and Python end a line at a lone carriage return, too: the rest of a sample must not lose its indent there.
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with explain_os_errors("write", path):
+            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and hand it to the system, so that readers see it and a SIGKILL cannot lose it."""
+        with explain_os_errors("write", self._path):
+            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            self._file.flush()
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the file was removed, most likely with the whole run."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk: a checkpoint relies on the records up to its step."""
+        with explain_os_errors("write", self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. Closing retries a record that a full disk refused; `write` has already reported that error."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def parse_metrics(data: bytes) -> Iterator[tuple[int, Record | None]]:
+    """Yield the number (from 1) and the record of each complete line; None for a damaged line. Blank lines are skipped."""
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line.endswith(b"\n") and line.strip():
+            yield number, _record(line)
+
+
+def _record(line: bytes) -> Record | None:
+    """The record, or None if the line is not an object with a step, or a loss in it is not a number that fits into a float."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None, parse_int=_parse_int)
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    losses = (value for key, value in record.items() if key == "loss" or key.startswith("val_"))
+    return record if all(value is None or type(value) in (int, float) for value in losses) else None
+
+
+def _parse_int(digits: str) -> int:
+    float(number := int(digits))  # raises OverflowError
+    return number
+
+
+def number_in(record: Record, key: str) -> float:
+    """The record's number under a key; NaN if it is missing or not a finite number."""
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A run's records in the file's order."""
+
+    training: list[Record]
+    evaluations: list[Record]
+    damaged: list[int]
+    """Numbers of the lines that were skipped."""
+
+
+def read_metrics(source: Path | bytes) -> Metrics:
+    """Read a `metrics.jsonl` (empty if it does not exist), or data from it. Records with neither loss are left out."""
+    data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
+    metrics = Metrics([], [], [])
+    for number, record in parse_metrics(data):
+        if record is None:
+            metrics.damaged.append(number)
+        elif "val_loss" in record:
+            metrics.evaluations.append(record)
+        elif "loss" in record:
+            metrics.training.append(record)
+    return metrics
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line: it has no known step."""
+    data = path.read_bytes() if path.exists() else b""
+    lines, kept = io.BytesIO(data).readlines(), []
+    for number, record in parse_metrics(data):
+        if record is None:
+            raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
+        if record["step"] <= step:
+            kept.append(lines[number - 1])
+    write_atomic(path, b"".join(kept))
+
+
+def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
+    """Append a step's samples to `samples.md`, indented so that Markdown shows them as code and no line looks like a heading."""
+    parts = [f"\n## Step {step:06d}\n"]
+    for number, sample in enumerate(samples, start=1):
+        body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
+        parts.append(f"\n### Sample {number}\n\n{body}\n")
+    with explain_os_errors("write", path), open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write("".join(parts))
+
+
+def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
+    """The steps and texts of a `samples.md` (none if it does not exist), or of data from it. Only unindented lines are headings."""
+    data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
+    sections: list[tuple[int, list[list[str]]]] = []
+    for line in data.decode(errors="replace").split("\n"):
+        if heading := re.fullmatch(r"## Step ([0-9]{1,15})", line):
+            sections.append((int(heading[1]), []))
+        elif sections and re.fullmatch(r"### Sample [0-9]+", line):
+            sections[-1][1].append([])
+        elif sections and sections[-1][1] and line.startswith("    "):
+            sections[-1][1][-1].append(line[4:])
+    return [(step, ["\n".join(lines) for lines in texts]) for step, texts in sections]
+
+
+def truncate_samples(path: Path, step: int) -> None:
+    """Remove the samples after a step, and whatever a kill or a full disk left half-written, perhaps inside a character."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    kept = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
+    write_atomic(path, "".join([_SAMPLES_TITLE, *kept]))
+
+
+def complete_lines(data: bytes) -> bytes:
+    """The data without a last line that is still being written."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def complete_sections(data: bytes) -> bytes:
+    """The data of a `samples.md` without a last section that is still being written: it does not end a line."""
+    return data if data.endswith(b"\n") else data[: max(0, data.rfind(b"\n## Step "))]
+
+
+@dataclass
+class FollowedFile:
+    """A growing file, read piece by piece. A checksum of the bytes read last shows whether the file was cut back or replaced."""
+
+    path: Path
+    complete: Callable[[bytes], bytes]
+    """`complete_lines` or `complete_sections`: what is left for the next read."""
+    offset: int = 0
+    checksum: int = 0
+
+    def read(self, limit: int | None = None) -> bytes | None:
+        """At most `limit` bytes appended since the last read, as far as complete; None if the bytes before them have changed."""
+        start = max(0, self.offset - _CHECKED_BYTES)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                data = file.read(-1 if limit is None else self.offset - start + limit)
+        except OSError:
+            data = b""
+        before, data = data[: self.offset - start], self.complete(data[self.offset - start :])
+        if len(before) < self.offset - start or zlib.crc32(before) != self.checksum:
+            return None
+        self.offset, self.checksum = self.offset + len(data), zlib.crc32((before + data)[-_CHECKED_BYTES:])
+        return data
+
+    @property
+    def cursor(self) -> str:
+        """The position as text: offset and checksum, from which another one continues."""
+        return f"{self.offset}-{self.checksum}"

@@ -1,0 +1,84 @@
+"""The bars of the code base: its size, the size of files and functions, ignored types, line length, and plain English."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+STATIC = [
+    path
+    for path in sorted((ROOT / "src" / "glassgpt" / "playground" / "static").rglob("*"))
+    if path.suffix in (".js", ".css", ".html")
+]
+PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# Phrases that make a reader decode a sentence, and what to write instead.
+PHRASES = {
+    r"\b(is|are) no [a-z]": "is not a, are not",
+    r"\b(tells?|told|foretells?|foretold)\b": "shows, prints, returns, estimates",
+    r"\bbehind (it|them|the|an?|each|every|which)\b": "after",
+    r"\banew\b": "again",
+    r"\bso many\b": "this many, or a name",
+    r"\b(bytes|bits|nats|seconds|FLOPs) an? (token|byte|step|second|update|character)\b": "per",
+    r"\bby (itself|themselves)\b": "automatically, alone",
+    r"\b(go|goes|going|gone|went) on (with|where|from)\b": "continue, resume",
+}
+# Uses that are right: (file, text). Each is a plain English sentence in which the phrase has its ordinary meaning.
+ALLOWED: set[tuple[str, str]] = set()
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Each function of a file with its number of lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def prose_of(path: Path) -> Iterator[str]:
+    """The lines of a text; of a Python file, its comments and strings."""
+    if path.suffix != ".py":
+        yield from lines_of(path)
+        return
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type in kinds:
+            yield from token.string.splitlines()
+
+
+def test_size_of_the_package() -> None:
+    assert sum(len(lines_of(path)) for path in SOURCES) <= 16_000
+    assert sum(len(lines_of(path)) for path in STATIC) <= 5_000
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_size_of_files_and_functions(path: Path) -> None:
+    lines = lines_of(path)
+    assert len(lines) <= 400
+    assert max(map(len, lines), default=0) <= 120
+    assert [(name, length) for name, length in functions(path) if length > 60] == []
+
+
+def test_few_types_are_ignored() -> None:
+    ignored = [line for path in SOURCES for line in lines_of(path) if "type: ignore" in line]
+    assert len(ignored) <= 15, "\n".join(ignored)
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_plain_english(phrase: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()} (write: {PHRASES[phrase]})"
+        for path in (*SOURCES, *STATIC, *PROSE)
+        for line in prose_of(path)
+        if re.search(phrase, line) and (str(path.relative_to(ROOT)), line.strip()) not in ALLOWED
+    ]
+    assert found == []
