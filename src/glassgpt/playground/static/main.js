@@ -88,7 +88,7 @@ async function contextOf(view, signal) {
 
 /** Ask for the access token. */
 function loginForm(message) {
-  const field = h('input', {type: 'text', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false, test: 'token'});
+  const field = h('input', {type: 'password', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false, test: 'token'});
   const send = () => {
     // The address that `glassgpt play` prints works, too.
     const token = field.value.trim().replace(/^.*[#&?]token=/, '');
