@@ -137,8 +137,8 @@ def shows_text(page: Any, model: str) -> None:
     assert "".join(pieces) == "".join(shown.get(c, c) for c in TEXT)
     assert len(pieces) == (len(TEXT) if model != "bpe" else len(small_bpe().encode(TEXT)))
     page.locator(".tokens .token").nth(3).click()
-    assert page.locator('[aria-label="Expected in its place"] tbody tr').count() == 5
-    assert page.locator('[aria-label="The token"]').inner_text().count("bits") == 2
+    assert page.locator('[aria-label="Predictions at this position"] tbody tr').count() == 5
+    assert page.locator('[aria-label="Token"]').inner_text().count("bits") == 2
 
 
 def shows_heads(page: Any, model: str) -> None:
@@ -152,39 +152,39 @@ def shows_heads(page: Any, model: str) -> None:
     assert ("the last 5" in page.locator(hook("span")).inner_text()) == (model == "windowed")
 
 
-def shows_mind(page: Any, model: str) -> None:
+def shows_lens(page: Any, model: str) -> None:
     assert (
         min(colours(page, name) for name in ("lens-grid", "stream-grid", "attribution-bars", "attribution-heads")) > 3
     )
     # A level line has no height to be seen, so it need only be there.
     page.wait_for_selector(f"{hook('rank-chart')} .scatterlayer .trace path.js-line", state="attached")
-    assert page.locator(f"{hook('mind-top')} table").first.locator("tbody tr").count() == 5
+    assert page.locator(f"{hook('lens-top')} table").first.locator("tbody tr").count() == 5
     assert value(page, "parts-sum") == pytest.approx(value(page, "logit"), abs=1e-4)
 
 
-def shows_whatif(page: Any, model: str) -> None:
+def shows_interventions(page: Any, model: str) -> None:
     layers, heads = (3, 4) if model == "windowed" else (2, 4)
     assert page.locator(f"{hook('switches')} button[data-code]").count() == layers * (heads + 3)
     assert page.locator(hook("kl")).inner_text() == "0 bits"
     page.locator(f"{hook('switches')} [data-code=b1]").click()
     page.wait_for_function("hook => document.querySelector(hook).textContent !== '0 bits'", arg=hook("kl"))
-    assert page.locator(f"{hook('moved-bars')} .bars-row").count() > 5
+    assert page.locator(f"{hook('change-bars')} .bars-row").count() > 5
 
 
-def shows_write(page: Any, model: str) -> None:
-    assert page.locator(hook("next-sum")).inner_text() == page.locator(hook("drawn-sum")).inner_text() == "1.000000"
+def shows_generation(page: Any, model: str) -> None:
+    assert page.locator(hook("next-sum")).inner_text() == page.locator(hook("sampled-sum")).inner_text() == "1.000000"
     assert page.locator(f"{hook('next-bars')} .bars-row:visible").count() == 25
-    before = page.locator(hook("written")).inner_text()
+    before = page.locator(hook("generated")).inner_text()
     page.locator(hook("accept")).click()
     page.wait_for_function(
-        "([hook, before]) => document.querySelector(hook).innerText.length > before", arg=[hook("written"), len(before)]
+        "([hook, before]) => document.querySelector(hook).innerText.length > before", arg=[hook("generated"), len(before)]
     )
-    page.locator(hook("write")).click()
+    page.locator(hook("generate")).click()
     page.wait_for_function("hook => document.querySelector(hook).textContent.includes('tokens in')", arg=hook("speed"))
     assert all(page.locator(".continuation").all_inner_texts())
 
 
-def shows_knows(page: Any, model: str) -> None:
+def shows_weights(page: Any, model: str) -> None:
     assert min(colours(page, name) for name in ("map", "weight")) > 3
     assert page.locator(f"{hook('near-bars')} .bars-row:visible").count() == 12
     page.locator(hook("gradients")).click()
@@ -192,8 +192,8 @@ def shows_knows(page: Any, model: str) -> None:
     assert "nats" in page.locator(hook("gradient-loss")).inner_text()
 
 
-def shows_learned(page: Any, model: str) -> None:
-    facts = page.locator('[aria-label="The run"] .facts').all_inner_texts()
+def shows_training(page: Any, model: str) -> None:
+    facts = page.locator('[aria-label="Run"] .facts').all_inner_texts()
     assert any("checkpoints\n1, 2" in text for text in facts)
     assert "no probe snapshots" in page.locator(hook("snapshot-problem")).inner_text()
 
@@ -277,7 +277,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         serving(run) as served,
         watched(browser, served.url) as opened,
     ):
-        page = opened.open("learned")
+        page = opened.open("training")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
         page.wait_for_selector("[data-test=chart-loss] .scatterlayer .trace")
         opened.wait("Number(document.querySelector('[data-test=step-range]').max) > 0")
@@ -294,14 +294,14 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         )
         assert page.evaluate("window.isTheSame") is True
         came = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[asked:]}
-        assert not came & {"history", "learned.js", ""}, "all of it came by the events, but for the snapshots"
+        assert not came & {"history", "training.js", ""}, "all of it came by the events, but for the snapshots"
         assert min(colours(page, name) for name in ("snapshot-heads", "snapshot-lens")) > 3
-        opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"The run\"]').textContent)")
+        opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"Run\"]').textContent)")
         for view in VIEWS:
             page = turn(opened, view)
             assert page.locator("#view section.card").count() > 1
             assert opened.problems == [], view
-        page = turn(opened, "learned", axis="tokens")
+        page = turn(opened, "training", axis="tokens")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
         opened.wait("Number(document.querySelector('[data-test=run-step]').dataset.step) >= 299")  # where it waits
         page = turn(opened, "compare")
@@ -309,7 +309,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         listed = {int(name.removeprefix("step ")) for name in names if name.startswith("step ")}
         own = int(page.locator(hook("side-a")).inner_text().rpartition(" ")[2])
         assert page.locator(hook("other-step")).input_value() == str(max(listed - {own})), "the first is dropped next"
-        page = turn(opened, "learned", axis="tokens")
+        page = turn(opened, "training", axis="tokens")
         (signs / "300").touch()
         page.wait_for_selector(f"{hook('run-state')}[data-state=finished]")
         assert page.locator(hook("run-step")).get_attribute("data-step") == "300"
@@ -389,7 +389,7 @@ def test_a_link_restores_what_was_picked(browser: Any, page: Watched, models: di
         shown.keyboard.press(key)
     page.wait("document.querySelector('[data-test=row-table]').textContent !== argument", before[2])
     state = state_of(shown)
-    assert (state["layer"], state["head"], state["row"], state["text"]) == ("1", "2", "9", "a&b=c #%+ é")
+    assert (state["layer"], state["head"], state["query"], state["text"]) == ("1", "2", "9", "a&b=c #%+ é")
     with watched(browser, server.url) as other:
         other.page.goto(shown.url)
         assert texts_of_heads(other.ready("heads")) == texts_of_heads(shown) != before
@@ -477,7 +477,7 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[st
         assert shown.locator("#live").inner_text().startswith(f"layer {layer}, head {head}, key/value head {head // 2}")
 
 
-@pytest.mark.parametrize("view", ["heads", "write"])
+@pytest.mark.parametrize("view", ["heads", "generation"])
 def test_tab_reaches_every_control_and_shows_where_it_is(page: Watched, models: dict[str, Path], view: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
     page.wait(
@@ -533,7 +533,7 @@ def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -
     grounds = []
     for dark in (False, True):
         with watched(browser, server.url, dark=dark) as page:
-            shown = page.open("mind", model=models["windowed"], text=TEXT)
+            shown = page.open("lens", model=models["windowed"], text=TEXT)
             own, drawn = (
                 shown.evaluate(ground),
                 shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()"),
@@ -543,7 +543,7 @@ def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -
             assert shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()") != drawn
             grounds.append((own, other))
             page.page.reload()
-            assert page.ready("mind").evaluate(ground) == other, "the choice is in the address"
+            assert page.ready("lens").evaluate(ground) == other, "the choice is in the address"
     (light, turned_dark), (dark_one, turned_light) = grounds
     assert (light, turned_dark) == (turned_light, dark_one)
     assert light != dark_one
@@ -561,7 +561,7 @@ def size_of_png(content: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("view", "card", "picture"),
-    [("heads", "Heads", hook("head-grid")), ("mind", "Rank over layers", hook("rank-chart"))],
+    [("heads", "All heads", hook("head-grid")), ("lens", "Rank by layer", hook("rank-chart"))],
     ids=["canvas", "chart"],
 )
 def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str, card: str, picture: str) -> None:
@@ -576,7 +576,7 @@ def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str
     assert float(svg.attrib["width"]) == pytest.approx(box["width"], abs=1)
     assert len(list(svg.iter())) > 30
     names, *rows = page.csv_of(card)
-    assert len(rows) == {"heads": 3 * 4, "mind": 4 * 1}[view]  # a row a head; a depth of the likeliest token
+    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # a row a head; a depth of the likeliest token
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
@@ -643,13 +643,13 @@ def test_a_model_that_is_gone_is_told(browser: Any, models: dict[str, Path]) -> 
 
 def test_a_text_that_is_too_long_is_told_before_anything_is_drawn(browser: Any, models: dict[str, Path]) -> None:
     with serving(models["characters"]) as served, watched(browser, served.url) as page:
-        for view in ("text", "heads", "mind", "whatif", "compare"):
+        for view in ("text", "heads", "lens", "interventions", "compare"):
             page.page.goto("about:blank")
             page.page.goto(f"{served.url}#view={view}&text={'abc' * 100}")
             page.ready("error")
             assert "shorten it" in page.page.locator("#view").inner_text()
             assert page.page.locator("#view canvas").count() == 0
-        page.open("write", text="abc" * 100)
+        page.open("generation", text="abc" * 100)
 
 
 # --- hostile and long texts ------------------------------------------------------------------------------------------------
@@ -668,12 +668,12 @@ BOLD = SYMBOLS.index("<b>")
 def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> None:
     ids = markup_bpe().encode(HOSTILE)
     for view in VIEWS:
-        shown = turn(page, view, model=models["markup"], text=HOSTILE, tok=BOLD, watch=BOLD)
-        if view == "knows":
+        shown = turn(page, view, model=models["markup"], text=HOSTILE, row=BOLD, track=BOLD)
+        if view == "weights":
             assert "<b>" in shown.locator(hook("near-of")).inner_text()
-        if view == "write":
+        if view == "generation":
             shown.locator(hook("find")).fill("<b>")
-            assert "<b>" in shown.locator(hook("found")).inner_text()
+            assert "<b>" in shown.locator(hook("matches")).inner_text()
         assert elements_of_text(shown) == [], view
         assert page.problems == [], view
         fits(shown)
@@ -690,22 +690,22 @@ def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> No
     shown = page.open("heads", model=models["markup"], text=HOSTILE[:12], layer=1)
     svg = ElementTree.fromstring(page.saved("One head", "svg"))
     assert any((element.text or "").startswith("< ") for element in svg.iter()), "a label: the token and its place"
-    shown = page.open("write", model=models["markup"], text=HOSTILE[:100])
-    assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("written")).inner_text()
+    shown = page.open("generation", model=models["markup"], text=HOSTILE[:100])
+    assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("generated")).inner_text()
 
 
 def test_markup_in_a_chart_stays_text(page: Watched, models: dict[str, Path]) -> None:
     watch = [SYMBOLS.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
-    shown = page.open("mind", model=models["markup"], text=HOSTILE[:60], watch=",".join(map(str, watch)), token=5)
+    shown = page.open("lens", model=models["markup"], text=HOSTILE[:60], track=",".join(map(str, watch)), position=5)
     shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
     names = shown.locator(f"{hook('rank-chart')} .legendtext").all_text_contents()
     chips = [text.removesuffix(" ×") for text in shown.locator(f"{hook('watched')} button").all_inner_texts()]
     assert {"<b>", "</b>", "<img", "&lt;"} == set(chips)
     assert set(chips) <= set(names)
     assert elements_of_text(shown) == []
-    svg = ElementTree.fromstring(page.saved("Rank over layers", "svg"))
+    svg = ElementTree.fromstring(page.saved("Rank by layer", "svg"))
     assert {"<b>", "&lt;"} <= {"".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")}
-    assert {row[2] for row in page.csv_of("Rank over layers")} >= {"<b>", "&lt;"}
+    assert {row[2] for row in page.csv_of("Rank by layer")} >= {"<b>", "&lt;"}
 
 
 TILE_BYTES = 4 * 1024**2  # float32 weights of one head over 1,024 tokens

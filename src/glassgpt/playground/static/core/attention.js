@@ -19,8 +19,11 @@ export const isVisible = ({window, globals}, t, s) => s <= t && (window === null
 export const isAnyVisible = ({window, globals}, t, tEnd, s, sEnd) =>
   s < tEnd && (window === null || t - (sEnd - 1) < window || s < globals);
 
-export const spanText = ({window, globals}) => (window === null ? 'sees all earlier tokens'
-  : `sees the last ${window} tokens, itself included${globals ? `, and the first ${globals} of the text` : ''}`);
+export function spanText({window, globals}) {
+  if (window === null) return 'sees all earlier tokens';
+  const first = globals === 1 ? 'the first token' : `the first ${globals} tokens`;
+  return `sees the last ${window} tokens, itself included${globals ? `, and ${first}` : ''}`;
+}
 
 /** The products of row i of q and row j of k, one per dimension; their sum is the dot product. Both are (tokens, D). */
 export function products(q, i, k, j) {

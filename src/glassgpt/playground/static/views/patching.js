@@ -16,7 +16,10 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
   const body = h('div'), problem = h('div');
   const codes = () => parseEdits(state.text('patch'), shape);
   let second = null, stage = new AbortController(), tracing = null, timer = 0;
-  const read = () => state.set({source: field.value, patch: null});
+  function read() {
+    clearTimeout(timer);
+    if (field.value !== state.text('source')) state.set({source: field.value, patch: null});
+  }
   const field = h('input.second', {type: 'text', value: state.text('source'), 'aria-label': 'Second text', test: 'second-text',
     placeholder: 'a second text, for example with another name or number', onchange: read, oninput() {
       clearTimeout(timer);
