@@ -23,7 +23,10 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM_PATHS = ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium")
+CHROMIUM_PATHS = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
 VIEWS = ("text", "heads", "lens", "interventions", "generation", "weights", "training", "compare")
 
 
@@ -42,7 +45,9 @@ def chromium() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
         path = chromium_path(playwright)
         if path is None:
-            pytest.skip(f"no browser: none of {', '.join(CHROMIUM_NAMES)}, and not Playwright's (playwright install chromium)")
+            pytest.skip(
+                f"no browser: none of {', '.join(CHROMIUM_NAMES)}, and not Playwright's (playwright install chromium)"
+            )
         browser = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *root])
         try:
             yield browser

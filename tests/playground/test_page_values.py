@@ -104,7 +104,7 @@ def url(folder: Path, trained: Path) -> Iterator[str]:
         yield served.url
 
 
-@pytest.fixture(scope="module", params=["plain", "windowed"])
+@pytest.fixture(scope="module", params=["windowed", pytest.param("plain", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest, folder: Path) -> Case:
     model, tokenizer = glassgpt.load(folder / request.param)
     assert tokenizer is not None
@@ -385,7 +385,9 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     p_next = p[at].gather(-1, following.clamp(min=0)[:, None])
     last = following < 0
     same(column(rows, "probability of the next token"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
-    same(column(rows, "rank of the next token"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan))
+    same(
+        column(rows, "rank of the next token"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan)
+    )
     same(column(rows, "entropy in bits"), torch.special.entr(p[at]).sum(dim=-1) / math.log(2), ROUNDING)
     same(column(shown.csv_of("Residual stream norm"), "norm"), stream[at].double().norm(dim=-1), ROUNDING)
 
@@ -677,7 +679,18 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
         "seed": 5,
         "max_new_tokens": 9,
     }
-    shown.open("generation", model=case.name, text=case.text, temperature=1.2, top_k=50, top_p=0.9, min_p=0.01, n=3, seed=5, max_new_tokens=9)
+    shown.open(
+        "generation",
+        model=case.name,
+        text=case.text,
+        temperature=1.2,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        n=3,
+        seed=5,
+        max_new_tokens=9,
+    )
     hook(shown, "generate").click()
     shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
     pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, probabilities=True, **settings))

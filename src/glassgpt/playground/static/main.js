@@ -1,9 +1,10 @@
 // The page's frame: which model, which text, which view.
 
-import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, loadCatalog, login, LoginError, notice, openModel,
-  RequestError, setTheme, state, tokenCount, unreachable} from './core/index.js';
+import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, loadCatalog, login, LoginError, notice,
+  openModel, RequestError, setTheme, state, tokenCount, unreachable} from './core/index.js';
 
-// id: the file in views/. needs: what the view shows: a 'text' in a model, a 'model', or a 'run', which may have no model yet.
+// id: the file in views/. needs: what the view shows: a 'text' in a model, a 'model', or a 'run', which may have no
+// model yet.
 const VIEWS = [
   {id: 'text', title: 'Text', needs: 'text'},
   {id: 'heads', title: 'Attention heads', needs: 'text'},
@@ -15,8 +16,8 @@ const VIEWS = [
   {id: 'compare', title: 'Compare', needs: 'text'},
 ];
 const KEYS = [
-  ['1 … 8', 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'], ['← → ↑ ↓', 'the next token, cell or tab'],
-  ['Home, End', 'the first and the last token'], ['?', 'these keys'],
+  ['1 … 8', 'a view'], ['/', 'the text'], ['m', 'the model'], ['t', 'dark or light'],
+  ['← → ↑ ↓', 'the next token, cell or tab'], ['Home, End', 'the first and the last token'], ['?', 'these keys'],
 ];
 const TYPING_MS = 500, WAITING_MS = 250;
 const place = id => document.getElementById(id);
@@ -60,7 +61,10 @@ const loadView = ({id}) => import(`./views/${id}.js`).catch(error => {
   throw /dynamically imported|Importing a module/.test(error.message) ? unreachable() : error;
 });
 
-/** What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts when it is left. */
+/**
+ * What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts when it is
+ * left.
+ */
 async function contextOf(view, signal) {
   // B is chosen from the checkpoints that exist now: a run in training deletes some.
   let catalog = await loadCatalog(view.id === 'compare'), entry = findEntry(catalog, state.text('model'));
@@ -69,40 +73,45 @@ async function contextOf(view, signal) {
     entry = findEntry(catalog, state.text('model'));
   }
   showModels(catalog, entry ?? {name: state.text('model'), kind: 'missing', steps: [], best: null});
-  if (!entry) throw new RequestError(state.text('model') ? `${state.text('model')} is not served: choose another model above.` : 'No run and no model is served.');
+  if (!entry) throw new RequestError(state.text('model') ? `${state.text('model')} is not served: choose another model `
+    + `above.` : 'No run and no model is served.');
   const context = {signal, catalog, entry, limits: catalog.limits};
   if (view.needs === 'run') return context;
   const opened = await openModel(entry, state.text('step'), signal), {info} = opened;
   Object.assign(context, {opened, info});
   if (view.needs !== 'text') return context;
   const text = state.text('text') || info.default_text;
+  area.placeholder = info.default_text;
   showText(text);
   tokens.textContent = '';
   const encoded = await encode(opened, text, signal), length = encoded.ids.length;
   tokens.textContent = tokenCount(length);
   if (length > info.most_tokens && !view.anyLength) {
-    throw new RequestError(`The text has ${tokenCount(length)}, but this view shows at most ${count(info.most_tokens)}: shorten it.`);
+    throw new RequestError(`The text has ${tokenCount(length)}, but this view shows at most `
+      + `${count(info.most_tokens)}: shorten it.`);
   }
   return Object.assign(context, {text}, encoded);
 }
 
 /** Ask for the access token. */
 function loginForm(message) {
-  const field = h('input', {type: 'password', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false, test: 'token'});
+  const field = h('input', {type: 'password', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false,
+    test: 'token'});
   const send = () => {
     // The address that `glassgpt play` prints works, too.
     const token = field.value.trim().replace(/^.*[#&?]token=/, '');
     login(token).then(() => location.reload(), error => root.replaceChildren(loginForm(error.message)));
   };
   field.addEventListener('keydown', event => event.key === 'Enter' && send());
-  return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ', h('code', {}, 'glassgpt play'),
-    ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
+  return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ',
+    h('code', {}, 'glassgpt play'), ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
 }
 
-// --- the model -----------------------------------------------------------------------------------------------------------
+// --- the model -------------------------------------------------------------------------------------------------------
 
 function showModels(catalog, entry) {
-  const shown = JSON.stringify([catalog.offers.map(o => [o.name, o.state]), entry.name, entry.steps, entry.best, state.text('step')]);
+  const shown = JSON.stringify([catalog.offers.map(o => [o.name, o.state]), entry.name, entry.steps, entry.best,
+    state.text('step')]);
   if (place('models').dataset.shown === shown) return;
   place('models').dataset.shown = shown;
   const model = choice({
@@ -115,13 +124,15 @@ function showModels(catalog, entry) {
     const now = await loadCatalog(true), same = findEntry(now, state.text('model'));
     if (same) showModels(now, same);
   });
-  place('models').replaceChildren(model, entry.kind !== 'run' ? '' : choice({label: 'Checkpoint', value: state.text('step'),
+  place('models').replaceChildren(model, entry.kind !== 'run' ? ''
+    : choice({label: 'Checkpoint', value: state.text('step'),
     options: checkpointOptions(entry), onInput: step => state.set({step}, {push: true})}));
 }
 
-// --- the text ------------------------------------------------------------------------------------------------------------
+// --- the text --------------------------------------------------------------------------------------------------------
 
-const area = h('textarea', {id: 'text', rows: 2, spellcheck: false, 'aria-label': 'Text that the model reads', oninput() {
+const area = h('textarea', {id: 'text', rows: 2, spellcheck: false, 'aria-label': 'Text that the model reads',
+  oninput() {
   clearTimeout(timer);
   timer = setTimeout(() => state.set({text: area.value, position: null}), TYPING_MS);
 }, onblur: () => area.value || showText(shownText)});
@@ -135,16 +146,18 @@ function showText(text) {
   area.style.height = `${Math.min(area.scrollHeight + 2, 180)}px`;
 }
 
-// --- the frame -----------------------------------------------------------------------------------------------------------
+// --- the frame -------------------------------------------------------------------------------------------------------
 
 const keys = h('dialog.keys', {'aria-label': 'Keys', onclick: () => keys.close()},
-  h('h2', {}, 'Keys'), h('dl.facts', {}, KEYS.map(([key, what]) => h('div', {}, h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)))));
+  h('h2', {}, 'Keys'),
+  h('dl.facts', {}, KEYS.map(([key, what]) => h('div', {}, h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)))));
 const open = id => state.set({view: id}, {push: true});
 const switchTheme = () => state.set({theme: isDark() ? 'light' : 'dark'});
 const applyTheme = () => setTheme(state.text('theme') || null);
 
 place('prompt').append(area, tokens);
-place('views').append(...VIEWS.map(({id, title}, i) => button(title, () => open(id), {'data-view': id, title: `${title} (${i + 1})`})));
+place('views').append(...VIEWS.map(({id, title}, i) => button(title, () => open(id),
+  {'data-view': id, title: `${title} (${i + 1})`})));
 place('views').addEventListener('keydown', event => {
   const tabs = [...event.currentTarget.children];
   tabs[tabs.indexOf(document.activeElement) + ({ArrowLeft: -1, ArrowRight: 1}[event.key] ?? NaN)]?.focus();
@@ -162,7 +175,8 @@ addEventListener('keydown', event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const view = VIEWS[Number(event.key) - 1];
   const action = view ? () => open(view.id)
-    : {'/': () => area.focus(), m: () => place('model')?.focus(), t: switchTheme, '?': () => keys.showModal()}[event.key];
+    : {'/': () => area.focus(), m: () => place('model')?.focus(), t: switchTheme,
+      '?': () => keys.showModal()}[event.key];
   if (!action) return;
   event.preventDefault();
   action();

@@ -6,6 +6,7 @@ const TYPES = {float32: Float32Array, int32: Int32Array, uint8: Uint8Array, uint
 const RETRIES = 5, RETRY_MS = 500;
 const cache = new PromiseCache(64e6);
 let running = 0;
+let wasAccepted = false;  // whether the server has accepted a request of this page
 
 /** A request that failed; the message is for the user. */
 export class RequestError extends Error {}
@@ -112,6 +113,7 @@ async function send(address, options, retries = RETRIES) {
         continue;
       }
       if (!response.ok) throw await errorOf(response);
+      wasAccepted = true;
       if (response.status === 204) return null;
       const isPacked = response.headers.get('content-type').startsWith('application/octet-stream');
       return isPacked ? unpack(await response.arrayBuffer()) : await response.json();
@@ -123,6 +125,7 @@ async function send(address, options, retries = RETRIES) {
 
 async function errorOf(response) {
   const type = response.status === 401 ? LoginError : RequestError;
+  if (type === LoginError && wasAccepted) location.reload();  // the server was restarted: ask for its token
   try {
     return new type((await response.json()).error);
   } catch {

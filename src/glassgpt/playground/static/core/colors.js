@@ -1,5 +1,5 @@
-// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one hue for magnitudes, and blue
-// to vermillion for signed values.
+// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one hue for magnitudes, and
+// blue to vermillion for signed values.
 
 const dark = matchMedia('(prefers-color-scheme: dark)');
 

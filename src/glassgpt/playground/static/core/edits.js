@@ -1,5 +1,5 @@
-// Interventions, as the address keeps them: h2.5 is head 5 of layer 2, a2 its attention, f2 its feed-forward, b2 the whole
-// block, r2 the residual stream after layer 2, p7 token 7 hidden; a suffix @7 restricts one to position 7.
+// Interventions, as the address keeps them: h2.5 is head 5 of layer 2, a2 its attention, f2 its feed-forward, b2 the
+// whole block, r2 the residual stream after layer 2, p7 token 7 hidden; a suffix @7 restricts one to position 7.
 
 const KINDS = {h: 'head', a: 'attention', f: 'feed_forward', b: 'block', r: 'residual', p: 'position'};
 const NAMES = {h: 'head', a: 'attention', f: 'feed-forward', b: 'block', r: 'residual stream'};
@@ -19,7 +19,8 @@ export function parseEdits(text, {layers, heads, tokens}) {
 /** An edit as the server takes it. by: 'zero', 'mean' or 'patch'. */
 export function editRequest(code, by) {
   const {letter, number, head, position} = parse(code);
-  return letter === 'p' ? {kind: 'position', position: number} : {kind: KINDS[letter], layer: number, head, position, by};
+  return letter === 'p' ? {kind: 'position', position: number} : {kind: KINDS[letter], layer: number, head, position,
+    by};
 }
 
 /** An edit in words. */

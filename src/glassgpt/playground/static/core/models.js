@@ -15,8 +15,8 @@ export async function loadCatalog(reload = false) {
 export const findEntry = ({offers}, name) => (name ? offers.find(entry => entry.name === name) : offers[0]);
 
 /**
- * Open a model. Returns its catalog entry, `info` (the answer of /api/model), and `request(more)`, which makes the body of
- * a request about it. step: a number, 'best', or '' for the newest.
+ * Open a model. Returns its catalog entry, `info` (the answer of /api/model), and `request(more)`, which makes the body
+ * of a request about it. step: a number, 'best', or '' for the newest.
  */
 export async function openModel(entry, step, signal) {
   const number = step === 'best' ? entry.best : step === '' || step === null ? null : Number(step);
@@ -34,7 +34,7 @@ export const vocabulary = async (opened, signal) =>
   (await post('/api/vocabulary', opened.request({}), signal)).pieces;
 
 /** The options of a menu of checkpoints. */
-export const checkpointOptions = ({steps, best}) => [['', 'newest'], ...best === null ? [] : [['best', `best (${best})`]],
-  ...[...steps].reverse().map(step => [step, `step ${step}`])];
+export const checkpointOptions = ({steps, best}) => [['', 'newest'], ...best === null ? []
+  : [['best', `best (${best})`]], ...[...steps].reverse().map(step => [step, `step ${step}`])];
 
 export const modelLabel = ({name, step}) => (step === null ? name : `${name} at step ${count(step)}`);

@@ -110,7 +110,9 @@ function shortened(text, room, size) {
   return characters.length <= fits ? String(text) : `${characters.slice(0, fits - 1).join('')}…`;
 }
 
-/** The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height]. */
+/**
+ * The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
+ */
 export function exportable(size, paint) {
   const onCard = (p, [width, height]) => {
     p.rect(0, 0, width, height, css('card'));

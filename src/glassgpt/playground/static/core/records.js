@@ -60,8 +60,8 @@ export class Records {
   }
 
   /**
-   * A column's centered moving average, as in a report: the window shrinks at the start on both sides, at the end on one.
-   * The rows of a history come with their average from the server, which has all steps.
+   * A column's centered moving average, as in a report: the window shrinks at the start on both sides, at the end on
+   * one. The rows of a history come with their average from the server, which has all steps.
    */
   smoothed(name) {
     const {step: steps, [name]: values, [`${name}_mean`]: means} = this.columns, half = (this.window - 1) / 2;

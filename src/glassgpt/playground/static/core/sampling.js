@@ -22,8 +22,8 @@ export function logSoftmax(logits) {
 export const ranked = values => Uint32Array.from(values, (_, i) => i).sort((a, b) => values[b] - values[a] || a - b);
 
 /**
- * The distribution from which a token is sampled. topK, topP, minP: null disables one. order: `ranked(logits)`, if known.
- * without: a Set of ids that are excluded.
+ * The distribution from which a token is sampled. topK, topP, minP: null disables one. order: `ranked(logits)`, if
+ * known. without: a Set of ids that are excluded.
  */
 export function samplingDistribution(logits, {temperature, topK = null, topP = null, minP = null},
   {order = ranked(logits), without = new Set()} = {}) {
@@ -66,8 +66,8 @@ export function tokenAt(probabilities, share) {
 }
 
 /**
- * A pseudo-random share from 0 to 1 that depends on the numbers only, by murmur3's 32-bit finalizer (Appleby, 2011). It has
- * no generator state, so a step that is taken back and repeated samples the same token.
+ * A pseudo-random share from 0 to 1 that depends on the numbers only, by murmur3's 32-bit finalizer (Appleby, 2011). It
+ * has no generator state, so a step that is taken back and repeated samples the same token.
  */
 export function randomShare(...numbers) {
   const half = salt => [salt, ...numbers].reduce(

@@ -20,7 +20,8 @@ export function findTokens(names, text, ids = names.keys()) {
  * {a: [from, to], b: [from, to], bytes} of tokens in order, or null if the tokens are not the text's bytes.
  */
 export function alignTokens(a, b, text) {
-  const isSame = a.ids.length === b.ids.length && a.ids.every((id, i) => id === b.ids[i] && a.pieces[i] === b.pieces[i]);
+  const isSame = a.ids.length === b.ids.length && a.ids.every((id, i) => id === b.ids[i]
+    && a.pieces[i] === b.pieces[i]);
   if (isSame) return a.ids.map((_, i) => ({a: [i, i + 1], b: [i, i + 1], bytes: a.bytes[i].length / 2}));
   let [i, j] = [prefixLength(a, text), prefixLength(b, text)];
   if (i === null || j === null) return null;

@@ -5,7 +5,7 @@ import {h} from './dom.js';
 import {csv} from './format.js';
 import * as state from './state.js';
 
-// --- cards ---------------------------------------------------------------------------------------------------------------
+// --- cards -----------------------------------------------------------------------------------------------------------
 
 /**
  * A card. about: one or two sentences of explanation. save: what `exportButtons` takes. wide: whether it takes the full
@@ -19,8 +19,8 @@ export function card(title, {about = '', wide = false, test, save = null} = {}, 
 }
 
 /**
- * Buttons that save a figure and its numbers. name: of the files. figure: an element with `figure.png()` and `figure.svg()`,
- * or a function that returns it. rows(): the rows of the CSV, column names first.
+ * Buttons that save a figure and its numbers. name: of the files. figure: an element with `figure.png()` and
+ * `figure.svg()`, or a function that returns it. rows(): the rows of the CSV, column names first.
  */
 export function exportButtons({name, figure = null, rows = null}) {
   const picture = () => (typeof figure === 'function' ? figure() : figure).figure;
@@ -55,7 +55,7 @@ export async function attempt(place, signal, work) {
   }
 }
 
-// --- controls. Each has `set(value)`, which shows a value without reporting it. ------------------------------------------
+// --- controls. Each has `set(value)`, which shows a value without reporting it. --------------------------------------
 
 let controls = 0;
 
@@ -122,7 +122,7 @@ export function checkbox({label, checked, onInput, title, test}) {
 export const button = (text, onclick, {kind = 'button', ...properties} = {}) =>
   h(kind, {type: 'button', onclick, ...properties}, text);
 
-// --- tables and legends --------------------------------------------------------------------------------------------------
+// --- tables and legends ----------------------------------------------------------------------------------------------
 
 /** A table. The first column is the rows' heading; cells are texts, numbers or elements. */
 export function table(heads, rows, test) {

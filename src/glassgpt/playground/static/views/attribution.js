@@ -1,12 +1,15 @@
-// Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual stream.
+// Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual
+// stream.
 
-import {button, card, category, choice, exact, h, largest, legend, precise, ramp, short, state, sum, table} from '../core/index.js';
+import {button, card, category, choice, exact, h, largest, legend, precise, ramp, short, state, sum,
+  table} from '../core/index.js';
 import {bars} from '../widgets/bars.js';
 import {matrix} from '../widgets/matrix.js';
 
 const LISTED = 10;
 const KINDS = {  // name and color of each kind of component
-  embedding: ['embedding', 2], attention: ['a layer’s heads, and its bias if it has one', 0], feed_forward: ['feed-forward', 1],
+  embedding: ['embedding', 2], attention: ['a layer’s heads, and its bias if it has one', 0],
+    feed_forward: ['feed-forward', 1],
   norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
 };
 
@@ -29,13 +32,14 @@ export function attributionCards({signal, info, names}) {
   const menus = h('div.row'), lead = h('p', {test: 'attribution-sum'}), colors = h('div');
   let blocks = [], answer = null;
   const figure = bars({
-    label: 'Contribution of each block to the logit', signal, height: 150, lanes: [{title: '', values: [0]}], test: 'attribution-bars',
+    label: 'Contribution of each block to the logit', signal, height: 150, lanes: [{title: '', values: [0]}],
+      test: 'attribution-bars',
     describe: i => (blocks[i] ? [blocks[i].name, precise(blocks[i].value),
       `sum up to here ${precise(total(blocks.slice(0, i + 1)))}`] : []),
   });
   const element = card('Logit attribution', {
-    about: 'The residual stream is a sum, so a token’s logit is one too. A component’s contribution is what it wrote, after the '
-      + 'final norm (at its actual scale) and the output head, in the token’s direction.',
+    about: 'The residual stream is a sum, so a token’s logit is one too. A component’s contribution is what it wrote, '
+      + 'after the final norm (at its actual scale) and the output head, in the token’s direction.',
     save: {name: 'attribution', figure, rows: () => [['part', 'kind', 'layer', 'head', 'contribution'],
       ...answer.parts.map(({name, kind, layer, head, value}) => [name, kind, layer ?? '', head ?? '', value])]},
   }, menus, lead, figure, colors);
@@ -77,7 +81,8 @@ function headsCard({signal, info}) {
     describe: (r, c) => [`layer ${r}, head ${c}`, precise(values[r * cols + c])],
     onSelect: (layer, head) => state.set({layer, head}),
   });
-  const open = button('', () => state.set({view: 'heads', query: position, key: null}, {push: true}), {kind: 'button.small'});
+  const open = button('', () => state.set({view: 'heads', query: position, key: null}, {push: true}),
+    {kind: 'button.small'});
   const element = card('Attribution by head', {
     about: 'What each head wrote for (orange) or against (blue) the token. Rows: layers, columns: heads.',
     save: {name: 'attribution-heads', figure: grid, rows: grid.rows},

@@ -1,7 +1,8 @@
 // Compare: two checkpoints of a run, or two models, on the same text.
 
-import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog, modelLabel,
-  notice, openModel, post, ramp, RequestError, short, state, sum, table, vocabulary} from '../core/index.js';
+import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog,
+  modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
+  vocabulary} from '../core/index.js';
 import {tokenStrip} from '../widgets/token_strip.js';
 import {headsCard, predictionCards} from './compare_cards.js';
 
@@ -40,7 +41,8 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
 
   function showChoice(listed) {
     const other = defaultOther(listed, findEntry(listed, entry.name) ?? entry, info.step);
-    const model = choice({label: 'B', value: other.entry.name, options: listed.offers.map(({name}) => [name, name]), test: 'other-model',
+    const model = choice({label: 'B', value: other.entry.name, options: listed.offers.map(({name}) => [name, name]),
+      test: 'other-model',
       onInput: name => state.set({other: name, other_step: null, other_layer: null, other_head: null}, {push: true})});
     const checkpoint = other.entry.kind === 'run' && choice({label: 'checkpoint', value: other.step, test: 'other-step',
       options: checkpointOptions(other.entry),
@@ -71,7 +73,8 @@ async function loadSide(mark, opened, tokens, signal) {
   const body = opened.request({ids: tokens.ids});
   const [predictions, picture, names] = await Promise.all([
     post('/api/predictions', body, signal), post('/api/attention', body, signal), vocabulary(opened, signal)]);
-  return {mark, label: modelLabel(opened.info), opened, info: opened.info, tokens, surprisal: predictions.surprisal, picture, names};
+  return {mark, label: modelLabel(opened.info), opened, info: opened.info, tokens, surprisal: predictions.surprisal,
+    picture, names};
 }
 
 async function showCards(show, pair, text, signal) {
@@ -108,7 +111,8 @@ function totalsCard(pair, segments) {
   const bytes = sum(common.map(segment => segment.bytes));
   const numbers = pair.map((side, k) => {
     const own = [...side.surprisal].filter(bits => !Number.isNaN(bits));
-    return {tokens: side.tokens.ids.length, bits: sum(own), predicted: own.length, common: sum(common.map(({bits}) => bits[k]))};
+    return {tokens: side.tokens.ids.length, bits: sum(own), predicted: own.length,
+      common: sum(common.map(({bits}) => bits[k]))};
   });
   const ratio = (bits, n) => (n ? (bits / n).toFixed(3) : '–');
   const rows = [
@@ -129,18 +133,22 @@ function surprisalCard(pair, segments, {selected, signal}) {
   const select = i => state.set({position: segments[i].a[0]});
   const pieceOf = ({a}) => pair[0].tokens.pieces.slice(...a).join('');
   const strips = pair.map(({label, surprisal, tokens: {pieces, ids, partial}}, k) => tokenStrip({
-    pieces, partial, label: `Surprisal under ${label}`, share: i => (i ? surprisal[i] / MAX_BITS : null), test: `strip-${'ab'[k]}`, signal,
+    pieces, partial, label: `Surprisal under ${label}`, share: i => (i ? surprisal[i] / MAX_BITS : null),
+      test: `strip-${'ab'[k]}`, signal,
     hint: i => `${pieces[i]} · id ${ids[i]}${i ? ` · ${surprisal[i].toFixed(2)} bits` : ''}`,
     onSelect: i => segments && select(segments.findIndex(each => i >= each['ab'[k]][0] && i < each['ab'[k]][1])),
   }));
   const differences = segments && tokenStrip({
-    pieces: segments.map(pieceOf), label: 'Difference of surprisal', scale: 'signed', onSelect: select, test: 'difference', signal,
+    pieces: segments.map(pieceOf), label: 'Difference of surprisal', scale: 'signed', onSelect: select,
+      test: 'difference', signal,
     share: i => (Number.isNaN(difference(segments[i])) ? null : 0.5 + difference(segments[i]) / (2 * MAX_DIFFERENCE)),
     hint: i => `${pieceOf(segments[i])} · A ${short(segments[i].bits[0])}, B ${short(segments[i].bits[1])} bits`,
   });
   const element = card('Surprisal', {
-    wide: true, about: 'Color: surprisal. In the difference, orange: B needs more bits, blue: fewer. Select a token for its predictions.',
-    save: segments && {name: 'difference', figure: differences, rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
+    wide: true, about: 'Color: surprisal. In the difference, orange: B needs more bits, blue: fewer. Select a token '
+      + 'for its predictions.',
+    save: segments && {name: 'difference', figure: differences,
+      rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
       ...segments.map(each => [pieceOf(each), each.bytes, ...each.bits, difference(each)])]},
   }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), strips[k]))),
   h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)),
@@ -160,7 +168,8 @@ function settingsCard(pair) {
     'head width': info.head_width, 'inner width': info.inner_width, step: info.step,
     windows: info.windows.every(each => each === null) ? null : info.windows.map(each => each ?? '∞').join(' ')}));
   const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])];
-  const text = value => (typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8}) : String(value ?? 'none'));
+  const text = value => (typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8})
+    : String(value ?? 'none'));
   const rows = keys.map(key => [key, text(a[key]), text(b[key])]).filter(([, x, y]) => x !== y);
   return card('Settings', {about: 'The settings in which the two models differ.', test: 'settings',
     save: {name: 'settings', rows: () => [['setting', ...pair.map(({label}) => label)], ...rows]}},

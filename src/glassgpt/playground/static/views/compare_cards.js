@@ -1,7 +1,7 @@
 // Two models on one text: their attention heads, their predictions, and how far these are apart.
 
-import {attempt, bar, bound, card, category, entropy, exportButtons, facts, h, jensenShannon, klDivergence, latest, notice, numberField,
-  percent, post, ramp, ranked, softmax, spanOf, state, table} from '../core/index.js';
+import {attempt, bar, bound, card, category, entropy, exportButtons, facts, h, jensenShannon, klDivergence, latest,
+  notice, numberField, percent, post, ramp, ranked, softmax, spanOf, state, table} from '../core/index.js';
 import {axis, chart, line} from '../widgets/chart.js';
 import {headGrid} from '../widgets/head_grid.js';
 import {headMatrix} from '../widgets/head_matrix.js';
@@ -14,8 +14,10 @@ const HEAD_KEYS = [['layer', 'head'], ['other_layer', 'other_head']];  // of the
 export function headsCard(pair, signal) {
   const parts = pair.map((side, k) => headsOf(side, HEAD_KEYS[k], signal));
   const element = card('Attention heads', {
-    wide: true, about: 'Each row is a layer, each column a head. Below, the selected head: rows are queries, columns are keys. Gray: masked.',
-  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), parts[k].element))),
+    wide: true, about: 'Each row is a layer, each column a head. Below, the selected head: rows are queries, columns '
+      + 'are keys. Gray: masked.',
+  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`),
+    parts[k].element))),
   h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal)));
   return {element, update: () => Promise.all(parts.map(part => part.update()))};
 }
@@ -28,9 +30,11 @@ function headsOf({mark, opened, tokens: {ids, pieces}, picture, info}, [layerKey
   const grid = headGrid({
     picture, info, signal, selected: place(), test: `heads-${layerKey}`,
     onSelect: ({layer, head}) => state.set({[layerKey]: layer, [headKey]: head}),
-    describe: (layer, head) => [`mean entropy of its rows ${picture.entropies[layer * heads + head].toFixed(3)} bits`]});
+    describe: (layer, head) =>
+    [`mean entropy of its rows ${picture.entropies[layer * heads + head].toFixed(3)} bits`]});
   const one = headMatrix({signal, test: `head-matrix-${layerKey}`});
-  const saveGrid = exportButtons({name: `heads-${mark}`, figure: grid, rows: () => [['layer', 'head', 'mean entropy in bits'],
+  const saveGrid = exportButtons({name: `heads-${mark}`, figure: grid,
+    rows: () => [['layer', 'head', 'mean entropy in bits'],
     ...Array.from(picture.entropies, (bits, i) => [Math.floor(i / heads), i % heads, bits])]});
   return {
     element: h('div.stack', {}, h('div.row', {}, saveGrid), grid, h('div.row', {}, field('layer', layerKey, layers),
@@ -50,7 +54,8 @@ export function predictionCards(pair, segments, {selected, signal}) {
   let rows = [], lenses = [], divergences = [];
   const drawing = chart({
     label: 'Rank of the token by depth', signal, height: 280, test: 'ranks',
-    traces: () => lenses.map(({rank, layers}, k) => line(`${pair[k].mark} · ${pair[k].label}`, rank.map((_, d) => d / layers), rank, k, {
+    traces: () => lenses.map(({rank, layers}, k) => line(`${pair[k].mark} · ${pair[k].label}`,
+      rank.map((_, d) => d / layers), rank, k, {
       dash: k ? 'dash' : 'solid', symbol: k ? 'square' : 'circle', customdata: rank.map((_, d) => depthName(d)),
       hovertemplate: 'rank %{y}, %{customdata}'})),
     layout: () => ({showlegend: true, margin: {t: 30}, xaxis: axis('depth', {range: [-0.03, 1.03]}),
@@ -60,15 +65,17 @@ export function predictionCards(pair, segments, {selected, signal}) {
   });
   const next = card('Predictions at this position', {about: 'The top tokens of both models before the selected token.',
     save: {name: 'predictions', rows: () => [['token', 'probability under A', 'under B'], ...rows]}}, place);
-  const ranks = card('Rank by depth', {about: 'The rank of the actual token in the logit lens (1 is the top prediction), from the '
-    + 'embedding (depth 0) to the last layer (depth 1).', save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
+  const ranks = card('Rank by depth', {about: 'The rank of the actual token in the logit lens (1 is the top '
+    + 'prediction), from the embedding (depth 0) to the last layer (depth 1).',
+    save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
   problem, drawing);
   const apart = card('Divergence', {about: 'The two distributions over the whole vocabulary.',
     save: {name: 'divergence', rows: () => [['', 'value'], ...divergences]}}, list);
 
   const update = latest(() => attempt(problem, signal, async () => {
     ranks.hidden = apart.hidden = !segments?.length;
-    if (!segments?.length) return void place.replaceChildren(notice('The positions of the two models cannot be compared on this text.'));
+    if (!segments?.length) return void place.replaceChildren(notice('The positions of the two models cannot be '
+      + 'compared on this text.'));
     const {a, b} = segments[selected()], first = [a[0], b[0]], isFirst = first.includes(0);
     drawing.hidden = apart.hidden = isFirst;
     if (isFirst) return void place.replaceChildren(notice('The first token has no prediction.'));

@@ -19,12 +19,13 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
   const field = (label, key, max, read) => bound(numberField({label, min: 1, max, value: read(),
     onInput: value => state.set({[key]: value})}), key, read, signal);
   const element = card('Continuations', {
-    wide: true, test: 'continuations', about: 'Generated with the settings and the seed above. Color: each token’s probability under '
-      + 'the model, before temperature. The same seed gives the same texts as the command below.',
+    wide: true, test: 'continuations', about: 'Generated with the settings and the seed above. Color: each token’s '
+      + 'probability under the model, before temperature. The same seed gives the same texts as the command below.',
     save: {name: 'continuations', rows: () => [['text', 'id', 'token', 'probability'], ...rows]},
   }, h('div.row', {}, generate, stop, field('texts', 'n', limits.samples, samples),
     field('tokens each', 'max_new_tokens', limits.new_tokens, maxNewTokens),
-    slider({label: 'slow down', min: 0, max: 500, step: 10, value: 0, title: 'A pause after each token; the model is not slower',
+    slider({label: 'slow down', min: 0, max: 500, step: 10, value: 0, title: 'A pause after each token; the model is '
+      + 'not slower',
       show: ms => (ms ? `${ms} ms` : 'off'), onInput: ms => { pause = ms; }})), summary, columns, command);
   signal.addEventListener('abort', () => running?.abort());
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed', 'n', 'max_new_tokens', 'paths'], showCommand, signal);
@@ -33,28 +34,31 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
   function showCommand() {
     const {temperature, topK, topP, minP} = settings(info.vocab_size);
     const reference = entry.kind === 'run' && info.step !== null ? `${entry.name}@${info.step}` : entry.name;
-    const options = {prompt: shellQuoted(text), temperature, 'top-k': topK, 'top-p': topP, 'min-p': minP, n: samples(), seed: seed(),
-      'max-new-tokens': maxNewTokens()};
+    const options = {prompt: shellQuoted(text), temperature, 'top-k': topK, 'top-p': topP, 'min-p': minP, n: samples(),
+      seed: seed(), 'max-new-tokens': maxNewTokens()};
     // A value that starts with a dash needs the equals sign.
     const given = Object.entries(options).filter(([, value]) => value !== null)
       .map(([name, value]) => `--${name}${/^'?-/.test(value) ? '=' : ' '}${value}`);
-    if (info.tokenizer === null) command.textContent = 'This model has no tokenizer, so no command with a prompt repeats them.';
+    if (info.tokenizer === null) command.textContent = 'This model has no tokenizer, so no command with a prompt '
+      + 'repeats them.';
     else if (currentIds().length > prompt.length) {
-      command.textContent = 'The continuations include the text generated above; without it, the command that repeats them is here.';
+      command.textContent = 'The continuations include the text generated above; without it, the command that repeats '
+        + 'them is here.';
     } else command.textContent = `glassgpt generate ${shellQuoted(reference)} ${given.join(' ')}`;
   }
 
   async function start() {
     running?.abort();
     const run = running = new AbortController(), {temperature, topK, topP, minP} = settings(info.vocab_size);
-    const texts = Array.from({length: samples()}, (_, i) => h('div.continuation', {role: 'group', 'aria-label': `Text ${i + 1}`}));
+    const texts = Array.from({length: samples()}, (_, i) => h('div.continuation',
+      {role: 'group', 'aria-label': `Text ${i + 1}`}));
     columns.replaceChildren(...texts);
     rows = [];
     stop.disabled = false;
     summary.textContent = 'Generating…';
     try {
-      const request = {ids: currentIds(), temperature, top_k: topK, top_p: topP, min_p: minP, n: texts.length, seed: seed(),
-        max_new_tokens: maxNewTokens()};
+      const request = {ids: currentIds(), temperature, top_k: topK, top_p: topP, min_p: minP, n: texts.length,
+        seed: seed(), max_new_tokens: maxNewTokens()};
       await showLines(lines('/api/write', opened.request(request), run.signal), run.signal, texts);
     } catch (error) {
       if (!run.signal.aborted) summary.replaceChildren(notice(error.message, 'error'));
@@ -76,7 +80,8 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
       if (i === arrived.length) throw failure;
       const {done, tokens, seconds, sample, token, text: piece, p} = arrived[i];
       if (done) {
-        summary.textContent = `${count(tokens)} tokens in ${seconds.toFixed(2)} s: ${(tokens / seconds).toFixed(0)} tokens/s, all `
+        summary.textContent = `${count(tokens)} tokens in ${seconds.toFixed(2)} s: ${(tokens / seconds).toFixed(0)} `
+          + `tokens/s, all `
           + 'texts together.';
         return;
       }

@@ -1,7 +1,8 @@
 // Generation: the distribution of the next token, sampling token by token with branches, and whole continuations.
 
 import {announce, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme,
-  parsePaths, percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt, vocabulary}
+  parsePaths, percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
+  vocabulary}
   from '../core/index.js';
 import {barLegend, barList} from '../widgets/bar_list.js';
 import {axis, chart, line, verticalLine} from '../widgets/chart.js';
@@ -23,7 +24,8 @@ export default async function show(page, context) {
 
   const generated = generatedCard({
     prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, vocabSize, signal,
-    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject, onBack: () => change(() => paths.back()),
+    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject,
+    onBack: () => change(() => paths.back()),
     onBranch: length => change(() => paths.branch(length)), onSelect: i => change(() => paths.select(i)),
     onRemove: i => change(() => paths.remove(i)),
   });
@@ -88,7 +90,8 @@ export default async function show(page, context) {
   async function reject() {
     if (!point || !paths.current.length) return;
     change(() => paths.reject(vocabSize));
-    while (!point && !signal.aborted && !generated.hasFailed()) await new Promise(resolve => requestAnimationFrame(resolve));
+    while (!point && !signal.aborted && !generated.hasFailed()) await new Promise(resolve =>
+      requestAnimationFrame(resolve));
     step();
   }
 
@@ -113,9 +116,11 @@ function nextCard({names, vocabSize, signal, onSelect}) {
     full: largest => FULL_BARS.find(value => largest <= value) ?? 1});
   const full = h('span.soft');
   const element = card('Next token', {
-    about: `The top ${SHOWN} of ${count(vocabSize)} tokens: softmax of the logits, and the distribution after the sampling settings. `
+    about: `The top ${SHOWN} of ${count(vocabSize)} tokens: softmax of the logits, and the distribution after the `
+      + `sampling settings. `
       + 'Select a token to append it.',
-    save: {name: 'next-token', figure: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability', 'sampled from'],
+    save: {name: 'next-token', figure: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability',
+      'sampled from'],
       ...Array.from(point.order, (id, i) => [i + 1, id, names[id], point.logits[id], point.p[id], point.q[id]])]},
   }, h('div.row', {}, barLegend(SERIES, signal), full), list);
   return {element, show(now) {
@@ -137,7 +142,8 @@ function ranksCard({vocabSize, signal}) {
         line: {color: css(color), width: 1.5}, marker: {size: 4, color: css(color)}}));
   }
   const drawing = chart({label: 'Probability by rank', height: 250, signal, traces, layout() {
-    const axes = {xaxis: axis('rank', {type: 'log', dtick: 1, tickformat: ',d'}), yaxis: axis('probability', {type: 'log', nticks: 6})};
+    const axes = {xaxis: axis('rank', {type: 'log', dtick: 1, tickformat: ',d'}),
+      yaxis: axis('probability', {type: 'log', nticks: 6})};
     if (!point || point.q.every(q => q > 0)) return axes;
     const last = point.order.findLastIndex(id => point.q[id] > 0) + 1;
     return {...axes, shapes: [verticalLine(last, `kept up to ${count(last)}`, css('warm'))]};
@@ -168,7 +174,8 @@ function searchCard({names, onSelect}) {
   let point = null;
   const list = barList({label: 'Matching tokens', series: SERIES, onSelect: row => onSelect(row.id), test: 'matches'});
   const summary = h('p.about', {role: 'status'});
-  const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', test: 'find', oninput: update});
+  const field = h('input', {type: 'text', 'aria-label': 'Part of a token', placeholder: 'token', test: 'find',
+    oninput: update});
   const element = card('Find a token', {
     about: 'Tokens that contain a text, by probability. A space is shown as ␣.',
     save: {name: 'matches', figure: list, rows: list.rows},

@@ -26,19 +26,21 @@ export function headScoresCard({signal}) {
   function createGrid(type, k) {
     const [, rows, cols] = now.head_scores.shape, at = (r, c) => scoresOf(now, k)[r * cols + c];
     const grid = matrix({
-      label: `Scores of the type ${type}`, signal, rows, cols, range: [0, 1], cell: 34, cellY: 22, value: at, test: `head-type-${k}`,
-      rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: Array.from({length: cols}, (_, i) => String(i)),
+      label: `Scores of the type ${type}`, signal, rows, cols, range: [0, 1], cell: 34, cellY: 22, value: at,
+        test: `head-type-${k}`,
+      rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: Array.from({length: cols},
+        (_, i) => String(i)),
       words: (r, c) => at(r, c).toFixed(2), onSelect: (layer, head) => state.set({layer, head}),
       describe: (r, c) => [type, `layer ${r}, head ${c}: ${at(r, c).toFixed(3)}`],
     });
-    place.append(h('div', {}, h('div.row.headed', {}, h('h3', {}, type), exportButtons({name: `${type}-heads`, figure: grid})), grid,
-      h('p.about', {}, MEANINGS[type] ?? '')));
+    place.append(h('div', {}, h('div.row.headed', {}, h('h3', {}, type),
+      exportButtons({name: `${type}-heads`, figure: grid})), grid, h('p.about', {}, MEANINGS[type] ?? '')));
     return grid;
   }
 
   const element = card('Head scores', {
-    wide: true, about: 'Measured on p random tokens that are repeated once: the mean weight on one earlier token, over the queries t of '
-      + 'the second half. The four scores of a head sum to at most 1.',
+    wide: true, about: 'Measured on p random tokens that are repeated once: the mean weight on one earlier token, over '
+      + 'the queries t of the second half. The four scores of a head sum to at most 1.',
     save: {name: 'head-scores', rows: () => {
       const [, layers, heads] = now.head_scores.shape;
       return [['step', 'type', 'layer', 'head', 'score'], ...Array.from(now.head_scores, (score, i) => [now.step,
@@ -60,7 +62,8 @@ export function scoresOverSteps({load, steps, marked, signal}) {
     label: 'Best head of each type over the steps', signal, test: 'scores-over-steps',
     traces() {
       const found = [...best].sort(([a], [b]) => a - b);
-      return types.map((type, k) => line(type, found.map(([step]) => step), found.map(([, heads]) => heads[k].score), k, {
+      return types.map((type, k) => line(type, found.map(([step]) => step), found.map(([, heads]) => heads[k].score), k,
+        {
         dash: ['solid', 'dash', 'dot', 'dashdot'][k % 4], customdata: found.map(([, heads]) => heads[k].name),
         hovertemplate: '%{y} %{customdata}'}));
     },

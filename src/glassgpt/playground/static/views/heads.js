@@ -1,7 +1,7 @@
 // Attention heads: all of them, then one, then one of its rows, number by number.
 
-import {argmax, attempt, bound, card, category, checkbox, count, exact, h, kvHeadOf, latest, legend, post, ramp, short, slider,
-  spanOf, spanText, state} from '../core/index.js';
+import {argmax, attempt, bound, card, category, checkbox, count, exact, h, kvHeadOf, latest, legend, post, ramp, short,
+  slider, spanOf, spanText, state} from '../core/index.js';
 import {headGrid} from '../widgets/head_grid.js';
 import {headMatrix} from '../widgets/head_matrix.js';
 import {rowCards} from './attention_row.js';
@@ -12,7 +12,8 @@ const isSqrt = () => state.text('sqrt') === '1';
 export default async function show(page, context) {
   const {signal, opened, info, ids} = context;
   const picture = await post('/api/attention', opened.request({ids}), signal);
-  const place = () => ({layer: state.index('layer', info.config.n_layer), head: state.index('head', info.config.n_head)});
+  const place = () => ({layer: state.index('layer', info.config.n_layer),
+    head: state.index('head', info.config.n_head)});
   const grid = gridCard(context, picture, place()), one = headCard(context);
   const parts = [rowCards(context), ...info.config.position === 'rope' ? [rotaryCards(context)] : []];
   page.append(grid.element, one.element, ...parts.flatMap(({cards}) => cards));
@@ -56,8 +57,8 @@ function gridCard({signal, info}, picture, selected) {
   });
   const most = Math.max(...picture.differences);
   const element = card('All heads', {
-    about: 'Each row is a layer, each column a head. In a head, rows are queries and columns are keys; color: attention weight. '
-      + 'Gray: masked.',
+    about: 'Each row is a layer, each column a head. In a head, rows are queries and columns are keys; color: '
+      + 'attention weight. Gray: masked.',
     save: {name: 'heads', figure: canvas, rows: () => [
       ['layer', 'head', 'key/value head', 'mean entropy in bits', 'difference of the layer'],
       ...Array.from(picture.entropies, (bits, i) => {
@@ -65,10 +66,11 @@ function gridCard({signal, info}, picture, selected) {
         return [layer, head, kvHeadOf(info, head) ?? head, bits, picture.differences[layer]];
       })]},
   }, canvas, kvLegend(info, signal),
-  cells < picture.tokens && h('p.about', {}, `${count(picture.tokens)} tokens in ${cells} × ${cells} cells: a cell shows the `
+  cells < picture.tokens && h('p.about', {}, `${count(picture.tokens)} tokens in ${cells} × ${cells} cells: a cell `
+    + `shows the `
     + 'largest of its weights.'),
-  h('p.about', {}, 'The weights are recomputed from q and k. Σ weight × v differs from the attention kernel’s output by at most ',
-    exact('difference', most, short(most)), ` (layer ${picture.differences.indexOf(most)}).`));
+  h('p.about', {}, 'The weights are recomputed from q and k. Σ weight × v differs from the attention kernel’s output '
+    + 'by at most ', exact('difference', most, short(most)), ` (layer ${picture.differences.indexOf(most)}).`));
   element.tools.prepend(bound(checkbox({label: 'square root', title: 'Color by the square root, to show small weights',
     checked: isSqrt(), onInput: on => state.set({sqrt: on ? 1 : null})}), 'sqrt', isSqrt, signal));
   return {element, canvas};
@@ -103,8 +105,8 @@ function headCard({signal, info, pieces}) {
   return {element, problem, tint, show(found) {
     now = found;
     const kv = kvHeadOf(info, now.head);
-    lead.textContent = `Layer ${now.layer}, head ${now.head}${kv === null ? '' : `, key/value head ${kv}`}: the recomputed `
-      + `output differs from the kernel’s by at most ${short(now.difference)}.`;
+    lead.textContent = `Layer ${now.layer}, head ${now.head}${kv === null ? '' : `, key/value head ${kv}`}: the `
+      + `recomputed output differs from the kernel’s by at most ${short(now.difference)}.`;
     explanation.textContent = `Gray: masked. A query ${spanText(now.span)}.`
       + (now.span.window === null ? '' : ' The orange line is the window’s edge; a frame marks the global tokens.');
     tint();

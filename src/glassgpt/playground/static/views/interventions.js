@@ -1,7 +1,8 @@
 // Interventions: ablate components, hide tokens, patch activations from a second text, and see what changes.
 
 import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, klDivergence, notice,
-  onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum, vocabulary} from '../core/index.js';
+  onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
+  vocabulary} from '../core/index.js';
 import {barLegend, barList} from '../widgets/bar_list.js';
 import {sweep} from '../widgets/sweep.js';
 import {switchGrid} from '../widgets/switch_grid.js';
@@ -22,15 +23,18 @@ export default async function show(page, context) {
   const position = () => state.index('position', ids.length, ids.length - 1);
   const view = {...context, names, shape, ablated, position};
   const patching = patchingCard(view);
-  const ablation = ablationCard(view), next = nextCard(view), changes = changesCard(view), surprisal = surprisalCard(view);
-  page.append(ablation.element, next.element, h('div.stack', {}, changes.element, importanceCard(view)), surprisal.element,
-    patching.element);
+  const ablation = ablationCard(view), next = nextCard(view), changes = changesCard(view),
+    surprisal = surprisalCard(view);
+  page.append(ablation.element, next.element, h('div.stack', {}, changes.element, importanceCard(view)),
+    surprisal.element, patching.element);
   let turn = 0;
 
   /** The body of a request about the changed model. */
   function edited(more) {
-    const patches = patching.edits(), edits = [...[...ablated()].map(code => editRequest(code, ablateBy())), ...patches];
-    return opened.request({ids, ...more, ...(edits.length && {edits}), ...(patches.length && {source: patching.source()})});
+    const patches = patching.edits(), edits = [...[...ablated()].map(code => editRequest(code, ablateBy())),
+      ...patches];
+    return opened.request({ids, ...more, ...(edits.length && {edits}),
+      ...(patches.length && {source: patching.source()})});
   }
 
   async function update() {
@@ -42,7 +46,8 @@ export default async function show(page, context) {
         post('/api/predictions', opened.request({ids}), signal), post('/api/predictions', edited(), signal)]);
       if (mine !== turn) return;
       const [before, after] = answers.map(({logits}) => logits), [p, q] = [softmax(before), softmax(after)];
-      const effect = {before, after, p, q, order: ranked(before), orderAfter: ranked(after), bits: klDivergence(before, after)};
+      const effect = {before, after, p, q, order: ranked(before), orderAfter: ranked(after),
+        bits: klDivergence(before, after)};
       next.show(effect, `after «${pieces[at.position]}», token ${at.position}`);
       changes.show(effect);
       surprisal.show(answers[2].surprisal, answers[3].surprisal);
@@ -57,7 +62,8 @@ export default async function show(page, context) {
 
 function ablationCard({shape, pieces, partial, ablated, signal}) {
   const columns = [
-    ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`, short: String(i)})),
+    ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`,
+      short: String(i)})),
     {code: layer => `a${layer}`, name: 'attention', short: 'att'},
     {code: layer => `f${layer}`, name: 'feed-forward', short: 'ff'},
     {code: layer => `b${layer}`, name: 'block', short: 'all'},
@@ -69,12 +75,12 @@ function ablationCard({shape, pieces, partial, ablated, signal}) {
   };
   const grid = switchGrid({rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), columns, onToggle: toggle,
     isOn: code => ablated().has(code), label: 'Components by layer', test: 'switches'});
-  const strip = tokenStrip({pieces, partial, selectOnMove: false, label: 'Tokens to hide', onSelect: i => toggle(`p${i}`),
-    hint: i => `Hide «${pieces[i]}» from all later tokens`, test: 'hide', signal});
+  const strip = tokenStrip({pieces, partial, selectOnMove: false, label: 'Tokens to hide',
+    onSelect: i => toggle(`p${i}`), hint: i => `Hide «${pieces[i]}» from all later tokens`, test: 'hide', signal});
   const summary = h('p', {role: 'status', test: 'ablated'}), problem = h('div');
   const element = card('Ablation', {
-    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the positions of the '
-      + 'text. A block is its attention and its feed-forward together.',
+    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the '
+      + 'positions of the text. A block is its attention and its feed-forward together.',
   }, h('div.row', {},
     bound(segmented({label: 'Replace by', options: [['zero', 'by zero'], ['mean', 'by the mean']], value: ablateBy(),
       onInput: value => state.set({by: value === 'zero' ? null : value})}), 'by', ablateBy, signal),
@@ -93,7 +99,8 @@ function nextCard({names, signal}) {
   let effect = null;
   // One scale for both lists, so that they can be compared.
   const full = () => Math.max(effect.p[effect.order[0]], effect.q[effect.orderAfter[0]]);
-  const lists = ['before', 'after'].map(when => barList({label: `Top tokens ${when}`, series: SERIES, full, test: `${when}-bars`}));
+  const lists = ['before', 'after'].map(when => barList({label: `Top tokens ${when}`, series: SERIES, full,
+    test: `${when}-bars`}));
   const where = h('span.soft'), numbers = h('div', {test: 'effect'});
   const both = h('div', {}, lists.map(list => [h('h3', {}, list.ariaLabel), list]));
   const element = card('Next token', {
@@ -105,7 +112,8 @@ function nextCard({names, signal}) {
   return {element, show(now, text) {
     effect = now;
     const {p, q, order, orderAfter, bits} = effect;
-    const row = id => ({label: names[id], values: [p[id], q[id]], texts: [percent(p[id]), percent(q[id])], title: `id ${id}`});
+    const row = id => ({label: names[id], values: [p[id], q[id]], texts: [percent(p[id]), percent(q[id])],
+      title: `id ${id}`});
     where.textContent = text;
     [order, orderAfter].forEach((ids, i) => lists[i].show(Array.from(ids.subarray(0, TOP), row)));
     numbers.replaceChildren(facts([
@@ -122,13 +130,16 @@ function changesCard({names}) {
     logit: {change: ({before, after}, id) => after[id] - before[id], text: x => (x > 0 ? `+${short(x)}` : short(x))},
   };
   let measure = 'probability', effect = null;
-  const list = barList({label: 'Tokens that changed most', series: [{name: 'change', color: 'accent'}], signed: true, test: 'change-bars'});
+  const list = barList({label: 'Tokens that changed most', series: [{name: 'change', color: 'accent'}], signed: true,
+    test: 'change-bars'});
   const problem = h('div');
   const element = card('Largest changes', {
     about: 'The change of each token, after − before. A constant added to all logits changes no probability.',
-    save: {name: 'changes', figure: list, rows: () => [['id', 'token', 'logit', 'probability'], ...Array.from(effect.order, id =>
+    save: {name: 'changes', figure: list, rows: () => [['id', 'token', 'logit', 'probability'],
+      ...Array.from(effect.order, id =>
       [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
-  }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]), onInput(value) {
+  }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]),
+    onInput(value) {
     measure = value;
     draw();
   }}), problem, list);
@@ -150,18 +161,22 @@ function changesCard({names}) {
 
 function surprisalCard({pieces, partial, ids, position, signal}) {
   let before = null, after = null;
-  const strip = tokenStrip({pieces, partial, scale: 'signed', selected: position(), onSelect: i => state.set({position: i}), signal,
-    hint: i => (before && i ? `${pieces[i]} · ${before[i].toFixed(2)} → ${after[i].toFixed(2)} bits` : pieces[i]), test: 'change'});
+  const strip = tokenStrip({pieces, partial, scale: 'signed', selected: position(),
+    onSelect: i => state.set({position: i}), signal,
+    hint: i => (before && i ? `${pieces[i]} · ${before[i].toFixed(2)} → ${after[i].toFixed(2)} bits` : pieces[i]),
+    test: 'change'});
   const summary = h('div', {test: 'bits'});
   const element = card('Surprisal change', {
-    wide: true, about: 'The change of each token’s surprisal, −log₂ of its probability. Orange: the changed model is more surprised, '
+    wide: true, about: 'The change of each token’s surprisal, −log₂ of its probability. Orange: the changed model is '
+      + 'more surprised, '
       + `blue: less. The color is strongest at ${MAX_CHANGE} bits. Select a token to see the prediction after it.`,
     save: {name: 'surprisal', figure: strip, rows: () => [['position', 'id', 'token', 'bits before', 'bits after'],
       ...ids.map((id, i) => [i, id, pieces[i], i ? before[i] : '', i ? after[i] : ''])]},
   }, strip, summary);
   return {element, show(...surprisals) {
     [before, after] = surprisals;
-    strip.tint(i => (i && Math.abs(after[i] - before[i]) > 1e-6 ? 0.5 + (after[i] - before[i]) / (2 * MAX_CHANGE) : null));
+    strip.tint(i => (i && Math.abs(after[i] - before[i]) > 1e-6 ? 0.5 + (after[i] - before[i]) / (2 * MAX_CHANGE)
+      : null));
     strip.select(position());
     const [was, is] = surprisals.map(bits => sum(bits.slice(1))), sign = is < was ? '−' : '+';
     summary.replaceChildren(facts([
@@ -175,8 +190,10 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   const request = (more, stopped) => post('/api/next', opened.request({ids, position: position(), ...more}), stopped);
   const view = sweep({
     test: 'heads-sweep', title: 'Measure all heads', signal,
-    rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads}, (_, i) => String(i)),
-    measures: [{name: 'bits', text: 'divergence in bits', scale: 'magnitude'}, {name: 'logit', text: 'logit change', scale: 'signed'}],
+    rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads},
+      (_, i) => String(i)),
+    measures: [{name: 'bits', text: 'divergence in bits', scale: 'magnitude'}, {name: 'logit', text: 'logit change',
+      scale: 'signed'}],
     describe: (layer, head) => `layer ${layer}, head ${head}`,
     action: ['Ablate it', (layer, head) => state.set({ablate: [...ablated().add(`h${layer}.${head}`)].join(',')})],
     async prepare(stopped) {
@@ -191,7 +208,8 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   });
   state.on(['position', 'by'], view.clear, signal);
   return card('Head importance', {
-    about: 'Each head ablated alone: the divergence of the next token’s distribution, and the change of the top token’s logit.',
+    about: 'Each head ablated alone: the divergence of the next token’s distribution, and the change of the top '
+      + 'token’s logit.',
     save: {name: 'heads', figure: view, rows: view.rows},
   }, view, about);
 }

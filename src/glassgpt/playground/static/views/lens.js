@@ -18,7 +18,8 @@ export default async function show(page, context) {
   const idOf = key => (state.number(key) === null ? null : state.index(key, names.length));
   const problem = h('div.problem');
   const controls = pager({tokens: ids.length, size, from, position});
-  const lens = lensCard({names: () => names, vocabSize: () => info.vocab_size, controls, name: 'logit-lens', test: 'lens-grid', signal});
+  const lens = lensCard({names: () => names, vocabSize: () => info.vocab_size, controls, name: 'logit-lens',
+    test: 'lens-grid', signal});
   const norms = normCard({signal});
   const ranks = ranksCard({signal, names}), attribution = attributionCards({signal, info, names});
   page.append(problem, lens.element, norms.element, ranks.element, ...attribution.cards);
@@ -51,7 +52,8 @@ export default async function show(page, context) {
     attribution.show({answer, position: at, target, against, choices});
   }
 
-  const [updateGrids, updatePosition] = [showGrids, showPosition].map(work => latest(() => attempt(problem, signal, work)));
+  const [updateGrids, updatePosition] = [showGrids, showPosition].map(work => latest(() => attempt(problem, signal,
+    work)));
   state.on(['from'], updateGrids, signal);
   state.on(['position', 'depth'], () => {
     select();
@@ -89,7 +91,8 @@ function ranksCard({signal, names}) {
   const element = card('Rank by layer', {
     wide: true, about: 'After one position: the rank that the logit lens gives each token at each depth (1 is the top '
       + 'prediction), and its probability.',
-    save: {name: 'ranks', figure: lines, rows: () => [['depth', 'id', 'token', 'rank', 'probability'], ...depths().flatMap(d =>
+    save: {name: 'ranks', figure: lines, rows: () => [['depth', 'id', 'token', 'rank', 'probability'],
+      ...depths().flatMap(d =>
       now.series.map((id, i) =>
         [depthName(d), id, names[id], now.found.watch_rank[at(d, i)] + 1, now.found.watch_p[at(d, i)]]))]},
   }, lead, field, h('div.split.ranks', {}, lines, list));
@@ -111,7 +114,8 @@ function ranksCard({signal, names}) {
   return {element, showDepth, show(data, depth) {
     now = data;
     lead.replaceChildren('After ', h('strong.mono', {}, now.piece), ` at ${now.position}`,
-      ...now.next === null ? [', the last token of the text.'] : ['; the next token is ', h('strong.mono', {}, names[now.next]), '.']);
+      ...now.next === null ? [', the last token of the text.'] : ['; the next token is ',
+        h('strong.mono', {}, names[now.next]), '.']);
     field.show();
     lines.redraw();
     showDepth(depth);

@@ -31,17 +31,20 @@ export function parameterCard({opened, info, signal}) {
         const {singular_values: values} = await post('/api/spectrum', opened.request({name: name()}), until);
         spectrum.replaceChildren(spectrumOf(values, found.norm, until));
       });
-      spectrum.replaceChildren(...found.shape.length === 2 ? [button('Singular values', measure, {test: 'spectrum'})] : []);
+      spectrum.replaceChildren(...found.shape.length === 2 ? [button('Singular values', measure, {test: 'spectrum'})]
+        : []);
     });
   }
 
   state.on(['parameter'], update, signal);
   update();
   return card('Parameter', {
-    about: 'Blue: negative, orange: positive. If the matrix is larger than the picture, a cell is the mean of several weights.',
+    about: 'Blue: negative, orange: positive. If the matrix is larger than the picture, a cell is the mean of several '
+      + 'weights.',
     save: {name: 'weights', figure: () => picture, rows: () => picture.rows()},
   }, bound(choice({label: 'parameter', value: name(), onInput: value => state.set({parameter: value}),
-    options: info.weights.map(one => [one.name, `${one.name} (${one.shape.join(' × ')})`])}), 'parameter', name, signal),
+    options: info.weights.map(one => [one.name, `${one.name} (${one.shape.join(' × ')})`])}), 'parameter', name,
+    signal),
   problem, place, spectrum);
 }
 
@@ -51,10 +54,11 @@ function pictureOf({picture, shape}, name, signal) {
     const [from, to] = [Math.floor(i * size / n), Math.ceil((i + 1) * size / n) - 1];
     return from === to ? String(from) : `${from} to ${to}`;
   };
-  const describe = (r, c) => [`row ${range(r, rows, height)}, column ${range(c, cols, width)}`, short(picture[r * cols + c])];
+  const describe = (r, c) => [`row ${range(r, rows, height)}, column ${range(c, cols, width)}`,
+    short(picture[r * cols + c])];
   const selection = h('p.soft', {role: 'status'});
-  return Object.assign(matrix({rows, cols, values: picture, scale: 'signed', cell: 26, cellY: Math.min(26, PICTURE_HEIGHT / rows),
-    signal, label: `Picture of ${name}`, test: 'weight', describe,
+  return Object.assign(matrix({rows, cols, values: picture, scale: 'signed', cell: 26,
+    cellY: Math.min(26, PICTURE_HEIGHT / rows), signal, label: `Picture of ${name}`, test: 'weight', describe,
     onSelect: (r, c) => { selection.textContent = describe(r, c).join(': '); }}), {selection});
 }
 
@@ -68,13 +72,15 @@ function spectrumOf(values, norm, signal) {
     exportButtons({name: 'singular-values', figure: drawing, rows: drawing.rows})), drawing,
   h('div', {test: 'spectrum-facts'}, facts([
     ['spectral norm', short(values[0])],
-    ['effective rank, exp of the entropy of σ / Σσ (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of ${values.length}`],
+    ['effective rank, exp of the entropy of σ / Σσ (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of `
+      + `${values.length}`],
     ['stable rank, ‖W‖² / σ₁²', (norm ** 2 / values[0] ** 2).toFixed(1)],
   ])));
 }
 
 const MEASURES = {
-  weight_norm: ['norm of the weights', part => part.weight_norm], gradient_norm: ['norm of the gradient', part => part.gradient_norm],
+  weight_norm: ['norm of the weights', part => part.weight_norm], gradient_norm: ['norm of the gradient',
+    part => part.gradient_norm],
   ratio: ['gradient / weights', part => part.gradient_norm / part.weight_norm],
 };
 
@@ -112,12 +118,13 @@ export function normsCard({opened, info, signal}) {
       ({label: name, values: [weight, gradient], texts: [short(weight), short(gradient)], title: name})));
     place.replaceChildren(
       h('p', {test: 'gradient-loss'}, `Loss over the ${count(tokens)} tokens of the text: ${loss.toFixed(4)} nats.`),
-      segmented({label: 'Shown by layer', value: shown, options: Object.entries(MEASURES).map(([value, [name]]) => [value, name]),
-        onInput(value) {
+      segmented({label: 'Shown by layer', value: shown,
+        options: Object.entries(MEASURES).map(([value, [name]]) => [value, name]), onInput(value) {
           shown = value;
           drawing.redraw();
         }}), drawing,
-      legend(byLayer().map(({name, line: {dash}}, i) => [dash === 'solid' ? name : `${name} (dotted)`, () => category(i)]), signal),
+      legend(byLayer().map(({name, line: {dash}}, i) => [dash === 'solid' ? name : `${name} (dotted)`,
+        () => category(i)]), signal),
       h('h3', {}, 'All parameters'), barLegend(NORMS, signal),
       h('p.about', {}, 'Each color is relative to its own largest value.'), h('div.scrolls', {}, list));
     element.tools.replaceChildren(exportButtons({name: 'norms', figure: drawing, rows: () => [
@@ -127,6 +134,7 @@ export function normsCard({opened, info, signal}) {
   }
 
   const element = card('Weight and gradient norms', {
-    about: 'The Frobenius norm of each parameter, and of its gradient for the loss of the text.'}, start, problem, place);
+    about: 'The Frobenius norm of each parameter, and of its gradient for the loss of the text.'}, start, problem,
+      place);
   return element;
 }

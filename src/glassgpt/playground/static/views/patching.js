@@ -9,8 +9,8 @@ const COMPONENTS = [['r', 'residual stream'], ['a', 'attention'], ['f', 'feed-fo
 const TYPING_MS = 500;
 
 /**
- * The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the second
- * text of the address and calls `onChange` when it changes.
+ * The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the
+ * second text of the address and calls `onChange` when it changes.
  */
 export function patchingCard({signal, opened, ids, pieces, names, shape, position}) {
   const body = h('div'), problem = h('div');
@@ -20,15 +20,17 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     clearTimeout(timer);
     if (field.value !== state.text('source')) state.set({source: field.value, patch: null});
   }
-  const field = h('input.second', {type: 'text', value: state.text('source'), 'aria-label': 'Second text', test: 'second-text',
+  const field = h('input.second', {type: 'text', value: state.text('source'), 'aria-label': 'Second text',
+    test: 'second-text',
     placeholder: 'a second text, for example with another name or number', onchange: read, oninput() {
       clearTimeout(timer);
       timer = setTimeout(read, TYPING_MS);
     }});
   const element = card('Activation patching', {
-    wide: true, test: 'patching', about: 'In the pass over the text above, replace a component’s activations by those from a '
-      + 'second text, which must have the same number of tokens.',
-    save: {name: 'patching', figure: () => tracing ?? {figure: {png() {}, svg() {}}}, rows: () => tracing?.rows() ?? []},
+    wide: true, test: 'patching', about: 'In the pass over the text above, replace a component’s activations by those '
+      + 'from a second text, which must have the same number of tokens.',
+    save: {name: 'patching', figure: () => tracing ?? {figure: {png() {}, svg() {}}}, rows: () => tracing?.rows()
+      ?? []},
   }, field, problem, body);
 
   async function load() {
@@ -42,7 +44,8 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
       if (!text) return;
       const found = await encode(opened, text, signal);
       if (found.ids.length !== ids.length) {
-        throw new Error(`the second text has ${found.ids.length} tokens, the text above ${ids.length}: make them the same`);
+        throw new Error(`the second text has ${found.ids.length} tokens, the text above ${ids.length}: make them the `
+          + `same`);
       }
       second = found;
       build(AbortSignal.any([signal, stage.signal]));
@@ -51,8 +54,8 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
 
   function build(stopped) {
     const differs = i => second.ids[i] !== ids[i];
-    const strip = tokenStrip({pieces: second.pieces, partial: second.partial, label: 'Tokens of the second text', signal: stopped,
-      selectOnMove: false, onSelect: i => state.set({position: i}),
+    const strip = tokenStrip({pieces: second.pieces, partial: second.partial, label: 'Tokens of the second text',
+      signal: stopped, selectOnMove: false, onSelect: i => state.set({position: i}),
       hint: i => (differs(i) ? `«${second.pieces[i]}» instead of «${pieces[i]}»` : second.pieces[i])});
     strip.press(differs);
     const list = h('div.row', {role: 'status', test: 'patches'}), map = h('div');
@@ -66,9 +69,10 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     state.on(['position'], showMap, stopped);
     showPatches();
     showMap();
-    body.replaceChildren(strip, picker(), list, h('h3', {}, 'Causal tracing'), h('p.about', {}, 'The residual stream after each '
-      + 'layer, patched at one token (Meng et al., 2022). Recovery is 1 − D(second ‖ patched) / D(second ‖ text), where D is the '
-      + 'Kullback–Leibler divergence of the next token’s distribution. 1: the patch alone gives the second text’s prediction.'), map);
+    body.replaceChildren(strip, picker(), list, h('h3', {}, 'Causal tracing'),
+      h('p.about', {}, 'The residual stream after each layer, patched at one token (Meng et al., 2022). Recovery is 1 '
+        + '− D(second ‖ patched) / D(second ‖ text), where D is the Kullback–Leibler divergence of the next token’s '
+        + 'distribution. 1: the patch alone gives the second text’s prediction.'), map);
   }
 
   function change(edit) {
@@ -104,29 +108,31 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     const map = sweep({
       test: 'tracing', title: 'Patch each place alone', signal: stopped,
       rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: pieces.slice(0, last + 1),
-      measures: [{name: 'recovery', text: 'recovery', scale: 'signed'}, {name: 'p', text: 'probability change', scale: 'signed'}],
+      measures: [{name: 'recovery', text: 'recovery', scale: 'signed'}, {name: 'p', text: 'probability change',
+        scale: 'signed'}],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,
       action: ['Patch', (layer, i) => change(now => now.add(`r${layer}@${i}`))],
       async prepare(aborted) {
         [text, other] = await Promise.all([logitsOf({ids}, aborted), logitsOf({ids: second.ids}, aborted)]);
         top = ranked(other)[0];
         about.textContent = `The top token after the second text, at position ${last}, is «${names[top]}»: `
-          + `${percent(softmax(other)[top])}, and ${percent(softmax(text)[top])} after the text above. The probability change is its.`;
+          + `${percent(softmax(other)[top])}, and ${percent(softmax(text)[top])} after the text above. The probability `
+          + `change is its.`;
       },
       async measure(layer, i, aborted) {
         // Before the first token that differs, both residual streams are the same.
         if (first < 0 || i < first) return {recovery: 0, p: 0};
         const edits = [editRequest(`r${layer}@${i}`, 'patch')];
         const logits = await logitsOf({ids, edits, source: second.ids}, aborted);
-        return {recovery: 1 - klDivergence(other, logits) / klDivergence(other, text), p: softmax(logits)[top] - softmax(text)[top]};
+        return {recovery: 1 - klDivergence(other, logits) / klDivergence(other, text),
+          p: softmax(logits)[top] - softmax(text)[top]};
       },
     });
     return Object.assign(h('div', {}, map, about), {figure: map.figure, rows: map.rows});
   }
 
   return {
-    element,
-    source: () => second?.ids ?? null,
+    element, source: () => second?.ids ?? null,
     edits: () => (second ? [...codes()].map(code => editRequest(code, 'patch')) : []),
     async start(onChange) {
       state.on(['source'], async () => {

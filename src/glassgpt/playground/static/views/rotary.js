@@ -26,13 +26,14 @@ function stripsCard({signal, info, pieces}) {
   });
   const list = h('div');
   const element = card('Rotary positions', {
-    about: `Query and key before and after rotation. Dimensions d and d + ${half} are a pair, rotated by position × θ_d. `
-      + `${info.config.qk_norm ? '“Before” is after the QK-norm. ' : ''}Rotation keeps the norm.`,
+    about: `Query and key before and after rotation. Dimensions d and d + ${half} are a pair, rotated by position × `
+      + `θ_d. ${info.config.qk_norm ? '“Before” is after the QK-norm. ' : ''}Rotation keeps the norm.`,
     save: {name: 'rotary', figure: strips, rows: () => stripRows(lines)},
   }, strips, list);
   return {element, show(found) {
     const {vectors, t, s} = found, {scores} = attentionRow(found);
-    lines = [['q before', vectors.q_norm, t], ['q after', vectors.rot_q, t], ['k before', vectors.k_norm, s], ['k after', vectors.rot_k, s]]
+    lines = [['q before', vectors.q_norm, t], ['q after', vectors.rot_q, t], ['k before', vectors.k_norm, s],
+      ['k after', vectors.rot_k, s]]
       .map(([name, array, i]) => ({name, values: array.subarray(2 * half * i, 2 * half * (i + 1))}));
     strips.show({value: (r, d) => lines[r].values[d]});
     const norms = lines.map(({values}) => short(norm(values)));
@@ -49,7 +50,8 @@ function stripsCard({signal, info, pieces}) {
 function dialsCard({signal, info, angles, pieces}) {
   const half = angles.length, lead = h('p');
   let now = null, perRow = 1;
-  const hand = (which, j) => [now.vectors[which][now.t * 2 * half + j], now.vectors[which][now.t * 2 * half + j + half]];
+  const hand = (which, j) => [now.vectors[which][now.t * 2 * half + j],
+    now.vectors[which][now.t * 2 * half + j + half]];
   const dials = figure({label: 'Pairs of the query, before and after rotation', signal,
     size(width) {
       perRow = Math.max(1, Math.min(half, Math.floor(width / DIAL)));
@@ -81,7 +83,8 @@ function dialsCard({signal, info, angles, pieces}) {
   });
   const element = card('Rotation angles', {
     about: 'Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, '
-      + `θ_d = ${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near positions; `
+      + `θ_d = ${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near `
+      + `positions; `
       + 'the last ones hardly rotate and carry content.',
     save: {name: 'rotary-angles', figure: dials, rows: () => [
       ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
@@ -89,8 +92,8 @@ function dialsCard({signal, info, angles, pieces}) {
   }, lead, dials);
   return {element, show(found) {
     now = found;
-    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[now.t]), ` at ${now.t}: pair 0 is rotated by ${now.t} rad, pair `
-      + `${half - 1} by ${precise(now.t * angles[half - 1])} rad.`);
+    lead.replaceChildren('Query ', h('strong.mono', {}, pieces[now.t]), ` at ${now.t}: pair 0 is rotated by ${now.t} `
+      + `rad, pair ${half - 1} by ${precise(now.t * angles[half - 1])} rad.`);
     dials.figure.redraw();
   }};
 }
@@ -103,7 +106,8 @@ function distanceCard({signal, pieces, angles}) {
     const keys = Array.from({length: t + 1}, (_, i) => t - i), distances = [...pieces.keys()];
     const series = (name, x, y, tokens, i, style) => line(name, x, y, i, {symbol: i, ...style,
       text: tokens.map(plain), hovertemplate: '%{text} at distance %{x}: %{y:.4f}'});
-    const ofKeys = (name, i, score) => series(name, keys.map(key => t - key), keys.map(score), keys.map(key => pieces[key]), i);
+    const ofKeys = (name, i, score) => series(name, keys.map(key => t - key), keys.map(score),
+      keys.map(key => pieces[key]), i);
     return [
       ofKeys('with rotation', 0, key => scores[key]),
       ofKeys('without', 1, key => vectors.scale * sum(products(vectors.q_norm, t, vectors.k_norm, key))),
@@ -111,12 +115,13 @@ function distanceCard({signal, pieces, angles}) {
         distances.map(() => pieces[s]), 2, {mode: 'lines', dash: 'dot'})],
     ];
   }
-  const lines = chart({label: 'Score by distance, with and without rotation', signal, height: 280, test: 'distance-chart', traces,
+  const lines = chart({label: 'Score by distance, with and without rotation', signal, height: 280,
+    test: 'distance-chart', traces,
     layout: () => ({showlegend: true, margin: {t: 28}, xaxis: axis('distance t − s'), yaxis: axis('score')})});
   const element = card('Score by distance', {
     wide: true, save: {name: 'score-by-distance', figure: lines, rows: lines.rows},
-    about: 'The score of each key with this query, with and without rotation, by distance. Dotted: the selected key, if it were '
-      + 'at another distance.',
+    about: 'The score of each key with this query, with and without rotation, by distance. Dotted: the selected key, '
+    + 'if it were at another distance.',
   }, lines);
   return {element, show(found) {
     now = found;

@@ -16,7 +16,8 @@ function attentionCard({model, signal}) {
   const one = headMatrix({signal, cell: 22, test: 'snapshot-head-matrix'});
   let now = null, grid = null;
   const element = card('Attention', {
-    wide: true, about: 'Left: each row is a layer, each column a head. Right: the selected head; rows are queries, columns are keys.',
+    wide: true, about: 'Left: each row is a layer, each column a head. Right: the selected head; rows are queries, '
+      + 'columns are keys.',
     save: {name: 'heads-of-a-step', figure: () => grid, rows: () =>
       [['step', 'layer', 'head', 'query', 'key', 'weight'], ...weightRows(now)]},
   }, h('div.split', {}, left, h('div', {}, h('div.row.headed', {}, lead,
@@ -28,7 +29,8 @@ function attentionCard({model, signal}) {
     const layer = state.index('layer', now.layers), head = state.index('head', now.heads), size = now.ids.length ** 2;
     const start = (layer * now.heads + head) * size;
     lead.textContent = `Layer ${layer}, head ${head}, at step ${count(now.step)}`;
-    grid.show({picture: {thumbnails: now.attention, tokens: now.ids.length}, info: model.info, selected: {layer, head}});
+    grid.show({picture: {thumbnails: now.attention, tokens: now.ids.length}, info: model.info,
+      selected: {layer, head}});
     one.showHead({pieces: now.pieces, weights: now.attention.subarray(start, start + size), scale: LEVELS,
       span: spanOf(model.info, layer)});
   }
@@ -70,7 +72,8 @@ function depthCard({model, signal}) {
     }
     layout = key;
     controls.show();
-    lens.show({...now, k: now.topIds.shape[2], depths: now.layers + 1, start: 0, stride: now.ids.length, from: from(), size});
+    lens.show({...now, k: now.topIds.shape[2], depths: now.layers + 1, start: 0, stride: now.ids.length, from: from(),
+      size});
   }
 
   state.on(['from'], draw, signal);
@@ -91,10 +94,11 @@ function surprisalCard({signal}) {
   }, place, mean, h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)));
   return {element, show(prompt) {
     now = prompt;
-    place.replaceChildren(tokenStrip({pieces: now.pieces, label: 'Tokens of the prompt', test: 'snapshot-surprisal', signal,
-      share: i => (i ? now.surprisal[i] / MAX_BITS : null),
+    place.replaceChildren(tokenStrip({pieces: now.pieces, label: 'Tokens of the prompt', test: 'snapshot-surprisal',
+      signal, share: i => (i ? now.surprisal[i] / MAX_BITS : null),
       hint: i => `${now.pieces[i]} · id ${now.ids[i]}${i ? ` · ${now.surprisal[i].toFixed(2)} bits` : ''}`}));
     const bits = now.surprisal.subarray(1);
-    mean.textContent = bits.length ? `Mean: ${short(sum(bits) / bits.length)} bits per token at step ${count(now.step)}.` : '';
+    mean.textContent = bits.length ? `Mean: ${short(sum(bits) / bits.length)} bits per token at step `
+      + `${count(now.step)}.` : '';
   }};
 }

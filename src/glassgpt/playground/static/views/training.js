@@ -1,7 +1,7 @@
 // Training: the records of a run, finished or in progress, and its snapshots step by step.
 
-import {attempt, bar, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel, PromiseCache, Records, short, state,
-  subscribe, vocabulary} from '../core/index.js';
+import {attempt, bar, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel, PromiseCache,
+  Records, short, state, subscribe, vocabulary} from '../core/index.js';
 import {scrubber} from '../widgets/scrubber.js';
 import {headScoresCard, scoresOverSteps} from './head_scores.js';
 import {snapshotCards} from './snapshot_cards.js';
@@ -19,7 +19,8 @@ export default async function show(page, {entry, catalog, signal}) {
   if (entry.kind !== 'run') return void page.append(notARun(entry, catalog));
   const run = {history: null, records: null};
   const overview = runCard(), steps = stepCards(run, entry, signal);
-  const charts = trainingCharts({records: () => run.records, environment: () => run.history.environment, marked: steps.marked, signal});
+  const charts = trainingCharts({records: () => run.records, environment: () => run.history.environment,
+    marked: steps.marked, signal});
   await followRun(entry.id, signal, {
     loaded(history) {
       const isFirst = run.history === null;
@@ -38,8 +39,7 @@ export default async function show(page, {entry, catalog, signal}) {
       const last = run.history.samples.at(-1)?.step ?? -1;
       run.history.samples.push(...sections.filter(({step}) => step > last));
     },
-    snapshots(list) { run.history.snapshots = list; },
-    checkpoints(list) { run.history.checkpoints = list; },
+    snapshots(list) { run.history.snapshots = list; }, checkpoints(list) { run.history.checkpoints = list; },
     status(status) { run.history.status = status; },
     changed(name) {
       overview.show(run);
@@ -55,8 +55,9 @@ export default async function show(page, {entry, catalog, signal}) {
 }
 
 /**
- * Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was reset
- * or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen, reason).
+ * Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
+ * reset or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen,
+ * reason).
  */
 async function followRun(model, signal, {loaded, changed, connected, ...handlers}) {
   let waiting = null;  // events that arrive while the history loads
@@ -85,19 +86,24 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
   }
 
   const {cursor} = await load();
-  const listeners = Object.fromEntries([...Object.keys(handlers), 'reset'].map(name => [name, data => handle(name, data)]));
+  const listeners = Object.fromEntries([...Object.keys(handlers),
+    'reset'].map(name => [name, data => handle(name, data)]));
   const source = subscribe(`/api/events?${new URLSearchParams({model, after: cursor})}`, listeners, signal);
-  // A server that was restarted refuses the page's cookie.
-  source.addEventListener('open', () => get('/api/offers', {}, signal).then(() => connected(true), failed));
-  source.addEventListener('error', () => connected(false));
+  source.addEventListener('open', () => connected(true));
+  source.addEventListener('error', () => {
+    connected(false);
+    // The browser does not reconnect if the server refused: a restarted one needs its new token.
+    if (source.readyState === EventSource.CLOSED) get('/api/offers', {}, signal).catch(failed);
+  });
 }
 
 /** For a model that is not a run: which of the served ones are. */
 function notARun(entry, {offers}) {
   const runs = offers.filter(({kind}) => kind === 'run').map(({name}) =>
     h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name));
-  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no training history. `,
-    runs.length ? 'Runs: ' : 'None of the served models is a run. `glassgpt train` creates one.', h('div.row', {}, runs));
+  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no training `
+    + `history. `, runs.length ? 'Runs: ' : 'None of the served models is a run. `glassgpt train` creates one.',
+    h('div.row', {}, runs));
 }
 
 function runCard() {
@@ -105,7 +111,8 @@ function runCard() {
   let wasLost = false;
   return {
     element: card('Run', {wide: true}, lost, place),
-    connected(isOpen, reason = 'The connection to the server is lost; the page reconnects. Is `glassgpt play` still running?') {
+    connected(isOpen, reason = 'The connection to the server is lost; the page reconnects. Is `glassgpt play` still '
+      + 'running?') {
       if (isOpen && !wasLost) return;
       wasLost = !isOpen;
       lost.replaceChildren(isOpen ? h('p.about', {}, 'Connected again.') : notice(reason, 'error'));
@@ -115,13 +122,16 @@ function runCard() {
 }
 
 function runFacts({history: {status, environment, checkpoints}, records}) {
-  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, steps = status.steps ?? null, {best} = records;
+  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, steps = status.steps ?? null,
+    {best} = records;
   const left = status.state === 'running' && steps !== null ? records.secondsLeft(steps) : null;
   const loss = records.last('loss');
   return [
     h('div.row', {},
-      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state ?? 'unknown state'),
-      h('span', {test: 'run-step', 'data-step': step}, `step ${count(step)}${steps === null ? '' : ` of ${count(steps)}`}`),
+      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state
+        ?? 'unknown state'),
+      h('span', {test: 'run-step', 'data-step': step},
+        `step ${count(step)}${steps === null ? '' : ` of ${count(steps)}`}`),
       left !== null && h('span', {}, `about ${duration(left)} left`)),
     ...steps === null ? [] : [bar(step / steps, 'var(--accent)')],
     ...status.error ? [notice(status.error, 'error')] : [],
@@ -148,12 +158,13 @@ function stepCards(run, entry, signal) {
   const model = {info: null, names: null}, problem = h('div', {test: 'snapshot-problem'}), tools = h('div.row');
   let steps = [], current = Promise.resolve();
   const range = scrubber({signal, steps: () => steps, shown: () => current});
-  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts, and what it generated.'},
-    range, tools, problem);
+  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts, and what it '
+    + 'generated.'}, range, tools, problem);
   control.classList.add('sticky');
   const samples = samplesCard({all: () => run.history.samples, signal});
   const marked = () => (state.number('at') === null ? null : range.step());
-  const scores = headScoresCard({signal}), overSteps = scoresOverSteps({load, steps: () => run.history.snapshots, marked, signal});
+  const scores = headScoresCard({signal}), overSteps = scoresOverSteps({load, steps: () => run.history.snapshots,
+    marked, signal});
   const ofPrompt = snapshotCards({model, signal});
   const elements = [...ofPrompt, scores, overSteps].map(({element}) => element);
   const hide = isHidden => elements.forEach(element => { element.hidden = isHidden; });
@@ -172,10 +183,12 @@ function stepCards(run, entry, signal) {
       ofPrompt.forEach(part => part.show(prompt));
       scores.show(snapshot);
       const i = run.history.snapshots.indexOf(shot);
-      for (const near of [i + 1, i - 1]) if (run.history.snapshots[near]) load(run.history.snapshots[near]).catch(() => {});
+      for (const near of [i + 1, i - 1]) if (run.history.snapshots[near]) load(run.history.snapshots[near]).catch(() =>
+        {});
     });
     hide(!isShown);  // the cards of another step would stand under the error
-    if (isShown && shot !== step) problem.replaceChildren(notice(`Step ${step} has no snapshot: this is step ${shot}.`));
+    if (isShown && shot !== step) problem.replaceChildren(
+      notice(`Step ${step} has no snapshot: this is step ${shot}.`));
   });
   const showStep = () => (current = present());
   const promptIndex = ({prompts}) => state.index('prompt', prompts.length);
@@ -183,7 +196,8 @@ function stepCards(run, entry, signal) {
   function showPrompts(snapshot) {
     const {prompts} = snapshot;
     tools.replaceChildren(...prompts.length < 2 ? [] : [choice({label: 'Prompt', value: promptIndex(snapshot),
-      onInput: value => state.set({prompt: value}), options: prompts.map(({pieces}, i) => [i, pieces.join('').slice(0, 60)])})]);
+      onInput: value => state.set({prompt: value}),
+      options: prompts.map(({pieces}, i) => [i, pieces.join('').slice(0, 60)])})]);
   }
 
   /** The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids. */
@@ -220,7 +234,8 @@ function stepCards(run, entry, signal) {
 /** One prompt of a snapshot. */
 function promptOf(snapshot, prompt) {
   const part = name => snapshot[`${name}.${prompt}`], attention = part('attention');
-  return {...snapshot.prompts[prompt], step: snapshot.step, layers: attention.shape[0], heads: attention.shape[1], attention,
+  return {...snapshot.prompts[prompt], step: snapshot.step, layers: attention.shape[0], heads: attention.shape[1],
+    attention,
     topIds: part('lens_ids'), topP: part('lens_p'), nextRank: part('next_rank'), surprisal: part('surprisal')};
 }
 
@@ -249,7 +264,8 @@ function samplesCard({all, signal}) {
     place.replaceChildren(...Array.from({length: Math.max(left.texts.length, right.texts.length)}, (_, i) =>
       h('div.split', {}, text(left, i, 'sample-compared'), text(right, i, 'sample'))));
     if (tools.contains(document.activeElement)) return;  // do not close an open menu
-    tools.replaceChildren(choice({label: 'Compare with', value: left.step, onInput: value => state.set({compare_step: value}),
+    tools.replaceChildren(choice({label: 'Compare with', value: left.step,
+      onInput: value => state.set({compare_step: value}),
       options: all().map(each => [each.step, `step ${count(each.step)}`])}));
   }
 

@@ -1,7 +1,7 @@
 // Weights: maps of the embedding tables, nearest neighbours, parameters, and gradients.
 
-import {attempt, bound, button, card, category, choice, count, findTokens, h, latest, legend, onTheme, post, shade, short, state,
-  vocabulary} from '../core/index.js';
+import {attempt, bound, button, card, category, choice, count, findTokens, h, latest, legend, onTheme, post, shade,
+  short, state, vocabulary} from '../core/index.js';
 import {barList} from '../widgets/bar_list.js';
 import {pointMap} from '../widgets/point_map.js';
 import {normsCard, parameterCard} from './parameters.js';
@@ -9,8 +9,8 @@ import {normsCard, parameterCard} from './parameters.js';
 const COMPONENTS = [['01', '1 and 2'], ['02', '1 and 3'], ['12', '2 and 3']];
 const SHADES = 32, NEIGHBOURS = 12, MAX_MARKED = 2000;
 const TOKEN_TYPES = [
-  ['part of a character', /<[0-9a-f]{2}>/], ['white space', /^[␣⏎→␍]+$/], ['space and text', /^␣/], ['letters', /^[\p{L}\p{M}]+$/u],
-  ['digits', /^\p{N}+$/u], ['punctuation and mixed', /^/],
+  ['part of a character', /<[0-9a-f]{2}>/], ['white space', /^[␣⏎→␍]+$/], ['space and text', /^␣/],
+  ['letters', /^[\p{L}\p{M}]+$/u], ['digits', /^\p{N}+$/u], ['punctuation and mixed', /^/],
 ];
 
 export default async function show(page, {signal, opened, info}) {
@@ -45,17 +45,18 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   let points = null, shown = '', neighbours = [];
   const coordinates = i => points.subarray(3 * i, 3 * i + 3);
 
-  const map = pointMap({title: 'Map of the table', signal, name: nameOf, onSelect: select, test: 'map', describe: i => [nameOf(i),
+  const map = pointMap({title: 'Map of the table', signal, name: nameOf, onSelect: select, test: 'map',
+    describe: i => [nameOf(i),
     table() === 'positions' ? `position ${i}` : `id ${i}`, Array.from(coordinates(i), short).join(' · ')]});
-  const search = h('input', {type: 'text', placeholder: 'find a token', 'aria-label': 'Find a token on the map', test: 'map-find',
-    oninput: mark, onkeydown(event) {
+  const search = h('input', {type: 'text', placeholder: 'find a token', 'aria-label': 'Find a token on the map',
+    test: 'map-find', oninput: mark, onkeydown(event) {
       if (event.key === 'Enter' && matches().length) select(matches()[0]);
     }});
   const menu = (label, key, options, read) => bound(choice({label, value: read(), options,
     onInput: value => state.set({[key]: value, ...key === 'table' && {row: null}})}), key, read, signal);
   const element = card('Embedding map', {
-    about: 'The rows of a table by two of its first three principal components. Move and zoom with wheel and drag, two fingers, '
-      + 'or the arrow keys, + and −. Select a point for its neighbours.',
+    about: 'The rows of a table by two of its first three principal components. Move and zoom with wheel and drag, two '
+      + 'fingers, or the arrow keys, + and −. Select a point for its neighbours.',
     save: {name: 'map', figure: map, rows: () => [['id', 'token', 'first', 'second', 'third'],
       ...Array.from({length: points.shape[0]}, (_, i) => [i, nameOf(i), ...coordinates(i)])]},
   }, h('div.row', {}, menu('table', 'table', info.tables.map(name => [name, name]), table),
@@ -90,7 +91,8 @@ function mapCard({info, names, table, nameOf, select, signal}) {
     neighbours = ids;
     const [a, b] = [...components()].map(Number), size = points.shape[0], wanted = `${table()} ${components()}`;
     const column = i => Float32Array.from({length: size}, (_, row) => points[3 * row + i]);
-    map.show({...wanted !== shown && {x: column(a), y: column(b)}, ...colored(size), isPath: table() === 'positions', selected: id});
+    map.show({...wanted !== shown && {x: column(a), y: column(b)}, ...colored(size), isPath: table() === 'positions',
+      selected: id});
     shown = wanted;
     mark();
     const share = i => `component ${i + 1}, ${(100 * found.explained[i]).toFixed(1)} % of the variance`;
@@ -99,11 +101,12 @@ function mapCard({info, names, table, nameOf, select, signal}) {
 }
 
 function nearCard({nameOf, select}) {
-  const list = barList({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}], onSelect: row => select(row.id),
-    full: () => 1, test: 'near-bars'});
+  const list = barList({label: 'Nearest neighbours', series: [{name: 'cosine', color: 'accent'}],
+    onSelect: row => select(row.id), full: () => 1, test: 'near-bars'});
   const title = h('h3', {test: 'near-of'}), problem = h('div');
   const element = card('Nearest neighbours', {
-    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖). Select one to continue from it.',
+    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖). Select one to continue from '
+      + 'it.',
     save: {name: 'neighbours', figure: list, rows: () => [['', 'cosine'], ...list.rows().slice(1)]},
   }, problem, title, list);
   return {element, problem, show(id, {ids, cosines}) {

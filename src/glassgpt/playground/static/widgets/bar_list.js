@@ -3,12 +3,13 @@
 import {css, exportableElement, h, legend} from '../core/index.js';
 
 /**
- * series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text per
- * series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a full
- * bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()` gives the
- * value of a full bar.
+ * series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
+ * per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
+ * full bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()`
+ * gives the value of a full bar.
  */
-export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false, test}) {
+export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false,
+  test}) {
   const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: moveFocus, test});
   const lines = [];
   let shown = [];
@@ -17,7 +18,8 @@ export function barList({label, series, signed = false, onSelect = null, full = 
   const scale = s => full(ownScales ? largest(s) : Math.max(...series.map((_, i) => largest(i)))) || 1;
 
   function createLine(i) {
-    const name = h('span.bars-name'), fills = series.map(() => h('span')), numbers = series.map(() => h('span.bars-number'));
+    const name = h('span.bars-name'), fills = series.map(() => h('span')),
+      numbers = series.map(() => h('span.bars-number'));
     const behaviour = onSelect && {type: 'button', tabIndex: i ? -1 : 0, onclick: () => onSelect(shown[i])};
     const element = h(onSelect ? 'button.bars-row' : 'div.bars-row', behaviour ?? {},
       name, h(signed ? 'span.bars-track.signed' : 'span.bars-track', {}, fills), numbers);

@@ -6,9 +6,9 @@ import {cellAfterKey, figure, selectable} from './figure.js';
 const AXIS = 46, GAP = 32, HEAD = 20;  // pixels for the values at the left, between lanes, and for a lane's title
 
 /**
- * lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars, shown if
- * there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i), selected.
- * height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
+ * lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars,
+ * shown if there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i),
+ * selected. height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
  */
 export function bars(settings) {
   let b = {labels: null, selected: null, height: 90, ...settings};

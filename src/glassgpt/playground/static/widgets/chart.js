@@ -21,17 +21,18 @@ export const line = (name, x, y, i, {dash = 'solid', width = 2, mode = 'lines+ma
   ({name, x, y, mode, line: {color: category(i), dash, width}, marker: {color: category(i), size: 5, symbol}, ...more});
 
 /** Layout for a vertical dotted line, with a text at its top. */
-export const verticalLine = (x, text = '', color = category(7)) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1, yref: 'paper',
-  line: {color, width: 1, dash: 'dot'}, label: {text, textposition: 'end', textangle: 0, xanchor: 'left', yanchor: 'top',
-    font: {size: 10, color}}});
+export const verticalLine = (x, text = '', color = category(7)) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1,
+  yref: 'paper',
+  line: {color, width: 1, dash: 'dot'}, label: {text, textposition: 'end', textangle: 0, xanchor: 'left',
+    yanchor: 'top', font: {size: 10, color}}});
 
 /** An axis with a title. */
 export const axis = (title, more = {}) => ({title: {text: title}, gridcolor: css('line'), linecolor: css('line'),
   zerolinecolor: css('line'), automargin: true, ...more});
 
 /**
- * A chart. traces(): Plotly's traces; layout(): its layout, merged into the common one. The element's `redraw()` shows what
- * these give now, once the chart is in sight.
+ * A chart. traces(): Plotly's traces; layout(): its layout, merged into the common one. The element's `redraw()` shows
+ * what these give now, once the chart is in sight.
  */
 export function chart({traces, layout = () => ({}), height = 260, signal, label, test}) {
   const element = h('div.chart', {role: 'img', 'aria-label': label, style: {height: `${height}px`}, test});
@@ -82,8 +83,7 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label,
   }
 
   return Object.assign(element, {
-    redraw,
-    figure: {png: () => picture('png'), svg: () => picture('svg')},
+    redraw, figure: {png: () => picture('png'), svg: () => picture('svg')},
     rows: () => [['series', 'x', 'y'], ...traces().flatMap(t => Array.from(t.x, (x, i) => [t.name ?? '', x, t.y[i]]))],
   });
 }

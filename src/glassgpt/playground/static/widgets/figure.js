@@ -46,8 +46,8 @@ export function pointIn(element, event) {
 }
 
 /**
- * Let parts of a figure be pointed at and selected. partAt(x, y): the part there, or null. lines(part): its tooltip, or null.
- * onSelect(part): optional. next(key): the part that a key leads to from the selected one, or undefined.
+ * Let parts of a figure be pointed at and selected. partAt(x, y): the part there, or null. lines(part): its tooltip, or
+ * null. onSelect(part): optional. next(key): the part that a key leads to from the selected one, or undefined.
  */
 export function selectable(canvas, {partAt, lines, onSelect, next, signal}) {
   canvas.addEventListener('pointermove', event => {
@@ -76,7 +76,8 @@ export function selectable(canvas, {partAt, lines, onSelect, next, signal}) {
 }
 
 const MOVES = {
-  ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity], End: [0, Infinity]};
+  ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity],
+    End: [0, Infinity]};
 
 /** The cell [row, col] that a key leads to in a grid, or undefined for any other key. */
 export function cellAfterKey(key, [row, col], rows, cols) {

@@ -4,8 +4,9 @@ import {css, isVisible, percent, precise} from '../core/index.js';
 import {matrix} from './matrix.js';
 
 /**
- * The canvas; `showHead({pieces, labels, weights, scale, isSqrt, span})` shows a head. labels: of the rows, default `pieces`.
- * weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Other settings are those of `matrix`.
+ * The canvas; `showHead({pieces, labels, weights, scale, isSqrt, span})` shows a head. labels: of the rows, default
+ * `pieces`. weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Other settings are those
+ * of `matrix`.
  */
 export function headMatrix(settings) {
   let head = null;
@@ -20,7 +21,8 @@ export function headMatrix(settings) {
     label: 'Attention weights of one head', rows: 1, cols: 1, value: () => 0, range: [0, 1], ...settings,
     hidden: (t, s) => head && !isVisible(head.span, t, s),
     overlay: (p, place) => head && outlineWindow(p, place, head.span, head.pieces.length),
-    describe: (t, s) => (head ? [`query ${head.pieces[t]} at ${t}`, `key ${head.pieces[s]} at ${s}`, weightText(t, s)] : []),
+    describe: (t, s) => (head ? [`query ${head.pieces[t]} at ${t}`, `key ${head.pieces[s]} at ${s}`, weightText(t, s)]
+      : []),
   });
   return Object.assign(canvas, {showHead(now) {
     head = now;

@@ -1,6 +1,7 @@
 // The logit lens, and the norm of the residual stream, over depth and position.
 
-import {bound, button, card, checkbox, count, css, h, percent, precise, ramp, segmented, slider, state} from '../core/index.js';
+import {bound, button, card, checkbox, count, css, h, percent, precise, ramp, segmented, slider,
+  state} from '../core/index.js';
 import {matrix} from './matrix.js';
 
 const MAX_POSITIONS = 40, MIN_POSITIONS = 5, LABELS = 92;
@@ -23,7 +24,8 @@ export function pager({tokens, size, from, position = from}) {
   const before = button('‹ earlier', () => go(from() - size), {title: 'Earlier positions'});
   const after = button('later ›', () => go(from() + size), {title: 'Later positions'});
   const back = button('to the selected one', () => state.set({from: null}), {kind: 'button.small'});
-  return Object.assign(h('div.row', {}, before, range, after, h('span.soft', {}, `of ${count(tokens)}`), back), {show() {
+  return Object.assign(h('div.row', {}, before, range, after, h('span.soft', {}, `of ${count(tokens)}`), back),
+    {show() {
     back.hidden = position() >= from() && position() < from() + size;
     range.set(from());
     before.disabled = from() === 0;
@@ -32,9 +34,10 @@ export function pager({tokens, size, from, position = from}) {
 }
 
 /**
- * A grid of depths (the last layer at the top) by positions. `show(data)` takes {pieces, depths, start, stride, from, size}:
- * arrays of the data are (depths, stride) from position `start`; shown are `size` positions from `from`. lines(data, i): of
- * the tooltip of entry i; paint(data, index): settings of `matrix`, where index(r, c) is a cell's entry.
+ * A grid of depths (the last layer at the top) by positions. `show(data)` takes {pieces, depths, start, stride, from,
+ * size}: arrays of the data are (depths, stride) from position `start`; shown are `size` positions from `from`.
+ * lines(data, i): of the tooltip of entry i; paint(data, index): settings of `matrix`, where index(r, c) is a cell's
+ * entry.
  */
 function depthGrid({lines, paint, ...settings}) {
   let data = null;
@@ -45,7 +48,8 @@ function depthGrid({lines, paint, ...settings}) {
     describe(r, c) {
       if (!data) return [];
       const position = data.from + c;
-      return [`${depthName(depthOf(r))}, after ${data.pieces[position]} at ${position}`, ...lines(data, index(r, c), position)];
+      return [`${depthName(depthOf(r))}, after ${data.pieces[position]} at ${position}`,
+        ...lines(data, index(r, c), position)];
     },
     onSelect: (r, c) => state.set({depth: depthOf(r), position: data.from + c, from: data.from}),
   });
@@ -67,7 +71,8 @@ function depthGrid({lines, paint, ...settings}) {
     /** Rows of a CSV, one per entry. */
     rows: cells => Array.from({length: data.depths * data.stride}, (_, i) => {
       const position = data.start + i % data.stride;
-      return [data.step ?? '', depthName(Math.floor(i / data.stride)), position, data.pieces[position], ...cells(data, i)];
+      return [data.step ?? '', depthName(Math.floor(i / data.stride)), position, data.pieces[position],
+        ...cells(data, i)];
     }),
   };
 }
@@ -75,8 +80,9 @@ function depthGrid({lines, paint, ...settings}) {
 const MODES = [['', 'top prediction'], ['rank', 'rank of the actual next token']];
 
 /**
- * The card of the logit lens. names(): the vocabulary's display forms, or null if unknown. vocabSize(). Its `show(data)`
- * takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two are optional.
+ * The card of the logit lens. names(): the vocabulary's display forms, or null if unknown. vocabSize(). Its
+ * `show(data)` takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two are
+ * optional.
  */
 export function lensCard({names, vocabSize, controls, name, test, signal}) {
   const isRank = () => state.text('lens') === 'rank';
@@ -86,7 +92,8 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
   const rankShare = rank => (rank < 0 ? NaN : 1 - Math.log(rank + 1) / Math.log(vocabSize()));
 
   function lines({pieces, topIds, topP, k, nextRank, nextP, entropy}, i, position) {
-    const top = Array.from({length: k}, (_, j) => `${j + 1}. ${nameOf(topIds[i * k + j])}  ${percent(topP[i * k + j])}`);
+    const top = Array.from({length: k},
+      (_, j) => `${j + 1}. ${nameOf(topIds[i * k + j])}  ${percent(topP[i * k + j])}`);
     const next = `next token ${pieces[position + 1]}: rank ${nextRank[i] + 1}${nextP ? `, ${percent(nextP[i])}` : ''}`;
     return [...top, ...nextRank[i] < 0 ? [] : [next], ...entropy ? [`entropy ${entropy[i].toFixed(2)} bits`] : []];
   }
@@ -116,13 +123,13 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
   });
   const element = card('Logit lens', {
     wide: true,
-    about: 'The prediction at each depth: the final norm and the output head applied to the residual stream (nostalgebraist, '
-      + '2020). Rows: depth, from the embedding at the bottom upwards. Columns: the token read.',
+    about: 'The prediction at each depth: the final norm and the output head applied to the residual stream '
+    + '(nostalgebraist, 2020). Rows: depth, from the embedding at the bottom upwards. Columns: the token read.',
     save: {name, figure: grid, rows: () => [
       ['step', 'depth', 'position', 'token', 'top token', 'top probability', 'rank of the next token',
         'probability of the next token', 'entropy in bits'],
-      ...rows(({topIds, topP, k, nextRank, nextP, entropy}, i) => [nameOf(topIds[i * k]), topP[i * k], rankText(nextRank[i]),
-        nextRank[i] < 0 ? '' : nextP?.[i], entropy?.[i]])]},
+      ...rows(({topIds, topP, k, nextRank, nextP, entropy}, i) => [nameOf(topIds[i * k]), topP[i * k],
+        rankText(nextRank[i]), nextRank[i] < 0 ? '' : nextP?.[i], entropy?.[i]])]},
   }, controls, grid, scale);
   element.tools.prepend(bound(segmented({label: 'Show', options: MODES, value: state.text('lens'),
     onInput: value => state.set({lens: value})}), 'lens', () => state.text('lens'), signal));
@@ -147,8 +154,8 @@ export function normCard({signal}) {
     save: {name: 'residual-stream', figure: grid, rows: () =>
       [['step', 'depth', 'position', 'token', 'norm'], ...rows(({norm}, i) => [norm[i]])]},
   }, grid, ends);
-  element.tools.prepend(bound(checkbox({label: 'logarithmic', title: 'Color by the logarithm of the norm', checked: isLog(),
-    onInput: on => state.set({log: on ? 1 : null})}), 'log', isLog, signal));
+  element.tools.prepend(bound(checkbox({label: 'logarithmic', title: 'Color by the logarithm of the norm',
+    checked: isLog(), onInput: on => state.set({log: on ? 1 : null})}), 'log', isLog, signal));
   state.on(['log'], rest.repaint, signal);
   return {element, ...rest};
 }

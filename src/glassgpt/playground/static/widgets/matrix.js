@@ -7,10 +7,11 @@ const MIN_LABELLED = 9;  // pixels of the smallest cell that has labels
 const MAX_ROW_LABEL = 92, MAX_FONT = 12;
 
 /**
- * values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no value,
- * shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}. cell: the
- * largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell, if there is
- * room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The canvas' `show(changes)` repaints with other settings.
+ * values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no
+ * value, shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}.
+ * cell: the largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell,
+ * if there is room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The
+ * canvas' `show(changes)` repaints with other settings.
  *
  * If there are more cells than pixels, a pixel shows the largest of its cells.
  */
@@ -95,7 +96,8 @@ export function matrix(settings) {
         {size: Math.min(MAX_FONT, cell), ...direction, ...style(c === col)}));
     }
     if (row !== null) p.frame(x, y + row * cellY, cell * m.cols, cellY, css('accent'), 1.5);
-    if (col !== null) p.frame(x + col * cell, y + (row ?? 0) * cellY, cell, row === null ? cellY * m.rows : cellY, css('warm'), 2);
+    if (col !== null) p.frame(x + col * cell, y + (row ?? 0) * cellY, cell, row === null ? cellY * m.rows : cellY,
+      css('warm'), 2);
   }
 
   function paintWords(p) {

@@ -7,9 +7,10 @@ const NEAR = 14;  // pixels within which a point is hit
 const MAX_LABELS = 40, CLICK_PIXELS = 5;
 
 /**
- * describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x, y,
- * groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label), and
- * selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the middle.
+ * describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
+ * y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
+ * and selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the
+ * middle.
  */
 export function pointMap({title, describe, name, onSelect, test, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], selected: null};
@@ -50,7 +51,8 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     const boxes = [], marked = m.marked.filter(isInSight);
     const label = (i, fill, bold) => {
       const text = name(i), box = {x: toX(m.x[i]) + 6, y: toY(m.y[i]) - 7, width: 7 * text.length};
-      const covers = other => Math.abs(other.y - box.y) < 12 && box.x < other.x + other.width && other.x < box.x + box.width;
+      const covers = other => Math.abs(other.y - box.y) < 12 && box.x < other.x + other.width && other.x < box.x
+        + box.width;
       if (boxes.length >= MAX_LABELS || boxes.some(covers)) return;
       boxes.push(box);
       p.text(box.x, box.y, text, {size: 11, mono: true, fill, bold});
@@ -64,7 +66,8 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
   }
 
   function fit() {
-    const range = values => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
+    const range = values => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)],
+      [Infinity, -Infinity]);
     const [left, right] = range(m.x), [bottom, top] = range(m.y);
     const scale = 0.92 * Math.min(size.width / (right - left || 1), size.height / (top - bottom || 1));
     home = view = {x: (left + right) / 2, y: (bottom + top) / 2, scale};
@@ -146,8 +149,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
       pointers.delete(event.pointerId);
       if (over !== null) onSelect(over);
     },
-    pointercancel: event => pointers.delete(event.pointerId),
-    pointerleave: () => tip(null),
+    pointercancel: event => pointers.delete(event.pointerId), pointerleave: () => tip(null),
     keydown(event) {
       if (!keys[event.key]) return;
       event.preventDefault();

@@ -4,9 +4,9 @@ import {announce, attempt, button, h, segmented, short} from '../core/index.js';
 import {matrix} from './matrix.js';
 
 /**
- * rows, cols: labels. measures: [{name, text, scale}], of which one is shown. measure(row, col, signal): {name: number}.
- * prepare(signal): runs first. describe(row, col): the words for a cell. action: [text, run(row, col)], a button for the
- * selected cell. The element's `clear()` discards the results; `figure` and `rows()` are for exports.
+ * rows, cols: labels. measures: [{name, text, scale}], of which one is shown. measure(row, col, signal): {name:
+ * number}. prepare(signal): runs first. describe(row, col): the words for a cell. action: [text, run(row, col)], a
+ * button for the selected cell. The element's `clear()` discards the results; `figure` and `rows()` are for exports.
  */
 export function sweep({test, title, rows, cols, measure, measures, prepare, describe, action, signal, height = 22}) {
   const size = rows.length * cols.length;
@@ -15,9 +15,11 @@ export function sweep({test, title, rows, cols, measure, measures, prepare, desc
   let running = null;
   const start = button(title, run, {test: `${test}-start`});
   const stop = button('Stop', () => running?.abort(), {disabled: true});
-  const select = segmented({label: 'Measure', value: measures[0].name, options: measures.map(({name, text}) => [name, text]),
+  const select = segmented({label: 'Measure', value: measures[0].name,
+    options: measures.map(({name, text}) => [name, text]),
     onInput: name => picture.show({values: values[name], scale: measures.find(each => each.name === name).scale})});
-  const picture = matrix({rows: rows.length, cols: cols.length, values: values[measures[0].name], scale: measures[0].scale,
+  const picture = matrix({rows: rows.length, cols: cols.length, values: values[measures[0].name],
+    scale: measures[0].scale,
     rowLabels: rows, colLabels: cols, cell: 34, cellY: height, signal, label: title, test, describe: lines,
     onSelect: (r, c) => selected.replaceChildren(
       h('span', {}, lines(r, c).join(' · ')), button(action[0], () => action[1](r, c)))});

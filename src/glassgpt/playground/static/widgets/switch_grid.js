@@ -2,10 +2,13 @@
 
 import {h} from '../core/index.js';
 
-/** rows: names. columns: [{code(row), name, short}]. isOn(code), onToggle(code). The element's `show()` follows `isOn`. */
+/**
+ * rows: names. columns: [{code(row), name, short}]. isOn(code), onToggle(code). The element's `show()` follows `isOn`.
+ */
 export function switchGrid({rows, columns, isOn, onToggle, label, test}) {
   const buttons = rows.map((rowName, r) => columns.map(({code, name}) => h('button.switch', {
-    type: 'button', tabIndex: -1, 'data-code': code(r), 'aria-label': `${rowName}, ${name}`, title: `${rowName}, ${name}`,
+    type: 'button', tabIndex: -1, 'data-code': code(r), 'aria-label': `${rowName}, ${name}`,
+      title: `${rowName}, ${name}`,
     onclick() {
       focus(this);
       onToggle(code(r));

@@ -3,9 +3,9 @@
 import {exportableElement, h, inkOn, onTheme, shade} from '../core/index.js';
 
 /**
- * share(i): 0 to 1 for the color of token i, or null for none. hint(i): its tooltip. onSelect(i): it was selected; selected:
- * its index. selectOnMove: whether the arrow keys select, or only move the focus. The element's `select(i)` shows a
- * selection, `press(isPressed)` any number of them, and `tint(share)` other colors.
+ * share(i): 0 to 1 for the color of token i, or null for none. hint(i): its tooltip. onSelect(i): it was selected;
+ * selected: its index. selectOnMove: whether the arrow keys select, or only move the focus. The element's `select(i)`
+ * shows a selection, `press(isPressed)` any number of them, and `tint(share)` other colors.
  */
 export function tokenStrip({pieces, partial = [], share = () => null, hint = () => '', onSelect, selected = null,
   label = 'Tokens', scale = 'magnitude', selectOnMove = true, test, signal}) {

@@ -11,8 +11,8 @@ export const trackedTokens = size => [...new Set(state.text('track').split(',').
 /** A field with suggestions, and the tracked tokens as buttons that remove them. color(n): of the n-th. */
 export function trackField({names, color}) {
   const chips = h('span.chips', {test: 'tracked'}), suggestions = h('span.chips', {test: 'suggested'});
-  const input = h('input', {type: 'text', size: 14, placeholder: 'a token', 'aria-label': 'Track a token', maxLength: 40,
-    spellcheck: false, autocomplete: 'off', test: 'track', oninput: suggest, onkeydown(event) {
+  const input = h('input', {type: 'text', size: 14, placeholder: 'a token', 'aria-label': 'Track a token',
+    maxLength: 40, spellcheck: false, autocomplete: 'off', test: 'track', oninput: suggest, onkeydown(event) {
       if (event.key !== 'Enter' || !input.value) return;
       const id = names.indexOf(visible(input.value));
       if (id >= 0) add(id);
@@ -28,7 +28,8 @@ export function trackField({names, color}) {
 
   function add(id) {
     const now = trackedTokens(names.length);
-    if (now.length >= MAX_TRACKED && !now.includes(id)) return announce(`at most ${MAX_TRACKED} tokens: remove one first`);
+    if (now.length >= MAX_TRACKED && !now.includes(id)) return announce(`at most ${MAX_TRACKED} tokens: remove one `
+      + `first`);
     input.value = '';
     suggestions.replaceChildren();
     state.set({track: [...now.filter(other => other !== id), id].join(',')});
@@ -40,6 +41,7 @@ export function trackField({names, color}) {
     const now = trackedTokens(names.length);
     chips.replaceChildren(...now.map((id, n) => button(`${names[id]} ×`,
       () => state.set({track: now.filter(other => other !== id).join(',')}), {kind: 'button.small.mono', 'data-id': id,
-        title: `Remove (id ${id})`, 'aria-label': `Remove ${names[id]}`, style: {borderColor: color(n), color: color(n)}})));
+        title: `Remove (id ${id})`, 'aria-label': `Remove ${names[id]}`, style: {borderColor: color(n),
+          color: color(n)}})));
   }});
 }
