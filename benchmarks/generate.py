@@ -1,15 +1,15 @@
-"""Tokens a second of GPT-2 small (124M, random weights) beside transformers' `generate` and CTranslate2, by turns.
+"""Tokens/s of GPT-2 small (124M, random weights) compared to transformers' `generate` and CTranslate2.
 
     python benchmarks/generate.py --rounds 5 --json generate.json
 
-Each has a process of its own, which sleeps while it is not its turn: threads that wait for work keep a core busy for a while,
-CTranslate2's for 0.2 s, and in one process this would be another's time. All have the same weights
-(exported by glassgpt, converted by CTranslate2's own converter), a prompt of 16 tokens, greedy choice and the same number of threads;
-what is not installed is left out with a line. CTranslate2 comes in each compute type that it has for this CPU. Time to first token is
-that of a prompt of 512 and one token. Preparing a model (glassgpt's `prepare_for_inference` and `quantized`, CTranslate2's packing as it loads)
-is not counted, for anyone; `glassgpt as-called` is `generate` of the model as it was loaded, which prepares it anew each time.
-Prints Markdown: medians, fastest and slowest, how many tokens are transformers' own, and whether the bars are met. In int8 tokens
-differ: logits of random weights lie close together. Leave the machine alone meanwhile.
+Each program has a process of its own, which sleeps while the others run: threads that wait for work keep a core busy,
+CTranslate2's for 0.2 s. All have the same weights (exported by glassgpt, converted by CTranslate2's own converter), a
+prompt of 16 tokens, greedy choice and the same number of threads; programs that are not installed are skipped with a
+note. CTranslate2 runs in each compute type that it has for this CPU. Time to first token is that of a prompt of 512
+tokens and one new token. Preparing a model (glassgpt's `prepare_for_inference` and `quantize`, CTranslate2's packing
+while loading) is not counted; `glassgpt as-called` is `generate` with the loaded model, which prepares it in each call.
+Prints Markdown: medians, fastest and slowest, how many tokens equal transformers', and whether the bars are met. In
+int8 tokens differ: logits of random weights are close together. Keep the machine idle meanwhile.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def prompt_of(length: int) -> list[int]:
 
 
 def glassgpt_writer(directory: Path, kind: str) -> Writer:
-    from glassgpt import generate, load, quantized
+    from glassgpt import generate, load, quantize
     from glassgpt.generation.inference import prepare_for_inference
 
     original, _ = load(str(directory / "hf"), device="cpu")
@@ -58,12 +58,12 @@ def glassgpt_writer(directory: Path, kind: str) -> Writer:
             models[batch] = (
                 original
                 if kind == "as-called"
-                else quantized(original)
+                else quantize(original)
                 if kind == "int8"
                 else prepare_for_inference(original, batch, 256)
             )
-        pieces = list(generate(models[batch], None, prompt_of(prompt), max_new_tokens=new, temperature=0, n=batch))
-        return [[piece.token for piece in pieces if piece.sample == sample] for sample in range(batch)]
+        tokens = list(generate(models[batch], None, prompt_of(prompt), max_new_tokens=new, temperature=0, n=batch))
+        return [[token.token_id for token in tokens if token.sample == sample] for sample in range(batch)]
 
     return write
 

@@ -1,12 +1,12 @@
-"""HellaSwag with shared contexts beside a plain loop that scores one ending at a time, by turns, on a model of GPT-2's shape.
+"""Compare HellaSwag with shared contexts to a plain loop that scores one ending at a time, on a model of GPT-2's shape.
 
     python benchmarks/hellaswag.py --items hellaswag_val.jsonl
 
-Random weights, GPT-2's tokenizer. The items are whole batches, at even distances in the order in which an evaluation of the whole
-file meets them, so that their lengths and the batches' sizes are those of the whole. The loop gives the model each ending behind
-its context, as anyone would write it: `model(ids, targets, reduction="none")`; with `--spare-head` it is spared the head over
-the context. The two take turns. Bars: at least 2.5 times as fast as the loop, and the same choice on every item but for
-near-ties (the best two within 1e-4), which are counted. Leave the machine alone meanwhile.
+Random weights, GPT-2's tokenizer. The items are whole batches at even distances in an evaluation of the whole file, so
+lengths and batch sizes are those of the whole. The loop passes each ending with its context to `model(ids, targets,
+reduction="none")`; with `--spare-head` it does not compute the head for the context. The two alternate. Bars: 2.5 times
+as fast as the loop, and the same choice for every item except near ties (the two lowest losses within 1e-4), which are
+counted. Keep the machine idle meanwhile.
 """
 
 import argparse
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.evaluation.hellaswag import Batch, Question, encode, plan, score_batch
+from glassgpt.evaluation.hellaswag import NEAR_TIE, Batch, Question, Score, encode, make_batches, score_batch
 from glassgpt.evaluation.hellaswag_items import STYLES, find_items, read_items
-from glassgpt.evaluation.hellaswag_results import NEAR_TIE, Score
 from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import token_losses
 from glassgpt.tokenizers.builtin import BPETokenizer
@@ -31,7 +30,7 @@ from glassgpt.utils.device import keep_freed_memory
 
 
 def losses_one_by_one(model: GPT, question: Question, spare_head: bool) -> list[float]:
-    """The loss of each of the four endings, by a pass of its own."""
+    """The loss of each of the four endings, in one forward pass each."""
     sums = []
     for ending in question.endings:
         ids = torch.from_numpy(np.concatenate([question.context, ending])[-model.config.context_length - 1 :])[None]
@@ -48,13 +47,17 @@ def _losses(model: GPT, ids: Tensor, scored: int, spare_head: bool) -> Tensor:
 
 
 def sample(batches: list[Batch], items: int) -> list[Batch]:
-    """Batches at even distances, about so many items in all."""
+    """Batches at even distances, with about `items` items in all."""
     count = max(1, round(items * len(batches) / sum(len(batch.questions) for batch in batches)))
     return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
 
 
+def scores(questions: list[Question], losses: list[tuple[float, ...]]) -> list[Score]:
+    return [Score(q.number, q.label, four, q.lengths, q.cut) for q, four in zip(questions, losses, strict=True)]
+
+
 def differences(ours: list[Score], theirs: list[Score]) -> list[int]:
-    """Items on which the choices differ, near-ties apart, by either score."""
+    """Items on which the choices differ by either score, except near ties."""
     return [
         a.number
         for a, b in zip(ours, theirs, strict=True)
@@ -68,39 +71,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=Path, help="a .jsonl file; the published one, downloaded, unless given")
     parser.add_argument("--style", choices=STYLES, default=STYLES[0])
-    parser.add_argument("--count", type=int, default=60, help="about so many items")
+    parser.add_argument("--count", type=int, default=60, help="approximate number of items")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--threads",
         type=int,
         default=torch.get_num_threads(),
-        help="with 1, seconds are the processor's and not the clock's",
+        help="with 1, processor time is measured instead of wall time",
     )
-    parser.add_argument("--spare-head", action="store_true", help="a loop whose head skips the context")
+    parser.add_argument(
+        "--spare-head", action="store_true", help="compare to a loop that skips the head for the context"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     keep_freed_memory()  # as the command line does
     model = GPT.create(ModelConfig(vocab_size=50257), seed=1).eval()
     items = read_items(find_items(options.items))
-    batches = sample(plan(encode(items, BPETokenizer.gpt2(), options.style, 1024, 50257)), options.count)
+    batches = sample(make_batches(encode(items, BPETokenizer.gpt2(), options.style, 1024, 50257)), options.count)
     questions = [question for batch in batches for question in batch.questions]
-    print(
-        f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}; {torch.get_num_threads()} threads, ",
-        end="",
-    )
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")
+    print(f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")
     seconds: dict[str, list[float]] = {"shared": [], "loop": []}
     for turn in range(options.rounds):
         began = clock()
-        ours = [score for batch in batches for score in score_batch(model, batch)]
+        losses = [four for batch in batches for four in score_batch(model, batch)]
         halfway = clock()
-        theirs = [
-            Score(q.number, q.label, tuple(losses_one_by_one(model, q, options.spare_head)), q.lengths, q.cut)
-            for q in questions
-        ]
+        one_by_one = [tuple(losses_one_by_one(model, q, options.spare_head)) for q in questions]
         seconds["shared"].append(halfway - began)
         seconds["loop"].append(clock() - halfway)
+        ours, theirs = scores(questions, losses), scores(questions, one_by_one)
         print(f"round {turn + 1}: shared {seconds['shared'][-1]:.2f} s, loop {seconds['loop'][-1]:.2f} s", flush=True)
     shared, loop = (statistics.median(seconds[name]) for name in ("shared", "loop"))
     ratio = statistics.median(b / a for a, b in zip(seconds["shared"], seconds["loop"], strict=True))
@@ -109,11 +109,10 @@ def main() -> int:
     apart = max(abs(x - y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a.losses, b.losses, strict=True))
     n = len(questions)
     print(
-        f"medians: {1e3 * shared / n:.0f} ms an item, the loop {1e3 * loop / n:.0f} ms; median of the rounds' ratios {ratio:.2f} (2.5)"
+        f"medians: {1e3 * shared / n:.0f} ms per item, loop {1e3 * loop / n:.0f} ms; median ratio {ratio:.2f} (bar 2.5)"
     )
-    print(
-        f"other choices: {len(wrong)} {wrong or ''}; near-ties: {ties[0]} plain, {ties[1]} normalised; losses differ by {apart:.1e} nats"
-    )
+    print(f"different choices: {len(wrong)} {wrong or ''}; near ties: {ties[0]} plain, {ties[1]} normalised")
+    print(f"losses differ by at most {apart:.1e} nats")
     return int(bool(wrong) or ratio < 2.5)
 
 

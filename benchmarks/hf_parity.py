@@ -1,10 +1,11 @@
-"""glassgpt beside transformers at the sizes of real models: the same logits in both directions, and the known parameter counts.
+"""Compare glassgpt with transformers at the sizes of real models: the same logits in both directions, and known
+parameter counts.
 
     python benchmarks/hf_parity.py gpt2 gpt2-xl
 
-Weights are random (nothing is downloaded) and livelier than at the start of training: norms and biases matter. One size at a
-time is written to a temporary directory by one side and read by the other. gpt2-xl takes
-19 GB of memory, mapped files included, and 7 GB of disk.
+Weights are random (nothing is downloaded) and larger than at the start of training, so that norms and biases matter.
+One size at a time is written to a temporary directory by one side and read by the other. gpt2-xl needs 19 GB of memory,
+mapped files included, and 7 GB of disk.
 """
 
 import argparse
@@ -87,11 +88,11 @@ def from_them(their_config: Any, folder: Path, tokens: int) -> tuple[float, floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", default=list(SIZES), help=f"of {', '.join(SIZES)}; left out, all")
+    parser.add_argument("sizes", nargs="*", default=list(SIZES), help=f"from {', '.join(SIZES)}; default: all")
     parser.add_argument("--tokens", type=int, default=128)
     arguments = parser.parse_args()
     if unknown := set(arguments.sizes) - SIZES.keys():
-        parser.error(f"there is no size {min(unknown)!r}")
+        parser.error(f"unknown size {min(unknown)!r}")
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
     good = True
@@ -108,11 +109,9 @@ def main() -> int:
         fine = max(exported, imported) <= BAR and parameters == expected
         good &= fine
         verdict = "ok" if fine else f"NOT OK: bar {BAR}, {expected:,} parameters"
-        print(
-            f"{size:<12} {parameters:>13,} parameters  ours in transformers {exported:.1e}  transformers' here {imported:.1e}  "
-            f"(largest logit {logit:.1f})  {time.perf_counter() - began:.0f} s  {verdict}",
-            flush=True,
-        )
+        differences = f"export {exported:.1e}  import {imported:.1e}  (largest logit {logit:.1f})"
+        seconds = f"{time.perf_counter() - began:.0f} s"
+        print(f"{size:<12} {parameters:>13,} parameters  {differences}  {seconds}  {verdict}", flush=True)
     return 0 if good else 1
 
 

@@ -55,7 +55,7 @@ def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     text = Path(config.data.source).read_text(encoding="utf-8")
     config = config.override(model={"vocab_size": len(set(text))})
     planned = plan(config)
-    pace = planned.columns[0].pace
+    pace = planned.columns[0].step_time
     if processor_time:
         pace = measured_step_time(config, torch.device("cpu"), "float32", time.process_time)
     assert pace is not None
@@ -65,9 +65,9 @@ def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
 def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     """Bytes and seconds of real updates."""
     from glassgpt.distributed.group import Ranks
-    from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
+    from glassgpt.training.step import train_step
 
     clock = time.process_time if processor_time else time.perf_counter
     trainer, seconds = setup_training(config, Ranks(), SilentProgress()), []

@@ -1,18 +1,17 @@
-"""How long the playground keeps one waiting with GPT-2 small, in a real Chromium: from what a person does to what is painted.
+"""How long the playground takes with GPT-2 small, in a real Chromium: from a user's action to the painted result.
 
     python benchmarks/play.py --rounds 5
 
-The model has random weights and GPT-2's vocabulary; server and browser share the machine. Each round is a browser context of its own
-with nothing in its cache, and texts that were not asked before. Prints Markdown, the figures that have a bar beside it, and ends with 1
-where a median misses its bar. Needs Playwright, Debian's Chromium, and GPT-2's two vocabulary files as `--data.tokenizer gpt2` does.
+The model has random weights and GPT-2's vocabulary; server and browser share the machine. Each round uses a new
+browser context with an empty cache, and new texts. Prints a Markdown table, and exits with 1 if a median misses its
+target. Needs Playwright, Debian's Chromium, and GPT-2's vocabulary files as `--data.tokenizer gpt2` does.
 """
 
 import argparse
-import json
 import os
 import random
+import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,8 +30,8 @@ from glassgpt.interop.hf_models import export_hf
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 from glassgpt.utils.device import cpu_name
 
-# What is timed, with its bar in seconds where it has one.
-BARS: dict[str, float | None] = {
+# What is timed, with its target in seconds.
+TARGETS: dict[str, float | None] = {
     "the server's start to its address": None,
     "the server's start to the model loaded": None,
     "page opened to its first view shown": 3.0,
@@ -42,7 +41,7 @@ BARS: dict[str, float | None] = {
     "a key pressed to another head's matrix, 1,024 tokens": None,
 }
 HEADS_WALKED = 8
-# Seconds from a key press in the grid of heads until another head is told of, which its matrix comes with, and painted.
+# Seconds from a key press in the grid of heads until the facts and the matrix of another head are painted.
 WALK = """async () => {
   const facts = document.querySelector('[data-test=head-facts]'), before = facts.textContent, begin = performance.now();
   document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
@@ -53,38 +52,35 @@ WALK = """async () => {
 
 
 def text_of(tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """Words at random that make so many tokens."""
+    """Random words that are this many tokens."""
     draw = random.Random(seed)
     vocabulary = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words = [piece for piece in vocabulary if piece.startswith(" ") and piece[1:].isalpha() and piece.isascii()]
-    text = "".join(
-        draw.choices(words, k=tokens)
-    )  # words that begin with a space are never merged with what comes before
+    text = "".join(draw.choices(words, k=tokens))  # a word that starts with a space never merges with the one before
     assert len(tokenizer.encode(text)) == tokens
     return text
 
 
 @contextmanager
 def playing(model: Path) -> Iterator[tuple[str, float]]:
-    """`glassgpt play`: its address, and when it was started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "glassgpt", "play", str(model), "--no-browser", "--port", str(port)]
+    """`glassgpt play`: the address that it prints, and when it was started."""
+    command = [sys.executable, "-m", "glassgpt", "play", str(model), "--no-browser"]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        server.stdout.readline()
+        address = re.search(r"http://\S+", server.stdout.readline())
+        assert address
         try:
-            yield f"http://127.0.0.1:{port}/", begin
+            yield address[0], begin
         finally:
             server.terminate()
 
 
 def wait_for_model(address: str) -> None:
     """Wait until the model is loaded."""
-    body, kind = json.dumps({"model": 0}).encode(), {"content-type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(f"{address}api/model", body, kind)).read()
+    url, _, token = address.partition("#token=")
+    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+    urllib.request.urlopen(urllib.request.Request(f"{url}api/model", b'{"model": 0}', headers)).read()
 
 
 def one_round(browser: Browser, address: str, texts: dict[int, str], seconds: dict[str, list[float]]) -> None:
@@ -124,9 +120,9 @@ def main() -> int:
     options = parser.parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
-        parser.error("there is no chromium on this machine: apt-get install chromium")
+        parser.error("chromium is not installed: apt-get install chromium")
     tokenizer = BPETokenizer.gpt2()
-    seconds: dict[str, list[float]] = {name: [] for name in BARS}
+    seconds: dict[str, list[float]] = {name: [] for name in TARGETS}
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         shape = ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768)
         export_hf(GPT.create(shape, seed=0), tokenizer, Path(scratch) / "model")
@@ -142,18 +138,17 @@ def main() -> int:
                     browser, address, {size: text_of(tokenizer, size, 10 * number) for size in (64, 1024)}, seconds
                 )
             if number == 0:  # files and Chromium's own start
-                seconds = {name: [] for name in BARS}
+                seconds = {name: [] for name in TARGETS}
         browser.close()
-    print(
-        f"{cpu_name()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {options.rounds} rounds behind one that warms up\n"
-    )
-    print("| from … to … | s, median (fastest – slowest) | bar |\n| --- | --- | --- |")
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}"
+    print(f"{machine}, {options.rounds} rounds after a warm-up round\n")
+    print("| from … to … | s, median (fastest – slowest) | target |\n| --- | --- | --- |")
     missed = 0
     for name, times in seconds.items():
-        median, bar = statistics.median(times), BARS[name]
-        missed += bar is not None and median > bar
-        told = "" if bar is None else f"{bar:g}: {'met' if median <= bar else 'missed'}"
-        print(f"| {name} | {median:.3f} ({min(times):.3f} – {max(times):.3f}) | {told} |")
+        median, target = statistics.median(times), TARGETS[name]
+        missed += target is not None and median > target
+        result = "" if target is None else f"{target:g}: {'met' if median <= target else 'missed'}"
+        print(f"| {name} | {median:.3f} ({min(times):.3f} – {max(times):.3f}) | {result} |")
     return int(missed > 0)
 
 

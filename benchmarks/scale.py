@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import Memory, batch_a_rank, bytes_sent_a_step, memory_a_rank
+from glassgpt.planning.memory import Memory, batch_per_rank, bytes_sent_per_update, memory_per_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
@@ -68,15 +68,15 @@ def tables() -> dict[str, str]:
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
         batch, name = (
-            batch_a_rank(config, processes),
+            batch_per_rank(config, processes),
             [config.name, str(processes), strategy if processes > 1 else "single"],
         )
-        need = memory_a_rank(config, processes, strategy, "bfloat16")
+        need = memory_per_rank(config, processes, strategy, "bfloat16")
         memory.append(
             [*name, *(gigabytes(getattr(need, part)) for part in PARAM_GROUPS), f"**{gigabytes(need.total)}**"]
         )
         if processes > 1:
-            count = bytes_sent_a_step(config, processes, strategy, "bfloat16")
+            count = bytes_sent_per_update(config, processes, strategy, "bfloat16")
             flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
             sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
         if strategy == "ddp":
@@ -105,7 +105,7 @@ def _recomputed(name: str) -> Iterator[str]:
     """Totals under FSDP on 8 GPUs by kind of activation checkpointing."""
     for kind in ("none", "selective", "full"):
         config = recipe(name, model={"vocab_size": 50257}, activation_checkpointing=kind)
-        yield gigabytes(memory_a_rank(config, 8, "fsdp", "bfloat16").total)
+        yield gigabytes(memory_per_rank(config, 8, "fsdp", "bfloat16").total)
 
 
 def _of_host(name: str) -> list[str]:
@@ -157,10 +157,10 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
     config = config.override(model={"vocab_size": told[0]["vocab_size"]})
     strategy, precision = config.strategy, config.precision
     besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
-    micro_steps = batch_a_rank(config, ranks).micro_steps
+    micro_steps = batch_per_rank(config, ranks).micro_steps
     need, sent = (
-        memory_a_rank(config, ranks, strategy, precision),
-        bytes_sent_a_step(config, ranks, strategy, precision),
+        memory_per_rank(config, ranks, strategy, precision),
+        bytes_sent_per_update(config, ranks, strategy, precision),
     )
     # gloo reduces and scatters by an all-reduce, which sends twice as much.
     extra = 4 * ModelSummary(config.model).parameters * (ranks - 1) / ranks * micro_steps if strategy == "fsdp" else 0
@@ -194,9 +194,9 @@ def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, An
 def train(path: Path, out: Path) -> None:
     """What each rank does."""
     from glassgpt.distributed.group import process_group
-    from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
+    from glassgpt.training.step import train_step
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
     tiny = config.override(

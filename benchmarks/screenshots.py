@@ -1,12 +1,13 @@
-"""The pictures of the playground in the README and docs/, made anew from a run.
+"""Take the screenshots of the playground in the README and docs/ from a run.
 
-    python benchmarks/screenshots.py runs/demo                 # a run with snapshots, of the recipe `demo` say
+    python benchmarks/screenshots.py runs/demo                 # a run with snapshots, such as one of the recipe `demo`
 
 Writes docs/play-VIEW.png, 1280 pixels wide, and docs/play-phone.png. Needs Playwright and Debian's Chromium.
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = "The function returns the number of bytes. The function "
-# View, and what of it is looked at, in which colours and at which height: a picture shows the view's beginning.
+# For each view: its state, color scheme and height. A screenshot shows the top of the view.
 DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
     "text": ({"token": "8"}, "light", 720),
     "heads": ({"layer": "1", "head": "1"}, "light", 1000),
@@ -33,44 +34,41 @@ DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
 def take(
     browser: Browser, address: str, state: dict[str, str], path: Path, *, width: int, height: int, scheme: str
 ) -> None:
-    """A picture of what a link shows."""
+    """Take a screenshot of the page in a state."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
     )
     page = context.new_page()
-    page.goto(f"{address}#{urlencode(state)}")
+    page.goto(f"{address}&{urlencode(state)}")  # the address ends with #token=...
     page.wait_for_selector(f'body[data-ready="{state["view"]}"]', timeout=60_000)
-    page.wait_for_timeout(3000)  # charts, whose library comes behind the rest
+    page.wait_for_timeout(3000)  # charts, whose library loads last
     page.screenshot(path=path)
     context.close()
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def main() -> None:
-    """Make all of them."""
+    """Take all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--out", type=Path, default=DOCS)
     parser.add_argument("--text", default=TEXT)
-    parser.add_argument("--port", type=int, default=7979)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "glassgpt", "play", options.run, "--no-browser", "--port", str(options.port)]
+    command = [sys.executable, "-m", "glassgpt", "play", options.run, "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
         assert server.stdout is not None
-        server.stdout.readline()
+        address = re.search(r"http://\S+", server.stdout.readline())
+        assert address
         chromium = shutil.which("chromium")
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
         )
-        address = f"http://127.0.0.1:{options.port}/"
         try:
             for view, (state, scheme, height) in DESKTOP.items():
-                asked = {"view": view, "text": options.text, **state}
-                take(
-                    browser, address, asked, options.out / f"play-{view}.png", width=1280, height=height, scheme=scheme
-                )
+                shown, path = {"view": view, "text": options.text, **state}, options.out / f"play-{view}.png"
+                take(browser, address[0], shown, path, width=1280, height=height, scheme=scheme)
             heads = {"view": "heads", "text": options.text, "layer": "1", "head": "1"}
-            take(browser, address, heads, options.out / "play-phone.png", width=390, height=844, scheme="light")
+            take(browser, address[0], heads, options.out / "play-phone.png", width=390, height=844, scheme="light")
         finally:
             browser.close()
             server.terminate()

@@ -1,6 +1,6 @@
-"""A small server on this machine that speaks the hub's routes for datasets, and misbehaves where it is told to.
+"""A local stand-in for the Hugging Face Hub: its routes for datasets and models, and faults on request.
 
-Large files are, as on the hub, redirected to another host (`localhost`), which answers 400 to whoever brings it a token.
+Large files are redirected to another host (`localhost`), as on the hub, which answers 400 if it gets a token.
 """
 
 import hashlib
@@ -16,29 +16,29 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repository:
-    """The files of a dataset by revision: a branch, or the commit it stands for. `small`: in git, without sha256."""
+    """The files of a dataset or model by revision: a branch, or its commit. `small`: in git, without a sha256."""
 
     branches: dict[str, dict[str, bytes]]
     small: set[str] = field(default_factory=lambda: {"README.md"})
     token: str | None = None
     page: int = 1000
-    host: str = "127.0.0.1"
-    """Where its listing goes on after a page."""
 
     def commit(self, branch: str) -> str:
-        """What a branch stands for: a hash of its files."""
+        """The commit of a branch: a hash of its files."""
         return hashlib.sha1(repr(sorted(self.branches[branch].items())).encode()).hexdigest()
 
-    def files(self, revision: str) -> dict[str, bytes] | None:
-        """The files at a revision, None where there is none."""
+    def resolve(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """Commit and files of a revision, None if there is no such revision."""
+        commits = {branch: self.commit(branch) for branch in self.branches}
         return next(
-            (files for branch, files in self.branches.items() if revision in (branch, self.commit(branch))), None
+            ((commits[branch], self.branches[branch]) for branch in commits if revision in (branch, commits[branch])),
+            None,
         )
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came: the path without the query, and what matters of its headers."""
+    """A request: the path without the query, and two of its headers."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ Fault = Callable[["Handler", bytes, int], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the hub does, but for the faults that stand in the server's list for the last part of the path."""
+    """Answers as the hub does, except for the faults that the server lists for the last part of the path."""
 
     server: "HubServer"
 
@@ -59,36 +59,37 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         self.server.requests.append(Request(self.command, path, self.headers["Range"], self.headers["Authorization"]))
         if path.startswith("/cdn/"):
-            return self.cdn(path.removeprefix("/cdn/"))
-        if path.startswith("/api/datasets/"):
-            return self.api(path.removeprefix("/api/datasets/"), parse_qs(url.query))
-        owner, name, _, revision, file = path.removeprefix("/datasets/").split("/", 4)
-        repository = self.server.repositories[f"{owner}/{name}"]
-        files = repository.files(revision)
-        if files is None or file not in files:
+            return self.cdn(path.removeprefix("/cdn/"), url.query)
+        if path.startswith("/api/"):
+            return self.api(path.split("/", 3)[3], parse_qs(url.query))
+        owner, name, _, revision, file = path.removeprefix("/datasets").split("/", 5)[1:]
+        repository = self.server.repositories.get(f"{owner}/{name}")
+        if repository is None:
+            return self.refuse(401, {"X-Error-Code": "RepoNotFound"})
+        resolved = repository.resolve(revision)
+        if resolved is None or file not in resolved[1]:
             return self.refuse(404, {"X-Error-Code": "EntryNotFound"})
-        if (
-            repository.token
-            and file not in repository.small
-            and self.headers["Authorization"] != f"Bearer {repository.token}"
-        ):
+        commit, content = resolved[0], resolved[1][file]
+        is_small = file in repository.small
+        if repository.token and not is_small and self.headers["Authorization"] != f"Bearer {repository.token}":
             return self.refuse(401, {"X-Error-Code": "GatedRepo"})
-        if file in repository.small:
-            return self.send(files[file], file)
-        self.refuse(
-            302, {"Location": f"http://localhost:{self.server.server_address[1]}/cdn/{file}?{owner}/{name}@{revision}"}
-        )
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(content) if is_small else "0" * 40}"'}
+        if is_small:
+            return self.send(content, file, headers)
+        linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        location = f"http://localhost:{self.server.server_address[1]}/cdn/{file}?{owner}/{name}@{revision}"
+        self.refuse(302, {**headers, **linked, "Location": location})
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def cdn(self, file: str) -> None:
+    def cdn(self, file: str, query: str) -> None:
         if self.headers["Authorization"]:
             return self.refuse(400)
-        repository, _, revision = urlsplit(self.path).query.partition("@")
-        files = self.server.repositories[repository].files(revision)
-        assert files is not None
-        self.send(files[file], file)
+        name, _, revision = query.partition("@")
+        resolved = self.server.repositories[name].resolve(revision)
+        assert resolved is not None
+        self.send(resolved[1][file], file, {})
 
     def api(self, path: str, query: dict[str, list[str]]) -> None:
         parts = path.split("/")
@@ -97,28 +98,25 @@ class Handler(BaseHTTPRequestHandler):
             return
         if repository is None:
             return self.refuse(401, {"X-Error-Code": "RepoNotFound"})
+        resolved = repository.resolve("/".join(parts[3:]) or "main" if parts[2:3] != ["tree"] else parts[3])
+        if resolved is None:
+            return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
+        commit, files = resolved
         if parts[2:3] != ["tree"]:
-            branch = "/".join(parts[3:]) or "main"
-            if repository.files(branch) is None:
-                return self.refuse(404, {"X-Error-Code": "RevisionNotFound"})
-            commit = next(
-                repository.commit(each) for each in repository.branches if branch in (each, repository.commit(each))
-            )
-            return self.json({"id": "/".join(parts[:2]), "sha": commit})
-        files = repository.files(parts[3])
-        assert files is not None
+            siblings = [{"rfilename": name} for name in files]
+            return self.json({"id": "/".join(parts[:2]), "sha": commit, "siblings": siblings})
         folder = "/".join(parts[4:])
         below = [name for name in files if not folder or name.startswith(f"{folder}/")]
         if folder and not below:
             return self.refuse(404, {"X-Error-Code": "EntryNotFound"})
-        if query["recursive"] != ["true"]:
+        recursive = query["recursive"][0]
+        if recursive.lower() != "true":
             below = [name for name in below if "/" not in name.removeprefix(f"{folder}/" if folder else "")]
         begin = int(query.get("cursor", ["0"])[0])
-        here = f"http://{repository.host}:{self.server.server_address[1]}{urlsplit(self.path).path}"
-        more = f'<{here}?recursive={query["recursive"][0]}&cursor={begin + repository.page}>; rel="next"'
-        entries = [
-            entry(name, files[name], name in repository.small) for name in below[begin : begin + repository.page]
-        ]
+        here = f"{self.server.url}{urlsplit(self.path).path}"
+        more = f'<{here}?recursive={recursive}&cursor={begin + repository.page}>; rel="next"'
+        page = below[begin : begin + repository.page]
+        entries = [entry(name, files[name], name in repository.small) for name in page]
         self.json(entries, {"Link": more} if begin + repository.page < len(below) else {})
 
     def json(self, content: object, headers: dict[str, str] | None = None) -> None:
@@ -132,16 +130,25 @@ class Handler(BaseHTTPRequestHandler):
         faults.pop(0)(self, content, start)
         return True
 
-    def send(self, content: bytes, name: str) -> None:
+    def send(self, content: bytes, name: str, headers: dict[str, str]) -> None:
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         if start >= len(content) > 0:
             return self.refuse(416)
-        if not self.fault(name, content, start):
-            self.part(content, start)
+        if self.command == "HEAD" or not self.fault(name, content, start):
+            self.part(content, start, headers=headers)
 
-    def part(self, content: bytes, start: int, length: int | None = None, sent: bytes | None = None) -> None:
-        """The content from `start` on: under a header that says `length`, or `sent` in its place."""
+    def part(
+        self,
+        content: bytes,
+        start: int,
+        length: int | None = None,
+        sent: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Send the content from `start` on, or `sent` instead; `length` is what the header claims."""
         self.send_response(206 if start else 200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start if length is None else length))
@@ -165,11 +172,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
     """A file as the hub lists it. Of a large one git keeps a pointer, whose sha1 is nothing to the content."""
     if small:
-        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return {"type": "file", "path": name, "size": len(content), "oid": oid}
+        return {"type": "file", "path": name, "size": len(content), "oid": git_sha1(content)}
     large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
     return {"type": "file", "path": name, "size": len(content), "oid": "0" * 40, "lfs": large}
 

@@ -44,7 +44,9 @@ def test_the_sdist_holds_the_tests_and_the_licence(distributions: tuple[Path, Pa
 
 
 def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path], tmp_path: Path) -> None:
-    """With its dependencies alone, in the versions of constraints.txt: what the package forgot to name would be missing."""
+    """With its dependencies alone, in the versions of constraints.txt: what the package forgot to name would be
+    missing.
+    """
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = Path(sysconfig.get_path("scripts", scheme="venv", vars={"base": str(tmp_path / "venv")}))
     install = [

@@ -1,4 +1,6 @@
-"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the ranks."""
+"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the
+ranks.
+"""
 
 import dataclasses
 import itertools
@@ -17,23 +19,34 @@ import torch.nn.functional as F
 from glassgpt.config.model import ModelConfig
 from glassgpt.evaluation import hellaswag as module
 from glassgpt.evaluation import hellaswag_items
-from glassgpt.evaluation.hellaswag import Question, encode, evaluate_hellaswag, plan, score_hellaswag, share_of
+from glassgpt.evaluation.hellaswag import (
+    NEAR_TIE,
+    Question,
+    Score,
+    encode,
+    evaluate_hellaswag,
+    group_rows,
+    hash_model,
+    make_batches,
+    results_name,
+    score_batch,
+    score_hellaswag,
+    summarize,
+)
 from glassgpt.evaluation.hellaswag_items import (
     STYLES,
     Item,
-    as_build_nanogpt,
-    as_lm_eval,
     find_items,
     fingerprint,
     is_published,
+    prompt_of,
     read_items,
     subset,
     without_markup,
 )
-from glassgpt.evaluation.hellaswag_results import NEAR_TIE, Score, merge, summarize
 from glassgpt.interop.hf_models import export_hf
 from glassgpt.model.gpt import GPT
-from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.utils.errors import UserError
 from kill_harness import lightly
@@ -84,7 +97,7 @@ BYTES = BytesTokenizer()
 
 def prefixed() -> BPETokenizer:
     """A tokenizer whose texts begin with a token of their own, as Llama's do."""
-    vocab = {symbol: i for i, symbol in enumerate(byte_symbols())} | {"Ġa": 256, "<s>": 257}
+    vocab = {symbol: i for i, symbol in enumerate(bytes_to_unicode())} | {"Ġa": 256, "<s>": 257}
     content = json.loads(BPETokenizer.from_merges({k: v for k, v in vocab.items() if k != "<s>"}, ["Ġ a"]).to_json())
     content["added_tokens"] = [
         {
@@ -109,7 +122,9 @@ def prefixed() -> BPETokenizer:
 
 
 def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: str) -> tuple[list[float], list[int]]:
-    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's cross-entropy."""
+    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's
+    cross-entropy.
+    """
     losses, lengths = [], []
     for ending in item.endings:
         if style == "build-nanogpt":
@@ -171,10 +186,10 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
         for i, word in enumerate(words.split())
     ]
     with torch.no_grad():
-        (batch,) = plan(questions)
-        for question, score in zip(batch.questions, module.score_batch(model, batch), strict=True):
+        (batch,) = make_batches(questions)
+        for question, losses in zip(batch.questions, score_batch(model, batch), strict=True):
             log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
-            assert score.losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
+            assert losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -235,19 +250,20 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
     assert len(compiled) == graphs
 
 
-# ------------------------------------------------------------------------------------------------------ batches and ranks
+# ------------------------------------------------------------------------------------------------------ batches and
+# ranks
 
 
 def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
     items = some_items(60)
-    batches = plan(encode(items, BYTES, "build-nanogpt", 100, 256))
+    batches = make_batches(encode(items, BYTES, "build-nanogpt", 100, 256))
     assert sorted(q.number for batch in batches for q in batch.questions) == list(range(60))
     for batch in batches:
         assert len({q.cut for q in batch.questions}) == 1
         assert batch.shared == (0 if batch.questions[0].cut else min(len(q.context) for q in batch.questions))
         assert sum(4 * q.tokens for q in batch.questions) <= module.BATCH_TOKENS or len(batch.questions) == 1
         rows = batch.rows(100)
-        groups = list(module.passes(rows))
+        groups = list(group_rows(rows))
         assert sorted(map(id, rows)) == sorted(id(row) for group in groups for row in group)
         for group in groups:
             assert sum(len(group[0].tokens) - len(row.tokens) for row in group) <= module.PASS_TOKENS
@@ -259,13 +275,10 @@ def test_the_ranks_shares_together_are_the_whole(world_size: int, monkeypatch: p
     items, model = some_items(20), model_for(BYTES, context_length=100)
     whole = score_hellaswag(model, BYTES, items)
     shares = [score_hellaswag(model, BYTES, items, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert merge(reversed(shares)) == whole  # to the last bit: the batches are the same
+    scores = sorted(itertools.chain.from_iterable(shares), key=lambda score: score.number)
+    assert scores == whole  # to the last bit: the batches are the same
     if world_size == 100:
         assert [] in shares
-    with pytest.raises(ValueError, match="in two shares"):
-        merge([*shares, shares[0]])
-    with pytest.raises(ValueError, match="rank 2 is none of 2"):
-        share_of([], 2, 2)
 
 
 def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
@@ -279,14 +292,15 @@ def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
         subset(items, 0)
 
 
-# --------------------------------------------------------------------------------------------------------------- resuming
+# ---------------------------------------------------------------------------------------------------------------
+# resuming
 
 
 class StoppedError(Exception):
     """What stops an evaluation here."""
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"number": 3, "label"', b"\xff\xfe", b'{"number": 19}\n'])
+@pytest.mark.parametrize("torn", [b"", b'{"number": 3, "losses": [1.0', b"\xff\xfe", b'{"number": 19}\n'])
 def test_an_evaluation_goes_on_where_it_was_stopped(
     tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,24 +314,21 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        score_hellaswag(model, BYTES, items, results_path=path, progress=stop)
+        score_hellaswag(model, BYTES, items, results=path, progress=stop)
     with open(path, "ab") as file:
         file.write(torn)
     computed: list[int] = []
-    score_batch = module.score_batch
 
-    def counted(m: GPT, batch: module.Batch) -> list[Score]:
+    def counted(m: GPT, batch: module.Batch) -> list[tuple[float, ...]]:
         computed.extend(question.number for question in batch.questions)
         return score_batch(m, batch)
 
     monkeypatch.setattr(module, "score_batch", counted)
-    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+    assert score_hellaswag(model, BYTES, items, results=path) == whole
     assert 0 < len(computed) <= 12
     computed.clear()
-    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+    assert score_hellaswag(model, BYTES, items, results=path) == whole
     assert computed == []
-    assert len(path.read_bytes().splitlines()) == 21
-    assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
 def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path) -> None:
@@ -325,10 +336,11 @@ def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path)
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
     model, path = model_for(BYTES), tmp_path / "results.jsonl"
-    assert len(plan(encode(items, BYTES, "build-nanogpt", 256, 256))) == 1
-    whole = score_hellaswag(model, BYTES, items, results_path=path)
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    assert score_hellaswag(model, BYTES, items, results_path=path) == whole
+    assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256, 256))) == 1
+    whole = score_hellaswag(model, BYTES, items, results=path)
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
+    path.write_bytes(b"".join(lines[:3]))
+    assert score_hellaswag(model, BYTES, items, results=path) == whole
 
 
 def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) -> None:
@@ -336,37 +348,29 @@ def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) 
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
     for _ in range(2):
-        found = evaluate_hellaswag(model, BYTES, items, results_path=path)
+        found = evaluate_hellaswag(model, BYTES, items, results=path)
         assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
-    assert b"NaN" not in path.read_bytes()
 
 
-def test_results_of_something_else_are_refused_and_kept(tmp_path: Path) -> None:
-    items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
-    score_hellaswag(model, BYTES, items, results_path=path)
-    content = path.read_bytes()
-    other = model_for(BYTES)
+def test_results_are_kept_apart_for_everything_that_scores_depend_on() -> None:
+    items, model, other = some_items(3), model_for(BYTES), model_for(BYTES)
     with torch.no_grad():
         other.embedding.weight[5, 5] += 1e-6
     characters = CharacterTokenizer("".join(map(chr, range(256))))
-    changes: list[tuple[str, dict[str, Any]]] = [
-        ("model", {"model": other}),
-        ("tokenizer", {"tokenizer": characters}),
-        ("items", {"items": items[:2]}),
-        ("style", {"style": "lm-eval"}),
-        ("precision", {"precision": "bfloat16"}),
-    ]
-    for what, change in changes:
-        arguments: dict[str, Any] = {"model": model, "tokenizer": BYTES, "items": items, "results_path": path}
-        with pytest.raises(UserError, match=f"has the results of another {what}; name another file, or remove it"):
-            score_hellaswag(**(arguments | change))
-    assert path.read_bytes() == content
-    path.write_text("my diary\n")
-    with pytest.raises(UserError, match="has no HellaSwag results; name another file"):
-        score_hellaswag(model, BYTES, items, results_path=path)
+    names = {
+        results_name(hash_model(model_for(BYTES)), BYTES, items, "lm-eval", "float32"),
+        results_name(hash_model(model), BYTES, items, "lm-eval", "float32"),
+        results_name(hash_model(other), BYTES, items, "lm-eval", "float32"),
+        results_name(hash_model(model), characters, items, "lm-eval", "float32"),
+        results_name(hash_model(model), BYTES, items[:2], "lm-eval", "float32"),
+        results_name(hash_model(model), BYTES, items, "build-nanogpt", "float32"),
+        results_name(hash_model(model), BYTES, items, "lm-eval", "bfloat16"),
+    }
+    assert len(names) == 6  # the first two are the same model
 
 
-# ------------------------------------------------------------------------------------------------------------------ items
+# ------------------------------------------------------------------------------------------------------------------
+# items
 
 OFFICIAL = {
     "ind": 24,
@@ -409,15 +413,15 @@ def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> N
 
 def test_the_two_wordings(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
-    plain, cleaned = as_build_nanogpt(item), as_lm_eval(item)
+    plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
     assert plain.context == "A man is sitting on a roof. he"
-    assert plain.continuations[3] == " starts [substeps] pulling   up."
+    assert plain.endings[3] == " starts [substeps] pulling   up."
     assert cleaned.context == "Roof shingle removal: A man is sitting on a roof. He"
-    assert cleaned.continuations[3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned.endings[3] == " starts pulling  up."  # three spaces become two, as there
     assert cleaned.characters == (14, 27, 18, 19)
     wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
-    assert as_lm_eval(wiki).context == "Roof shingle removal: How to fly. Jump. Then"
-    assert as_lm_eval(wiki).continuations[0] == "  is using wrap."
+    assert prompt_of(wiki, "lm-eval").context == "Roof shingle removal: How to fly. Jump. Then"
+    assert prompt_of(wiki, "lm-eval").endings[0] == "  is using wrap."
 
 
 @pytest.mark.parametrize(
@@ -425,15 +429,15 @@ def test_the_two_wordings(tmp_path: Path) -> None:
     [
         ('{"ctx": ', "line 2: broken JSON"),
         ("[" * 100_000, "line 2: broken JSON"),
-        ("[]", "line 2: an item is a JSON object"),
-        (json.dumps({"ctx": "a", "label": 1}), "line 2: no activity_label and no endings"),
+        ("[]", "line 2: .*JSON object"),
+        (json.dumps({"ctx": "a", "label": 1}), "line 2: .*activity_label, ctx, endings"),
         (json.dumps(OFFICIAL | {"label": 4}), "line 2: label must be 0, 1, 2 or 3, .* got 4"),
         (json.dumps(OFFICIAL | {"label": ""}), "line 2: label must be .* got ''"),
         (json.dumps(OFFICIAL | {"label": True}), "line 2: label must be"),
-        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c"]}), "line 2: endings must be exactly four texts"),
-        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c", 4]}), "line 2: endings must be exactly four texts"),
-        (json.dumps(OFFICIAL | {"endings": "abcd"}), "line 2: endings must be exactly four texts"),
-        (json.dumps(OFFICIAL | {"ctx": " "}), "line 2: ctx is empty"),
+        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c"]}), "line 2: endings .*four texts"),
+        (json.dumps(OFFICIAL | {"endings": ["a", "b", "c", 4]}), "line 2: endings .*four texts"),
+        (json.dumps(OFFICIAL | {"endings": "abcd"}), "line 2: endings .*four texts"),
+        (json.dumps(OFFICIAL | {"ctx": " "}), "line 2: ctx must be text"),
         (json.dumps(OFFICIAL | {"ctx_a": None}), "line 2: ctx_a must be text, got None"),
     ],
 )
@@ -449,25 +453,23 @@ def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
         (tmp_path / "items.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_items(tmp_path / "items.jsonl")
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
         read_items(tmp_path / "missing.jsonl")
 
 
 def test_what_cannot_be_scored_is_explained() -> None:
     items, model = some_items(2), model_for(BYTES)
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match="tokenizer"):
         evaluate_hellaswag(model, None, items)
-    with pytest.raises(UserError, match="there is no way 'lm-evil' to score HellaSwag; did you mean 'lm-eval'"):
+    with pytest.raises(UserError, match="'lm-evil'; did you mean 'lm-eval'"):
         evaluate_hellaswag(model, BYTES, items, style="lm-evil")
     letters = CharacterTokenizer("abc ")
     with pytest.raises(UserError, match="is none of the 4 that this tokenizer knows"):
         evaluate_hellaswag(model_for(letters), letters, items)
-    with pytest.raises(UserError, match="it is not this model's tokenizer"):
+    with pytest.raises(UserError, match="the tokenizer is not this model's"):
         evaluate_hellaswag(model_for(letters), BYTES, items)
     empty = dataclasses.replace(items[0], endings=("[step]", "b", "c", "d"))
-    with pytest.raises(
-        UserError, match="item 0 of HellaSwag has a context or an ending without a token or a character"
-    ):
+    with pytest.raises(UserError, match="item 0 of HellaSwag"):
         evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
 
 
@@ -490,7 +492,9 @@ def test_the_published_file_is_taken_from_the_cache_or_asked_for(
 
 
 def published_like(count: int) -> list[dict[str, Any]]:
-    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some long."""
+    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some
+    long.
+    """
     draw = random.Random(7)
 
     def words(fewest: int, most: int) -> str:
@@ -517,7 +521,8 @@ def test_a_file_of_the_published_form_is_read_and_scored(tmp_path: Path) -> None
             assert scores[item.number].losses == pytest.approx(plain_losses(model, BYTES, item, style)[0], rel=3e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- lm-eval
+# ----------------------------------------------------------------------------------------------------------------
+# lm-eval
 
 TASK = """
 task: hellaswag_local

@@ -1,9 +1,12 @@
-"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a time."""
+"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a
+time.
+"""
 
 import json
 import math
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,14 +20,13 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import prepare
-from glassgpt.evaluation import evaluate
-from glassgpt.evaluation.perplexity import details, measure_stream
+from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
-from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
@@ -109,12 +111,35 @@ def test_a_guess_among_all_bytes_is_eight_bits_a_byte() -> None:
 
 
 def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
-    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49 bytes."""
+    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49
+    bytes.
+    """
     tokenizer = CharacterTokenizer("aé€😀")
     found = measure_stream(undecided(tokenizer), TokenStream([tokenizer.encode("aé€😀" * 5)]), tokenizer).figures
     assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)  # the four padded ids get no probability
     assert found["bits_per_byte"] == pytest.approx(19 * 2 / 49, rel=1e-6)
     assert found["tokens"] == 19
+
+
+def test_special_tokens_have_no_part_in_bits_per_byte() -> None:
+    """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are
+    predicted.
+    """
+    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
+    end = 256
+    stream = TokenStream([np.array([end, *b"ab", end, *b"cde", end], dtype="<u2")])
+    model = undecided(tokenizer)
+    measured = measure_stream(model, stream, tokenizer)
+    assert (measured.figures["tokens"], measured.text_bytes) == (7, 5)
+    assert measured.loss == pytest.approx(math.log(257), rel=1e-6)  # the mean over all tokens
+    assert measured.figures["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)  # 5 tokens over 5 bytes, not 7
+    with torch.no_grad():  # an end of text that costs more changes the loss only
+        model.get_parameter("norm.weight").zero_()
+        model.get_parameter("norm.bias").fill_(1.0)
+        model.embedding.weight[end].fill_(-1.0)
+    dearer = measure_stream(model, stream, tokenizer)
+    assert dearer.loss > measured.loss + 4
+    assert dearer.figures["bits_per_byte"] == pytest.approx(8, abs=1e-6)
 
 
 def test_a_loss_beyond_floating_point_has_an_infinite_perplexity() -> None:
@@ -147,7 +172,8 @@ def test_it_takes_two_tokens(tokens: int) -> None:
         measure_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
 
 
-# ------------------------------------------------------------------------------------------------- by place and by document
+# ------------------------------------------------------------------------------------------------- by place and by
+# document
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
@@ -163,7 +189,7 @@ def test_the_loss_by_position_is_the_mean_at_each_place(batch_size: int | None) 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:
     """The documents behind end-of-text marks, in shards of 40 tokens."""
-    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*byte_symbols(), "<|endoftext|>"])}, [])
+    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     data = DataConfig(
         source=str(folder / "texts.jsonl"), validation_source=str(folder / "texts.jsonl"), shard_tokens=40
@@ -173,7 +199,9 @@ def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETo
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size: int) -> None:
-    """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's second."""
+    """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's
+    second.
+    """
     texts = ["one", "a longer document, over several windows of sixteen", "é" * 70, "x", "the end"]
     stream, tokenizer = documents_stream(tmp_path, texts)
     model = model_for(tokenizer)
@@ -205,6 +233,43 @@ def test_the_worst_documents_come_first_and_short_ones_not_at_all(tmp_path: Path
     worst = told["worst_documents"]
     assert [document["loss"] for document in worst] == sorted(losses, reverse=True)[:5]
     assert [document["text"] for document in worst] == [texts[document["document"]] for document in worst]
+
+
+def test_token_losses_on_request(run: Path) -> None:
+    """The mean of the token losses is the loss; the ids are the split's, without its first."""
+    result = evaluate(run, tokens=True)
+    assert len(result["token_ids"]) == len(result["token_losses"]) == result["tokens"]
+    assert np.mean(result["token_losses"]) == pytest.approx(result["loss"], rel=1e-9)
+    _, tokenizer = load(run)
+    assert tokenizer is not None
+    text = (run.parent / "text.txt").read_text()
+    assert text.endswith(tokenizer.decode(np.array(result["token_ids"])))
+    assert "token_losses" not in evaluate(run)
+
+
+def test_windows_of_another_length(run: Path) -> None:
+    """Fewer tokens of context: as many windows of one token, each predicted from one token alone."""
+    model, _ = load(run)
+    result = evaluate(run, context_length=1, tokens=True)
+    ids = result["token_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor(ids[:-1])[:, None])[:, 0]
+    expected = F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+    assert result["token_losses"][1:] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert (result["context_length"], len(result["loss_by_position"])) == (1, 1)
+    limit = model.config.context_length
+    with pytest.raises(UserError, match=f"from 1 to {limit}"):
+        evaluate(run, context_length=limit + 1)
+
+
+def test_the_result_says_what_was_measured(run: Path) -> None:
+    result = evaluate(f"{run}@5", quantize="int8")
+    assert result["model"] == f"{run}@5"
+    assert (result["step"], result["split"], result["quantization"]) == (5, "validation", "int8")
+    assert (result["data"], result["precision"]) == ("text", "float32")
+    assert result["glassgpt"] == version("glassgpt")
+    assert result["torch"] == torch.__version__
+    assert result["data_fingerprint"] == find_checkpoint(run).state.data_fingerprint
 
 
 def test_the_figures_of_every_document_are_made_only_where_asked_for(run: Path, tmp_path: Path) -> None:
@@ -256,7 +321,8 @@ def test_a_mixture_is_the_mean_by_its_weights(run: Path, tmp_path: Path) -> None
     assert set(found["texts"]) == {"one", "two"}
 
 
-# -------------------------------------------------------------------------------------------------------------- a reference
+# -------------------------------------------------------------------------------------------------------------- a
+# reference
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +330,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with checkpoints of steps 5 and 10."""
     folder = tmp_path_factory.mktemp("evaluate")
     return train(tiny_config(write_text(folder / "text.txt")), folder / "run", progress=Quiet())
+
+
+def figures_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers, without what was measured."""
+    return {key: value for key, value in result.items() if key not in ("model", "data", "data_fingerprint")}
 
 
 @pytest.mark.parametrize("step", [5, 10])
@@ -279,7 +350,7 @@ def test_what_int8_costs_can_be_measured(run: Path) -> None:
     plain, rounded = (evaluate(run, quantize=kind) for kind in (None, "int8"))
     assert rounded["tokens"] == plain["tokens"]
     assert 0 < abs(rounded["loss"] - plain["loss"]) < 0.01
-    with pytest.raises(UserError, match="no quantization 'int3'"):
+    with pytest.raises(UserError, match="'int3'"):
         evaluate(run, quantize="int3")
 
 
@@ -288,13 +359,14 @@ def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_pat
     assert evaluate(run, split="train")["tokens"] == 3599
     # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
     (tmp_path / "same.txt").write_text("x" * 3600 + text.read_text()[3600:])
-    assert evaluate(run, source=str(tmp_path / "same.txt"), split="validation") == evaluate(run)
+    same = evaluate(run, source=str(tmp_path / "same.txt"), split="validation")
+    assert figures_of(same) == figures_of(evaluate(run))
     # A text that the model was not trained on counts whole; a copy of its own text does not, wherever it lies.
     other = str(write_text(tmp_path / "other.txt", 8000, seed=5))
     assert evaluate(run, source=other)["tokens"] == 7999
     assert evaluate(run, source=other, split="validation")["tokens"] == 799
     (tmp_path / "copy.txt").write_bytes(text.read_bytes())
-    assert evaluate(run, source=str(tmp_path / "copy.txt")) == evaluate(run)
+    assert figures_of(evaluate(run, source=str(tmp_path / "copy.txt"))) == figures_of(evaluate(run))
 
 
 def test_a_prepared_dataset_counts_its_validation_split(
@@ -316,12 +388,14 @@ def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, t
     config.write_text(config.read_text().replace('precision = "auto"', 'precision = "float16"'))
     manifest.write_text(manifest.read_text().replace(before, sha256_of(config)))
     assert find_checkpoint(copy).config.precision == "float16"
-    assert evaluate(copy, device="cpu") == evaluate(run, device="cpu")
+    assert figures_of(evaluate(copy, device="cpu")) == figures_of(evaluate(run, device="cpu"))
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
 def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
-    """One seed validated on training data: here it would happen if the text were edited between training and evaluation."""
+    """One seed validated on training data: here it would happen if the text were edited between training and
+    evaluation.
+    """
     text = write_text(tmp_path / "text.txt")
     config = tiny_config(text, data={"tokenizer": tokenizer})
     run = train(config, tmp_path / "run", progress=Quiet())
@@ -337,5 +411,5 @@ def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> Non
         evaluate(run, source=str(tmp_path / "greek.txt"))
     with pytest.raises(UserError, match="split must be validation, train or all, got 'test'"):
         evaluate(run, split="test")
-    with pytest.raises(UserError, match="no run or checkpoint"):
+    with pytest.raises(UserError, match="missing does not exist"):
         evaluate(tmp_path / "missing")

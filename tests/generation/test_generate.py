@@ -1,7 +1,7 @@
 """Generation: the cache against recomputation, sampling against hand-made distributions, streaming, stopping, refusals.
 
-`reciter` is a GPT whose weights are set by hand so that it writes a given text; `lively` one with large random weights in
-float64, where cached and uncached logits are so close (1e-12) that no draw falls between them.
+`reciter` is a GPT whose weights are set by hand so that it writes a given text; `lively` one with large random weights
+in float64, where cached and uncached logits are so close (1e-12) that no draw falls between them.
 """
 
 import itertools
@@ -39,7 +39,9 @@ def lively(**changes: Any) -> GPT:
 
 
 def reciter(script: Sequence[int], vocab_size: int = 256) -> GPT:
-    """Behind a prompt of one token, writes the ids of `script`: position p is a one-hot vector, and the head maps it to script[p]."""
+    """Behind a prompt of one token, writes the ids of `script`: position p is a one-hot vector, and the head maps it to
+    script[p].
+    """
     width = len(script) + 1
     shape = ModelConfig(
         vocab_size=vocab_size,
@@ -115,7 +117,9 @@ def windows(context: int, prompt: Sequence[int], drawn: Sequence[int]) -> list[l
 def test_past_the_context_the_older_half_goes_with_and_without_cache(
     position: str, context: int, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts shorter than, as long as and longer than the context, 30 tokens on: each draw is from the logits of its window."""
+    """Prompts shorter than, as long as and longer than the context, 30 tokens on: each draw is from the logits of its
+    window.
+    """
     model = lively(position=position, context_length=context)
     recorded: list[Tensor] = []
 
@@ -134,7 +138,9 @@ def test_past_the_context_the_older_half_goes_with_and_without_cache(
 
 
 def test_rotary_windows_write_on_without_end() -> None:
-    """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read again."""
+    """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read
+    again.
+    """
     model = lively(position="rope", context_length=8, window=3)
     shapes = calls(model)
     cached = ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
@@ -240,7 +246,9 @@ def test_padded_ids_are_never_sampled() -> None:
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 50.0, "n": 50, "top_k": 7}])
 def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]) -> None:
-    """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no character."""
+    """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no
+    character.
+    """
     model, tokenizer = lively(tied_head=False), CharacterTokenizer("abcdefg")
     with torch.no_grad():
         model.get_parameter("head.weight")[7:] *= 1e3
@@ -356,7 +364,9 @@ def test_end_of_text_ends_a_sample_unseen() -> None:
 
 
 def tokenizer_with_end() -> BPETokenizer:
-    """The 256 bytes and end-of-text, in GPT-2's spelling of bytes: printable ones are themselves, the rest from U+0100 on."""
+    """The 256 bytes and end-of-text, in GPT-2's spelling of bytes: printable ones are themselves, the rest from U+0100
+    on.
+    """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = itertools.count(256)
     symbols = [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -364,7 +374,9 @@ def tokenizer_with_end() -> BPETokenizer:
 
 
 def sentencepiece() -> HFTokenizer:
-    """Five tokens of Llama's kind: a word carries its space, which the beginning of a text drops, and prompts begin with <s>."""
+    """Five tokens of Llama's kind: a word carries its space, which the beginning of a text drops, and prompts begin
+    with <s>.
+    """
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     word = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     start = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}

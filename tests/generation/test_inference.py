@@ -72,8 +72,8 @@ def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packe
 
 
 def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
-    """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest number, 0 among
-    them. A row of zeros gives the bias; rows of one sign only are there too.
+    """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest
+    number, 0 among them. A row of zeros gives the bias; rows of one sign only are there too.
     """
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
@@ -94,7 +94,9 @@ def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it would."""
+    """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it
+    would.
+    """
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
     assert (inference.activation_steps() + 1) * 127 * 2 < 2**15
     code = (
@@ -114,7 +116,9 @@ def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.M
 
 @VARIANTS
 def test_int8_is_close(changes: dict[str, Any]) -> None:
-    """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of all."""
+    """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of
+    all.
+    """
     original, ready = model(**changes), quantize(model(**changes))
     with torch.inference_mode():
         expected, logits = original(ids(2, 20)), ready(ids(2, 20))
@@ -128,7 +132,9 @@ def test_int8_is_close(changes: dict[str, Any]) -> None:
 
 
 def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
-    """Though other rows are a thousand times as large. Rounding to the next integer, as one input in a million is, would be seen."""
+    """Though other rows are a thousand times as large. Rounding to the next integer, as one input in a million is,
+    would be seen.
+    """
     layer, x = (
         Int8Linear(torch.randn(48, 64), torch.randn(48)),
         torch.randn(1000, 3, 64) * torch.tensor([[1.0], [1000.0], [0.001]]),
@@ -175,7 +181,9 @@ def test_the_quantization_engine_is_restored(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bfloat16_on_request_leaves_the_original_in_float32() -> None:
-    """Logits within bfloat16's rounding (8 bits), the tied head is still tied, hooks fire; `auto` on a CPU stays float32."""
+    """Logits within bfloat16's rounding (8 bits), the tied head is still tied, hooks fire; `auto` on a CPU stays
+    float32.
+    """
     original, dtypes = model().train(), []
     original.get_submodule("blocks.0").register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
     ready = prepare_for_inference(original, 1, 9, "bfloat16").eval()
@@ -283,7 +291,8 @@ def test_the_command_line_writes_in_int8(
 
 
 def test_int8_takes_less_memory() -> None:
-    """A model of 100 MB whose matrices go: a fresh process falls by 70 MB at least (three quarters of the matrices are 75).
+    """A model of 100 MB whose matrices go: a fresh process falls by 70 MB at least (three quarters of the matrices are
+    75).
 
     What the C library has freed and keeps for later does not count: how much that is differs from machine to machine.
     """
@@ -303,7 +312,9 @@ def test_int8_takes_less_memory() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even at the ends."""
+    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even
+    at the ends.
+    """
     p = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
     drawn = draw(p.expand(20_000, -1), torch.Generator().manual_seed(0))
     shares = drawn.bincount(minlength=6) / 20_000

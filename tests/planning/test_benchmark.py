@@ -10,6 +10,7 @@ from glassgpt.cli.main import main
 from glassgpt.config.recipes import recipe
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning import benchmark as bench
+from glassgpt.planning import throughput
 
 CPU = torch.device("cpu")
 TINY = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 1}, device="cpu")
@@ -17,10 +18,10 @@ TINY = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 1}, device=
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_REPEATING", 0.05)
-    monkeypatch.setattr(bench, "_UPDATING", 0.0)
+    monkeypatch.setattr(bench, "_REPEAT_SECONDS", 0.05)
+    monkeypatch.setattr(throughput, "_TOTAL_SECONDS", 0.0)
     monkeypatch.setattr(bench, "measure_peak_flops", lambda precision, device: 1e12)
-    monkeypatch.setattr(bench, "trainings", lambda device: [TINY])
+    monkeypatch.setattr(bench, "training_configs", lambda device: [TINY])
 
 
 def test_each_figure_stands_beside_its_limit(
@@ -48,5 +49,5 @@ def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bandwidth_counts_what_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy reads and writes 154,533,888 bytes, a sum reads them: in 1 s each."""
-    monkeypatch.setattr(bench, "_quickest", lambda function, device: 1.0)
+    monkeypatch.setattr(bench, "_fastest", lambda function, device: 1.0)
     assert bench._bandwidths(CPU) == (2 * 4 * 50304 * 768, 4 * 50304 * 768)

@@ -127,6 +127,7 @@ def test_the_peak_of_a_cpu_counts_two_flops_a_product(monkeypatch: pytest.Monkey
     assert hardware.peak_flops(torch.device("mps"), "float32") is None
 
 
+@pytest.mark.slow
 def test_memory_is_in_bytes() -> None:
     """64 MiB more are held and counted; 16 MiB of leeway for what else the process frees or takes meanwhile.
 
@@ -134,7 +135,7 @@ def test_memory_is_in_bytes() -> None:
     """
     code = """
 import torch
-from glassgpt.hardware import memory_bytes
+from glassgpt.utils.device import memory_used
 before = memory_used(torch.device("cpu"))
 block = torch.ones(64 * 2**20, dtype=torch.uint8)
 print(memory_used(torch.device("cpu")) - before)
@@ -153,12 +154,13 @@ def test_the_environment_records_what_bits_depend_on() -> None:
     assert environment["cpu_capability"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_freed_memory_is_kept_for_the_next_tensors() -> None:
     # Ten tensors of 1.5 MB a round, all freed: 4,000 pages of 4 KiB, which the kernel has to clear anew each time they come back.
     code = """
 import resource, sys, torch
-from glassgpt.hardware import keep_freed_memory
+from glassgpt.utils.device import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults(rounds):

@@ -214,7 +214,7 @@ def test_remove_partials_takes_files_and_folders_of_that_prefix_only(tmp_path: P
         (errno.EACCES, "permission denied"),
         (errno.EPERM, "permission denied"),
         (errno.EROFS, "read-only"),
-        (errno.ENOTDIR, "no directory"),
+        (errno.ENOTDIR, "not a directory"),
     ],
 )
 def test_errors_that_a_user_can_mend_are_explained(number: int, reason: str) -> None:

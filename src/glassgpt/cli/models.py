@@ -183,13 +183,13 @@ class ReportOptions:
 def report(arguments: Sequence[str]) -> None:
     """Write a report of one run, or a comparison of several: one HTML file with charts and samples that opens offline.
 
-    A comparison shows losses, gradient norms, speed and HellaSwag over steps, tokens or time, the settings that differ, and
-    samples side by side.
+    A comparison shows losses, gradient norms, speed and HellaSwag over steps, tokens or time, the settings that differ,
+    and samples side by side.
     """
     options = parse(ReportOptions, "report", report, arguments)
     if not options.runs:
         raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
-    from glassgpt.report import write_report
+    from glassgpt.report.page import write_report
 
     first, *others = options.runs
     print(write_report(first, *others, out=options.out))

@@ -17,23 +17,23 @@ class PlanOptions(TrainOptions):
     """Options of `glassgpt plan`."""
 
     gpus: int = 1
-    """GPUs that train together."""
+    """Number of GPUs that train together."""
 
 
 def plan(arguments: Sequence[str]) -> None:
-    """Say what a run will need: memory by part, the micro-batch that fits, tokens/s and hours.
+    """Estimate what a run needs: memory by component, the micro-batch that fits, tokens/s and hours.
 
-    A recipe's name or .toml file comes first, then what train would be given (nothing is written, and of a text only a prepared
-    dataset is looked at). --device here (or auto, cpu, cuda) times this machine, for some seconds to a minute; a GPU's name takes its
-    data sheet: b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
+    Takes a recipe's name or .toml file and the options of train. Nothing is written, and no text is read.
+    --device here (or auto, cpu, cuda) measures this machine for some seconds to a minute. The name of a GPU uses its data sheet:
+    b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
     """
     options = parse_settings(PlanOptions, "plan", plan, arguments)
     if options.resume is not None:
-        raise UserError("plan is for a new run: name its recipe, which of a run is its config.toml")
+        raise UserError("plan estimates new runs; pass a recipe, or the config.toml of a run, instead of --resume")
     from glassgpt.planning.plan import plan as plan_run
     from glassgpt.utils.device import keep_freed_memory
 
-    keep_freed_memory()  # as training does: the timings are to be its
+    keep_freed_memory()  # as training does, so that the measured times are those of training
     print(plan_run(options.config, options.gpus))
 
 
@@ -48,7 +48,7 @@ class BenchOptions:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure this machine: products, memory bandwidth, training and generation, each beside its limit (a minute or two)."""
+    """Measure this machine: products, memory bandwidth, training and generation, each with its limit (a minute or two)."""
     options = parse(BenchOptions, "bench", bench, arguments)
     if options.json is not None:
         require_json(options.json)
@@ -60,7 +60,7 @@ def bench(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     device = find_device(options.device)
     if device.type == "mps":
-        raise UserError("bench measures CPUs and CUDA devices: give --device cpu")
+        raise UserError("bench measures CPUs and CUDA devices; use --device cpu")
     say(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     figures = []
     for figure in measure(device):

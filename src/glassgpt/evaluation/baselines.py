@@ -1,11 +1,11 @@
-"""Figures that others published for GPT-2 and GPT-3, to be told beside one's own where the data is the same."""
+"""Published results of GPT-2 and GPT-3, shown next to one's own for the same data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of others for a model: shares of the 10,042 validation items, None where the source has none."""
+    """A model's scores on the 10,042 validation items of HellaSwag; None: not published."""
 
     model: str
     style: str
@@ -23,7 +23,7 @@ PUBLISHED = (
     Published("GPT-2 1558M", "build-nanogpt", 0.3842, 0.4893, _SCRIPT),
     Published("GPT-2 124M", "lm-eval", 0.2892, 0.3114, _SCRIPT),
     Published("GPT-2 1558M", "lm-eval", 0.4004, 0.5089, _SCRIPT),
-    # By OpenAI's own way to score, which the notebook draws beside build-nanogpt's.
+    # Scored in OpenAI's own style; the notebook plots them next to build-nanogpt's.
     Published("GPT-3 124M", "GPT-3 paper", None, 0.337, _NOTEBOOK),
     Published("GPT-3 350M", "GPT-3 paper", None, 0.436, _NOTEBOOK),
     Published("GPT-3 774M", "GPT-3 paper", None, 0.510, _NOTEBOOK),
@@ -31,4 +31,4 @@ PUBLISHED = (
 )
 
 GPT2_FINEWEB_LOSS = 3.2924
-"""In nats a token: what build-nanogpt's play.ipynb draws for GPT-2 124M beside its FineWeb-Edu validation loss."""
+"""FineWeb-Edu validation loss of GPT-2 124M in nats per token, as plotted in build-nanogpt's play.ipynb."""

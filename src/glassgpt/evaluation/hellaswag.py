@@ -1,13 +1,17 @@
-"""HellaSwag: which of four endings a model finds likeliest, the context read once for all four.
+"""HellaSwag: which of four endings the model finds most likely, with each context read once for all four.
 
-Items whose contexts have about the same number of tokens go through the model together: the contexts first, into a cache, whose
-rows then serve four endings each. The head sees only the positions that predict a token of an ending. What does not fit into
-the model's context is cut from the left, as in lm-eval; such items have four contexts and go the plain way.
+Items whose contexts have nearly the same length go through the model together. First the contexts fill a cache, then
+each cache row is copied for its four endings. The head is computed only at positions that predict a token of an ending.
+Items longer than the model's context are cut on the left, as in lm-eval; their four contexts differ, so they are read
+without a shared cache.
 
-Shapes: `B` items of a batch, `R` endings of a pass, `T` time, `C` channels.
+Shapes: `B` items of a batch, `R` endings of a forward pass, `T` time, `C` channels.
 """
 
+import hashlib
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,30 +23,36 @@ import torch
 from torch import Tensor
 
 from glassgpt.distributed.group import Ranks
-from glassgpt.evaluation.hellaswag_items import Item, fingerprint, wording_of
-from glassgpt.evaluation.hellaswag_results import Identity, Score, merge, open_results, summarize
+from glassgpt.evaluation.hellaswag_items import Item, fingerprint, prompt_of
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import autocast, matmul_precision
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of a batch's texts, each ending behind its own context. The more there are, the more rows have one length.
+# Tokens of a batch, each ending counted with its own context.
 BATCH_TOKENS = 8192
-# Tokens in the cache of one pass: 0.3 GB at the size of GPT-2 in float32.
+# Tokens in the cache of one forward pass: 0.3 GB for GPT-2 small in float32.
 CACHE_TOKENS = 4096
-# Padding that is cheaper than another pass: reading the weights takes a CPU about as long as computing with so many tokens.
+# Padding that is cheaper than another pass: a CPU computes this many tokens in the time of reading the weights.
 PASS_TOKENS = 32
+# Difference of losses in nats, normalised or not, below which the order of a sum may decide the choice.
+NEAR_TIE = 1e-4
 ENDINGS = 4
 
 Ids = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called with the number of scored items and of all items."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """An item as tokens. `lengths` is what a normalised score divides by, one for each ending; `cut` says that tokens were lost."""
+    """An item as tokens. `lengths`: the divisor of each ending's normalised score. `cut`: whether it exceeds the
+    context.
+    """
 
     number: int
     label: int
@@ -53,8 +63,34 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """Of the longest of the four texts."""
+        """Tokens of the longest of its four texts."""
         return len(self.context) + max(map(len, self.endings))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The losses of an item's endings in nats, summed over their tokens, and the divisors that normalise them."""
+
+    number: int
+    label: int
+    losses: tuple[float, ...]
+    lengths: tuple[int, ...]
+    cut: bool
+
+    def values(self, normalised: bool) -> list[float]:
+        """The losses that are compared: sums, or means per token or character."""
+        divisors = self.lengths if normalised else (1,) * ENDINGS
+        return [loss / divisor for loss, divisor in zip(self.losses, divisors, strict=True)]
+
+    def choice(self, normalised: bool) -> int | None:
+        """The ending with the lowest loss, the first if several have it; None (wrong) if a loss is not finite."""
+        values = self.values(normalised)
+        return values.index(min(values)) if all(map(math.isfinite, values)) else None
+
+    def margin(self, normalised: bool) -> float:
+        """Difference between the lowest and the second lowest loss."""
+        best, second, *_ = sorted(self.values(normalised))
+        return second - best
 
 
 def evaluate_hellaswag(
@@ -64,35 +100,27 @@ def evaluate_hellaswag(
     *,
     style: str = "build-nanogpt",
     precision: str = "float32",
-    results_path: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    results: Path | None = None,
+    progress: Progress = lambda done, total: None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """The share of items whose right ending the model finds likeliest: what `summarize` returns of `score_hellaswag`.
+    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get the figures of all
+    items.
 
-    Each rank scores its share, and all get the figures of the whole.
+    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
+    `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
     """
     ranks = ranks or Ranks()
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         ranks.heartbeat()
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
-    own = score_hellaswag(
-        model,
-        tokenizer,
-        items,
-        style=style,
-        precision=precision,
-        results_path=results_path,
-        progress=told,
-        rank=ranks.rank,
-        world_size=ranks.size,
-    )
+    options: dict[str, Any] = {"style": style, "precision": precision, "results": results, "progress": report}
+    own = score_hellaswag(model, tokenizer, items, **options, rank=ranks.rank, world_size=ranks.size)
     ranks.enter_phase("the scores of HellaSwag")
     shares = ranks.all_gather_object([asdict(score) for score in own])
-    return {"style": style, **summarize(merge([Score(**score) for score in share] for share in shares))}
+    return {"style": style, **summarize([Score(**score) for share in shares for score in share])}
 
 
 @torch.no_grad()
@@ -103,82 +131,127 @@ def score_hellaswag(
     *,
     style: str = "build-nanogpt",
     precision: str = "float32",
-    results_path: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    results: Path | None = None,
+    progress: Progress = lambda done, total: None,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[Score]:
-    """The losses of each item's four endings, in the order of the items' numbers; on several ranks those of this rank's share.
-
-    With `results_path` (one for each rank) every batch is appended there, and a rerun with the same weights, items, style,
-    tokenizer and precision goes on behind it, to the very same scores. `progress` is told the items done and all of them.
-    Raises `UserError` for a model without a tokenizer, a text that the tokenizer does not know, and a file with other results.
-    """
+    """The scores of this rank's share of the items, ordered by item number. See `evaluate_hellaswag`."""
     if tokenizer is None:
-        raise UserError("this model has no tokenizer, so HellaSwag's texts cannot be put to it")
+        raise UserError("HellaSwag needs a tokenizer, and this model has none")
     questions = encode(items, tokenizer, style, model.config.context_length, model.vocab_size)
-    batches = share_of(plan(questions), rank, world_size)
-    identity = Identity.of(model, tokenizer, fingerprint(items), style, precision) if results_path is not None else None
-    scores: dict[int, Score] = {}
+    batches = make_batches(questions)[rank::world_size]
     total = sum(len(batch.questions) for batch in batches)
-    device = model.embedding.weight.device
-    was_training = model.training
+    saved = {} if results is None else _read_results(results)
+    scores: dict[int, Score] = {}
+    was_training, device = model.training, model.embedding.weight.device
     model.eval()
     try:
-        with (
-            open_results(results_path, identity) as results,
-            uncompiled(model),
-            matmul_precision(precision),
-            autocast(device, precision),
-        ):
+        with uncompiled(model), matmul_precision(precision), autocast(device, precision):
             for batch in batches:
-                # All of a batch or nothing: the last bits of a loss depend on what else is in the batch.
-                found = [results.known[q.number] for q in batch.questions if q.number in results.known]
-                if len(found) < len(batch.questions):
-                    found = score_batch(model, batch)
-                    results.append(found)
-                scores |= {score.number: score for score in found}
-                if progress is not None:
-                    progress(len(scores), total)
+                numbers = [question.number for question in batch.questions]
+                # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
+                losses = [saved[number] for number in numbers if number in saved]
+                if len(losses) < len(numbers):
+                    losses = score_batch(model, batch)
+                    if results is not None:
+                        _append_results(results, numbers, losses)
+                for q, four in zip(batch.questions, losses, strict=True):
+                    scores[q.number] = Score(q.number, q.label, four, q.lengths, q.cut)
+                progress(len(scores), total)
     finally:
         model.train(was_training)
     return [scores[number] for number in sorted(scores)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- tokens
+def summarize(scores: Sequence[Score]) -> dict[str, Any]:
+    """Figures of one or more items: `n`, `cut` (items longer than the context), and with and without the suffix
+    `_norm`:
+
+    `acc`: share of items whose right ending has the lowest loss; `stderr`: its standard error; `near_ties`: items whose
+    two lowest losses differ by at most `NEAR_TIE`. `_norm` compares losses per token or per character.
+    """
+    n = len(scores)
+    figures: dict[str, Any] = {"n": n, "cut": sum(score.cut for score in scores)}
+    for suffix, normalised in (("", False), ("_norm", True)):
+        accuracy = sum(score.choice(normalised) == score.label for score in scores) / n
+        figures[f"acc{suffix}"] = accuracy
+        # With the sample variance (n - 1), as in lm-eval.
+        figures[f"stderr{suffix}"] = math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan
+        figures[f"near_ties{suffix}"] = sum(score.margin(normalised) <= NEAR_TIE for score in scores)
+    return figures
+
+
+# Results: a JSON line per item. A line that is not complete, after a crash, is ignored.
+
+
+def hash_model(model: GPT) -> str:
+    """sha256 of a model's config and weights."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def results_name(model_hash: str, tokenizer: Tokenizer, items: Sequence[Item], style: str, precision: str) -> str:
+    """Name of the results file for everything that scores depend on."""
+    tokenizer_hash = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    identity = {"model": model_hash, "tokenizer": tokenizer_hash, "items": fingerprint(items)}
+    identity |= {"style": style, "precision": precision}
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] + ".jsonl"
+
+
+def _read_results(path: Path) -> dict[int, tuple[float, ...]]:
+    """The saved losses by item number."""
+    saved = {}
+    with explain_os_errors("read", path):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            losses = tuple(float(loss) for loss in record["losses"])
+            if len(losses) == ENDINGS:
+                saved[int(record["number"])] = losses
+        except (ValueError, TypeError, KeyError):
+            continue
+    return saved
+
+
+def _append_results(path: Path, numbers: Sequence[int], losses: Sequence[tuple[float, ...]]) -> None:
+    rows = [json.dumps({"number": number, "losses": four}) for number, four in zip(numbers, losses, strict=True)]
+    with explain_os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n" + "\n".join(rows) + "\n")  # the first line break ends an incomplete line
 
 
 def encode(
     items: Sequence[Item], tokenizer: Tokenizer, style: str, context_length: int, vocab_size: int
 ) -> list[Question]:
-    """The items as tokens, behind the tokenizer's prefix.
+    """The items as tokens, after the tokenizer's prefix. Only the last `context_length` tokens of an ending are scored.
 
-    Of an ending longer than `context_length` only its last tokens count. Raises `UserError` for text without ids, an id that the
-    model does not have, and an ending without a token or a character.
+    Raises `UserError` for text without ids, an id that the model does not have, and an ending without a token or a
+    character.
     """
-    wordings = [wording_of(style)(item) for item in items]
-    contexts = _encoded(tokenizer, [wording.context for wording in wordings])
-    texts = [wording.context * wording.together + text for wording in wordings for text in wording.continuations]
-    encoded = _encoded(tokenizer, texts)
+    prompts = [prompt_of(item, style) for item in items]
+    contexts = _encoded(tokenizer, [prompt.context for prompt in prompts])
+    texts = [prompt.context * prompt.encoded_together + ending for prompt in prompts for ending in prompt.endings]
+    encoded = iter(_encoded(tokenizer, texts))
     prefix = np.array(tokenizer.prompt_prefix, dtype=np.int64)
     questions = []
-    for i, (item, wording, context) in enumerate(zip(items, wordings, contexts, strict=True)):
-        whole = encoded[i * ENDINGS : (i + 1) * ENDINGS]
-        endings = [ids[len(context) :] if wording.together else ids for ids in whole]
+    for item, prompt, context in zip(items, prompts, contexts, strict=True):
+        start = len(context) if prompt.encoded_together else 0
+        endings = tuple(ids[start:][-context_length:] for ids in itertools.islice(encoded, ENDINGS))
         context = np.concatenate([prefix, context])
-        kept = tuple(ids[-context_length:] for ids in endings)
-        lengths = wording.characters or tuple(map(len, kept))
-        if not len(context) or not all(map(len, endings)) or not all(lengths):
-            raise UserError(
-                f"item {item.number} of HellaSwag has a context or an ending without a token or a character ({item.ctx[:40]!r}...)"
-            )
+        lengths = prompt.characters or tuple(map(len, endings))
+        if not all((len(context), *map(len, endings), *lengths)):
+            raise UserError(f"item {item.number} of HellaSwag has an empty context or ending ({item.ctx[:40]!r}...)")
         highest = max(int(ids.max()) for ids in (context, *endings))
         if highest >= vocab_size:
-            raise UserError(
-                f"the tokenizer gave id {highest}, and the model has {vocab_size}: it is not this model's tokenizer"
-            )
+            raise UserError(f"the tokenizer is not this model's: it has id {highest}, and the model {vocab_size} ids")
         cut = any(len(context) + len(ids) > context_length + 1 for ids in endings)
-        questions.append(Question(item.number, item.label, context, kept, lengths, cut))
+        questions.append(Question(item.number, item.label, context, endings, lengths, cut))
     return questions
 
 
@@ -188,39 +261,38 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
     return [ids[start:end].astype(np.int64) for start, end in itertools.pairwise(offsets.tolist())]
 
 
-# --------------------------------------------------------------------------------------------------------------- batches
-
-
 @dataclass(frozen=True)
 class Row:
-    """An ending behind its context: the place of its item in the batch, the tokens, and how many of them, the last, are scored."""
+    """A context and an ending: the item's index in its batch, the tokens, and how many of the last ones are scored."""
 
-    place: int
+    item: int
     tokens: Ids
     scored: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that go through the model together, and how many tokens of their contexts are read once for all four endings."""
+    """Questions that go through the model together, and the number of context tokens that are read once for all
+    endings.
+    """
 
     questions: list[Question]
     shared: int
 
     def rows(self, context_length: int) -> list[Row]:
-        """All endings, each behind its own context, of which the left is cut to what the model can read."""
+        """All endings, each after its own context, which is cut on the left to what the model can read."""
         return [
-            Row(place, np.concatenate([question.context, ids])[-context_length - 1 :], len(ids))
-            for place, question in enumerate(self.questions)
+            Row(item, np.concatenate([question.context, ids])[-context_length - 1 :], len(ids))
+            for item, question in enumerate(self.questions)
             for ids in question.endings
         ]
 
 
-def plan(questions: Iterable[Question]) -> list[Batch]:
-    """All questions in batches, those that are cut and then the longest first.
+def make_batches(questions: Iterable[Question]) -> list[Batch]:
+    """All questions in batches: those that are cut first, then the longest first.
 
-    In a batch as many tokens as the shortest context has are shared; what others have more comes with each of their endings. A
-    pure function of the questions, so a rerun and another number of ranks meet the same batches.
+    A batch shares as many tokens as its shortest context has; the rest of longer contexts is read again for each
+    ending. It is a pure function of the questions, so that every run and any number of ranks use the same batches.
     """
     batches: list[list[Question]] = []
     room, spare, shortest = 0, 0, 0
@@ -234,15 +306,8 @@ def plan(questions: Iterable[Question]) -> list[Batch]:
     return [Batch(batch, 0 if batch[0].cut else len(batch[0].context)) for batch in reversed(batches)]
 
 
-def share_of(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
-    """The batches that are this rank's: each `world_size`-th, so that every rank has long and short ones; maybe none."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is none of {world_size}")
-    return list(batches[rank::world_size])
-
-
-def passes(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """The rows, longest first, in groups of nearly one length: padding costs less than another pass over the weights would."""
+def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows of nearly one length for each forward pass, longest first."""
     group: list[Row] = []
     spare = PASS_TOKENS
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
@@ -256,64 +321,64 @@ def passes(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a batch's items share with their own endings: `length` tokens in the cache, and the hidden states (B, 1, C) of the last."""
+class SharedContext:
+    """The tokens that a batch's items share with their own endings: how many, their cache, and the last hidden states
+    (B, 1, C).
+    """
 
     length: int
     cache: KVCache
     last: Tensor
 
 
-def score_batch(model: GPT, batch: Batch) -> list[Score]:
-    """The losses of the endings of a batch."""
+def score_batch(model: GPT, batch: Batch) -> list[tuple[float, ...]]:
+    """The losses of the four endings of each question."""
     rows = batch.rows(model.config.context_length)
-    beginning = read_beginnings(model, batch, max(len(row.tokens) for row in rows) - 1) if batch.shared else None
+    shared = _read_contexts(model, batch, max(len(row.tokens) for row in rows) - 1) if batch.shared else None
     losses: dict[int, float] = {}
-    for group in passes(rows):
-        losses |= zip(map(id, group), losses_of(model, group, beginning), strict=True)
-    sums = iter([losses[id(row)] for row in rows])
-    return [Score(q.number, q.label, tuple(itertools.islice(sums, ENDINGS)), q.lengths, q.cut) for q in batch.questions]
+    for group in group_rows(rows):
+        losses |= zip(map(id, group), _losses(model, group, shared), strict=True)
+    ordered = iter([losses[id(row)] for row in rows])
+    return [tuple(itertools.islice(ordered, ENDINGS)) for _ in batch.questions]
 
 
-def read_beginnings(model: GPT, batch: Batch, capacity: int) -> Beginning:
-    """The contexts of a batch, as far as they are shared, in a cache that has room for `capacity` tokens."""
+def _read_contexts(model: GPT, batch: Batch, capacity: int) -> SharedContext:
+    """Read the shared part of a batch's contexts into a cache with room for `capacity` tokens."""
     ids = torch.from_numpy(np.stack([question.context[: batch.shared] for question in batch.questions]))
     cache = model.new_cache(len(batch.questions), capacity)
     last = model.hidden(ids.to(model.embedding.weight.device), cache)[:, -1:]
-    return Beginning(batch.shared, cache, last)
+    return SharedContext(batch.shared, cache, last)
 
 
-def losses_of(model: GPT, rows: Sequence[Row], beginning: Beginning | None) -> list[float]:
-    """The loss of each row's ending, summed over its tokens in float64. What the beginning has is not read again."""
+def _losses(model: GPT, rows: Sequence[Row], shared: SharedContext | None) -> list[float]:
+    """The loss of each row's ending, summed over its tokens in float64. The shared context is not read again."""
     device = model.embedding.weight.device
-    read = beginning.length if beginning is not None else 0
-    targets = padded([_targets(row)[max(0, read - 1) :] for row in rows], IGNORED)
-    parts = []
-    if beginning is not None:
-        places = torch.tensor([row.place for row in rows], device=device)
-        parts.append(beginning.last[places])
-    if read + 1 < len(rows[0].tokens):  # the longest row; else all endings have one token
-        # Padding stands behind an ending, where no token of it looks.
-        inputs = padded([row.tokens[read:-1] for row in rows], 0).to(device)
-        parts.append(model.hidden(inputs, beginning.cache.select(places) if beginning is not None else None))
+    read = 0 if shared is None else shared.length
+    targets = _padded([_targets(row)[max(0, read - 1) :] for row in rows], IGNORED)
+    hidden, cache = [], None
+    if shared is not None:
+        items = torch.tensor([row.item for row in rows], device=device)
+        hidden, cache = [shared.last[items]], shared.cache.select(items)
+    if read + 1 < len(rows[0].tokens):  # the longest row; otherwise all endings have one token
+        # Padding comes after an ending, so no token of it attends to padding.
+        hidden.append(model.hidden(_padded([row.tokens[read:-1] for row in rows], 0).to(device), cache))
     scored = targets != IGNORED
-    hidden = torch.cat(parts, dim=1)[scored.to(device)]
-    losses = token_losses(
-        hidden, model.head.weight, targets[scored].to(device), model.vocab_size, model.config.logit_softcap
-    )
-    line = np.repeat(np.arange(len(rows)), scored.sum(dim=1).numpy())
-    sums: list[float] = np.bincount(line, weights=losses.cpu().double().numpy()).tolist()
+    states = torch.cat(hidden, dim=1)[scored.to(device)]
+    cap = model.config.logit_softcap
+    losses = token_losses(states, model.head.weight, targets[scored].to(device), model.vocab_size, cap)
+    row_numbers = np.repeat(np.arange(len(rows)), scored.sum(dim=1).numpy())
+    sums: list[float] = np.bincount(row_numbers, weights=losses.cpu().double().numpy()).tolist()
     return sums
 
 
 def _targets(row: Row) -> Ids:
-    """What each token but the last is to predict, `IGNORED` before the ending."""
+    """The next token of each token but the last, `IGNORED` before the ending."""
     targets = row.tokens[1:].copy()
     targets[: len(targets) - row.scored] = IGNORED
     return targets
 
 
-def padded(rows: Sequence[Ids], value: int) -> Tensor:
+def _padded(rows: Sequence[Ids], value: int) -> Tensor:
     """Rows of any lengths as one tensor (R, T), filled up with `value` at their ends."""
     table = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
     for line, row in zip(table, rows, strict=True):

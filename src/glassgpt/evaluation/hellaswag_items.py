@@ -1,12 +1,11 @@
-"""HellaSwag's items (Zellers et al., 2019): a beginning and four endings, of which one is right. Read, downloaded, put into words.
-
-Two published ways to put an item into words give two sets of scores, so each has its name here; see `Style`.
+"""HellaSwag's items (Zellers et al., 2019): contexts with four endings, one of them right. Two published styles turn
+them into text.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +18,18 @@ URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 12,246,618 bytes, 10,042 items
 
 Style = Literal["build-nanogpt", "lm-eval"]
-"""`build-nanogpt`: the texts as they are, the ending's tokens encoded by themselves, normalised by their number
-(hellaswag.py of github.com/karpathy/build-nanogpt). `lm-eval`: WikiHow's markup taken out, the activity before the text, both
-encoded together, normalised by the ending's characters (task `hellaswag` of github.com/EleutherAI/lm-evaluation-harness)."""
+"""build-nanogpt (hellaswag.py of github.com/karpathy/build-nanogpt): texts unchanged, endings encoded alone, normalised
+by tokens. lm-eval (task `hellaswag` of github.com/EleutherAI/lm-evaluation-harness): WikiHow's markup removed, the
+activity before the text, context and ending encoded together, normalised by characters.
+"""
 STYLES: tuple[Style, ...] = ("build-nanogpt", "lm-eval")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item. `number` is its place in the file, from 0; `ctx_a` and `ctx_b` are whole sentences and the start of the next."""
+    """One item. `number`: its place in the file, from 0. `ctx_a`: whole sentences; `ctx_b`: the start of the next
+    one.
+    """
 
     number: int
     activity_label: str
@@ -39,145 +41,108 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Wording:
-    """What a model reads of an item: the context, the four continuations, and what a normalised score divides by.
-
-    `together`: a continuation's tokens are those that it adds to the context's, else those that it has by itself.
-    `characters` is None where a score is divided by the number of tokens.
-    """
+class Prompt:
+    """The text of an item in one style."""
 
     context: str
-    continuations: tuple[str, ...]
-    together: bool
+    endings: tuple[str, ...]
+    encoded_together: bool
+    """An ending's tokens are those that it adds to the context's; otherwise it is encoded alone."""
     characters: tuple[int, ...] | None
-
-
-# ------------------------------------------------------------------------------------------------------------------ files
+    """Divisors of the normalised scores; None: the numbers of tokens."""
 
 
 def find_items(path: str | Path | None = None) -> Path:
-    """The file of that name, or the published validation file in glassgpt's cache, downloaded where it is missing."""
+    """The given file, or the published validation file, downloaded to the cache once."""
     if path is not None:
         return Path(path).expanduser()
     target = cache_directory() / "downloads" / "hellaswag_val.jsonl"
-    manual = f"Without network: get that file on another machine and put it at {target}, or name it"
+    manual = f"Without network: download that file on another machine and copy it to {target}, or pass its path"
     return download(URL, target, SHA256, what="HellaSwag's validation items", manual=manual)
 
 
 def is_published(path: Path) -> bool:
-    """Whether the file is the published one, byte by byte: published figures are for its texts, markup included."""
+    """Whether this is the published file: only then can scores be compared with published ones."""
     with explain_os_errors("read", path):
         return sha256_of(path) == SHA256
 
 
 def read_items(path: Path) -> list[Item]:
-    """All items of a file of JSON lines, in its order; empty lines are left out.
+    """All items of a JSON lines file with the published file's fields; empty lines are skipped.
 
-    The fields are those of the published file, of which `activity_label`, `ctx`, `endings` and `label` (also as "2", as the hub
-    has it) must be there. Without `ctx_a` and `ctx_b` all of `ctx` is `ctx_a`. Raises `UserError`, naming file and line.
+    `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with
+    the line.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}; name HellaSwag's items as a .jsonl file")
-    items: list[Item] = []
+        raise UserError(f"{path} does not exist; pass HellaSwag's items as a .jsonl file")
     with explain_os_errors("read", path):
         lines = path.read_bytes().split(b"\n")
+    items: list[Item] = []
     for line, text in enumerate(lines, start=1):
         if text.strip():
             try:
                 items.append(_item(len(items), json.loads(text)))
-            except RecursionError:
-                raise UserError(f"{path}, line {line}: broken JSON (nested too deep)") from None
             except UserError as error:
                 raise UserError(f"{path}, line {line}: {error}") from None
-            except ValueError as error:  # also UnicodeDecodeError
+            except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
                 raise UserError(f"{path}, line {line}: broken JSON ({error})") from None
     if not items:
         raise UserError(f"{path} is empty; HellaSwag's validation file has 10,042 lines of JSON")
     return items
 
 
-def _item(number: int, record: object) -> Item:
-    if not isinstance(record, dict):
-        raise UserError("an item is a JSON object with ctx, endings and label")
+def _item(number: int, record: Any) -> Item:
     needed = ("activity_label", "ctx", "endings", "label")
-    if missing := [name for name in needed if name not in record]:
-        raise UserError(f"no {' and no '.join(missing)}; an item of HellaSwag has {', '.join(needed)}")
+    if not isinstance(record, dict) or not record.keys() >= set(needed):
+        raise UserError(f"an item must be a JSON object with {', '.join(needed)}")
+    texts = {name: record[name] for name in ("activity_label", "ctx")}
+    texts |= {"ctx_a": record.get("ctx_a", record["ctx"]), "ctx_b": record.get("ctx_b", "")}
+    if "ctx_a" not in record or "ctx_b" not in record:
+        texts |= {"ctx_a": record["ctx"], "ctx_b": ""}
+    for name, text in texts.items():
+        if not isinstance(text, str) or (name == "ctx" and not text.strip()):
+            raise UserError(f"{name} must be text, got {text!r:.60}")
     endings, label = record["endings"], record["label"]
     if not (isinstance(endings, list) and len(endings) == 4 and all(isinstance(e, str) and e.strip() for e in endings)):
-        raise UserError("endings must be exactly four texts, none empty")
+        raise UserError("endings must be exactly four texts, none of them empty")
     if isinstance(label, bool) or label not in (0, 1, 2, 3, "0", "1", "2", "3"):
-        raise UserError(
-            f"label must be 0, 1, 2 or 3, the number of the right ending, got {label!r} (the test split has none)"
-        )
-    if not _text(record, "ctx").strip():
-        raise UserError("ctx is empty")
-    ctx_a, ctx_b = (
-        (_text(record, "ctx_a"), _text(record, "ctx_b"))
-        if "ctx_a" in record and "ctx_b" in record
-        else (record["ctx"], "")
-    )
-    return Item(number, _text(record, "activity_label"), record["ctx"], ctx_a, ctx_b, tuple(endings), int(label))
-
-
-def _text(record: Mapping[str, Any], name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str):
-        raise UserError(f"{name} must be text, got {value!r:.60}")
-    return value
-
-
-# --------------------------------------------------------------------------------------------------------------- choosing
+        raise UserError(f"label must be 0, 1, 2 or 3, the number of the right ending, got {label!r}")
+    return Item(number=number, **texts, endings=tuple(endings), label=int(label))
 
 
 def subset(items: Sequence[Item], count: int) -> list[Item]:
-    """The first `count` items in the order of sha256("hellaswag NUMBER"), all of them where there are no more.
+    """The first `count` items, or all, in the order of sha256("hellaswag NUMBER").
 
-    A file begins with one kind of text (captions of videos) and ends with the other (WikiHow), so its first lines are no
-    sample of it. This order is the same everywhere, and a smaller subset is the start of a larger one.
+    The file starts with captions of videos and ends with WikiHow, so its first lines are not a sample of it. This order
+    is the same on every machine, and a smaller subset is the start of a larger one.
     """
     if count < 1:
-        raise UserError(f"a subset of HellaSwag has at least one item, got {count}")
+        raise UserError(f"a subset of HellaSwag needs at least one item, got {count}")
     return sorted(items, key=lambda item: hashlib.sha256(f"hellaswag {item.number}".encode()).digest())[:count]
 
 
 def fingerprint(items: Sequence[Item]) -> str:
-    """sha256 over all that the items say, and their order."""
+    """sha256 of the items' contents and order."""
     return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------- wording
-
-
-def as_build_nanogpt(item: Item) -> Wording:
-    """The texts as they are: `ctx`, and each ending behind a space."""
-    return Wording(item.ctx, tuple(f" {ending}" for ending in item.endings), together=False, characters=None)
-
-
-def as_lm_eval(item: Item) -> Wording:
-    """`activity: ctx_a Ctx_b`, and each ending behind a space, both without markup."""
-    context = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
-    endings = [without_markup(ending) for ending in item.endings]
-    kept = context.rstrip()  # spaces at the end belong to the continuation, where tokenizers have them
-    continuations = tuple(f"{context[len(kept) :]} {ending}" for ending in endings)
-    return Wording(kept, continuations, together=True, characters=tuple(len(ending) for ending in endings))
+def prompt_of(item: Item, style: str) -> Prompt:
+    """The item's text in a style. Raises `UserError` for an unknown style."""
+    if style not in STYLES:
+        raise UserError(f"unknown HellaSwag style {style!r}{did_you_mean(style, STYLES)}; use {' or '.join(STYLES)}")
+    if style == "build-nanogpt":
+        return Prompt(item.ctx, tuple(f" {ending}" for ending in item.endings), encoded_together=False, characters=None)
+    text = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
+    context = text.rstrip()  # spaces at the end move to the ending, since tokens begin with them
+    cleaned = [without_markup(ending) for ending in item.endings]
+    endings = tuple(f"{text[len(context) :]} {ending}" for ending in cleaned)
+    return Prompt(context, endings, encoded_together=True, characters=tuple(map(len, cleaned)))
 
 
 def without_markup(text: str) -> str:
-    """Text without WikiHow's `[header]`, `[title]`, `[step]` and `[substeps]`, and whatever else stands in brackets.
+    """Text without bracketed markup such as WikiHow's `[header]`, `[title]` and `[step]`.
 
-    In these very steps, though more than one space may stay: the scores of others were made with them.
+    These are lm-eval's exact steps, even if more than one space remains: published scores were computed with them.
     """
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
-
-WORDINGS: dict[str, Callable[[Item], Wording]] = {"build-nanogpt": as_build_nanogpt, "lm-eval": as_lm_eval}
-
-
-def wording_of(style: str) -> Callable[[Item], Wording]:
-    """How a style puts an item into words. Raises `UserError` for another name."""
-    if style not in WORDINGS:
-        raise UserError(
-            f"there is no way {style!r} to score HellaSwag{did_you_mean(style, WORDINGS)} (ways: {', '.join(WORDINGS)})"
-        )
-    return WORDINGS[style]

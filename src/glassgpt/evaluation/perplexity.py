@@ -1,10 +1,13 @@
-"""Loss of a model over a text: every token but the first predicted once, the same number for any batch size."""
+"""Loss, perplexity and bits per byte of a model on text. Every token but the first is predicted once, whatever the
+batch size.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,58 +21,27 @@ from glassgpt.data.shards import SPLITS
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
-from glassgpt.generation.inference import device_for
-from glassgpt.generation.inference import quantize as quantize_model
-from glassgpt.interop.references import ModelSource, load_source, read_reference
+from glassgpt.generation import inference
+from glassgpt.interop.references import LoadedModel, load_model
 from glassgpt.model.gpt import GPT
-from glassgpt.runs.checkpoint import Checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens in one forward pass of an evaluation. No gradients are kept, so memory is small; larger is slower on a CPU, and a GPU would
-# wait for its work with less.
+# Tokens of one forward pass. More are slower on a CPU, and fewer leave a GPU waiting.
 EVALUATION_TOKENS = 4096
 GPU_EVALUATION_TOKENS = 32768
-
-
-@dataclass
-class Measurement:
-    """Losses of the predicted tokens of a text, added up in float64."""
-
-    nats_by_position: npt.NDArray[np.float64]
-    """Sum of the losses (T,) at each place of the context, in nats."""
-    tokens_by_position: npt.NDArray[np.int64]
-    """Tokens predicted (T,) at each place: the first has one token before it to go by."""
-    text_bytes: int
-    """Bytes of the predicted tokens; special tokens have none."""
-    documents: "DocumentLosses | None"
-    """The same for each document, where it is known where they start."""
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """`loss` in nats a token, `perplexity`, `bits_per_byte` (so that tokenizers compare) and `tokens`."""
-        total, tokens = float(self.nats_by_position.sum()), int(self.tokens_by_position.sum())
-        loss = total / tokens
-        return {
-            "loss": loss,
-            "perplexity": _perplexity(loss),
-            "bits_per_byte": total / math.log(2) / self.text_bytes if self.text_bytes else math.nan,
-            "tokens": tokens,
-        }
-
-    @property
-    def loss_by_position(self) -> list[float]:
-        """Mean loss at each place of the context, in nats; ends where no window had a token."""
-        reached = np.count_nonzero(self.tokens_by_position)
-        return (self.nats_by_position[:reached] / self.tokens_by_position[:reached]).tolist()  # type: ignore[no-any-return]
+# Shorter documents are not reported among those with the highest loss: a word or two says little.
+WORST_TOKENS = 16
+WORST_DOCUMENTS = 5
+_EXCERPT_TOKENS = 100
 
 
 class DocumentLosses:
-    """Losses of each document's own tokens, the marks before it left out.
+    """Losses of each document's text tokens, in nats.
 
-    starts: first token (documents,) of each in the stream. What stands before the first one belongs to none.
+    starts: the first token (documents,) of each in the stream. Tokens before the first start are not counted.
     """
 
     def __init__(self, starts: Ids) -> None:
@@ -80,31 +52,74 @@ class DocumentLosses:
 
     def add(self, first: int, losses: npt.NDArray[np.float64], byte_lengths: Ids) -> None:
         """Count losses and bytes (n,) of the tokens from `first` on."""
-        if not len(self.starts):
-            return
-        places = np.arange(first, first + len(losses))
-        documents = np.searchsorted(self.starts, places, side="right") - 1
+        documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
         own = (byte_lengths > 0) & (documents >= 0)
-        if not own.any():
-            return
-        low, high = documents[own][0], documents[own][-1] + 1
-        numbers = documents[own] - low
-        self.nats[low:high] += np.bincount(numbers, losses[own], high - low)
-        self.bytes[low:high] += np.bincount(numbers, byte_lengths[own], high - low).astype(np.int64)
-        self.tokens[low:high] += np.bincount(numbers, minlength=high - low)
+        if own.any():
+            low, high = documents[own][0], documents[own][-1] + 1
+            numbers = documents[own] - low
+            self.nats[low:high] += np.bincount(numbers, losses[own], high - low)
+            self.bytes[low:high] += np.bincount(numbers, byte_lengths[own], high - low).astype(np.int64)
+            self.tokens[low:high] += np.bincount(numbers, minlength=high - low)
 
     def columns(self, numbers: Ids) -> dict[str, list[Any]]:
-        """Number, tokens, mean loss in nats and bits a byte of documents (n,) that have tokens, as columns of n each."""
+        """Number, tokens, loss and bits per byte of some documents (n,), as columns of n each."""
         nats, tokens = self.nats[numbers], self.tokens[numbers]
         bits_per_byte = nats / math.log(2) / self.bytes[numbers]
         columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits_per_byte}
         return {name: column.tolist() for name, column in columns.items()}
 
     def worst(self, count: int, shortest: int) -> Ids:
-        """The documents with the highest mean loss, worst first, of those with at least `shortest` measured tokens."""
+        """The documents with the highest mean loss, highest first, among those with at least `shortest` tokens."""
         eligible = np.flatnonzero(self.tokens >= shortest)
         means = self.nats[eligible] / self.tokens[eligible]
         return eligible[np.argsort(-means, kind="stable")[:count]]
+
+
+@dataclass
+class Measurement:
+    """Losses of a text's predicted tokens, summed in float64."""
+
+    nats_by_position: npt.NDArray[np.float64]
+    """Sum of the losses (T,) at each position of the context, in nats; the first position has one token before it."""
+    tokens_by_position: npt.NDArray[np.int64]
+    """Predicted tokens (T,) at each position."""
+    text_nats: float = 0.0
+    """Sum of the losses of tokens that have text: all but special tokens such as end of text."""
+    text_bytes: int = 0
+    """Bytes of these tokens."""
+    documents: DocumentLosses | None = None
+    """Losses by document, if document starts are known."""
+    token_losses: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    """Losses of all predicted tokens in order, one array per batch, if they are kept."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over all predicted tokens, in nats per token."""
+        return float(self.nats_by_position.sum() / self.tokens_by_position.sum())
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares models of different
+        tokenizers.
+        """
+        return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
+
+    @property
+    def loss_by_position(self) -> list[float]:
+        """Mean loss at each position of the context that has tokens."""
+        reached = np.count_nonzero(self.tokens_by_position)
+        means: list[float] = (self.nats_by_position[:reached] / self.tokens_by_position[:reached]).tolist()
+        return means
+
+
+def _figures(loss: float, text_nats: float, text_bytes: float, tokens: int) -> dict[str, Any]:
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        # Special tokens are in neither sum: they have no bytes, and only some tokenizers have them.
+        "bits_per_byte": text_nats / math.log(2) / text_bytes if text_bytes else math.nan,
+        "tokens": tokens,
+    }
 
 
 @torch.no_grad()
@@ -116,132 +131,122 @@ def measure_stream(
     precision: str = "float32",
     limit: int | None = None,
     batch_size: int | None = None,
+    context_length: int | None = None,
+    keep_tokens: bool = False,
     ranks: Ranks | None = None,
 ) -> Measurement:
-    """The losses of a token stream in windows that do not overlap, the remainder included: every token but the first once.
+    """Measure the losses of a token stream in windows of `context_length` that do not overlap, the remainder included.
 
-    `limit` stops after that many predicted tokens. On several ranks, those of this rank's share of the windows, maybe of none.
+    limit: stop after this many predicted tokens. Each rank measures its share of the windows, which may be empty.
     Raises `UserError` for fewer than two tokens.
     """
-    context_length, ranks = model.config.context_length, ranks or Ranks()
+    context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
-    batch_size = batch_size or max(
-        1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length
-    )
-    byte_lengths = tokenizer.byte_lengths()
-    starts = stream.document_starts()
-    documents = None if starts is None else DocumentLosses(starts)
-    found = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64), 0, documents)
+    tokens = EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS
+    batch_size = batch_size or max(1, tokens // context_length)
+    byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts()
+    measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
+    measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
     was_training = model.training
     model.eval()
     try:
-        for first, inputs, targets in stream.evaluation_batches(
-            context_length, batch_size, limit, ranks.rank, ranks.size
-        ):
+        batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
+        for first, inputs, targets in batches:
             ranks.heartbeat()
-            is_whole = inputs.shape == (batch_size, context_length)
-            with autocast(device, precision), nullcontext() if is_whole else uncompiled(model):
-                losses = model(
-                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device), reduction="none"
-                )
-            nats = losses.cpu().double().numpy()  # MPS has no float64, hence the way over the CPU
-            found.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
-            found.tokens_by_position[: targets.shape[1]] += targets.shape[0]
-            sizes = byte_lengths[targets.ravel()]
-            found.text_bytes += int(sizes.sum())
-            if documents is not None:
-                documents.add(first, nats.ravel(), sizes)
+            is_full = inputs.shape == (batch_size, context_length)
+            ids, next_ids = (torch.from_numpy(array).to(device) for array in (inputs, targets))
+            with autocast(device, precision), nullcontext() if is_full else uncompiled(model):
+                nats = model(ids, next_ids, reduction="none").cpu().double().numpy()  # MPS has no float64
+            measured.nats_by_position[: targets.shape[1]] += nats.sum(axis=0)
+            measured.tokens_by_position[: targets.shape[1]] += targets.shape[0]
+            losses, sizes = nats.ravel(), byte_lengths[targets.ravel()]
+            measured.text_nats += float(losses[sizes > 0].sum())
+            measured.text_bytes += int(sizes.sum())
+            if keep_tokens:
+                measured.token_losses.append(losses)
+            if measured.documents is not None:
+                measured.documents.add(first, losses, sizes)
     finally:
         model.train(was_training)
-    return found
+    return measured
 
 
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits; `limit` counts the predicted tokens of each. See `combined` for a mixture.
+    """The figures of a run's validation splits; `limit` counts the predicted tokens of each split. See `combine` for a
+    mixture.
 
-    Each rank measures its share, and all get the figures of the whole.
+    Each rank measures its share, and all ranks get the figures of the whole.
     """
     ranks = ranks or Ranks()
-    found = [
-        measure_stream(model, d.validation, d.tokenizer, precision=precision, limit=limit, ranks=ranks)
-        for d in data.datasets
-    ]
+    options: dict[str, Any] = {"precision": precision, "limit": limit, "ranks": ranks}
+    shares = [measure_stream(model, d.validation, d.tokenizer, **options) for d in data.datasets]
     ranks.enter_phase("the sums of an evaluation")
-    return combined([added_up(one, ranks) for one in found], data)
+    return combine([_sum_over_ranks(share, ranks) for share in shares], data)
 
 
-def added_up(found: Measurement, ranks: Ranks) -> Measurement:
-    """What all ranks measured of a text together, each document's losses aside."""
-    nats = ranks.all_gather_numbers(found.nats_by_position).sum(axis=0)
-    *tokens, text_bytes = (
-        ranks.all_gather_numbers([*found.tokens_by_position, found.text_bytes]).sum(axis=0).astype(np.int64).tolist()
-    )
-    return Measurement(nats, np.array(tokens), text_bytes, None)
+def _sum_over_ranks(share: Measurement, ranks: Ranks) -> Measurement:
+    """The losses of all ranks' shares, without those by document and by token."""
+    nats = ranks.all_gather_numbers([*share.nats_by_position, share.text_nats]).sum(axis=0)
+    counts = ranks.all_gather_numbers([*share.tokens_by_position, share.text_bytes]).sum(axis=0).astype(np.int64)
+    return Measurement(nats[:-1], counts[:-1], float(nats[-1]), int(counts[-1]))
 
 
-def combined(found: Sequence[Measurement], data: TrainingData) -> dict[str, Any]:
-    """The figures of a single text; of a mixture their means by its weights, and `losses` of each text by its name."""
-    if len(found) == 1:
-        return found[0].figures
-    losses = [one.figures["loss"] for one in found]
-    bytes_a_token = [one.text_bytes / one.figures["tokens"] for one in found]
-    loss, size = (
-        math.fsum(w * x for w, x in zip(data.weights, values, strict=True)) for values in (losses, bytes_a_token)
-    )
-    return {
-        "loss": loss,
-        "perplexity": _perplexity(loss),
-        "bits_per_byte": loss / math.log(2) / size if size else math.nan,
-        "tokens": sum(one.figures["tokens"] for one in found),
-        "losses": dict(zip(data.names, losses, strict=True)),
-    }
+def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, Any]:
+    """The figures of a single text; for a mixture, means by its weights, and `losses` of each text by name."""
+    if len(measured) == 1:
+        return measured[0].figures
+
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(weight * value for weight, value in zip(data.weights, values, strict=True))
+
+    losses, tokens = [each.loss for each in measured], [int(each.tokens_by_position.sum()) for each in measured]
+    text_nats = mean([each.text_nats / count for each, count in zip(measured, tokens, strict=True)])
+    text_bytes = mean([each.text_bytes / count for each, count in zip(measured, tokens, strict=True)])
+    figures = _figures(mean(losses), text_nats, text_bytes, sum(tokens))
+    return figures | {"losses": dict(zip(data.names, losses, strict=True))}
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def details(
+    measured: Measurement, stream: TokenStream, tokenizer: Tokenizer, documents: bool = False
+) -> dict[str, Any]:
+    """What `figures` leaves out, as JSON: `loss_by_position` and `tokens_by_position`.
 
-
-# Documents with fewer measured tokens than this are not among the worst: a word or two says little.
-WORST_TOKENS = 16
-WORST_DOCUMENTS = 5
-_EXCERPT_TOKENS = 100
-
-
-def details(found: Measurement, stream: TokenStream, tokenizer: Tokenizer, documents: bool = False) -> dict[str, Any]:
-    """What `figures` leaves out, as JSON: `loss_by_position` and `tokens_by_position`, each up to the last place with a token.
-
-    Where documents are known, `document_count` tells how many were measured, and `worst_documents` has the number in the split
-    (from 0), tokens, loss, bits a byte and beginning of some; `documents`, if asked for, the same of all but the beginning, as columns.
+    If token losses were kept, also `token_ids` and `token_losses`. If documents are known, also `document_count` and
+    `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
+    documents: also the figures of all `documents`, as columns.
     """
-    losses = found.loss_by_position
-    told: dict[str, Any] = {
+    losses, each = measured.loss_by_position, measured.documents
+    result: dict[str, Any] = {
         "loss_by_position": losses,
-        "tokens_by_position": found.tokens_by_position[: len(losses)].tolist(),
+        "tokens_by_position": measured.tokens_by_position[: len(losses)].tolist(),
     }
-    each = found.documents
-    if each is None or not len(each.starts):
-        return told
+    if measured.token_losses:
+        token_losses = np.concatenate(measured.token_losses)
+        result["token_ids"] = stream.read(1, len(token_losses)).tolist()
+        result["token_losses"] = token_losses.tolist()
+    if each is None:
+        return result
     ends = np.append(each.starts[1:], len(stream))
     worst = each.worst(WORST_DOCUMENTS, WORST_TOKENS)
     columns = each.columns(worst)
     columns["text"] = [_excerpt(stream, int(each.starts[number]), int(ends[number]), tokenizer) for number in worst]
-    told["document_count"] = int(np.count_nonzero(each.tokens))
-    told["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    result["document_count"] = int(np.count_nonzero(each.tokens))
+    result["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     if documents:
-        told["documents"] = each.columns(np.flatnonzero(each.tokens))
-    return told
+        result["documents"] = each.columns(np.flatnonzero(each.tokens))
+    return result
 
 
 def _excerpt(stream: TokenStream, start: int, end: int, tokenizer: Tokenizer) -> str:
-    """How a document begins, without the marks before it."""
+    """How a document begins, without special tokens."""
     ids = stream.read(start, min(end - start, _EXCERPT_TOKENS))
     return tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])
 
 
 def evaluate(
-    reference: str | Path,
+    reference: str | Path | LoadedModel,
     *,
     source: str | None = None,
     split: str | None = None,
@@ -249,62 +254,94 @@ def evaluate(
     encoding: str | None = None,
     errors: str | None = None,
     skip_bad: bool | None = None,
+    context_length: int | None = None,
     documents: bool = False,
+    tokens: bool = False,
     device: str = "auto",
     quantize: str | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Evaluate a model reference on its run's validation split, or on another source with the model's tokenizer.
+    """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
-    split: `validation`, `train` or `all`; left out, `validation` for the text that the model was trained on and for prepared
-    datasets, `all` for any other text. `column`, `encoding`, `errors` and `skip_bad` as in `DataConfig`, the run's own unless given.
-    `documents` adds the figures of each. Precision is the run's own, float32 where the device lacks that. A model from elsewhere
-    has no run: it needs a source, and precision is the device's best. `quantize` measures the model as `writing.quantized` makes it,
-    on the CPU. `log` gets lines about text that is prepared first.
+    split: `validation`, `train` or `all`; default: `validation` for the text that the model was trained on and for
+    prepared datasets, otherwise `all`. `column`, `encoding`, `errors` and `skip_bad` are as in `DataConfig`, by default
+    the run's. context_length: evaluate in shorter windows. `documents` and `tokens` add the figures of each. quantize:
+    `int8` measures `glassgpt.quantize(model)`. A model without a run needs a source. `log` is called with a line for
+    text that is prepared first.
 
-    Returns the figures of `evaluate_data`, and the `details` (of a mixture: those of each text, as `texts`). Raises `UserError`.
+    Returns `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens`; what was measured (model, step, data,
+    split, context length, precision, quantization, versions); and `details` (for a mixture, those of each text in
+    `texts`). Raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
-    target = find_device(device_for(quantize, device))
-    run, model, tokenizer = read_reference(reference, lambda found: (_run_of(found), *load_source(found, target)))
+    target = find_device(inference.device_for(quantize, device))
+    loaded = reference if isinstance(reference, LoadedModel) else load_model(reference, target)
+    model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:
-        raise UserError(f"{reference} has no tokenizer, so no text can be evaluated with it")
-    if run is None and source is None:
-        raise UserError(
-            f"{reference} is no run of glassgpt, so it has no validation split of its own; name a text with --data"
-        )
-    model = model if quantize is None else quantize_model(model, quantize)
-    config, own_fingerprint = run or (TrainConfig(steps=1), None)
+        raise UserError(f"{loaded.reference} has no tokenizer, so it cannot be evaluated on text")
+    if quantize is not None:
+        model = inference.quantize(model, quantize)
+    if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
+        raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
-    settings = config.override(data={key: value for key, value in changes.items() if value is not None}).data
+    data, is_own = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
+    if split is None:
+        is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
+        split = "validation" if is_own or is_prepared else "all"
+    streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
+    precision = _precision(loaded, quantize)
+    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
+    with matmul_precision(precision):
+        measured = [measure_stream(model, stream, tokenizer, **options) for stream in streams]
+    each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
+    return {
+        **combine(measured, data),
+        **_provenance(loaded, data),
+        "split": split,
+        "context_length": context_length or model.config.context_length,
+        "precision": precision,
+        "quantization": quantize,
+        **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
+    }
+
+
+def _provenance(loaded: LoadedModel, data: TrainingData) -> dict[str, Any]:
+    return {
+        "glassgpt": version("glassgpt"),
+        "torch": torch.__version__,
+        "model": loaded.reference,
+        "step": None if loaded.state is None else loaded.state.step,
+        "data": ", ".join(data.names),
+        "data_fingerprint": data.fingerprint,
+    }
+
+
+def _precision(loaded: LoadedModel, quantize: str | None) -> str:
+    """The run's precision, or float32 if the device lacks it or the model is quantized."""
+    try:
+        name = "auto" if loaded.config is None else loaded.config.precision
+        return find_precision("float32" if quantize else name, loaded.model.embedding.weight.device)
+    except UserError:
+        return "float32"
+
+
+def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, bool]:
+    """The data to evaluate on, and whether the model was trained on it."""
+    config, source = loaded.config or TrainConfig(steps=1), changes.get("source")
+    if loaded.config is None and source is None:
+        raise UserError(f"{loaded.reference} has no run, so no validation split; choose a text with --data")
+    settings = config.override(data=changes).data
     if source is not None and (config.data.mixture or absolute_source(source) != config.data.source):
         settings = dataclasses.replace(settings, mixture={}, validation="fraction", validation_source=None)
-    # The run's own dataset is there already, made with its own tokenizer unless that came with another run's weights or a file.
+    # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights or
+    # from a file.
     is_made = source is None and config.init_from is None and tokenizer_file(settings.tokenizer) is None
-    data = open_training_data(settings, None if is_made else tokenizer, log or (lambda line: None))
-    is_own = data.fingerprint == own_fingerprint
+    data = open_training_data(settings, None if is_made else loaded.tokenizer, log)
+    is_own = loaded.state is not None and data.fingerprint == loaded.state.data_fingerprint
     if source is None and not is_own:
         raise UserError(
-            f"{', '.join(data.names)} has changed since the model was trained on it, so its validation split may hold training text; "
-            "name another text with --data"
+            f"{', '.join(data.names)} has changed since the model was trained on it, so its validation split may hold training "
+            "text; choose another text with --data"
         )
-    if split is None:
-        split = "validation" if is_own or isinstance(resolve(settings.source), PreparedDataset) else "all"
-    streams = [
-        {"validation": dataset.validation, "train": dataset.train, "all": dataset.whole}[split]
-        for dataset in data.datasets
-    ]
-    try:
-        precision = find_precision(config.precision if quantize is None else "float32", target)
-    except UserError:
-        precision = "float32"
-    with matmul_precision(precision):
-        found = [measure_stream(model, stream, tokenizer, precision=precision) for stream in streams]
-    told = [details(one, stream, tokenizer, documents) for one, stream in zip(found, streams, strict=True)]
-    return combined(found, data) | (told[0] if len(told) == 1 else {"texts": dict(zip(data.names, told, strict=True))})
-
-
-def _run_of(source: ModelSource) -> tuple[TrainConfig, str | None] | None:
-    """The config and the data's fingerprint of a run's checkpoint, None for a model from elsewhere."""
-    return (source.config, source.state.data_fingerprint) if isinstance(source, Checkpoint) else None
+    return data, is_own

@@ -51,8 +51,8 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """Draw one token (n,) from each distribution (n, V), by inversion: one random number per row.
 
-    `torch.multinomial` draws V numbers per row, which takes a tenth of a step for 8 rows of GPT-2's vocabulary. The CPU's
-    `generator` gives the same numbers for every device. Raises `UserError` if a probability is not finite.
+    `torch.multinomial` draws V numbers per row, which takes a tenth of a step for 8 rows of GPT-2's vocabulary. The
+    CPU's `generator` gives the same numbers for every device. Raises `UserError` if a probability is not finite.
     """
     if probabilities.device.type == "mps":
         probabilities = probabilities.cpu()  # MPS has no float64

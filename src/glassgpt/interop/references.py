@@ -1,20 +1,23 @@
-"""A model reference is one string: a run (`runs/demo`, `@best`, `@500`) or a checkpoint directory of ours; a Hugging Face
-directory, `.safetensors` file or hub id; a checkpoint of nanoGPT or build-nanogpt (`.pt`)."""
+"""Model references: one string for a run (`runs/demo`, `@best`, `@500`), a checkpoint, a Hugging Face directory, file
+or hub id, or a `.pt` file of nanoGPT or build-nanogpt.
+"""
 
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
 from glassgpt.config.model import ModelConfig
+from glassgpt.config.schema import TrainConfig
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
-from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths, latest_checkpoint, open_checkpoint
+from glassgpt.runs.checkpoint import Checkpoint, TrainingState, checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import UserError, nearby_path, program
@@ -25,120 +28,156 @@ T = TypeVar("T")
 
 
 class ModelSource(Protocol):
-    """A model that a reference names: found and understood, but not loaded yet."""
+    """A model that was found and whose config was read, but whose weights are not loaded yet."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The directory or file."""
         ...
 
     @property
     def model_config(self) -> ModelConfig:
-        """Its shape, `vocab_size` included."""
+        """The model's shape, `vocab_size` included."""
         ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Its tokenizer, None where it has none."""
+        """The tokenizer, or None if there is none."""
         ...
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
-        """What `glassgpt info` tells besides the model's summary, as names and values."""
+        """Names and values that `glassgpt info` prints above the model's summary."""
         ...
 
     def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place. Raises `UserError` where they do not fit."""
+        """Fill a model's parameters in place. Raises `UserError` if they do not fit."""
         ...
 
 
-def find_model(reference: str | Path) -> ModelSource:
-    """The model that a reference names. A hub id that is nothing on the disk is downloaded. Raises `UserError` if there is none."""
-    with explain_os_errors("read", Path(reference)):
-        return _find_model(str(reference))
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with what its reference says about it."""
+
+    reference: str
+    model: GPT
+    tokenizer: Tokenizer | None
+    config: TrainConfig | None
+    """The config of its run; None for a model from elsewhere."""
+    state: TrainingState | None
+    """The training state of its checkpoint; None for a model from elsewhere."""
 
 
-def _find_model(text: str) -> ModelSource:
-    path = user_path(text)
-    if path.is_file() and path.suffix in (".pt", ".pth"):
-        return open_nanogpt(path)
-    if path.name == "model.safetensors" and (path.parent / "config.toml").is_file():
-        return find_checkpoint(path.parent)
-    if (path.is_file() and path.suffix == ".safetensors") or (path / "config.json").is_file():
-        return open_hf(path)
-    if (hub_id := find_hub_id(text)) is not None:
-        return open_hf(download_model(hub_id))
-    return find_checkpoint(text)
+def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
+    """The model that a reference names. A hub id is downloaded if nothing local has that name.
 
-
-def find_checkpoint(reference: str | Path) -> Checkpoint:
-    """The verified checkpoint that a reference names: a run's newest whole one, or its `@best` or `@STEP`.
-
-    Raises `UserError` if there is none.
+    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if there is no
+    model.
     """
+    text, path = str(reference), user_path(str(reference))
     with explain_os_errors("read", Path(reference)):
-        return _find(str(reference))
+        if path.is_file() and path.suffix in (".pt", ".pth"):
+            return open_nanogpt(path)
+        if path.name == "model.safetensors" and (path.parent / "config.toml").is_file():
+            return find_checkpoint(path.parent, verify=verify)
+        if (path.is_file() and path.suffix == ".safetensors") or (path / "config.json").is_file():
+            return open_hf(path)
+        if (hub_id := find_hub_id(text)) is not None:
+            return open_hf(download_model(hub_id))
+        return find_checkpoint(text, verify=verify)
 
 
-def _find(text: str) -> Checkpoint:
-    path = user_path(text)
-    if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
-        return open_checkpoint(path, for_training=False)
-    base, _, which = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
-    run = user_path(base)
+def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint:
+    """The checkpoint that a reference names: a checkpoint directory, or a run's newest valid one, its `@best` or its
+    `@STEP`.
+
+    verify: see `find_model`. Raises `UserError` if there is none.
+    """
+    text, path = str(reference), user_path(str(reference))
+    with explain_os_errors("read", Path(reference)):
+        if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
+            return _open(path, verify)
+        base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
+        directory = _require_checkpoints(base)
+        if not selector:
+            return _newest(directory) if verify else _open(checkpoint_paths(directory)[-1], verify)
+        if selector == "best":
+            return _open(directory / f"{_best_step(directory):06d}", verify)
+        steps = [int(path.name) for path in checkpoint_paths(directory)]
+        if not selector.isdecimal() or int(selector) not in steps:
+            raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
+        return _open(directory / f"{int(selector):06d}", verify)
+
+
+def _open(path: Path, verify: bool) -> Checkpoint:
+    return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
+
+
+def _require_checkpoints(name: str) -> Path:
+    """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
+    run = user_path(name)
     if run.is_file():
         raise UserError(
-            f"{base} is no model: name a run or a checkpoint, a .safetensors file, or a .pt file of nanoGPT"
+            f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or a .pt file of nanoGPT"
         )
-    if not run.is_dir() and run.suffix in (".pt", ".pth", ".safetensors"):
-        raise UserError(f"there is no file {base}")
     if not run.is_dir():
-        nearby = nearby_path(base)
-        fix = f"did you mean {nearby}?" if nearby else f"start a run with: {program()} train --out {shlex.quote(base)}"
-        raise UserError(f"{base} does not exist; {fix}\na model of the Hugging Face Hub is named hf:owner/name")
-    paths = checkpoint_paths(run / "checkpoints")
-    if not paths and any(run.glob("*.safetensors")):
-        raise UserError(f"{run} has weights but no config.json, which says what model they are of; put it there")
-    if not paths:
-        if (run / "config.toml").is_file():
+        nearby = nearby_path(name)
+        fix = f"did you mean {nearby}?" if nearby else f"start a run with: {program()} train --out {shlex.quote(name)}"
+        raise UserError(f"{name} does not exist; {fix}\na model of the Hugging Face Hub is named hf:owner/name")
+    if checkpoint_paths(run / "checkpoints"):
+        return run / "checkpoints"
+    if any(run.glob("*.safetensors")):
+        raise UserError(f"{run} has weights but no config.json; add the model's config.json")
+    if (run / "config.toml").is_file():
+        resume = f"{program()} train --resume {shlex.quote(str(run))}"
+        raise UserError(f"{run} has no checkpoint yet; continue its training with: {resume}")
+    raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
+
+
+def _newest(directory: Path) -> Checkpoint:
+    """The newest checkpoint that is not damaged; damaged ones are named on standard error."""
+
+    def warn(message: str) -> None:
+        print(f"glassgpt: warning: {message}", file=sys.stderr)
+
+    checkpoint = latest_checkpoint(directory, warn, for_training=False)
+    if checkpoint is None:
+        raise UserError(f"the checkpoints in {directory} were removed meanwhile")
+    return checkpoint
+
+
+def _best_step(directory: Path) -> int:
+    """The best step according to the newest readable state.json. No weights are read."""
+    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
+    for path in reversed(checkpoint_paths(directory)):
+        try:
+            step = Checkpoint(path).state.best_step
+        except UserError as damaged:
+            error = damaged
+            continue
+        if step is None:
             raise UserError(
-                f"the run {run} has no checkpoint yet; go on with `{program()} train --resume {shlex.quote(str(run))}`"
+                f"{directory.parent} has no best checkpoint: none was evaluated yet; use {directory.parent}"
             )
-        raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
-    if not which or which == "best":
-        notices: list[str] = []
-        checkpoint = latest_checkpoint(run / "checkpoints", notices.append, for_training=False)
-        if checkpoint is None:
-            raise UserError(f"the checkpoints of {run} were removed meanwhile")
-        for notice in notices:
-            print(f"glassgpt: warning: {notice}", file=sys.stderr)
-        if not which:
-            return checkpoint
-        best = checkpoint.state.best_step
-        if best is None:
-            raise UserError(f"no checkpoint of {run} has been evaluated yet; use {run}")
-        return open_checkpoint(run / "checkpoints" / f"{best:06d}", for_training=False)
-    if not which.isdecimal() or int(which) not in {int(p.name) for p in paths}:
-        steps = ", ".join(str(int(p.name)) for p in paths)
-        raise UserError(f"the run {run} has no checkpoint {which!r}; it has {steps} and best")
-    return open_checkpoint(run / "checkpoints" / f"{int(which):06d}", for_training=False)
+        return step
+    raise error
 
 
-def read_reference(reference: str | Path, read: Callable[[ModelSource], T]) -> T:
-    """What `read` makes of a reference's model. A run in training may prune a checkpoint meanwhile: then its newer one is read."""
+def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:
+    """Call `read` with a reference's model. If training prunes the checkpoint meanwhile, read the newer one."""
     try:
-        return read(find_model(reference))
+        return read(find_model(reference, verify=verify))
     except FileNotFoundError:
-        return read(find_model(reference))
+        return read(find_model(reference, verify=verify))
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:
-    """Its tokenizer. Raises `UserError` for one with more ids than the model has."""
+    """The model's tokenizer. Raises `UserError` if it has more ids than the model."""
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{source.path}: its tokenizer has {tokenizer.vocab_size:,} ids and its model {vocab_size:,}, so they do not belong together; "
-            "put the model's own tokenizer.json there"
+            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do not belong "
+            "together; put the model's own tokenizer.json there"
         )
     return tokenizer
 
@@ -150,35 +189,48 @@ def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokeniz
     return model.eval(), tokenizer_of(source)
 
 
-def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
-    """Model and tokenizer of a reference: `model, tokenizer = glassgpt.load("runs/demo@best")`.
+def load_model(reference: str | Path, device: torch.device) -> LoadedModel:
+    """Load a reference's model, its tokenizer, and the config and state of its run. Raises `UserError` as `load`."""
 
-    The model is in evaluation mode, on `device` (`auto`, `cpu`, `cuda`, …); the tokenizer is None where there is none beside it.
-    Raises `UserError` if the reference names nothing, something damaged, or a model that the slots do not cover.
+    def read(source: ModelSource) -> LoadedModel:
+        run = (source.config, source.state) if isinstance(source, Checkpoint) else (None, None)
+        return LoadedModel(str(reference), *load_source(source, device), *run)
+
+    return read_reference(reference, read)
+
+
+def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | None]:
+    """Load a model and its tokenizer: `model, tokenizer = glassgpt.load("runs/demo@best")`.
+
+    The model is in evaluation mode on `device` (`auto`, `cpu`, `cuda`, ...); the tokenizer is None if there is none.
+    Raises `UserError` if there is no such model, if it is damaged, or if glassgpt does not support its architecture.
     """
-    target = find_device(device)
-    return read_reference(reference, lambda source: load_source(source, target))
+    loaded = load_model(reference, find_device(device))
+    return loaded.model, loaded.tokenizer
 
 
 def export(reference: str | Path, out: str | Path) -> str:
-    """Write the model as a directory that Hugging Face's transformers loads, and return the family it became (`GPT2`, `Llama`, …).
+    """Write a model as a directory that Hugging Face's transformers loads, and return its family (`GPT2`, `Llama`,
+    ...).
 
-    Raises `UserError` where no family can hold the model, naming what stands in the way, or the directory has something in it.
+    Raises `UserError` if no family can hold the model, naming the settings, or if the directory is not empty.
     """
     model, tokenizer = load(reference, device="cpu")
     return export_hf(model, tokenizer, user_path(str(out)))
 
 
 def describe(reference: str | Path) -> str:
-    """A few lines on what a reference holds: where it is, its training so far, its tokenizer, and its model's summary."""
-    return read_reference(reference, _describe)
+    """A few lines about a model: where it is, its training so far, its tokenizer, and its summary. Weights are not
+    read.
+    """
+    return read_reference(reference, _describe, verify=False)
 
 
 def _describe(source: ModelSource) -> str:
     try:
         tokenizer = tokenizer_of(source)
         about = "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
-    except UserError as error:  # GPT-2's vocabulary without network, say: the rest can be told all the same
-        about = f"not at hand: {error}"
+    except UserError as error:  # for example, GPT-2's vocabulary without network
+        about = f"not available: {error}"
     rows = (*source.facts, ("tokenizer", about))
     return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(source.model_config)}"

@@ -33,7 +33,7 @@ def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _rows_of_a_chunk(dtype: torch.dtype, device: str, columns: int) -> int:
+def rows_per_chunk(dtype: torch.dtype, device: str, columns: int) -> int:
     if device == "cuda":
         return CHUNK_ROWS if dtype == torch.float16 else max(1, min(GPU_CHUNK_ROWS, GPU_CHUNK_ELEMENTS // columns))
     return max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // columns))
@@ -88,7 +88,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        rows = _rows_of_a_chunk(w.dtype, device, w.shape[0])
+        rows = rows_per_chunk(w.dtype, device, w.shape[0])
         block = CPU_VOCAB_BLOCK if device == "cpu" else len(w)
         with torch.autocast(h.device.type, enabled=False):
             for start in range(0, h.shape[0], rows):
@@ -147,7 +147,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
     h, w = _in_compute_dtype(hidden.flatten(0, -2), weight)
     flat = targets.flatten()
     block = min(vocab_size, CPU_VOCAB_BLOCK) if h.device.type == "cpu" else vocab_size
-    rows = _rows_of_a_chunk(w.dtype, w.device.type, block)
+    rows = rows_per_chunk(w.dtype, w.device.type, block)
     with torch.autocast(h.device.type, enabled=False):
         losses = [
             _losses_of_rows(h[i : i + rows], w, flat[i : i + rows], vocab_size, cap, block)

@@ -68,7 +68,7 @@ class ModelSummary:
 
     @property
     def forward_flops_per_token(self) -> int:
-        """FLOPs of matrix products for one token in a full context, forward: 2 a weight, and 4 H D for each key of attention.
+        """FLOPs of matrix products for one token in a full context, forward: 2 per weight, and 4 H D per key of attention.
 
         Attention counts every pair of positions within its span, visible or not (Chowdhery et al., 2022, appendix B).
         """
@@ -84,31 +84,29 @@ class ModelSummary:
 
     def __str__(self) -> str:
         c = self.config
-        heads = f"{c.n_head} of {c.resolved_head_dim}" + (
-            f" on {c.resolved_n_kv_head} key/value heads" if c.resolved_n_kv_head < c.n_head else ""
-        )
-        norms = [
-            c.norm,
-            f"eps {c.norm_eps:g}",
-            *["without weight"] * (not c.norm_weight),
-            *["without bias"] * (not c.resolved_norm_bias),
-        ]
-        norms += ["of the embedding too"] * c.embedding_norm + ["of queries and keys too"] * c.qk_norm
-        spans = "all of it"
+        shared = f" on {c.resolved_n_kv_head} key/value heads" if c.resolved_n_kv_head < c.n_head else ""
+        norm = [c.norm, f"eps {c.norm_eps:g}", *["without weight"] * (not c.norm_weight)]
+        norm += ["without bias"] * (not c.resolved_norm_bias) + ["also of the embedding"] * c.embedding_norm
+        norm += ["also of queries and keys"] * c.qk_norm
+        visible = "all of it"
         if c.window is not None:
-            spans = f"windows of {c.window}" + (f" and the first {c.window_globals}" if c.window_globals else "")
-            spans += f", layers {c.window_pattern}" if "L" in c.window_pattern else ""
+            first = f" and the first {c.window_globals}" if c.window_globals else ""
+            pattern = f", layers {c.window_pattern}" if "L" in c.window_pattern else ""
+            visible = f"windows of {c.window}{first}{pattern}"
         rows = (
-            ("layers, heads, width", f"{c.n_layer}, {heads}, {c.n_embd}"),
+            ("layers, heads, width", f"{c.n_layer}, {c.n_head} of {c.resolved_head_dim}{shared}, {c.n_embd}"),
             ("feed-forward", f"{c.resolved_n_inner}, {c.activation}"),
-            ("norm", ", ".join(norms)),
-            ("context", f"{c.context_length} tokens, {c.position} positions; each sees {spans}"),
+            ("norm", ", ".join(norm)),
+            ("context", f"{c.context_length} tokens, {c.position} positions; each sees {visible}"),
             ("vocabulary", f"{c.vocab_size:,} (padded to {c.padded_vocab_size:,})"),
             ("head", "tied to the embedding" if c.tied_head else "untied"),
             ("bias, dropout", f"{'yes' if c.bias else 'no'}, {c.dropout}"),
             ("parameters", f"{self.parameters:,} ({4 * self.parameters / 1e6:,.1f} MB in float32)"),
             ("  without padding", f"{self.parameters_without_padding:,}"),
             ("  without embeddings", f"{self.parameters_without_embeddings:,}"),
-            ("FLOPs a token", f"{self.forward_flops_per_token:,} forward, {self.training_flops_per_token:,} training"),
+            (
+                "FLOPs per token",
+                f"{self.forward_flops_per_token:,} forward, {self.training_flops_per_token:,} training",
+            ),
         )
         return "\n".join(f"{name:<22}{value}" for name, value in rows)

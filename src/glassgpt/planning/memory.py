@@ -1,57 +1,48 @@
-"""A run's size on paper: memory a rank, bytes sent a step, and how a batch is divided, from the config alone.
+"""Memory of a run on each rank, bytes sent per update and how a batch is divided, by formulas from the config alone.
 
-Weights, gradients and optimizer are counted. What autograd keeps is measured, but of tensors without storage: one block and the
-head run forward and backward in PyTorch's fake mode, in which a ledger sees each tensor come and go, so that every slot, kernel
-and kind of recomputation is as the code has it. `docs/scale.md` gives the same as formulas.
+`docs/scale.md` explains the formulas and shows how close they come to real runs.
 
-Shapes: `B` sequences in a micro-batch, `T` time, `C` channels, `W` ranks.
+Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` padded vocabulary, `H` heads, `D` head width, `K` key/value
+heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.
 """
 
 import dataclasses
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from glassgpt.config.model import ModelConfig
-from glassgpt.config.schema import TrainConfig
-from glassgpt.model.activation_checkpointing import checkpoint_activations
-from glassgpt.model.attention import SDPAKernel, Span, spans
-from glassgpt.model.gpt import GPT, Block
-from glassgpt.model.loss import cross_entropy
+from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
+from glassgpt.distributed.group import under_torchrun
+from glassgpt.model.loss import CPU_VOCAB_BLOCK, rows_per_chunk
 from glassgpt.model.summary import ModelSummary
 from glassgpt.training.optim import ELEMENTS_AT_ONCE
-from glassgpt.utils.device import autocast
+from glassgpt.utils.device import available_memory
+from glassgpt.utils.formatting import format_bytes
 
 FLOAT32 = 4
+# Share of the free memory that a suggested micro-batch may take: allocators round up, libraries have buffers, evaluation needs some.
+COMFORT = 0.9
+# A run is refused if it needs this much more than the free memory. Real runs have needed up to 8 % more than the formulas, never less.
+DOUBT = 1.05
+# An update with one micro-step keeps no earlier gradients, so up to this many tokens it may need less than one with more micro-steps.
+LIGHT_TOKENS = 2**16
+# Full-size copies of the hidden gradient that live together in the backward pass of the nonlinearity; 1 for all others.
+_FEED_FORWARD_GRADIENTS = {"relu": 2, "swiglu": 2, "relu_squared": 3}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank at one moment of an update, by what they are for."""
+    """Bytes on one rank at one moment of an update, by purpose."""
 
-    weights: int
-    """In float32: all of them, or under FSDP a share."""
-    gradients: int
-    """In float32, as the weights; DDP's buckets among them."""
-    optimizer: int
-    """Two moments a parameter (AdamW), or one (Muon, for the matrices of the blocks)."""
-    activations: int
-    """What the forward pass keeps for the backward pass, up to the last block's result."""
-    copies: int
-    """The blocks' weights as autocast casts them, kept beside the float32 ones until the backward pass has used them."""
-    gathered: int
-    """Weights of a whole block or of the root that FSDP has gathered, and the buffers it sends from."""
-    working: int
-    """What comes and goes at this moment: the head and the loss, or the backward pass through a block."""
+    weights: int  # in float32; under FSDP a shard
+    gradients: int  # like the weights; DDP's buckets are among them
+    optimizer: int  # two moments per parameter (AdamW), or one (Muon, for the matrices of the blocks)
+    activations: int  # what the forward pass keeps for the backward pass, up to the result of the last block
+    copies: int  # the weights of the blocks as autocast casts them, kept until the backward pass has used them
+    gathered: int  # weights of a block or of the root that FSDP has gathered, and the buffers that it sends from
+    working: int  # temporary tensors: the head and the loss, or the backward pass of a block
 
     @property
     def total(self) -> int:
@@ -60,115 +51,171 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """How an update's sequences are divided."""
+class RankBatch:
+    """How the sequences of an update are divided."""
 
-    sequences: int
-    """On each rank."""
-    micro_steps: int
-    """Forward and backward passes an update, on each rank."""
-    micro_batch: int
-    """Sequences in the largest of them."""
-    tokens: int
-    """An update, all ranks together."""
+    sequences: int  # on each rank
+    micro_steps: int  # forward and backward passes per update, on each rank
+    micro_batch: int  # sequences in the largest of them
+    tokens: int  # per update, all ranks together
 
 
-def batch_a_rank(config: TrainConfig, processes: int) -> Batch:
-    """The batch arithmetic of `train_step`. Raises `UserError` where the processes do not divide the batch."""
+def batch_per_rank(config: TrainConfig, processes: int) -> RankBatch:
+    """How an update is divided. Raises `UserError` if the processes cannot share the batch evenly."""
     sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
-    return Batch(sequences, micro_steps, -(-sequences // micro_steps), config.batch_tokens)
+    return RankBatch(sequences, micro_steps, -(-sequences // micro_steps), config.batch_tokens)
 
 
-def bytes_sent_a_step(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
-    """Bytes that each rank sends in one update, by ring algorithms; an evaluation and the few numbers beside them left out.
+def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
+    """Bytes that each rank sends in one update by ring algorithms, without evaluation.
 
     An all-gather or a reduce-scatter of n bytes sends n (W - 1) / W, an all-reduce twice that.
     """
-    summary, blocks = ModelSummary(config.model), _block_parameters(config.model)
+    summary, blocks = ModelSummary(config.model), _block_parameters(config)
     if strategy == "fsdp":
         root = summary.parameters - blocks
-        each = 2 * blocks * _width(precision) + root * FLOAT32 + summary.parameters * FLOAT32
-        gathered = each * batch_a_rank(config, processes).micro_steps
+        per_micro_step = 2 * blocks * _width(precision) + root * FLOAT32 + summary.parameters * FLOAT32
+        count = per_micro_step * batch_per_rank(config, processes).micro_steps
     else:
-        gathered = 2 * summary.parameters * FLOAT32
+        count = 2 * summary.parameters * FLOAT32
     if config.optim.name == "muon":
-        gathered += (2 if strategy == "fsdp" else 1) * _matrices(config.model) * FLOAT32
-    return gathered * (processes - 1) // processes
+        count += (2 if strategy == "fsdp" else 1) * _matrices(config) * FLOAT32
+    return count * (processes - 1) // processes
 
 
-def memory_a_rank(config: TrainConfig, processes: int, strategy: str, precision: str) -> Memory:
-    """Memory at the fullest moment of an update on one rank, from the second update on. See `moments`."""
+def memory_per_rank(config: TrainConfig, processes: int, strategy: str, precision: str) -> Memory:
+    """Memory on one rank at the peak of an update, from the second update on. See `moments`."""
     return max(moments(config, processes, strategy, precision).values(), key=lambda memory: memory.total)
 
 
 def moments(config: TrainConfig, processes: int, strategy: str, precision: str) -> dict[str, Memory]:
-    """The moments at which an update's memory can be fullest: `loss`, `head`, `block`, `embedding` and `update`.
+    """The moments at which the memory of an update can peak.
 
-    In the loss, all activations are there; behind it go backward the head, the last block and (with all gradients there, and no
-    activations) the embedding; at last the optimizer works. `strategy` is ddp or fsdp; any other is the model by itself, in one process.
-    Not counted: the device's context, libraries' and collectives' own buffers, what the allocator holds in reserve, evaluation;
-    and `cpu_offload` is not known here.
+    `loss`: all activations exist. `head`, `block`, `embedding`: the backward passes of the head, of the last block and, with all
+    gradients and no activations, of the embedding. `update`: the optimizer. `strategy` is single, ddp or fsdp.
+    Not counted: the device's context, buffers of libraries and collectives, what the allocator reserves, evaluation, `cpu_offload`.
     """
-    batch = batch_a_rank(config, processes)
-    # Chunks of the loss are larger on a GPU, which is what a run without a device is taken to have.
-    device = config.device if config.device in ("cpu", "mps") else "cuda"
-    head = _trace_head(config.model, batch.micro_batch, precision, device)
-    blocks = _blocks(config, batch.micro_batch, precision, strategy, device)
-    if strategy == "fsdp":
-        return _sharded_moments(config, processes, batch, precision, head, blocks)
-    return _whole_moments(config, processes, batch, precision, head, blocks)
-
-
-def _whole_moments(
-    config: TrainConfig, processes: int, batch: Batch, precision: str, head: "_Head", blocks: Sequence["_Passage"]
-) -> dict[str, Memory]:
-    summary = ModelSummary(config.model)
-    all_gradients = summary.parameters * FLOAT32
-    # DDP's buckets are there at all times, and are the gradients; else a micro-step before this one has left all of them.
-    present = all_gradients if processes > 1 or batch.micro_steps > 1 else 0
-    memory = Memory(all_gradients, present, _moments_of_optimizer(config), 0, 0, 0, 0)
-    activations = head.embedded + sum(block.kept for block in blocks)
-    copies = _copies(config.model, precision)
-    full = dataclasses.replace(memory, activations=activations, copies=copies)
-    backward = full if config.activation_checkpointing == "none" else dataclasses.replace(full, copies=0)
-    last = dataclasses.replace(memory, gradients=max(present, all_gradients))
-    # A tied head's gradient waits for that of the embedding, to be added to what is there.
-    tied = head.gradient if config.model.tied_head else 0
+    c, summary, batch = config.model, ModelSummary(config.model), batch_per_rank(config, processes)
+    tokens, kind = batch.micro_batch * c.context_length, config.activation_checkpointing
+    sharded = strategy == "fsdp"
+    shards = processes if sharded else 1
+    weights = -(-summary.parameters * FLOAT32 // shards)
+    # DDP's buckets always exist and are the gradients. Otherwise the first backward pass of an update makes the gradients.
+    earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
+    state = Memory(weights, earlier, -(-_optimizer_moments(config) // shards), 0, 0, 0, 0)
+    kept = block_activations(config, tokens, precision, kind)
+    stream, head_weight = FLOAT32 * tokens * c.n_embd, FLOAT32 * c.padded_vocab_size * c.n_embd
+    # FSDP's weights are in the dtype of products already, and not kept.
+    copies = 0 if sharded or _width(precision) == FLOAT32 else _matrices(config) * _width(precision)
+    full = replace(state, activations=embedding_activations(config, tokens) + c.n_layer * kept, copies=copies)
+    backward = full if kind == "none" else replace(full, copies=0)
+    gathered = _gathered(config, processes, precision, kept) if sharded else dict.fromkeys(("loss", "block", "last"), 0)
+    # The gradient of a tied head waits for that of the embedding, to be added to earlier gradients.
+    tied = head_weight if c.tied_head and (earlier or sharded) else 0
+    block_working = stream + head_weight + _block_backward(config, tokens, precision)
     return {
-        "loss": dataclasses.replace(full, working=head.loss),
-        "head": dataclasses.replace(backward, working=head.backward),
-        "block": dataclasses.replace(backward, working=head.left + blocks[-1].backward),
-        "embedding": dataclasses.replace(last, working=tied + head.embedding if present else head.embedding),
-        "update": dataclasses.replace(memory, gradients=all_gradients, working=_working_of_optimizer(config)),
+        "loss": replace(full, gathered=gathered["loss"], working=loss_working(config, tokens, precision)),
+        "head": replace(backward, gathered=gathered["loss"], working=2 * (stream + head_weight)),
+        "block": replace(backward, gathered=gathered["block"], working=block_working),
+        "embedding": replace(
+            state, gradients=weights, gathered=gathered["last"], working=tied + head_weight + 3 * stream
+        ),
+        "update": replace(state, gradients=weights, working=_optimizer_working(config)),
     }
 
 
-def _sharded_moments(
-    config: TrainConfig, processes: int, batch: Batch, precision: str, head: "_Head", blocks: Sequence["_Passage"]
-) -> dict[str, Memory]:
-    summary = ModelSummary(config.model)
-    share = -(-summary.parameters * FLOAT32 // processes)
-    block, root = summary.block_parameters, (summary.parameters - _block_parameters(config.model)) * FLOAT32
-    # On one process nothing is gathered into a buffer first; the weights are copied all the same.
-    buffer = block * _width(precision) if processes > 1 else 0
-    unsharded = block * _width(precision)
-    memory = Memory(share, share, -(-_moments_of_optimizer(config) // processes), 0, 0, root, 0)
-    present = share if batch.micro_steps > 1 else 0  # an update's first backward pass makes them
-    full = dataclasses.replace(
-        memory, gradients=present, activations=head.embedded + sum(passage.kept for passage in blocks)
+def block_activations(config: TrainConfig, tokens: int, precision: str, kind: str) -> int:
+    """Bytes that one block keeps for the backward pass by kind of activation checkpointing, its result included, its input not."""
+    c, e = config.model, _width(precision)
+    C, F, q_width, kv_width = (
+        c.n_embd,
+        c.resolved_n_inner,
+        c.n_head * c.resolved_head_dim,
+        c.resolved_n_kv_head * c.resolved_head_dim,
     )
-    # The last block's gradients are being sent when the one before it goes backward: without the last one's activations.
-    sending = max(0, block * FLOAT32 - blocks[-1].kept) if len(blocks) > 1 else 0
+    if kind == "full":
+        return tokens * FLOAT32 * C
+    products = (q_width + 2 * kv_width) + q_width + C + (2 if c.activation == "swiglu" else 1) * F + C
+    if kind == "selective":
+        return tokens * (FLOAT32 * C + e * products + FLOAT32 * c.n_head + _attention_weights(config, e))
+    # The inputs of both norms and their statistics, and for RMSNorm the normalised values; the inputs of the matrices; q, k and v.
+    per_token = 2 * (FLOAT32 * C + 8) + (2 * FLOAT32 * C if c.norm == "rmsnorm" else 0)
+    hidden = {"relu": 1, "swiglu": 4}.get(c.activation, 2) * F
+    per_token += e * (2 * C + q_width + 2 * kv_width + q_width + hidden) + FLOAT32 * c.n_head
+    if (
+        c.position == "rope" or c.qk_norm
+    ):  # q and k are not views of the projection, and the result is copied for the next one
+        per_token += e * (q_width + kv_width + q_width)
+    if c.qk_norm:
+        per_token += (1 if e == FLOAT32 else 2) * FLOAT32 * (q_width + kv_width)
+    if c.dropout:
+        per_token += 2 * e * C
+    per_token += _attention_weights(config, e) * (3 if c.dropout else 1) + _window_copies(config, e)
+    return tokens * per_token
+
+
+def _attention_weights(config: TrainConfig, e: int) -> int:
+    """Bytes per token of one matrix of attention weights (H, T), for the kernels that form it."""
+    c = config.model
+    if c.attention == "explicit":
+        return e * c.n_head * c.context_length
+    # PyTorch's fused kernels for CPUs have no dropout: it then computes in separate steps.
+    return FLOAT32 * c.n_head * c.context_length if c.dropout and config.device == "cpu" else 0
+
+
+def _window_copies(config: TrainConfig, e: int) -> int:
+    """Bytes per token of the keys and values that `WindowKernel` copies for each block, and of the result, in an average layer."""
+    c = config.model
+    if c.attention != "sdpa" or c.window is None:
+        return 0
+    keys = max(c.context_length / c.window - 1, 0) * (2 * c.window + c.window_globals) / c.context_length
+    width = c.resolved_head_dim * (2 * c.resolved_n_kv_head * keys + c.n_head)
+    return round(e * width * sum(window is not None for window in c.windows) / c.n_layer)
+
+
+def _block_backward(config: TrainConfig, tokens: int, precision: str) -> int:
+    """Bytes that the backward pass of the last block needs at its peak, beyond what the forward pass kept."""
+    c, e, kind = config.model, _width(precision), config.activation_checkpointing
+    copies = _FEED_FORWARD_GRADIENTS.get(c.activation, 1)
+    hidden = e * c.resolved_n_inner * (copies * tokens + (c.n_embd if copies == 1 else 0))
+    attention = tokens * _attention_weights(config, FLOAT32)
+    recomputed = block_activations(config, tokens, precision, "none") - block_activations(
+        config, tokens, precision, kind
+    )
+    casts = _matrices(config) // c.n_layer * e if kind != "none" and e < FLOAT32 else 0
+    return max(hidden, attention) + recomputed + casts
+
+
+def embedding_activations(config: TrainConfig, tokens: int) -> int:
+    """Bytes that the embedding keeps, the input of the first block included."""
+    c = config.model
+    return tokens * FLOAT32 * c.n_embd * (1 + c.embedding_norm + bool(c.dropout))
+
+
+def loss_working(config: TrainConfig, tokens: int, precision: str) -> int:
+    """Bytes of the final norm, the head and the loss in the forward pass, which forms the gradients too."""
+    c, e, device = config.model, _width(precision), "cpu" if config.device == "cpu" else "cuda"
+    C, V = c.n_embd, c.padded_vocab_size
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+    logits = V * min(tokens, rows_per_chunk(dtype, device, V))
+    count = tokens * (2 * FLOAT32 * C + 8) + FLOAT32 * V * C + FLOAT32 * logits * (3 if c.logit_softcap else 1)
+    if e < FLOAT32:
+        return count + e * (tokens + V) * C + e * logits
+    return count + FLOAT32 * C * (min(CPU_VOCAB_BLOCK, V) if device == "cpu" else V)
+
+
+def _gathered(config: TrainConfig, processes: int, precision: str, kept: int) -> dict[str, int]:
+    """Bytes that FSDP has gathered in the loss, in the backward pass of a block, and at the end."""
+    summary = ModelSummary(config.model)
+    root = (summary.parameters - _block_parameters(config)) * FLOAT32
+    block = summary.block_parameters * _width(precision)
+    buffer = block if processes > 1 else 0  # one process gathers nothing into a buffer first, but copies the weights
+    # The gradients of the last block are being sent while the block before goes backward, without the activations of the last.
+    sending = max(0, summary.block_parameters * FLOAT32 - kept) if config.model.n_layer > 1 else 0
     return {
-        "loss": dataclasses.replace(full, gathered=root + buffer, working=head.loss),
-        "head": dataclasses.replace(full, gathered=root + buffer, working=head.backward),
-        "block": dataclasses.replace(
-            full, gathered=root + unsharded + buffer + sending, working=head.left + blocks[-1].backward
-        ),
-        "embedding": dataclasses.replace(
-            memory, gathered=root + block * FLOAT32, working=head.gradient + head.embedding
-        ),
-        "update": dataclasses.replace(memory, gathered=0, working=_working_of_optimizer(config)),
+        "loss": root + buffer,
+        "block": root + block + buffer + sending,
+        "last": root + summary.block_parameters * FLOAT32,
     }
 
 
@@ -177,184 +224,79 @@ def _width(precision: str) -> int:
     return 2 if precision in ("bfloat16", "float16") else FLOAT32
 
 
-def _block_parameters(model: ModelConfig) -> int:
-    return model.n_layer * ModelSummary(model).block_parameters
+def _block_parameters(config: TrainConfig) -> int:
+    return config.model.n_layer * ModelSummary(config.model).block_parameters
 
 
-def _matrices(model: ModelConfig) -> int:
+def _matrices(config: TrainConfig) -> int:
     """Elements of all matrices in the blocks."""
-    summary = ModelSummary(model)
-    return model.n_layer * (summary.attention_weights + summary.feed_forward_weights)
+    summary = ModelSummary(config.model)
+    return config.model.n_layer * (summary.attention_weights + summary.feed_forward_weights)
 
 
-def _copies(model: ModelConfig, precision: str) -> int:
-    """Bytes of the blocks' matrices in the dtype of matrix products, where that is not their own."""
-    return _matrices(model) * _width(precision) if _width(precision) < FLOAT32 else 0
-
-
-def _moments_of_optimizer(config: TrainConfig) -> int:
-    one_less = _matrices(config.model) if config.optim.name == "muon" else 0
+def _optimizer_moments(config: TrainConfig) -> int:
+    one_less = _matrices(config) if config.optim.name == "muon" else 0
     return FLOAT32 * (2 * ModelSummary(config.model).parameters - one_less)
 
 
-def _working_of_optimizer(config: TrainConfig) -> int:
-    """AdamW is fused and needs nothing. Muon: the directions of the matrices that it handles together, and five times those of a shape.
-
-    A third of GPT-2's matrices have one shape. The five are the batch, filled up and orthogonalised in part, and two terms beside it.
+def _optimizer_working(config: TrainConfig) -> int:
+    """Fused AdamW needs nothing. Muon needs the directions of the matrices that it handles together, and five times those of one shape
+    (the batch, filled up and orthogonalised in part, and two more terms); a third of GPT-2's matrices have one shape.
     """
-    return 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config.model)) // 3 if config.optim.name == "muon" else 0
+    return 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config)) // 3 if config.optim.name == "muon" else 0
 
 
-# ----------------------------------------------------------------------------------------- measured of tensors without storage
+def largest_micro_batch(
+    config: TrainConfig, processes: int, need: Callable[[TrainConfig], float], available: float
+) -> int | None:
+    """The largest micro-batch whose `need` (bytes) fits into `available` bytes, at most the share of a rank; None if not even 1 fits."""
+    share = config.sequences_per_process(processes)
+    sizes = sorted({-(-share // steps) for steps in range(1, share + 1)}, reverse=True)
+    return next((size for size in sizes if need(config.override(micro_batch_size=size)) <= available), None)
 
 
-@dataclass(frozen=True)
-class _Passage:
-    """Bytes of one block: what it keeps (its result included), and the most that its backward pass holds above all that is kept."""
+def check_memory(config: TrainConfig, processes: int, device: torch.device, precision: str) -> str | None:
+    """Why an update cannot fit into the memory that is free now, with what to change; None if it may fit.
 
-    kept: int
-    backward: int
-
-
-@dataclass(frozen=True)
-class _Head:
-    """Bytes around the blocks; `embedded` is the first block's input and what the embedding keeps.
-
-    `loss` and `backward` are the most in the final norm, head and loss, forward and backward; `left` stays from there on, the
-    head's `gradient` included; `embedding` is the most in the embedding's backward pass, with the gradient that comes to it.
+    Refuses only what certainly does not fit: on a CPU, swap counts as free, and of a compiled model only what no compiler can drop is
+    counted. Call it before the model is made. `cpu_offload` is not checked.
     """
+    free = available_memory(device, swap=True)
+    if free is None or config.cpu_offload:
+        return None
+    config = config.override(device=device.type)
+    if config.model.vocab_size is None:
+        config = config.override(model={"vocab_size": TYPICAL_VOCAB_SIZES[config.data.tokenizer]})
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and device.type == "cpu" else 1
+    available = free / sharing
+    least = min(_least(config, processes, strategy, precision) for strategy in _strategies(config, processes))
+    if least <= DOUBT * available:
+        return None
 
-    embedded: int
-    loss: int
-    backward: int
-    left: int
-    gradient: int
-    embedding: int
+    def need(changed: TrainConfig) -> float:
+        return min(memory_per_rank(changed, processes, s, precision).total for s in _strategies(config, processes))
 
-
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that come into being inside, for as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-        self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):
-            self._seen.add(storage)  # from outside, where this is its first sight
-        result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if storage not in self._seen:
-                self._seen.add(storage)
-                self.bytes += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        self.peak = max(self.peak, self.bytes)
-        return result
-
-    def _gone(self, count: int) -> None:
-        self.bytes -= count
-
-    def most(self, function: Callable[[], object]) -> int:
-        """The most bytes while a function runs."""
-        self.peak = self.bytes
-        function()
-        return self.peak
+    owner = "each process" if sharing > 1 else "this machine" if device.type == "cpu" else "the GPU"
+    problem = f"an update needs {format_bytes(least)} and {owner} has {format_bytes(available)} free"
+    fitting = largest_micro_batch(config, processes, need, COMFORT * available)
+    if fitting is not None:
+        return f"{problem}; use --micro-batch-size {fitting}"
+    checkpointing = "" if config.activation_checkpointing == "full" else "--activation-checkpointing full or "
+    return f"{problem}, and no micro-batch size fits; use {checkpointing}a smaller model"
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _least(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
+    """Bytes that an update needs at least. A compiler must keep the results of products and of attention, and may drop the rest."""
+    if not config.compiles_on(config.device):
+        return memory_per_rank(config, processes, strategy, precision).total
+    if config.activation_checkpointing == "none":
+        config = config.override(activation_checkpointing="selective")
+    return replace(memory_per_rank(config, processes, strategy, precision), copies=0, working=0).total
 
 
-def _casting(precision: str) -> AbstractContextManager[Any]:
-    return autocast(torch.device("cpu"), precision)
-
-
-def _blocks(config: TrainConfig, batch: int, precision: str, strategy: str, device: str) -> list[_Passage]:
-    model = config.model
-    if (
-        model.attention == "flex"
-    ):  # whose backward pass no CPU has: like the fused kernel it keeps q, k, v, its result and a number a row
-        model = dataclasses.replace(model, attention="sdpa", window=None, window_globals=0, window_pattern="S")
-    kind, is_sharded = config.activation_checkpointing, strategy == "fsdp"
-    return [_trace_block(model, span, batch, precision, kind, is_sharded, device) for span in spans(model)]
-
-
-@lru_cache
-def _trace_block(
-    model: ModelConfig, span: Span, batch: int, precision: str, kind: str, is_sharded: bool, device: str
-) -> _Passage:
-    """One block in a micro-batch (B, T, C). Sharded, its weights are gathered in the dtype of products, and nobody casts them."""
-    copies = 0 if is_sharded or kind != "none" else _copies(model, precision) // model.n_layer
-    with FakeTensorMode():
-        with _default_dtype(torch.bfloat16 if is_sharded and precision == "bfloat16" else torch.float32):
-            block = Block(model, span)
-        if device == "cuda" and isinstance(block.attention.kernel, SDPAKernel):
-            # A GPU's fused kernels draw it anew; a CPU's refuse it, and the formula in their place keeps all weights.
-            block.attention.kernel.dropout = 0.0
-        if not is_sharded:
-            _drop_gradients(block)
-        checkpoint_activations(block, kind)
-        x = torch.empty(batch, model.context_length, model.n_embd, requires_grad=True)
-        positions, gradient = torch.arange(model.context_length), torch.empty_like(x)
-        with _Ledger() as ledger:
-            with _casting(precision):
-                result = block(x, positions)
-            kept = ledger.bytes
-            most = ledger.most(lambda: result.backward(gradient))
-    return _Passage(kept - copies, most - kept)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The dtype of parameters that are made inside: in fake mode they cannot be converted afterwards."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _drop_gradients(module: nn.Module) -> None:
-    """As if each gradient were added to one that is there."""
-
-    def drop(parameter: Tensor) -> None:
-        parameter.grad = None
-
-    for parameter in module.parameters():
-        parameter.register_post_accumulate_grad_hook(drop)  # type: ignore[no-untyped-call]
-
-
-@lru_cache
-def _trace_head(model: ModelConfig, batch: int, precision: str, device: str) -> _Head:
-    shape = dataclasses.replace(model, n_layer=1, window=None, window_globals=0, window_pattern="S")
-    with FakeTensorMode():
-        gpt = GPT(shape)
-        gpt.blocks = nn.ModuleList()
-        ids = torch.zeros(batch, model.context_length, dtype=torch.int64)
-        positions = torch.arange(model.context_length)
-        with _Ledger() as ledger:
-            with _casting(precision):
-                embedded = gpt.dropout(gpt.embedding_norm(gpt.positions(gpt.embedding(ids), positions)))
-            kept, gradient = ledger.bytes, torch.empty_like(embedded)
-            embedding = ledger.most(lambda: embedded.backward(gradient))
-        gpt.zero_grad()
-        return _Head(kept, *_trace_loss(gpt, ids, precision, device), embedding)
-
-
-def _trace_loss(gpt: GPT, ids: Tensor, precision: str, device: str) -> tuple[int, int, int, int]:
-    """Final norm, head and loss, forward and backward: the most in each, what is left, and the head's gradient in that."""
-    x = torch.empty(*ids.shape, gpt.config.n_embd, requires_grad=True)
-
-    def forward() -> Tensor:
-        with _casting(precision):
-            return cross_entropy(gpt.norm(x), gpt.head.weight, ids, gpt.vocab_size, gpt.config.logit_softcap, device)
-
-    losses: list[Tensor] = []
-    with _Ledger() as ledger:
-        loss = ledger.most(lambda: losses.append(forward()))
-        backward = ledger.most(lambda: losses.pop().backward())  # type: ignore[no-untyped-call]
-        left = ledger.bytes
-    return loss, backward, left, gpt.head.weight.numel() * FLOAT32
+def _strategies(config: TrainConfig, processes: int) -> list[str]:
+    """The strategies that `parallelize` may choose."""
+    if processes == 1:
+        return ["single"]
+    auto = ["ddp"] if config.device == "cpu" else ["ddp", "fsdp"]
+    return auto if config.strategy == "auto" else [config.strategy]

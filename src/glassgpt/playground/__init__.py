@@ -1,1 +1,1 @@
-"""The page: a server over runs and models, on this machine alone unless it is told otherwise."""
+"""The playground: a page that shows what models compute and how runs learn, and its server."""

@@ -1,4 +1,4 @@
-"""What the page offers: the references that it was given, or every run under a folder, and what is on the disk of each now."""
+"""The catalog: the runs and models that the page offers, from the command line or from a folder of runs."""
 
 import threading
 from collections.abc import Sequence
@@ -14,104 +14,97 @@ from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import user_path
 from glassgpt.utils.hub import find_hub_id
 
-MOST_RUNS = 500
-"""Runs of a folder that are offered."""
+MAX_RUNS = 500
+"""Most runs of a folder that are listed."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A model, or a run with the models of its steps. A request names it by its number."""
+class CatalogEntry:
+    """A run with its checkpoints, or a single model. Requests refer to it by its number in the catalog."""
 
-    name: str
     reference: str
-    """What `reference.find_model` takes."""
     run: RunDirectory | None = None
     pinned: str | None = None
-    """The one step of a run that was asked for: a number, or `best`."""
+    """The only step of the run to offer: a number or `best`. None offers all."""
 
     def checkpoints(self) -> dict[int, Path]:
-        """The kept checkpoints of a run, by their steps; of a pinned one, that alone."""
+        """The run's checkpoints by step, in order; of a pinned run only that one."""
         kept = {} if self.run is None else kept_checkpoints(self.run)
         if self.pinned is None:
             return kept
-        wanted = self.best_of(kept) if self.pinned == "best" else int(self.pinned)
+        wanted = best_step(kept) if self.pinned == "best" else int(self.pinned)
         return {step: path for step, path in kept.items() if step == wanted}
 
-    def best_of(self, kept: dict[int, Path]) -> int | None:
-        """The step with the lowest validation loss, as the newest checkpoint knows it."""
-        with suppress(UserError, OSError):
-            best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
-            return best if best in kept else None
-        return None
-
-    def told(self, number: int) -> dict[str, Any]:
-        """What the page is told of it."""
+    def describe(self, number: int) -> dict[str, Any]:
+        """The entry as the page gets it."""
         kept = self.checkpoints()
         return {
             "id": number,
-            "name": self.name,
+            "name": self.reference,
             "kind": "model" if self.run is None else "run",
             "state": None if self.run is None else self.run.state,
             "steps": list(kept),
-            "best": self.best_of(kept),
+            "best": best_step(kept),
         }
 
 
 def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
-    """A run's checkpoints by their steps, in their order."""
-    with suppress(OSError):  # removed meanwhile
+    """A run's checkpoints by step, in order."""
+    with suppress(OSError):  # the run was removed in the meantime
         return {int(path.name): path for path in checkpoint_paths(run.checkpoints)}
     return {}
 
 
-class Offers:
-    """All that is offered. Numbers stay: what comes later is added at the end."""
+def best_step(kept: dict[int, Path]) -> int | None:
+    """The step with the lowest validation loss according to the newest checkpoint, if it is still kept."""
+    with suppress(UserError, OSError):
+        best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
+        return best if best in kept else None
+    return None
 
-    def __init__(self, references: Sequence[str], folder: Path | None) -> None:
-        """`folder`: where every run is offered, those too that begin later. Raises `UserError` for a reference that names nothing."""
+
+class Catalog:
+    """All entries. Their numbers do not change: new runs are appended."""
+
+    def __init__(self, references: Sequence[str], folder: Path | None = None) -> None:
+        """`folder`: list all its runs, later ones too. Raises `UserError` for a reference that names nothing."""
         self._folder = folder
-        self._known = [find_offer(reference) for reference in references]
+        self._entries = [find_entry(reference) for reference in references]
         self._lock = threading.Lock()
         self.refresh()
 
-    def __getitem__(self, number: int) -> Offer:
-        """Raises `UserError` for a number that was not offered."""
-        if not 0 <= number < len(self._known):
-            raise UserError(f"there is no offer {number}: see /api/offers")
-        return self._known[number]
+    def __getitem__(self, number: int) -> CatalogEntry:
+        if not 0 <= number < len(self._entries):
+            raise UserError(f"model must be from 0 to {len(self._entries) - 1}, got {number}")
+        return self._entries[number]
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
     def refresh(self) -> None:
-        """Add the runs that have begun meanwhile."""
+        """Add the folder's new runs, the one written last first."""
         if self._folder is None:
             return
         with self._lock:
-            known = {offer.run.path for offer in self._known if offer.run is not None}
-            for path in runs_below(self._folder):
-                if path not in known and len(self._known) < MOST_RUNS:
-                    self._known.append(Offer(str(path), str(path), RunDirectory(path)))
+            known = {entry.reference for entry in self._entries}
+            new = [path for path in find_runs(self._folder) if str(path) not in known]
+            self._entries += [CatalogEntry(str(path), RunDirectory(path)) for path in new][: MAX_RUNS - len(known)]
 
-    def told(self) -> list[dict[str, Any]]:
-        """What the page is told: all that is still there."""
+    def describe(self) -> list[dict[str, Any]]:
+        """The entries as the page gets them, without runs that were removed."""
         self.refresh()
-        return [
-            offer.told(number)
-            for number, offer in enumerate(self._known)
-            if offer.run is None or offer.run.path.is_dir()
-        ]
+        entries = list(enumerate(self._entries))
+        return [entry.describe(number) for number, entry in entries if entry.run is None or entry.run.path.is_dir()]
 
 
-def runs_below(folder: Path) -> list[Path]:
-    """The runs right below a folder, the one that was written to last first."""
+def find_runs(folder: Path) -> list[Path]:
+    """The runs directly below a folder, the one written last first."""
     with suppress(OSError):
-        return sorted((path for path in folder.iterdir() if RunDirectory(path).is_run), key=_written, reverse=True)
+        return sorted((path for path in folder.iterdir() if RunDirectory(path).is_run), key=_last_written, reverse=True)
     return []
 
 
-def _written(run: Path) -> tuple[int, str]:
-    """When a run's directory was changed last, as with each step's record, and its name."""
+def _last_written(run: Path) -> tuple[int, str]:
     times = [0]
     for name in ("config.toml", "metrics.jsonl", "status.json"):
         with suppress(OSError):
@@ -119,39 +112,35 @@ def _written(run: Path) -> tuple[int, str]:
     return max(times), str(run)
 
 
-def find_offer(reference: str) -> Offer:
-    """What a reference names, without loading it: a model of the hub may still have to be downloaded.
+def find_entry(reference: str) -> CatalogEntry:
+    """The entry for a reference. Nothing is loaded: a model of the Hub may still have to be downloaded.
 
-    A run may be without a checkpoint yet: it can be followed. Raises `UserError` where a reference names nothing.
+    A run may have no checkpoint yet: it can be followed. Raises `UserError` if the reference names nothing.
     """
+    if not reference or reference.endswith("@"):
+        raise UserError(f"{reference!r} is not a model reference: pass a run, RUN@STEP, a checkpoint or hf:owner/name")
     path = user_path(reference)
     base, _, which = reference.rpartition("@") if "@" in reference and not path.exists() else (reference, "", "")
     run = RunDirectory(base)
     if run.is_run and not (run.path / "model.safetensors").is_file():
-        if not which:
-            return Offer(reference, reference, run)
-        if which != "best" and not which.isdecimal():
-            find_model(reference)  # says what there is
-        offer = Offer(reference, reference, run, which)
-        if not offer.checkpoints():
-            find_model(reference)
-        return offer
-    is_there = (path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")) or any(
-        (path / name).is_file() for name in ("config.json", "manifest.json")
-    )
-    if not is_there and find_hub_id(reference) is None:
-        find_model(reference)  # says what is wrong
-    return Offer(reference, reference)
+        entry = CatalogEntry(reference, run, which or None)
+        is_step = which in ("", "best") or which.isdecimal()
+        if not is_step or (which and not entry.checkpoints()):
+            find_model(reference)  # its error lists the steps
+        return entry
+    is_file = path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")
+    is_directory = any((path / name).is_file() for name in ("config.json", "manifest.json"))
+    if not is_file and not is_directory and find_hub_id(reference) is None:
+        find_model(reference)  # its error says what is wrong
+    return CatalogEntry(reference)
 
 
-def offers_for(references: Sequence[str], folder: Path = Path("runs")) -> Offers:
-    """The offers of a command line: its references, or without any the runs in a folder. Raises `UserError` where there are none."""
-    if references:
-        return Offers(references, None)
-    offers = Offers((), folder)
-    if not len(offers):
+def create_catalog(references: Sequence[str], folder: Path = Path("runs")) -> Catalog:
+    """The catalog of a command line: its references, or the runs in a folder. Raises `UserError` if it is empty."""
+    catalog = Catalog(references, None if references else folder)
+    if not len(catalog):
         raise UserError(
-            f"there is no run in {folder}/ to look into: `{program()} train` makes one, or name a model: `{program()} play gpt2` takes "
-            "GPT-2 from the Hugging Face hub"
+            f"there is no run in {folder}/; start one with: {program()} train\n"
+            f"or pass a model, such as GPT-2 of the Hugging Face Hub: {program()} play gpt2"
         )
-    return offers
+    return catalog

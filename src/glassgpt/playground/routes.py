@@ -24,13 +24,14 @@ from starlette.types import ASGIApp
 
 from glassgpt.playground import event_stream, handlers, schemas
 from glassgpt.playground.handlers import Answer
-from glassgpt.playground.model_pool import Held, Workshop
+from glassgpt.playground.model_pool import LoadedModel, ModelPool
 from glassgpt.playground.security import AccessPolicy, ApiGuard, Compression, SecurityHeaders, read_body
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError, is_out_of_memory
-from glassgpt.utils.json_text import json_text
+from glassgpt.utils.files import json_text
 
 T = TypeVar("T")
+M = TypeVar("M", bound=schemas.ModelRequest)
 
 MAX_ERROR = 400
 """Characters of an error's text, which may quote the request."""
@@ -40,29 +41,26 @@ POLL_SECONDS = 0.5
 """Between two looks at a run's files."""
 HEARTBEAT_SECONDS = 10.0
 
-MODEL_HANDLERS: dict[str, tuple[type[schemas.Question], Callable[[Held, Any], Answer]]] = {
-    "model": (schemas.Question, handlers.model_facts),
-    "vocabulary": (schemas.Question, handlers.vocabulary),
-    "tokens": (schemas.CutQuestion, handlers.tokens),
-    "merges": (schemas.MergesQuestion, handlers.merges),
-    "head_scores": (schemas.Question, handlers.scored_heads),
-    "map": (schemas.TableQuestion, handlers.table_map),
-    "near": (schemas.NearQuestion, handlers.near),
-    "weight": (schemas.PictureQuestion, handlers.weight),
-    "spectrum": (schemas.WeightQuestion, handlers.spectrum),
-    "gradients": (schemas.TextQuestion, handlers.gradients),
+HANDLERS: dict[str, tuple[type[schemas.ModelRequest], Callable[[LoadedModel, Any], Answer]]] = {
+    "model": (schemas.ModelRequest, handlers.describe_model),
+    "vocabulary": (schemas.ModelRequest, handlers.vocabulary),
+    "tokens": (schemas.EncodeRequest, handlers.tokens),
+    "merges": (schemas.EncodeRequest, handlers.merges),
+    "attention": (schemas.CaptureRequest, handlers.attention),
+    "predictions": (schemas.CaptureRequest, handlers.predict),
+    "head": (schemas.HeadRequest, handlers.head),
+    "vectors": (schemas.HeadRequest, handlers.vectors),
+    "lens": (schemas.LensRequest, handlers.lens),
+    "attribution": (schemas.AttributionRequest, handlers.attribution),
+    "next": (schemas.NextRequest, handlers.next_logits),
+    "head_scores": (schemas.ModelRequest, handlers.score_heads),
+    "map": (schemas.TableRequest, handlers.table_map),
+    "near": (schemas.NeighboursRequest, handlers.neighbours),
+    "weight": (schemas.WeightRequest, handlers.weight),
+    "spectrum": (schemas.WeightRequest, handlers.spectrum),
+    "gradients": (schemas.TextRequest, handlers.gradients),
 }
-"""POST /api/NAME for results that need only the model."""
-
-CAPTURE_HANDLERS: dict[str, tuple[type[schemas.SeenQuestion], Callable[[Held, Any, handlers.Capturing], Answer]]] = {
-    "attention": (schemas.SeenQuestion, handlers.attention),
-    "predictions": (schemas.SeenQuestion, handlers.expectations),
-    "head": (schemas.HeadQuestion, handlers.head),
-    "vectors": (schemas.HeadQuestion, handlers.vectors),
-    "attribution": (schemas.AttributionQuestion, handlers.attribution),
-    "next": (schemas.NextQuestion, handlers.next_logits),
-}
-"""POST /api/NAME for results that need the activations over a text."""
+"""POST /api/NAME: the schema of its body, and the function that answers it."""
 
 
 def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
@@ -78,12 +76,7 @@ def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
             Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
             Middleware(Compression),
         ],
-        exception_handlers={
-            HTTPException: error_response,
-            UserError: error_response,
-            ClientGoneError: error_response,
-            Exception: error_response,
-        },
+        exception_handlers=dict.fromkeys((HTTPException, UserError, ClientGoneError, Exception), error_response),
     )
     return SecurityHeaders(app)
 
@@ -92,7 +85,7 @@ def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
 
 
 class PageFiles(StaticFiles):
-    """The page's files, listed at the start: a request's path is a key in this list and never reaches the file system."""
+    """The page's files, listed at the start: a request's path is only looked up there, never in the file system."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         super().__init__()
@@ -123,27 +116,24 @@ class ClientGoneError(Exception):
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """`{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug goes to standard error."""
-    status, headers = 400, None
+    """The status and description of an exception."""
+    status, body = describe_error(error)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return Response(body, status, headers, media_type="application/json")
+
+
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Status and `{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
     if isinstance(error, HTTPException):
-        status, headers = error.status_code, error.headers
+        status, message = error.status_code, error.detail
+    elif isinstance(error, UserError | ClientGoneError):
+        status, message = 400, str(error)
     elif is_out_of_memory(error):
-        status = 507
-    elif not isinstance(error, UserError | ClientGoneError):
-        status = 500
-        traceback.print_exception(error, file=sys.stderr)
-    return Response(error_body(error), status, headers, media_type="application/json")
-
-
-def error_body(error: Exception) -> str:
-    """The JSON that describes an exception to the page."""
-    if isinstance(error, UserError | HTTPException):
-        message = error.detail if isinstance(error, HTTPException) else str(error)
-    elif is_out_of_memory(error):
-        message = "out of memory: use a smaller model or a shorter text, or restart `glassgpt play` with --device cpu"
+        status, message = 507, "out of memory: use a smaller model or a shorter text, or restart with --device cpu"
     else:
-        message = f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
-    return json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
+        traceback.print_exception(error, file=sys.stderr)
+        status, message = 500, f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
+    return status, json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
 
 
 # --- the API ----------------------------------------------------------------------------------------------------------
@@ -152,33 +142,32 @@ def error_body(error: Exception) -> str:
 class Api:
     """The endpoints under /api/."""
 
-    def __init__(self, pool: Workshop, policy: AccessPolicy) -> None:
+    def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self._pool = pool
         self._policy = policy
         self.followers: list[asyncio.Event] = []
 
     def routes(self) -> list[Route]:
         """All of them."""
-        get = {"/offers": self._offers, "/history": self._history, "/snapshot": self._snapshot, "/events": self._events}
-        post: dict[str, Any] = {"/lens": self._lens, "/write": self._write, "/login": self._login}
-        for name, (schema, handler) in MODEL_HANDLERS.items():
-            post[f"/{name}"] = functools.partial(self._about_model, schema, handler)
-        for name, (capture_schema, capture_handler) in CAPTURE_HANDLERS.items():
-            post[f"/{name}"] = functools.partial(self._about_text, capture_schema, capture_handler)
+        post = {"write": self._write, "login": self._login}
+        post |= {name: functools.partial(self._handle, *row) for name, row in HANDLERS.items()}
+        get = {"login": self._session, "offers": self._catalog, "history": self._history}
+        get |= {"snapshot": self._snapshot, "events": self._events}
         return [
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
-            Route("/login", self._session, methods=["GET"]),
+            *(Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in post.items()),
+            *(Route(f"/{name}", endpoint, methods=["GET"]) for name, endpoint in get.items()),
         ]
 
     # access
 
     async def _login(self, request: Request) -> Response:
         """Exchange the token for a cookie, which scripts cannot read."""
-        body = schemas.read_question(schemas.LoginRequest, await read_body(request))
+        body = schemas.parse_body(schemas.LoginRequest, await read_body(request))
         if not self._policy.is_token(body.token):
             raise HTTPException(401, "the token is wrong: open the address that `glassgpt play` printed")
-        return Response(status_code=204, headers={"set-cookie": self._policy.set_cookie()})
+        response = Response(status_code=204)
+        response.set_cookie(self._policy.cookie, self._policy.token, httponly=True, samesite="strict")
+        return response
 
     async def _session(self, request: Request) -> Response:
         """204 if the request has the token, otherwise 401."""
@@ -186,80 +175,53 @@ class Api:
 
     # models
 
-    async def _offers(self, request: Request) -> Response:
-        if request.query_params:
-            raise UserError("this address takes no parameters")
-        offers = await self._pool.reading.ask(self._pool.offers.told)
-        limits = {
-            "tokens": schemas.MOST_TOKENS,
-            "samples": schemas.MOST_SAMPLES,
-            "new_tokens": schemas.MOST_NEW_TOKENS,
-        }
+    async def _catalog(self, request: Request) -> Response:
+        offers = await asyncio.to_thread(self._pool.catalog.describe)
+        limits = {"tokens": schemas.MAX_TOKENS, "samples": schemas.MAX_SAMPLES, "new_tokens": schemas.MAX_NEW_TOKENS}
         device = str(self._pool.device)
         return _response({"version": version("glassgpt"), "device": device, "offers": offers, "limits": limits})
 
-    async def _about_model(
-        self, schema: type[schemas.Question], handler: Callable[[Held, Any], Answer], request: Request
+    async def _handle(
+        self, schema: type[schemas.ModelRequest], handler: Callable[[LoadedModel, Any], Answer], request: Request
     ) -> Response:
-        body, model = await self._read(schema, request)
-        return _response(await unless_gone(request, self._pool.computing.ask(lambda: handler(model, body))))
-
-    async def _about_text(
-        self,
-        schema: type[schemas.SeenQuestion],
-        handler: Callable[[Held, Any, handlers.Capturing], Answer],
-        request: Request,
-    ) -> Response:
-        body, model = await self._read(schema, request)
-        captured = handlers.seen_by(self._pool.captures, model)
-        return _response(await unless_gone(request, self._pool.computing.ask(lambda: handler(model, body, captured))))
-
-    async def _lens(self, request: Request) -> Response:
-        body, model = await self._read(schemas.LensQuestion, request)
-        captured = handlers.seen_by(self._pool.captures, model)
-        work = self._pool.compute_in_turns(lambda: handlers.lens(model, body, captured))
-        return _response(await unless_gone(request, work))
+        body, loaded = await self._read(schema, request)
+        return _response(await unless_gone(request, self._pool.compute(lambda: handler(loaded, body))))
 
     async def _write(self, request: Request) -> Response:
-        body, model = await self._read(schemas.WriteQuestion, request)
-        parts = self._pool.stream(lambda: handlers.writing(model, body))
-        first = await unless_gone(
-            request, anext(parts)
-        )  # before the status is sent: it raises the errors of the request
+        body, loaded = await self._read(schemas.GenerateRequest, request)
+        parts = self._pool.stream(lambda: handlers.generate_text(loaded, body))
+        first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
         return StreamingResponse(_json_lines(first, parts), media_type="application/x-ndjson")
 
-    async def _read(self, schema: type[schemas.Q], request: Request) -> tuple[schemas.Q, Held]:
+    async def _read(self, schema: type[M], request: Request) -> tuple[M, LoadedModel]:
         """The request's body and the model that it names."""
-        if request.query_params:
-            raise UserError("this address takes no parameters")
-        body = await asyncio.to_thread(schemas.read_question, schema, await read_body(request))
-        model = await unless_gone(request, self._pool.held(body.model, getattr(body, "step", None)))
-        return body, model
+        body = await asyncio.to_thread(schemas.parse_body, schema, await read_body(request))
+        return body, await unless_gone(request, self._pool.get(body.model, body.step))
 
     # runs
 
-    def _run(self, query: schemas.RunQuestion) -> RunDirectory:
-        offer = self._pool.offers[query.model]
-        if offer.run is None:
-            raise UserError(f"{offer.name} is not a run: it has no history")
-        return offer.run
+    def _run(self, query: schemas.RunRequest) -> RunDirectory:
+        entry = self._pool.catalog[query.model]
+        if entry.run is None:
+            raise UserError(f"{entry.reference} is not a run: it has no history")
+        return entry.run
 
     async def _history(self, request: Request) -> Response:
-        run = self._run(schemas.read_parameters(schemas.RunQuestion, request.query_params.multi_items()))
-        return await self._pool.reading.ask(lambda: _response(event_stream.history(run)))
+        run = self._run(schemas.parse_query(schemas.RunRequest, request.query_params.multi_items()))
+        return await asyncio.to_thread(lambda: _response(event_stream.history(run)))
 
     async def _snapshot(self, request: Request) -> Response:
-        query = schemas.read_parameters(schemas.SnapshotQuestion, request.query_params.multi_items())
+        query = schemas.parse_query(schemas.SnapshotRequest, request.query_params.multi_items())
         run = self._run(query)
-        return await self._pool.reading.ask(lambda: _response(event_stream.snapshot(run, query.step)))
+        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, query.step)))
 
     async def _events(self, request: Request) -> Response:
         parameters = request.query_params.multi_items()
         after = [value for name, value in parameters if name == "after"]
-        query = schemas.read_parameters(schemas.RunQuestion, [pair for pair in parameters if pair[0] != "after"])
+        query = schemas.parse_query(schemas.RunRequest, [pair for pair in parameters if pair[0] != "after"])
         cursor = request.headers.get("last-event-id") or (after[-1] if after else None)
         run = self._run(query)
-        follower = await self._pool.reading.ask(lambda: event_stream.Follower(run, cursor))
+        follower = await asyncio.to_thread(lambda: event_stream.Follower(run, cursor))
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
 
     async def _follow(self, follower: event_stream.Follower) -> AsyncIterator[str]:
@@ -272,7 +234,7 @@ class Api:
         yield "retry: 2000\n\n"
         try:
             while not ended.is_set():
-                events = await asyncio.to_thread(lambda: _server_sent_events(follower.look()))
+                events = await asyncio.to_thread(lambda: _server_sent_events(follower.poll()))
                 quiet = 0.0 if events else quiet + POLL_SECONDS
                 if events:
                     yield f"{events}id: {follower.cursor}\n\n"
@@ -291,21 +253,19 @@ def _server_sent_events(events: list[event_stream.Event]) -> str:
 
 
 async def _json_lines(first: list[dict[str, Any]], parts: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[str]:
-    """Objects as lines of JSON. If an error occurs, the last line describes it: the status has been sent long before."""
+    """Objects as lines of JSON. The last line describes an error, if one occurs: the status has already been sent."""
     yield "".join(f"{json_text(item)}\n" for item in first)
     try:
         async for part in parts:
             yield "".join(f"{json_text(item)}\n" for item in part)
     except Exception as error:
-        if not isinstance(error, UserError | HTTPException) and not is_out_of_memory(error):
-            traceback.print_exception(error, file=sys.stderr)
-        yield f"{error_body(error)}\n"
+        yield f"{describe_error(error)[1]}\n"
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
-    """The result, unless the client disconnects first: then cancel the work and raise `ClientGoneError`. The body has been read."""
+    """The result. If the client disconnects first, cancel the work and raise `ClientGoneError`."""
     work = asyncio.ensure_future(result)
-    disconnect = asyncio.ensure_future(request.receive())  # after the body comes nothing else
+    disconnect = asyncio.ensure_future(request.receive())  # the body has been read: nothing else comes
     try:
         await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():

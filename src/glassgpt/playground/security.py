@@ -1,7 +1,7 @@
-"""Who may use the server. Everything under /api/ needs the token that `glassgpt play` prints; the page's own files do not.
+"""Who may use the server. Everything under /api/ needs the token that `glassgpt play` prints; the page's files do not.
 
-Other accounts on the machine can connect to a port on localhost, hence the token. Every web page that the user has open can
-send requests there too, hence the checks of Host (DNS rebinding), Origin and content type (cross-site requests).
+Other accounts of the machine can connect to a port on localhost, hence the token. Every web page that the user has open
+can send requests there, too, hence the checks of Host (DNS rebinding), Origin and content type (cross-site requests).
 """
 
 import secrets
@@ -41,7 +41,7 @@ class AccessPolicy:
 
     token: str
     cookie: str
-    """Name of the cookie that holds the token; it contains the port because cookies are shared by all ports of a host."""
+    """Name of the cookie that holds the token. It contains the port: cookies are shared by all ports of a host."""
     hosts: tuple[str, ...] = LOOPBACK_HOSTS
     """`("*",)` accepts any name."""
 
@@ -52,13 +52,8 @@ class AccessPolicy:
     def admits(self, request: Request) -> bool:
         """Whether a request has the token, as `Authorization: Bearer TOKEN` or in the cookie."""
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(
-            request.cookies.get(self.cookie, "")
-        )
-
-    def set_cookie(self) -> str:
-        """The `Set-Cookie` header of a successful login."""
-        return f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+        cookie = request.cookies.get(self.cookie, "")
+        return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(cookie)
 
 
 class ApiGuard:
@@ -80,14 +75,13 @@ class ApiGuard:
 def require_same_origin(request: Request) -> None:
     """Refuse requests that a page of another site, or of another port of this machine, sends."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if origin not in (None, f"http://{host}", f"https://{host}"):
-        raise HTTPException(403, "requests from another site are refused")
-    if request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+    is_own_origin = origin in (None, f"http://{host}", f"https://{host}")
+    if not is_own_origin or request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
         raise HTTPException(403, "requests from another site are refused")
 
 
 def require_json(request: Request) -> None:
-    """Refuse other methods than GET and POST, and POST without JSON: a cross-site form cannot send that content type."""
+    """Refuse methods except GET and POST, and POST without JSON: a cross-site form cannot send that content type."""
     if request.method not in ("GET", "POST"):
         raise HTTPException(405, "use GET or POST", {"allow": "GET, POST"})
     if request.method == "GET":
@@ -113,7 +107,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` to every response: nothing is loaded from elsewhere, no site may embed the page."""
+    """ASGI middleware that adds `HEADERS` to responses: the page loads only its own files, and no site embeds it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

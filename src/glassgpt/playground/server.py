@@ -10,6 +10,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 import uvicorn
 
-from glassgpt.playground.catalog import offers_for
-from glassgpt.playground.model_pool import Workshop
+from glassgpt.playground.catalog import create_catalog
+from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.routes import Api, create_app
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
-from glassgpt.utils.errors import UserError, is_out_of_memory
+from glassgpt.utils.errors import UserError
 
 PORT = 7860
 PORTS_TRIED = 20
@@ -66,74 +67,60 @@ def _listen(host: str, port: int | None) -> socket.socket:
     try:
         family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
+        raise UserError(f"--host {host} is not a name or address of this machine ({error.strerror})") from None
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
-        # IPPROTO_TCP is named so that asyncio turns Nagle's algorithm off: answers would wait 40 ms for an acknowledgement.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((address, number))
-            listener.listen(256)
-            return listener
+            listener = socket.create_server((address, number), family=family, backlog=256)
         except OSError as error:
-            listener.close()
-            if port is not None or error.errno != errno.EADDRINUSE:
-                reason = (error.strerror or str(error)).lower()
-                raise UserError(f"cannot listen on {host}, port {number}: {reason}") from None
+            if port is None and error.errno == errno.EADDRINUSE:
+                continue
+            reason = os.strerror(error.errno or 0).lower()
+            raise UserError(f"cannot listen on {host}, port {number}: {reason}") from None
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, answers wait 40 ms for an ACK
+        return listener
     raise UserError(f"ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: choose another with --port N")
 
 
 class PlayServer(uvicorn.Server):
     """uvicorn's server, but it loads the first model and does not wait for open event streams when it ends."""
 
-    def __init__(self, pool: Workshop, policy: AccessPolicy, on_start: Callable[[], Callable[[], None]]) -> None:
-        """`on_start` is called when the server listens, and what it returns when the server ends."""
+    def __init__(self, pool: ModelPool, policy: AccessPolicy, on_start: Callable[[], object]) -> None:
+        """`on_start` is called when the server listens; it may add to `cleanup` what is to be done at the end."""
         self.api = Api(pool, policy)
-        super().__init__(
-            uvicorn.Config(
-                create_app(self.api, policy),
-                http="h11",
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                log_level="critical",  # clients' mistakes are not news; tracebacks of bugs are printed by the application
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                h11_max_incomplete_event_size=MAX_HEADERS,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        self.cleanup = ExitStack()
         self._pool = pool
         self._on_start = on_start
+        config = uvicorn.Config(
+            create_app(self.api, policy),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",  # not the mistakes of clients; `describe_error` prints tracebacks of bugs
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=2,
+        )
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_end = self._on_start()
-        self._preload = asyncio.create_task(_load_first(self._pool))
+        self._on_start()
+        if len(self._pool.catalog):  # the page will ask for the first model, and show the error if it fails
+            self._preload = asyncio.ensure_future(self._pool.get(0, None))
+            self._preload.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_end()
-        self._preload.cancel()
+        self.cleanup.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
         await asyncio.to_thread(self._pool.close)
-
-
-async def _load_first(pool: Workshop) -> None:
-    """Load the first model, which the page will ask for."""
-    if not len(pool.offers) or (pool.offers[0].run and not pool.offers[0].checkpoints()):
-        return
-    try:
-        await pool.held(0, None)
-    except Exception as error:
-        if not isinstance(error, UserError) and not is_out_of_memory(error):
-            raise
-        print(f"glassgpt: warning: {error}", file=sys.stderr)
 
 
 def has_screen() -> bool:
@@ -145,7 +132,7 @@ def has_screen() -> bool:
 def redirect_file(url: str) -> Path:
     """A page that only this user can read and that leads to `url`.
 
-    Browsers are given its path: other accounts can read the command lines of processes, where the token must not appear.
+    Browsers get its path: other accounts can read the command lines of processes, where the token must not appear.
     """
     with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
@@ -162,15 +149,15 @@ def play(
     say: Callable[[str], Any],
 ) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
-    offers = offers_for(references)
+    catalog = create_catalog(references)
     address = bind(host, port)
 
-    def on_start() -> Callable[[], None]:
+    def on_start() -> None:
         say(f"glassgpt: {address.login_url} (Ctrl-C ends it)")
-        if not browser or not has_screen():
-            return lambda: None
-        file = redirect_file(address.login_url)
-        asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
-        return lambda: file.unlink(missing_ok=True)
+        if browser and has_screen():
+            file = redirect_file(address.login_url)
+            server.cleanup.callback(file.unlink, missing_ok=True)
+            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
 
-    PlayServer(Workshop(offers, device), address.policy, on_start).run(sockets=[address.listener])
+    server = PlayServer(ModelPool(catalog, device), address.policy, on_start)
+    server.run(sockets=[address.listener])

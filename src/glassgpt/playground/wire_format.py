@@ -1,7 +1,7 @@
-"""Arrays for the page: a header in JSON and the numbers behind it as they lie in memory, so that nothing is spelled out and read again.
+"""Arrays for the page: a JSON header and the raw numbers, which the browser reads without parsing.
 
-uint32 (little-endian) length of the header; the header; zero bytes up to a multiple of 8; then the arrays, each at a multiple of 8
-from the first. All little-endian and in C order. The header has the plain values and, under `arrays`, each array's dtype, shape and
+uint32 length of the header; the header; zero bytes up to a multiple of 8; the arrays, each at a multiple of 8 from the
+first. All little-endian, in C order. The header has the plain values and, under `arrays`, each array's dtype, shape and
 offset.
 """
 
@@ -12,34 +12,28 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from glassgpt.utils.json_text import json_text
+from glassgpt.utils.files import json_text
 
 ALIGNMENT = 8
-DTYPES = ("float32", "int32", "uint8", "uint16")
+SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}
+"""Dtypes that are converted. float32, int32, uint16 and uint8 are sent as they are."""
 
 
 def pack(arrays: Mapping[str, Tensor | npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:
-    """Arrays and plain values as one body. float64 and float16 become float32, int64 int32; other dtypes are as they are."""
-    places: dict[str, dict[str, Any]] = {}
+    """Arrays and plain values as one body."""
+    descriptions: dict[str, dict[str, Any]] = {}
     parts: list[bytes] = []
     offset = 0
     for name, array in arrays.items():
-        data = _as_sent(array)
-        places[name] = {"dtype": data.dtype.name, "shape": list(data.shape), "offset": offset}
-        part = _padded(data.tobytes())
-        parts.append(part)
-        offset += len(part)
-    header = json_text({**values, "arrays": places}).encode()
-    return b"".join([_padded(len(header).to_bytes(4, "little") + header), *parts])
+        numbers = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+        dtype = np.dtype(SENT_AS.get(numbers.dtype.name, numbers.dtype.name))
+        assert dtype.name in ("float32", "int32", "uint16", "uint8"), dtype
+        descriptions[name] = {"dtype": dtype.name, "shape": list(numbers.shape), "offset": offset}
+        parts.append(_pad(np.asarray(numbers, dtype.newbyteorder("<")).tobytes()))
+        offset += len(parts[-1])
+    header = json_text({**values, "arrays": descriptions}).encode()
+    return b"".join([_pad(len(header).to_bytes(4, "little") + header), *parts])
 
 
-def _as_sent(array: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    data = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-    shorter = {"float64": "float32", "float16": "float32", "int64": "int32"}
-    name = shorter.get(data.dtype.name, data.dtype.name)
-    assert name in DTYPES, name
-    return np.asarray(data, dtype=np.dtype(name).newbyteorder("<"))
-
-
-def _padded(data: bytes) -> bytes:
+def _pad(data: bytes) -> bytes:
     return data + bytes(-len(data) % ALIGNMENT)

@@ -1,4 +1,4 @@
-"""What a user did wrong, said in a line or two: what, where, and how to go on."""
+"""Errors that a user can fix, and helpers for their texts: what is wrong, where, and how to fix it, in a line or two."""
 
 import difflib
 import os
@@ -10,27 +10,27 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The command line prints its text without a traceback and exits with code 2.
+    """An error that the user can fix. The command line prints its text without a traceback and exits with code 2.
 
-    Any other exception is a defect of glassgpt, and keeps its traceback.
+    Any other exception is a defect of glassgpt and keeps its traceback.
     """
 
 
 class RankError(UserError):
-    """What ended a run of several processes, said by the rank that it happened on."""
+    """What ended a run of several processes, reported by the rank where it happened."""
 
 
 def program() -> str:
-    """How the user can call the command line: `glassgpt` where the shell finds this one, else by its path."""
+    """Return how to call this installation: `glassgpt` if the shell finds it by that name, otherwise its path."""
     here = shutil.which("glassgpt", path=str(Path(sys.executable).parent))
-    found = shutil.which("glassgpt")
-    if here is None or (found is not None and Path(found).samefile(here)):
+    first = shutil.which("glassgpt")
+    if here is None or (first is not None and Path(first).samefile(here)):
         return "glassgpt"
     return shlex.quote(os.path.relpath(here) if Path(here).is_relative_to(Path.cwd()) else here)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest valid name, or an empty string when none is near."""
+    """Return `"; did you mean 'x'?"` with the nearest valid name, or an empty string if none is near."""
     nearest = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
@@ -56,10 +56,9 @@ def nearby_path(text: str) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on a CPU or a GPU."""
-    # By name and text: torch may not be there, its exception on GPUs is a RuntimeError, and on CPUs only its text tells.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
+    """Whether memory ran out, on a CPU or a GPU."""
+    torch = sys.modules.get("torch")  # not imported for this
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError, which only its text identifies.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

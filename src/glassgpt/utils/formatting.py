@@ -1,5 +1,7 @@
-"""Numbers and texts as people read them: the one formatter for bytes, for durations and for one-line excerpts."""
+"""Numbers, texts and tokens as people read them: the only place that formats bytes, durations and excerpts."""
 
+import re
+import unicodedata
 from collections.abc import Callable
 
 
@@ -38,8 +40,37 @@ def excerpt(text: str, length: int) -> str:
     return f"{shown}…" if len(text.strip()) > length else shown
 
 
+_MARKS = {" ": "␣", "\n": "⏎", "\t": "→", "\r": "␍"}
+# Printable in Python's view, but invisible in every font: fillers, joiners, variation selectors, the empty Braille pattern.
+_INVISIBLE = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def escape_token(data: bytes) -> str:
+    """Return a token's bytes as text in which everything is visible.
+
+    White space becomes ␣ ⏎ → ␍, a byte outside a whole character <e2>, an invisible character <U+200B>; a combining mark at the
+    beginning gets a ◌ to stand on.
+    """
+    # A byte that cannot be decoded becomes the lone surrogate 0xDC00 + byte, which no UTF-8 decodes to.
+    text = data.decode("utf-8", errors="surrogateescape")
+    head = "◌" if text and unicodedata.combining(text[0]) else ""
+    return head + "".join(map(_mark, text))
+
+
+def _mark(character: str) -> str:
+    if character in _MARKS:
+        return _MARKS[character]
+    if "\udc80" <= character <= "\udcff":
+        return f"<{ord(character) - 0xDC00:02x}>"
+    if not character.isprintable() or _INVISIBLE.match(character):
+        return f"<U+{ord(character):04X}>"
+    return character
+
+
 class RemainingTime:
-    """Estimates the remaining seconds from the mean speed since the first step it saw, everything in between included."""
+    """Estimates the remaining seconds from the mean speed since the first step that it saw."""
 
     def __init__(self, last_step: int, clock: Callable[[], float]) -> None:
         self._last_step = last_step

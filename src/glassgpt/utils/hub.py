@@ -1,34 +1,46 @@
-"""The Hugging Face hub: models by their id, downloaded once into the hub library's own cache, and what a dataset's repository holds.
+"""The Hugging Face Hub, through its own library: which references are hub ids, models, and the files of datasets.
 
-Datasets are asked for here and downloaded by `data.hub_datasets`: the library (2.4) begins a file anew after every killed or failed
-download, gives it up at the first 5xx, waits without end for a listing, and compares no hash.
+Everything is kept in the library's cache. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_DOWNLOAD_TIMEOUT` and the
+usual proxy variables apply.
 """
 
+import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from glassgpt.utils.errors import UserError, nearby_path
-from glassgpt.utils.files import user_path
+from glassgpt.utils.files import explain_os_errors, sha256_of, user_path
 
-# Requests after the first, where the hub is not reached or answers 429 or 5xx, and the seconds before the first of them.
-_RETRIES = 3
-_PAUSE = 1.0
+T = TypeVar("T")
+
+ATTEMPTS = 4
+"""Requests in all if the hub does not answer or answers 408, 429 or 5xx."""
+_PAUSE = 1.0  # seconds before the second request; doubled before each further one
 
 # Named without an owner, from the hub's first days. Any other name without an owner is a path.
 _BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 _FILE_SUFFIXES = {
-    f".{suffix}" for suffix in "bin bz2 csv gz json jsonl md npy parquet pt pth safetensors toml txt zst".split()
+    f".{name}" for name in "bin bz2 csv gz json jsonl md npy parquet pt pth safetensors toml txt zst".split()
 }
 _CONFIG = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # By these names only: some repositories hold the same weights a second time for other programs.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+
+
+class HubUnreachableError(UserError):
+    """The hub cannot be reached, or does not answer as a hub does."""
+
+
+class DownloadCancelledError(Exception):
+    """A download was cancelled from another thread."""
 
 
 def find_hub_id(reference: str) -> str | None:
@@ -55,225 +67,208 @@ def find_hub_id(reference: str) -> str | None:
 
 
 def download_model(hub_id: str) -> Path:
-    """The directory with a model's config, weights and tokenizer: the hub's newest, or without network the one in the cache.
+    """Return a directory with a model's config, weights and tokenizer: the newest commit, or the cached one without network.
 
-    `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and the usual proxy variables count. Raises `UserError` where it cannot be had.
+    Raises `UserError` if the model cannot be downloaded.
     """
     from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
-    try:
+    with explain_hub_errors(hub_id, "model"):
         path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_SAFETENSORS]))
-        if not any(found for pattern in _SAFETENSORS for found in path.glob(pattern)):
+        if not any(match for pattern in _SAFETENSORS for match in path.glob(pattern)):
             path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_TORCH]))
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"there is no run or checkpoint at {hub_id}, and the hub has no such model (or asks for a token: set HF_TOKEN)"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"there is no run or checkpoint at {hub_id}, and the Hugging Face hub cannot be reached. Without network: put the model's "
-            "config.json, model.safetensors and tokenizer.json into a directory and name that"
-        ) from None
-    except Exception as error:  # its own, and those of whatever HTTP library it uses
-        raise UserError(f"cannot download {hub_id} from the hub: {str(error).splitlines()[0]}") from None
     return path
-
-
-# -------------------------------------------------------------------------------------------------------------- datasets
-
-
-class HubUnreachableError(UserError):
-    """The hub does not answer, or not as a hub does; what is in the cache may do."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository at a commit, and the hash the hub knows it by: sha256 of large files, git's sha1 of small ones."""
+    """A file at a commit. The hub lists sha256 for large files, and git's sha1 for small ones."""
 
     name: str
     bytes: int
     sha256: str | None
     git_sha1: str | None
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this file's content is at `path`: its size is compared first, then its hash."""
+        if not path.is_file() or path.stat().st_size != self.bytes:
+            return False
+        return sha256_of(path) == self.sha256 if self.sha256 else git_sha1_of(path) == self.git_sha1
+
 
 @dataclass(frozen=True)
 class DatasetRepository:
-    """A dataset's repository at one commit, as the hub has it."""
+    """A dataset's repository at one commit."""
 
     hub_id: str
     commit: str
 
-    def metadata(self) -> Mapping[str, Any]:
-        """What the top of its README.md says of its subsets (`configs`). Raises `UserError` where it cannot be understood."""
-        from huggingface_hub import DatasetCard, hf_hub_url
+    @classmethod
+    def open(cls, hub_id: str, revision: str | None = None, attempts: int = ATTEMPTS) -> "DatasetRepository":
+        """Resolve a branch, tag or commit (None: the default branch).
 
-        with _explained(self.hub_id):
-            response = _ask_for_part(
-                hf_hub_url(self.hub_id, "README.md", repo_type="dataset", revision=self.commit), {}
-            )
-            readme = "" if response is None else response.text
-        if not readme.lstrip("\ufeff").startswith("---"):
-            return {}
-        try:
-            card = DatasetCard(readme.lstrip("\ufeff"), ignore_metadata_errors=True)
-            return {"configs": card.data.get("configs")}
-        except Exception as error:  # whatever its YAML library raises
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the metadata in the README.md of {self.hub_id} cannot be understood: {reason}") from None
+        Raises `HubUnreachableError` if the hub cannot be reached, and `UserError` if there is no such dataset for this user.
+        """
+        from huggingface_hub import HfApi, constants
 
-    def files(self, folder: str = "", recursive: bool = True) -> list[HubFile]:
-        """The files in a folder, and below it: none where it is not there."""
+        ask = partial(HfApi().dataset_info, hub_id, revision=revision, timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
+        with explain_hub_errors(hub_id, "dataset", revision):
+            info = retry(ask, attempts)
+            if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
+                raise ValueError(f"its answer has no commit, but {info.sha!r}")
+        return cls(info.id, str(info.sha))  # another id if the repository was renamed
+
+    @property
+    def cache(self) -> Path:
+        """The dataset's folder in the library's cache: `blobs/HASH`, and links to them at `snapshots/COMMIT/NAME`."""
         from huggingface_hub import constants
 
-        path = f"/{quote(folder, safe='')}" if folder else ""
-        url: str | None = f"{constants.ENDPOINT}/api/datasets/{self.hub_id}/tree/{self.commit}{path}"
-        parameters = {"recursive": str(recursive).lower()}
-        files: list[HubFile] = []
-        with _explained(self.hub_id):
-            while url is not None:
-                if (response := _ask_for_part(url, parameters)) is None:
-                    return []
-                files += [_hub_file(entry) for entry in response.json() if entry["type"] == "file"]
-                following = response.links.get("next", {}).get("url")
-                url, parameters = following and urljoin(url, following), {}  # the link has them
-        return files
+        return Path(constants.HF_HUB_CACHE) / "--".join(["datasets", *self.hub_id.split("/")])
 
-    def request(self, name: str) -> tuple[str, dict[str, str], float]:
-        """The URL of a file, the headers to send to it, and the seconds of silence after which to give up."""
-        from huggingface_hub import constants, hf_hub_url
+    def metadata(self) -> Mapping[str, Any]:
+        """Return the YAML block of README.md, empty if there is none. Raises `UserError` if it is not valid."""
+        from huggingface_hub import hf_hub_download, metadata_load
+        from huggingface_hub.errors import EntryNotFoundError
 
-        url = hf_hub_url(self.hub_id, name, repo_type="dataset", revision=self.commit)
-        return url, _headers(url), float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        readme = partial(hf_hub_download, self.hub_id, "README.md", repo_type="dataset", revision=self.commit)
+        with explain_hub_errors(self.hub_id, "dataset"):
+            try:
+                path = retry(readme)
+            except EntryNotFoundError:
+                return {}
+        try:
+            return metadata_load(path) or {}
+        except Exception as error:  # of the YAML library that the hub's library uses
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the metadata in README.md of {self.hub_id} is not valid: {reason}") from None
 
+    def files(self, folder: str = "", recursive: bool = True) -> list[HubFile]:
+        """List the files in a folder, and below it; none if there is no such folder."""
+        from huggingface_hub import HfApi, RepoFile
+        from huggingface_hub.errors import EntryNotFoundError
 
-def dataset_repository(hub_id: str, revision: str | None = None, patient: bool = True) -> DatasetRepository:
-    """A dataset's repository at the commit that a revision (a branch, a tag, a commit; None: the newest) stands for at this moment.
+        tree = partial(HfApi().list_repo_tree, self.hub_id, folder or None, recursive=recursive)
+        with explain_hub_errors(self.hub_id, "dataset"), suppress(EntryNotFoundError):
+            entries = retry(lambda: list(tree(revision=self.commit, repo_type="dataset")))
+            return [
+                HubFile(entry.path, entry.size, entry.lfs.sha256, None)
+                if entry.lfs
+                else HubFile(entry.path, entry.size, None, entry.blob_id)
+                for entry in entries
+                if isinstance(entry, RepoFile)
+            ]
+        return []
 
-    `patient`: a hub that does not answer is asked again, which takes seconds that whoever has a copy need not wait.
-    Raises `HubUnreachableError` where the hub does not tell, `UserError` where it says that there is none, or not for this user.
-    """
-    from huggingface_hub import constants
+    def local_path(self, file: HubFile) -> Path:
+        """Where the library's cache has the file once it is downloaded."""
+        return self.cache / "snapshots" / self.commit / file.name
 
-    path = "" if revision is None else f"/revision/{quote(revision, safe='')}"
-    with _explained(hub_id, revision):
-        answer = _ask(f"{constants.ENDPOINT}/api/datasets/{hub_id}{path}", {}, _RETRIES if patient else 0).json()
-        found, commit = (
-            str(answer.get("id") or hub_id),
-            str(answer["sha"]),
-        )  # another id where the repository was renamed
-        if not re.fullmatch(r"[0-9a-f]{40}", commit) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", found, re.ASCII):
-            raise ValueError(f"no commit: {commit}")
-    return DatasetRepository(found, commit)
+    def present_bytes(self, file: HubFile) -> int:
+        """Bytes of the file that are in the cache, those of a running download included."""
+        partials = (self.cache / "blobs").glob(f"{file.sha256 or file.git_sha1}.*.incomplete")
+        for path in (self.local_path(file), *partials):
+            with suppress(OSError):
+                return path.stat().st_size
+        return 0
 
+    def download(self, file: HubFile, cancelled: threading.Event) -> Path:
+        """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set: the hub is not asked then."""
-    from huggingface_hub import constants
+        Setting `cancelled` ends it with `DownloadCancelledError`. Raises `UserError` if the file cannot be downloaded.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import tqdm
 
-    return bool(constants.HF_HUB_OFFLINE)
+        class Bar(tqdm):  # prints nothing: the library's only hook into a running download
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
+            def update(self, n: float | None = 1) -> None:
+                if cancelled.is_set():
+                    raise DownloadCancelledError
 
-def dataset_cache(hub_id: str) -> Path:
-    """The dataset's folder in the hub library's cache: `blobs/HASH`, and links to them at `snapshots/COMMIT/NAME`."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / "--".join(["datasets", *hub_id.split("/")])
-
-
-def _headers(url: str) -> dict[str, str]:
-    """Who asks and, at the hub itself, the user's token, where there is one: a listing may go on at another host (a mirror's does)."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    token = None if urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2] else False
-    headers: dict[str, str] = build_hf_headers(token=token, library_name="glassgpt")
-    return headers
-
-
-def _ask(url: str, parameters: Mapping[str, str], retries: int = _RETRIES) -> Any:
-    """The hub's answer, asked again after a pause where it may pass; the library's own exceptions."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
-
-    response = http_backoff(
-        "GET",
-        url,
-        params=parameters or None,
-        headers=_headers(url),
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        max_retries=retries,
-        base_wait_time=_PAUSE,
-        follow_redirects=True,
-    )
-    hf_raise_for_status(response)
-    return response
+        what = partial(
+            hf_hub_download, self.hub_id, file.name, repo_type="dataset", revision=self.commit, tqdm_class=Bar
+        )
+        with (
+            explain_os_errors("write", self.local_path(file)),
+            explain_hub_errors(self.hub_id, "dataset", file=file.name),
+        ):
+            for force in (False, True):  # the library compares sizes only
+                path = Path(retry(partial(what, force_download=force), cancelled=cancelled))
+                if file.is_at(path):
+                    return path
+        raise UserError(
+            f"{file.name} of the dataset {self.hub_id} has another hash than the hub lists; try again later"
+        )
 
 
-def _ask_for_part(url: str, parameters: Mapping[str, str]) -> Any:
-    """The hub's answer about a part of a repository that is there, None where it has no such part."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return _ask(url, parameters)
-    except HfHubHTTPError as error:
-        if error.response.status_code == 404:
-            return None
-        raise
+def git_sha1_of(path: Path) -> str:
+    """Return the name that git gives to a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _hub_file(entry: Mapping[str, Any]) -> HubFile:
-    """A file of the listing. Its name and its hash become paths on this machine: neither may lead elsewhere."""
-    name, large = entry["path"], entry.get("lfs")
-    sha256, git_sha1 = (large["oid"], None) if large else (None, entry["oid"])
-    path = PurePosixPath(name)
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or "\\" in name
-        or not re.fullmatch(r"[0-9a-f]{40,64}", str(sha256 or git_sha1))
-    ):
-        raise ValueError(f"an entry named {name!r}")
-    return HubFile(name, int(large["size"] if large else entry["size"]), sha256, git_sha1)
+def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:
+    """Call, and call again after a pause if the error may pass."""
+    cancelled = cancelled or threading.Event()
+    for attempt in range(attempts):
+        if cancelled.wait(_PAUSE * 2 ** (attempt - 1) if attempt else 0):
+            raise DownloadCancelledError
+        try:
+            return call()
+        except Exception as error:
+            if attempt == attempts - 1 or not _may_pass(error):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a request may succeed if it is repeated: a broken connection, or a status of 408, 429 or 5xx."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    # The second: the library has retried already. An error with a number is of this machine's disk.
+    final = (DownloadCancelledError, EntryNotFoundError, OfflineModeIsEnabled)
+    return not isinstance(error, final) and getattr(error, "errno", None) is None
 
 
 @contextmanager
-def _explained(hub_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what the library raises into `HubUnreachableError`, or a `UserError` that says what to do."""
+def explain_hub_errors(hub_id: str, kind: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
+    """Turn the library's errors into `HubUnreachableError`, or a `UserError` that says what to do."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
-    except UserError:
+    except DownloadCancelledError:
         raise
     except GatedRepoError:
-        raise UserError(gated(hub_id)) from None
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+        raise UserError(f"the {kind} {hub_id} is gated: accept its terms at {page} and set HF_TOKEN") from None
     except RevisionNotFoundError:
-        raise UserError(
-            f"the hub's dataset {hub_id} has no revision {revision!r}: name a branch, a tag or a commit of it"
-        ) from None
+        raise UserError(f"the {kind} {hub_id} has no branch, tag or commit {revision!r}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"the Hugging Face hub has no dataset {hub_id} (or asks for a token: set HF_TOKEN)") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
+        raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; if it is private, set HF_TOKEN") from None
+    except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
+        if getattr(error, "errno", None) is not None:
+            raise  # of this machine's disk
+        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if status in (401, 403):
-            raise UserError(gated(hub_id)) from None
-        if status == 404:
-            raise UserError(f"the Hugging Face hub has no dataset {hub_id}") from None
-        raise HubUnreachableError(
-            f"the Hugging Face hub answers {status} when asked for the dataset {hub_id}"
-        ) from None
-    except Exception as error:  # those of whatever HTTP library it uses, and of answers that are no hub's
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise HubUnreachableError(
-            f"the Hugging Face hub cannot be reached for the dataset {hub_id}: {reason}"
-        ) from None
+            raise UserError(f"the {kind} {hub_id} is private: set HF_TOKEN to a token that may read it") from None
+        reason = f"it answers {status}" if status else (str(cause) or type(cause).__name__).splitlines()[0]
+        what = f"{file} of the {kind} {hub_id}" if file else f"the {kind} {hub_id}"
+        message = f"cannot download {what} from the Hugging Face Hub: {reason}\n{_without_network(kind, hub_id)}"
+        raise (UserError if status == 404 else HubUnreachableError)(message) from None
 
 
-def gated(hub_id: str) -> str:
-    """How a user gets at a dataset that is not for everybody."""
-    from huggingface_hub import constants
-
-    return f"the dataset {hub_id} is gated or private: accept its terms at {constants.ENDPOINT}/datasets/{hub_id} and set HF_TOKEN"
+def _without_network(kind: str, hub_id: str) -> str:
+    if kind == "model":
+        return (
+            "without network: name a directory that has the model's config.json, model.safetensors and tokenizer.json"
+        )
+    return f"without network: run `hf download --repo-type dataset {hub_id} --local-dir DIR` on another machine, and name that folder"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# What selective activation checkpointing keeps: the results of matrix products and of attention. torch.utils.checkpoint (2.13) asks
-# its policy about operators, and operators have no public names.
+# What selective activation checkpointing keeps: the results of matrix products and of attention. torch.utils.checkpoint
+# (2.13) asks its policy about operators, and operators have no public names.
 _aten = torch.ops.aten
 CHECKPOINTED_OPERATORS = {
     _aten.mm.default,
@@ -29,8 +29,8 @@ CHECKPOINTED_OPERATORS = {
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Run a model's modules without `torch.compile` inside the block: for lengths that change, and for hooks.
 
-    Each new length would be compiled, and hooks do not fire in compiled modules. `torch.compiler.set_stance` (2.13) does the same, but
-    for the whole process, so that two threads could leave it changed.
+    Each new length would be compiled, and hooks do not fire in compiled modules. `torch.compiler.set_stance` (2.13)
+    does the same, but for the whole process, so that two threads could leave it changed.
     """
     compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
     for module, _ in compiled:
@@ -45,7 +45,8 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 class SkipInit(TorchFunctionMode):
     """Inside, modules are made with uninitialised weights: functions of `torch.nn.init` are skipped.
 
-    They are recognised by their module's name (2.13). The public ways are slow: `torch.device("meta")` imports torch's compiler, 1.1 s.
+    They are recognised by their module's name (2.13). The public ways are slow: `torch.device("meta")` imports torch's
+    compiler, 1.1 s.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,8 +97,9 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
-# FBGEMM's int8 products, of PyTorch's quantized tensors. These are deprecated (pytorch#184982, 2.13) but still the fastest:
-# `torch.ops.onednn.qlinear_pointwise` takes 1.4 times as long per token, and torchao is slower than float32 unless compiled.
+# FBGEMM's int8 products, of PyTorch's quantized tensors. These are deprecated (pytorch#184982, 2.13) but still the
+# fastest: `torch.ops.onednn.qlinear_pointwise` takes 1.4 times as long per token, and torchao is slower than float32
+# unless compiled.
 
 
 def pack_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:

@@ -11,14 +11,14 @@ import pytest
 from test_hellaswag import some_items
 
 from glassgpt.cli.main import main
-from glassgpt.evaluation import hellaswag, hellaswag_run
+from glassgpt.evaluation import hellaswag, hellaswag_report
 from glassgpt.evaluation.baselines import PUBLISHED
 from glassgpt.evaluation.hellaswag import evaluate_hellaswag
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
 from glassgpt.interop.references import load
-from glassgpt.report import write_report
-from glassgpt.training.loop import train
-from glassgpt.training.progress import PlainProgress
+from glassgpt.report.page import write_report
+from glassgpt.training.progress import Progress
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
 from report_harness import Page
@@ -43,7 +43,7 @@ def line_of(item: Item) -> dict[str, Any]:
     return {**dataclasses.asdict(item), "ind": item.number}
 
 
-def trained(tmp_path: Path, file: Path, progress: PlainProgress | None = None, **changes: Any) -> Path:
+def trained(tmp_path: Path, file: Path, progress: Progress | None = None, **changes: Any) -> Path:
     settings = {
         "data": {"tokenizer": "bytes"},
         "eval_every": 5,
@@ -57,7 +57,7 @@ def trained(tmp_path: Path, file: Path, progress: PlainProgress | None = None, *
 
 def test_a_run_answers_a_subset_at_its_interval_and_says_so(tmp_path: Path, file: Path) -> None:
     stream = io.StringIO()
-    run = trained(tmp_path, file, PlainProgress(stream=stream))
+    run = trained(tmp_path, file, Progress(stream=stream))
     records = {record["step"]: record for record in records_of(run) if "val_loss" in record}
     assert [step for step, record in records.items() if "hellaswag_acc" in record] == [0, 10]
     model, tokenizer = load(run)
@@ -88,9 +88,7 @@ def test_the_interval_must_be_one_of_evaluations(tmp_path: Path, file: Path) -> 
 
 
 def test_items_that_are_not_to_be_had_are_said_before_the_run_begins(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"there is no file .*gone\.jsonl.*\n\(--hellaswag-every 0 trains without HellaSwag\)"
-    ):
+    with pytest.raises(UserError, match=r"gone\.jsonl.*\n\(--hellaswag-every 0 trains without HellaSwag\)"):
         trained(tmp_path, tmp_path / "gone.jsonl")
     assert not (tmp_path / "run").exists()
 
@@ -104,8 +102,8 @@ def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(
     metrics.write_text(metrics.read_text().replace('"hellaswag_published": false', '"hellaswag_published": true'))
     drawn = Page(write_report(run)).charts["HellaSwag"]
     assert drawn.pop("HellaSwag, normalised")["x"] == [0, 10]
-    expected = {row.model: ([0, 10], [row.acc_norm] * 2) for row in PUBLISHED if row.style != "lm-eval"}
-    assert {name: (trace["x"], trace["y"]) for name, trace in drawn.items()} == expected
+    expected = {row.model: [row.acc_norm] * 2 for row in PUBLISHED if row.style != "lm-eval"}
+    assert {name: trace["y"] for name, trace in drawn.items()} == expected
 
 
 def test_eval_prints_both_ways_and_writes_them(
@@ -119,8 +117,8 @@ def test_eval_prints_both_ways_and_writes_them(
     own = figures["hellaswag"]["build-nanogpt"]
     assert own["n"] == 12
     assert f"{own['acc']:.2%}" in told
-    assert "by the loss a character" in told
-    assert "not comparable with published figures" in told
+    assert "loss per character" in told
+    assert "do not compare with published scores" in told
     assert told.startswith("loss ")
     # What was scored is in the cache: nothing is computed again.
     monkeypatch.setattr(hellaswag, "score_batch", lambda *arguments: pytest.fail("computed again"))
@@ -131,7 +129,7 @@ def test_eval_prints_both_ways_and_writes_them(
 def test_published_figures_stand_beside_those_of_the_published_file(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hellaswag_run, "is_published", lambda path: True)
+    monkeypatch.setattr(hellaswag_report, "is_published", lambda path: True)
     run = trained(tmp_path, file)
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     capsys.readouterr()
@@ -139,7 +137,7 @@ def test_published_figures_stand_beside_those_of_the_published_file(
     told = capsys.readouterr().out
     assert "28.59%" in told
     assert "31.14%" in told
-    assert "loss by place" not in told  # a model from elsewhere has no text of its own, and is asked none
+    assert "loss by position" not in told  # a model from elsewhere has no text of its own, and is asked none
     assert (
         main(["eval", str(tmp_path / "hf"), "--hellaswag", "--hellaswag-file", str(file), "--hellaswag-items", "5"])
         == 0
@@ -159,6 +157,6 @@ def test_missing_items_are_said_before_anything_is_measured(
 
 def test_options_of_hellaswag_alone_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "runs/x", "--hellaswag-items", "5"]) == 2
-    assert "go with --hellaswag" in capsys.readouterr().err
+    assert "--hellaswag" in capsys.readouterr().err
     assert main(["eval", "runs/x", "--hellaswag", "--quantize", "int8"]) == 2
-    assert "leave it or --hellaswag out" in capsys.readouterr().err
+    assert "--quantize" in capsys.readouterr().err
