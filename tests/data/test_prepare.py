@@ -485,7 +485,7 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
     for number in range(4):
         (folder / f"{number}.txt").write_text(f"{number} " * 300)
     request = config(folder, tokenizer="bytes", shard_tokens=100)
-    prepare_unit, done = builder.prepare_unit, []
+    prepare_unit, done = work_units.prepare_unit, []
 
     def fail_at_the_third(directory: Any, plan: Any, unit: WorkUnit, *arguments: Any) -> None:
         if unit.number == 2:

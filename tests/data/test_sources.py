@@ -239,7 +239,7 @@ def test_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> 
 def test_shakespeare_without_network_tells_the_manual_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("glassgpt.utils.download._PAUSE", 0.0)
     with pytest.raises(UserError, match=r"(?s)shakespeare.*tinyshakespeare\.txt.*--data FILE"):
         Shakespeare().files()[0].fetch()
 

@@ -26,7 +26,7 @@ from glassgpt.interpretability.snapshots import ProbeSnapshot, Prompt, prompt_of
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import BytesTokenizer
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, differences, lightly, probes_of, tiny_config, write_text
 from slot_harness import TINY, lively

@@ -32,7 +32,7 @@ from glassgpt.interpretability.weights import principal_components, tables
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
 from page_harness import Watched, chromium, watched
