@@ -445,7 +445,7 @@ def begin_update(trainer: TrainState, lr: float) -> Update:
         update = _judge_and_apply(trainer, lr, loss.item(), norm.item(), part_norms)
     else:
         update = _apply_unless_unfinite(trainer, lr, torch.stack([loss, norm]), part_norms, trainer.found_inf)
-    trainer.strategy.zero_grad()
+    trainer.strategy.finish_update()
     return update
 
 
