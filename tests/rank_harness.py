@@ -370,6 +370,7 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         mock.patch("glassgpt.training.loop.peak_flops", return_value=1e9).start()
         for module in ("watchdog", "group"):  # the ranks watch each other more often, so that a test waits less
             mock.patch(f"glassgpt.distributed.{module}.PERIOD", 0.3).start()
+        mock.patch("glassgpt.distributed.watchdog.FIRST_UPDATE_FACTOR", 1).start()
         value = TASKS[request["task"]](**request["arguments"])
         (folder / f"{rank}.json").write_text(json.dumps(value))
         status = 0

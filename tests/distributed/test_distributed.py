@@ -134,21 +134,16 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
         assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
 
 
-@pytest.mark.parametrize(("strategy", "sizes"), [("fsdp", (2,)), ("ddp", (2,))])
-def test_gradients_summed_once_per_update_are_those_of_each_micro_step(
-    harness: Harness, tmp_path: Path, text: Path, strategy: str, sizes: tuple[int, ...]
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_fsdp_gradients_summed_once_per_update_are_those_of_each_micro_step(
+    harness: Harness, tmp_path: Path, text: Path, precision: str
 ) -> None:
-    """Three micro-steps per rank, in float32 and in bfloat16; DDP sums once per update anyway, so there the option changes nothing."""
-    for precision in ("float32", "bfloat16"):
-        runs = {}
-        for sync in ("micro_step", "update"):
-            config = settings(
-                text, steps=4, micro_batch_size=2, strategy=strategy, precision=precision, fsdp_gradient_sync=sync
-            )
-            runs[sync] = tmp_path / f"{precision}-{sync}"
-            harness.run(2, "train", config=config, out=runs[sync])
-        assert losses_of(runs["update"]) == pytest.approx(losses_of(runs["micro_step"]), rel=1e-6)
-        assert farthest(last_weights(runs["update"]), last_weights(runs["micro_step"])) < 1e-6
+    """Three micro-steps per rank; another order of sums."""
+    config = settings(text, steps=4, micro_batch_size=2, strategy="fsdp", precision=precision)
+    for sync in ("micro_step", "update"):
+        harness.run(2, "train", config={**config, "fsdp_gradient_sync": sync}, out=tmp_path / sync)
+    assert losses_of(tmp_path / "update") == pytest.approx(losses_of(tmp_path / "micro_step"), rel=1e-6)
+    assert farthest(last_weights(tmp_path / "update"), last_weights(tmp_path / "micro_step")) < 1e-6
 
 
 def test_dropout_is_drawn_by_micro_batch_whichever_rank_has_it(harness: Harness, tmp_path: Path, text: Path) -> None:
@@ -178,7 +173,7 @@ def test_the_nearest_batches_that_work_do_work() -> None:
             config.sequences_per_process(processes)
         for number in re.findall(r"\d+", str(caught.value).rpartition("--batch-tokens")[2]):
             assert config.override(batch_tokens=int(number)).sequences_per_process(processes) >= 1
-    with pytest.raises(UserError, match="batch_start = 32 are too few sequences for 4 processes"):
+    with pytest.raises(UserError, match="batch_start = 32"):
         config.override(batch_tokens=64, batch_start=32).sequences_per_process(4)
 
 
