@@ -47,9 +47,9 @@ from glassgpt.generation.generate import generate
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 from glassgpt.tokenizers.builtin import CharacterTokenizer
-from glassgpt.training.loop import Update, begin_update
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import TrainState, setup_training
+from glassgpt.training.step import Update, start_update
 from glassgpt.utils.device import describe_environment, matmul_precision, peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,7 +205,7 @@ def seconds_of_updates(trainer: TrainState, count: int) -> list[float]:
     begun: deque[Update] = deque()
     seconds, began = [], time.perf_counter()
     for index in range(count):
-        begun.append(begin_update(trainer, 1e-4))
+        begun.append(start_update(trainer, 1e-4))
         trainer.step += 1
         while len(begun) > (0 if index + 1 == count or trainer.found_inf is None else 1):
             begun.popleft().read()

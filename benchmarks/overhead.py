@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.distributed.group import Ranks
-from glassgpt.training.loop import train_step
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import setup_training
+from glassgpt.training.step import train_step
 from glassgpt.utils.device import cpu_name, keep_freed_memory
 from kill_harness import write_text
 

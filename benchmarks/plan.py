@@ -65,9 +65,9 @@ def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
 def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     """Bytes and seconds of real updates."""
     from glassgpt.distributed.group import Ranks
-    from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
+    from glassgpt.training.step import train_step
 
     clock = time.process_time if processor_time else time.perf_counter
     trainer, seconds = setup_training(config, Ranks(), SilentProgress()), []

@@ -2,9 +2,9 @@
 
     python benchmarks/play.py --rounds 5
 
-The model has random weights and GPT-2's vocabulary; server and browser share the machine. Each round uses a new browser
-context with an empty cache, and new texts. Prints a Markdown table, and exits with 1 if a median misses its target. Needs
-Playwright, Debian's Chromium, and GPT-2's vocabulary files as `--data.tokenizer gpt2` does.
+The model has random weights and GPT-2's vocabulary; server and browser share the machine. Each round uses a new
+browser context with an empty cache, and new texts. Prints a Markdown table, and exits with 1 if a median misses its
+target. Needs Playwright, Debian's Chromium, and GPT-2's vocabulary files as `--data.tokenizer gpt2` does.
 """
 
 import argparse

@@ -19,9 +19,9 @@ from pathlib import Path
 from glassgpt.config.recipes import recipe
 from glassgpt.distributed.group import process_group
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
-from glassgpt.training.loop import train_step
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import TrainState, setup_training
+from glassgpt.training.step import train_step
 
 
 def timed_step(trainer: TrainState) -> float:

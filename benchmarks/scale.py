@@ -194,9 +194,9 @@ def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, An
 def train(path: Path, out: Path) -> None:
     """What each rank does."""
     from glassgpt.distributed.group import process_group
-    from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
+    from glassgpt.training.step import train_step
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
     tiny = config.override(

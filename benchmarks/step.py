@@ -59,9 +59,9 @@ def nanogpt_step(path: Path) -> Callable[[], object]:
 def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[[], object]:
     from glassgpt.config.recipes import recipe
     from glassgpt.distributed.group import Ranks
-    from glassgpt.training.loop import train_step
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
+    from glassgpt.training.step import train_step
     from glassgpt.utils.device import keep_freed_memory
 
     keep_freed_memory()  # as the command line does

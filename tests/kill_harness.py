@@ -31,8 +31,8 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training.loop import resume, train
-from glassgpt.training.progress import PlainProgress
+from glassgpt.training.progress import Progress
+from glassgpt.training.run import resume, train
 
 # What may differ between two equal runs: the clock's and the machine's part of a record.
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
@@ -63,7 +63,7 @@ def tiny_config(text: Path, **changes: Any) -> TrainConfig:
     return TrainConfig.from_dict(base).override(**changes)
 
 
-class Quiet(PlainProgress):
+class Quiet(Progress):
     """Shows nothing and keeps the messages."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ def lightly() -> Iterator[None]:
     try:
         with (
             mock.patch("os.fsync", return_value=None),
-            mock.patch("glassgpt.training.loop.peak_flops", return_value=1e9),
+            mock.patch("glassgpt.training.setup.peak_flops", return_value=1e9),
         ):
             yield
     finally:
@@ -188,7 +188,7 @@ class Killer:
 
     def _train(self) -> None:
         slow_disk()
-        mock.patch("glassgpt.training.loop.peak_flops", return_value=None).start()  # measuring it takes 0.3 s a start
+        mock.patch("glassgpt.training.setup.peak_flops", return_value=None).start()  # measuring it takes 0.3 s a start
         _begin_or_go_on(self.config, self.run)
 
     def _last_step(self) -> int:

@@ -1,9 +1,9 @@
-"""A harness that kills `prepare` by SIGKILL again and again and compares what it makes in the end with what a quiet one makes.
+"""Kill `prepare` by SIGKILL again and again, and compare the final dataset with that of an undisturbed process.
 
     python tests/prepare_harness.py --kills 9
 
-Four files of different kinds become a few dozen shards, in the place of an older dataset, by 1, 2 or 3 workers, in three ways:
-plain, with --deduplicate, and with the first shard for validation. `tests/test_data_prepare.py` and
+Four files of different types become a few dozen shards, in place of an older dataset, by 1, 2 or 3 workers, in three
+ways: plain, with --deduplicate, and with the first shard for validation. `tests/data/test_prepare_failures.py` and
 `benchmarks/prepare_kills.py` run this file as a program. Linux and macOS only, since it forks.
 """
 
@@ -26,15 +26,15 @@ import psutil
 
 from forking import fork, wait_until
 from glassgpt.config.schema import DataConfig
-from glassgpt.data.dataset import read_manifest
-from glassgpt.data.prepare import prepare, verify
+from glassgpt.data.dataset import read_manifest, verify
+from glassgpt.data.prepare import prepare
 
 WAYS: tuple[dict[str, Any], ...] = ({}, {"deduplicate": True}, {"validation": "first_shard"})
 # In this order in each round, which ends when the dataset is there.
 KINDS = ("start", "shard", "between", "publish")
-# Seconds that a worker may outlive its parent: it ends when its input does.
-LINGER = 2.0
-# Run by each worker as it starts: on a RAM disk nothing takes long enough to be hit, and a kill loses nothing that is not flushed.
+# Seconds that a worker may outlive its parent: it ends when it notices.
+LINGER = 5.0
+# Run by each worker as it starts: on a RAM disk nothing takes long enough for a kill to hit it.
 SLOW_DISK = """
 import os, time
 unlink = os.unlink
@@ -72,26 +72,26 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @dataclass
 class Killer:
-    """Starts `prepare` and kills it, at one of the kinds of moment, and keeps watch on what a kill must not touch."""
+    """Starts `prepare`, kills it at a chosen kind of moment, and watches what a kill must not touch."""
 
     config: DataConfig
     out: Path
     draw: random.Random
     outcome: dict[str, Any]
     stamps: set[tuple[int, int]] = field(default_factory=set)
-    """Inode and time of each shard that was finished at a kill."""
+    """Inode and time of each shard that was finished at a kill, except within a document larger than a shard."""
 
     @property
     def work(self) -> Path:
-        """Where the dataset is made."""
+        """The directory in which the dataset is built."""
         return self.out.with_name(f".partial-{self.out.name}")
 
     def finished(self) -> set[str]:
-        """The shards that are finished, by their names without suffix."""
+        """The names of the finished shards, without suffix."""
         return self._stems(".json")
 
     def _stems(self, suffix: str) -> set[str]:
-        """Of the files in the making, those of a suffix."""
+        """The files of a suffix, without it."""
         try:
             names = os.listdir(self.work)
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class Killer:
         }
 
     def kill_once(self, kind: str) -> bool:
-        """Whether it was alive to be killed; what it did before is looked at either way."""
+        """Whether it was alive to be killed; its files are checked in either case."""
         before, workers = self.finished(), self.draw.choice((1, 2, 3))
         child = fork(lambda: self._prepare(workers))
         moments: dict[str, Callable[[], bool]] = {
@@ -114,7 +114,7 @@ class Killer:
         }
         wait_until(child, moments[kind])
         time.sleep(self.draw.uniform(0, {"start": 0.3, "shard": 0.1, "between": 0.002, "publish": 0.02}[kind]))
-        os.kill(child, signal.SIGSTOP)  # so that it starts no further worker while they are listed
+        os.kill(child, signal.SIGSTOP)  # so that it does not start another worker meanwhile
         started = psutil.Process(child).children(recursive=True)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -126,14 +126,14 @@ class Killer:
         return status == signal.SIGKILL
 
     def finish(self) -> None:
-        """Let it end, and see that what was finished is as it was."""
+        """Let it end, and check that finished files are unchanged."""
         _, status = os.waitpid(fork(lambda: self._prepare(self.draw.choice((1, 2, 3)))), 0)
         if status:
             raise SystemExit("preparing failed: see above")
         self.see_end()
 
     def see_end(self) -> None:
-        """Compare the stamps of the shards, and look for what is left behind."""
+        """Compare the stamps of the shards, and look for leftover files."""
         stamps = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in self.out.glob("*.bin")}
         self.outcome["rewritten"] += len(self.stamps - stamps)
         self.outcome["left_behind"] += [
@@ -155,6 +155,8 @@ class Killer:
         self.outcome["publishing"] += publishing
         self.outcome["shards"].append(len(finished))
         for name in finished & begun:
+            if json.loads((self.work / f"{name}.json").read_bytes())["is_split"]:
+                continue
             status = (self.work / f"{name}.bin").stat()
             self.stamps.add((status.st_ino, status.st_mtime_ns))
 
@@ -175,7 +177,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def slow_workers(folder: Path) -> Iterator[None]:
-    """Inside, the disk is slow for whatever Python is started."""
+    """Make the disk slow for every Python that is started meanwhile."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(SLOW_DISK)
     known = os.environ.get("PYTHONPATH")
@@ -184,7 +186,7 @@ def slow_workers(folder: Path) -> Iterator[None]:
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill at least so often, a quarter of it or more after the first finished shard and before the end; compare each dataset."""
+    """Kill at least this often, a quarter of it between the first finished shard and the end."""
     draw = random.Random(seed)
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     source = write_texts(folder / "texts", draw)
@@ -214,7 +216,7 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def _round(killer: Killer) -> None:
-    """A kill of each kind, then the end."""
+    """Kill once at each kind of moment, then let it end."""
     for kind in KINDS:
         if not killer.kill_once(kind):
             return killer.see_end()
@@ -222,7 +224,7 @@ def _round(killer: Killer) -> None:
 
 
 def main() -> int:
-    """Print the outcome as a line of JSON; the exit status says whether all is as it must be."""
+    """Print the outcome as a line of JSON; the exit status is 0 if it is right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=9)
     parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")

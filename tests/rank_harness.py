@@ -77,14 +77,14 @@ class Harness:
 def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
     """Train a run."""
     from glassgpt.config.schema import TrainConfig
-    from glassgpt.training.loop import train
+    from glassgpt.training.run import train
 
     train(TrainConfig.from_dict(config), out, overwrite=overwrite)
 
 
 def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -> None:
     """Go on with a run."""
-    from glassgpt.training.loop import resume
+    from glassgpt.training.run import resume
 
     resume(run, steps=steps, strategy=strategy)
 
@@ -171,16 +171,16 @@ def _rank() -> int:
 
 def _before_step(step: int, action: Callable[[], object]) -> None:
     """Have this rank do something before that update, once."""
-    from glassgpt.training import loop as training
+    from glassgpt.training import step as training
 
-    update, to_do = training.begin_update, [action]
+    update, to_do = training.start_update, [action]
 
     def instead(trainer: Any, lr: float) -> Any:
         if trainer.step + 1 == step and to_do:
             to_do.pop()()
         return update(trainer, lr)
 
-    mock.patch("glassgpt.training.loop.begin_update", instead).start()
+    mock.patch("glassgpt.training.step.start_update", instead).start()
 
 
 def raising(rank: int, step: int, kind: str = "KeyError", words: str = "a thing that nobody expected") -> None:
@@ -367,8 +367,8 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         os.dup2(2, 1)
         # Where no machine is to crash, nothing can be lost by not flushing; and the CPU's peak takes 0.3 s to measure.
         mock.patch("os.fsync", return_value=None).start()
-        mock.patch("glassgpt.training.loop.peak_flops", return_value=1e9).start()
-        for module in ("watchdog", "group"):  # the ranks watch each other more often, so that a test waits less
+        mock.patch("glassgpt.training.setup.peak_flops", return_value=1e9).start()
+        for module in ("watchdog", "group"):  # the ranks look after each other more often, so that a test waits less
             mock.patch(f"glassgpt.distributed.{module}.PERIOD", 0.3).start()
         mock.patch("glassgpt.distributed.watchdog.FIRST_UPDATE_FACTOR", 1).start()
         value = TASKS[request["task"]](**request["arguments"])
@@ -452,7 +452,7 @@ def main() -> None:
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
-    import glassgpt.training.loop  # noqa: F401
+    import glassgpt.training.run  # noqa: F401
 
     torch.set_num_threads(1)  # a thread pool would not survive the fork
     for line in sys.stdin:

@@ -208,7 +208,7 @@ def harness(
 def _train(config: Path, out: Path, strategy: str) -> None:
     """What each rank does: as `glassgpt train`, on a disk slow enough for a save to be hit."""
     from glassgpt.config.schema import TrainConfig
-    from glassgpt.training.loop import train
+    from glassgpt.training.run import train
 
     slow_disk()
     settings: Mapping[str, Any] = {"strategy": strategy}

@@ -12,6 +12,8 @@ Train, load and generate:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from glassgpt.utils.openmp import limit_spinning
+
 if TYPE_CHECKING:
     from glassgpt.config.model import ModelConfig
     from glassgpt.config.recipes import recipe, recipe_names
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from glassgpt.interop.references import export, load
     from glassgpt.interpretability.capture import capture
     from glassgpt.model.gpt import GPT
-    from glassgpt.report import write_report
-    from glassgpt.training.loop import resume, train
+    from glassgpt.report.page import write_report
+    from glassgpt.training.run import resume, train
     from glassgpt.utils.errors import UserError
 
 __all__ = [
@@ -60,13 +62,15 @@ _NAMES_BY_MODULE = {
     "interop.references": ("export", "load"),
     "interpretability.capture": ("capture",),
     "model.gpt": ("GPT",),
-    "report": ("write_report",),
-    "training.loop": ("resume", "train"),
+    "report.page": ("write_report",),
+    "training.run": ("resume", "train"),
     "utils.errors": ("UserError",),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("train", "resume"):
+        limit_spinning()  # before the import below loads torch
     for module, names in _NAMES_BY_MODULE.items():
         if name in names:
             return getattr(importlib.import_module(f".{module}", __name__), name)

@@ -1,4 +1,4 @@
-"""Token files of nanoGPT, build-nanogpt and llm.c, as these projects write them, are datasets as they are."""
+"""Token files of nanoGPT, build-nanogpt and llm.c, as these projects write them, are datasets."""
 
 import os
 import pickle
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.data.dataset import TokenStream, open_dataset
-from glassgpt.data.prepare import prepare, verify
+from glassgpt.data.dataset import TokenStream, open_dataset, verify
+from glassgpt.data.prepare import prepare
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.utils.errors import UserError
 
@@ -49,7 +49,7 @@ def all_of(stream: TokenStream) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tokens_are_read_where_they_are(kind: str, tmp_path: Path) -> None:
+def test_the_tokens_are_read_in_place(kind: str, tmp_path: Path) -> None:
     KINDS[kind](tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert prepare(DataConfig(source=str(tmp_path))) == tmp_path
@@ -80,15 +80,15 @@ def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).fingerprint != before
 
 
-def test_verifying_reads_the_tokens_again(tmp_path: Path) -> None:
+def test_verify_finds_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
     nanogpt(tmp_path)
     open_dataset(tmp_path)
     verify(tmp_path)
     path, times = tmp_path / "train.bin", (tmp_path / "train.bin").stat()
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(UserError, match=r"the content of train\.bin has changed"):
-        verify(tmp_path)
+    with pytest.raises(UserError, match=r"train\.bin"):
+        verify(tmp_path, force=True)
 
 
 def test_nanogpts_characters_come_with_it(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_nanogpts_characters_come_with_it(tmp_path: Path) -> None:
     assert dataset.tokenizer.to_json() == CharacterTokenizer(characters).to_json()
     assert dataset.tokenizer.decode(dataset.validation.read(0, 3)) == ' !"'
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": os.system}))
-    with pytest.raises(UserError, match=r"meta\.pkl is refused"):
+    with pytest.raises(UserError, match=r"meta\.pkl"):
         open_dataset(tmp_path)
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"something": "else"}))
-    with pytest.raises(UserError, match="has no characters of nanoGPT's"):
+    with pytest.raises(UserError, match=r"meta\.pkl.*itos"):
         open_dataset(tmp_path)
     (tmp_path / "tokenizer.json").write_text(CharacterTokenizer(characters[::-1]).to_json())
     assert open_dataset(tmp_path).tokenizer.decode([299]) == " "
@@ -197,24 +197,24 @@ def damage_archive(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_id, r"train\.bin: token 700 is id 60000, and the tokenizer gpt2 has ids 0 to 50256"),
-        (damage_odd, r"train\.bin has 3 bytes, and tokens of nanoGPT take two each"),
-        (damage_types, r"000001\.npy has tokens of type <u2 and .*000003\.npy of type <u4|tokens of type"),
+        (damage_id, r"train\.bin: token 700 is id 60000.*gpt2 has ids 0 to 50256"),
+        (damage_odd, r"train\.bin has 3 bytes"),
+        (damage_types, r"npy .*<u2, .*000003\.npy .*<u4"),
         (damage_shape, r"000003\.npy holds float64 of shape \(2, 5\)"),
-        (damage_npy, r"000002\.npy is no array of NumPy's, or is damaged"),
-        (damage_pickled, r"000003\.npy is no array of NumPy's"),
-        (damage_length, r"000002\.bin has 1622 bytes, and by its header it should have 1624"),
-        (damage_empty, r"train\.bin has no tokens in it"),
-        (damage_empty_validation, r"val\.bin has no tokens in it"),
-        (damage_empty_llmc, r"000003\.bin has no tokens in it"),
-        (damage_empty_npy, r"000003\.npy has no tokens in it"),
-        (damage_no_bytes_npy, r"000003\.npy is no array of NumPy's"),
+        (damage_npy, r"000002\.npy is damaged, or not a NumPy array"),
+        (damage_pickled, r"000003\.npy is damaged, or not a NumPy array"),
+        (damage_length, r"000002\.bin has 1622 bytes instead of the 1624"),
+        (damage_empty, r"train\.bin has no tokens"),
+        (damage_empty_validation, r"val\.bin has no tokens"),
+        (damage_empty_llmc, r"000003\.bin has no tokens"),
+        (damage_empty_npy, r"000003\.npy has no tokens"),
+        (damage_no_bytes_npy, r"000003\.npy is damaged, or not a NumPy array"),
         (damage_order, r"holds >u2 of shape .* little-endian"),
-        (damage_archive, r"000003\.npy is no array of NumPy's"),
-        (damage_magic, r"000003\.bin is no token file of llm\.c's"),
+        (damage_archive, r"000003\.npy is damaged, or not a NumPy array"),
+        (damage_magic, r"000003\.bin is not a token file of llm\.c"),
     ],
 )
-def test_what_is_damaged_is_named(damage: Any, message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_named(damage: Any, message: str, tmp_path: Path) -> None:
     if damage in (damage_id, damage_odd):
         nanogpt(tmp_path)
     damage(tmp_path)
@@ -222,10 +222,10 @@ def test_what_is_damaged_is_named(damage: Any, message: str, tmp_path: Path) -> 
         open_dataset(tmp_path)
 
 
-def test_a_folder_is_no_token_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_token_file(tmp_path: Path) -> None:
     (tmp_path / "train.bin").mkdir()
     VALIDATION.tofile(tmp_path / "val.bin")
-    with pytest.raises(UserError, match="is no prepared dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         open_dataset(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_a_training_split_alone_is_no_dataset(tmp_path: Path) -> None:
+def test_a_training_split_alone_is_not_a_dataset(tmp_path: Path) -> None:
     TRAIN.tofile(tmp_path / "train.bin")
-    with pytest.raises(UserError, match="is no prepared dataset"):
+    with pytest.raises(UserError, match="is not a dataset"):
         open_dataset(tmp_path)

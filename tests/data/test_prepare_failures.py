@@ -1,4 +1,4 @@
-"""`glassgpt prepare` under bad input, full disks, kills and interrupts: one clear line, exit code 2 or 130, nothing half-made."""
+"""`glassgpt prepare` with bad input, full disks, kills and interrupts: a short error, no partial dataset."""
 
 import errno
 import gzip
@@ -24,29 +24,23 @@ from pyarrow import parquet
 import glassgpt
 from glassgpt.cli.main import main
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import builder as making
+from glassgpt.data import builder
 from glassgpt.data.dataset import open_dataset
+from glassgpt.data.local_files import LocalFiles
 from glassgpt.data.prepare import prepare
-from glassgpt.data.sources import LocalFiles
-from glassgpt.data.workers import run_groups
+from glassgpt.data.work_units import prepare_unit
+from glassgpt.data.workers import run_units
 from glassgpt.tokenizers.builtin import BytesTokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
 
 HARNESS = Path(__file__).parents[1] / "prepare_harness.py"
 WORDS = "the quick brown fox jumps over the lazy dog. " * 20
-KEPT = "what is finished is kept"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+KEPT = "finished files are kept"
 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Four files, each a group of its own."""
+    """Four files, each a work unit."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in "abcd":
@@ -64,14 +58,15 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def left(out: Path) -> list[str]:
-    """What lies beside the place of a dataset."""
+    """The names in the directory of a dataset's parent."""
     return sorted(path.name for path in out.parent.iterdir() if path.suffix != ".lock")
 
 
 # ------------------------------------------------------------------------------------------------------------ kills
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes() -> None:
+@pytest.mark.slow
+def test_repeated_kills_end_with_the_same_bytes() -> None:
     ended = subprocess.run(
         [sys.executable, str(HARNESS), "--kills", "9"], stdout=subprocess.PIPE, text=True, timeout=120
     )
@@ -83,11 +78,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes() -> None:
     assert min(outcome["between_files"], outcome["publishing"]) >= 1
 
 
-def test_what_was_made_for_another_request_is_not_put_in_place(texts: Path, tmp_path: Path) -> None:
-    """A kill while a dataset takes its place; then the text changes, or something else is asked for."""
+def test_a_finished_build_is_not_used_for_another_request(texts: Path, tmp_path: Path) -> None:
+    """After a kill while a dataset is moved into place, the text or the request changes."""
     out = tmp_path / "sets" / "out"
     for change in ("request", "text"):
-        with mock.patch.object(making.Making, "_publish", side_effect=KeyboardInterrupt):
+        with mock.patch.object(builder.DatasetBuilder, "_publish", side_effect=KeyboardInterrupt):
             assert main(command(texts, out)) == 130
         if change == "text":
             (texts / "a.jsonl").write_text(json.dumps({"text": WORDS}))
@@ -97,9 +92,7 @@ def test_what_was_made_for_another_request_is_not_put_in_place(texts: Path, tmp_
         assert contents(out) == contents(tmp_path / "expected" / "out")
 
 
-def test_an_older_dataset_that_is_half_removed_is_replaced(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_half_removed_older_dataset_is_replaced(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "sets" / "out"
     assert main(command(texts, out, shard_tokens=5000)) == 0
     unlink = Path.unlink
@@ -135,17 +128,23 @@ def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int) -> list[psutil.Process]:
-    """The worker processes, as soon as so many are there."""
+    """The worker processes, as soon as there are this many; their resource tracker is not one of them."""
     give_up = time.monotonic() + 30
-    while len(found := psutil.Process(process.pid).children()) < count:
+    while True:
+        workers = [child for child in psutil.Process(process.pid).children() if is_worker(child)]
+        if len(workers) == count:
+            return workers
         assert process.poll() is None
         assert time.monotonic() < give_up
         time.sleep(0.005)
-    return found
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return any("spawn_main" in argument for argument in process.cmdline())
 
 
 @pytest.mark.parametrize("moment", ["at once", "while it works"])
-def test_a_worker_that_dies_is_told_in_a_line(texts: Path, tmp_path: Path, moment: str) -> None:
+def test_a_killed_worker_is_a_short_error(texts: Path, tmp_path: Path, moment: str) -> None:
     (texts / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
     )
@@ -160,36 +159,36 @@ def test_a_worker_that_dies_is_told_in_a_line(texts: Path, tmp_path: Path, momen
     assert process.returncode == 2, err
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
-    assert "was killed, as the system does where memory runs out; fewer --workers" in err
+    assert "--workers" in err
     assert (KEPT in out) == (moment == "while it works")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.4])
-def test_an_interrupt_ends_all_within_two_seconds(texts: Path, tmp_path: Path, delay: float) -> None:
-    """As a terminal sends it: to every process of the group, workers that are only starting among them."""
+def test_an_interrupt_ends_all_processes(texts: Path, tmp_path: Path, delay: float) -> None:
+    """As a terminal sends it: to every process of the group, even to workers that are just starting."""
     (texts / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
     )
     process = start(command(texts, tmp_path / "out", "--workers=2"), start_new_session=True)
-    found = workers_of(process, 2)
+    workers = workers_of(process, 2)
     time.sleep(delay)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, "glassgpt: interrupted\n")
-    psutil.wait_procs(found, timeout=max(0.0, began + 2 - time.monotonic()))
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in found)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
 SCRIPT = """
 import sys, threading
 from pathlib import Path
-from glassgpt.config import DataConfig
+from glassgpt.config.schema import DataConfig
 from glassgpt.data.prepare import prepare
 print("once")
 def work():
-    print(prepare(DataConfig(source=sys.argv[1], tokenizer="bytes", shard_tokens=2000), Path(sys.argv[2]), workers=2).name)
+    data = DataConfig(source=sys.argv[1], tokenizer="bytes", shard_tokens=2000)
+    print(prepare(data, Path(sys.argv[2]), workers=2).name)
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
@@ -197,7 +196,7 @@ thread.join()
 
 
 def test_a_plain_script_and_a_thread_may_prepare(texts: Path, tmp_path: Path) -> None:
-    """In a folder, what is more, with files that are called as modules of Python's are."""
+    """Without a `__main__` guard, in a folder with files named like modules of the standard library."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
     call = [sys.executable, "-P", "script.py", str(texts), "out"]
@@ -227,18 +226,18 @@ def cut_gzip(path: Path) -> None:
     path.write_bytes(gzip.compress(os.urandom(3000).hex().encode())[:2000])
 
 
-# What is in the way, the name of the file that it is in, and what is said of it.
+# Name of the problem, of its file, and key facts of the error.
 BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "damaged parquet": ("c.parquet", bad_parquet, r"c\.parquet is damaged.*row group 0"),
     "no parquet": (
         "c.parquet",
         lambda path: path.write_bytes(b"nothing of the kind"),
-        r"c\.parquet is damaged, or no parquet",
+        r"c\.parquet is damaged, or not a parquet",
     ),
-    "cut gzip": ("c.txt.gz", cut_gzip, r"c\.txt\.gz is cut off"),
+    "cut gzip": ("c.txt.gz", cut_gzip, r"c\.txt\.gz is truncated"),
     "no column": ("c.csv", lambda path: path.write_text("title,body\na,b\n"), r"c\.csv has no 'text'"),
     "null row": ("c.parquet", null_rows, r"c\.parquet, row 1 \(counted from 0\): 'text' is null"),
-    "broken json": ("c.jsonl", lambda path: path.write_text('{"text": "a"}\n{"te'), r"c\.jsonl, line 2: no valid JSON"),
+    "broken json": ("c.jsonl", lambda path: path.write_text('{"text": "a"}\n{"te'), r"c\.jsonl, line 2: invalid JSON"),
     "no utf-8": (
         "c.txt",
         lambda path: path.write_bytes(b"a" * 70 + b"\xff"),
@@ -249,7 +248,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_named_and_what_is_finished_kept(
+def test_bad_input_is_named_and_finished_files_are_kept(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, workers: int
 ) -> None:
     name, make, message = BAD[what]
@@ -273,8 +272,8 @@ def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFix
     parquet.write_table(pyarrow.table({"text": [None, WORDS, "", None, " \n", WORDS + "x", WORDS + "y"]}), source)
     assert main(command(source, tmp_path / "out", "--skip-bad")) == 0
     printed = capsys.readouterr().out
-    assert "2 rows that are no text are left out" in printed
-    assert "2 documents have no text and are left out" in printed
+    assert "2 rows without text" in printed
+    assert "2 blank documents" in printed
     manifest = open_dataset(tmp_path / "out").manifest
     assert (manifest["documents"], manifest["bad_rows"], manifest["blank_documents"]) == (3, 2, 2)
 
@@ -283,13 +282,13 @@ def test_an_id_beyond_the_vocabulary_does_not_wrap(texts: Path, tmp_path: Path) 
     beyond = np.array([70_000], dtype=np.uint32), np.array([0, 1], dtype=np.uint64)
     with (
         mock.patch.object(BytesTokenizer, "encode_documents", return_value=beyond),
-        pytest.raises(UserError, match="id 70000, which is none of its 256"),
+        pytest.raises(UserError, match=r"id 70000 .* 256"),
     ):
         prepare(DataConfig(source=str(texts), tokenizer="bytes"), tmp_path / "out", workers=1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_character_that_the_tokenizer_lacks_has_its_row(texts: Path, tmp_path: Path, workers: int) -> None:
+def test_an_unknown_character_is_named_with_its_row(texts: Path, tmp_path: Path, workers: int) -> None:
     tokenizer = build_tokenizer("characters", [WORDS + "0123456789\n"])
     (texts / "c.jsonl").write_text(json.dumps({"text": WORDS}) + "\n" + json.dumps({"text": WORDS + "\u20ac"}) + "\n")
     with pytest.raises(UserError, match=r"c\.jsonl, row 1: .*U\+20AC"):
@@ -300,12 +299,12 @@ def test_a_character_that_the_tokenizer_lacks_has_its_row(texts: Path, tmp_path:
 
 @pytest.mark.parametrize("deduplicate", [False, True])
 @pytest.mark.parametrize("change", ["grown", "cut", "removed"])
-def test_a_file_that_changes_meanwhile_is_refused(texts: Path, tmp_path: Path, change: str, deduplicate: bool) -> None:
+def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: str, deduplicate: bool) -> None:
     out = tmp_path / "sets" / "out"
     path = texts / "d.jsonl"
 
-    def changing(task: str, *arguments: Any) -> None:
-        if task == "prepare":
+    def changing(task: Any, *arguments: Any) -> None:
+        if task is prepare_unit:
             lines = path.read_text().splitlines(keepends=True)
             match change:
                 case "grown":
@@ -314,13 +313,11 @@ def test_a_file_that_changes_meanwhile_is_refused(texts: Path, tmp_path: Path, c
                     path.write_text("".join(lines[:3]))
                 case "removed":
                     path.unlink()
-        run_groups(task, *arguments)
+        run_units(task, *arguments)
 
     request = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000, deduplicate=deduplicate)
-    message = (
-        r"cannot read d\.jsonl|cannot read .*d\.jsonl" if change == "removed" else "has changed while it was prepared"
-    )
-    with mock.patch.object(making, "run_groups", changing), pytest.raises(UserError, match=message):
+    message = r"cannot read .*d\.jsonl" if change == "removed" else "texts changed while"
+    with mock.patch.object(builder, "run_units", changing), pytest.raises(UserError, match=message):
         prepare(request, out, workers=1)
     assert not out.exists()
     prepare(request, out, workers=1)
@@ -372,7 +369,7 @@ def test_a_full_disk_and_then_some_room(
     arguments = command(texts, out, f"--workers={workers}", shard_tokens=10_000)
     assert main(arguments) == 2
     printed = capsys.readouterr()
-    assert "the disk is full: free some space" in printed.err
+    assert "the disk is full" in printed.err
     assert len(printed.err.splitlines()) == 1
     assert (KEPT in printed.out) == (room > 100_000 or bool(list((small_disk / ".partial-out").glob("train-*.json"))))
     assert not out.exists()
@@ -396,13 +393,13 @@ def test_a_limit_on_the_size_of_files(texts: Path, tmp_path: Path, workers: int)
     process = start(arguments, preexec_fn=limit)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 2, err
-    assert err.endswith("a file would be larger than is allowed here (see `ulimit -f`)\n")
+    assert "ulimit -f" in err
     assert len(err.splitlines()) == 1
     assert main(arguments) == 0
 
 
 def test_every_write_may_fail(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index too, which numpy's `tofile` writes without saying why it cannot."""
+    """The index too; the errors of NumPy's `tofile` lack a reason."""
     real = Path.write_bytes
 
     def full(path: Path, data: Any) -> int:
@@ -423,7 +420,7 @@ def text_of(out: Path) -> str:
     return dataset.whole.read(0, len(dataset.whole)).astype(np.uint8).tobytes().decode()
 
 
-def test_a_token_a_shard_and_more_workers_than_groups(tmp_path: Path) -> None:
+def test_one_token_per_shard_and_more_workers_than_work_units(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name, content in (("a.txt", "abc"), ("b.txt", ""), ("c.txt", "d"), ("e.txt", "")):
@@ -435,7 +432,7 @@ def test_a_token_a_shard_and_more_workers_than_groups(tmp_path: Path) -> None:
     assert {path.stat().st_size for path in (tmp_path / "one").glob("*.bin")} == {2}
 
 
-@pytest.mark.parametrize(("content", "message"), [("x", "leaves no text to train on"), ("", "has no text in it")])
+@pytest.mark.parametrize(("content", "message"), [("x", "no text left for training"), ("", "has no text")])
 def test_too_little_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
     (tmp_path / "text.txt").write_text(content)
     assert main(command(tmp_path / "text.txt", tmp_path / "sets" / "out")) == 2
@@ -451,7 +448,7 @@ def test_a_thousand_tiny_files(tmp_path: Path) -> None:
     assert main(command(folder, tmp_path / "out", "--workers=2")) == 0
     manifest = open_dataset(tmp_path / "out").manifest
     assert manifest["documents"] == 1000
-    assert manifest["splits"]["validation"]["documents"] in (99, 100)  # one document more or less for each group
+    assert manifest["splits"]["validation"]["documents"] in (99, 100)  # one document more or less per work unit
 
 
 NAMES = (
@@ -467,7 +464,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_file_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     folder = tmp_path / "a folder\nwith [all] of it"
     folder.mkdir()
     for number, name in enumerate(NAMES):
@@ -478,7 +475,7 @@ def test_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wor
     assert open_dataset(tmp_path / "out ö\n").manifest["documents"] == len(NAMES)
 
 
-def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+def test_file_names_that_are_not_unicode(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in (b"a\xff.txt", b"b\xfe.txt"):
@@ -488,7 +485,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
 
 
-def test_a_file_that_a_pattern_finds_twice_counts_once(tmp_path: Path) -> None:
+def test_a_file_that_a_pattern_matches_twice_counts_once(tmp_path: Path) -> None:
     deep = tmp_path / "texts" / "a" / "b"
     deep.mkdir(parents=True)
     (deep / "x.txt").write_text(WORDS)
@@ -498,7 +495,7 @@ def test_a_file_that_a_pattern_finds_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_dataset_within_its_own_source(tmp_path: Path) -> None:
-    """It is no text, and neither is what a kill leaves of its making."""
+    """Neither the dataset nor what a kill leaves of it is text."""
     (tmp_path / "a.txt").write_text(WORDS)
     (tmp_path / "b.txt").write_text(WORDS)
     out = tmp_path / "dataset"
@@ -517,7 +514,7 @@ def test_an_out_that_is_a_link_or_a_file_system(
         assert (tmp_path / "link").is_symlink()
         open_dataset(small_disk / "there")
     assert main(command(texts, small_disk)) == 2
-    assert "is a file system of its own" in capsys.readouterr().err
+    assert "the root of a file system" in capsys.readouterr().err
 
 
 def test_a_source_that_cannot_be_written_is_only_read(small_disk: Path, tmp_path: Path) -> None:

@@ -1,26 +1,24 @@
-"""Shards: whole documents, indexes that find them, and the same files however often the writer was stopped."""
+"""Shards: whole documents, indexes, and the same files however often the writer was stopped."""
 
 import itertools
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.data.shards import ShardWriter, finished_shards, index_path, read_index, text_hash
 from glassgpt.utils.files import sha256_of
 
-# A document is the lengths of its parts, in characters; a character is a token here, and each document has a mark before it.
+# A document is the lengths of its parts, in characters. A character is one token here, and each document has a mark.
 Documents = list[list[int]]
 documents_in_parts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=12)
 limits = st.integers(1, 30)
 
 
-def param_groups(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, bool]]:
+def parts_of(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, bool]]:
     """Number, text, ids and whether a document begins, of each part; all ids are different."""
     token = 0
     for number, lengths in enumerate(documents):
@@ -31,18 +29,10 @@ def param_groups(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, b
             yield number, text, ids, part == 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """Thousands of shards of a few tokens."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
 def write(folder: Path, documents: Documents, limit: int, upto: int | None = None) -> None:
-    """As a group does it: what is done is passed over. `upto` parts, then the writer is left as by a kill."""
+    """As a work unit does it, without the documents that are done. Stop after `upto` parts, as by a kill."""
     writer = ShardWriter(folder, "train-00000", "uint16", limit)
-    for i, (number, text, ids, begins) in enumerate(param_groups(documents)):
+    for i, (number, text, ids, begins) in enumerate(parts_of(documents)):
         if i == upto:
             return writer.abandon()
         if number >= writer.done:
@@ -77,14 +67,14 @@ def test_a_document_is_whole_in_one_shard_unless_it_is_larger(documents: Documen
         if following[0] in firsts:
             assert len(shard) + lengths[firsts.tolist().index(following[0])] > limit
     assert [shard["documents"] for shard in shards] == [len(positions) for positions in starts]
-    text = "".join(part for _, part, _, _ in param_groups(documents))
+    text = "".join(part for _, part, _, _ in parts_of(documents))
     assert sum(shard["characters"] for shard in shards) == len(text)
     assert sum(shard["bytes"] for shard in shards) == len(text.encode())
 
 
 @settings(deadline=None, max_examples=25)
 @given(documents=documents_in_parts, limit=limits, stops=st.lists(st.integers(0, 40), max_size=3))
-def test_a_stopped_writer_goes_on_to_the_same_files(documents: Documents, limit: int, stops: list[int]) -> None:
+def test_a_stopped_writer_resumes_to_the_same_files(documents: Documents, limit: int, stops: list[int]) -> None:
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         write(Path(one), documents, limit)
         for stop in stops:
@@ -93,7 +83,7 @@ def test_a_stopped_writer_goes_on_to_the_same_files(documents: Documents, limit:
         assert contents(Path(one)) == contents(Path(two))
 
 
-def test_what_is_finished_is_not_written_again(tmp_path: Path) -> None:
+def test_finished_shards_are_not_written_again(tmp_path: Path) -> None:
     write(tmp_path, [[4], [4], [4], [4]], limit=5, upto=3)
     first = tmp_path / "train-00000-00000.bin"
     before = first.stat()
@@ -102,19 +92,18 @@ def test_what_is_finished_is_not_written_again(tmp_path: Path) -> None:
     assert len(finished_shards(tmp_path, "train-00000")) == 4
 
 
-def test_the_entry_of_a_shard_says_what_is_in_the_files(tmp_path: Path) -> None:
+def test_the_entry_of_a_shard_describes_its_files(tmp_path: Path) -> None:
     write(tmp_path, [[3, 2], [1]], limit=100)
     (entry,) = finished_shards(tmp_path, "train-00000")
     path = tmp_path / entry["name"]
-    assert (entry["tokens"], entry["documents"], entry["unfinished"]) == (8, 2, 0)
+    assert (entry["tokens"], entry["documents"], entry["is_split"]) == (8, 2, False)
     assert (entry["sha256"], entry["index_sha256"]) == (sha256_of(path), sha256_of(index_path(path)))
 
 
-def test_hashes_tell_texts_apart_and_parts_alike(tmp_path: Path) -> None:
-    """A text that came whole and the same text in other parts are not compared: the parts of a text are always cut alike."""
+def test_text_hashes(tmp_path: Path) -> None:
     assert text_hash(b"one") == text_hash(b"one")
     assert len({text_hash(b"one"), text_hash(b"two"), text_hash(b""), text_hash(b"one", text_hash(b"two"))}) == 4
     write(tmp_path, [[3, 2], [1]], limit=100)
-    first, second, third = (text.encode() for _, text, _, _ in param_groups([[3, 2], [1]]))
+    first, second, third = (text.encode() for _, text, _, _ in parts_of([[3, 2], [1]]))
     hashes = read_index(tmp_path / "train-00000-00000.idx")["hash"].tolist()
     assert hashes == [text_hash(second, text_hash(first)), text_hash(third)]

@@ -1,4 +1,4 @@
-"""What a source's string stands for, and the text that comes out of it."""
+"""Sources: finding one by name, and reading its text."""
 
 import os
 import re
@@ -10,10 +10,12 @@ from typing import Literal
 
 import pytest
 
+from glassgpt.config.schema import ReadingConfig
 from glassgpt.data import builtin_texts as module
-from glassgpt.data import sources
-from glassgpt.data.readers import ReadOptions
-from glassgpt.data.sources import LocalFiles, PreparedDataset, PythonDocs, Shakespeare, Source, read_source, resolve
+from glassgpt.data import local_files, sources
+from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
+from glassgpt.data.local_files import LocalFiles
+from glassgpt.data.sources import PreparedDataset, Source, read_source, resolve
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
@@ -26,7 +28,7 @@ def source_of(path: Path) -> Source:
 
 
 def text_of(path: Path, encoding: str = "utf-8", errors: Literal["strict", "replace", "ignore"] = "strict") -> str:
-    return "".join(part.text for part in read_source(source_of(path), ReadOptions(encoding=encoding, errors=errors)))
+    return "".join(part.text for part in read_source(source_of(path), ReadingConfig(encoding=encoding, errors=errors)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     names = ["B.txt", "a/b/c.TXT", "a/z.md", "b.txt", "d.parquet.md"]
     assert [file.name for file in source_of(folder).files()] == names
-    assert [part.text for part in read_source(source_of(folder), ReadOptions())] == names
+    assert [part.text for part in read_source(source_of(folder), ReadingConfig())] == names
 
 
 def test_a_pattern_gives_the_files_that_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +117,7 @@ def test_wildcards_are_those_of_the_pattern_alone(tmp_path: Path, monkeypatch: p
         monkeypatch.chdir("/")
         assert resolve(source.location) == source
         assert sources.absolute_source(source.location) == source.location
-        assert [part.text for part in read_source(source, ReadOptions())] == [
+        assert [part.text for part in read_source(source, ReadingConfig())] == [
             f"texts/{name}".replace("texts/three", "three") for name in names
         ]
 
@@ -127,7 +129,7 @@ def test_what_a_folder_has_beside_text_is_told(tmp_path: Path, monkeypatch: pyte
     assert source_of(tmp_path).left_out == ("below/LICENSE", "config.json", "paper.pdf")
     for source in (source_of(tmp_path / "paper.pdf"), source_of(tmp_path / "*"), Shakespeare(), PythonDocs()):
         assert source.left_out == ()
-    monkeypatch.setattr(sources, "MOST_LEFT_OUT", 2)
+    monkeypatch.setattr(local_files, "MOST_LEFT_OUT", 2)
     assert len(source_of(tmp_path).left_out) == 2
 
 
@@ -175,7 +177,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
         ("shakespear", "there is no file, folder or registered source 'shakespear'; did you mean 'shakespeare'"),
         ("missing.txt", "there is no file, folder or registered source 'missing.txt'"),
         ("text.txt/below", "there is no file, folder or registered source"),
-        ("", "no text is named"),
+        ("", "no text: use --data"),
         ("x" * 5000, "File name too long"),
         ("socket", "neither a regular file nor a folder"),
     ],
@@ -192,7 +194,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"has no file that can be read; name a text file.*\.parquet"):
+    with pytest.raises(UserError, match=r"folder .* has no readable text file"):
         source_of(tmp_path).files()
 
 
@@ -228,19 +230,17 @@ def test_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> 
     path = cache_directory() / "downloads" / "tinyshakespeare.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"First Citizen:\nBefore we proceed any further, hear me speak.\n")
-    monkeypatch.setattr(sources, "SHAKESPEARE_SHA256", sha256_of(path))
-    (part,) = read_source(Shakespeare(), ReadOptions(encoding="ascii", column="other"))
+    monkeypatch.setattr(module, "SHAKESPEARE_SHA256", sha256_of(path))
+    (part,) = read_source(Shakespeare(), ReadingConfig(encoding="ascii", column="other"))
     assert part.text.encode() == path.read_bytes()
     path.unlink()
 
 
 def test_shakespeare_without_network_tells_the_manual_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(
-        UserError, match=r"(?s)cannot download shakespeare.*put it at .*tinyshakespeare\.txt.*--data FILE"
-    ):
+    monkeypatch.setattr(module, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr("glassgpt.utils.download._PAUSE", 0.0)
+    with pytest.raises(UserError, match=r"(?s)shakespeare.*tinyshakespeare\.txt.*--data FILE"):
         Shakespeare().files()[0].fetch()
 
 
@@ -253,7 +253,7 @@ def test_python_docs_are_written_once_and_read_as_they_are(python_docs: list[str
     (file,) = PythonDocs().files()
     written = file.fetch().stat()
     assert [
-        part.text for part in read_source(PythonDocs(), ReadOptions(column="other", encoding="utf-16"))
+        part.text for part in read_source(PythonDocs(), ReadingConfig(column="other", encoding="utf-16"))
     ] == python_docs
     assert file.fetch().stat().st_mtime_ns == written.st_mtime_ns
 
@@ -277,7 +277,7 @@ def test_python_docs_repeats_no_paragraph(python_docs: list[str]) -> None:
 def test_the_end_of_python_docs_is_a_fair_sample(python_docs: list[str]) -> None:
     text = "\n\n".join(python_docs)
     cut = len(text) * 9 // 10
-    # Of the text's common words, nearly all occur at its end: in the order of files, a tenth would hold a few modules only.
+    # Nearly all common words occur at the end. In the order of files, a tenth would hold only a few modules.
     counts, at_the_end = (Counter(re.findall(r"[a-z]{4,}", part)) for part in (text, text[cut:]))
     common = [word for word, count in counts.items() if count >= 60]
     assert len(common) > 150

@@ -16,9 +16,9 @@ from glassgpt.evaluation.baselines import PUBLISHED
 from glassgpt.evaluation.hellaswag import evaluate_hellaswag
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
 from glassgpt.interop.references import load
-from glassgpt.report import write_report
-from glassgpt.training.loop import train
-from glassgpt.training.progress import PlainProgress
+from glassgpt.report.page import write_report
+from glassgpt.training.progress import Progress
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
 from report_harness import Page
@@ -43,7 +43,7 @@ def line_of(item: Item) -> dict[str, Any]:
     return {**dataclasses.asdict(item), "ind": item.number}
 
 
-def trained(tmp_path: Path, file: Path, progress: PlainProgress | None = None, **changes: Any) -> Path:
+def trained(tmp_path: Path, file: Path, progress: Progress | None = None, **changes: Any) -> Path:
     settings = {
         "data": {"tokenizer": "bytes"},
         "eval_every": 5,
@@ -57,7 +57,7 @@ def trained(tmp_path: Path, file: Path, progress: PlainProgress | None = None, *
 
 def test_a_run_answers_a_subset_at_its_interval_and_says_so(tmp_path: Path, file: Path) -> None:
     stream = io.StringIO()
-    run = trained(tmp_path, file, PlainProgress(stream=stream))
+    run = trained(tmp_path, file, Progress(stream=stream))
     records = {record["step"]: record for record in records_of(run) if "val_loss" in record}
     assert [step for step, record in records.items() if "hellaswag_acc" in record] == [0, 10]
     model, tokenizer = load(run)
@@ -102,8 +102,8 @@ def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(
     metrics.write_text(metrics.read_text().replace('"hellaswag_published": false', '"hellaswag_published": true'))
     drawn = Page(write_report(run)).charts["HellaSwag"]
     assert drawn.pop("HellaSwag, normalised")["x"] == [0, 10]
-    expected = {row.model: ([0, 10], [row.acc_norm] * 2) for row in PUBLISHED if row.style != "lm-eval"}
-    assert {name: (trace["x"], trace["y"]) for name, trace in drawn.items()} == expected
+    expected = {row.model: [row.acc_norm] * 2 for row in PUBLISHED if row.style != "lm-eval"}
+    assert {name: trace["y"] for name, trace in drawn.items()} == expected
 
 
 def test_eval_prints_both_ways_and_writes_them(

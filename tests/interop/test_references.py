@@ -23,7 +23,7 @@ from glassgpt.model.summary import ModelSummary
 from glassgpt.runs import checkpoint
 from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths, open_checkpoint, prune_checkpoints
 from glassgpt.tokenizers.builtin import BytesTokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 from kill_harness import Quiet, lightly, tiny_config, write_text

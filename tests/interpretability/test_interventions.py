@@ -222,16 +222,18 @@ def test_one_position_from_a_longer_text() -> None:
     close(patched[:, 5], model(token_ids()[:1])[:, 5].expand(2, -1))
 
 
-def test_effects_are_the_difference() -> None:
+def test_effects_are_the_logits_without_and_with_edits() -> None:
     model, ids, off = small(logit_softcap=2.0), token_ids(), [Edit("head", 0, 1)]
-    made = effects(model, ids, off)
-    close(made.change, logits_of(model, ids, *off) - logits_of(model, ids))
-    close(effects(model, ids, off, position=7).change, made.change[:, 7])
+    before, after = effects(model, ids, off)
+    close(before, logits_of(model, ids))
+    close(after, logits_of(model, ids, *off))
+    for part, whole in zip(effects(model, ids, off, position=7), (before, after), strict=True):
+        close(part, whole[:, 7])
 
 
 @pytest.mark.parametrize("capture_first", [True, False])
 @torch.no_grad()
-def test_the_glass_stays_true_under_edits(capture_first: bool) -> None:
+def test_a_capture_is_consistent_under_edits(capture_first: bool) -> None:
     """A capture around or inside: the kernel's weights are still its own, the stream the sum of what was written, the parts the logit."""
     model, ids = small(n_kv_head=2), token_ids()
     source = seen_of(model, ids.flip(1))
@@ -264,15 +266,15 @@ def test_refusals_say_what_there_is() -> None:
         (Edit("head", 2, 0), "no layer 2.* 0 to 1"),
         (Edit("head", 0, 4), "no head 4.* 0 to 3"),
         (Edit("head", 0), "needs a head"),
-        (Edit("attention", 0, 1), "no other kind has one"),
-        (Edit("block"), "needs a layer: 0 to 1"),
+        (Edit("attention", 0, 1), "does not take a head"),
+        (Edit("block"), "needs a layer.* 0 to 1"),
         (Edit("attention", 0, position=10), "no position 10.* 0 to 9"),
         (Edit("position", position=-1), "no position -1"),
-        (Edit("position"), "needs its position"),
-        (Edit("position", position=1, by="mean"), "by 'zero' only"),
-        (Edit("residual", 0), "by 'patch' only"),
+        (Edit("position"), "needs a position"),
+        (Edit("position", position=1, by="mean"), "only by 'zero'"),
+        (Edit("residual", 0), "only by 'patch'"),
         (Edit("haed", 0, 0), "did you mean 'head'"),  # type: ignore[arg-type]
-        (Edit("head", 0, 0, by="nothing"), "one of zero, mean, patch"),  # type: ignore[arg-type]
+        (Edit("head", 0, 0, by="nothing"), "zero, mean, patch"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError, match=said):
             effects(model, ids, [edit], source)
@@ -284,15 +286,11 @@ def test_texts_that_do_not_fit() -> None:
     short, three = seen_of(model, ids[:, :6]), seen_of(model, token_ids(rows=3))
     elsewhere = seen_of(small(n_layer=1), ids)
     for edit, source, said in (
-        (Edit("head", 0, 0, by="patch"), None, "needs a second text"),
-        (
-            Edit("head", 0, 0, by="patch"),
-            short,
-            "has 6 tokens, this one 10: make them equally long, or patch one position",
-        ),
-        (Edit("residual", 0, position=6, by="patch"), short, "at position 6: the text to patch from has 6 tokens"),
-        (Edit("block", 0, by="patch"), three, "3 texts to patch from and 2 to patch"),
-        (Edit("block", 0, by="patch"), elsewhere, "a model of another shape"),
+        (Edit("head", 0, 0, by="patch"), None, "needs `source`"),
+        (Edit("head", 0, 0, by="patch"), short, "6 tokens, this one 10"),
+        (Edit("residual", 0, position=6, by="patch"), short, "6 tokens, so no position 6"),
+        (Edit("block", 0, by="patch"), three, "3 source texts for a batch of 2"),
+        (Edit("block", 0, by="patch"), elsewhere, "another shape"),
     ):
         with pytest.raises(UserError, match=said):
             effects(model, ids, [edit], source)
@@ -310,7 +308,7 @@ def test_over_a_cache() -> None:
     with edited(model, [Edit("position", position=2)]):
         cache = model.new_cache(2, T)
         model(ids[:, :4], cache=cache)
-        with pytest.raises(UserError, match="leave the cache out"):
+        with pytest.raises(UserError, match="KV cache"):
             model(ids[:, 4:5], cache=cache)
     assert hooks_of(model) == 0
 

@@ -78,7 +78,7 @@ def test_a_part_is_the_logit_that_would_be_missing() -> None:
     }
     for name, write in writes.items():
         assert parts[name] == pytest.approx(logit(x) - logit(x - write), abs=1e-9)  # float64's rounding
-    assert parts["last norm's bias"] == pytest.approx(logit(torch.zeros_like(x)), abs=1e-9)
+    assert parts["final norm's bias"] == pytest.approx(logit(torch.zeros_like(x)), abs=1e-9)
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def test_refusals() -> None:
     model = small()
     seen = seen_of(model, token_ids())
     for call, said in (
-        (lambda: logit_lens(model, seen, 4, 11), "no positions 4 to 11: the text has 10 tokens"),
+        (lambda: logit_lens(model, seen, 4, 11), "no positions 4 to 11.* 10 tokens"),
         (lambda: logit_lens(model, seen, watch=[11]), "no token 11.* 0 to 10"),
         (lambda: logit_attribution(model, seen, 10, 0), "no position 10"),
         (lambda: logit_attribution(model, seen, 0, 0, against=-1), "no token -1"),

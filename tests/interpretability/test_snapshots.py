@@ -26,7 +26,7 @@ from glassgpt.interpretability.snapshots import ProbeSnapshot, Prompt, prompt_of
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import BytesTokenizer
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, differences, lightly, probes_of, tiny_config, write_text
 from slot_harness import TINY, lively
@@ -224,7 +224,7 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"000012\.safetensors cannot be read as safetensors"):
+        with pytest.raises(UserError, match=r"000012\.safetensors"):
             read_probe(path)
     path.unlink()
     with pytest.raises(FileNotFoundError):
@@ -234,27 +234,28 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metadata": None}, "it has no 'snapshot'"),
+        ({"metadata": None}, "'snapshot' is missing"),
         ({"metadata": {"snapshot": "{"}}, "Expecting property name"),
         ({"metadata": {"snapshot": "[]"}}, "list indices"),
+        ({"metadata": {"snapshot": "[" * 10**5}}, "recursion"),
         ({"facts": {"step": "12"}}, "step must be a whole number"),
         ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
         ({"facts": {"prompts": [{"ids": [0], "pieces": []}]}}, "1 ids and 0 pieces"),
         ({"facts": {"samples": [3]}}, "samples must be a list, each item of it a string"),
-        ({"facts": {"kinds": ["one"]}}, "scores of 1 kinds"),
-        ({"tensors": {"attention.0": None}}, r"it has no 'attention\.0'"),
-        ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, "attention of a prompt of 4 tokens is torch.float32"),
+        ({"facts": {"kinds": ["one"]}}, "scores of 1 head types"),
+        ({"tensors": {"attention.0": None}}, r"'attention\.0' is missing"),
+        ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, "attention of a prompt of 4 tokens .* torch.float32"),
         ({"tensors": {"surprisal.1": torch.zeros(2)}}, "surprisal of a prompt of 1 tokens"),
         ({"tensors": {"lens_p.0": torch.zeros(9, 4, 3).half()}}, "lens_p of a prompt of 4 tokens"),
         ({"tensors": {"next_rank.0": torch.tensor(0, dtype=torch.int32)}}, "next_rank of a prompt of 4 tokens"),
         ({"tensors": {"attention.0": torch.tensor(0, dtype=torch.uint8)}}, "attention of a prompt of 4 tokens"),
         ({"tensors": {"lens_ids.0": torch.tensor(0, dtype=torch.int32)}}, "lens_ids of a prompt of 4 tokens"),
-        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, "attention is that of"),
-        ({"tensors": {"head_kinds": torch.zeros(4)}}, "scores of 4 kinds"),
+        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, "attention is of"),
+        ({"tensors": {"head_kinds": torch.zeros(4)}}, "scores of 4 head types"),
     ],
     ids=str,
 )
-def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """As a page reads it: nothing of another shape or type gets through."""
     path = tmp_path / "000012.safetensors"
     write_probe(path, small_snapshot())
@@ -267,8 +268,15 @@ def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path, change: dict[str,
     safetensors.torch.save_file(
         {name: tensor for name, tensor in tensors.items() if tensor is not None}, path, metadata
     )
-    with pytest.raises(UserError, match=rf"000012\.safetensors is no whole probe snapshot: .*{message}"):
+    with pytest.raises(UserError, match=rf"000012\.safetensors .*{message}"):
         read_probe(path)
+
+
+def test_a_snapshot_of_version_0_1_is_read() -> None:
+    snapshot = read_probe(Path(__file__).parents[1] / "fixtures" / "v0_1" / "run" / "probes" / "000006.safetensors")
+    assert snapshot.step == 6
+    assert snapshot.head_types == list(HEAD_TYPES)
+    assert snapshot.head_scores.shape[0] == 4
 
 
 def test_a_disk_that_fills_up_in_a_snapshot_leaves_no_half_of_it(

@@ -40,23 +40,23 @@ def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.Monk
     """By singular values of the centred table, in one piece and in pieces of seven rows; float32's own rounding of the input left out."""
     monkeypatch.setattr(weights, "CHUNK_ELEMENTS", elements)
     x = table().float()
-    made = principal_components(x)
+    points, explained = principal_components(x)
     centred = x.double().numpy() - x.double().numpy().mean(axis=0)
     u, s, vt = np.linalg.svd(centred, full_matrices=False)
     sign = np.sign(vt[np.arange(3), np.abs(vt[:3]).argmax(axis=1)])
-    np.testing.assert_allclose(made.points.numpy(), u[:, :3] * s[:3] * sign, atol=1e-9)
-    np.testing.assert_allclose(made.explained.numpy(), (s**2 / (s**2).sum())[:3], atol=1e-12)
+    np.testing.assert_allclose(points.numpy(), u[:, :3] * s[:3] * sign, atol=1e-9)
+    np.testing.assert_allclose(explained.numpy(), (s**2 / (s**2).sum())[:3], atol=1e-12)
 
 
 def test_components_of_a_degenerate_table() -> None:
     """All rows alike: no variance, no point off the origin; two columns have two components."""
-    flat = principal_components(torch.ones(5, 8))
-    assert flat.points.abs().max() == 0
-    assert flat.explained.tolist() == [0, 0, 0]
-    narrow = principal_components(table(C=2))
-    assert narrow.points.shape == (50, 3)
-    assert narrow.explained[2] == 0
-    assert float(narrow.explained.sum()) == pytest.approx(1)
+    points, explained = principal_components(torch.ones(5, 8))
+    assert points.abs().max() == 0
+    assert explained.tolist() == [0, 0, 0]
+    points, explained = principal_components(table(C=2))
+    assert points.shape == (50, 3)
+    assert explained[2] == 0
+    assert float(explained.sum()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50), (6, 6)])
@@ -72,10 +72,10 @@ def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
 
 def test_nearest_by_cosine_and_not_by_distance() -> None:
     x = torch.tensor([[1.0, 0], [100, 1], [0.5, 0.5], [-1, 0], [0, 0], [1.1, 0.6]])
-    made = nearest(x, 0, k=12)
-    assert made.ids.tolist() == [1, 5, 2, 4, 3]
-    torch.testing.assert_close(made.cosines, torch.tensor([100 / 10001**0.5, 1.1 / 1.57**0.5, 0.5**0.5, 0, -1]))
-    assert nearest(x, 0, k=2).ids.tolist() == [1, 5]
+    ids, cosines = nearest(x, 0, k=12)
+    assert ids.tolist() == [1, 5, 2, 4, 3]
+    torch.testing.assert_close(cosines, torch.tensor([100 / 10001**0.5, 1.1 / 1.57**0.5, 0.5**0.5, 0, -1]))
+    assert nearest(x, 0, k=2)[0].tolist() == [1, 5]
     with pytest.raises(UserError, match=r"no row 6.* 0 to 5"):
         nearest(x, 6)
 
@@ -90,10 +90,9 @@ def test_a_picture_is_made_of_means() -> None:
 
 def test_statistics_are_numpys() -> None:
     x = table().float()
-    made, a = statistics(x), x.numpy().astype(np.float64)
-    assert (made.norm, made.mean, made.std, made.largest) == pytest.approx(
-        (np.linalg.norm(a), a.mean(), a.std(), np.abs(a).max()), rel=1e-5
-    )
+    a = x.numpy().astype(np.float64)
+    expected = {"norm": np.linalg.norm(a), "mean": a.mean(), "std": a.std(), "largest": np.abs(a).max()}
+    assert statistics(x) == pytest.approx(expected, rel=1e-5)
 
 
 def test_padding_is_no_row() -> None:

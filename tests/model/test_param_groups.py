@@ -15,9 +15,10 @@ from glassgpt.distributed.group import Ranks
 from glassgpt.model.gpt import GPT
 from glassgpt.model.param_groups import PARAM_GROUPS, param_groups
 from glassgpt.runs.checkpoint import checkpoint_paths
-from glassgpt.training.loop import begin_update, train
 from glassgpt.training.progress import SilentProgress
+from glassgpt.training.run import train
 from glassgpt.training.setup import setup_training
+from glassgpt.training.step import start_update
 from kill_harness import Quiet, lightly, records_of, tiny_config
 from slot_harness import SLOTS, combined
 
@@ -99,8 +100,8 @@ def test_a_loss_scale_is_taken_out_of_the_norms_and_other_updates_have_none(text
     for enabled in (False, True):
         trainer = setup_training(tiny_config(text, eval_every=2), Ranks(), SilentProgress())
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=enabled)
-        assert begin_update(trainer, 1e-3).part_norms == {}
+        assert start_update(trainer, 1e-3).group_norms == {}
         trainer.step += 1
-        norms.append({part: norm.item() for part, norm in begin_update(trainer, 1e-3).part_norms.items()})
+        norms.append({part: norm.item() for part, norm in start_update(trainer, 1e-3).group_norms.items()})
     assert norms[0] == norms[1]
     assert norms[0]["embedding"] > 0

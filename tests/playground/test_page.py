@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from glassgpt.playground.catalog import kept_checkpoints
-from glassgpt.tokenizers.base import END_OF_TEXT, byte_symbols
+from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer
 from kill_harness import SENTENCE, write_text
 from page_harness import VIEWS, Watched, chromium, watched
@@ -54,7 +54,7 @@ MARKUP = [merge.replace(" ", "") for merge in MERGES]
 
 def markup_bpe() -> BPETokenizer:
     """Bytes, and some tokens that are markup. Only `<!-->`, an empty comment, comes of a text: the others have letters, and are cut."""
-    symbols = [*byte_symbols(), *MARKUP, END_OF_TEXT]
+    symbols = [*bytes_to_unicode(), *MARKUP, END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, MERGES)
 
 
@@ -661,7 +661,7 @@ def elements_of_text(page: Any) -> list[str]:
     return [*page.evaluate(script), *(["ran"] if page.evaluate("() => 'hacked' in window") else [])]
 
 
-SYMBOLS = [*byte_symbols(), *MARKUP]
+SYMBOLS = [*bytes_to_unicode(), *MARKUP]
 BOLD = SYMBOLS.index("<b>")
 
 

@@ -32,7 +32,7 @@ from glassgpt.interpretability.weights import principal_components, tables
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
 from page_harness import Watched, chromium, watched
@@ -435,8 +435,8 @@ def bits_between(before: Tensor, after: Tensor) -> float:
 def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
     """What the page shows of the last position's logits, before and after, and of the whole text's surprisal."""
     ids = torch.tensor([case.ids])
-    found = effects(case.model, ids, edits, source)
-    before, after = found.before[0, -1], found.after[0, -1]
+    both = effects(case.model, ids, edits, source)
+    before, after = (logits[0, -1] for logits in both)
     assert bits_between(before, after) > 1e-4  # else nothing would be tested
     told = f"{short(bits_between(before, after))} bits"
     shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
@@ -448,10 +448,7 @@ def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: Acti
     for name, logits in (("before", before), ("after", after)):
         same(column(rows, name), logits.double().softmax(dim=-1)[order], ROUNDING)
         assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
-    bits = [
-        float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2)
-        for logits in (found.before, found.after)
-    ]
+    bits = [float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2) for logits in both]
     assert f"{bits[0]:.2f} → {bits[1]:.2f} bits" in hook(shown, "bits").inner_text()
     for name, logits in (("before-bars", before), ("after-bars", after)):
         first = hook(shown, name).locator(".bars-name").all_inner_texts()
@@ -524,7 +521,7 @@ def test_each_head_alone(shown: Watched, case: Case) -> None:
     ids, config = torch.tensor([case.ids]), case.model.config
     alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
     found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
-    expected = [bits_between(one.before[0], one.after[0]) for one in found]
+    expected = [bits_between(before[0], after[0]) for before, after in found]
     same(matrix_of(shown.csv_of("Which head matters")).flatten(), expected, ROUNDING)
 
 
@@ -706,10 +703,10 @@ def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
     shown.open("knows", model=case.name, table=name, tok=token)
     assert hook(shown, "near-of").inner_text() == f"{label} ({token})"
-    found = principal_components(table)
+    points, explained = principal_components(table)
     rows = shown.csv_of("The map")
-    same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), found.points.float())
-    first, second, _ = (f"{100 * share:.1f} %" for share in found.explained.tolist())
+    same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), points.float())
+    first, second, _ = (f"{100 * share:.1f} %" for share in explained.tolist())
     told = f"To the right component 1 with {first} of the variance, upwards component 2 with {second}."
     assert hook(shown, "explained").inner_text() == told
     cosines = F.cosine_similarity(table, table[token][None])

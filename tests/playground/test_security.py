@@ -1,11 +1,9 @@
-"""Who may use the server, malformed requests, limits, and clients that disconnect."""
+"""Who may use the server, its limits, and clients that disconnect."""
 
 import gzip
 import http.client
 import json
-import random
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +13,11 @@ from typing import Any
 
 import pytest
 
-import glassgpt
 from glassgpt.playground import model_pool, server
 from glassgpt.playground.routes import HANDLERS, page_files
 from glassgpt.playground.security import MAX_BODY, AccessPolicy, accepts_gzip
-from play_harness import GPT2_LIKE, TOKEN, Client, Served, serving, write_run
+from play_harness import GPT2_LIKE, IDS, JSON, TOKEN, Client, Served, post_lines, serving, write_run
 
-JSON = {"content-type": "application/json"}
-IDS = json.dumps({"model": 0, "ids": [1, 2, 3]}).encode()
-AUTHORIZATION = b"authorization: Bearer %s\r\n" % TOKEN.encode()
 GET_ADDRESSES = ["offers", "history?model=0", "snapshot?model=0&step=1", "events?model=0"]
 
 
@@ -110,8 +104,8 @@ def test_loopback_names_are_accepted(client: Client, host: str) -> None:
     assert client.request("GET", "/", headers={"host": host})[0] == 200
 
 
-FOREIGN_HOSTS = """evil.example localhost.evil.example 127.0.0.1.evil.example:80 localhost:x 10.0.0.1 a@localhost localhost/ [::1 0
-""".split()
+FOREIGN_HOSTS = """evil.example localhost.evil.example 127.0.0.1.evil.example:80 localhost:x 10.0.0.1 a@localhost
+localhost/ [::1 0""".split()
 
 
 @pytest.mark.parametrize("host", ["", *FOREIGN_HOSTS])
@@ -162,13 +156,7 @@ def test_every_response_has_the_security_headers(client: Client, path: str) -> N
     for host in ("localhost", "evil.example"):
         _, headers, _ = client.request("GET", path, headers={"host": host})
         policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
-        assert (
-            policy["default-src"]
-            == policy["base-uri"]
-            == policy["form-action"]
-            == policy["frame-ancestors"]
-            == "'none'"
-        )
+        assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
         assert policy["script-src"] == policy["connect-src"] == "'self'"
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
@@ -209,214 +197,7 @@ def test_plotly_comes_from_its_package(client: Client) -> None:
     assert client.request("GET", "/static/plotly.js", headers={"if-none-match": headers["etag"]})[0] == 304
 
 
-# --- malformed requests -----------------------------------------------------------------------------------------------
-
-ADDRESSES: dict[str, dict[str, Any]] = {
-    "attention": {"ids": [1, 2]},
-    "head": {"ids": [1, 2], "layer": 0, "head": 0},
-    "lens": {"ids": [1], "start": 0, "stop": 1, "k": 2, "watch": [3]},
-    "attribution": {"ids": [1], "position": 0, "token": 3, "against": 4},
-    "next": {
-        "ids": [1],
-        "position": 0,
-        "edits": [{"kind": "head", "layer": 0, "head": 0, "by": "zero"}],
-        "source": [4],
-    },
-    "write": {
-        "ids": [1],
-        "temperature": 0.5,
-        "top_k": 3,
-        "top_p": 0.5,
-        "min_p": 0.1,
-        "n": 1,
-        "seed": 3,
-        "max_new_tokens": 1,
-    },
-    "tokens": {"text": "abc"},
-    "merges": {"text": "abc"},
-    "near": {"table": "embedding", "id": 3, "k": 2},
-    "weight": {"name": "norm.weight", "size": 4},
-    "model": {"step": 1},
-    "gradients": {"ids": [1, 2]},
-}
-STRANGE: list[Any] = [
-    None, True, [], {}, "", "x", "\ud800", "../../bait", "/etc/passwd", -1, 10**18, 2**63, 10**400, 0.5, 1e308, [[]], [None],
-    {"a": 1}, "\x00", [10**30], [-1], ["1"], list(range(3000)), "é" * 30_000,
-]  # fmt: skip
-
-
-def damaged_body(draw: random.Random) -> bytes:
-    """A body that is not a JSON object in UTF-8."""
-    whole = json.dumps({"model": 0, **draw.choice(list(ADDRESSES.values()))}).encode()
-    at = draw.randrange(1, len(whole))
-    ways = [
-        b"", b"null", b"[]", b'"x"', b"3", b"\xff" + whole, whole[:at], whole + b"}", b"[" * 100_000, b'{"model":' * 5000, b'{"model":NaN}',
-        b'{"model":1e999}', b'{"model":' + b"9" * 5000 + b"}", whole.decode().encode("utf-16"), whole[:at] + b"\xc3\x28" + whole[at:],
-        b"\x00" * 40, b'{"model":Infinity,"ids":[1]}',
-    ]  # fmt: skip
-    return draw.choice(ways)
-
-
-def strange_request(draw: random.Random) -> tuple[str, bytes]:
-    """An address and a body in which something is wrong or at least strange."""
-    path = draw.choice(list(ADDRESSES))
-    body: dict[str, Any] = {"model": 0, **ADDRESSES[path]}
-    for _ in range(draw.choice([1, 1, 2])):
-        way, name = draw.randrange(3), draw.choice(list(body))
-        if way == 0:
-            body[name] = draw.choice(STRANGE)
-        elif way == 1:
-            body.pop(name)
-        else:
-            body[draw.choice(["path", "file", "__class__", "ids ", "\ud800", "", "model\x00"])] = draw.choice(STRANGE)
-    return f"/api/{path}", json.dumps(body).encode()
-
-
-def strange_address(draw: random.Random, bait: Path) -> str:
-    """An address that does not exist."""
-    climb = draw.choice(
-        ["../", "..%2f", "%2e%2e/", "..\\", "....//", "%252e%252e/", "/", "//", ".%00./", "%c0%ae%c0%ae/"]
-    ) * draw.randrange(1, 9)
-    goal = draw.choice(
-        [
-            str(bait),
-            bait.name,
-            "etc/passwd",
-            "config.toml",
-            "app.py",
-            "index.html%00",
-            "é".encode().hex(),
-            "%f0%9f%92%a3",
-            "a" * 3000,
-        ]
-    )
-    prefix = draw.choice(["/", "/static/", "/api/", "/static/views/", "/api/snapshot/", "/favicon.ico/"])
-    return prefix + climb + goal.replace("é", "%C3%A9") + draw.choice(["", "?a=1", "#x", "?", "?model=0"])
-
-
-PARAMETERS = [
-    "", "model=", "model=x", "model=-1", "model=1", "model=0&model=0", "model=0&path=../x", "model=0&step=1", "step=1", "model=%00",
-    "model=0&step=../../bait", "model=0&step=99999999999999999999", "model=٣", "model=0&after=1", "&&&", "model=0;step=1",
-    "model=0&step=1e3",
-]  # fmt: skip
-
-
-@pytest.fixture
-def opened() -> Iterator[set[str]]:
-    """The paths that this process opens or lists. Audit hooks cannot be removed, so this one has a switch."""
-    seen: set[str] = set()
-    watching = True
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if watching and event in (
-            "open",
-            "os.listdir",
-            "os.scandir",
-            "os.chdir",
-            "subprocess.Popen",
-            "os.remove",
-            "os.rename",
-            "os.mkdir",
-        ):
-            seen.add(f"{arguments[0]}")
-
-    sys.addaudithook(hook)
-    yield seen
-    watching = False
-
-
-@pytest.mark.parametrize("rounds", [50, pytest.param(700, marks=pytest.mark.slow)])
-def test_malformed_requests_are_refused(
-    rounds: int, served: Served, run: Path, tmp_path: Path, opened: set[str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    bait = tmp_path / "bait"
-    bait.write_text("SECRET")
-    draw = random.Random(7)
-    requests: list[tuple[str, str, bytes | None, dict[str, str], bool]] = []
-    for _ in range(rounds):
-        requests.append(("POST", f"/api/{draw.choice(list(ADDRESSES))}", damaged_body(draw), JSON, True))
-        requests.append(("POST", *strange_request(draw), JSON, False))
-        requests.append(("GET", strange_address(draw, bait), None, {}, True))
-        method = draw.choice(["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO", "POST", "get", "PROPFIND"])
-        requests.append(
-            (method, draw.choice(["/", "/api/offers", "/static/views/text.js", "/nothing"]), None, {}, True)
-        )
-    for parameters in PARAMETERS * 5:
-        path = draw.choice(["history", "snapshot", "events"])
-        if (path, parameters) not in (("history", "model=0"), ("events", "model=0")):
-            requests.append(("GET", f"/api/{path}?{parameters}".encode().decode("latin-1"), None, {}, True))
-    draw.shuffle(requests)
-    connection = http.client.HTTPConnection("127.0.0.1", served.client.port, timeout=20)
-    opened.clear()
-    for method, path, body, headers, malformed in requests:
-        connection.putrequest(method, "/", skip_accept_encoding=True)
-        connection._buffer[0] = f"{method} {path} HTTP/1.1".encode("latin-1")  # type: ignore[attr-defined]  # as it is, whatever it is
-        for name, value in {**served.client.headers, **headers, "content-length": str(len(body or b""))}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        response = connection.getresponse()
-        content = response.read()
-        shown = f"{method} {path[:200]} {(body or b'')[:200]!r}: {response.status} {content[:200]!r}"
-        assert response.status < 500, shown
-        assert 400 <= response.status < 500 or not malformed, shown
-        assert b"SECRET" not in content, shown
-    foreign = {
-        path
-        for path in opened
-        if not path.startswith((str(run), sys.prefix, sys.base_prefix, "/proc", str(Path(glassgpt.__file__).parent)))
-    }
-    assert not foreign
-    assert "Traceback" not in capfd.readouterr().err
-    assert served.client.answer("next", model=0, ids=[1])["logits"].shape == (256,)
-
-
-def test_lines_that_are_not_http_are_refused(client: Client) -> None:
-    draw = random.Random(3)
-    good = (
-        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-        % (len(IDS), AUTHORIZATION, IDS)
-    )
-    fixed = [
-        b"GET / HTTP/1.1\r\n\r\n",  # no Host
-        b"GET / HTTP/1.0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n",
-        b"GET /api/offers HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example\r\norigin: http://localhost\r\n\r\n",
-        b"GET http://evil.example/ HTTP/1.1\r\nhost: localhost\r\n\r\n",
-        b"CONNECT evil.example:443 HTTP/1.1\r\nhost: localhost\r\n\r\n",
-        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: -1\r\n\r\n",
-        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n",
-        b"POST /api/next HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /api/offers HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\norigin: http://evil.example\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
-        b"\x00" * 100 + b"\r\n\r\n",
-    ]
-    mangled = [
-        good[:at] + draw.randbytes(draw.randrange(1, 4)) + good[at + draw.randrange(3) :]
-        for at in (draw.randrange(60) for _ in range(150))
-    ]
-    for lines in fixed:
-        assert 400 <= sent(client, lines) < 500, lines[:80]
-    long = [b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 600_000, b"GET /" + b"a" * 600_000]
-    for lines in mangled + long:
-        status = sent(client, lines)
-        assert status is None or status < 500, lines
-    assert client.request("GET", "/")[0] == 200
-
-
-def sent(client: Client, lines: bytes) -> Any:
-    """The status of the answer to raw bytes; None if the connection just ends."""
-    with socket.create_connection(("127.0.0.1", client.port), timeout=15) as connection:
-        try:
-            connection.sendall(lines)
-            connection.shutdown(socket.SHUT_WR)
-            first = connection.recv(100)
-        except (BrokenPipeError, ConnectionResetError):
-            return None
-    return int(first.split()[1]) if first else None
-
-
-# --- limits ------------------------------------------------------------------------------------------------------------
+# --- limits -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_list_is_refused_before_its_items_are_checked(client: Client) -> None:
@@ -477,17 +258,11 @@ def connected(client: Client, lines: bytes = b"") -> socket.socket:
     return connection
 
 
-def post(body: dict[str, Any], path: str = "write") -> bytes:
-    text = json.dumps(body).encode()
-    head = f"POST /api/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n"
-    return head.encode() + AUTHORIZATION + b"\r\n" + text
-
-
 LONG = {"model": 0, "ids": [1], "max_new_tokens": 1024}
 
 
 def test_a_text_ends_when_nobody_reads_it(served: Served) -> None:
-    connection = connected(served.client, post({**LONG, "n": 8}))
+    connection = connected(served.client, post_lines("write", {**LONG, "n": 8}))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     assert served.pool.streams == 1
     connection.close()
@@ -496,7 +271,9 @@ def test_a_text_ends_when_nobody_reads_it(served: Served) -> None:
 
 
 def test_long_texts_let_others_have_their_turn(served: Served) -> None:
-    connections = [connected(served.client, post({**LONG, "n": 8})) for _ in range(model_pool.MAX_STREAMS)]
+    connections = [
+        connected(served.client, post_lines("write", {**LONG, "n": 8})) for _ in range(model_pool.MAX_STREAMS)
+    ]
     for connection in connections:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
     for _ in range(3):
@@ -514,7 +291,7 @@ def test_waiting_requests_are_bounded_and_forgotten_with_their_clients(served: S
     gate, begun = threading.Event(), []
     served.pool.executor.submit(gate.wait)
     limit = model_pool.MAX_WAITING
-    requests = [connected(served.client, post({"model": 0, "ids": [i + 1]}, "next")) for i in range(limit)]
+    requests = [connected(served.client, post_lines("next", {"model": 0, "ids": [i + 1]})) for i in range(limit)]
     try:
         until(lambda: served.pool.waiting == limit)
         status, headers, _ = served.client.request("POST", "/api/next", IDS, JSON)

@@ -216,7 +216,7 @@ def test_where_none_is_whole_that_is_an_error_and_where_none_is_there_it_is_not(
     for path in checkpoint_paths(saved):
         truncate(path / "model.safetensors")
     warnings: list[str] = []
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole.*--overwrite"):
+    with pytest.raises(UserError, match="no checkpoint in"):
         latest_checkpoint(saved, warnings.append)
     assert [warning.count("model.safetensors does not match") for warning in warnings] == [1, 1, 1]
     for folder in (saved / "missing", saved.parent):

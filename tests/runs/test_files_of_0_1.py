@@ -10,8 +10,8 @@ import torch
 from glassgpt.data.dataset import open_dataset
 from glassgpt.interop.references import load
 from glassgpt.runs.checkpoint import Checkpoint, read_tensors
-from glassgpt.training.loop import resume
 from glassgpt.training.progress import SilentProgress
+from glassgpt.training.run import resume
 from glassgpt.utils.device import cpu_name
 
 FILES = Path(__file__).resolve().parents[1] / "fixtures" / "v0_1"

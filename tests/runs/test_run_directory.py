@@ -15,7 +15,7 @@ import pytest
 
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text
@@ -223,7 +223,7 @@ def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
 
 
 def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory) -> None:
-    program = "import sys, glassgpt.run_directory as r\nwith r.RunDirectory(sys.argv[1]).locked():\n    print('held', flush=True); input()"
+    program = "import sys, glassgpt.runs.run_directory as r\nwith r.RunDirectory(sys.argv[1]).locked():\n    print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

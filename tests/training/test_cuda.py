@@ -23,8 +23,9 @@ from glassgpt.generation.generate import generate
 from glassgpt.model.attention import ExplicitKernel, FlexKernel, SDPAKernel, Span, WindowKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import GPU_CHUNK_ROWS, IGNORED, cross_entropy, token_losses
-from glassgpt.training.loop import begin_update, resume, train, train_step
+from glassgpt.training.run import resume, train
 from glassgpt.training.setup import TrainState, setup_training
+from glassgpt.training.step import start_update, train_step
 from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config
@@ -173,7 +174,7 @@ def test_an_update_does_not_wait_for_the_gpu(text: Path, optimizer: str, precisi
     trainer.step = 1
     torch.cuda.set_sync_debug_mode("error")
     try:
-        update = begin_update(trainer, 1e-3)
+        update = start_update(trainer, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(update.read()["loss"])
@@ -187,9 +188,9 @@ def test_a_bad_batch_leaves_the_weights(text: Path, optimizer: str) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     forward = model.forward
     model.forward = lambda *given: forward(*given) * math.nan  # type: ignore[method-assign]
-    bad = begin_update(trainer, 1e-3)
+    bad = start_update(trainer, 1e-3)
     model.forward = forward  # type: ignore[method-assign]
-    begin_update(trainer, 1e-3)
+    start_update(trainer, 1e-3)
     with pytest.raises(UserError, match="the loss is nan"):
         bad.read()
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

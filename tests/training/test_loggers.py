@@ -17,7 +17,7 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loggers as log_targets
 from glassgpt.training.loggers import numbers_of
-from glassgpt.training.loop import resume, train
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config
 
@@ -144,7 +144,7 @@ def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for log in ("tensorboard", "wandb"):
         with pytest.raises(UserError, match=f"needs {log}, which is not installed"):
-            log_targets.require_log_targets(log)
+            log_targets.require_loggers(log)
 
 
 def test_settings_that_wandb_cannot_read_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_settings_that_wandb_cannot_read_are_the_users(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("wandb.setup", fail)
     with pytest.raises(UserError, match=r"cannot be set up \(mode is none of ours\)"):
-        log_targets.require_log_targets("wandb")
+        log_targets.require_loggers("wandb")
 
 
 class Told:
@@ -183,7 +183,7 @@ def test_wandb_switched_off_says_so(tmp_path: Path, text: Path, monkeypatch: pyt
     told = Told()
     told.disabled = True
     monkeypatch.setattr("wandb.init", lambda **options: told)
-    assert "switched off" in log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 0).place
+    assert "WANDB_MODE" in log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 0).place
 
 
 def test_truth_values_are_no_numbers() -> None:

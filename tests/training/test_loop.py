@@ -34,10 +34,13 @@ from glassgpt.interop.references import find_checkpoint
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import checkpoint_paths
-from glassgpt.training import loop as training
-from glassgpt.training.loop import Update, begin_update, train, train_step
+from glassgpt.training import loop
+from glassgpt.training import step as update_step
+from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.optim import OutlierWatch, build_optimizers, lr_at
+from glassgpt.training.run import resume, train
 from glassgpt.training.setup import TrainState, judge_on_device, setup_training
+from glassgpt.training.step import NonFiniteError, Update, start_update, train_step
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
 
@@ -79,7 +82,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[float]) -> None:
     monkeypatch.setattr("glassgpt.training.loop.evaluate_data", told)
 
 
-def trainer_for(config: TrainConfig) -> TrainState:
+def state_for(config: TrainConfig) -> TrainState:
     """What a run begins with, but with plain gradient descent: after a step at rate 1 the weights tell the gradient."""
     dataset = open_dataset(prepare(config.data))
     config = config.override(model={"vocab_size": dataset.tokenizer.vocab_size})
@@ -98,10 +101,10 @@ def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
-def plain_gradient(trainer: TrainState, step: int) -> tuple[float, dict[str, Tensor]]:
+def plain_gradient(state: TrainState, step: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the whole batch at once, as autograd gives them."""
-    model = GPT.create(trainer.strategy.model.config, trainer.config.seed)
-    loss = plain_loss(model, trainer.batches.batch_at(step))
+    model = GPT.create(state.strategy.model.config, state.config.seed)
+    loss = plain_loss(model, state.batches.batch_at(step))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
@@ -111,16 +114,16 @@ def plain_gradient(trainer: TrainState, step: int) -> tuple[float, dict[str, Ten
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: int) -> None:
-    trainer = trainer_for(tiny_config(text, micro_batch_size=micro_batch_size, optim={"grad_clip": 0.0}))
-    loss, gradient = plain_gradient(trainer, 0)
-    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
-    found = train_step(trainer, lr=1.0)
+    state = state_for(tiny_config(text, micro_batch_size=micro_batch_size, optim={"grad_clip": 0.0}))
+    loss, gradient = plain_gradient(state, 0)
+    before = {name: parameter.detach().clone() for name, parameter in state.strategy.model.named_parameters()}
+    found = train_step(state, lr=1.0)
     found_loss, found_norm = found["loss"], found["grad_norm"]
     assert found_loss == pytest.approx(loss, rel=1e-6)
     assert found_norm == pytest.approx(
         math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values())), rel=1e-5
     )
-    for name, parameter in trainer.strategy.model.named_parameters():
+    for name, parameter in state.strategy.model.named_parameters():
         # Subtracted from weights of size 1, a gradient is known to float32's 6e-8 absolute.
         torch.testing.assert_close(before[name] - parameter.detach(), gradient[name], atol=3e-7, rtol=1e-4)
 
@@ -128,37 +131,37 @@ def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: i
 @pytest.mark.parametrize("micro_batch_size", [3, 100])
 def test_an_update_has_as_many_tokens_in_shorter_sequences(text: Path, micro_batch_size: int) -> None:
     config = tiny_config(text, context_start=4, context_warmup=0.5, micro_batch_size=micro_batch_size)
-    trainer = trainer_for(config)
+    state = state_for(config)
     T = config.model.context_length
     assert T == 16
     for step, length in ((0, 4), (2, 4), (3, 8), (4, 8), (5, T)):  # of 10
-        trainer.step = step
-        rows = trainer.rows()
+        state.step = step
+        rows = state.rows(state.step)
         assert rows.shape == (config.batch_tokens // length, length + 1)
         assert len({tuple(row) for row in rows.tolist()}) > 1
         with torch.no_grad():
-            expected = plain_loss(trainer.strategy.model, rows).item()
-        assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+            expected = plain_loss(state.strategy.model, rows).item()
+        assert train_step(state, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
     """As many tokens as asked for, in as few passes as they need, drawn by the step alone; the record counts what was seen."""
     config = tiny_config(text, batch_tokens=128, batch_start=32, batch_warmup=0.5, micro_batch_size=3)
-    trainer = trainer_for(config)
-    whole = trainer_for(config.override(batch_start=128 // 2))
+    state = state_for(config)
+    whole = state_for(config.override(batch_start=128 // 2))
     for step, sequences in ((0, 2), (2, 2), (3, 4), (4, 4), (5, 8)):  # of 10, and of 16 tokens
-        trainer.step = whole.step = step
-        rows = trainer.rows()
+        state.step = whole.step = step
+        rows = state.rows(state.step)
         assert len(rows) == sequences
-        assert rows.tolist() == whole.rows().tolist()[:sequences]
+        assert rows.tolist() == whole.rows(state.step).tolist()[:sequences]
         with torch.no_grad():
-            expected = plain_loss(trainer.strategy.model, rows).item()
-        assert train_step(trainer, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+            expected = plain_loss(state.strategy.model, rows).item()
+        assert train_step(state, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
     run = train(config, tmp_path / "run", progress=Quiet())
     seen = [32, 64, 96, 160, 224, 352, 480, 608, 736, 864]
     assert [record["tokens_seen"] for record in records_of(run) if "loss" in record] == seen
     # A longer run's schedule is another one, but what was seen was seen.
-    training.resume(run, steps=12, progress=Quiet())
+    resume(run, steps=12, progress=Quiet())
     assert [record["tokens_seen"] for record in records_of(run) if "loss" in record] == [*seen, 992, 1120]
     assert dict(find_checkpoint(run).facts)["step"] == "12 (1,120 tokens seen)"
 
@@ -167,7 +170,7 @@ def test_the_share_of_the_peak_is_of_sequences_as_long_as_they_are(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention over a quarter of the context is a quarter of the work."""
-    monkeypatch.setattr(training, "peak_flops", lambda device, precision: 1e9)
+    monkeypatch.setattr("glassgpt.training.setup.peak_flops", lambda device, precision: 1e9)
     config = tiny_config(text, context_start=4, context_warmup=0.5)
     records = [r for r in records_of(train(config, tmp_path / "run", progress=Quiet())) if "loss" in r]
     for record, length in ((records[0], 4), (records[-1], 16)):
@@ -192,16 +195,16 @@ def test_sequences_double_at_even_distances_until_they_are_whole(start: int, war
 
 def test_the_gradient_norm_is_that_before_clipping(text: Path) -> None:
     """Seed D recorded what clipping had left."""
-    trainer = trainer_for(tiny_config(text, optim={"grad_clip": 0.01}))
-    gradient = plain_gradient(trainer, 0)[1]
+    state = state_for(tiny_config(text, optim={"grad_clip": 0.01}))
+    gradient = plain_gradient(state, 0)[1]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
-    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
-    assert train_step(trainer, lr=1.0)["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    before = {name: parameter.detach().clone() for name, parameter in state.strategy.model.named_parameters()}
+    assert train_step(state, lr=1.0)["grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
     moved = math.sqrt(
         sum(
             float((before[name] - p.detach()).double().square().sum())
-            for name, p in trainer.strategy.model.named_parameters()
+            for name, p in state.strategy.model.named_parameters()
         )
     )
     assert moved == pytest.approx(0.01, rel=1e-3)  # and the update was clipped
@@ -222,40 +225,38 @@ def test_the_rate_that_is_recorded_is_the_one_used(tmp_path: Path, text: Path) -
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Path, bad: float) -> None:
     """Muon and AdamW each hold a part of the weights: half an update would be worse than none."""
-    trainer = trainer_for(tiny_config(text, model={"n_layer": 1}))
-    trainer.optimizers = build_optimizers(trainer.strategy, trainer.config.override(optim={"name": "muon"}).optim)
-    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
-    before = {name: parameter.detach().clone() for name, parameter in trainer.strategy.model.named_parameters()}
-    weight = trainer.strategy.model.get_parameter("blocks.0.attention.out.weight")
+    state = state_for(tiny_config(text, model={"n_layer": 1}))
+    state.optimizers = build_optimizers(state.strategy, state.config.override(optim={"name": "muon"}).optim)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    before = {name: parameter.detach().clone() for name, parameter in state.strategy.model.named_parameters()}
+    weight = state.strategy.model.get_parameter("blocks.0.attention.out.weight")
     handle = weight.register_hook(lambda grad: torch.full_like(grad, bad))  # type: ignore[no-untyped-call]
     for halvings in (1, 2, 3):
-        update = train_step(trainer, lr=1e-2)
+        update = train_step(state, lr=1e-2)
         loss, norm = update["loss"], update["grad_norm"]
         assert math.isfinite(loss)
         assert not math.isfinite(norm)
-        assert trainer.scaler.get_scale() == 8.0 / 2**halvings
-        assert all(
-            torch.equal(parameter, before[name]) for name, parameter in trainer.strategy.model.named_parameters()
-        )
-    with pytest.raises(training.NonFiniteError):  # at scale 1 it is no matter of float16 any more
-        train_step(trainer, lr=1e-2)
+        assert state.scaler.get_scale() == 8.0 / 2**halvings
+        assert all(torch.equal(parameter, before[name]) for name, parameter in state.strategy.model.named_parameters())
+    with pytest.raises(NonFiniteError):  # at scale 1 it is no matter of float16 any more
+        train_step(state, lr=1e-2)
     handle.remove()
-    trainer.strategy.model.zero_grad()
-    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
-    train_step(trainer, lr=1e-2)
-    assert not any(torch.equal(p, before[name]) for name, p in trainer.strategy.model.named_parameters() if p.ndim == 2)
+    state.strategy.model.zero_grad()
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    train_step(state, lr=1e-2)
+    assert not any(torch.equal(p, before[name]) for name, p in state.strategy.model.named_parameters() if p.ndim == 2)
 
 
 def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:
     """With one window only and an untouched model, equal losses would mean equal masks."""
     config = tiny_config(text, model={"dropout": 0.5}, micro_batch_size=1, batch_tokens=16)
-    trainer = trainer_for(config)
+    state = state_for(config)
     losses = set()
     for step in range(6):
-        trainer.step = step
-        windows = Batches([trainer.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
-        trainer.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
-        losses.add(train_step(trainer, lr=0.0)["loss"])
+        state.step = step
+        windows = Batches([state.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
+        state.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
+        losses.add(train_step(state, lr=0.0)["loss"])
     assert len(losses) == 6
 
 
@@ -291,7 +292,7 @@ def test_an_update_that_is_an_outlier_is_left_out_and_said(
     assert last_weights(run) != after
     calls["training"] = 0
     part = run_of(config.override(steps=7, optim={"schedule": "constant"}), tmp_path / "part")
-    training.resume(part, steps=10, progress=Quiet())
+    resume(part, steps=10, progress=Quiet())
     assert [record["step"] for record in steps_of(part) if record.get("skipped")] == [9]
 
 
@@ -303,11 +304,11 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     put_together = setup_training
 
     def instead(*arguments: Any, **options: Any) -> TrainState:
-        trainer = put_together(*arguments, **options)
-        judge_on_device(trainer)
-        return trainer
+        state = put_together(*arguments, **options)
+        judge_on_device(state)
+        return state
 
-    monkeypatch.setattr(training, "setup_training", instead)
+    monkeypatch.setattr("glassgpt.training.run.setup_training", instead)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -326,23 +327,23 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(
 ) -> None:
     """But before an evaluation and before a save all of them are known."""
     told: list[str] = []
-    begin, read, evaluate = training.begin_update, Update.read, training._evaluate
+    begin, read, evaluate = update_step.start_update, Update.read, loop.evaluate
 
-    def beginning(trainer: TrainState, lr: float) -> Update:
-        told.append(f"begin {trainer.step + 1}")
-        return begin(trainer, lr)
+    def beginning(state: TrainState, lr: float) -> Update:
+        told.append(f"begin {state.step + 1}")
+        return begin(state, lr)
 
     def reading(update: Update) -> dict[str, Any]:
         told.append(f"read {update.step}")
         return read(update)
 
-    def evaluating(trainer: TrainState, recorder: Any, *norms: Any) -> tuple[float, bool]:
+    def evaluating(state: TrainState, recorder: Any, *norms: Any) -> tuple[float, bool]:
         told.append("evaluate")
-        return evaluate(trainer, recorder, *norms)
+        return evaluate(state, recorder, *norms)
 
-    monkeypatch.setattr(training, "begin_update", beginning)
+    monkeypatch.setattr(update_step, "start_update", beginning)
     monkeypatch.setattr(Update, "read", reading)
-    monkeypatch.setattr(training, "_evaluate", evaluating)
+    monkeypatch.setattr(loop, "evaluate", evaluating)
     on_device(monkeypatch)
     run_of(tiny_config(text, steps=5, eval_every=3, checkpoint_every=0), tmp_path / "run")
     order = "evaluate, begin 1, begin 2, read 1, begin 3, read 2, read 3, evaluate, begin 4, begin 5, read 4, read 5, evaluate"
@@ -353,32 +354,30 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_on_the_device_too_a_bad_batch_leaves_the_weights(text: Path, what: str, optimizer: str) -> None:
     """Nor do the good ones behind it change any, as long as nobody has looked."""
-    trainer = trainer_for(tiny_config(text, model={"n_layer": 1}))
-    trainer.optimizers = build_optimizers(trainer.strategy, trainer.config.override(optim={"name": optimizer}).optim)
-    judge_on_device(trainer)
-    model = trainer.strategy.model
-    for trainer.step in range(2):
-        train_step(trainer, lr=1e-2)
-    assert trainer.found_inf is not None
-    assert trainer.found_inf.item() == 0
+    state = state_for(tiny_config(text, model={"n_layer": 1}))
+    state.optimizers = build_optimizers(state.strategy, state.config.override(optim={"name": optimizer}).optim)
+    judge_on_device(state)
+    model = state.strategy.model
+    for state.step in range(2):
+        train_step(state, lr=1e-2)
+    assert state.found_inf is not None
+    assert state.found_inf.item() == 0
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     moments = [
         value.clone()
-        for optimizer in trainer.optimizers
+        for optimizer in state.optimizers
         for state in optimizer.state.values()
         for value in state.values()
     ]
     forward = model.forward
     model.forward = lambda *given: forward(*given) * (math.nan if what == "loss" else _one_without_gradient(model))  # type: ignore[method-assign]
-    bad = begin_update(trainer, lr=1e-2)
+    bad = start_update(state, lr=1e-2)
     model.forward = forward  # type: ignore[method-assign]
-    begin_update(trainer, lr=1e-2)
-    with pytest.raises(training.NonFiniteError, match="step 2: the loss is"):
+    start_update(state, lr=1e-2)
+    with pytest.raises(NonFiniteError, match="step 2: the loss is"):
         bad.read()
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    after = [
-        value for optimizer in trainer.optimizers for state in optimizer.state.values() for value in state.values()
-    ]
+    after = [value for optimizer in state.optimizers for state in optimizer.state.values() for value in state.values()]
     assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
 
 
@@ -405,7 +404,7 @@ def test_on_the_device_too_a_bad_batch_stops_the_run_as_it_does_else(
     assert json.loads((tmp_path / "run" / f"nonfinite-{step:06d}.json").read_text())["step"] == step
     assert json.loads((tmp_path / "run" / "status.json").read_text())["step"] == step - 1
     bad["on"] = False
-    training.resume(tmp_path / "run", progress=Quiet())
+    resume(tmp_path / "run", progress=Quiet())
     assert differences(tmp_path / "run", fine) == []
 
 
@@ -446,13 +445,13 @@ def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
 
 def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed E labelled seconds milliseconds: here a step that sleeps 50 ms must take 0.05 and a little."""
-    update = training.begin_update
+    update = update_step.start_update
 
-    def slow(trainer: TrainState, lr: float) -> Update:
+    def slow(state: TrainState, lr: float) -> Update:
         time.sleep(0.05)
-        return update(trainer, lr)
+        return update(state, lr)
 
-    monkeypatch.setattr(training, "begin_update", slow)
+    monkeypatch.setattr(update_step, "start_update", slow)
     config = tiny_config(text, steps=6)
     begin = time.perf_counter()
     run = run_of(config, tmp_path / "run")
@@ -683,7 +682,7 @@ def test_a_bad_batch_leaves_weights_and_the_last_good_checkpoint(
     assert saved_steps(tmp_path / "run") == [3, 6]
     assert (tmp_path / "run" / "nonfinite-000007.json").is_file()
     bad["on"] = False
-    training.resume(tmp_path / "run", progress=Quiet())
+    resume(tmp_path / "run", progress=Quiet())
     assert differences(tmp_path / "run", run_of(config, tmp_path / "fine")) == []
 
 
@@ -694,17 +693,17 @@ def _one_without_gradient(model: GPT) -> Tensor:
 
 
 REFUSED = [
-    ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "needs at least 8,001"),
+    ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "8,001"),
     ({"sample": {"prompt": "Ω"}}, "'Ω'"),
-    ({"probe": {"prompts": ["the", "Щ"]}}, r"probe\.prompts, 'Щ': .* is none of the"),
-    ({"sample": {"top_k": 1000}}, "top_k must be from 1 to the vocabulary's"),
-    ({"model": {"vocab_size": 5}}, "the tokenizer has"),
+    ({"probe": {"prompts": ["the", "Щ"]}}, r"probe\.prompts, 'Щ'"),
+    ({"sample": {"top_k": 1000}}, "top_k.*1000"),
+    ({"model": {"vocab_size": 5}}, "model.vocab_size = 5"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
     ({"data": {"validation_fraction": 0.0002}}, "validation"),
     ({"init_from": "no/such/run"}, "no/such/run does not exist"),
-    ({"device": "cuda:99"}, "'cuda:99' is not available"),
+    ({"device": "cuda:99"}, "'cuda:99'"),
     ({"precision": "float16"}, "float32 or bfloat16"),
-    ({"model": {"attention": "flex"}, "device": "cpu"}, "trains on CUDA only"),
+    ({"model": {"attention": "flex"}, "device": "cpu"}, "flex.*CUDA"),
 ]
 
 
@@ -726,9 +725,7 @@ def test_what_cannot_start_is_refused_before_anything_is_written(
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(text: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"batch_tokens = 100 is no multiple of .* 16; the nearest that works: 96 or 112"
-    ):
+    with pytest.raises(UserError, match=r"batch_tokens .* 16; nearest: 96 or 112, got 100"):
         tiny_config(text, batch_tokens=100)
 
 
@@ -769,7 +766,7 @@ def test_a_run_that_is_removed_ends_and_writes_nothing_into_another_ones_place(t
                 run.mkdir()
                 (run / "config.toml").write_text("another run's")
 
-    with pytest.raises(UserError, match=r"run was removed while it was training"):
+    with pytest.raises(UserError, match=r"run was removed"):
         train(tiny_config(text, checkpoint_every=0, eval_every=0), run, progress=Removing())
     assert [path.name for path in run.iterdir()] == ["config.toml"]
 
@@ -784,7 +781,7 @@ def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path,
         set(safetensors.torch.load_file(run / "checkpoints" / "000003" / "model.safetensors"))
         for run in (plain, compiled)
     ]
-    assert names[0] == names[1] == {name for name, _ in trainer_for(config).strategy.model.named_parameters()}
+    assert names[0] == names[1] == {name for name, _ in state_for(config).strategy.model.named_parameters()}
     losses = [[record["loss"] for record in steps_of(run)] for run in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
@@ -793,14 +790,16 @@ def test_compiled_in_place_a_run_keeps_its_names_and_its_numbers(tmp_path: Path,
 def test_a_lost_connection_is_a_reason_to_save_however_often_it_is_told() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with training._signals(once=True) as caught:
+        with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
+            interrupts.catch()
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGHUP)
-        assert caught == [signal.SIGHUP]
+        assert interrupts.signal == signal.SIGHUP
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
-        with training._signals(once=True) as caught:
+        with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
+            interrupts.catch()
             os.kill(os.getpid(), signal.SIGHUP)
-        assert caught == []
+        assert interrupts.signal is None
     finally:
         signal.signal(signal.SIGHUP, before)

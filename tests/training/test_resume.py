@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been: killed, interrupted, extended, damaged, out of disk."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +21,9 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
-from glassgpt.training import loop as training
-from glassgpt.training.loop import resume, train
+from glassgpt.training import loop
 from glassgpt.training.optim import lr_at
+from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError, program
 from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
 
@@ -123,9 +124,9 @@ PROGRAM = """
 import sys, time, torch
 from pathlib import Path
 import glassgpt as g
-from glassgpt.progress import PlainProgress
+from glassgpt.training.progress import Progress
 
-class Slow(PlainProgress):
+class Slow(Progress):
     def step(self, record):
         time.sleep(0.1)
 
@@ -169,7 +170,7 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
         step = int(saved.name)
         assert 5 <= step < 100
         assert records_of(run)[-1]["step"] == step
-        assert f"stopped at step {step} and saved; go on with: {program()} train --resume {run}" in outputs[number][0]
+        assert f"stopped at step {step} and saved; resume with: {program()} train --resume {run}" in outputs[number][0]
         resume(run, progress=Quiet())
         assert differences(run, expected) == ["the checkpoints kept"]  # the signal's own beside the last
 
@@ -178,14 +179,14 @@ def test_a_signal_just_behind_the_decision_to_save_loses_no_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It once ended the loop behind a step that had not been saved, although the message said so."""
-    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), training._due
+    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), loop.is_due
 
     def interrupted(step: int, every: int) -> bool:
         if (step, every) == (3, 100):
             signal.raise_signal(signal.SIGINT)
         return due(step, every)
 
-    monkeypatch.setattr("glassgpt.training.loop._due", interrupted)
+    monkeypatch.setattr("glassgpt.training.loop.is_due", interrupted)
     with pytest.raises(KeyboardInterrupt):
         through(config, tmp_path / "run")
     (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
@@ -200,7 +201,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, text: Path) -> None:
     before, progress = contents(run), Quiet()
     assert resume(run, progress=progress) == run
     resume(run, steps=10, progress=Quiet())
-    with pytest.raises(UserError, match="is at step 10 already"):
+    with pytest.raises(UserError, match="step 10"):
         resume(run, steps=9, progress=Quiet())
     assert contents(run) == before
     assert "is finished at step 10" in progress.messages[-1]
@@ -234,6 +235,75 @@ def test_an_extension_that_was_interrupted_goes_on_to_the_new_end(tmp_path: Path
     resume(runs[0], progress=Quiet())
     resume(runs[1], steps=20, progress=Quiet())
     assert differences(*runs) == []
+
+
+# ------------------------------------------------------------------------------------------- other ways to execute the run
+
+
+def losses_of(run: Path) -> list[float]:
+    return [record["loss"] for record in records_of(run) if "loss" in record]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"micro_batch_size": 4},
+        {"micro_batch_size": 1},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"eval_every": 2, "eval_tokens": 40},
+        {"checkpoint_every": 3, "keep_checkpoints": 9},
+        {"sample": {"count": 0}, "probe": {"tokens": 0}},
+        {"compile": "on", "compile_backend": "eager"},
+    ],
+    ids=str,
+)
+def test_execution_settings_change_on_resume_and_the_losses_stay(
+    tmp_path: Path, text: Path, change: dict[str, Any]
+) -> None:
+    config, progress = tiny_config(text), Quiet()
+    run = crashed(config, tmp_path / "run", 7)
+    resume(run, progress=progress, **change)
+    assert losses_of(run) == pytest.approx(losses_of(through(config, tmp_path / "through")), rel=1e-5)
+    for name in change:
+        assert [message for message in progress.messages if message.startswith(name) and "from step 5" in message]
+    assert TrainConfig.from_toml((run / "config.toml").read_text()) == TrainConfig.from_toml(
+        (tmp_path / "through" / "config.toml").read_text()
+    ).override(**change)
+
+
+def test_the_new_cadence_and_retention_hold_after_a_resume(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    resume(run, eval_every=2, checkpoint_every=1, keep_checkpoints=3, progress=Quiet())
+    assert [record["step"] for record in records_of(run) if "val_loss" in record] == [0, 5, 6, 8, 10]
+    assert {path.name for path in checkpoint_paths(run / "checkpoints")} >= {"000008", "000009", "000010"}
+
+
+def test_an_edited_execution_setting_holds_too(tmp_path: Path, text: Path) -> None:
+    run, progress = crashed(tiny_config(text), tmp_path / "run", 7), Quiet()
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("micro_batch_size = 2", "micro_batch_size = 4"))
+    resume(run, progress=progress)
+    assert [message for message in progress.messages if message.startswith("micro_batch_size: 2 -> 4")]
+
+
+def test_with_dropout_another_micro_batch_is_announced_as_more_than_rounding(tmp_path: Path, text: Path) -> None:
+    run, progress = crashed(tiny_config(text, model={"dropout": 0.2}), tmp_path / "run", 7), Quiet()
+    resume(run, micro_batch_size=4, progress=progress)
+    assert [message for message in progress.messages if "micro_batch_size: 2 -> 4" in message and "dropout" in message]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"optim": {"lr": 0.5}}, "optim.lr"), ({"seed": 7}, "seed"), ({"epochs": 2.0}, "epochs")]
+)
+def test_a_setting_that_determines_the_numbers_is_refused_on_resume(
+    tmp_path: Path, text: Path, change: dict[str, Any], name: str
+) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    before = contents(run)
+    with pytest.raises(UserError, match=f"{re.escape(name)}.*--resume"):
+        resume(run, progress=Quiet(), **change)
+    assert contents(run) == before
 
 
 # ------------------------------------------------------------------------------------------------- what has changed since
@@ -298,15 +368,22 @@ def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "edit", [("n_embd = 16", "n_embd = 32"), ("lr = 0.01", "lr = 0.5"), ("seed = 1337", "seed = 7")]
+    ("name", "edit"),
+    [
+        ("model.n_embd", ("n_embd = 16", "n_embd = 32")),
+        ("optim.lr", ("lr = 0.01", "lr = 0.5")),
+        ("seed", ("seed = 1337", "seed = 7")),
+    ],
 )
-def test_a_config_that_was_edited_is_refused(tmp_path: Path, text: Path, edit: tuple[str, str]) -> None:
+def test_an_edited_setting_that_determines_the_numbers_is_refused(
+    tmp_path: Path, text: Path, name: str, edit: tuple[str, str]
+) -> None:
     run = crashed(tiny_config(text), tmp_path / "run", 7)
     config = (run / "config.toml").read_text()
     assert edit[0] in config
     (run / "config.toml").write_text(config.replace(*edit))
     before = contents(run)
-    with pytest.raises(UserError, match=r"config\.toml was changed since the run's last checkpoint"):
+    with pytest.raises(UserError, match=rf"^{re.escape(name)} in .*config\.toml"):
         resume(run, progress=Quiet())
     assert contents(run) == before
 
@@ -397,7 +474,7 @@ def test_a_run_goes_on_behind_a_link_again_and_again(tmp_path: Path, text: Path)
 
 def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text: Path) -> None:
     run = crashed(tiny_config(text), tmp_path / "run", 7)
-    with pytest.raises(UserError, match="is at step 5 already: --steps must be larger"):
+    with pytest.raises(UserError, match=r"step 5.*--steps"):
         resume(run, steps=5, progress=Quiet())
     resume(run, steps=6, progress=Quiet())
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000006"
@@ -432,11 +509,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     config = tiny_config(text, checkpoint_every=2, eval_every=0)
     run = crashed(config, tmp_path / "run", 7)
     damage(run / "checkpoints" / "000006" / name)
+    kept = contents(run / "checkpoints" / "000006")
     progress = Quiet()
     resume(run, progress=progress)
-    (warning,) = [message for message in progress.messages if "trying the one before it" in message]
+    (warning,) = [message for message in progress.messages if name in message]
     assert "000006" in warning
-    assert name in warning
+    assert contents(run / "checkpoints" / "damaged-000006") == kept  # set aside, not deleted
     assert differences(run, through(config, tmp_path / "through")) == []
 
 
@@ -446,9 +524,11 @@ def test_a_damaged_checkpoint_does_not_push_out_whole_ones(tmp_path: Path, text:
     run = crashed(config, tmp_path / "run", 5)
     shutil.copytree(run / "checkpoints" / "000004", run / "checkpoints" / "000009")
     truncate(run / "checkpoints" / "000009" / "model.safetensors")
+    (run / "checkpoints" / "damaged-000009").mkdir()  # of an earlier resume
     with pytest.raises(CrashError):
         resume(run, progress=CrashAt(7))
     open_checkpoint(run / "checkpoints" / "000006")
+    assert (run / "checkpoints" / "damaged-000009-2" / "model.safetensors").is_file()
     resume(run, progress=Quiet())
     assert differences(run, through(config, tmp_path / "through")) == []
 
@@ -458,8 +538,9 @@ def test_where_all_checkpoints_are_damaged_the_run_stays_as_it_is(tmp_path: Path
     for path in checkpoint_paths(run / "checkpoints"):
         truncate(path / "optimizer.safetensors")
     before = contents(run)
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(UserError, match="no checkpoint in") as caught:
         resume(run, progress=Quiet())
+    assert "--overwrite" not in str(caught.value)
     assert contents(run) == before
 
 
@@ -540,7 +621,7 @@ def test_a_run_without_any_checkpoint_says_that_it_begins_again(tmp_path: Path, 
     shutil.rmtree(run / "checkpoints")
     progress = Quiet()
     resume(run, progress=progress)
-    assert any("has no checkpoint: it begins again at step 0" in message for message in progress.messages)
+    assert any("has no checkpoint: it starts again at step 0" in message for message in progress.messages)
     assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 11))
 
 

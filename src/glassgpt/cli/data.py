@@ -6,14 +6,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
 from glassgpt.cli.options import decoded, gives, parse, require_json, say, say_aside, write_json
-from glassgpt.config.schema import DataConfig, TextConfig
-from glassgpt.data.readers import ReadOptions
+from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
+
+if TYPE_CHECKING:
+    from glassgpt.tokenizers.base import Tokenizer
 
 
 @configure(FlagCreatePairsOff)
@@ -27,32 +29,34 @@ class PrepareOptions(TextConfig):
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
     out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
     """Directory of the prepared dataset."""
-    workers: Annotated[int | None, arg(help_behavior_hint="(default: one a core)")] = None
+    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None
     """Processes that share the work; the result does not depend on it."""
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Turn text into token files that training reads.
+    """Turn text into token files for training.
 
-    `train` does it by itself where it is missing or out of date. Interrupted, even killed, it goes on at the last finished file.
+    `train` does this automatically if they are missing or out of date. If it is interrupted, even killed, the same
+    command resumes after the last finished file.
     """
     options = parse(PrepareOptions, "prepare", prepare, arguments)
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers must be at least 1, got {options.workers}")
-    from glassgpt.data import dataset as tokens
-    from glassgpt.data import prepare as preparing
+    from glassgpt.data.dataset import open_dataset
+    from glassgpt.data.prepare import prepare as prepare_data
+    from glassgpt.data.prepare import require_tokenizer
 
     data = DataConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TextConfig)})
     if gives(arguments, "--tokenizer"):
-        preparing.require_tokenizer(data)
-    directory = preparing.prepare(data, out=options.out, log=say, workers=options.workers)
-    dataset = tokens.open_dataset(directory)
-    print(
-        f"{directory}\n  train       {len(dataset.train):>14,} tokens\n  validation  {len(dataset.validation):>14,} tokens"
-    )
+        require_tokenizer(data)
+    directory = prepare_data(data, out=options.out, log=say, workers=options.workers)
+    dataset = open_dataset(directory)
+    print(directory)
+    for name, stream in (("train", dataset.train), ("validation", dataset.validation)):
+        print(f"  {name:<12}{len(stream):>14,} tokens")
 
 
-Reading = Annotated[ReadOptions, FlagCreatePairsOff, arg(name="")]
+Reading = Annotated[ReadingConfig, FlagCreatePairsOff, arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,34 +66,34 @@ class TokenizerTrainOptions:
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A registered name (python-docs, shakespeare), a text file, or a folder of them."""
     vocab_size: int
-    """Number of token ids: the 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2."""
+    """Vocabulary size: 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
-    """File to write, which --data.tokenizer takes, and Hugging Face's tokenizers library."""
+    """File to write, for --data.tokenizer and for Hugging Face's tokenizers library."""
     max_bytes: int = 200_000_000
-    """Train on about as much of the text, taken from everywhere in it: more takes longer, and the tokenizer is no better."""
-    reading: Reading = field(default_factory=ReadOptions)
+    """Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer."""
+    reading: Reading = field(default_factory=ReadingConfig)
 
 
-# Of the text, to count the tokens that it takes.
 COMPARED_BYTES = 10_000_000
+"""Bytes of the text on which the trained tokenizer is compared with GPT-2's."""
 
 
 def train_tokenizer(arguments: Sequence[str]) -> None:
-    """Make a tokenizer from a text: byte-level BPE, split as GPT-2 does.
+    """Train a tokenizer on a text: byte-level BPE with GPT-2's splitting.
 
-    It encodes any text; the more a text is like the one that it was made from, the fewer tokens it takes.
+    It encodes any text. Text that resembles the training text takes the fewest tokens.
     """
     options = parse(TokenizerTrainOptions, "tokenizer train", train_tokenizer, arguments)
-    from glassgpt.tokenizers import train as tokenizer_training
+    from glassgpt.data import tokenizer_training
     from glassgpt.tokenizers.inspect import compare_with_gpt2
 
-    DataConfig(encoding=options.reading.encoding)  # which says what is wrong with one that is unknown
+    DataConfig(encoding=options.reading.encoding)  # refuses an unknown encoding
     corpus = tokenizer_training.Corpus(options.source, options.reading)
-    made = tokenizer_training.train_tokenizer(
+    trained = tokenizer_training.train_tokenizer(
         corpus, options.vocab_size, options.out, max_bytes=options.max_bytes, log=print
     )
-    print(f"{options.out}: {made.vocab_size:,} tokens")
-    print(f"bytes a token on {corpus.name}: {compare_with_gpt2(made, corpus.sample(COMPARED_BYTES))}")
+    print(f"{options.out}: {trained.vocab_size:,} tokens")
+    print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
     file = shlex.quote(str(options.out))
     print(f"next:\n  {program()} tokenizer show {file}")
     print(f"  {program()} train RECIPE --data {shlex.quote(options.source)} --data.tokenizer {file}")
@@ -100,33 +104,50 @@ class TokenizerShowOptions:
     """Options of `glassgpt tokenizer show`."""
 
     tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    """A tokenizer's .json file, gpt2 or bytes; the tokenizer of a prepared dataset, a run or a checkpoint, a Hugging Face directory
-    or hub id."""
-    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a line with some of everything)")] = (
-        None
-    )
-    """Text to cut into pieces."""
+    """A tokenizer's .json file, gpt2 or bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id."""
+    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
+    """Text to show in tokens."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
-    """Text on which to count bytes a token, beside GPT-2's: a registered name, a text file, or a folder of them."""
-    reading: Reading = field(default_factory=ReadOptions)
+    """Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them."""
+    reading: Reading = field(default_factory=ReadingConfig)
 
 
 def show_tokenizer(arguments: Sequence[str]) -> None:
-    """Show what a tokenizer is and how it cuts text.
+    """Show what a tokenizer is and how it splits text.
 
-    A │ stands between tokens, ␣ for a space, ⏎ for a new line, → for a tab, <e2> for a byte that is part of a character only.
+    │ separates tokens; ␣ is a space, ⏎ a new line, → a tab, and <e2> a byte that is only a part of a character.
     """
     options = parse(TokenizerShowOptions, "tokenizer show", show_tokenizer, arguments)
-    from glassgpt.tokenizers.inspect import compare_with_gpt2, describe, find_tokenizer
-    from glassgpt.tokenizers.train import Corpus
+    from glassgpt.data.tokenizer_training import Corpus
+    from glassgpt.tokenizers.inspect import compare_with_gpt2, describe
 
     DataConfig(encoding=options.reading.encoding)
     text = None if options.text is None else decoded(os.fsencode(options.text), "--text")
     corpus = None if options.data is None else Corpus(options.data, options.reading)
-    found = find_tokenizer(options.tokenizer)
-    print(describe(found, text))
+    tokenizer = find_tokenizer(options.tokenizer)
+    print(describe(tokenizer, text))
     if corpus is not None:
-        print(f"{'bytes a token':<22}on {corpus.name}: {compare_with_gpt2(found, corpus.texts())}")
+        print(f"{'bytes per token':<22}on {corpus.name}: {compare_with_gpt2(tokenizer, corpus.texts())}")
+
+
+def find_tokenizer(name: str) -> "Tokenizer":
+    """Return `gpt2`, `bytes`, a tokenizer's file, or the tokenizer of a dataset or model. Raises `UserError` if there is none."""
+    from glassgpt.tokenizers.builtin import build_tokenizer, load_tokenizer, tokenizer_file
+    from glassgpt.utils.files import user_path
+
+    if name == "characters":
+        raise UserError("a character tokenizer depends on a text; name a run or dataset that has one")
+    if name in ("gpt2", "bytes"):
+        return build_tokenizer(name)
+    path = tokenizer_file(name) or user_path(name) / "tokenizer.json"
+    if tokenizer_file(name) is not None or path.is_file():
+        return load_tokenizer(path)
+    from glassgpt.interop import references
+
+    tokenizer = references.read_reference(name, references.tokenizer_of)
+    if tokenizer is None:
+        raise UserError(f"{name} has no tokenizer")
+    return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,28 +155,27 @@ class DataInfoOptions:
     """Options of `glassgpt data info`."""
 
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
-    """A dataset that `glassgpt prepare` has made, or token files of nanoGPT, build-nanogpt or llm.c."""
+    """A dataset written by `glassgpt prepare`, or token files of nanoGPT, build-nanogpt or llm.c."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write the facts to this file too."""
+    """Also write the facts to this file."""
     skip_check: FlagCreatePairsOff[bool] = False
     """Do not compare every file with its sha256, which reads all of them again."""
 
 
 def data_info(arguments: Sequence[str]) -> None:
-    """Show what is in a dataset: its tokens, how long its documents are, its most frequent tokens, samples.
+    """Show a dataset's tokens, document lengths, most frequent tokens and samples.
 
-    Then every file is compared with its sha256; a damaged one is named.
+    Then compare every file with its sha256, and name a damaged one.
     """
     options = parse(DataInfoOptions, "data info", data_info, arguments)
-    from glassgpt.data.inspect import dataset_facts
-    from glassgpt.data.inspect_table import facts_text
-    from glassgpt.data.prepare import verify
+    from glassgpt.data.dataset import verify
+    from glassgpt.data.inspect import dataset_facts, facts_text
     from glassgpt.utils.files import user_path
 
     directory = user_path(options.directory)
     if not directory.is_dir():
         raise UserError(
-            f"{directory} is no folder: name one with a dataset, such as `{program()} prepare SOURCE --out DIR` makes"
+            f"{directory} is not a folder; name a dataset, such as one of {program()} prepare SOURCE --out DIR"
         )
     if options.json is not None:
         require_json(options.json)
@@ -164,6 +184,6 @@ def data_info(arguments: Sequence[str]) -> None:
     if options.json is not None:
         write_json(options.json, dataclasses.asdict(facts))
     if not options.skip_check:
-        files = verify(directory, say_aside)
-        then = "its sha256 says" if facts.made_by == "glassgpt" else "it was when it was first read"
-        print(f"\nchecked {files:,} files: each is as {then}")
+        files = verify(directory, say_aside, force=True)
+        since = "" if facts.made_by == "glassgpt" else " of when it was first opened"
+        print(f"\nverified {files:,} files: each has its sha256{since}")

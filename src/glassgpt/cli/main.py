@@ -1,7 +1,4 @@
-"""The command line: which command is meant, and how it ends. `glassgpt --help` and every `--help` answer without torch and numpy.
-
-The commands are in `commands`. Only the chosen one's parser is built, and it imports what it runs after its options are read.
-"""
+"""The command line: which command is meant, and how it ends. Every `--help` answers without importing torch and numpy."""
 
 import errno
 import io
@@ -17,12 +14,13 @@ from glassgpt.cli.planning import bench, plan
 from glassgpt.cli.play import play
 from glassgpt.cli.train import recipes, train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
+from glassgpt.utils.openmp import limit_spinning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (`sys.argv` unless given) and return its exit code.
+    """Run a command line (`sys.argv` by default) and return its exit code.
 
-    0: done; 2: a mistake that the user can mend, said in a line or two on standard error; 130: interrupted. Any other
+    0: done; 2: an error that the user can fix, printed on standard error in a line or two; 130: interrupted. Any other
     exception is a defect and keeps its traceback. `--help` ends in `SystemExit(0)`.
     """
     if sys.stdout is None:  # closed by the shell: `>&-`
@@ -31,43 +29,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] != ["generate"]:  # whose parallel regions are short: a tenth of its time would go to waking up
-        _wait_asleep()
+    if given[:1] != ["generate"]:  # its parallel regions are so short that waking up would take a tenth of its time
+        limit_spinning()
     try:
         try:
             return _run(given)
         finally:
             sys.stdout.flush()  # here, where a closed pipe can still be caught
     except UserError as error:
-        # Of the same mistake on all processes of torchrun, one on each host tells.
-        return _fail(str(error)) if isinstance(error, RankError) or os.environ.get("LOCAL_RANK", "0") == "0" else 2
+        # Of the same error on all processes of torchrun, one per host prints it.
+        is_printed = isinstance(error, RankError) or os.environ.get("LOCAL_RANK", "0") == "0"
+        return _fail(str(error)) if is_printed else 2
     except KeyboardInterrupt:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # the reader has what it wants (`| head`), or standard output goes to a full disk
+    except OSError as error:  # the reader of a pipe is gone (`| head`), or standard output goes to a full disk
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the interpreter's own last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
         return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        ways = "a new run can have a lower --micro-batch-size (its training stays the same) or a smaller model"
-        return _fail(
-            f"out of memory; {ways}" if given[:1] == ["train"] else "out of memory: this needs more than is free"
-        )
-
-
-def _wait_asleep() -> None:
-    """Have GNU's OpenMP threads spin only briefly while they wait for each other, then sleep. To be called before torch is imported.
-
-    By default they spin a hundred times longer: where a second program wants the cores, a whole time slice may be lost in each of
-    a step's hundreds of parallel regions (docs/results.md, «Two trainings at once»). The user's own choice stays.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        advice = "use a lower --micro-batch-size (also with --resume) or a smaller model"
+        return _fail(f"out of memory; {advice if given[:1] == ['train'] else 'this needs more than is free'}")
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,13 +70,15 @@ def _run(arguments: list[str]) -> int:
         nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
         raise UserError(f"there is no {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
     if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"only train runs on several processes: call {command} without torchrun")
+        raise UserError(f"{command} runs in one process; only train runs under torchrun")
     COMMANDS[command](arguments[1:])
     return 0
 
 
 def _overview() -> str:
-    head = "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and write with them."
+    head = (
+        "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and generate with them."
+    )
     tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
     return "\n".join([head, "", *_rows(COMMANDS), "", tail])
 
@@ -106,12 +93,12 @@ def _fail(text: str) -> int:
 
 
 def tokenizer(arguments: Sequence[str]) -> None:
-    """Train a tokenizer of your own, or see how one cuts text."""
+    """Train a tokenizer, or show how one splits text."""
     _run_subcommand("tokenizer", arguments)
 
 
 def data(arguments: Sequence[str]) -> None:
-    """See what is in a dataset, and whether it is whole."""
+    """Show the contents of a dataset, and verify it."""
     _run_subcommand("data", arguments)
 
 
@@ -125,23 +112,13 @@ def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
     commands, command = SUBCOMMANDS[group], arguments[0] if arguments else ""
     if command in ("-h", "--help"):
         tail = f"`glassgpt {group} COMMAND --help` explains a command's options."
-        print(
-            "\n".join(
-                [
-                    f"usage: glassgpt {group} COMMAND [OPTIONS]\n",
-                    description(COMMANDS[group]),
-                    "",
-                    *_rows(commands),
-                    "",
-                    tail,
-                ]
-            )
-        )
+        usage = f"usage: glassgpt {group} COMMAND [OPTIONS]\n"
+        print("\n".join([usage, description(COMMANDS[group]), "", *_rows(commands), "", tail]))
         return
     if command not in commands:
-        wrong = f"there is no command '{group} {command}'" if command else f"{group} is no command by itself"
+        problem = f"there is no command '{group} {command}'" if command else f"{group} needs a command"
         nearest = did_you_mean(command, commands)
-        raise UserError(f"{wrong}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
+        raise UserError(f"{problem}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
     commands[command](arguments[1:])
 
 

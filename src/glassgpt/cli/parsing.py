@@ -1,13 +1,14 @@
 """Command lines into dataclasses by tyro, with errors of one or two lines and defaults that show what they are."""
 
-import contextlib
-import io
-import re
+import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
+
+# Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
+from tyro import _errors as parse_errors
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -15,7 +16,7 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
 
@@ -27,72 +28,84 @@ def parse_options(
     arguments: Sequence[str],
     *,
     default: Options | None = None,
-    bare: str = "",
-    unknown: str = "",
+    hint: str = "",
 ) -> Options:
     """Read a command's options; `--help` ends in `SystemExit(0)`, a mistake in a `UserError`.
 
-    `bare` and `unknown` say how to go on after a word, or an option, that has no place."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                options,
-                prog=program,
-                description=description,
-                args=arguments,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                registry=_registry(),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_plain_error(said.getvalue(), bare, unknown) + f" ({program} --help)") from None
+    `hint`: what to do about an unexpected argument.
+    """
+
+    def refuse(event: parse_errors.ParseErrorEvent) -> None:
+        raise UserError(f"{_message(event, options, hint)} ({program} --help)")
+
+    with parse_errors.on_parse_error(refuse):
+        return tyro.cli(
+            options,
+            prog=program,
+            description=description,
+            args=arguments,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            registry=_registry(),
+        )
 
 
-def _plain_error(box: str, bare: str, unknown: str) -> str:
-    """tyro's framed message in a line or two: its first paragraph, the nearest option where it names one, and what helps."""
-    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:-1]]
-    rule = next((i for i, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
-    message = re.sub(r"^Error parsing (\S+:)", r"\1", " ".join(lines[:rule]))
-    if not message:  # not the frame that this expects: better too much than nothing
-        return box.strip()
-    if not message.startswith("Unrecognized options: "):
-        message = re.sub(r"^Missing from [^:]*: (\S+) (.*) \(required\)$", r"\1 is missing: \2", message)
-        return re.sub(r"^config\.\w+: ", "", message)  # the place of a config says less than its own message
-    words = message.removeprefix("Unrecognized options: ")
-    nearest = re.search(r":\s+(--[\w.-]+)", " ".join(lines[rule:]))
-    if not words.startswith("-"):
-        return f"{words!r} has no place here{'; ' if bare else ''}{bare}"
-    word = words.split(",")[0]
-    return f"there is no option {word!r}{f'; did you mean {nearest[1]!r}?' if nearest else ''}{'; ' if unknown else ''}{unknown}"
+def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
+    """What is wrong with the arguments."""
+    unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
+    if unexpected:
+        first = unexpected[0]
+        if first.startswith("-"):
+            nearest = did_you_mean(first.partition("=")[0], option_names(options))
+            return f"there is no option {first!r}{nearest or (f'; {hint}' if hint else '')}"
+        return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
+    if isinstance(event, parse_errors.MissingArgs):
+        missing = event.missing_arguments[0].arg
+        name = missing.lowered.metavar if missing.is_positional() else missing.display_name()
+        text = missing.field.helptext
+        return f"{name} is missing: {text() if callable(text) else text}"
+    argument = getattr(event, "argument", None)
+    name = f"{argument.display_name()}: " if argument is not None else ""
+    if isinstance(event, parse_errors.InvalidChoice):
+        nearest = did_you_mean(event.value, event.choices)
+        return f"{name}must be one of {', '.join(map(repr, event.choices))}, got {event.value!r}{nearest}"
+    if isinstance(event, parse_errors.BadValue):
+        return f"{name}a value is missing" if event.offending_value is None else f"{name}takes no value"
+    return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
+
+
+def option_names(options: type, prefix: str = "--") -> Iterator[str]:
+    """The names of all options; the settings of a field `config` have no prefix."""
+    for name, kind in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from option_names(kind, prefix if name == "config" else f"{prefix}{name}.")
+        else:
+            yield prefix + name.replace("_", "-")
 
 
 def _registry() -> ConstructorRegistry:
-    """How values are read and shown: numbers with an error one can read, `none`, and defaults with their line breaks visible."""
+    """How values are read and shown: numbers with a readable error, `none`, and defaults with visible line breaks."""
     registry = ConstructorRegistry()
-    registry.primitive_rule(_plain_value)
-    registry.primitive_rule(_optional_value)
-    registry.primitive_rule(_weights)
-    registry.primitive_rule(_texts)
+    for rule in (_plain_value, _optional_value, _weights, _texts):
+        registry.primitive_rule(rule)
     return registry
 
 
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     kind = info.type
-    names = {int: "a whole number", float: "a number", str: "text"}
+    names = {int: ("a whole number", "N"), float: ("a number", "X"), str: ("text", "TEXT")}
     if kind not in names:
         return None
+    name, metavar = names[kind]
 
     def read(texts: list[str]) -> Any:
         try:
             return kind(texts[0])
         except ValueError:
-            raise ValueError(f"must be {names[kind]}, got {texts[0]!r}") from None
+            raise ValueError(f"must be {name}, got {texts[0]!r}") from None
 
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar={int: "N", float: "X", str: "TEXT"}[kind],
+        metavar=metavar,
         instance_from_str=read,
         is_instance=lambda value: type(value) is kind,
         str_from_instance=lambda value: [_shown(str(value))],
@@ -145,7 +158,7 @@ def _weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def _texts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Several texts, as "one" "another"; `none` alone is no text."""
+    """Several texts, as "one" "another"; `none` alone is an empty list."""
     if info.type != list[str]:
         return None
     return PrimitiveConstructorSpec(

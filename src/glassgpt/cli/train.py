@@ -8,44 +8,46 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from glassgpt.cli.options import Command, description, gives, is_first_rank, parse
-from glassgpt.cli.parsing import parse_options
+from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
-from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
-from glassgpt.training.progress import PlainProgress, Progress, SilentProgress
+from glassgpt.config.schema import (
+    EXECUTION_SETTINGS,
+    NUMERICS_SETTINGS,
+    TYPICAL_VOCAB_SIZES,
+    ExecutionConfig,
+    TrainConfig,
+)
+from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
 DEFAULT_RECIPE = "demo"
+SHORT_FORMS = {
+    "--data": "--data.source",
+    "--column": "--data.column",
+    "--encoding": "--data.encoding",
+    "--errors": "--data.errors",
+    "--skip-bad": "--data.skip-bad",
+}
+# Settings of the model that a run started from another model may have.
+OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Options of `glassgpt train`."""
 
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: --data.source)")] = None
-    """Short for --data.source: a registered name (python-docs, shakespeare), a text file, or a folder of them."""
-    column: Annotated[str | None, arg(help_behavior_hint="(default: --data.column)")] = None
-    """Short for --data.column: the column of .parquet and .csv files, or key of JSON lines, that holds the text."""
-    encoding: Annotated[str | None, arg(help_behavior_hint="(default: --data.encoding)")] = None
-    """Short for --data.encoding: how text files are encoded."""
-    errors: Annotated[
-        Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint="(default: --data.errors)")
-    ] = None
-    """Short for --data.errors: what to do with bytes that are not valid in the encoding."""
-    skip_bad: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint="(default: --data.skip-bad)")] = False
-    """Short for --data.skip-bad: leave out rows that hold no text."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """Directory of the run."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the run that is there already."""
-    resume: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(takes only --steps, --strategy and --log beside it)")
-    ] = None
-    """Go on with the run in this directory, to more --steps if given."""
+    """Replace the run that is in this directory."""
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(see train --resume DIR --help)")] = None
+    """Resume the run in this directory, with other execution settings or more --steps if given."""
+    force: FlagCreatePairsOff[bool] = False
+    """Train even if the memory check says that the run does not fit."""
     config: Annotated[TrainConfig, arg(name="")]
 
 
@@ -54,17 +56,12 @@ class ResumeOptions:
     """Options of `glassgpt train --resume`."""
 
     resume: Annotated[Path, arg(metavar="DIR")]
-    """Directory of the run to go on with."""
-    steps: Annotated[int | None, arg(help_behavior_hint="(default: as the run was set)")] = None
+    """Directory of the run to resume."""
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
     """Number of optimizer updates at the end."""
-    strategy: Annotated[
-        Literal["auto", "ddp", "fsdp"] | None, arg(help_behavior_hint="(default: as the run was set)")
-    ] = None
-    """How the model lies over the processes of torchrun, of which there may be others than before."""
-    log: Annotated[
-        Literal["none", "tensorboard", "wandb", "both"] | None, arg(help_behavior_hint="(default: as the run was set)")
-    ] = None
-    """Where else numbers and samples go from now on."""
+    force: FlagCreatePairsOff[bool] = False
+    """Train even if the memory check says that the run does not fit."""
+    config: Annotated[ExecutionConfig, arg(name="")]
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -72,6 +69,8 @@ def train(arguments: Sequence[str]) -> None:
 
     Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
     Of --steps and --epochs, the one given replaces the recipe's.
+    Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column and so on.
+    With --resume DIR, settings of execution may change: train --resume DIR --help lists them.
     """
     if gives(arguments, "--resume"):
         return _resume(arguments)
@@ -80,126 +79,159 @@ def train(arguments: Sequence[str]) -> None:
         from glassgpt.data.prepare import require_tokenizer
 
         require_tokenizer(options.config.data)
-    from glassgpt.training import loop as training
+    from glassgpt.training import run as training
     from glassgpt.utils.device import keep_freed_memory
 
+    _check_memory(options.config, options.force)
     keep_freed_memory()
     with _progress() as progress:
         run = training.train(options.config, out=options.out, overwrite=options.overwrite, progress=progress)
-    _say_what_next(run)
+    _print_next_commands(run)
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        option = option_of(argument)
+        name = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
+        if option in ("--out", "--overwrite"):
+            raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
+        if option.startswith("--") and name.partition(".")[0] in NUMERICS_SETTINGS and name != "steps":
+            raise UserError(f"--resume cannot change {name}: it determines the numbers of the run; start a new run")
+    options = parse(
+        ResumeOptions,
+        "train",
+        train,
+        arguments,
+        default=ResumeOptions(resume=Path(), config=_execution_of(arguments)),
+        hint="--resume DIR takes --steps and settings of execution only",
+    )
+    from glassgpt.runs.run_directory import RunDirectory
+    from glassgpt.training import run as training
+    from glassgpt.utils.device import keep_freed_memory
+
+    directory = RunDirectory(options.resume)
+    directory.require_run()
+    config, changes = directory.read_config(), {}
+    for name in EXECUTION_SETTINGS:
+        if getattr(options.config, name) != getattr(config, name):
+            changes[name] = getattr(options.config, name)
+    _check_memory(config.override(**changes), options.force)
+    keep_freed_memory()
+    with _progress() as progress:
+        run = training.resume(options.resume, steps=options.steps, progress=progress, **changes)
+    _print_next_commands(run)
+
+
+def _execution_of(arguments: Sequence[str]) -> ExecutionConfig:
+    """The execution settings of the run to resume, which are the defaults of the options; the general ones for no run."""
+    from glassgpt.runs.run_directory import RunDirectory
+    from glassgpt.utils.files import explain_os_errors
+
+    index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
+    value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
+    run = RunDirectory(value)
+    with explain_os_errors("read", run.path):
+        if not value or not run.is_run:
+            return ExecutionConfig()
+        config = run.read_config()
+    return ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+
+
+def _check_memory(config: TrainConfig, force: bool) -> None:
+    """Raise `UserError` if an update cannot fit into the free memory; with `force`, only warn."""
+    import torch
+
+    from glassgpt.interop.references import find_model
+    from glassgpt.planning.memory import check_memory
+    from glassgpt.training.setup import shape_from
+    from glassgpt.utils.device import find_device, find_precision
+
+    if config.init_from and not config.model.vocab_size:
+        shape = shape_from(find_model(config.init_from).model_config, config.model)
+        config = dataclasses.replace(config, model=shape)
+    device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
+    if device.type == "cuda" and processes > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    problem = check_memory(config, processes, device, find_precision(config.precision, device))
+    if problem is not None and not force:
+        raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
+    if problem is not None and is_main_process():
+        say_aside(f"warning: this run may not fit: {problem}")
 
 
 Settings = TypeVar("Settings", bound=TrainOptions)
 
 
 def parse_settings(kind: type[Settings], name: str, command: Command, arguments: Sequence[str]) -> Settings:
-    """The options of a command that takes a recipe, with the recipe's values as defaults, and `data` merged into `config`."""
-    config, arguments = _named_recipe(arguments)
-    bare = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
-    default = kind(config=config)
-    options = parse_options(
-        kind, f"glassgpt {name} [RECIPE]", description(command), arguments, default=default, bare=bare
-    )
-    config = options.config.override(data=_short_forms(options, arguments))
-    if config.init_from is not None:
-        _refuse_beside_init_from(arguments)
-    return dataclasses.replace(options, config=config)
-
-
-def _named_recipe(arguments: Sequence[str]) -> tuple[TrainConfig, Sequence[str]]:
-    """The config of the recipe that comes first, `demo` where none does, without what a given option replaces; and the options."""
+    """The options of a command that takes a recipe; the recipe's values are the defaults."""
     named = bool(arguments) and not arguments[0].startswith("-")
-    name, rest = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
-    config = recipe(name)
+    recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+    arguments = _expand_short_forms(arguments)
+    config = recipe(recipe_name)
     if config.name == TrainConfig.name:
-        config = config.override(name=Path(name).stem)  # a file that does not name its runs
-    return _with_room(config, rest), rest
+        config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
+    config = _without_replaced_settings(config, arguments)
+    hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
+    options = parse(kind, f"{name} [RECIPE]", command, arguments, default=kind(config=config), hint=hint)
+    if options.config.init_from is not None:
+        _refuse_shape_with_init_from(arguments)
+    return options
 
 
-def _with_room(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
-    """The recipe without what a given option takes the place of.
+def _expand_short_forms(arguments: Sequence[str]) -> list[str]:
+    """Replace `--data` by `--data.source`, and so on. Raises `UserError` if both forms are given."""
+    for short, long in SHORT_FORMS.items():
+        if gives(arguments, short) and (gives(arguments, long) or gives(arguments, long.replace(".", ".no-"))):
+            raise UserError(f"{short} and {long} are the same: give one of them")
+    expanded = []
+    for argument in arguments:
+        option = option_of(argument)
+        expanded.append(SHORT_FORMS[option] + argument[len(option) :] if option in SHORT_FORMS else argument)
+    return expanded
 
-    The options' parser builds the config from the recipe's values and what was given, and one with both is refused, or heeds only one.
-    """
+
+def _without_replaced_settings(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """The recipe's config without settings that exclude a given option, as its steps exclude --epochs."""
     steps, epochs = gives(arguments, "--steps"), gives(arguments, "--epochs")
     if steps != epochs:
         config = config.override(steps=1) if steps and config.steps is None else config
         config = config.override(epochs=1.0) if epochs and config.epochs is None else config
-    source = next((option for option in ("--data", "--data.source") if gives(arguments, option)), None)
-    if source is None:
+    if not gives(arguments, "--data.source"):
         return config
     if gives(arguments, "--data.mixture"):
-        raise UserError(f"{source} and --data.mixture exclude each other: name one text, or several with their weights")
+        raise UserError("--data.source and --data.mixture exclude each other: give one source, or several with weights")
     return config.override(data={"mixture": {}})
 
 
-def _short_forms(options: TrainOptions, arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings of [data] whose short forms were given. Raises `UserError` where the long one was given too."""
-    short = {"source": options.data, "column": options.column, "encoding": options.encoding, "errors": options.errors}
-    given: dict[str, Any] = {field: value for field, value in short.items() if value is not None}
-    given |= {"skip_bad": True} if options.skip_bad else {}
-    for field in given:
-        name = field.replace("_", "-")
-        if gives(arguments, f"--data.{name}") or gives(arguments, f"--data.no-{name}"):
-            raise UserError(
-                f"--{'data' if field == 'source' else name} and --data.{name} are the same: give one of them"
-            )
-    return given
-
-
-def _refuse_beside_init_from(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if name.startswith("--model.") and name.removeprefix("--model.") not in (
-            "context-length",
-            "dropout",
-            "attention",
-        ):
-            raise UserError(
-                f"{name} has no effect beside --init-from: the model has the shape of the one that it goes on from"
-            )
-        if name == "--data.tokenizer":
-            raise UserError(
-                "--data.tokenizer has no effect beside --init-from: the text is read by the tokenizer of that model"
-            )
-
-
-def _resume(arguments: Sequence[str]) -> None:
-    hint = "with --resume only --steps, --strategy and --log may be given: all else is the run's own"
-    options = parse(ResumeOptions, "train", train, arguments, bare=hint, unknown=hint)
-    from glassgpt.training import loop as training
-    from glassgpt.utils.device import keep_freed_memory
-
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.resume(
-            options.resume, steps=options.steps, strategy=options.strategy, log=options.log, progress=progress
-        )
-    _say_what_next(run)
+def _refuse_shape_with_init_from(arguments: Sequence[str]) -> None:
+    for option in map(option_of, arguments):
+        if option.startswith("--model.") and option not in OWN_WITH_INIT_FROM:
+            raise UserError(f"{option} has no effect with --init-from: the shape is that of the model it names")
+        if option == "--data.tokenizer":
+            raise UserError(f"{option} has no effect with --init-from: the tokenizer is that of the model it names")
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """A live display on a terminal, plain lines elsewhere; of several ranks the first shows."""
-    if not is_first_rank():
+    """A live display on a terminal, plain lines elsewhere; nothing on ranks other than the main one."""
+    if not is_main_process():
         yield SilentProgress()
-        return
-    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        yield PlainProgress()
-        return
-    from glassgpt.cli.console import RichProgress
+    elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield Progress()
+    else:
+        from glassgpt.cli.console import RichProgress
 
-    with RichProgress() as progress:
-        yield progress
+        with RichProgress() as progress:
+            yield progress
 
 
-def _say_what_next(run: Path) -> None:
-    if not is_first_rank():
+def _print_next_commands(run: Path) -> None:
+    if not is_main_process():
         return
     name = shlex.quote(f"./{run}" if str(run).startswith("-") else str(run))
-    print(f"next:\n  {program()} generate {name}   (--prompt TEXT sets it going)")
-    print(f"  {program()} play {name}       (what it computes, and how it learned)")
-    print(f"  {program()} report {name}     (charts and samples in one page)")
+    print(f"next:\n  {program()} generate {name}   (--prompt TEXT to choose the prompt)")
+    print(f"  {program()} play {name}       (look inside the model, and at its training)")
+    print(f"  {program()} report {name}     (charts and samples on one page)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +241,7 @@ class RecipesOptions:
     name: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = (
         None
     )
-    """A recipe to print as TOML, which is where a recipe of your own can start."""
+    """Recipe to print as TOML, which you can save and change."""
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -221,15 +253,13 @@ def recipes(arguments: Sequence[str]) -> None:
     for name in recipe_names():
         text = recipe_text(name)
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        print(f"{name:<22} {_size(recipe(name)) if 'n_embd' in text else 'any':>6}  {comment}")
+        print(f"{name:<22} {_model_size(recipe(name)) if 'n_embd' in text else 'any':>6}  {comment}")
 
 
-def _size(config: TrainConfig) -> str:
-    """A recipe's parameters, rounded; a character vocabulary, which is not known before its text is, counts as 100 ids."""
+def _model_size(config: TrainConfig) -> str:
+    """A recipe's number of parameters, rounded, with a typical vocabulary if its own is not known yet."""
     from glassgpt.model.summary import ModelSummary
 
-    vocabulary = config.model.vocab_size or TYPICAL_VOCAB_SIZES.get(
-        config.data.tokenizer, TYPICAL_VOCAB_SIZES["characters"]
-    )
-    count = ModelSummary(config.override(model={"vocab_size": vocabulary}).model).parameters
+    vocab_size = config.model.vocab_size or TYPICAL_VOCAB_SIZES[config.data.tokenizer]
+    count = ModelSummary(config.override(model={"vocab_size": vocab_size}).model).parameters
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"

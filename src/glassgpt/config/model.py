@@ -22,7 +22,7 @@ class ModelConfig(StrictConfig):
     section = "model"
 
     vocab_size: int | None = None
-    """Number of token ids (default: the tokenizer's)."""
+    """Number of token ids; none: the tokenizer's."""
     vocab_multiple: int = 1
     """Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability."""
     context_length: int = 1024
@@ -32,9 +32,9 @@ class ModelConfig(StrictConfig):
     n_head: int = 12
     """Attention heads per block."""
     n_kv_head: int | None = None
-    """Key and value heads per block, each shared by n_head / n_kv_head query heads (default: n_head)."""
+    """Key and value heads per block, each shared by n_head / n_kv_head query heads; none: n_head."""
     head_dim: int | None = None
-    """Width of a head (default: n_embd / n_head)."""
+    """Width of a head; none: n_embd / n_head."""
     n_embd: int = 768
     """Width of the residual stream."""
     position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
@@ -42,7 +42,7 @@ class ModelConfig(StrictConfig):
     rope_base: float = 10000.0
     """Base of the rotary angles; a larger base rotates more slowly."""
     window: int | None = None
-    """Tokens visible to a sliding-window layer, including the current one (default: all earlier tokens)."""
+    """Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens."""
     window_globals: int = 0
     """The first N tokens of a text, which windowed layers always see."""
     window_pattern: str = "S"
@@ -52,7 +52,7 @@ class ModelConfig(StrictConfig):
     norm_weight: bool = True
     """RMSNorms have a weight, including those of queries and keys."""
     norm_bias: bool | None = None
-    """LayerNorms have a bias (default: the value of `bias`)."""
+    """LayerNorms have a bias; none: the value of `bias`."""
     norm_eps: float = 1e-5
     """Added to the variance in every normalisation."""
     embedding_norm: bool = False
@@ -62,7 +62,7 @@ class ModelConfig(StrictConfig):
     activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
     """Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix."""
     n_inner: int | None = None
-    """Width of the feed-forward block (default: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8)."""
+    """Width of the feed-forward block; none: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8."""
     bias: bool = True
     """Biases in linear layers."""
     residual_init: Literal["scaled", "zero"] = "scaled"
@@ -70,7 +70,7 @@ class ModelConfig(StrictConfig):
     tied_head: bool = True
     """The output head shares the token embedding's weights."""
     logit_softcap: float | None = None
-    """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2 (default: no cap)."""
+    """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2; none: no cap."""
     dropout: float = 0.0
     """Dropout after the embedding, on attention weights and on both residual branches."""
     attention: Literal["sdpa", "explicit", "flex"] = "sdpa"

@@ -168,7 +168,7 @@ class SampleConfig(SamplingConfig):
     section = "sample"
 
     prompt: str | None = None
-    """Text that the samples continue (default: the beginning of a document)."""
+    """Text that the samples continue; none: the beginning of a document."""
     count: int = 2
     """Samples per evaluation; 0 disables them."""
 
@@ -185,7 +185,7 @@ class ProbeConfig(StrictConfig):
     section = "probe"
 
     prompts: list[str] = field(default_factory=list)
-    """Texts that the snapshots run the model on (default: the beginning of each validation text)."""
+    """Texts that the snapshots run the model on; none: the beginning of each validation text."""
     tokens: int = 32
     """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square: per
     prompt, GPT-2 small's 144 heads take 0.2 MB and XL's 1,200 take 1.3 MB; at 1,024 tokens 151 MB and 1.3 GB."""
@@ -263,13 +263,13 @@ class ExecutionConfig(StrictConfig):
     eval_every: int = 250
     """Steps between evaluations and samples; 0 evaluates only before the first and after the last step."""
     eval_tokens: int | None = None
-    """Validation tokens to evaluate on (default: the whole split)."""
+    """Validation tokens to evaluate on; none: the whole split."""
     hellaswag_every: int = 0
     """Steps between evaluations on HellaSwag, a multiple of eval_every; 0 disables them."""
     hellaswag_items: int = 1000
     """Items of HellaSwag to evaluate on; 10042 are all."""
     hellaswag_file: str | None = None
-    """HellaSwag's items as a .jsonl file (default: downloaded once)."""
+    """HellaSwag's items as a .jsonl file; none: downloaded once."""
     checkpoint_every: int = 250
     """Steps between checkpoints; 0 saves only at the last step and at each new best validation loss."""
     keep_checkpoints: int = 2

@@ -9,7 +9,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from glassgpt.utils.errors import UserError, did_you_mean
@@ -23,10 +23,8 @@ _TYPE_NAMES: dict[Any, str] = {
 }
 
 
-@functools.cache  # resolving the annotations takes most of the time of building a config
-def types_of(config_class: type) -> dict[str, Any]:
-    """The type of each field."""
-    return typing.get_type_hints(config_class)
+# The type of each field. Cached: resolving the annotations takes most of the time of building a config.
+types_of: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

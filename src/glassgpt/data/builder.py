@@ -1,4 +1,4 @@
-"""A dataset in the making: planned once, its groups of files done in any order by any number of processes, then put in its place."""
+"""Build a dataset: plan it once, prepare its work units in any order by several processes, then move it into place."""
 
 import itertools
 import json
@@ -14,31 +14,27 @@ import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import FORMAT, MANIFEST, VERSION, files_of, read_manifest
-from glassgpt.data.dedup import has_hashes, mark_duplicates, repeats
-from glassgpt.data.plan import Plan, Planner
-from glassgpt.data.progress import Log, Meter
-from glassgpt.data.readers import reading_of
-from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
+from glassgpt.data.plan import make_plan
+from glassgpt.data.progress import Log, ProgressLine
+from glassgpt.data.shards import DTYPES, SPLITS, TOKENIZER, index_path, read_index
 from glassgpt.data.source_files import SourceFile, fetch_all
 from glassgpt.data.sources import Source
-from glassgpt.data.work_units import group_record, shard_prefix
-from glassgpt.data.workers import run_groups
-from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
+from glassgpt.data.work_units import BuildDirectory, Counts, hash_unit, prepare_unit
+from glassgpt.data.workers import Task, run_units
+from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, flush_to_disk, sha256_of, write_atomic
 
-# What the directory is made for, while it is made: for anything else it is made anew.
-_ORDER = "order.json"
-# What is worth keeping when the making stops: shards, and the hashes by which duplicates are found.
+# Files worth keeping if the build stops.
 _FINISHED = (*(f"{split}-*.json" for split in SPLITS), "hashes-*.bin")
-# Bytes of files up to which a second process would cost more than it brings.
+# Bytes of files up to which starting a second process costs more than it saves.
 _SMALL = 1 << 24
 
 
-class Making:
-    """One dataset in the making, in a directory beside its place, where a later call finds what a killed one has finished.
+class DatasetBuilder:
+    """Builds a dataset in a hidden directory next to its final one. A later builder resumes what a killed one left.
 
-    `sources` are the text, and, where validation has a source of its own, that.
+    `sources` are the text and, if validation has a source of its own, that.
     """
 
     def __init__(
@@ -53,166 +49,156 @@ class Making:
         self._directory, self._work = directory, directory.with_name(f"{PARTIAL_PREFIX}{directory.name}")
         self._sources, self._data, self._tokenizer, self._request, self._log = sources, data, tokenizer, request, log
 
-    def run(self, workers: int | None) -> None:
-        """Make the dataset and put it in its place, with so many processes, or as many as it is worth.
+    def build(self, workers: int | None) -> None:
+        """Build the dataset with this many processes (default: one per core, if it is large) and move it into place.
 
-        Raises `UserError` for what is wrong with the text.
+        Raises `UserError` for a bad source.
         """
-        # Before reading: a file that changes in between is then found out.
+        # Before reading, so that a file that changes meanwhile is noticed.
         identity = [source.identity() for source in self._sources]
         with explain_os_errors("write", self._directory):
             try:
-                if not self._is_ready(identity):
+                if not self._is_complete(identity):
                     self._prepare(identity, workers)
                 self._publish()
             except BaseException:
                 if any(path for pattern in _FINISHED for path in self._work.glob(pattern)):
                     self._log(
-                        "what is finished is kept: the same command goes on from there, as long as the text is the same"
+                        "finished files are kept: the same command continues from there while the text is unchanged"
                     )
                 else:
                     shutil.rmtree(self._work, ignore_errors=True)
                 raise
 
-    def _is_ready(self, identity: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an earlier call has made just this, and was killed before it was in its place."""
+    def _is_complete(self, identity: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an earlier build was killed while it moved this dataset into place."""
         manifest = read_manifest(self._work)
-        return manifest is not None and self._is_ours(manifest["request"], manifest["source"]["identity"], identity)
+        return manifest is not None and self._is_same(manifest["request"], manifest["source"]["identity"], identity)
 
-    def _is_ours(
+    def _is_same(
         self, request: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]], identity: Sequence[Mapping[str, Any]]
     ) -> bool:
-        """Whether a request and its text, recorded earlier, are the ones of now."""
+        """Whether an earlier request and the identities of its sources are the present ones."""
         same = [source.same_text(old, new) for source, old, new in zip(self._sources, recorded, identity, strict=False)]
         return request == self._request and len(recorded) == len(identity) and all(same)
 
-    def _begun(self, identity: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an earlier call has begun with just this."""
-        try:
-            order = json.loads((self._work / _ORDER).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return order.get("version") == VERSION and self._is_ours(order["request"], order["identity"], identity)
-
     def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
-        name = self._sources[0].name
-        if self._begun(identity):
-            self._log(f"preparing {name}, from where it was left")
+        build = BuildDirectory(self._work)
+        purpose = build.purpose()
+        if (
+            purpose is not None
+            and purpose["version"] == VERSION
+            and self._is_same(purpose["request"], purpose["identity"], identity)
+        ):
+            self._log(f"preparing {self._sources[0].name}: resuming")
         else:
-            self._log(f"preparing {name}")
-            for passed_over in (source.left_out for source in self._sources):
-                if passed_over:
-                    names = ", ".join(passed_over[:3]) + (", ..." if len(passed_over) > 3 else "")
-                    self._log(f"files of other kinds are passed over: {names}")
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work.mkdir()
-            planner = Planner(
-                [(source, source.reading or reading_of(self._data)) for source in self._sources], self._data
-            )
-            plan, tokenizer = planner.plan(self._tokenizer)
-            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-            plan.save(self._work)
-            write_atomic(
-                self._work / _ORDER, json.dumps({"version": VERSION, "request": self._request, "identity": identity})
-            )
-        plan = Plan.load(self._work)
+            self._start(build, identity)
         workers = workers or (1 if sum(file.bytes for file in self._files) <= _SMALL else _cores())
+        units = range(len(build.plan.units))
         if self._data.deduplicate:
-            todo = [number for number in range(len(plan.groups)) if not has_hashes(self._work, number)]
-            self._run("hash", plan, todo, workers, "compared")
-            mark_duplicates(self._work, len(plan.groups))
-        todo = [number for number in range(len(plan.groups)) if group_record(self._work, number) is None]
-        self._run("prepare", plan, todo, workers, "prepared")
+            self._run(hash_unit, build, [unit for unit in units if build.hashes(unit) is None], workers)
+            _mark_duplicates(build)
+        self._run(prepare_unit, build, [unit for unit in units if build.counts(unit) is None], workers)
         self._refuse_changes(identity)
-        manifest = self._manifest(plan, identity)
+        manifest = self._manifest(build, identity)
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        self._log(summary(manifest))
+        self._log(_summary(manifest))
+
+    def _start(self, build: BuildDirectory, identity: Sequence[Mapping[str, Any]]) -> None:
+        """Plan the dataset in an empty directory."""
+        self._log(f"preparing {self._sources[0].name}")
+        for names in (source.left_out for source in self._sources):
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                self._log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+        plan, tokenizer = make_plan(self._sources, self._data, self._tokenizer)
+        build.start(plan, tokenizer, {"version": VERSION, "request": self._request, "identity": identity})
 
     @property
     def _files(self) -> list[SourceFile]:
-        """All files, in the order in which the plan counts them. Made anew: a download that was ended stays so."""
+        """The files of all sources, in the order in which the plan counts them. New objects: a cancelled one stays so."""
         return [file for source in self._sources for file in source.files()]
 
-    def _refuse_changes(self, identity: Sequence[Mapping[str, Any]]) -> None:
-        """Raise `UserError` where a source is not what it was at the beginning: what was made may be of neither."""
-        for source, recorded in zip(self._sources, identity, strict=True):
-            if not source.is_unchanged(recorded):
-                shutil.rmtree(self._work)  # it would never do
-                raise UserError(
-                    f"{source.location} has changed while it was prepared; give the same command again once it stays as it is"
-                )
+    def _run(self, task: Task, build: BuildDirectory, todo: Sequence[int], workers: int) -> None:
+        """Run a task on these units, each as soon as its files are present; no other files are fetched."""
+        files, units = self._files, build.plan.units
+        wanted = [files[units[n].first_file :][: len(units[n].files)] for n in todo]
+        progress, before = ProgressLine(self._log), self._tokens_written(build)
 
-    def _run(self, task: str, plan: Plan, todo: Sequence[int], workers: int, done: str) -> None:
-        """Do a task for these groups, each as soon as its files are there; those of other groups are not fetched."""
-        files = self._files
-        wanted = [files[plan.groups[n].first_file :][: len(plan.groups[n].files)] for n in todo]
+        def message(seconds: float) -> str:
+            if task is hash_unit:
+                return f"compared {sum(build.hashes(n) is not None for n in todo)} of {len(todo)} groups of files"
+            tokens = self._tokens_written(build)
+            return f"prepared {tokens / 1e6:,.1f}M tokens ({(tokens - before) / 1e6 / seconds:,.1f}M tokens/s)"
+
         with closing(fetch_all(list(itertools.chain.from_iterable(wanted)), log=self._log)) as fetched:
             paths = (path for _, path in fetched)
-            groups = (
+            ready = (
                 (number, list(itertools.islice(paths, len(own)))) for number, own in zip(todo, wanted, strict=True)
             )
-            run_groups(task, self._work, groups, max(1, min(workers, len(todo))), Meter(self._log, done))
+            run_units(task, build, ready, max(1, min(workers, len(todo))), lambda: progress.update(message))
+
+    def _tokens_written(self, build: BuildDirectory) -> float:
+        size = sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
+        return size / np.dtype(DTYPES[build.plan.dtype]).itemsize
+
+    def _refuse_changes(self, identity: Sequence[Mapping[str, Any]]) -> None:
+        """Raise `UserError` if a source has changed since the start: the shards may mix two versions of it."""
+        for source, recorded in zip(self._sources, identity, strict=True):
+            if not source.is_unchanged(recorded):
+                shutil.rmtree(self._work)
+                raise UserError(f"{source.location} changed while it was prepared; run the command again")
 
     # --------------------------------------------------------------------------------------------------------- manifest
 
-    def _shards(self, split: str, group: int) -> list[dict[str, Any]]:
-        return finished_shards(self._work, shard_prefix(split, group))
-
-    def _manifest(self, plan: Plan, identity: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the manifest says. Raises `UserError` where nothing is left for one of the splits."""
-        shards = {
-            split: [shard for group in range(len(plan.groups)) for shard in self._shards(split, group)]
-            for split in SPLITS
-        }
+    def _manifest(self, build: BuildDirectory, identity: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The manifest. Raises `UserError` if one of the splits is empty."""
+        units = range(len(build.plan.units))
+        shards = {split: [shard for unit in units for shard in build.shards(split, unit)] for split in SPLITS}
         if self._data.validation == "first_shard":
             shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
         self._refuse_empty(shards)
         hashes = {split: self._hashes(shards[split]) for split in SPLITS}
         if self._data.validation == "first_shard":
             shards["validation"][0]["name"] = _as_validation(shards["validation"][0]["name"])
-        records = [
-            record for number in range(len(plan.groups)) if (record := group_record(self._work, number)) is not None
-        ]
-        assert len(records) == len(plan.groups), "all groups are done"
-        tokenizer = load_tokenizer(self._work / TOKENIZER)
+        counts = [build.counts(unit) or Counts() for unit in units]  # all are finished
         return {
             "format": FORMAT,
             "version": VERSION,
             "source": {"name": self._sources[0].name, "identity": identity},
             "request": self._request,
             "tokenizer": {
-                "kind": tokenizer.kind,
-                "vocab_size": tokenizer.vocab_size,
+                "kind": build.tokenizer.kind,
+                "vocab_size": build.tokenizer.vocab_size,
                 "sha256": sha256_of(self._work / TOKENIZER),
             },
-            "dtype": plan.dtype,
-            "documents": sum(record["documents"] for record in records),
-            "blank_documents": sum(record["blank"] for record in records),
-            "bad_rows": sum(record["bad"] for record in records),
-            "duplicates_removed": sum(record["duplicates"] for record in records),
-            "duplicates": int(repeats(np.concatenate([hashes[split] for split in SPLITS])).sum()),
+            "dtype": build.plan.dtype,
+            "documents": sum(count.documents for count in counts),
+            "blank_documents": sum(count.blank for count in counts),
+            "bad_rows": sum(count.bad for count in counts),
+            "duplicates_removed": sum(count.duplicates for count in counts),
+            "duplicates": int(_repeats(np.concatenate([hashes[split] for split in SPLITS])).sum()),
             "validation_documents_in_train": int(np.isin(hashes["validation"], hashes["train"]).sum()),
             "splits": {split: _totals(shards[split]) for split in SPLITS},
         }
 
     def _refuse_empty(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        name, first_shard = self._sources[0].location, self._data.validation == "first_shard"
-        if shards["train"] and shards["validation"] and not (first_shard and shards["validation"][0]["unfinished"]):
+        first_shard = self._data.validation == "first_shard"
+        if shards["train"] and shards["validation"] and not (first_shard and shards["validation"][0]["is_split"]):
             return
-        shutil.rmtree(self._work)  # it would never do
-        if shards["train"] and shards["validation"]:
-            raise UserError(
-                f"the first document of {name} is larger than a shard, so it would be cut: raise data.shard_tokens"
-            )
+        shutil.rmtree(self._work)
+        name = self._sources[0].location
         if not shards["train"]:
-            hint = "lower data.shard_tokens, or set data.validation = fraction (train: --data.validation fraction)"
+            hint = "lower data.shard_tokens, or set data.validation = fraction" if first_shard else "use more text"
+            raise UserError(f"{name} has no text left for training after the validation split; {hint}")
+        if not shards["validation"]:
             raise UserError(
-                f"{name} leaves no text to train on beside that for validation; {hint if first_shard else 'give more text'}"
+                f"{self._sources[-1].location} has no document left for validation; raise data.validation_fraction, "
+                "or set data.validation_source"
             )
-        raise UserError(
-            f"no document of {self._sources[-1].location} is left for validation; raise data.validation_fraction, or name another source "
-            "for it (data.validation_source)"
-        )
+        raise UserError(f"the first document of {name} is larger than a shard; raise data.shard_tokens")
 
     def _hashes(self, shards: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.uint64]:
         """The hash of each document (documents,) that starts in these shards."""
@@ -220,7 +206,7 @@ class Making:
         return np.concatenate([*indexes, np.empty(0, dtype="<u8")])
 
     def _publish(self) -> None:
-        """Leave what belongs to a dataset, and give the directory its name. May be repeated after a kill at any point."""
+        """Remove the files that are not part of the dataset, and rename the directory. Repeatable after a kill."""
         manifest = json.loads((self._work / MANIFEST).read_bytes())
         kept = files_of(manifest)
         for name in kept:
@@ -237,7 +223,7 @@ class Making:
 
 
 def _remove_dataset(directory: Path) -> None:
-    """Remove a dataset, its manifest last: what a kill leaves of it is still known for one, and may be replaced."""
+    """Remove a dataset, its manifest last: what a kill leaves is still recognised as a dataset and may be replaced."""
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -250,7 +236,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# The first shard is known for that of validation only when it is there.
+# The first shard is a training shard until the dataset is complete.
 def _as_validation(name: str) -> str:
     return name.replace("train-", "validation-", 1)
 
@@ -262,26 +248,45 @@ def _as_train(name: str) -> str:
 def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A split's part of the manifest."""
     sums = {key: sum(shard[key] for shard in shards) for key in ("characters", "bytes", "tokens", "documents")}
-    return {**sums, "shards": [{key: value for key, value in shard.items() if key != "unfinished"} for shard in shards]}
+    return {**sums, "shards": [{key: value for key, value in shard.items() if key != "is_split"} for shard in shards]}
 
 
-def summary(manifest: Mapping[str, Any]) -> str:
-    """What was made, and what was left out, in a few lines."""
+def _mark_duplicates(build: BuildDirectory) -> None:
+    """Save which documents of each unit have the same text as an earlier one of any unit."""
+    hashes = [hashes for unit in range(len(build.plan.units)) if (hashes := build.hashes(unit)) is not None]
+    repeated = np.split(_repeats(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes]))
+    for unit in range(len(hashes)):
+        build.save_duplicates(unit, repeated[unit])
+
+
+def _repeats(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each hash (N,) occurred before."""
+    repeated = np.ones(len(hashes), dtype=np.bool_)
+    # A range of values at a time, as sorting takes several times the memory of what it sorts.
+    ranges = max(1, len(hashes) >> 24)
+    for number in range(ranges):
+        chosen = np.flatnonzero(hashes % np.uint64(ranges) == number)
+        repeated[chosen[np.unique(hashes[chosen], return_index=True)[1]]] = False
+    return repeated
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    """What was prepared and left out, in a few lines."""
     splits = manifest["splits"]
     characters = sum(splits[split]["characters"] for split in SPLITS)
-    counts = ", ".join(f"{splits[split]['tokens']:,} tokens for {split}" for split in SPLITS)
-    lines = [
-        f"prepared {manifest['source']['name']}: {manifest['documents']:,} documents, {characters:,} characters, {counts}"
-    ]
-    if manifest["blank_documents"]:
-        lines.append(f"{manifest['blank_documents']:,} documents have no text and are left out")
-    if manifest["bad_rows"]:
-        lines.append(f"{manifest['bad_rows']:,} rows that are no text are left out, as --skip-bad asks")
-    if manifest["duplicates_removed"]:
-        lines.append(f"{manifest['duplicates_removed']:,} documents that repeat an earlier one are left out")
-    elif manifest["duplicates"]:
+    tokens = ", ".join(f"{splits[split]['tokens']:,} tokens for {split}" for split in SPLITS)
+    name, documents = manifest["source"]["name"], manifest["documents"]
+    lines = [f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}"]
+    for key, text in (
+        ("blank_documents", "blank documents are left out"),
+        ("bad_rows", "rows without text are left out (--skip-bad)"),
+        ("duplicates_removed", "duplicate documents are left out (--deduplicate)"),
+    ):
+        if manifest[key]:
+            lines.append(f"{manifest[key]:,} {text}")
+    if manifest["duplicates"] and not manifest["duplicates_removed"]:
         lines.append(
-            f"{manifest['duplicates']:,} documents repeat an earlier one (--deduplicate leaves them out); "
-            f"{manifest['validation_documents_in_train']:,} documents of the validation split are in the training split too"
+            f"{manifest['duplicates']:,} documents are duplicates (--deduplicate removes them); "
+            f"{manifest['validation_documents_in_train']:,} validation documents are also in the training split"
         )
     return "\n".join(lines)

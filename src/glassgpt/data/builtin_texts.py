@@ -1,25 +1,116 @@
-"""The English of the running Python's own documentation: about a megabyte that is always there.
+"""Texts that are always available: the documentation bundled with Python, and Shakespeare's plays by download.
 
-`pydoc_data.topics` (the text behind `help("yield")`) and the docstrings of the standard library, cleaned for a small character
-model: paragraphs of prose only, each once and on one line, in 78 different characters.
+python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (the text of `help("yield")`)
+and the docstrings of the standard library. Only paragraphs of prose are kept, each once and on one line, in 78 different
+characters.
 """
 
 import ast
 import hashlib
+import json
 import re
+import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import filelock
+
+from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.source_files import SourceFile
+from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import files_below
+from glassgpt.utils.files import explain_os_errors, files_below, sha256_of, write_atomic
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_BYTES = 1_115_394
+
+
+_PLAIN = ReadingConfig()
+
+
+@dataclass(frozen=True)
+class _BuiltinText:
+    """A source with a registered name. The user's reading options do not apply to it."""
+
+    name: str
+    reading: ReadingConfig | None = _PLAIN
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def location(self) -> str:
+        """The registered name."""
+        return self.name
+
+    def identity(self) -> dict[str, Any]:
+        """What the text depends on."""
+        raise NotImplementedError
+
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether an earlier identity is the present one."""
+        return recorded == self.identity()
+
+    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether two identities are equal."""
+        return one == other
+
+
+@dataclass(frozen=True)
+class Shakespeare(_BuiltinText):
+    """tinyshakespeare, 1,115,394 characters of his plays (Karpathy, 2015), downloaded into the cache once."""
+
+    name: str = "shakespeare"
+
+    def files(self) -> list[SourceFile]:
+        """The one file."""
+        return [SourceFile("tinyshakespeare.txt", SHAKESPEARE_BYTES, self._fetch)]
+
+    def _fetch(self) -> Path:
+        path = cache_directory() / "downloads" / "tinyshakespeare.txt"
+        manual = (
+            f"Without network: download that file on another machine and copy it to {path}, or use --data FILE; "
+            "--data python-docs needs no download"
+        )
+        return download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, what="shakespeare", manual=manual)
+
+    def identity(self) -> dict[str, Any]:
+        """The file's hash."""
+        return {"sha256": SHAKESPEARE_SHA256}
+
+
+@dataclass(frozen=True)
+class PythonDocs(_BuiltinText):
+    """The documentation of the running Python (see `python_docs`), written into the cache once."""
+
+    name: str = "python-docs"
+
+    def files(self) -> list[SourceFile]:
+        """The one file, which is written now if it is missing. Raises `UserError` as `python_docs` does."""
+        version = f"{'.'.join(map(str, sys.version_info[:3]))}-{self.identity()['rules'][:12]}"
+        path = cache_directory() / "downloads" / f"python-docs-{version}.jsonl"
+        with explain_os_errors("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.is_file():
+                    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in python_docs()))
+        return [SourceFile("python-docs.jsonl", path.stat().st_size, lambda: path)]
+
+    def identity(self) -> dict[str, Any]:
+        """The Python version, and the hash of this file, which has the rules of selection."""
+        return {"python": sys.version, "rules": sha256_of(Path(__file__))}
+
+
+# ---------------------------------------------------------------------------------------------------------- python-docs
 
 
 def python_docs() -> list[str]:
-    """The documents, in the order of their hashes, so that any part of them is a fair sample of all.
+    """The documents, in the order of their hashes, so that any part is a fair sample of all.
 
-    Raises `UserError` where this Python has no documentation.
+    Raises `UserError` if this Python has no documentation.
     """
     seen: set[str] = set()
     texts = []
@@ -33,25 +124,18 @@ def python_docs() -> list[str]:
 
 
 _SHORTEST_DOCUMENT = 80
-# Tests and tools within the standard library, and folders that are no part of it, or say nothing.
-_NOT_LIBRARY = [
-    "__pycache__",
-    "dist-packages",
-    "ensurepip",
-    "idlelib",
-    "lib-dynload",
-    "lib2to3",
-    "pydoc_data",
-    "site-packages",
-]
-_NOT_LIBRARY += ["test", "tests", "turtledemo", "_pyrepl", "distutils", "encodings"]
+# Folders of tests, tools and other packages in the standard library's directory.
+_NOT_LIBRARY = (
+    "__pycache__ dist-packages ensurepip idlelib lib-dynload lib2to3 pydoc_data site-packages test tests turtledemo "
+    "_pyrepl distutils encodings"
+).split()
 _FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is it its may "
-        "more must no not of on one only or other over same should so some such than that the their them then there these they this "
-        "to until up use used was were when where which while will with within without would you your",
-    )
+    (
+        "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is "
+        "it its may more must no not of on one only or other over same should so some such than that the their them "
+        "then there these they this to until up use used was were when where which while will with within without "
+        "would you your"
+    ).split()
 )
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "´": "'", "–": "-", "—": "--", "…": "..."})
 _MARKUP = [
@@ -69,8 +153,8 @@ def _topics() -> list[str]:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "this Python comes without its documentation (pydoc_data is missing: some Linux packages split it off), so there is no "
-            "python-docs;\ninstall the full Python (apt-get install libpython3-stdlib), or give --data FILE"
+            "this Python has no documentation for python-docs (pydoc_data is missing, as in some Linux packages);\n"
+            "install the full Python (apt-get install libpython3-stdlib), or use --data FILE"
         ) from None
     return [topics[name] for name in sorted(topics)]
 
@@ -78,20 +162,19 @@ def _topics() -> list[str]:
 def _docstrings() -> Iterator[str]:
     """The docstrings of the standard library in the order of its files, which are parsed and never run."""
     library = Path(sysconfig.get_path("stdlib"))
+    files = files_below(library, lambda name: name.endswith(".py"), _NOT_LIBRARY) if library.is_dir() else ()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in the library's strings are not ours to mend
-        for path in (
-            sorted(files_below(library, lambda name: name.endswith(".py"), _NOT_LIBRARY)) if library.is_dir() else ()
-        ):
+        warnings.simplefilter("ignore")  # about old escapes in the library's strings
+        for path in sorted(files):
             try:
                 tree = ast.parse(path.read_bytes())
-            except (SyntaxError, ValueError):  # templates that are no Python
+            except (SyntaxError, ValueError):  # templates
                 continue
             yield from _docstrings_in(tree)
 
 
 def _docstrings_in(tree: ast.Module) -> Iterator[str]:
-    # Statements only: `ast.walk` would visit every expression, and take four times as long.
+    # Statements only: `ast.walk` visits every expression, and takes four times as long.
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()

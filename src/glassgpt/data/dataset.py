@@ -1,23 +1,28 @@
-"""Datasets: token shards as one sequence, with the tokenizer that made them.
+"""Datasets: token shards read as one sequence, with their tokenizer and manifest.
 
-Shapes: `N` tokens in a split, `T` context length, `B` sequences a batch.
+Shapes: `N` tokens in a split, `T` context length, `B` sequences per batch.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.data.formats import foreign_files, foreign_manifest, foreign_tokenizer, open_shards
-from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, index_path, read_index
+from glassgpt.data.formats import external_manifest, external_tokenizer, find_token_files, hash_tokens, open_token_files
+from glassgpt.data.progress import Log, ProgressLine
+from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
+from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import sha256_of
+from glassgpt.utils.files import sha256_of, write_atomic
+from glassgpt.utils.formatting import format_bytes
 
 Ids = npt.NDArray[np.int64]
 
@@ -34,23 +39,23 @@ class TokenStream:
         self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self.name = name
-        """What an error calls it, such as `train split of …`."""
+        """Its name in errors, such as `train split of NAME`."""
         self._indexes = indexes
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def joined(self, other: "TokenStream", name: str) -> "TokenStream":
-        """This text and another one behind it."""
-        known = self._indexes is not None and other._indexes is not None
-        return TokenStream(
-            [*self.parts, *other.parts], name, [*(self._indexes or ()), *(other._indexes or ())] if known else None
-        )
+        """This text followed by another one."""
+        has_indexes = self._indexes is not None and other._indexes is not None
+        indexes = [*(self._indexes or ()), *(other._indexes or ())] if has_indexes else None
+        return TokenStream([*self.parts, *other.parts], name, indexes)
 
     def document_starts(self) -> Ids | None:
-        """The first token (documents,) of each document that starts here, in order; None where that is not known.
+        """The first token (documents,) of each document that starts here, in order; None without an index.
 
-        A document's tokens begin with the marks that its tokenizer puts before a text. The first one here may go on from before.
+        A document's tokens begin with the marks that its tokenizer puts before a text. The first tokens here may belong
+        to a document that started before.
         """
         if self._indexes is None:
             return None
@@ -61,7 +66,7 @@ class TokenStream:
         return np.concatenate([*starts, np.empty(0, dtype=np.int64)])
 
     def read(self, start: int, length: int) -> Ids:
-        """Tokens (length,) from `start` on, across the borders of parts. Raises `IndexError` outside 0 to N."""
+        """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N."""
         if not 0 <= start <= start + length <= len(self):
             raise IndexError(f"tokens {start} to {start + length} of a {self.name} that has {len(self)}")
         tokens = np.empty(length, dtype=np.int64)
@@ -77,14 +82,15 @@ class TokenStream:
     def evaluation_batches(
         self, context_length: int, batch_size: int, limit: int | None = None, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, Ids, Ids]]:
-        """The place of a batch's first target, its inputs and its targets, both (B, T): every token but the first is a target once.
+        """Yield the position of a batch's first target, its inputs and its targets, both (B, T).
 
-        They come in the text's order, and the windows do not overlap. The last batch may hold fewer than `batch_size` of them, and
-        a remainder of r < T tokens comes at the end as (1, r). `limit` stops after that many targets. Of several ranks each gets
-        every `world_size`-th batch, maybe none. Raises `UserError` for fewer than 2 tokens.
+        Every token but the first is a target once. The windows do not overlap and keep the text's order. The last batch
+        may hold fewer than `batch_size` windows; a remainder of r < T tokens comes at the end as (1, r). `limit` stops
+        after this many targets. Each of several ranks gets every `world_size`-th batch, maybe none. Raises `UserError`
+        for fewer than 2 tokens.
         """
         if len(self) < 2:
-            raise UserError(f"the {self.name} has {len(self)} tokens, and it takes 2 to evaluate; give more text")
+            raise UserError(f"the {self.name} has {len(self)} tokens, and evaluation needs at least 2; use more text")
         targets = len(self) - 1 if limit is None else min(limit, len(self) - 1)
         windows, remainder = divmod(targets, context_length)
         batches = [
@@ -100,15 +106,22 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset: both splits, the tokenizer that made them, the manifest, and a fingerprint of it all."""
+    """A dataset on disk: its splits, tokenizer and manifest, and a fingerprint of its content."""
 
     directory: Path
+    files: Mapping[str, Sequence[TokenFile]]
+    """The token files of each split."""
     train: TokenStream
     validation: TokenStream
     tokenizer: Tokenizer
     manifest: Mapping[str, Any]
     fingerprint: str
-    """sha256 over tokenizer and tokens, without times and paths: the same text prepared in the same way has the same one."""
+    """sha256 of the tokenizer and the tokens, without times and paths: equal for the same text prepared equally."""
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` wrote it; otherwise it has token files in another format, without an index."""
+        return _is_prepared(self.manifest)
 
     @property
     def whole(self) -> TokenStream:
@@ -117,90 +130,96 @@ class Dataset:
 
 
 def open_dataset(directory: Path) -> Dataset:
-    """Open what `prepare` has made, or token files of another project. The tokens stay on disk until they are read.
+    """Open a prepared dataset, or a directory with token files of nanoGPT, build-nanogpt or llm.c.
 
-    Raises `UserError` where the directory is no dataset, or a file is missing or of the wrong size (`prepare.verify` also
-    compares the shards' hashes).
+    The tokens stay on disk until they are read. Raises `UserError` as `load_manifest` does.
     """
-    manifest = read_manifest(directory)
-    if manifest is None and foreign_files(directory) is not None:
-        return _open_foreign(directory)
-    if manifest is None:
-        raise UserError(
-            f"{directory} is no prepared dataset (it has no {MANIFEST} of one); make one: glassgpt prepare SOURCE --out DIR"
-        )
-    refuse_damage(directory, manifest)
-    train, validation = (_open_split(directory, manifest, split) for split in SPLITS)
-    tokenizer = load_tokenizer(directory / TOKENIZER)
-    return Dataset(directory, train, validation, tokenizer, manifest, _fingerprint(manifest))
-
-
-def _open_foreign(directory: Path) -> Dataset:
-    manifest, shards = foreign_manifest(directory), open_shards(directory)
+    manifest = load_manifest(directory)
+    files: Mapping[str, Sequence[TokenFile]]
+    if _is_prepared(manifest):
+        dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
+        files = {
+            split: [
+                TokenFile(directory / shard["name"], dtype, 0, shard["tokens"]) for shard in shards_of(manifest, split)
+            ]
+            for split in SPLITS
+        }
+    else:
+        files, tokenizer = open_token_files(directory), external_tokenizer(directory)
     train, validation = (
-        TokenStream([shard.open() for shard in shards[split]], f"{split} split of {manifest['source']['name']}")
+        TokenStream(
+            [file.open() for file in files[split]],
+            f"{split} split of {manifest['source']['name']}",
+            [index_path(file.path) for file in files[split]] if _is_prepared(manifest) else None,
+        )
         for split in SPLITS
     )
-    return Dataset(directory, train, validation, foreign_tokenizer(directory), manifest, _fingerprint(manifest))
-
-
-def dataset_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a dataset that is as whole as can be told without reading all tokens. Raises `UserError` where it is not."""
-    manifest = read_manifest(directory)
-    if manifest is None:
-        return foreign_manifest(directory)
-    refuse_damage(directory, manifest)
-    return manifest
-
-
-def is_dataset(directory: Path) -> bool:
-    """Whether a directory holds what `open_dataset` opens, or something that means to be that and is damaged."""
-    return read_manifest(directory) is not None or foreign_files(directory) is not None
-
-
-def _open_split(directory: Path, manifest: Mapping[str, Any], split: str) -> TokenStream:
-    dtype = DTYPES[manifest["dtype"]]
-    shards = manifest["splits"][split]["shards"]
-    paths = [directory / shard["name"] for shard in shards]
-    maps = [
-        np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
-        for path, shard in zip(paths, shards, strict=True)
-    ]
-    return TokenStream(maps, f"{split} split of {manifest['source']['name']}", [index_path(path) for path in paths])
+    return Dataset(directory, files, train, validation, tokenizer, manifest, _fingerprint(manifest))
 
 
 def _fingerprint(manifest: Mapping[str, Any]) -> str:
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
-        "shards": {split: [shard["sha256"] for shard in manifest["splits"][split]["shards"]] for split in SPLITS},
+        "shards": {split: [shard["sha256"] for shard in shards_of(manifest, split)] for split in SPLITS},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+# ------------------------------------------------------------------------------------------------------------- manifest
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """Load the manifest of a dataset after a check that its files have the right sizes.
+
+    A directory of another format gets one made from its files. Raises `UserError` if the directory is not a dataset or
+    is damaged; `verify` also compares hashes.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        if find_token_files(directory) is None:
+            raise UserError(
+                f"{directory} is not a dataset (it has no {MANIFEST} of one); create one: "
+                "glassgpt prepare SOURCE --out DIR"
+            )
+        return external_manifest(directory)
+    if damage := find_damage(directory, manifest):
+        raise UserError(f"dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+    return manifest
+
+
+def is_dataset(directory: Path) -> bool:
+    """Whether a directory is a dataset, even a damaged one."""
+    return read_manifest(directory) is not None or find_token_files(directory) is not None
+
+
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a dataset's directory; nothing where there is none, or one of something else or of another version."""
+    """The manifest of a prepared dataset; None if there is none, or one of something else or another version."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT and manifest.get("version") == VERSION
-    return manifest if ours else None
+    is_ours = isinstance(manifest, dict) and _is_prepared(manifest) and manifest.get("version") == VERSION
+    return manifest if is_ours else None
 
 
-def shards_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The manifest's entries of all shards, those for training first."""
-    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+def _is_prepared(manifest: Mapping[str, Any]) -> bool:
+    return manifest.get("format") == FORMAT
+
+
+def shards_of(manifest: Mapping[str, Any], *splits: str) -> list[dict[str, Any]]:
+    """The manifest's entries of the shards of these splits (default: of both, training first)."""
+    return [shard for split in splits or SPLITS for shard in manifest["splits"][split]["shards"]]
 
 
 def files_of(manifest: Mapping[str, Any]) -> set[str]:
-    """The names of all files of a dataset that `prepare` has made."""
+    """The names of all files of a prepared dataset."""
     shards = [shard["name"] for shard in shards_of(manifest)]
     return {MANIFEST, TOKENIZER, *shards, *(index_path(Path(name)).name for name in shards)}
 
 
 def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with a dataset's files, as far as can be told without reading all tokens; nothing where they seem whole."""
+    """What is wrong with the sizes of a prepared dataset's files, or with its tokenizer; None if nothing is."""
     width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
     for shard in shards_of(manifest):
         path = directory / shard["name"]
@@ -211,14 +230,60 @@ def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
             if not file.is_file():
                 return f"{file.name} is missing"
             if file.stat().st_size != expected:
-                return f"{file.name} has {file.stat().st_size} bytes and should have {expected}"
+                return f"{file.name} has {file.stat().st_size} bytes instead of {expected}"
     tokenizer = directory / TOKENIZER
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest["tokenizer"]["sha256"]:
         return f"{TOKENIZER} is missing or changed"
     return None
 
 
-def refuse_damage(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise `UserError` for what `find_damage` finds."""
-    if damage := find_damage(directory, manifest):
-        raise UserError(f"the dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+# --------------------------------------------------------------------------------------------------------- verification
+
+
+def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:
+    """Compare every file of a dataset with its sha256 and return the number of files.
+
+    Without `force`, a file that was verified before is not read again while its size, time and inode stay the same. The
+    user's cache records them, as datasets may be read-only. Raises `UserError` with the first file that differs. For
+    token files of other formats, the sha256 is that of the first time they were opened.
+    """
+    files = _expected_hashes(directory)
+    record = (
+        cache_directory() / "verified" / f"{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:32]}.json"
+    )
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = {} if force else dict(json.loads(record.read_bytes()))
+    total, done, progress = sum(path.stat().st_size for path, _, _ in files), 0, ProgressLine(log)
+    verified: dict[str, Any] = {}
+    for path, expected, compute in files:
+        status = path.stat()  # before the file is read, so that a later change is noticed
+        entry = [expected, status.st_size, status.st_mtime_ns, status.st_ino]
+        if known.get(path.name) != entry and compute() != expected:
+            raise UserError(
+                f"dataset {directory} is damaged: the content of {path.name} has changed; "
+                "remove the directory and prepare it again"
+            )
+        verified[path.name] = entry
+        done += status.st_size
+        progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")
+    if verified != known:
+        with suppress(OSError, UserError):  # a cache that cannot be written costs time only
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(record, json.dumps(verified))
+    return len(files)
+
+
+def _expected_hashes(directory: Path) -> list[tuple[Path, str, Callable[[], str]]]:
+    """Each file with its recorded sha256 and a function that computes it."""
+    manifest = load_manifest(directory)
+    if not _is_prepared(manifest):
+        token_files = open_token_files(directory)
+        opened = [file for split in SPLITS for file in token_files[split]]
+        recorded = [shard["sha256"] for shard in shards_of(manifest)]
+        return [(file.path, sha, partial(hash_tokens, file)) for file, sha in zip(opened, recorded, strict=True)]
+    hashes = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
+    for shard in shards_of(manifest):
+        path = directory / shard["name"]
+        hashes += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
+    return [(path, sha, partial(sha256_of, path)) for path, sha in hashes]

@@ -1,174 +1,181 @@
-"""The plan of a dataset: its files in groups, and which documents are for validation. All that shards depend on besides the text."""
+"""The plan of a dataset: its files in work units, and which documents are for validation.
+
+The shards depend on the plan, the tokenizer and the text alone.
+"""
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from typing import Any
 
-from glassgpt.config.schema import DataConfig
-from glassgpt.data.readers import Part, ReadOptions, read_parts
+from glassgpt.config.schema import DataConfig, ReadingConfig
+from glassgpt.data.readers import Part, read_documents
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.sources import Source
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import write_atomic
 
-PLAN = "plan.json"
-# Between documents, where the tokenizer has no end-of-text token.
+# Between documents, if the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
-# Bytes of files in a group, for each token of a shard: about the text of a shard where files are plain, several where they are compressed.
-_GROUP_BYTES = 4
+# Bytes of files in a work unit, for each token of a shard: about one shard of plain text, several if it is compressed.
+_UNIT_BYTES = 4
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Files that follow one another. `first_file` is the number of the first one in the whole source."""
+class WorkUnit:
+    """Consecutive files, prepared as one task. `first_file` is the number of the first one in all sources."""
 
     files: tuple[str, ...]
     first_file: int
-    reading: ReadOptions
+    reading: ReadingConfig
     split: str | None = None
-    """The split of all its documents; None where the plan's rule tells."""
+    """The split of all its documents; None if `Plan.split_of` decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that shards depend on beside the text and the tokenizer, the rules for validation among it."""
+    """What the shards depend on, besides the text and the tokenizer."""
 
-    groups: tuple[Group, ...]
+    units: tuple[WorkUnit, ...]
     dtype: str
     shard_tokens: int
     fraction: float | None = None
-    """This share of the documents, evenly spaced."""
+    """This share of the documents is for validation, evenly spaced."""
     document: tuple[int, int] | None = None
-    """The document in this file and row: the last one of a few, or the first that the share has for sure."""
+    """The document of this file and row is for validation: the only one, or the first of its share."""
     cut: int | None = None
-    """The text from this character on, of a source that is one document."""
-
-    def save(self, directory: Path) -> None:
-        """Write the plan into the directory in which the dataset is made."""
-        write_atomic(directory / PLAN, json.dumps(dataclasses.asdict(self)))
+    """The text after this many characters is for validation, if the source is a single document."""
 
     @classmethod
-    def load(cls, directory: Path) -> "Plan":
-        """The plan that `save` has written."""
-        values = json.loads((directory / PLAN).read_bytes())
-        groups = tuple(
-            Group(**{**group, "files": tuple(group["files"]), "reading": ReadOptions(**group["reading"])})
-            for group in values.pop("groups")
+    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
+        """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists."""
+        units = tuple(
+            WorkUnit(**{**unit, "files": tuple(unit["files"]), "reading": ReadingConfig(**unit["reading"])})
+            for unit in values["units"]
         )
-        document = values.pop("document")
-        return cls(groups=groups, document=None if document is None else tuple(document), **values)
+        document = None if values["document"] is None else tuple(values["document"])
+        return cls(**{**values, "units": units, "document": document})
 
+    def split_of(self, unit: int, number: int, file: int, row: int) -> str:
+        """The split of document `number` of a work unit.
 
-class Planner:
-    """Looks through the sources: the text, and, where validation has one of its own, that; each with the options to read it."""
-
-    def __init__(self, sources: Sequence[tuple[Source, ReadOptions]], data: DataConfig) -> None:
-        self._sources, self._data = sources, data
-
-    def plan(self, given: Tokenizer | None) -> tuple[Plan, Tokenizer]:
-        """The plan, and the tokenizer: that which is given, else the one that `data` names.
-
-        One of characters has those of all texts. Raises `UserError` for a source without text.
+        With a fraction of 0.1, one document in ten is for validation. Which one differs from unit to unit, so that many
+        units of few documents have their share together; in the first unit it is the middle one.
         """
-        bad: list[str] = []
-        places, characters = self._survey(lambda row, reason: bad.append(reason))
-        if not places and bad:
-            raise UserError(
-                f"{self._sources[0][0].location} has no text in it: all {len(bad):,} rows are left out ({bad[0]})"
-            )
-        if not places:
-            raise UserError(f"{self._sources[0][0].location} has no text in it: it is empty or only white space")
-        tokenizer = given or build_tokenizer(self._data.tokenizer, self._all_texts())
-        fraction = cut = document = None
-        if len(self._sources) == 1 and self._data.validation == "fraction":
-            if len(places) >= self._first_chosen and len(places) > 1:
-                fraction, document = self._data.validation_fraction, places[self._first_chosen - 1]
-            elif len(places) > 1:
-                document = places[-1]
-            else:
-                # Exact, where floating point could end one character off: for tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
-                cut = int(characters * (1 - Fraction(str(self._data.validation_fraction))))
-        plan = Plan(
-            groups=tuple(self._groups()),
-            dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-            shard_tokens=self._data.shard_tokens,
-            fraction=fraction,
-            document=document,
-            cut=cut,
-        )
-        return plan, tokenizer
+        if split := self.units[unit].split:
+            return split
+        is_validation = (file, row) == self.document
+        if self.fraction is not None:
+            phase = (0.5 + unit * _GOLDEN_RATIO) % 1
+            before, after = (math.floor(count * self.fraction + phase) for count in (number, number + 1))
+            is_validation |= after > before
+        return "validation" if is_validation else "train"
 
-    def _survey(self, skipped: Callable[[int, str], None]) -> tuple[list[tuple[int, int]], int]:
-        """File and row of the first documents, as many as matter here, and their characters."""
-        places, characters = [], 0
-        for file, part in _parts(*self._sources[0], skipped):
-            if part.starts:
-                places.append((file, part.row))
-                if len(places) == max(2, self._first_chosen):
-                    break
-            characters += len(part.text)
-        return places, characters
 
-    @property
-    def _first_chosen(self) -> int:
-        """Number, from 1, of the first document that the fraction has for validation, were all of one group: see `groups`."""
-        return math.ceil(0.5 / self._data.validation_fraction)
+def make_plan(
+    sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
+) -> tuple[Plan, Tokenizer]:
+    """Plan a dataset, and return the plan and the tokenizer: the one passed, or the one that `data` names.
 
-    def _all_texts(self) -> Iterator[str]:
-        """What a vocabulary of characters must hold."""
-        documents = 0
-        for source, reading in self._sources:
-            for _, part in _parts(source, reading):
-                documents += part.starts
-                yield part.text
-        if documents > 1:
-            yield SEPARATOR
+    `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
+    characters of all of them. Raises `UserError` for a source without text.
+    """
+    reading = ReadingConfig(**{field.name: getattr(data, field.name) for field in dataclasses.fields(ReadingConfig)})
+    with_options = [(source, source.reading or reading) for source in sources]
+    # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
+    first_chosen = math.ceil(0.5 / data.validation_fraction)
+    places, characters = _first_documents(*with_options[0], max(2, first_chosen))
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, _all_texts(with_options))
+    fraction = cut = document = None
+    if len(sources) == 1 and data.validation == "fraction":
+        if len(places) == 1:
+            # Exact; a float could be one character off. For tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
+            cut = int(characters * (1 - Fraction(str(data.validation_fraction))))
+        elif len(places) >= first_chosen:
+            fraction, document = data.validation_fraction, places[first_chosen - 1]
+        else:
+            document = places[-1]
+    plan = Plan(
+        units=tuple(_work_units(with_options, _UNIT_BYTES * data.shard_tokens)),
+        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        shard_tokens=data.shard_tokens,
+        fraction=fraction,
+        document=document,
+        cut=cut,
+    )
+    return plan, tokenizer
 
-    def _groups(self) -> Iterator[Group]:
-        """Files that follow one another, until they are large enough."""
-        first = 0
-        for number, (source, reading) in enumerate(self._sources):
-            split = None if len(self._sources) == 1 else SPLITS[number]
-            names: list[str] = []
-            size = 0
-            for file in source.files():
-                names.append(file.name)
-                size += file.bytes
-                if size >= _GROUP_BYTES * self._data.shard_tokens:
-                    yield Group(files=tuple(names), first_file=first, reading=reading, split=split)
-                    first, names, size = first + len(names), [], 0
-            if names:
-                yield Group(files=tuple(names), first_file=first, reading=reading, split=split)
+
+def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tuple[list[tuple[int, int]], int]:
+    """File and row of the first documents, at most `count`, and the number of their characters."""
+    places, characters = [], 0
+    skipped: list[str] = []
+    for file, part in _parts(source, reading, lambda row, reason: skipped.append(reason)):
+        if part.starts:
+            places.append((file, part.row))
+            if len(places) == count:
+                break
+        characters += len(part.text)
+    if not places and skipped:
+        raise UserError(f"{source.location} has no text: all {len(skipped):,} rows were skipped ({skipped[0]})")
+    if not places:
+        raise UserError(f"{source.location} has no text: it is empty or only white space")
+    return places, characters
+
+
+def _all_texts(sources: Iterable[tuple[Source, ReadingConfig]]) -> Iterator[str]:
+    """All text that the tokenizer must be able to encode."""
+    documents = 0
+    for source, reading in sources:
+        for _, part in _parts(source, reading):
+            documents += part.starts
+            yield part.text
+    if documents > 1:
+        yield SEPARATOR
+
+
+def _work_units(sources: Sequence[tuple[Source, ReadingConfig]], least_bytes: int) -> Iterator[WorkUnit]:
+    """Consecutive files of one source, until they have at least this many bytes."""
+    first = 0
+    for source_number, (source, reading) in enumerate(sources):
+        split = None if len(sources) == 1 else SPLITS[source_number]
+        files = source.files()
+        names, size = [], 0
+        for number, file in enumerate(files, start=1):
+            names.append(file.name)
+            size += file.bytes
+            if size >= least_bytes or number == len(files):
+                yield WorkUnit(files=tuple(names), first_file=first, reading=reading, split=split)
                 first += len(names)
+                names, size = [], 0
 
 
 def _parts(
-    source: Source, reading: ReadOptions, skipped: Callable[[int, str], None] | None = None
+    source: Source, reading: ReadingConfig, on_skip: Callable[[int, str], None] | None = None
 ) -> Iterator[tuple[int, Part]]:
-    """The documents with text, each part with the number of its file; `skipped` as in `read_parts`."""
+    """The documents with text, each part with the number of its file."""
     for number, file in enumerate(source.files()):
-        for part in with_text(read_parts(file.fetch(), reading, name=file.name, skipped=skipped), lambda: None):
+        parts = read_documents(file.fetch(), reading, name=file.name, on_skip=on_skip)
+        for part in without_blank(parts, lambda: None):
             yield number, part
 
 
-def with_text(parts: Iterable[Part], blank: Callable[[], None]) -> Iterator[Part]:
-    """The parts of documents that are not empty or only white space; `blank` is called for each that is.
+def without_blank(parts: Iterable[Part], on_blank: Callable[[], None]) -> Iterator[Part]:
+    """The parts of documents that are not empty or only white space; `on_blank` is called for each that is.
 
-    A document of several parts has text, whatever the first of them looks like.
+    A document of several parts has text, even if its first part is blank.
     """
     held: Part | None = None
     for part in parts:
         if held is not None and part.starts:
-            blank()
+            on_blank()
         elif held is not None:
             yield held
         held = part if part.starts and not part.text.strip() else None
         if held is None:
             yield part
     if held is not None:
-        blank()
+        on_blank()

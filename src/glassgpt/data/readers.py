@@ -1,58 +1,55 @@
-"""From one file to a stream of documents: text, JSON lines, CSV and parquet, plain or compressed, in little memory.
+"""Read documents from a file: plain text, JSON lines, CSV or parquet, in little memory.
 
-A file is read by pieces, and a document comes in parts of at most `PART_CHARACTERS`, so memory depends neither on the size of
-the file nor, but for JSON lines, CSV and parquet, which give a text whole, on that of a document.
+Documents longer than `PART_CHARACTERS` come in parts. A text file is one document, and is never held whole. JSON lines,
+CSV and parquet hold one document at a time.
 """
 
-import codecs
+import csv
+import io
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from glassgpt.config.schema import TextConfig
-from glassgpt.data.chunking import cut
-from glassgpt.data.compression import COMPRESSIONS, chunks, compression_of
-from glassgpt.data.rows import BadRow, csv_rows, jsonl_rows
-from glassgpt.utils.errors import UserError
+from glassgpt.config.schema import ReadingConfig
+from glassgpt.data.text_files import COMPRESSIONS, compression_of, read_text, split_text
+from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.files import readable
 
 _JSON_LINES = (".jsonl", ".json", ".ndjson")  # C4 is published as .json.gz
 _COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, ".csv")
 SUFFIXES = (*_COMPRESSIBLE, ".parquet", *(inner + outer for inner in _COMPRESSIBLE for outer in COMPRESSIONS))
-"""The ends of the names of files that a folder is searched for; `name.lower().endswith(SUFFIXES)`."""
+"""Suffixes of the files that are read from a folder; `name.lower().endswith(SUFFIXES)`."""
 
 PART_CHARACTERS = 1 << 22
-"""The longest text given at once. Longer documents come in parts."""
+"""The longest text returned at once. Longer documents come in parts."""
 
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How files are read; plain, so that it can go to another process."""
-
-    column: str = "text"
-    """Column of .parquet and .csv files, or key of JSON lines, that holds the text."""
-    encoding: str = "utf-8"
-    """Encoding of text, .csv and JSON lines."""
-    errors: Literal["strict", "replace", "ignore"] = "strict"
-    """What to do with bytes that are not valid in the encoding."""
-    skip_bad: bool = False
-    """Leave out rows that hold no text (null, a number, broken JSON) instead of stopping there."""
-
-
-def reading_of(data: TextConfig) -> ReadOptions:
-    """How the files of a config's source are read."""
-    return ReadOptions(column=data.column, encoding=data.encoding, errors=data.errors, skip_bad=data.skip_bad)
+# Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
+_LONGEST_LINE = 1 << 28
+_PARQUET_BUFFER = 1 << 20  # bytes read at once
+_PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
+_NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
 class Part(NamedTuple):
-    """A document, or a part of one that is longer than `PART_CHARACTERS`."""
+    """A document, or a part of a document that is longer than `PART_CHARACTERS`."""
 
     text: str
     row: int
-    """The document's number in its file from 0, rows left out included."""
+    """Number of the document in its file from 0; skipped rows count too."""
     starts: bool
-    """Whether the document begins here."""
+    """Whether the document starts with this part."""
+
+
+class BadRow(NamedTuple):
+    """A row without text."""
+
+    place: str
+    """Such as `line 3`."""
+    reason: str
+    lacks_column: bool = False
 
 
 def is_readable(name: str) -> bool:
@@ -60,70 +57,247 @@ def is_readable(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def read_parts(
-    path: Path, options: ReadOptions, *, name: str | None = None, skipped: Callable[[int, str], None] | None = None
+def read_documents(
+    path: Path, options: ReadingConfig, *, name: str | None = None, on_skip: Callable[[int, str], None] | None = None
 ) -> Iterator[Part]:
-    """The documents of a file, in its order. One of text is one document, of whatever suffix it is.
+    """Yield the documents of a file in order. A file with any other suffix is read as one document of plain text.
 
-    `name` decides the format, and is what errors call the file: the path, unless given. `skipped` is called with the row and
-    the reason for each row left out. Raises `UserError` that names the file, and the row, line or offset, for whatever is wrong.
+    `name` (default: the path) selects the format, and errors call the file by it. `on_skip` receives the row and the
+    reason for each row skipped by `skip_bad`. Raises `UserError` with the file and the row, line or byte offset.
     """
     name = name or str(path)
     rows = _rows(path, name, options)
     if rows is None:
-        for number, part in enumerate(cut(_pieces(path, name, options), PART_CHARACTERS)):
+        for number, part in enumerate(split_text(_text(path, name, options), PART_CHARACTERS)):
             yield Part(part, 0, number == 0)
         return
+    has_text = False
     for row, text in enumerate(rows):
         if not isinstance(text, BadRow):
-            for number, part in enumerate(cut([text], PART_CHARACTERS)):
+            has_text = True
+            for number, part in enumerate(split_text([text], PART_CHARACTERS)):
                 yield Part(part, row, number == 0)
         elif not options.skip_bad:
-            raise UserError(f"{name}, {text.place}: {text.reason};\ncorrect it, or leave such rows out with --skip-bad")
-        elif skipped is not None:
-            skipped(row, f"{text.place}: {text.reason}")
+            # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
+            wrong_column = text.lacks_column and not has_text
+            advice = _NAME_COLUMN if wrong_column else "fix it, or skip such rows with --skip-bad"
+            raise UserError(f"{name}, {text.place}: {text.reason};\n{advice}")
+        elif on_skip is not None:
+            on_skip(row, f"{text.place}: {text.reason}")
 
 
-def _rows(path: Path, name: str, options: ReadOptions) -> Iterator[str | BadRow] | None:
-    """The rows of a file whose format has some; None for text, as which every other file is read."""
+def _text(path: Path, name: str, options: ReadingConfig) -> Iterator[str]:
+    return read_text(path, name, options.encoding, options.errors)
+
+
+def _rows(path: Path, name: str, options: ReadingConfig) -> Iterator[str | BadRow] | None:
+    """The rows of a file; None for plain text, which has none."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
     if plain_name.endswith(_JSON_LINES):
-        return jsonl_rows(_pieces(path, name, options), name, options.column)
+        return _jsonl_rows(_text(path, name, options), name, options.column)
     if plain_name.endswith(".csv"):
-        return csv_rows(_pieces(path, name, options), name, options.column)
+        return _csv_rows(_text(path, name, options), name, options.column)
     if not plain_name.endswith(".parquet"):
         return None
     if compression:
-        raise UserError(f"{name} is compressed from outside, and parquet is read from its end: decompress it first")
+        raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
+    return _parquet_rows(path, name, options.column)
+
+
+def _lacks(column: str, columns: Iterable[str]) -> str:
+    """That a column is missing, with the columns there are."""
+    columns = list(columns)
+    listed = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
+    return f"has no {column!r}{did_you_mean(column, columns)} (it has {listed or 'nothing'})"
+
+
+def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
+    """The text in blocks that end with a newline, except for the last."""
+    held: list[str] = []
+    size = 0
+    for piece in pieces:
+        end = piece.rfind("\n") + 1
+        if end:
+            yield "".join([*held, piece[:end]])
+            held, size = [], 0
+        held.append(piece[end:])
+        size += len(piece) - end
+        if size > _LONGEST_LINE:
+            raise UserError(f"{name} has a line of more than {_LONGEST_LINE:,} characters; is its suffix right?")
+    if rest := "".join(held):
+        yield rest
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON lines
+
+
+def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | BadRow]:
+    """The text of each line that is not blank."""
+    line = 0
+    for block in _lines(_refuse_array(pieces, name), name):
+        # Not splitlines: JSON strings may contain other line separators.
+        for content in block.removesuffix("\n").split("\n"):
+            line += 1
+            if content and not content.isspace():
+                yield _json_text(content, f"line {line}", key)
+
+
+def _refuse_array(pieces: Iterable[str], name: str) -> Iterator[str]:
+    """The same pieces. An array is recognised by its first character, as it may be one line of gigabytes."""
+    started = False
+    for piece in pieces:
+        if not started and (start := piece.lstrip()):
+            started = True
+            if start.startswith("["):
+                raise UserError(
+                    f"{name} is a JSON array; convert it to one object per line (JSON lines): jq -c '.[]' FILE"
+                )
+        yield piece
+
+
+def _json_text(content: str, place: str, key: str) -> str | BadRow:
+    """The text of one line of JSON."""
     try:
-        from glassgpt.data.parquet import parquet_rows
+        record = json.loads(content)
+    except json.JSONDecodeError as error:
+        return BadRow(place, f"invalid JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deeply nested lists
+        return BadRow(place, f"unreadable JSON ({error})")
+    if not isinstance(record, dict):
+        return BadRow(place, f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
+    if key not in record:
+        return BadRow(place, _lacks(key, record), lacks_column=True)
+    text = record[key]
+    if not isinstance(text, str):
+        return BadRow(place, f"{key!r} is {_json_type(text)}, not text")
+    if "\\u" in content:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            return BadRow(place, f"{key!r} has half a surrogate pair, {half}, and is not valid Unicode")
+    return text
+
+
+def _json_type(value: object) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+# ------------------------------------------------------------------------------------------------------------------ CSV
+
+
+def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | BadRow]:
+    """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header."""
+    csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
+    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in _lines(pieces, name))
+    # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
+    records = _csv_records(csv.reader(lines, strict=True))
+    place, header = next(records, ("line 1", []))
+    if isinstance(header, BadRow):
+        raise UserError(f"{name}, {place}: {header.reason}")
+    if column not in header:
+        raise UserError(f"the header of {name} {_lacks(column, header)}; {_NAME_COLUMN}")
+    if header.count(column) > 1:
+        raise UserError(f"the header of {name} has {column!r} {header.count(column)} times: rename all but one")
+    index = header.index(column)
+    for place, record in records:
+        if isinstance(record, BadRow) and "unexpected end of data" in record.reason:
+            # Not a row to skip: all rows from there on are within the quotes.
+            raise UserError(f"{name}, {place}: unclosed quote, so the rows after it cannot be read; close it")
+        if isinstance(record, BadRow):
+            yield record
+        elif len(record) != len(header):
+            yield BadRow(place, f"{len(record)} fields instead of the header's {len(header)}")
+        else:
+            yield record[index]
+
+
+def _csv_records(reader: Any) -> Iterator[tuple[str, list[str] | BadRow]]:
+    """Each record, or what is wrong with it, with the line on which it begins."""
+    while True:
+        place = f"line {reader.line_num + 1}"
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            yield place, BadRow(place, f"invalid CSV ({error})")
+            continue
+        if record is None:
+            return
+        if record:
+            yield place, record
+
+
+# -------------------------------------------------------------------------------------------------------------- parquet
+
+
+def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
+    """The text of each row. Raises `UserError` for a damaged file, and for a column that is missing or not text."""
+    try:
+        from pyarrow import parquet
     except ImportError:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
-    return parquet_rows(path, name, options.column)
+    with readable(name):
+        open(path, "rb").close()  # Arrow's own errors for a missing or unreadable file are long
+    with _explain_damage(name, "its footer"):
+        # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
+        table = parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True
+        )
+        _check_column(table.schema_arrow, name, column)
+    row = 0
+    with table:
+        for group in range(table.num_row_groups):
+            with _explain_damage(name, f"row group {group}"):
+                for texts in _parquet_batches(table, group, column):
+                    for number, text in enumerate(texts, row):
+                        yield _null_row(number, column) if text is None else text
+                    row += len(texts)
+        if row != table.metadata.num_rows:  # the footer has no checksum
+            raise UserError(
+                f"{name} is damaged: it has {row:,} rows instead of {table.metadata.num_rows:,}; get it again"
+            )
 
 
-def _pieces(path: Path, name: str, options: ReadOptions) -> Iterator[str]:
-    """The file's text by pieces, without its byte-order mark; every newline stays as it is. Raises `UserError`."""
-    codec = codecs.lookup(options.encoding)
-    decoder = codec.incrementaldecoder(options.errors)
-    offset, begun = 0, False
-    for chunk in itertools.chain(chunks(path, name), [b""]):
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            # What it decodes ends with this chunk, and may begin with bytes of the one before.
-            where = offset + len(chunk) - len(error.object) + error.start
-            raise UserError(
-                f"{name} is not valid {codec.name}: byte 0x{error.object[error.start]:02x} at offset {where} ({error.reason});\n"
-                "name its encoding with --encoding (latin-1, cp1252, utf-16, ...), or go on with --errors replace (or ignore)"
-            ) from None
-        except UnicodeError as error:  # utf-16 and utf-32 without the mark that tells the order of bytes
-            raise UserError(
-                f"{name} is not valid {codec.name} ({error}); name its encoding with --encoding (utf-16-le, ...)"
-            ) from None
-        offset += len(chunk)
-        if text and not begun:
-            text, begun = text.removeprefix("\ufeff"), True
-        if text:
-            yield text
+def _null_row(number: int, column: str) -> BadRow:
+    return BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text")
+
+
+def _parquet_batches(table: Any, group: int, column: str) -> Iterator[list[str | None]]:
+    """The texts of a row group in batches that fit in memory."""
+    metadata = table.metadata.row_group(group)
+    # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the process
+    # (std::terminate) when asked for the bytes of one column in some damaged files.
+    fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
+    rows = min(max(1, fitting), 1024)
+    for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
+        yield batch.column(0).to_pylist()
+
+
+@contextmanager
+def _explain_damage(name: str, place: str) -> Iterator[None]:
+    """Turn Arrow's errors for damaged data into a `UserError`; it has several classes for them, `OSError` included."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name} is damaged, or not a parquet file: {place} cannot be read ({reason}); get it again"
+        ) from error
+
+
+def _check_column(schema: Any, name: str, column: str) -> None:
+    """Raise `UserError` if the column is missing, ambiguous or not text."""
+    from pyarrow import types
+
+    if column not in schema.names:
+        raise UserError(f"{name} {_lacks(column, schema.names)}; {_NAME_COLUMN}")
+    if schema.names.count(column) > 1:
+        raise UserError(f"{name} has {schema.names.count(column)} columns {column!r}: rename all but one")
+    kind = schema.field(schema.names.index(column)).type
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
+        raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")

@@ -7,18 +7,20 @@
 The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.attn.hook_q`. The differences:
 
 - Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
-- `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or float64, from what
-  the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
+- `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or
+  float64, from what the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
 - `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
 - Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
-Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` feed-forward width.
+Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F`
+feed-forward width.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -88,7 +90,7 @@ class LayerActivations:
         return self.span.plain_mask(self.rot_q.shape[-2], self.rot_k.shape[-2], self.rot_k.device)
 
     def scores(self, head: int | None = None) -> Tensor:
-        """q k^T / sqrt(D) plus the position bias, -inf for masked keys: of one head (B, T, S), or of all (B, H, T, S)."""
+        """q k^T / sqrt(D) plus the position bias, -inf if masked: of one head (B, T, S), or of all (B, H, T, S)."""
         bias = self.kernel_bias if head is None or self.kernel_bias is None else self.kernel_bias[head : head + 1]
         scores = attention_scores(self._of_head(self.rot_q, head), self._of_head(self.rot_k, head), bias)
         scores = scores.masked_fill(~self.mask, -torch.inf)
@@ -126,7 +128,7 @@ class ActivationCache:
     ids: Tensor = field(init=False)
     """Token ids (B, T)."""
     ln_final: Tensor = field(init=False)
-    """The residual stream after the final norm (B, T, C), which the head reads. TransformerLens: `ln_final.hook_normalized`."""
+    """The residual stream after the final norm (B, T, C). TransformerLens: `ln_final.hook_normalized`."""
 
     @property
     def residual_stream(self) -> list[Tensor]:
@@ -141,15 +143,15 @@ class ActivationCache:
 
 @contextmanager
 def capture(model: GPT) -> Iterator[ActivationCache]:
-    """Record each forward pass inside; a later pass replaces an earlier one. Works in any mode, on any device and over a KV cache.
+    """Record each forward pass inside, also over a KV cache; a later pass replaces an earlier one.
 
     A compiled model runs uncompiled inside, since hooks on compiled modules never fire; its compiled code is kept.
     """
     blocks = [cast(Block, block) for block in model.blocks]
     cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
     handles = [
-        _after(model.embedding, lambda inputs, _: setattr(cache, "ids", inputs[0])),
-        _after(model.norm, lambda _, output: setattr(cache, "ln_final", output.detach())),
+        model.embedding.register_forward_hook(partial(_store, cache, "ids", None)),
+        model.norm.register_forward_hook(partial(_store, cache, None, "ln_final")),
     ]
     try:
         for block, layer in zip(blocks, cache.layers, strict=True):
@@ -161,50 +163,46 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
             handle.remove()
 
 
-def _after(module: nn.Module, record: Callable[[tuple[Any, ...], Any], object]) -> RemovableHandle:
-    """Call `record(inputs, output)` after each forward pass of a module."""
+Inputs = tuple[Any, ...]
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        record(inputs, output)
 
-    return module.register_forward_hook(hook)
+def _store(
+    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Inputs, output: Tensor
+) -> None:
+    """A forward hook that stores a module's first input and its output as attributes of `target`."""
+    for name, value in ((input_name, inputs[0]), (output_name, output)):
+        if name is not None:
+            setattr(target, name, value.detach())
 
 
 def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
     attention, feed_forward = block.attention, block.feed_forward
 
-    def after_kernel(inputs: tuple[Any, ...], output: Tensor) -> None:
+    def after_kernel(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
         layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
         layer.kernel_mask, layer.kernel_bias = inputs[3:]
         layer.kernel_out = output.detach()
 
-    def after_attention(inputs: tuple[Any, ...], output: Tensor) -> None:
+    def after_out(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+        layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    def after_attention(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
         layer.attn_out = output.detach()
         if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
-    def after_out(inputs: tuple[Any, ...], _: Tensor) -> None:
-        layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
-    def keep(input_name: str | None, output_name: str | None = None) -> Callable[[tuple[Any, ...], Tensor], None]:
-        def record(inputs: tuple[Any, ...], output: Tensor) -> None:
-            for name, value in ((input_name, inputs[0]), (output_name, output)):
-                if name is not None:
-                    setattr(layer, name, value.detach())
-
-        return record
-
-    return [
-        _after(attention.q_norm, keep("q", "q_norm")),
-        _after(attention.k_norm, keep("k", "k_norm")),
-        _after(attention.kernel, after_kernel),
-        _after(attention.out, after_out),
-        _after(attention, after_attention),
-        _after(block.feed_forward_norm, keep("resid_mid")),
-        _after(feed_forward.down, keep("mlp_post")),
-        _after(feed_forward, keep(None, "mlp_out")),
-        _after(block, keep("resid_pre", "resid_post")),
+    hooks: list[tuple[nn.Module, Callable[..., None]]] = [
+        (attention.q_norm, partial(_store, layer, "q", "q_norm")),
+        (attention.k_norm, partial(_store, layer, "k", "k_norm")),
+        (attention.kernel, after_kernel),
+        (attention.out, after_out),
+        (attention, after_attention),
+        (block.feed_forward_norm, partial(_store, layer, "resid_mid", None)),
+        (feed_forward.down, partial(_store, layer, "mlp_post", None)),
+        (feed_forward, partial(_store, layer, None, "mlp_out")),
+        (block, partial(_store, layer, "resid_pre", "resid_post")),
     ]
+    return [module.register_forward_hook(hook) for module, hook in hooks]
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ class AttentionOverview:
     """All heads' attention in one sequence, at a glance."""
 
     thumbnails: Tensor
-    """Each head's pattern (layers, H, R, R) at the resolution R: the tokens, or fewer; then each cell has its largest weight."""
+    """Patterns (layers, H, R, R): if R is less than the number of tokens, each cell has its largest weight."""
     entropies: Tensor
     """Mean entropy of each head's rows in bits (layers, H): 0 if each token attends to one."""
     kernel_errors: list[float]

@@ -1,7 +1,7 @@
 """Find known types of attention heads by what they do with random tokens that are repeated once.
 
-Such a text has no meaning, only positions: `p` different tokens drawn from the whole vocabulary, twice. A row t of the second half has
-an earlier occurrence of its token at t - p, so what a head attends to can be named.
+Such a text has no meaning, only positions: `p` different tokens drawn from the whole vocabulary, twice. A row t of the
+second half has an earlier occurrence of its token at t - p, so what a head attends to can be named.
 
 Shapes: `B` texts, `L` layers, `H` heads, `T` tokens.
 """
@@ -20,7 +20,7 @@ TEXTS = 4
 
 
 def repeated_tokens(vocab_size: int, context_length: int, seed: int) -> tuple[Tensor, int]:
-    """Texts (B, 2 p) of p different ids, repeated once, and p: `PERIOD`, or less if vocabulary or context are smaller."""
+    """Texts (B, 2 p) of p different ids, repeated once, and p: `PERIOD`, or less for a small vocabulary or context."""
     period = max(1, min(PERIOD, context_length // 2, vocab_size))
     generator = generator_for(seed, "head kinds")  # its old name: scores of earlier versions stay comparable
     once = torch.stack([torch.randperm(vocab_size, generator=generator)[:period] for _ in range(TEXTS)])
@@ -37,8 +37,8 @@ def pattern_scores(pattern: Tensor, period: int) -> Tensor:
         induction          w[t, t - p + 1]    the token that followed it (Olsson et al., 2022)
         first-token sink   w[t, 0]            where a head rests (Xiao et al., 2023)
 
-    From p = 3 on these are four different tokens, so a head's scores sum to 1 at most. A token outside the window has weight 0. With a
-    context of fewer than 4 tokens there are no such rows, and all scores are 0.
+    From p = 3 on these are four different tokens, so a head's scores sum to 1 at most. A token outside the window has
+    weight 0. With a context of fewer than 4 tokens there are no such rows, and all scores are 0.
     """
     rows = torch.arange(pattern.shape[-1], device=pattern.device)[period + 1 : 2 * period]
     targets = (rows - 1, rows - period, rows - period + 1, torch.zeros_like(rows))
@@ -48,7 +48,7 @@ def pattern_scores(pattern: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def head_scores(model: GPT, seed: int = 0) -> Tensor:
-    """Scores (4, L, H) of each head, 0 to 1, in the order of `HEAD_TYPES`: the mean over a few texts drawn from the seed.
+    """Scores (4, L, H) of each head, 0 to 1, in the order of `HEAD_TYPES`: the mean over texts drawn from the seed.
 
     See `pattern_scores`. Dropout is off meanwhile; the model's mode is restored.
     """

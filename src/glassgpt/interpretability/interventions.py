@@ -1,15 +1,16 @@
-"""What if: parts of a model switched off or taken from another text, by hooks from outside.
+"""Switch off parts of a model, or replace their values by those from another text, with hooks on its modules.
 
     with edited(model, [Edit("head", layer=3, head=5), Edit("position", position=0)]):
         model(ids)
 
-Ablation says what a part is needed for, patching (Vig et al., 2020; Meng et al., 2022) where the difference of two texts is carried.
-Heads are edited where the output projection reads them, so that a `capture` still sees what attention itself gave.
+Ablation shows what a part is needed for; patching (Vig et al., 2020; Meng et al., 2022) shows where the difference
+between two texts is carried. Heads are edited at the input of the output projection, so a `capture` still records what
+the kernel returned.
 
 Shapes: `B` batch, `T` tokens, `C` channels, `H` query heads, `D` head width, `V` vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.torch_internals import uncompiled
 
 Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
-Way = Literal["zero", "mean", "patch"]
+Replacement = Literal["zero", "mean", "patch"]
 
 
 @dataclass(frozen=True)
@@ -34,52 +35,62 @@ class Edit:
     """One change of what a model computes."""
 
     kind: Kind
-    """A `head`, all of `attention`, the `feed_forward` block, both (`block`): what it writes into the residual stream is replaced.
-    `residual`: the stream behind a layer is. `position`: that token is hidden from all later ones, in one layer or in all."""
+    """Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the
+    `residual` stream after a layer; or hide the token at a `position` from later ones."""
     layer: int | None = None
-    """Needed for all kinds but `position`."""
+    """Required, except for `position`, which without a layer is hidden in all."""
     head: int | None = None
-    """Needed for `head`, and for no other kind."""
+    """Required for `head`; not allowed otherwise."""
     position: int | None = None
-    """The token that is hidden; with the other kinds the only one whose values are replaced (left out, those of all tokens)."""
-    by: Way = "zero"
-    """What takes the place: nothing; the mean over the text's positions; or the same part's values at the same position of the text
-    that is patched from. `residual` can only be patched, and a `position` only be hidden (`zero`)."""
+    """The token to hide. For other kinds: the only position to edit; default: all."""
+    by: Replacement = "zero"
+    """What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
+    position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`)."""
 
     def check(self, model: GPT, source: ActivationCache | None) -> None:
-        """Raise `UserError` where this model has no such part, or the edit does not say which."""
-        for name, valid in (("kind", Kind), ("by", Way)):
-            given = getattr(self, name)
-            if given not in get_args(valid):
+        """Raise `UserError` if the edit is incomplete or the model has no such part."""
+        for name, valid in (("kind", get_args(Kind)), ("by", get_args(Replacement))):
+            value = getattr(self, name)
+            if value not in valid:
                 raise UserError(
-                    f"an edit's {name} is one of {', '.join(get_args(valid))}, not {given!r}{did_you_mean(given, get_args(valid))}"
+                    f"edit: {name} must be one of {', '.join(valid)}, not {value!r}{did_you_mean(value, valid)}"
                 )
         if self.layer is not None:
             require_index("layer", self.layer, len(model.blocks))
         elif self.kind != "position":
-            raise UserError(f"an edit of kind {self.kind!r} needs a layer: 0 to {len(model.blocks) - 1}")
+            raise UserError(f"edit: kind {self.kind!r} needs a layer, 0 to {len(model.blocks) - 1}")
         if (self.head is None) == (self.kind == "head"):
-            raise UserError("an edit of kind 'head' needs a head, and no other kind has one")
+            raise UserError(f"edit: kind {self.kind!r} {'needs a' if self.head is None else 'does not take a'} head")
         if self.head is not None:
             require_index("head", self.head, model.config.n_head)
         if self.kind == "position" and (self.position is None or self.by != "zero"):
-            raise UserError("an edit of kind 'position' hides one token: it needs its position, and is by 'zero' only")
+            raise UserError("edit: kind 'position' needs a position, and only by 'zero'")
         if self.kind == "residual" and self.by != "patch":
-            raise UserError("an edit of kind 'residual' is by 'patch' only: without the stream there is no model left")
+            raise UserError("edit: kind 'residual' only by 'patch'")
         if self.by == "patch":
             _require_source(model, source)
 
 
+def _require_source(model: GPT, source: ActivationCache | None) -> None:
+    if source is None:
+        raise UserError("edit: by 'patch' needs `source`, the captured activations of a second text")
+    source.require_pass()
+    shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
+    config = model.config
+    if shape != (config.n_layer, config.n_embd, config.n_head):
+        raise UserError("edit: the source text was captured in a model of another shape; capture it in this model")
+
+
 @contextmanager
 def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = None) -> Iterator[None]:
-    """The model with all of these edits inside; it is as before at the end, whatever ends it.
+    """Apply the edits to the forward passes inside. A `capture` in or around it sees edited values.
 
-    `source` is what a `capture` saw of the text to patch from: one text, or as many as the batch. A mean and a position are those of
-    a single pass, so that over a cache they are of the new tokens alone; and over a cache no token can be hidden. Of several edits of
-    one part at one position the last counts; attention that is switched off writes nothing, whatever is done to its heads. A `capture`
-    inside or around sees the edited values. Works on a compiled model as on any other.
+    If several edits change the same values, the last one wins; attention that is switched off (`zero`) stays off.
+    `source` holds one text, or as many as the batch. Over a KV cache, means and positions refer to the new tokens only,
+    and no token can be hidden.
 
-    Raises `UserError` for a part that is not there; in the forward pass for a position that is not there and texts that do not fit.
+    Raises `UserError` for an edit that does not fit the model; in the forward pass, for a position out of range or a
+    source text that does not fit.
     """
     for edit in edits:
         edit.check(model, source)
@@ -93,9 +104,7 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
             changes.setdefault((module, at_input), []).append(change)
     handles = [kernel.register_forward_pre_hook(partial(_hide, positions)) for kernel, positions in hidden.items()]
     try:
-        handles += [
-            _hook(module, at_input, partial(_changed, several)) for (module, at_input), several in changes.items()
-        ]
+        handles += [_hook(module, at_input, several) for (module, at_input), several in changes.items()]
         with uncompiled(model):
             yield
     finally:
@@ -103,130 +112,105 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
             handle.remove()
 
 
-@dataclass(frozen=True)
-class Effects:
-    """Logits with and without edits (B, T, V), or of one position (B, V)."""
-
-    before: Tensor
-    after: Tensor
-
-    @property
-    def change(self) -> Tensor:
-        """after - before."""
-        return self.after - self.before
-
-
 @torch.no_grad()
 def effects(
     model: GPT, ids: Tensor, edits: Sequence[Edit], source: ActivationCache | None = None, position: int | None = None
-) -> Effects:
-    """What edits do to the logits of ids (B, T): at one position (B, V), or at all (B, T, V). Errors as in `edited`."""
+) -> tuple[Tensor, Tensor]:
+    """Logits of ids (B, T) without and with edits: (B, T, V) each, or (B, V) at one position. Errors as in `edited`."""
     if position is not None:
         require_index("position", position, ids.shape[1])
     at = slice(None) if position is None else position
     before = model.logits(model.hidden(ids)[:, at])
     with edited(model, edits, source):
-        return Effects(before, model.logits(model.hidden(ids)[:, at]))
-
-
-def _require_source(model: GPT, source: ActivationCache | None) -> None:
-    if source is None:
-        raise UserError("an edit by 'patch' needs a second text: give `source`, what a capture saw of it")
-    source.require_pass()
-    shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
-    config = model.config
-    if shape != (config.n_layer, config.n_embd, config.n_head):
-        raise UserError("the text to patch from was seen in a model of another shape: capture it in this one")
+        return before, model.logits(model.hidden(ids)[:, at])
 
 
 @dataclass(frozen=True)
 class _Change:
     """New values for some columns of x (B, T, ...), at one position or all."""
 
-    by: Way
+    by: Replacement
     position: int | None
     columns: slice
     source: Tensor | None
-    """What is patched in (B or 1, T of its own, these columns)."""
+    """The values to patch in (B or 1, source's T, columns)."""
 
-    def values(self, x: Tensor) -> Tensor:
-        """The new values, for all of x's positions or for one (B or 1, T or 1, columns)."""
-        at = slice(None) if self.position is None else slice(self.position, self.position + 1)
+    def apply(self, x: Tensor, changed: Tensor) -> None:
+        """Write new values, computed from x, into `changed`, its copy."""
+        at = slice(None)
+        if self.position is not None:
+            require_index("position", self.position, x.shape[1])
+            at = slice(self.position, self.position + 1)
         own = x[..., self.columns]
         if self.source is not None:
             self._check_fit(self.source, x)
-            return self.source[:, at].to(x)
-        return own.mean(dim=1, keepdim=True) if self.by == "mean" else torch.zeros_like(own[:, at])
+            values = self.source[:, at].to(x)
+        else:
+            values = own.mean(dim=1, keepdim=True) if self.by == "mean" else torch.zeros_like(own[:, at])
+        changed[:, at, self.columns] = values
 
     def _check_fit(self, source: Tensor, x: Tensor) -> None:
         if len(source) not in (1, len(x)):
-            raise UserError(f"there are {len(source)} texts to patch from and {len(x)} to patch: give one, or as many")
+            raise UserError(f"edit: {len(source)} source texts for a batch of {len(x)}; give one, or as many")
         if self.position is None and source.shape[1] != x.shape[1]:
             raise UserError(
-                f"the text to patch from has {source.shape[1]} tokens, this one {x.shape[1]}: make them equally long, or patch one position"
+                f"edit: the source text has {source.shape[1]} tokens, this one {x.shape[1]}; "
+                "make them equally long, or patch one position"
             )
         if self.position is not None and self.position >= source.shape[1]:
-            raise UserError(
-                f"nothing can be patched at position {self.position}: the text to patch from has {source.shape[1]} tokens"
-            )
+            raise UserError(f"edit: the source text has {source.shape[1]} tokens, so no position {self.position}")
 
 
 def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
-    """Where an edit changes what: module, whether its input (or its output), change."""
+    """The modules that an edit changes: module, whether its input (else its output), change."""
     if edit.kind == "position":
         return
     assert edit.layer is not None
     block = cast(Block, model.blocks[edit.layer])
-    seen = source.layers[edit.layer] if source is not None and edit.by == "patch" else None
-    everything = partial(_Change, edit.by, edit.position, slice(None))
+    patch = source.layers[edit.layer] if source is not None and edit.by == "patch" else None
+    replace = partial(_Change, edit.by, edit.position, slice(None))
     if edit.kind == "residual":
-        yield block, False, everything(seen.resid_post if seen else None)
+        yield block, False, replace(patch.resid_post if patch else None)
     if edit.kind in ("attention", "block"):
-        yield block.attention.out, True, everything(seen.z.transpose(1, 2).flatten(2) if seen else None)
-        if edit.by == "zero":  # the bias too
-            yield block.attention.out, False, everything(None)
+        yield block.attention.out, True, replace(patch.z.transpose(1, 2).flatten(2) if patch else None)
+        if edit.by == "zero":  # its bias, too
+            yield block.attention.out, False, replace(None)
     if edit.kind in ("feed_forward", "block"):
-        yield block.feed_forward, False, everything(seen.mlp_out if seen else None)
+        yield block.feed_forward, False, replace(patch.mlp_out if patch else None)
     if edit.head is not None:
-        D = model.config.resolved_head_dim
+        D = block.attention.head_dim
         columns = slice(edit.head * D, (edit.head + 1) * D)
-        yield (
-            block.attention.out,
-            True,
-            _Change(edit.by, edit.position, columns, seen.z[:, edit.head] if seen else None),
-        )
+        values = patch.z[:, edit.head] if patch else None
+        yield block.attention.out, True, _Change(edit.by, edit.position, columns, values)
 
 
-def _changed(changes: list[_Change], x: Tensor) -> Tensor:
-    """x (B, T, ...) with all changes. Each is made of x itself, whatever others did to it; where two meet, the last counts."""
-    changed = x.clone()
-    for change in changes:
-        if change.position is None:
-            changed[:, :, change.columns] = change.values(x)
-        else:
-            require_index("position", change.position, x.shape[1])
-            changed[:, change.position, change.columns] = change.values(x)[:, 0]
-    return changed
+def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> RemovableHandle:
+    """Apply changes to a module's first input or to its output.
 
+    A `capture` sees the edited values in any order of the two: it only hooks after modules, and `prepend` puts an edit
+    before it.
+    """
 
-def _hook(module: nn.Module, at_input: bool, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """A `capture` sees the edited values, whichever came first: it hooks outputs only, behind all inputs, and here the edit is ahead."""
+    def change(x: Tensor) -> Tensor:
+        changed = x.clone()  # each change is computed from x itself, so their order matters only if they overlap
+        for each in changes:
+            each.apply(x, changed)
+        return changed
+
     if at_input:
-        return module.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
-    return module.register_forward_hook(lambda _, given, gives: change(gives), prepend=True)
+        return module.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
+    return module.register_forward_hook(lambda _, inputs, output: change(output), prepend=True)
 
 
-def _hide(positions: list[int], kernel: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A kernel's arguments with a mask in which only the tokens at these positions see themselves."""
-    q, k, v, mask, bias = given
+def _hide(positions: list[int], kernel: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The kernel's inputs with a mask that hides the tokens at these positions from all but themselves."""
+    q, k, v, mask, bias = inputs
     T = k.shape[-2]
     if q.shape[-2] != T:
-        raise UserError("a token can be hidden in a pass over the whole text only: leave the cache out")
+        raise UserError("edit: a token can only be hidden in a pass over the whole text, without a KV cache")
     for position in positions:
         require_index("position", position, T)
-    if mask is None:
-        everywhere = torch.arange(T, device=k.device)
-        mask = cast(Span, kernel.span).mask(everywhere, everywhere)
+    mask = cast(Span, kernel.span).plain_mask(T, T, k.device) if mask is None else mask
     shown = torch.ones(T, dtype=torch.bool, device=k.device)
     shown[positions] = False
     return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device)), bias

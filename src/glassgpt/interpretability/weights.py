@@ -1,4 +1,4 @@
-"""What the weights themselves show: maps and neighbours of embeddings, pictures, spectra and norms.
+"""What the weights themselves show: embedding maps and neighbours, thumbnails, spectra and norms.
 
 Shapes: `N` rows and `C` columns of a table or matrix, `T` tokens.
 """
@@ -19,144 +19,112 @@ from glassgpt.utils.torch_internals import uncompiled
 
 
 def tables(model: GPT) -> dict[str, Tensor]:
-    """The tables whose rows are vectors of the residual stream: `embedding`, `head` unless it is tied, learned `positions`.
+    """The tables (N, C) whose rows are vectors of the residual stream, without the rows that pad the vocabulary.
 
-    Each (N, C), without the rows that pad the vocabulary.
+    They are `embedding`, `head` unless it is tied, and `positions` if they are learned.
     """
-    found = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
+    result = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
     if model.head is not model.embedding:
-        found["head"] = model.head.weight.detach()[: model.vocab_size]
+        result["head"] = model.head.weight.detach()[: model.vocab_size]
     if isinstance(model.positions, LearnedPositions):
-        found["positions"] = model.positions.table.weight.detach()
-    return found
+        result["positions"] = model.positions.table.weight.detach()
+    return result
 
 
 def weight_of(model: GPT, name: str) -> Tensor:
-    """A parameter by its name, as `model.named_parameters` has it, without the rows that pad the vocabulary. Raises `UserError`."""
+    """A parameter by its name in `model.named_parameters()`, without the rows that pad the vocabulary.
+
+    Raises `UserError` if there is none.
+    """
     parameters = dict(model.named_parameters())
     if name not in parameters:
-        raise UserError(f"there are no weights {name!r} in this model{did_you_mean(name, parameters)}")
+        raise UserError(f"the model has no parameter {name!r}{did_you_mean(name, parameters)}")
     weight = parameters[name].detach()
     return weight[: model.vocab_size] if name in ("embedding.weight", "head.weight") else weight
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The rows that point the most alike, the nearest first."""
-
-    ids: Tensor
-    """Row numbers (k,)."""
-    cosines: Tensor
-    """Of the angle to each (k,)."""
-
-
 @torch.no_grad()
-def nearest(table: Tensor, row: int, k: int = 12) -> Neighbours:
-    """The k rows of a table (N, C) nearest to one of its own by cosine, itself left out. A row of zeros has cosine 0 to all."""
+def nearest(table: Tensor, row: int, k: int = 12) -> tuple[Tensor, Tensor]:
+    """The k rows of a table (N, C) nearest to one of its rows, without that row: their numbers (k,) and cosines (k,).
+
+    The nearest is first. A zero row has cosine 0 to all. Raises `UserError` if there is no such row.
+    """
     require_index("row", row, len(table))
     table = table.to(torch.promote_types(table.dtype, torch.float32))
     lengths = torch.linalg.vector_norm(table, dim=-1)
     cosines = table @ table[row] / (lengths * lengths[row]).clamp(min=torch.finfo(table.dtype).tiny)
     cosines[row] = -torch.inf
     top = cosines.topk(min(k, len(table) - 1))
-    return Neighbours(top.indices, top.values)
-
-
-@dataclass(frozen=True)
-class Components:
-    """Where the rows of a table lie along its principal components, those of the largest variance first."""
-
-    points: Tensor
-    """(N, n)."""
-    explained: Tensor
-    """Share of all variance that each has (n,)."""
+    return top.indices, top.values
 
 
 @torch.no_grad()
-def principal_components(table: Tensor, n: int = 3) -> Components:
-    """The first n principal components (Pearson, 1901) of a table (N, C), by its covariance in float64.
+def principal_components(table: Tensor, n: int = 3) -> tuple[Tensor, Tensor]:
+    """The first n principal components (Pearson, 1901) of a table (N, C).
 
-    A component has no sign of its own: here its largest loading is positive, so that the map of a checkpoint does not flip over.
-    Components that a narrow table does not have are 0.
+    Returns the rows along them (N, n) and their shares of the variance (n,), the largest first; computed in float64. A
+    component's sign is chosen so that its largest loading is positive: maps of two checkpoints do not flip. Components
+    beyond C are 0.
     """
-    table = _where_float64_is(table)
+    table = _on_float64_device(table)
     mean = table.mean(dim=0, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(_gram(table, mean))  # ascending
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)[:, :n]
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     vectors = vectors * largest.sign()
-    points = torch.cat([(rows - mean) @ vectors for rows in _in_float64(table)])
+    points = torch.cat([(rows - mean) @ vectors for rows in _float64_chunks(table)])
     total = values.sum()
     shares = values[:n] / total if total > 0 else torch.zeros_like(values[:n])
     missing = n - len(shares)
-    return Components(F.pad(points, (0, missing)), F.pad(shares, (0, missing)))
+    return F.pad(points, (0, missing)), F.pad(shares, (0, missing))
 
 
 @torch.no_grad()
 def singular_values(weight: Tensor) -> Tensor:
     """Singular values of a matrix (N, C), descending, float64 (min(N, C),).
 
-    By way of the smaller of its two products with itself, in float64: several times as fast as a decomposition, and exact to about
-    1e-8 of the largest, which float32's own rounding does not reach. Raises `UserError` for weights that are no matrix.
+    They are the roots of the eigenvalues of W^T W (or W W^T, if smaller), in float64: several times as fast as an SVD,
+    and accurate to about 1e-8 of the largest value. Raises `UserError` if the weights are not a matrix.
     """
     if weight.dim() != 2:
-        raise UserError(f"a spectrum is that of a matrix, and these weights have the shape {tuple(weight.shape)}")
-    weight = _where_float64_is(weight)
+        raise UserError(f"only a matrix has singular values, and these weights have the shape {tuple(weight.shape)}")
+    weight = _on_float64_device(weight)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
-    squares = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
-    values: Tensor = squares.flip(0).clamp(min=0).sqrt()
-    return values
+    squares: Tensor = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
+    return squares.flip(0).clamp(min=0).sqrt()
 
 
 def _gram(table: Tensor, mean: Tensor) -> Tensor:
-    """(table - mean)^T (table - mean) for a table (N, C), (C, C) in float64, without a whole copy of the table in it."""
+    """(table - mean)^T (table - mean), (C, C) in float64, without a float64 copy of the table (N, C)."""
     total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
-    for rows in _in_float64(table):
+    for rows in _float64_chunks(table):
         centred = rows - mean
         total.addmm_(centred.T, centred)
     return total
 
 
-def _where_float64_is(x: Tensor) -> Tensor:
+def _on_float64_device(x: Tensor) -> Tensor:
     return x.cpu() if x.device.type == "mps" else x
 
 
-def _in_float64(table: Tensor) -> Iterator[Tensor]:
-    """The rows of a table, some at a time."""
-    for rows in table.split(max(1, CHUNK_ELEMENTS // 2 // table.shape[1])):  # type: ignore[no-untyped-call]
-        yield rows.double()
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """A parameter in four numbers."""
-
-    norm: float
-    """Frobenius norm: the root of the sum of squares."""
-    mean: float
-    std: float
-    """Standard deviation (of all elements: divided by their number)."""
-    largest: float
-    """The largest absolute value."""
+def _float64_chunks(table: Tensor) -> Iterator[Tensor]:
+    rows = max(1, CHUNK_ELEMENTS // 2 // table.shape[1])
+    return (table[start : start + rows].double() for start in range(0, len(table), rows))
 
 
 @torch.no_grad()
-def statistics(weight: Tensor) -> Statistics:
-    """Norm, mean, standard deviation and largest element of weights of any shape."""
+def statistics(weight: Tensor) -> dict[str, float]:
+    """Frobenius `norm`, `mean`, population `std` and `largest` absolute value of weights of any shape."""
     flat = weight.flatten().to(torch.promote_types(weight.dtype, torch.float32))
-    return Statistics(
-        float(torch.linalg.vector_norm(flat)),
-        float(flat.mean()),
-        float(flat.std(correction=0)),
-        float(flat.abs().amax()),
-    )
+    std, largest = flat.std(correction=0), flat.abs().amax()
+    return {"norm": _norm(flat), "mean": float(flat.mean()), "std": float(std), "largest": float(largest)}
 
 
 @torch.no_grad()
 def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
-    """A matrix (N, C) shrunk to at most size x size by the means of its cells, float32; a vector is a matrix of one row.
+    """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row.
 
-    Where a side is no multiple of size, neighbouring cells share the rows or columns that lie between them.
+    If a side is not a multiple of size, neighbouring cells share the rows or columns between them.
     """
     matrix = weight.reshape(-1, weight.shape[-1]).float()
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
@@ -164,7 +132,7 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
 
 @dataclass(frozen=True)
 class ParameterNorms:
-    """How large a parameter is, and how hard a text pulls at it."""
+    """Norms of a parameter and of its gradient."""
 
     name: str
     weight_norm: float
@@ -173,7 +141,7 @@ class ParameterNorms:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The loss of a text, and its gradient's norm by each parameter."""
+    """The loss of a text, and the norm of its gradient by each parameter."""
 
     loss: float
     """Mean over the text's tokens, in nats."""
@@ -181,24 +149,23 @@ class Gradients:
 
 
 def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
-    """Norms of each parameter and of its gradient for the loss of texts ids (B, T). What the parameters have in `.grad` is left alone.
+    """Norms of each parameter and of its gradient for the loss of texts ids (B, T). `.grad` is left unchanged.
 
-    Raises `UserError` for a text of one token, which has no loss, and where the model's kernel has no gradients on its device.
+    Raises `UserError` for a text of one token, a kernel without gradients on this device, and a model prepared for
+    inference.
     """
     if ids.shape[1] < 2:
-        raise UserError("a text of one token has no loss, and so no gradients: give two tokens or more")
+        raise UserError("a text of one token has no loss; give two tokens or more")
     require_kernel(model.config.attention, ids.device)
     parameters = dict(model.named_parameters())
     with torch.inference_mode(False), torch.enable_grad(), uncompiled(model):
-        ids = ids.clone()  # one that was made in inference mode cannot be kept for a backward pass
+        ids = ids.clone()  # autograd cannot save a tensor made in inference mode
         loss = model(ids[:, :-1], ids[:, 1:])
         if not loss.requires_grad:
             raise UserError("a model prepared for inference has no gradients; use the original model")
         gradients = torch.autograd.grad(loss, list(parameters.values()))
-    norms = [
-        ParameterNorms(name, _norm(weight), _norm(g))
-        for (name, weight), g in zip(parameters.items(), gradients, strict=True)
-    ]
+    pairs = zip(parameters.items(), gradients, strict=True)
+    norms = [ParameterNorms(name, _norm(weight), _norm(gradient)) for (name, weight), gradient in pairs]
     return Gradients(float(loss.detach()), norms)
 
 

@@ -201,7 +201,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 
 def _libraries() -> int:
     """Resident bytes of a training process before its model is made: those of this process, with everything that training imports."""
-    importlib.import_module("glassgpt.training.loop")
+    importlib.import_module("glassgpt.training.run")
     return memory_used(torch.device("cpu"))
 
 

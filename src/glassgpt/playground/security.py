@@ -75,9 +75,8 @@ class ApiGuard:
 def require_same_origin(request: Request) -> None:
     """Refuse requests that a page of another site, or of another port of this machine, sends."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if origin not in (None, f"http://{host}", f"https://{host}"):
-        raise HTTPException(403, "requests from another site are refused")
-    if request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+    is_own_origin = origin in (None, f"http://{host}", f"https://{host}")
+    if not is_own_origin or request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
         raise HTTPException(403, "requests from another site are refused")
 
 
@@ -108,7 +107,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` to all responses: the page loads only its own files, and no site embeds it."""
+    """ASGI middleware that adds `HEADERS` to responses: the page loads only its own files, and no site embeds it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -258,7 +259,9 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_train
         except UserError as error:
             warn(f"{error}; trying the one before it")
     if paths:
-        raise UserError(f"no checkpoint in {directory} is whole: start the run again with --overwrite")
+        raise UserError(
+            f"no checkpoint in {directory} passes verification; restore one from a copy, or start a new run in another --out"
+        )
     return None
 
 
@@ -270,14 +273,20 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None
             _remove(path)
 
 
-def remove_later_checkpoints(directory: Path, step: int) -> None:
-    """Remove the checkpoints of later steps than the whole one that a run goes on from.
+def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[str], None]) -> None:
+    """Rename the checkpoints of later steps than the one that a run resumes from: `000500` -> `damaged-000500`.
 
-    They are damaged, and would count among the newest: whole ones would be pruned for them.
+    Their names would count among the newest, and valid checkpoints would be pruned for them. Nothing is deleted.
     """
     for path in checkpoint_paths(directory):
         if int(path.name) > step:
-            _remove(path)
+            aside = path.with_name(f"damaged-{path.name}")
+            for number in itertools.count(2):
+                if not aside.exists():
+                    break
+                aside = path.with_name(f"damaged-{path.name}-{number}")
+            os.replace(path, aside)
+            notify(f"checkpoint {path} was set aside as {aside.name}")
 
 
 def _remove(path: Path) -> None:

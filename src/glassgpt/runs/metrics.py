@@ -1,10 +1,12 @@
 """The growing files of a run: `metrics.jsonl` and `samples.md`. This module is the only one that reads or writes them.
 
-`metrics.jsonl` holds one JSON object per update (with `loss`) or evaluation (with `val_loss`); numbers that are not finite are null.
-`samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by four spaces.
+`metrics.jsonl` holds one JSON object per update (with `loss`) or evaluation (with `val_loss`); numbers that are not
+finite are null. `samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by
+four spaces.
 
-Every reader treats damage alike. A last line without its newline is still being written: it is left for the next read. A complete
-line that is not a record is skipped, and its number is reported. Only `truncate_metrics`, which rewrites the file, refuses it.
+Every reader treats damage alike. A last line without its newline is still being written: it is left for the next read.
+A complete line that is not a record is skipped, and its number is reported. Only `truncate_metrics`, which rewrites the
+file, refuses it.
 """
 
 import io
@@ -56,20 +58,20 @@ class MetricsWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file. Closing retries a record that a full disk refused; `write` has already reported that error."""
+        """Close the file. This retries a record that a full disk refused; `write` has already reported that."""
         with suppress(OSError):
             self._file.close()
 
 
 def parse_metrics(data: bytes) -> Iterator[tuple[int, Record | None]]:
-    """Yield the number (from 1) and the record of each complete line; None for a damaged line. Blank lines are skipped."""
+    """Yield the number (from 1) and the record of each complete line that is not blank; None if it is damaged."""
     for number, line in enumerate(io.BytesIO(data), 1):
         if line.endswith(b"\n") and line.strip():
             yield number, _record(line)
 
 
 def _record(line: bytes) -> Record | None:
-    """The record, or None if the line is not an object with a step, or a loss in it is not a number that fits into a float."""
+    """The record, or None if the line is not an object with an integer step and losses that are numbers or null."""
     try:
         record = json.loads(line, parse_constant=lambda _: None, parse_int=_parse_int)
     except (ValueError, OverflowError, RecursionError):
@@ -118,7 +120,7 @@ def read_metrics(source: Path | bytes) -> Metrics:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line: it has no known step."""
+    """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line."""
     data = path.read_bytes() if path.exists() else b""
     lines, kept = io.BytesIO(data).readlines(), []
     for number, record in parse_metrics(data):
@@ -130,7 +132,7 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
-    """Append a step's samples to `samples.md`, indented so that Markdown shows them as code and no line looks like a heading."""
+    """Append a step's samples to `samples.md`, indented, so that no line of them looks like a heading."""
     parts = [f"\n## Step {step:06d}\n"]
     for number, sample in enumerate(samples, start=1):
         body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
@@ -140,7 +142,7 @@ def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
 
 
 def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
-    """The steps and texts of a `samples.md` (none if it does not exist), or of data from it. Only unindented lines are headings."""
+    """The steps and texts of a `samples.md` (none if it does not exist), or of data from it."""
     data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
     sections: list[tuple[int, list[list[str]]]] = []
     for line in data.decode(errors="replace").split("\n"):
@@ -154,7 +156,7 @@ def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
 
 
 def truncate_samples(path: Path, step: int) -> None:
-    """Remove the samples after a step, and whatever a kill or a full disk left half-written, perhaps inside a character."""
+    """Remove the samples after a step, and a section that a kill or a full disk cut off, perhaps inside a character."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     kept = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
     write_atomic(path, "".join([_SAMPLES_TITLE, *kept]))
@@ -172,7 +174,7 @@ def complete_sections(data: bytes) -> bytes:
 
 @dataclass
 class FollowedFile:
-    """A growing file, read piece by piece. A checksum of the bytes read last shows whether the file was cut back or replaced."""
+    """A growing file, read piece by piece. A checksum of the last bytes shows if it was cut back or replaced."""
 
     path: Path
     complete: Callable[[bytes], bytes]
@@ -181,7 +183,7 @@ class FollowedFile:
     checksum: int = 0
 
     def read(self, limit: int | None = None) -> bytes | None:
-        """At most `limit` bytes appended since the last read, as far as complete; None if the bytes before them have changed."""
+        """At most `limit` bytes appended since the last read, as far as complete; None if earlier bytes changed."""
         start = max(0, self.offset - _CHECKED_BYTES)
         try:
             with open(self.path, "rb") as file:

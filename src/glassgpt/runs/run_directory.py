@@ -24,7 +24,7 @@ import psutil
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.metrics import truncate_metrics, truncate_samples
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, nearby_path
 from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, remove_partials, user_path, write_atomic
 
 _SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
@@ -77,7 +77,8 @@ class RunDirectory:
         """Raise `UserError` unless a run was started here."""
         with explain_os_errors("read", self.path):
             if not self.path.is_dir():
-                raise UserError(f"there is no run at {self.path}")
+                nearby = nearby_path(str(self.path))
+                raise UserError(f"there is no run at {self.path}{f'; did you mean {nearby}?' if nearby else ''}")
             if not self.is_run:
                 raise UserError(f"{self.path} is not a run: it has no config.toml")
 

@@ -1,44 +1,22 @@
-"""What a training run tells whoever watches it, and plain lines for outputs that are no terminal."""
+"""What a training run shows while it runs. `cli/console.py` has a live display for terminals."""
 
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.utils.formatting import RemainingTime, excerpt, format_duration, format_number, one_line
 
 
-class Progress(Protocol):
-    """A watcher of a run. It only listens: an exception that it raises ends the run like any other, without a save.
+class Progress:
+    """Plain lines for a file or a pipe: a training step every few seconds, the first and the last always, each evaluation.
 
-    Records are those of `metrics.jsonl`, but for numbers that are not finite: they come as they are.
-    """
+    Subclass it for another display; an exception that it raises ends the run without a save. Records are those of
+    `metrics.jsonl`, except that numbers that are not finite stay as they are.
 
-    def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
-        """The run begins, or goes on: `summary` describes the model, `last_step` is the number of updates at the end."""
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        """One update is done."""
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        """The validation split was evaluated."""
-
-    def sampled(self, step: int, samples: Sequence[str]) -> None:
-        """The model wrote samples after `step` updates."""
-
-    def message(self, text: str) -> None:
-        """A notice or a warning, a line or two."""
-
-    def finished(self, run: Path) -> None:
-        """The run has done its last step and saved it."""
-
-
-class PlainProgress:
-    """Lines for a file or a pipe: a training step every few seconds, the first and the last always, and each evaluation.
-
-    interval: seconds between lines about steps. stream: standard output unless given. clock: seconds that never go back.
+    interval: seconds between lines about steps. stream: standard output by default. clock: monotonic seconds.
     """
 
     def __init__(
@@ -47,26 +25,25 @@ class PlainProgress:
         self._interval = interval
         self._stream = stream
         self._clock = clock
-        self._open = True
+        self._is_open = True
         self._shown: float | None = None
         self._last_step = 0
-        self._pace = RemainingTime(0, clock)
+        self._remaining = RemainingTime(0, clock)
         self._sample = ""
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
-        """See `Progress`."""
+        """Training starts or resumes. `summary` describes the model; `last_step` is the number of updates at the end."""
         self._last_step = last_step
-        self._pace = RemainingTime(last_step, self._clock)
+        self._remaining = RemainingTime(last_step, self._clock)
         self._shown = None
         self._print(summary)
-        self._print(
-            f"training on {', '.join(config.data.sources)} into {run}: {last_step} steps of {config.batch_tokens} tokens"
-        )
+        sources = ", ".join(config.data.sources)
+        self._print(f"training on {sources} into {run}: {last_step} steps of {config.batch_tokens} tokens", "bold")
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """See `Progress`."""
+        """One update is done."""
         step, now = int(record["step"]), self._clock()
-        left = self._pace.left(step)
+        left = self._remaining.left(step)
         if self._shown is not None and step != self._last_step and now - self._shown < self._interval:
             return
         self._shown = now
@@ -80,49 +57,45 @@ class PlainProgress:
         self._print("  ".join(parts))
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """See `Progress`."""
-        self._print(evaluation_line(record, self._last_step))
+        """The validation split was evaluated."""
+        loss, perplexity, bits = (record.get(f"val_{name}") for name in ("loss", "perplexity", "bits_per_byte"))
+        line = (
+            f"step {record['step']}/{self._last_step}  validation loss {format_number(loss, '.4f')}"
+            f"  perplexity {format_number(perplexity, ',.2f')}  {format_number(bits, '.3f')} bits per byte"
+        )
+        if "hellaswag_acc_norm" in record:
+            line += f"  HellaSwag {record['hellaswag_acc_norm']:.1%} of {record['hellaswag_items']:,}"
+        self._print(line, "green")
 
     def sampled(self, step: int, samples: Sequence[str]) -> None:
-        """See `Progress`."""
+        """Samples were generated after `step` updates."""
         self._sample = samples[0] if samples else ""
         if samples:
-            self._print(f"step {step}/{self._last_step}  writes: {one_line(samples[0], 120)}")
+            self._print(f"step {step}/{self._last_step}  sample: {one_line(samples[0], 120)}", "dim")
 
     def message(self, text: str) -> None:
-        """See `Progress`."""
-        self._print(text)
+        """A notice or a warning of a line or two."""
+        self._print(text, "yellow")
 
     def finished(self, run: Path) -> None:
-        """See `Progress`."""
+        """The last step is done and saved."""
         if self._sample:
             self._print(f"\n{excerpt(self._sample, 600)}\n")
-        self._print(f"done: {run}")
+        self._print(f"done: {run}", "bold")
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, style: str = "") -> None:
+        """Print lines. `style`: a style of rich, for displays that have colours."""
         stream = self._stream or sys.stdout
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        if self._open:
-            try:  # a reader that has gone, a full disk or a locale without the character must not end a run of many hours
+        if self._is_open:
+            try:  # a closed pipe, a full disk or a locale without the character must not end a run of many hours
                 print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
             except OSError:
-                self._open = False
+                self._is_open = False
 
 
-class SilentProgress(PlainProgress):
-    """Says nothing, as all ranks but the first do."""
+class SilentProgress(Progress):
+    """Shows nothing."""
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, style: str = "") -> None:
         pass
-
-
-def evaluation_line(record: Mapping[str, Any], last_step: int) -> str:
-    """An evaluation in one line."""
-    loss, perplexity, bits = (record.get(name) for name in ("val_loss", "val_perplexity", "val_bits_per_byte"))
-    line = (
-        f"step {record['step']}/{last_step}  validation loss {format_number(loss, '.4f')}"
-        f"  perplexity {format_number(perplexity, ',.2f')}  {format_number(bits, '.3f')} bits a byte"
-    )
-    if "hellaswag_acc_norm" in record:
-        line += f"  HellaSwag {record['hellaswag_acc_norm']:.1%} of {record['hellaswag_items']:,}"
-    return line

@@ -1,9 +1,10 @@
-"""What an update works on, and how it is put together: data, model, optimizers, new or as a checkpoint left them."""
+"""What an update works on, and how it is built: data, model and optimizers, new or restored from a checkpoint."""
 
 import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ from glassgpt.runs.checkpoint import Checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.training.optim import OutlierWatch, build_optimizers
 from glassgpt.training.progress import Progress
-from glassgpt.utils.device import describe_environment, find_precision, require_kernel
+from glassgpt.utils.device import describe_environment, find_precision, peak_flops, require_kernel
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.formatting import format_duration
+
+# Warn if an update on a CPU takes longer than this, at the share of the peak that such models reach.
+LONG_UPDATE_SECONDS = 60.0
+USUAL_PEAK_SHARE = 0.4
 
 
 @dataclass
@@ -50,18 +56,23 @@ class TrainState:
     outliers: OutlierWatch
     hellaswag: Sequence[Item] = ()
     hellaswag_published: bool = False
+    """Whether the items are the complete published file."""
     prompts: Sequence[Prompt] = ()
-    """What the model is looked into with at each evaluation; nothing is where there are none."""
+    """What the snapshots run the model on; empty if there are none."""
 
     step: int = 0
     tokens_seen: int = 0
     best_step: int | None = None
     best_val_loss: float | None = None
     found_inf: Tensor | None = None
-    """Where the device judges updates by itself, so that the host need not wait: 1.0 there, (), once a loss or norm was not finite."""
+    """If the device judges updates itself, so that the host need not wait: 1.0 (), on the device, as soon as a loss or
+    gradient norm was not finite; the optimizers then change nothing any more."""
 
-    shorter: dict[int, Batches] = field(default_factory=dict)
-    """Batches of the lengths that sequences have at first, with `context_start`."""
+    shorter_batches: dict[int, Batches] = field(default_factory=dict)
+    """Batches of shorter sequences by their length, with `context_start`."""
+    prefetcher: "Prefetcher | None" = None
+    peak_flops: float | None = None
+    """FLOP/s of this rank's device at its best; None if unknown."""
 
     @property
     def ranks(self) -> Ranks:
@@ -73,18 +84,47 @@ class TrainState:
         """Tokens of the next update."""
         return self.config.update_tokens(self.step / self.steps)
 
-    def rows(self, share: Callable[[int], slice] = slice) -> Ids:
-        """The sequences of the next update (B, T + 1), or a share of them: at first shorter and fewer ones, where the config asks."""
-        config, length = self.config, self.config.sequence_length(self.step / self.steps)
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the model is evaluated after this many updates."""
+        every = self.config.eval_every
+        return step == self.steps or (every > 0 and step % every == 0)
+
+    def rows(self, step: int, part: Callable[[int], slice] = slice) -> Ids:
+        """The sequences (B, T + 1) of the update after `step` updates, or a part of them."""
+        config, length = self.config, self.config.sequence_length(step / self.steps)
         batches = self.batches
         if length < config.model.context_length:
-            if length not in self.shorter:
-                self.shorter[length] = self.data.batches(
-                    length, config.batch_tokens // length, config.seed, config.data.order
-                )
-            batches = self.shorter[length]
-        # Of a smaller update's batch the rest is passed over, so that which windows a step has depends on the step alone.
-        return batches.batch_at(self.step, share(self.update_tokens // length))
+            if length not in self.shorter_batches:
+                batch_size = config.batch_tokens // length
+                self.shorter_batches[length] = self.data.batches(length, batch_size, config.seed, config.data.order)
+            batches = self.shorter_batches[length]
+        # A smaller update skips the rest of its batch, so that the windows of a step depend on the step alone.
+        return batches.batch_at(step, part(config.update_tokens(step / self.steps) // length))
+
+    def local_rows(self) -> Tensor:
+        """This rank's sequences (B, T + 1) of the next update, on the device."""
+        if self.prefetcher is None:
+            self.prefetcher = Prefetcher(self._read_local_rows)
+        return self.prefetcher.get(self.step).to(self.device, non_blocking=True)
+
+    def _read_local_rows(self, step: int) -> Tensor:
+        rows = torch.from_numpy(self.rows(step, self.ranks.slice_of))
+        return rows.pin_memory() if self.device.type == "cuda" else rows  # a GPU copies pinned memory by itself
+
+
+class Prefetcher:
+    """Reads the batch of the following step in a thread while a step is computed."""
+
+    def __init__(self, read: Callable[[int], Tensor]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="glassgpt-batches")
+        self._next: tuple[int, Future[Tensor]] | None = None
+
+    def get(self, step: int) -> Tensor:
+        """The batch of a step."""
+        batch = self._next[1].result() if self._next is not None and self._next[0] == step else self._read(step)
+        self._next = (step + 1, self._thread.submit(self._read, step + 1))
+        return batch
 
 
 def setup_training(
@@ -94,74 +134,94 @@ def setup_training(
     checkpoint: Checkpoint | None = None,
     fingerprint: str | None = None,
 ) -> TrainState:
-    """Everything an update needs, new or as a checkpoint left it. Writes nothing but a prepared dataset.
+    """Everything an update needs, new or as a checkpoint left it. Writes nothing except a prepared dataset.
 
-    `fingerprint` is that of the data which a resumed run must find. Raises `UserError` where something does not fit.
+    `fingerprint` is that of the data a resumed run must find. Raises `UserError` if something does not fit.
     """
     device = ranks.device(config.device)
     precision = find_precision(config.precision, device)
     if config.init_from == "":
-        raise UserError("this recipe goes on from a trained model: name one with --init-from REFERENCE")
+        raise UserError("this recipe starts from a trained model: name one with --init-from REFERENCE")
     with ranks.main_process_first("opening the data"):
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
-        items, is_all = _open_hellaswag(config)
+        items, is_published_set = _open_hellaswag(config)
     ranks.enter_phase("the start of training")
-    model, config = _make_model(config, start, checkpoint, ranks, device, precision)
+    model, config = _build_model(config, start, checkpoint, ranks, device)
     if config.sample.count:
-        sampler(
-            model, data.tokenizer, config.sample, config.seed
-        )  # refuses now what it would refuse at the first sample
-    prompts = _probe_prompts(model, data, config)
+        sampler(model, data.tokenizer, config.sample, config.seed)  # refuse now what the first sample would refuse
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
-    steps = config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size))
-    versions = {"version of the code": _code_hash(), "torch": torch.__version__, "precision": precision}
-    texts = {"data": data.fingerprint, "set of HellaSwag's items": fingerprint_of_items(items)}
-    require_same(ranks, {**versions, "config": config.to_toml(), **texts})
-    for block in model.blocks:
-        checkpoint_activations(block, config.activation_checkpointing)
-    strategy = parallelize(model, config, ranks, device, precision)
-    if config.strategy not in ("auto", strategy.name):
-        progress.message(f"one process: strategy = {config.strategy!r} has no effect (torchrun starts several)")
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    optimizers = build_optimizers(strategy, config.optim, precision)
-    outliers = OutlierWatch(config.optim.skip_outliers)
-    trainer = TrainState(
-        config, data, batches, steps, device, precision, strategy, optimizers, scaler, outliers, items, is_all, prompts
+    facts = {"config": config.to_toml(), "precision": precision, "data": data.fingerprint}
+    versions = {"version of the code": _hash_of_code(), "torch": torch.__version__}
+    require_same(ranks, {**versions, **facts, "set of HellaSwag's items": fingerprint_of_items(items)})
+    strategy = _lay_out(model, config, ranks, device, precision, progress)
+    state = TrainState(
+        config=config,
+        data=data,
+        batches=batches,
+        steps=config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size)),
+        device=device,
+        precision=precision,
+        strategy=strategy,
+        optimizers=build_optimizers(strategy, config.optim, precision),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
+        outliers=OutlierWatch(config.optim.skip_outliers),
+        hellaswag=items,
+        hellaswag_published=is_published_set,
+        prompts=_probe_prompts(model, data, config),
+        peak_flops=peak_flops(device, precision),
     )
-    # Several ranks agree on the host; so they do where float16's scale or the losses before have a say.
-    if (
-        device.type == "cuda"
-        and strategy.name == "single"
-        and not scaler.is_enabled()
-        and not config.optim.skip_outliers
-    ):
-        judge_on_device(trainer)
+    # A loss scale, and losses compared with those before, are on the host: it has to wait for the numbers then.
+    on_host = state.scaler.is_enabled() or config.optim.skip_outliers or config.cpu_offload
+    if device.type == "cuda" and not on_host:
+        judge_on_device(state)
     if checkpoint is not None:
-        _restore(trainer, checkpoint)
+        _restore(state, checkpoint)
     if config.compiles_on(device.type):
         _compile(strategy, config.compile_backend)
-    return trainer
+    _warn_of_long_updates(state, progress)
+    return state
 
 
-def _make_model(
+def _warn_of_long_updates(state: TrainState, progress: Progress) -> None:
+    """Warn if each update will take minutes on a CPU: the default of 524,288 tokens per update suits GPUs."""
+    config = state.config
+    if state.device.type != "cpu" or not state.peak_flops:
+        return
+    flops = config.batch_tokens * ModelSummary(config.model).training_flops_per_token
+    seconds = flops / (state.peak_flops * USUAL_PEAK_SHARE * state.ranks.size)
+    if seconds > LONG_UPDATE_SECONDS:
+        smaller = max(config.model.context_length, config.batch_tokens // 64)
+        progress.message(
+            f"warning: each update of {config.batch_tokens:,} tokens will take about {format_duration(seconds)} min on "
+            f"this CPU; try fewer, such as --batch-tokens {smaller}"
+        )
+
+
+def judge_on_device(state: TrainState) -> None:
+    """Let the optimizers skip updates if `state.found_inf` is 1, which they read on the device."""
+    state.found_inf = torch.zeros((), device=state.device)
+    for optimizer in state.optimizers:
+        setattr(optimizer, "found_inf", state.found_inf)  # noqa: B010 - undeclared in torch, where GradScaler sets it
+
+
+def _build_model(
     config: TrainConfig,
     start: ModelSource | None,
     checkpoint: Checkpoint | None,
     ranks: Ranks,
     device: torch.device,
-    precision: str,
 ) -> tuple[GPT, TrainConfig]:
-    """The model, new or with the weights of `start` or a checkpoint, and the config that tells its shape; what cannot train is refused."""
+    """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
     model: GPT | None = None
     if start is not None:
         model, config = _start_from(start, config, device)
     if checkpoint is None:
-        config.sequences_per_process(ranks.size)  # refuses a batch that the ranks do not divide
+        config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     elif ranks.size not in config.valid_process_counts:
-        possible = ", ".join(map(str, config.valid_process_counts))
+        valid = ", ".join(map(str, config.valid_process_counts))
         raise UserError(
-            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences a step; go on with it on {possible}"
+            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per step; resume it on {valid}"
         )
     require_kernel(config.model.attention, device)
     if model is None:
@@ -173,22 +233,27 @@ def _make_model(
     return model, config
 
 
+def _lay_out(
+    model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, progress: Progress
+) -> Strategy:
+    """Distribute the model over the ranks, with activation checkpointing if the config asks for it."""
+    for block in model.blocks:
+        checkpoint_activations(block, config.activation_checkpointing)
+    strategy = parallelize(model, config, ranks, device, precision)
+    if config.strategy not in ("auto", strategy.name):
+        progress.message(f"strategy = {config.strategy!r} has no effect on one process (torchrun starts several)")
+    return strategy
+
+
 def _compile(strategy: Strategy, backend: str) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
-        raise UserError(f"there is no compile_backend {backend!r}{did_you_mean(backend, known)}")
+        raise UserError(f"unknown compile_backend {backend!r}{did_you_mean(backend, known)}")
     strategy.compile(backend)
 
 
-def judge_on_device(trainer: TrainState) -> None:
-    """Have the optimizers skip updates where `trainer.found_inf` says so, which they read on the device."""
-    trainer.found_inf = torch.zeros((), device=trainer.device)
-    for optimizer in trainer.optimizers:
-        optimizer.found_inf = trainer.found_inf  # type: ignore[attr-defined]  # what GradScaler, too, tells an optimizer by
-
-
-def _code_hash() -> str:
-    """Of this package's own files: installed from other commits, ranks may differ under one version number."""
+def _hash_of_code() -> str:
+    """Hash of this package's own files: ranks with other commits installed may have the same version number."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -198,32 +263,22 @@ def _code_hash() -> str:
 def _open_data(
     config: TrainConfig, start: ModelSource | None, fingerprint: str | None, ranks: Ranks, progress: Progress
 ) -> tuple[TrainConfig, TrainingData]:
-    """The data, and the config with what it determines: the vocabulary, and references that hold from any directory."""
+    """The data, and the config with what it determines: the vocabulary, and references valid in any directory."""
     is_new = fingerprint is None
-    if is_new and start is not None and config.init_from is not None:
-        config = config.override(init_from=str(start.path.resolve()))
     if is_new:
+        if start is not None and config.init_from is not None:
+            config = config.override(init_from=str(start.path.resolve()))
         config = dataclasses.replace(config, data=pinned(config.data))
-    # A run that begins from another's weights has its tokenizer, and one that goes on need not find the tokenizer's file again;
-    # any other has what its own data make.
-    given = (
-        config.init_from is not None or tokenizer_file(config.data.tokenizer) is not None or bool(config.data.mixture)
-    )
-    tokenizer = tokenizer_of(start) if start is not None and given else None
-    if tokenizer is None and config.init_from is not None:
-        raise UserError(
-            f"{config.init_from} has no tokenizer, so no text can be prepared for it; put its tokenizer.json beside it"
-        )
-    data = open_training_data(config.data, tokenizer, progress.message)
+    data = open_training_data(config.data, _tokenizer_for(config, start), progress.message)
     if is_new and config.init_from is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new:
         if fingerprint != data.fingerprint:
             raise UserError(
-                "the text has changed since this run began, so it cannot go on exactly; start a new run (--data, --out)"
+                "the text has changed since this run began, so it cannot resume; start a new run (--data, --out)"
             )
         if ranks.local_rank == 0:
-            data.verify()  # reads all shards: once on each host
+            data.verify()
     require_validation(data)
     vocab_size = data.tokenizer.vocab_size
     if config.model.vocab_size not in (None, vocab_size):
@@ -233,8 +288,21 @@ def _open_data(
     return config.override(model={"vocab_size": vocab_size}), data
 
 
+def _tokenizer_for(config: TrainConfig, start: ModelSource | None) -> Tokenizer | None:
+    """The tokenizer of the model that a run starts from or resumes, if the data has to use it; otherwise None.
+
+    A resumed run does not need the tokenizer's file again; the other tokenizers are built from the data.
+    """
+    from_file = tokenizer_file(config.data.tokenizer) is not None
+    needed = config.init_from is not None or from_file or bool(config.data.mixture)
+    tokenizer = tokenizer_of(start) if start is not None and needed else None
+    if tokenizer is None and config.init_from is not None:
+        raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
+    return tokenizer
+
+
 def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
-    """The items that the run is evaluated on, and whether they are all of the published file."""
+    """The items to evaluate on, and whether they are the complete published file."""
     if not config.hellaswag_every:
         return (), False
     try:
@@ -247,35 +315,34 @@ def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
 
 
 def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """A model with another one's weights, its context cropped to the config's; and the config that tells its shape."""
-    model, _ = load_source(source, device)
-    shape = shape_from(model.config, config.model)
-    cropped = GPT.empty(shape, device)
+    """A model with another one's weights, its context shortened to the config's; and the config with its shape."""
+    trained, _ = load_source(source, device)
+    shape = shape_from(trained.config, config.model)
+    model = GPT.empty(shape, device)
     with torch.no_grad():
-        for parameter, whole in zip(cropped.parameters(), model.parameters(), strict=True):
-            parameter.copy_(whole[: parameter.shape[0]])  # only learned positions have rows to lose
-    return cropped, dataclasses.replace(config, model=shape)
+        for parameter, original in zip(model.parameters(), trained.parameters(), strict=True):
+            parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
+    return model, dataclasses.replace(config, model=shape)
 
 
 def shape_from(trained: ModelConfig, own: ModelConfig) -> ModelConfig:
-    """The shape of a run that goes on from a trained model; of its own settings it has the context's length, dropout and kernel."""
-    return dataclasses.replace(
-        trained.with_shorter_context(own.context_length), dropout=own.dropout, attention=own.attention
-    )
+    """The shape of a run that starts from a trained model, with its own context length, dropout and kernel."""
+    shape = trained.with_shorter_context(own.context_length)
+    return dataclasses.replace(shape, dropout=own.dropout, attention=own.attention)
 
 
-def _restore(trainer: TrainState, checkpoint: Checkpoint) -> None:
-    state = checkpoint.state
-    checkpoint.load_optimizers(trainer.strategy, trainer.optimizers)
-    if state.scaler is not None and trainer.scaler.is_enabled():
-        trainer.scaler.load_state_dict(dict(state.scaler))
-    trainer.outliers.recent = state.recent or []
-    trainer.tokens_seen = checkpoint.tokens_seen
-    trainer.step, trainer.best_step, trainer.best_val_loss = state.step, state.best_step, state.best_val_loss
+def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    saved = checkpoint.state
+    checkpoint.load_optimizers(state.strategy, state.optimizers)
+    if saved.scaler is not None and state.scaler.is_enabled():
+        state.scaler.load_state_dict(dict(saved.scaler))
+    state.outliers.recent = saved.recent or []
+    state.tokens_seen = checkpoint.tokens_seen
+    state.step, state.best_step, state.best_val_loss = saved.step, saved.best_step, saved.best_val_loss
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
-    """The tokens of the samples that [sample] asks for. Raises `UserError` at once for what cannot be asked of this model."""
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate them."""
     return generate(
         model,
         tokenizer,
@@ -292,24 +359,29 @@ def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int)
 
 
 def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[Prompt]:
-    """The prompts that [probe] asks for. Raises `UserError` for one that the tokenizer has no ids for."""
-    length, found = min(config.probe.tokens, config.model.context_length), []
-    if length and not config.probe.prompts:
-        found = [each.validation.read(0, min(length, len(each.validation))).tolist() for each in data.datasets]
-    for text in config.probe.prompts if length else []:
+    """The prompts of [probe]. Raises `UserError` for a prompt that the tokenizer cannot encode."""
+    length = min(config.probe.tokens, config.model.context_length)
+    if not length:
+        return []
+    if not config.probe.prompts:
+        starts = [each.validation.read(0, min(length, len(each.validation))).tolist() for each in data.datasets]
+        return [prompt_of(ids, data.tokenizer) for ids in starts]
+    prompts = []
+    for text in config.probe.prompts:
         try:
-            found.append(prompt_ids(model, data.tokenizer, text)[0, :length].tolist())
+            ids = prompt_ids(model, data.tokenizer, text)[0, :length].tolist()
         except UserError as error:
             raise UserError(f"probe.prompts, {text!r}: {error}") from None
-    return [prompt_of(ids, data.tokenizer) for ids in found]
+        prompts.append(prompt_of(ids, data.tokenizer))
+    return prompts
 
 
-def environment_of(trainer: TrainState) -> dict[str, Any]:
-    """Besides config and data, all that the bits of a run depend on."""
+def environment_of(state: TrainState) -> dict[str, Any]:
+    """What the bits of a run depend on, besides config and data."""
     return {
-        **describe_environment(trainer.device, trainer.precision),
-        "processes": trainer.ranks.size,
-        "strategy": trainer.strategy.name,
-        "parameters": ModelSummary(trainer.config.model).parameters,
-        "data_fingerprint": trainer.data.fingerprint,
+        **describe_environment(state.device, state.precision),
+        "processes": state.ranks.size,
+        "strategy": state.strategy.name,
+        "parameters": ModelSummary(state.config.model).parameters,
+        "data_fingerprint": state.data.fingerprint,
     }

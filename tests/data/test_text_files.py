@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
-from glassgpt.data.chunking import cut, last_cut
+from glassgpt.data.text_files import split_point, split_text
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 
 
@@ -40,18 +40,18 @@ PIECES = st.sampled_from(
 MIXED = st.lists(PIECES, max_size=24).map("".join) | st.text(st.sampled_from("\r\n ab'"), max_size=40)
 
 
-def param_groups(text: str, limit: int, piece: int = 7) -> list[str]:
-    return list(cut([text[i : i + piece] for i in range(0, len(text), piece)], limit))
+def parts_of(text: str, limit: int, piece: int = 7) -> list[str]:
+    return list(split_text([text[i : i + piece] for i in range(0, len(text), piece)], limit))
 
 
 @settings(max_examples=500)
 @given(MIXED, st.integers(2, 12), st.integers(1, 9))
 def test_parts_make_up_the_text_however_it_arrives(text: str, limit: int, piece: int) -> None:
-    parts = param_groups(text, limit, piece)
+    parts = parts_of(text, limit, piece)
     assert "".join(parts) == text
     assert all(0 < len(part) <= limit for part in parts) or parts == [""]
     assert not any(left.endswith("\r") and right.startswith("\n") for left, right in itertools.pairwise(parts))
-    assert parts == list(cut([text], limit))
+    assert parts == list(split_text([text], limit))
     assert (len(parts) == 1) == (len(text) <= limit)
 
 
@@ -71,9 +71,9 @@ def is_safe(text: str, place: int) -> bool:
 @example("!\x1c!\x1c!", 3)
 def test_a_cut_keeps_gpt2s_splitting_wherever_white_space_lets_it(text: str, limit: int) -> None:
     """Against every other place at white space, tried one by one."""
-    if len(text) <= limit or is_safe(text, last_cut(text, 0, limit)):
+    if len(text) <= limit or is_safe(text, split_point(text, 0, limit)):
         return
-    # A first character alone makes no part, `limit` + 1 characters are all that a cut looks at, and \r\n stays together.
+    # The first character alone is not a part, `limit` + 1 characters are all that is looked at, \r\n stays together.
     places = [
         place
         for place in range(2, limit)
@@ -85,7 +85,7 @@ def test_a_cut_keeps_gpt2s_splitting_wherever_white_space_lets_it(text: str, lim
 @settings(max_examples=300, deadline=None)
 @given(text=MIXED, limit=st.integers(2, 12))
 def test_a_cut_that_keeps_the_splitting_keeps_the_tokens(gpt2: Tokenizer, text: str, limit: int) -> None:
-    parts = param_groups(text, limit)
+    parts = parts_of(text, limit)
     if list(itertools.chain.from_iterable(map(gpt2_pieces, parts))) == gpt2_pieces(text):
         assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
 
@@ -106,12 +106,12 @@ def test_text_of_words_in_parts_has_the_tokens_of_the_whole(
         )
     )
     text = "".join(itertools.chain.from_iterable(zip(words, gaps, strict=True)))
-    parts = param_groups(text, 16)  # the longest word, and white space on both sides
+    parts = parts_of(text, 16)  # the longest word, and white space on both sides
     assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
 
 
 def test_a_cut_prefers_a_line_then_a_word() -> None:
-    assert param_groups("one two\nthree four five", 12) == ["one two\n", "three four", " five"]
-    assert param_groups("a\nb" + " word" * 6, 16) == ["a\nb word word", " word word word", " word"]
-    assert param_groups("x" * 9 + "\r\n" + "y", 10) == ["x" * 9, "\r\ny"]
-    assert param_groups("\r\n" * 3, 3) == ["\r\n", "\r\n", "\r\n"]
+    assert parts_of("one two\nthree four five", 12) == ["one two\n", "three four", " five"]
+    assert parts_of("a\nb" + " word" * 6, 16) == ["a\nb word word", " word word word", " word"]
+    assert parts_of("x" * 9 + "\r\n" + "y", 10) == ["x" * 9, "\r\ny"]
+    assert parts_of("\r\n" * 3, 3) == ["\r\n", "\r\n", "\r\n"]

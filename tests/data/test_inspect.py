@@ -1,4 +1,4 @@
-"""`glassgpt data info`: its facts are those of a plain recount, damage is named, and shards give back the text of every document."""
+"""`glassgpt data info`: facts equal a plain recount, damage is named, and shards hold the text of every document."""
 
 import dataclasses
 import itertools
@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 
 from glassgpt.cli.main import main
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import inspect as module
 from glassgpt.data import readers
 from glassgpt.data import shards as shards_module
-from glassgpt.data.dataset import Dataset, TokenStream, open_dataset
-from glassgpt.data.inspect import DatasetFacts, dataset_facts
-from glassgpt.data.inspect_table import facts_text
+from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
+from glassgpt.data.inspect import DatasetFacts, LengthFacts, dataset_facts, facts_text, length_facts
 from glassgpt.data.plan import SEPARATOR
-from glassgpt.data.prepare import prepare, verify
+from glassgpt.data.prepare import prepare
 from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError
@@ -37,12 +35,10 @@ SPLITS = ("train", "validation")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_pieces_and_no_waiting() -> Iterator[None]:
-    """Files are read a few tokens at a time, so that whatever happens between pieces happens here."""
+def small_chunks() -> Iterator[None]:
+    """Files are read a few tokens at a time, so that documents cross chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
         patch.setattr(shards_module, "_CHUNK_TOKENS", 7)
-        patch.setattr(module, "_COUNTED", 16)
         yield
 
 
@@ -65,12 +61,11 @@ def document_lengths(dataset: Dataset) -> list[int]:
     return lengths
 
 
-def check_lengths(facts: DatasetFacts, lengths: list[int]) -> None:
-    """Compare the facts with what these lengths come to, by another way."""
+def check_lengths(found: LengthFacts | None, lengths: list[int]) -> None:
+    """Compare the facts with those of these lengths, computed in another way."""
     if not lengths:
-        assert facts.lengths is None
+        assert found is None
         return
-    found = facts.lengths
     assert found is not None
     assert found.longest == max(lengths)
     assert found.median == np.percentile(lengths, 50, method="inverted_cdf")
@@ -106,7 +101,7 @@ def check_tokens(facts: DatasetFacts, ids: list[int], tokenizer: Tokenizer) -> N
     shard_tokens=st.sampled_from([5, 50, 10_000]),
     percent=st.sampled_from([10, 50]),
 )
-def test_the_facts_are_those_of_a_plain_recount(texts: list[str], kind: str, shard_tokens: int, percent: int) -> None:
+def test_the_facts_equal_a_plain_recount(texts: list[str], kind: str, shard_tokens: int, percent: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = write_rows(Path(folder, "rows.jsonl"), texts)
         data = DataConfig(
@@ -118,7 +113,7 @@ def test_the_facts_are_those_of_a_plain_recount(texts: list[str], kind: str, sha
         try:
             dataset = open_dataset(prepare(data, Path(folder, "out"), tokenizer=MINE if kind == "mine" else None))
         except UserError as error:
-            if "leaves no text to train on" not in str(error):
+            if "no text left for training" not in str(error):
                 raise
             return
         facts = dataset_facts(dataset.directory)
@@ -131,7 +126,7 @@ def test_the_facts_are_those_of_a_plain_recount(texts: list[str], kind: str, sha
             starts = stream.document_starts()
             assert starts is not None
             assert found.tokens_before == [*starts.tolist(), len(stream)][0]
-        check_lengths(facts, document_lengths(dataset))
+        check_lengths(facts.lengths, document_lengths(dataset))
         check_tokens(facts, all_of(dataset.train) + all_of(dataset.validation), dataset.tokenizer)
         assert facts.disk_bytes == sum(path.stat().st_size for path in dataset.directory.iterdir())
         assert facts.fingerprint == dataset.fingerprint
@@ -146,31 +141,8 @@ def test_the_facts_are_those_of_a_plain_recount(texts: list[str], kind: str, sha
 @example([1, 2, 3, 4, 7, 8, 15, 16, 17])
 @example([15, 16])
 @example([1, 4096])
-def test_lengths_are_counted_by_powers_of_two(lengths: list[int]) -> None:
-    counted = module._Lengths()
-    for part in (lengths[:3], [], lengths[3:]):
-        counted.add(np.array(part, dtype=np.int64))
-    check_lengths(dataclasses.replace(EMPTY, lengths=counted.facts()), lengths)
-
-
-EMPTY = DatasetFacts(
-    directory="d",
-    name="n",
-    made_by="glassgpt",
-    source=None,
-    tokenizer={"kind": "bytes", "vocab_size": 256, "sha256": ""},
-    end_of_text=None,
-    dtype="uint16",
-    disk_bytes=999,
-    fingerprint="f",
-    splits={},
-    source_counts=None,
-    lengths=None,
-    frequent=(),
-    unused_ids=256,
-    unknown_tokens=0,
-    samples=(),
-)
+def test_document_lengths_in_powers_of_two(lengths: list[int]) -> None:
+    check_lengths(length_facts(np.array(lengths, dtype=np.int64)), lengths)
 
 
 def test_samples_are_the_first_the_middle_and_the_last_document(tmp_path: Path) -> None:
@@ -212,16 +184,16 @@ def test_a_text_without_documents_gives_stretches(tmp_path: Path) -> None:
     assert [sample.text[:1] for sample in facts.samples] == ["a", "日", "日"]
     assert not any(sample.begins_document or "\ufffd" in sample.text for sample in facts.samples)
     assert facts.splits["validation"].tokens_before == facts.splits["validation"].tokens
-    assert "tokens of validation belong to a document that began before" in facts_text(facts)
+    assert "validation continue a document" in facts_text(facts)
 
 
-# --------------------------------------------------------------------------------------------- other projects' files
+# ------------------------------------------------------------------------------------------- token files of others
 
 A, B = 64, 65  # in this tokenizer, as in GPT-2's
 BEFORE = {"train": [A, A, END, A, B, END, B, *[A] * 30], "val": [END, B, B]}
-BEHIND = {"train": [A, A, END, A, B, END, *[A] * 30, END], "val": [B, B, END]}
-SAMPLES = {"before": [(2, "ab"), (5, "b" + "a" * 30)], "behind": [(0, "aa"), (6, "a" * 30)]}
-LENGTHS = {"before": [3, 32, 3], "behind": [3, 3, 31, 3]}
+AFTER = {"train": [A, A, END, A, B, END, *[A] * 30, END], "val": [B, B, END]}
+SAMPLES = {"before": [(2, "ab"), (5, "b" + "a" * 30)], "after": [(0, "aa"), (6, "a" * 30)]}
+LENGTHS = {"before": [3, 32, 3], "after": [3, 3, 31, 3]}
 
 
 def write_foreign(folder: Path, kind: str, tokens: dict[str, list[int]]) -> None:
@@ -238,19 +210,19 @@ def write_foreign(folder: Path, kind: str, tokens: dict[str, list[int]]) -> None
 
 
 @pytest.mark.parametrize("kind", ["nanoGPT", "build-nanogpt", "llm.c"])
-@pytest.mark.parametrize("place", ["before", "behind"])
-def test_documents_of_another_project_are_found_by_their_marks(kind: str, place: str, tmp_path: Path) -> None:
-    tokens = BEFORE if place == "before" else BEHIND
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_documents_are_found_by_end_of_text_tokens(kind: str, place: str, tmp_path: Path) -> None:
+    tokens = BEFORE if place == "before" else AFTER
     write_foreign(tmp_path, kind, tokens)
     (tmp_path / "tokenizer.json").write_text(MINE.to_json())
     facts = dataset_facts(tmp_path)
-    check_lengths(facts, LENGTHS[place])
+    check_lengths(facts.lengths, LENGTHS[place])
     check_tokens(facts, tokens["train"] + tokens["val"], MINE)
     train = facts.splits["train"]
     assert (facts.made_by, facts.source, facts.source_counts) == (kind, None, None)
     assert (train.documents, train.tokens_before) == ((2, 2) if place == "before" else (3, 0))
     assert (train.bytes, train.characters) == (len(tokens["train"]) - tokens["train"].count(END), None)
-    assert "not known" in facts_text(facts)
+    assert "unknown" in facts_text(facts)
     assert [(sample.token, sample.text) for sample in facts.samples] == SAMPLES[place]
 
 
@@ -265,10 +237,9 @@ def test_characters_of_nanogpt_have_no_documents(tmp_path: Path, capsys: Capture
     assert facts.splits["train"].bytes == 120
     assert facts.unused_ids == 1
     for line in (
-        "made by           nanoGPT",
-        "document lengths are not known",
+        "format            nanoGPT",
+        "document lengths are unknown",
         "1 of 4 ids never occur",
-        "each is as it was when it was first read",
     ):
         assert line in out
 
@@ -288,11 +259,11 @@ def test_the_command_prints_all_facts_and_checks(dataset: Path, tmp_path: Path, 
     facts = dataset_facts(dataset)
     assert out.startswith(facts_text(facts))
     files = sum(path.name != "manifest.json" for path in dataset.iterdir())
-    assert out.endswith(f"checked {files} files: each is as its sha256 says\n")
+    assert f"verified {files} files" in out.splitlines()[-1]
     assert verify(dataset) == files >= 7
     for row in (
-        "1  repeated ones that are in here",
-        "1  blank ones, left out",
+        "1  duplicates in the dataset",
+        "1  blank documents, left out",
         "␣lower",
         "bpe, 280 tokens, end of text 279",
     ):
@@ -315,10 +286,10 @@ def test_a_flipped_bit_is_found_after_the_facts(suffix: str, offset: int, datase
     assert main(["data", "info", str(dataset)]) == 2
     found = capsys.readouterr()
     assert "most frequent tokens" in found.out
-    assert ("1 of the tokens in here" in found.out) == (suffix == "bin")
-    assert f"the content of train-00000-00001.{suffix} has changed" in found.err
+    assert ("1 tokens are not ids" in found.out) == (suffix == "bin")
+    assert f"train-00000-00001.{suffix}" in found.err
     assert main(["data", "info", str(dataset), "--skip-check"]) == 0
-    assert "checked" not in capsys.readouterr().out
+    assert "verified" not in capsys.readouterr().out
 
 
 def test_an_id_of_four_billion_takes_no_memory(tmp_path: Path) -> None:
@@ -331,8 +302,8 @@ def test_an_id_of_four_billion_takes_no_memory(tmp_path: Path) -> None:
     assert (facts.dtype, facts.unknown_tokens, facts.unused_ids) == ("uint32", 1, 70_000 - 99)
 
 
-def test_an_index_in_no_order_is_named(dataset: Path, capsys: Capture) -> None:
-    for offset in (16, 16 * 3 + 7, -15, -9):  # -15, -9: the last document begins behind the last token
+def test_an_unordered_index_is_named(dataset: Path, capsys: Capture) -> None:
+    for offset in (16, 16 * 3 + 7, -15, -9):  # -15, -9: the last document starts after the last token
         content = (dataset / "train-00000-00000.idx").read_bytes()
         flip(dataset / "train-00000-00000.idx", offset, 128)
         assert main(["data", "info", str(dataset)]) == 2
@@ -357,8 +328,8 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
         ("data", "data is no command by itself (commands: data info)"),
         ("data inof x", "did you mean 'info'"),
         ("data info", "DIR is missing"),
-        ("data info missing", "missing is no folder"),
-        ("data info .", "is no prepared dataset"),
+        ("data info missing", "missing is not a folder"),
+        ("data info .", "is not a dataset"),
         ("data info out --json out", "--json out is a directory"),
         ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is no JSON"),
     ],
@@ -371,7 +342,7 @@ def test_mistakes_get_a_line(
     assert expected in capsys.readouterr().err
 
 
-def test_what_takes_long_says_how_far_it_is(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_tasks_log_their_progress(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=3)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     lines: list[str] = []
@@ -380,14 +351,14 @@ def test_what_takes_long_says_how_far_it_is(dataset: Path, monkeypatch: pytest.M
     verify(dataset, lines.append)
     assert lines[0].startswith("counted 0M of 0M tokens")
     assert counted < len(lines)
-    assert lines[-1].startswith("checked 0M of 0M bytes")
+    assert lines[-1].startswith("verified ")
 
 
 # --------------------------------------------------------------------------------------------------- reconstruction
 
 
-def sources_texts() -> st.SearchStrategy[list[list[str]]]:
-    """The texts of some files, no two alike, of characters of every kind, newlines and a token's own spelling among them."""
+def file_texts() -> st.SearchStrategy[list[list[str]]]:
+    """The texts of some files, all different, with all kinds of characters, newlines and the spelling of a token."""
     text = st.lists(
         st.sampled_from(["\n\n", "<|endoftext|>", " the", "日本", "\r\n", "🙂"]) | st.characters(codec="utf-8"),
         max_size=40,
@@ -417,15 +388,15 @@ def read_back(dataset: Dataset) -> dict[str, list[str]]:
 @pytest.mark.parametrize("kind", ["mine", "characters", "bytes"])
 @settings(deadline=None, max_examples=30)
 @given(
-    files=sources_texts(),
+    files=file_texts(),
     shard_tokens=st.sampled_from([16, 60, 10_000]),
     part=st.sampled_from([10, 1 << 22]),
     with_validation=st.booleans(),
 )
-def test_shards_give_back_the_text_of_every_document(
+def test_shards_hold_the_text_of_every_document(
     kind: str, files: list[list[str]], shard_tokens: int, part: int, with_validation: bool
 ) -> None:
-    """Over groups and shards, documents of many parts and larger than a shard among them, by index and in the source's order."""
+    """Over work units and shards, with documents of many parts and larger than a shard, by index and in order."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "PART_CHARACTERS", part)
         dataset = prepared_from(Path(name), kind, files, shard_tokens, with_validation, workers=1)
@@ -434,7 +405,7 @@ def test_shards_give_back_the_text_of_every_document(
 
 
 @pytest.mark.parametrize("kind", ["mine", "characters", "bytes"])
-def test_two_processes_give_back_the_text_too(kind: str, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_documents(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     alphabet = [*"abc \n", "é", "日", "🙂", "\u0301", "<|endoftext|>"]
     files = [["x" + "".join(rng.choice(alphabet, rng.integers(1, 200))) for _ in range(40)] for _ in range(6)]
@@ -482,11 +453,6 @@ def compare_texts(dataset: Dataset, texts: list[str], validation: list[str] | No
         read[split] += 1
     assert not any(found.values())
     assert validation is None or read == {"train": len(texts), "validation": len(validation)}
-
-
-def test_the_tokenizer_of_these_tests_is_what_they_take_it_for() -> None:
-    assert isinstance(MINE, BPETokenizer)
-    assert (MINE.vocab_size, MINE.end_of_text, MINE.encode("ab").tolist()) == (280, END, [A, B])
 
 
 def test_facts_do_not_replace_a_datasets_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,190 @@
+"""The text of a file, in pieces: decompressed (.gz, .bz2, .zst), decoded, and split into parts where GPT-2 splits it anyway.
+
+A file is never held whole. A damaged or truncated file is an error, also in the cases in which the standard library
+would take it for a file that ends early: lost text would go unnoticed.
+"""
+
+import bz2
+import codecs
+import gzip
+import itertools
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import readable
+
+COMPRESSIONS = (".gz", ".zst", ".bz2")
+"""Suffixes of compressed files."""
+
+_CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
+
+
+def compression_of(name: str) -> str:
+    """The suffix of a compressed file, or an empty string."""
+    return next((suffix for suffix in COMPRESSIONS if name.lower().endswith(suffix)), "")
+
+
+def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
+    """Yield the file's text without its byte-order mark; newlines stay as they are.
+
+    The suffix of `name` selects the decompression, and errors call the file by it. Raises `UserError` for a file that
+    cannot be read, is damaged or truncated, or is not valid in its encoding.
+    """
+    codec = codecs.lookup(encoding)
+    decoder = codec.incrementaldecoder(errors)
+    offset, started = 0, False
+    for chunk in itertools.chain(_read_bytes(path, name), [b""]):
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            # `error.object` ends with this chunk, and may begin with bytes of the chunk before.
+            position = offset + len(chunk) - len(error.object) + error.start
+            raise UserError(
+                f"{name} is not valid {codec.name}: byte 0x{error.object[error.start]:02x} at offset {position} "
+                f"({error.reason});\nset its --encoding (latin-1, cp1252, utf-16, ...), or --errors replace (or ignore)"
+            ) from None
+        except UnicodeError as error:  # utf-16 and utf-32 without a byte-order mark
+            raise UserError(
+                f"{name} is not valid {codec.name} ({error}); set its --encoding (utf-16-le, ...)"
+            ) from None
+        offset += len(chunk)
+        if text and not started:
+            text, started = text.removeprefix("\ufeff"), True
+        if text:
+            yield text
+
+
+# -------------------------------------------------------------------------------------------------------- decompression
+
+
+def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
+    """The file's bytes, decompressed. No chunk is empty."""
+    compression = compression_of(name)
+    with readable(name), open(path, "rb") as raw:
+        if not compression:
+            yield from iter(partial(raw.read, _CHUNK), b"")
+            return
+        try:
+            if not raw.peek(1):  # even an empty text has some compressed bytes
+                raise EOFError
+            yield from _decompress(raw, compression)
+        except EOFError:
+            raise UserError(
+                f"{name} is truncated: its compressed data does not end within its {raw.tell():,} bytes; get it again"
+            ) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(
+                f"{name} is damaged, or not a {compression} file: {error} (within its first {raw.tell():,} bytes); "
+                "get the file again"
+            ) from error
+
+
+def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
+    """Raises `EOFError` for truncated data, and `zlib.error` or `BadGzipFile` for damaged data of any kind."""
+    if compression == ".gz":
+        yield from iter(partial(gzip.GzipFile(fileobj=raw).read, _CHUNK), b"")
+    elif compression == ".bz2":
+        # Not bz2.open: it takes a member with a damaged header, and all after it, for the end of the file.
+        yield from _decompress_members(raw, bz2.BZ2Decompressor, OSError)
+    else:
+        zstd = _zstd()
+        # The default refuses the window of `zstd --long=31`, which some published dumps use.
+        options = {zstd.DecompressionParameter.window_log_max: 31}
+        yield from _decompress_members(raw, lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError)
+
+
+def _decompress_members(
+    raw: BinaryIO, new_decompressor: Callable[[], bz2.BZ2Decompressor], damage: type[Exception]
+) -> Iterator[bytes]:
+    """The content of one or more concatenated members, as parallel compressors and `cat` write them.
+
+    `new_decompressor` returns one of `bz2` or of `zstd`: both have the same methods.
+    """
+    member, data, started = new_decompressor(), b"", False
+    while True:
+        if not data and member.needs_input:
+            data = raw.read(_CHUNK >> 3)
+            if not data and started:
+                raise EOFError
+            if not data:
+                return
+        started = True
+        try:
+            content = member.decompress(data, _CHUNK)
+        except damage as error:
+            raise zlib.error(str(error)) from error
+        data = b""
+        if member.eof:
+            member, data, started = new_decompressor(), member.unused_data, False
+        if content:
+            yield content
+
+
+def _zstd() -> Any:
+    """The standard library's module (Python 3.14), or its backport. The package `zstandard` accepts truncated files."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        try:
+            from backports import zstd
+        except ImportError:
+            raise UserError("reading .zst needs backports.zstd: pip install 'glassgpt[data]'") from None
+    return zstd
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+# White space as GPT-2's pattern means it by \s (Unicode's property); Python's \s has four control characters more.
+_S = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_NOT_S = _S.replace("[", "[^")
+# Where GPT-2 splits a text whatever stands around. Its pattern is
+# '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ : words take at most one space before them, so
+# white space always begins a new piece, the last of several is split off, and a single newline is a piece of its own.
+# `.*` is greedy, so the match ends at the last such place.
+_AFTER_NEWLINE = re.compile(rf"(?s:.*){_NOT_S}\n(?={_NOT_S})")
+_BEFORE_SPACE = re.compile(rf"(?s:.*){_NOT_S}(?= {_NOT_S})")
+_AT_WHITE_SPACE = re.compile(rf"(?s:.*)(?:{_NOT_S}(?={_S})|(?!\r\n){_S}(?={_S}{_NOT_S}))")
+
+
+def split_text(pieces: Iterable[str], limit: int) -> Iterator[str]:
+    """Split the joined pieces into parts of at most `limit` characters; an empty text gives one empty part.
+
+    The parts depend on the text alone, not on the pieces in which it arrives.
+    """
+    held: list[str] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > limit:
+            text, start = "".join(held), 0
+            held.clear()  # otherwise the text is in memory twice while its parts are used
+            while len(text) - start > limit:
+                end = split_point(text, start, limit)
+                yield text[start:end]
+                start = end
+            held.append(text[start:])
+            size = len(held[0])
+            del text
+    yield "".join(held)
+
+
+def split_point(text: str, start: int, limit: int) -> int:
+    """The end of the part that begins at `start`. It depends on the `limit` + 1 characters from there on alone."""
+    beyond = start + limit + 1
+    # Most other tokenizers split at the first two as well. Neither is worth a part of less than half the limit.
+    for pattern, first in (
+        (_AFTER_NEWLINE, start + limit // 2),
+        (_BEFORE_SPACE, start + limit // 2),
+        (_AT_WHITE_SPACE, start),
+    ):
+        if match := pattern.match(text, first, beyond):
+            return match.end()
+    end = start + limit
+    return end - 1 if text[end - 1 : end + 1] == "\r\n" and limit > 1 else end

@@ -1,0 +1,210 @@
+"""One update: gradients of the batch, the verdict whether they are finite, and the optimizers.
+
+Shapes: `B` sequences of this rank, `T` tokens of each, `W` ranks.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassgpt.model.param_groups import group_gradient_norms
+from glassgpt.model.summary import ModelSummary
+from glassgpt.training.optim import lr_at
+from glassgpt.training.recorder import Recorder
+from glassgpt.training.setup import TrainState
+from glassgpt.utils.device import autocast
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.rng import device_rng, seed_for
+
+# At this loss scale, float16 gradients that are still infinite are not a matter of the scale.
+SMALLEST_SCALE = 1.0
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient norm of update `step` is not finite; the weights are those before the update."""
+
+    def __init__(self, step: int, loss: float, norm: float, of_rank: str = "") -> None:
+        super().__init__(f"step {step}: the loss is {loss}{of_rank}, the gradient norm {norm}")
+        self.step = step
+
+
+@dataclass
+class Update:
+    """An update that was started. On a GPU it may still run, and its numbers may still be on their way to the host."""
+
+    step: int
+    """From 1."""
+    lr: float
+    numbers: Tensor
+    """Loss in nats and gradient norm before clipping of each rank (W, 2), on the host."""
+    group_norms: dict[str, Tensor]
+    """Gradient norm () by parameter group, before clipping, on the device; empty unless an evaluation follows."""
+    arrived: torch.cuda.Event | None = None
+    """Recorded when the numbers are on the host; None if they are there already."""
+    is_judged: bool = False
+    """Whether the verdict is known: the update was applied, or skipped for a reason other than a failure."""
+    is_outlier: bool = False
+
+    def loss_and_norm(self) -> tuple[float, float]:
+        """The mean loss and the gradient norm; waits for them. Every rank gets the same bits."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        losses, norms = self.numbers.double().unbind(1)
+        return losses.mean().item(), norms[0].item()
+
+    def failure(self) -> NonFiniteError:
+        """The error of an update whose numbers are not finite; names the first rank whose loss is not."""
+        loss, norm = self.loss_and_norm()
+        failed = (~self.numbers[:, 0].isfinite()).nonzero().flatten().tolist()
+        of_rank = f" (on rank {failed[0]})" if failed and len(self.numbers) > 1 else ""
+        return NonFiniteError(self.step, loss, norm, of_rank)
+
+    def read(self) -> dict[str, Any]:
+        """Wait for the record: `step`, `loss`, `lr`, `grad_norm`, and `skipped` if it was. Raises `NonFiniteError`."""
+        loss, norm = self.loss_and_norm()
+        if not self.is_judged and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.failure()
+        record = {"step": self.step, "loss": loss, "lr": self.lr, "grad_norm": norm}
+        return record | ({"skipped": True} if self.is_outlier else {})
+
+
+class UpdateQueue:
+    """Starts updates and records them. A device that judges updates itself computes one while the host starts the next."""
+
+    def __init__(self, state: TrainState, recorder: Recorder) -> None:
+        self._state = state
+        self._recorder = recorder
+        self._running: deque[Update] = deque()
+        self._began = 0.0
+        self.group_norms: dict[str, float] = {}
+        """Gradient norms by parameter group of the last finished update."""
+
+    def start_update(self) -> None:
+        """Start the next update."""
+        state = self._state
+        if not self._running:
+            self._began = time.perf_counter()
+        self._running.append(start_update(state, lr_at(state.step, state.steps, state.config.optim)))
+        state.step += 1
+
+    def finish_updates(self, *, all_of_them: bool, memory_bytes: int) -> None:
+        """Wait for running updates and record them, except the newest one unless it must be finished, too."""
+        keep = 0 if all_of_them or self._state.found_inf is None else 1
+        while len(self._running) > keep:
+            update = self._running.popleft()
+            record = update.read()
+            seconds, self._began = time.perf_counter() - self._began, time.perf_counter()
+            record |= self._throughput(update.step, seconds)
+            self._recorder.step({**record, "memory_bytes": memory_bytes})
+            self.group_norms = {name: norm.item() for name, norm in update.group_norms.items()}
+
+    def _throughput(self, step: int, seconds: float) -> Mapping[str, float | None]:
+        """Count an update's tokens, and measure its speed; `peak_share` is None if the device's peak is unknown."""
+        state, progress = self._state, (step - 1) / self._state.steps
+        tokens = state.config.update_tokens(progress)
+        state.tokens_seen += tokens
+        shape = state.config.model.with_shorter_context(state.config.sequence_length(progress))
+        flops = tokens * ModelSummary(shape).training_flops_per_token
+        peak = state.peak_flops
+        return {
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "tokens_seen": state.tokens_seen,
+            "peak_share": flops / seconds / (peak * state.ranks.size) if peak else None,
+        }
+
+
+def train_step(state: TrainState, lr: float) -> dict[str, Any]:
+    """One update, waited for. Returns its record, with the batch's mean loss (see `Update.read`).
+
+    Raises `NonFiniteError`, with the weights untouched, if the loss or the gradient norm is not finite. In float16 infinite
+    gradients are normal now and then: the update is skipped and the loss scale halved. All ranks reach the same verdict.
+    """
+    return start_update(state, lr).read()
+
+
+def start_update(state: TrainState, lr: float) -> Update:
+    """Start one update: see `train_step`. If `state.found_inf` is set, the host does not wait for anything."""
+    loss, norm, group_norms = compute_gradients(state)
+    numbers = state.ranks.all_gather(torch.stack([loss, norm])[None])
+    # Copied ahead of the optimizers' work: waiting for the numbers does not wait for that, nor for the next update.
+    update = Update(state.step + 1, lr, numbers.to("cpu", non_blocking=True), group_norms)
+    if state.found_inf is None:
+        if _is_accepted(state, update):
+            _apply(state, lr)
+        state.scaler.update()
+    else:
+        if numbers.device.type == "cuda":
+            update.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            update.arrived.record()
+        torch.maximum(state.found_inf, (~numbers.isfinite()).any().to(state.found_inf.dtype), out=state.found_inf)
+        _apply(state, lr)
+    state.strategy.finish_update()
+    return update
+
+
+def _is_accepted(state: TrainState, update: Update) -> bool:
+    """The host's verdict: whether to apply the update. Raises `NonFiniteError`.
+
+    One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and apply half an update.
+    """
+    loss, norm = update.loss_and_norm()
+    if math.isfinite(loss) and math.isfinite(norm):
+        update.is_outlier = state.outliers.is_outlier(loss, norm)
+    elif not math.isfinite(loss) or state.scaler.get_scale() <= SMALLEST_SCALE:
+        raise update.failure()
+    update.is_judged = True
+    return math.isfinite(norm) and not update.is_outlier
+
+
+def _apply(state: TrainState, lr: float) -> None:
+    """Let the optimizers change the weights. Where `state.found_inf` is 1, they leave them (and their state) unchanged."""
+    state.ranks.enter_phase(f"the optimizer in update {state.step + 1}")
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        state.scaler.step(optimizer)
+
+
+def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The clipped gradients of the batch. Returns this rank's mean loss () and the norm () before clipping, on the device.
+
+    If an evaluation follows, the norms by parameter group as well. Their sums involve every rank, and each knows this in advance.
+    """
+    config, strategy, ranks = state.config, state.strategy, state.ranks
+    ranks.enter_phase(f"update {state.step + 1}")
+    rows = state.local_rows()
+    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, state.update_tokens))
+    total = torch.zeros((), device=state.device)
+    strategy.forward.train()
+    with device_rng(state.device) as seed_rng:
+        for index, micro_batch in enumerate(micro_batches):
+            ranks.enter_phase(f"micro-batch {index + 1} of update {state.step + 1}")
+            # Dropout takes no generator: the global one is seeded for this micro-batch of the whole batch.
+            seed_rng(seed_for(config.seed, "dropout", state.step, ranks.rank * len(micro_batches) + index))
+            with strategy.gradient_sync(index + 1 == len(micro_batches)):
+                with autocast(state.device, state.precision):
+                    loss = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+    return total, *_clip(state)
+
+
+def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, the norms by parameter group."""
+    strategy, grad_clip = state.strategy, state.config.optim.grad_clip
+    state.ranks.enter_phase(f"the gradient norm of update {state.step + 1}")
+    for optimizer in state.optimizers:
+        state.scaler.unscale_(optimizer)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in strategy.model.parameters() if p.grad is not None])
+    evaluates = state.evaluates_at(state.step + 1)
+    group_norms = group_gradient_norms(strategy.model, strategy.full_tensor) if evaluates else {}
+    if grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), grad_clip, norm)
+    return strategy.full_tensor(norm), group_norms
