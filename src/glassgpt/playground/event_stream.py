@@ -4,7 +4,6 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,11 +123,13 @@ def history(run: RunDirectory) -> Record:
             evaluations.append(record)
         elif record is not None and "loss" in record:
             numbers.extend(number_in(record, name) for name in COLUMNS)
-    environment = {}
+    config, environment = "", {}
+    with suppress(OSError):
+        config = run.config_path.read_bytes().decode(errors="replace")
     with suppress(UserError):
         environment = run.read_environment()
     return {
-        "config": _read_text(run.config_path),
+        "config": config,
         "environment": environment,
         "status": read_status(run),
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
@@ -154,13 +155,6 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
         name: [float(value) if np.isfinite(value) else None for value in values[rows]]
         for name, values in (by_name | derived).items()
     }
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def snapshot(run: RunDirectory, step: int) -> bytes:
