@@ -218,6 +218,7 @@ def test_every_field_comes_back_from_toml() -> None:
         context_warmup=0.25,
         strategy="fsdp",
         cpu_offload=True,
+        fsdp_gradient_sync="update",
         activation_checkpointing="full",
         eval_every=3,
         eval_tokens=99,

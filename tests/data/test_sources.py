@@ -5,7 +5,6 @@ import re
 import socket
 import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from glassgpt.data import local_files, sources
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
 from glassgpt.data.local_files import LocalFiles
 from glassgpt.data.sources import PreparedDataset, Source, read_source, resolve
-from glassgpt.utils.download import cache_directory, download
+from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 
@@ -240,7 +239,7 @@ def test_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> 
 def test_shakespeare_without_network_tells_the_manual_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(module, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    monkeypatch.setattr(module, "download", partial(download, pause=0.0))
+    monkeypatch.setattr("glassgpt.utils.download._PAUSE", 0.0)
     with pytest.raises(UserError, match=r"(?s)shakespeare.*tinyshakespeare\.txt.*--data FILE"):
         Shakespeare().files()[0].fetch()
 

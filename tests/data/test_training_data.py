@@ -9,7 +9,7 @@ import pytest
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.prepare import prepare, require_tokenizer
 from glassgpt.data.training_data import open_training_data, pinned, with_own_tokenizer
-from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.utils.errors import UserError
 
@@ -23,7 +23,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bpe(path: str, *merges: str) -> None:
-    vocab = [*byte_symbols(), *("".join(merge.split()) for merge in merges), "<|endoftext|>"]
+    vocab = [*bytes_to_unicode(), *("".join(merge.split()) for merge in merges), "<|endoftext|>"]
     Path(path).write_text(BPETokenizer.from_merges({token: i for i, token in enumerate(vocab)}, merges).to_json())
 
 

@@ -46,7 +46,7 @@ from glassgpt.evaluation.hellaswag_items import (
 )
 from glassgpt.interop.hf_models import export_hf
 from glassgpt.model.gpt import GPT
-from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.utils.errors import UserError
 from kill_harness import lightly
@@ -97,7 +97,7 @@ BYTES = BytesTokenizer()
 
 def prefixed() -> BPETokenizer:
     """A tokenizer whose texts begin with a token of their own, as Llama's do."""
-    vocab = {symbol: i for i, symbol in enumerate(byte_symbols())} | {"Ġa": 256, "<s>": 257}
+    vocab = {symbol: i for i, symbol in enumerate(bytes_to_unicode())} | {"Ġa": 256, "<s>": 257}
     content = json.loads(BPETokenizer.from_merges({k: v for k, v in vocab.items() if k != "<s>"}, ["Ġ a"]).to_json())
     content["added_tokens"] = [
         {

@@ -24,7 +24,7 @@ from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
-from glassgpt.tokenizers.base import byte_symbols
+from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
@@ -125,7 +125,7 @@ def test_special_tokens_have_no_part_in_bits_per_byte() -> None:
     """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are
     predicted.
     """
-    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*byte_symbols(), "<|endoftext|>"])}, [])
+    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     end = 256
     stream = TokenStream([np.array([end, *b"ab", end, *b"cde", end], dtype="<u2")])
     model = undecided(tokenizer)
@@ -189,7 +189,7 @@ def test_the_loss_by_position_is_the_mean_at_each_place(batch_size: int | None) 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:
     """The documents behind end-of-text marks, in shards of 40 tokens."""
-    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*byte_symbols(), "<|endoftext|>"])}, [])
+    tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     data = DataConfig(
         source=str(folder / "texts.jsonl"), validation_source=str(folder / "texts.jsonl"), shard_tokens=40

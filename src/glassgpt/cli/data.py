@@ -6,13 +6,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
 from glassgpt.cli.options import decoded, gives, parse, require_json, say, say_aside, write_json
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
+
+if TYPE_CHECKING:
+    from glassgpt.tokenizers.base import Tokenizer
 
 
 @configure(FlagCreatePairsOff)
@@ -63,34 +66,34 @@ class TokenizerTrainOptions:
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A registered name (python-docs, shakespeare), a text file, or a folder of them."""
     vocab_size: int
-    """Number of token ids: the 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2."""
+    """Vocabulary size: 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
-    """File to write, which --data.tokenizer takes, and Hugging Face's tokenizers library."""
+    """File to write, for --data.tokenizer and for Hugging Face's tokenizers library."""
     max_bytes: int = 200_000_000
-    """Train on about as much of the text, taken from everywhere in it: more takes longer, and the tokenizer is no better."""
+    """Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer."""
     reading: Reading = field(default_factory=ReadingConfig)
 
 
-# Of the text, to count the tokens that it takes.
 COMPARED_BYTES = 10_000_000
+"""Bytes of the text on which the trained tokenizer is compared with GPT-2's."""
 
 
 def train_tokenizer(arguments: Sequence[str]) -> None:
-    """Make a tokenizer from a text: byte-level BPE, split as GPT-2 does.
+    """Train a tokenizer on a text: byte-level BPE with GPT-2's splitting.
 
-    It encodes any text; the more a text is like the one that it was made from, the fewer tokens it takes.
+    It encodes any text. Text that resembles the training text takes the fewest tokens.
     """
     options = parse(TokenizerTrainOptions, "tokenizer train", train_tokenizer, arguments)
-    from glassgpt.tokenizers import train as tokenizer_training
+    from glassgpt.data import tokenizer_training
     from glassgpt.tokenizers.inspect import compare_with_gpt2
 
-    DataConfig(encoding=options.reading.encoding)  # which says what is wrong with one that is unknown
+    DataConfig(encoding=options.reading.encoding)  # refuses an unknown encoding
     corpus = tokenizer_training.Corpus(options.source, options.reading)
-    made = tokenizer_training.train_tokenizer(
+    trained = tokenizer_training.train_tokenizer(
         corpus, options.vocab_size, options.out, max_bytes=options.max_bytes, log=print
     )
-    print(f"{options.out}: {made.vocab_size:,} tokens")
-    print(f"bytes a token on {corpus.name}: {compare_with_gpt2(made, corpus.sample(COMPARED_BYTES))}")
+    print(f"{options.out}: {trained.vocab_size:,} tokens")
+    print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
     file = shlex.quote(str(options.out))
     print(f"next:\n  {program()} tokenizer show {file}")
     print(f"  {program()} train RECIPE --data {shlex.quote(options.source)} --data.tokenizer {file}")
@@ -101,33 +104,50 @@ class TokenizerShowOptions:
     """Options of `glassgpt tokenizer show`."""
 
     tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    """A tokenizer's .json file, gpt2 or bytes; the tokenizer of a prepared dataset, a run or a checkpoint, a Hugging Face directory
-    or hub id."""
-    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a line with some of everything)")] = (
-        None
-    )
-    """Text to cut into pieces."""
+    """A tokenizer's .json file, gpt2 or bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id."""
+    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
+    """Text to show in tokens."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
-    """Text on which to count bytes a token, beside GPT-2's: a registered name, a text file, or a folder of them."""
+    """Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them."""
     reading: Reading = field(default_factory=ReadingConfig)
 
 
 def show_tokenizer(arguments: Sequence[str]) -> None:
-    """Show what a tokenizer is and how it cuts text.
+    """Show what a tokenizer is and how it splits text.
 
-    A │ stands between tokens, ␣ for a space, ⏎ for a new line, → for a tab, <e2> for a byte that is part of a character only.
+    │ separates tokens; ␣ is a space, ⏎ a new line, → a tab, and <e2> a byte that is only a part of a character.
     """
     options = parse(TokenizerShowOptions, "tokenizer show", show_tokenizer, arguments)
-    from glassgpt.tokenizers.inspect import compare_with_gpt2, describe, find_tokenizer
-    from glassgpt.tokenizers.train import Corpus
+    from glassgpt.data.tokenizer_training import Corpus
+    from glassgpt.tokenizers.inspect import compare_with_gpt2, describe
 
     DataConfig(encoding=options.reading.encoding)
     text = None if options.text is None else decoded(os.fsencode(options.text), "--text")
     corpus = None if options.data is None else Corpus(options.data, options.reading)
-    found = find_tokenizer(options.tokenizer)
-    print(describe(found, text))
+    tokenizer = find_tokenizer(options.tokenizer)
+    print(describe(tokenizer, text))
     if corpus is not None:
-        print(f"{'bytes a token':<22}on {corpus.name}: {compare_with_gpt2(found, corpus.texts())}")
+        print(f"{'bytes per token':<22}on {corpus.name}: {compare_with_gpt2(tokenizer, corpus.texts())}")
+
+
+def find_tokenizer(name: str) -> "Tokenizer":
+    """Return `gpt2`, `bytes`, a tokenizer's file, or the tokenizer of a dataset or model. Raises `UserError` if there is none."""
+    from glassgpt.tokenizers.builtin import build_tokenizer, load_tokenizer, tokenizer_file
+    from glassgpt.utils.files import user_path
+
+    if name == "characters":
+        raise UserError("a character tokenizer depends on a text; name a run or dataset that has one")
+    if name in ("gpt2", "bytes"):
+        return build_tokenizer(name)
+    path = tokenizer_file(name) or user_path(name) / "tokenizer.json"
+    if tokenizer_file(name) is not None or path.is_file():
+        return load_tokenizer(path)
+    from glassgpt.interop import references
+
+    tokenizer = references.read_reference(name, references.tokenizer_of)
+    if tokenizer is None:
+        raise UserError(f"{name} has no tokenizer")
+    return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

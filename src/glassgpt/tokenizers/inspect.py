@@ -1,73 +1,45 @@
-"""What a tokenizer is and how it cuts text, in lines of which nothing is invisible."""
+"""What a tokenizer is and how it splits text, in lines in which every character is visible."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from glassgpt.tokenizers.base import begin_of_text, byte_symbols
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, build_tokenizer, load_tokenizer, tokenizer_file
+from glassgpt.tokenizers.base import begin_of_text, bytes_to_unicode
+from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import user_path
 from glassgpt.utils.formatting import escape_token
 
 SAMPLE = "Hello, world! It's 1984: 12.5 % naïve café crème, Größe, Война и мир, 日本語, 🙂👍🏽.\n\tif x == 0:\n\t    return  None\n"
-"""Words, numbers, accents, scripts, signs of several code points, and white space of each kind."""
+"""Words, numbers, accents, scripts, signs of several code points, and each kind of white space."""
 
-_LONGEST = 8
-# Characters encoded at once.
-_GROUP = 1 << 22
-
-
-def find_tokenizer(name: str) -> Tokenizer:
-    """`gpt2` or `bytes`, a tokenizer's file, the tokenizer.json of a folder (a dataset, a checkpoint), or a model reference's.
-
-    Raises `UserError` where there is none.
-    """
-    if name == "characters":
-        raise UserError(
-            "a tokenizer of characters is made from a text: name the run or the dataset whose tokenizer you want to see"
-        )
-    if name in ("gpt2", "bytes"):
-        return build_tokenizer(name)
-    path = tokenizer_file(name) or user_path(name) / "tokenizer.json"
-    if tokenizer_file(name) is not None or path.is_file():
-        return load_tokenizer(path)
-    from glassgpt.interop import references as reference  # here, since it loads torch
-
-    tokenizer = reference.read_reference(name, reference.tokenizer_of)
-    if tokenizer is None:
-        raise UserError(f"{name} has no tokenizer")
-    return tokenizer
+_KINDS = {"bpe": "bpe (byte-level BPE)", "gpt2": "gpt2 (byte-level BPE)", "hf": "hf (read by the tokenizers library)"}
+_LONGEST = 8  # tokens shown
+_BATCH = 1 << 22  # characters encoded at once
 
 
 def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
-    """A few lines: kind, size, end of text, longest tokens, and a text in pieces (`SAMPLE` where none is given).
+    """Describe a tokenizer: its kind, size, special tokens, longest tokens, and the tokens of a text (default: `SAMPLE`).
 
-    Raises `UserError` for a given text that this tokenizer cannot encode.
+    Raises `UserError` if it cannot encode `text`.
     """
-    names = {
-        "bpe": "bpe (byte-level BPE)",
-        "gpt2": "gpt2 (byte-level BPE)",
-        "hf": "hf (as the tokenizers library reads it)",
-    }
-    width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     rows = [
-        ("kind", names.get(tokenizer.kind, tokenizer.kind)),
-        ("tokens", f"{tokenizer.vocab_size:,}, of {width} bytes each in a dataset"),
+        ("kind", _KINDS.get(tokenizer.kind, tokenizer.kind)),
+        (
+            "tokens",
+            f"{tokenizer.vocab_size:,}, of {2 if tokenizer.vocab_size <= 1 << 16 else 4} bytes each in a dataset",
+        ),
         ("end of text", _special(tokenizer, tokenizer.end_of_text)),
         ("a text begins with", _special(tokenizer, begin_of_text(tokenizer))),
-        *(("longest tokens" if i == 0 else "", line) for i, line in enumerate(_longest(tokenizer))),
+        *(("longest tokens" if i == 0 else "", line) for i, line in enumerate(_longest_tokens(tokenizer))),
     ]
     try:
-        rows += [
-            ("" if i else "a text in pieces", line)
-            for i, line in enumerate(split_visibly(tokenizer, SAMPLE if text is None else text))
-        ]
+        lines = show_tokens(tokenizer, SAMPLE if text is None else text)
     except UserError as error:
         if text is not None:
             raise
-        rows.append(("a text in pieces", f"not the usual one: {str(error).splitlines()[0]}"))
+        lines = [f"the sample cannot be encoded: {str(error).splitlines()[0]}"]
+    rows += [("" if i else "text in tokens", line) for i, line in enumerate(lines)]
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
@@ -75,43 +47,43 @@ def _special(tokenizer: Tokenizer, token: int | None) -> str:
     return "none" if token is None else f"{escape_token(tokenizer.decode_bytes([token]))} (id {token})"
 
 
-def _longest(tokenizer: Tokenizer) -> Iterator[str]:
+def _longest_tokens(tokenizer: Tokenizer) -> Iterator[str]:
     lengths = tokenizer.byte_lengths()
     for token in np.argsort(-lengths, kind="stable")[:_LONGEST].tolist():
         shown = escape_token(tokenizer.decode_bytes([token], after=token))
         yield f"{shown if len(shown) <= 80 else shown[:79] + '…'}  ({lengths[token]} bytes, id {token})"
 
 
-def split_visibly(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The text in lines, a │ between its tokens, and a line that counts them. Raises `UserError` for text without ids."""
+def show_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the text in lines, with a │ between tokens, and a line of counts. Raises `UserError` for text without ids."""
     ids = tokenizer.encode(text).tolist()
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in itertools.pairwise([None, *ids])]
     marked = "│".join(escape_token(piece).replace("⏎", "⏎\n") for piece in pieces)
     size = len(text.encode())
-    each = f": {size / len(ids):.2f} bytes a token" if ids else ""
-    return [*marked.replace("\n│", "│\n").rstrip("\n").split("\n"), f"{len(ids):,} tokens, {size:,} bytes{each}"]
+    ratio = f": {size / len(ids):.2f} bytes per token" if ids else ""
+    return [*marked.replace("\n│", "│\n").rstrip("\n").split("\n"), f"{len(ids):,} tokens, {size:,} bytes{ratio}"]
 
 
 def merge_states(tokenizer: BPETokenizer, text: str) -> list[list[bytes]]:
-    """A text's pieces from single bytes to tokens, one merge after the other: at each the earliest in the tokenizer's list, everywhere.
+    """Return a text's pieces before the first merge and after each one, from single bytes to tokens.
 
-    Merges never cross the words that the text is split into first. Raises `UserError` for text without ids.
+    Each merge joins one pair everywhere, the earliest in the tokenizer's list. Raises `UserError` for text without ids.
     """
-    tokenizer.encode(text)  # refuses what is no Unicode
-    words = [list(word) for word in tokenizer.words(text)]
+    tokenizer.encode(text)  # refuses invalid Unicode
+    words = [list(word) for word in tokenizer.pre_tokenize(text)]
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges())}
-    byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(byte_symbols())}
+    byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(bytes_to_unicode())}
     states = []
     while True:
         states.append([b"".join(byte_of[symbol] for symbol in part) for word in words for part in word])
-        found = {pair for word in words for pair in itertools.pairwise(word)} & ranks.keys()
-        if not found:
+        pairs = {pair for word in words for pair in itertools.pairwise(word)} & ranks.keys()
+        if not pairs:
             return states
-        words = [_merged(word, min(found, key=lambda pair: ranks[pair])) for word in words]
+        words = [_merge(word, min(pairs, key=lambda pair: ranks[pair])) for word in words]
 
 
-def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """A word's parts with each occurrence of a pair as one, from the left."""
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join each occurrence of a pair, from the left."""
     parts: list[str] = []
     for part in word:
         if parts and (parts[-1], part) == pair:
@@ -122,43 +94,35 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def bytes_per_token(tokenizers: Sequence[Tokenizer], texts: Iterable[str]) -> list[float]:
-    """Mean bytes of text a token of each tokenizer, over all texts. Raises `UserError` where there is no text, or none of its ids."""
+    """Return each tokenizer's mean bytes of text per token. Raises `UserError` if there is no text, or if one cannot encode it."""
     total, tokens = 0, [0] * len(tokenizers)
-    for group in _groups(texts):
-        total += sum(len(text.encode()) for text in group)
-        tokens = [
-            count + len(tokenizer.encode_documents(group)[0])
-            for count, tokenizer in zip(tokens, tokenizers, strict=True)
-        ]
+    for batch in _batches(texts):
+        total += sum(len(text.encode()) for text in batch)
+        for i, tokenizer in enumerate(tokenizers):
+            tokens[i] += len(tokenizer.encode_documents(batch)[0])
     if not total:
         raise UserError("there is no text to count tokens in")
     return [total / count for count in tokens]
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
     for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= _GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+        batch.append(text)
+        if sum(map(len, batch)) >= _BATCH:
+            yield batch
+            batch = []
+    yield batch
 
 
 def compare_with_gpt2(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
-    """The bytes a token on a text in a line, beside GPT-2's, or with a word on why GPT-2's are not at hand. Errors as above."""
-    others: list[Tokenizer] = []
-    reason = ""
-    if tokenizer.kind != "gpt2":
-        try:
-            others.append(build_tokenizer("gpt2"))
-        except UserError as error:  # no network
-            reason = f"; GPT-2's are not at hand: {str(error).splitlines()[0]}"
-    own, *theirs = bytes_per_token([tokenizer, *others], texts)
-    beside = "".join(
-        f"; GPT-2's {other.vocab_size:,}: {figure:.3f}" for other, figure in zip(others, theirs, strict=True)
-    )
-    return f"{own:.3f}{beside}{reason}"
+    """Return the bytes per token on a text, and GPT-2's if its files can be found. Raises `UserError` as `bytes_per_token` does."""
+    if tokenizer.kind == "gpt2":
+        return f"{bytes_per_token([tokenizer], texts)[0]:.3f}"
+    try:
+        gpt2 = build_tokenizer("gpt2")
+    except UserError as error:  # no network
+        own = bytes_per_token([tokenizer], texts)[0]
+        return f"{own:.3f}; GPT-2's is not available: {str(error).splitlines()[0]}"
+    own, other = bytes_per_token([tokenizer, gpt2], texts)
+    return f"{own:.3f}; GPT-2's {gpt2.vocab_size:,}: {other:.3f}"
