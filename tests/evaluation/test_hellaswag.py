@@ -52,7 +52,7 @@ from glassgpt.utils.errors import UserError
 from kill_harness import lightly
 
 WORDS = (
-    "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his cat's dinner".split()
+    "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his dinner".split()
 )
 
 

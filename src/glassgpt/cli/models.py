@@ -27,7 +27,7 @@ class GenerateOptions:
     reference: Reference
     prompt: Annotated[
         str | None,
-        arg(metavar="TEXT", help_behavior_hint="(default: standard input if piped, otherwise a new document)"),
+        arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)"),
     ] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -175,8 +175,8 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do not "
-            "belong together; put the model's own tokenizer.json there"
+            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do "
+            "not belong together; put the model's own tokenizer.json there"
         )
     return tokenizer
 
