@@ -118,8 +118,8 @@ class Client:
 
     def ask(self, path: str, **body: Any) -> tuple[int, Any]:
         """POST a body, and return the status and the value of the answer."""
-        body = json.dumps(body).encode()
-        status, headers, answer = self.request("POST", f"/api/{path}", body, {"content-type": "application/json"})
+        data = json.dumps(body).encode()
+        status, headers, answer = self.request("POST", f"/api/{path}", data, JSON)
         return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(
             headers, answer
         )
