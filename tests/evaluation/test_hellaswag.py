@@ -51,9 +51,7 @@ from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterT
 from glassgpt.utils.errors import UserError
 from kill_harness import lightly
 
-WORDS = (
-    "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his dinner".split()
-)
+WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his dinner".split()
 
 
 @pytest.fixture(autouse=True, scope="module")
