@@ -463,6 +463,8 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     }
     recorder = mock.create_autospec(glassgpt.evaluation.perplexity.evaluate, return_value=figures)
     monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", recorder)
+    load = mock.create_autospec(glassgpt.interop.references.load_model)
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", load)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
@@ -470,8 +472,10 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     )
     settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
     settings |= {"skip_bad": None, "documents": True, "device": "auto", "quantize": "int8", "log": mock.ANY}
-    expected = mock.call("runs/x@best", **settings)
-    assert recorder.call_args == expected
+    settings |= {"context_length": None, "tokens": False}
+    del settings["device"]
+    assert load.call_args.args[0] == "runs/x@best"
+    assert recorder.call_args == mock.call(load.return_value, **settings)
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
     told = capsys.readouterr().out
@@ -717,6 +721,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "tokens_by_position": [9],
     }
     monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", mock.Mock())
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is not JSON" in capsys.readouterr().err

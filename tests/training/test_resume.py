@@ -484,7 +484,7 @@ def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text:
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "missing", "there is no run at"), (tmp_path, "is not a run")):
+    for path, message in ((tmp_path / "missing", "no run at"), (tmp_path, "is not a run")):
         with pytest.raises(UserError, match=message):
             resume(path, progress=Quiet())
     assert list(tmp_path.iterdir()) == []
