@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub as lists of files: those of a subset and split at one commit, each downloaded when it is needed."""
+"""Datasets of the Hugging Face Hub: the files of a subset and split at one commit, downloaded when they are needed."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A split of a subset of a dataset, at a commit. `left_out`: its files in another format than most of its bytes are in."""
+    """The files of a split at a commit. `left_out`: those in another format than most of its bytes."""
 
     hub_id: str
     commit: str
@@ -132,8 +132,9 @@ class HubDataset:
 def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -> HubDataset:
     """Find the files of a dataset's split at the hub's newest commit.
 
-    `subset` None is the default one. If the hub cannot be reached, it is what was found last, if all its files are in the cache.
-    Raises `UserError` if there is no such dataset, subset or split, if none of its files can be read, or without network.
+    `subset` None is the default one. If the hub cannot be reached, it is what was found last, if all its files are in
+    the cache. Raises `UserError` if there is no such dataset, subset or split, if none of its files can be read, or
+    without network.
     """
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"

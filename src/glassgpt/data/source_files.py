@@ -19,9 +19,9 @@ _GRACE = 1.0
 class SourceFile:
     """A file of a source.
 
-    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `fetch` returns
-    the local path and may download it, in a thread. `present` returns how many of its `bytes` are here (None: all of them), and
-    `cancel`, called from another thread, ends a running fetch with an exception.
+    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `fetch`
+    returns the local path and may download it, in a thread. `present` returns how many of its `bytes` are here (None:
+    all of them), and `cancel`, called from another thread, ends a running fetch with an exception.
     """
 
     name: str
@@ -36,9 +36,9 @@ def fetch_all(
 ) -> Generator[tuple[SourceFile, Path], None, None]:
     """Yield each file with its local path, in order, while `parallel` threads fetch the next ones.
 
-    At most `2 * parallel` files are ahead of the reader, so that a slow reader does not fill the disk. `log` gets a line on the
-    progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and when the generator is
-    closed, running fetches are cancelled.
+    At most `2 * parallel` files are ahead of the reader, so that a slow reader does not fill the disk. `log` gets a
+    line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
+    when the generator is closed, running fetches are cancelled.
     """
     results: list[Future[Path]] = [Future() for _ in files]
     progress, total, first = ProgressLine(log, every), sum(file.bytes for file in files), _present_bytes(files)
