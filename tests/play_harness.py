@@ -1,10 +1,10 @@
-"""Small models and runs on the disk, and the page's server over them in a thread of this process."""
+"""Small models and runs, and the playground's server over them in a thread of this process."""
 
 import http.client
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def small_bpe() -> BPETokenizer:
 
 
 def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
-    """Weights so large that everything shows in every number."""
+    """A model with large weights, so that every part affects every number."""
     model = GPT.create(config.model, seed=seed)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -116,22 +116,22 @@ class Client:
         finally:
             connection.close()
 
-    def ask(self, path: str, **question: Any) -> tuple[int, Any]:
-        """Status and value of the answer to a question."""
-        body = json.dumps(question).encode()
-        status, headers, answer = self.request("POST", f"/api/{path}", body, {"content-type": "application/json"})
+    def ask(self, path: str, **body: Any) -> tuple[int, Any]:
+        """POST a body, and return the status and the value of the answer."""
+        data = json.dumps(body).encode()
+        status, headers, answer = self.request("POST", f"/api/{path}", data, JSON)
         return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(
             headers, answer
         )
 
-    def answer(self, path: str, **question: Any) -> Any:
-        """The value of an answer, which there must be."""
-        status, value = self.ask(path, **question)
+    def answer(self, path: str, **body: Any) -> Any:
+        """The value of an answer whose status must be 200."""
+        status, value = self.ask(path, **body)
         assert status == 200, value
         return value
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and value of what is at an address."""
+        """GET an address, and return the status and the value of the answer."""
         status, headers, answer = self.request("GET", path)
         return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else json.loads(answer)
 
@@ -143,7 +143,7 @@ def lines_or_value(headers: Mapping[str, str], answer: bytes) -> Any:
 
 
 def unpacked(data: bytes) -> dict[str, Any]:
-    """A packed answer, read by its description alone: the plain values, and arrays under their names."""
+    """The plain values and the arrays of a packed answer, by name."""
     (length,) = struct.unpack("<I", data[:4])
     header: dict[str, Any] = json.loads(data[4 : 4 + length])
     start = (4 + length + 7) // 8 * 8
@@ -168,17 +168,13 @@ class Served:
         self.pool = ModelPool(catalog, torch.device("cpu"))
         listening = threading.Event()
 
-        def on_start() -> Callable[[], None]:
-            listening.set()
-            return lambda: None
-
-        self.server = PlayServer(self.pool, self.policy, on_start)
+        self.server = PlayServer(self.pool, self.policy, listening.set)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         self._thread.start()
         assert listening.wait(20)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server and wait for its thread."""
         self.server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive()

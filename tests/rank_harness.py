@@ -1,9 +1,10 @@
-"""Several ranks in a second: a process that has imported torch once forks them, again and again, at a caller's request.
+"""Starts several ranks within a second: a process that has imported torch forks them at a caller's request.
 
-Run as a program it reads a request a line from standard input, and answers a line when the ranks have ended. What a rank can be
-asked to do are the functions under «tasks». `Harness` is the caller's side.
+As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A request names
+one of the functions under "tasks". `Harness` is the caller's side.
 """
 
+import builtins
 import functools
 import json
 import os
@@ -182,11 +183,11 @@ def _before_step(step: int, action: Callable[[], object]) -> None:
     mock.patch("glassgpt.training.step.start_update", instead).start()
 
 
-def raising(rank: int, step: int) -> None:
+def raising(rank: int, step: int, kind: str = "KeyError", words: str = "a thing that nobody expected") -> None:
     """An exception on one rank."""
 
     def fail() -> None:
-        raise KeyError("a thing that nobody expected")
+        raise getattr(builtins, kind)(words)
 
     if _rank() == rank:
         _before_step(step, fail)
@@ -214,7 +215,7 @@ def killed_at_the_end(rank: int) -> None:
     """One process is killed when all is done, but for the ranks to part."""
     if _rank() == rank:
         kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
-        mock.patch("glassgpt.distributed.group.DistributedRanks.finish", side_effect=kill).start()
+        mock.patch("glassgpt.distributed.group.Ranks.finish", side_effect=kill).start()
 
 
 def preempted(rank: int, step: int, again: float = 0.0) -> None:
@@ -369,6 +370,7 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         mock.patch("glassgpt.training.setup.peak_flops", return_value=1e9).start()
         for module in ("watchdog", "group"):  # the ranks look after each other more often, so that a test waits less
             mock.patch(f"glassgpt.distributed.{module}.PERIOD", 0.3).start()
+        mock.patch("glassgpt.distributed.watchdog.FIRST_UPDATE_FACTOR", 1).start()
         value = TASKS[request["task"]](**request["arguments"])
         (folder / f"{rank}.json").write_text(json.dumps(value))
         status = 0

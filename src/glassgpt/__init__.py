@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from glassgpt.interop.references import export, load
     from glassgpt.interpretability.capture import capture
     from glassgpt.model.gpt import GPT
-    from glassgpt.report import write_report
+    from glassgpt.report.page import write_report
     from glassgpt.training.run import resume, train
     from glassgpt.utils.errors import UserError
 
@@ -62,7 +62,7 @@ _NAMES_BY_MODULE = {
     "interop.references": ("export", "load"),
     "interpretability.capture": ("capture",),
     "model.gpt": ("GPT",),
-    "report": ("write_report",),
+    "report.page": ("write_report",),
     "training.run": ("resume", "train"),
     "utils.errors": ("UserError",),
 }

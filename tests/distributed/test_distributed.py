@@ -1,6 +1,6 @@
-"""Several ranks: the same numbers as one process, no way to lose a run, and an end in which every rank says or hears why.
+"""Several ranks: the same numbers as one process, no lost runs, and failures that name the rank.
 
-Real processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself.
+Real processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself. The unmarked tests are the fast core.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
+from glassgpt.distributed.group import process_group
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.utils.errors import UserError
 from kill_harness import differences, probes_of, records_of, tiny_config, write_text
@@ -23,7 +24,7 @@ from rank_harness import Ended, Harness
 
 pytestmark = pytest.mark.distributed
 
-# Equal on other numbers of processes: float32 sums in another order, 50 steps long.
+# Equal on other numbers of processes: float32 sums in another order, over up to 50 steps.
 TOLERANCE = 1e-5
 # Twelve sequences a step: 1, 2, 3 and 4 processes divide them.
 BATCH = {"batch_tokens": 192, "eval_every": 0, "checkpoint_every": 0, "sample": {"count": 0}}
@@ -81,10 +82,9 @@ def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
 def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: Harness, text: Path) -> None:
     config = settings(text, model={"n_layer": 2, "n_embd": 24, "n_head": 3})
     (one,) = harness.run(0, "first_weights", config=config)
-    for size in (1, 2, 4):
-        for strategy in ("ddp", "fsdp"):
-            found = harness.run(size, "first_weights", config={**config, "strategy": strategy})
-            assert found == [one] * size, (size, strategy)
+    for size, strategy in ((1, "fsdp"), (2, "ddp"), (4, "fsdp")):
+        found = harness.run(size, "first_weights", config={**config, "strategy": strategy})
+        assert found == [one] * size, (size, strategy)
 
 
 MODERN = {
@@ -98,17 +98,13 @@ MODERN = {
 }
 
 
-PROCESSES = [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
-
-
 @pytest.mark.parametrize(
     ("optimizer", "accumulated", "processes"),
     [
-        ("adamw", False, [*PROCESSES, (1, "fsdp")]),
-        ("adamw", True, PROCESSES),
-        ("muon", True, [(3, "ddp"), (2, "fsdp"), (4, "fsdp")]),
+        pytest.param("adamw", False, [(4, "ddp"), (1, "fsdp")], marks=pytest.mark.slow, id="adamw"),
+        pytest.param("adamw", True, [(2, "ddp"), (4, "fsdp")], marks=pytest.mark.slow, id="adamw accumulated"),
+        pytest.param("muon", True, [(3, "ddp"), (2, "fsdp")], id="muon accumulated"),
     ],
-    ids=["adamw", "adamw accumulated", "muon accumulated"],
 )
 def test_fifty_steps_are_the_same_on_any_number_of_processes(
     harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool, processes: list[tuple[int, str]]
@@ -138,6 +134,18 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
         assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
 
 
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_fsdp_gradients_summed_once_per_update_are_those_of_each_micro_step(
+    harness: Harness, tmp_path: Path, text: Path, precision: str
+) -> None:
+    """Three micro-steps per rank; another order of sums."""
+    config = settings(text, steps=4, micro_batch_size=2, strategy="fsdp", precision=precision)
+    for sync in ("micro_step", "update"):
+        harness.run(2, "train", config={**config, "fsdp_gradient_sync": sync}, out=tmp_path / sync)
+    assert losses_of(tmp_path / "update") == pytest.approx(losses_of(tmp_path / "micro_step"), rel=1e-6)
+    assert farthest(last_weights(tmp_path / "update"), last_weights(tmp_path / "micro_step")) < 1e-6
+
+
 def test_dropout_is_drawn_by_micro_batch_whichever_rank_has_it(harness: Harness, tmp_path: Path, text: Path) -> None:
     config = settings(text, model={"dropout": 0.2}, steps=5, micro_batch_size=3)
     for size in (0, 2, 4):
@@ -152,11 +160,9 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused_with_the_nearest(
     harness.start(2, "train", config=settings(text, batch_tokens=16 * 5), out=tmp_path / "run")
     ended = harness.ended()
     assert [each.status != 0 for each in ended] == [True, True]
-    told = [line for each in ended for line in each.errors.splitlines() if "error:" in line]
-    assert len(told) == 1  # by one of them
-    assert (
-        "5 sequences, which 2 processes cannot share evenly; the nearest that works: --batch-tokens 64 or 96" in told[0]
-    )
+    (line,) = error_lines(ended)  # of one of them
+    assert "2 processes" in line
+    assert "--batch-tokens 64 or 96" in line
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
@@ -167,7 +173,7 @@ def test_the_nearest_batches_that_work_do_work() -> None:
             config.sequences_per_process(processes)
         for number in re.findall(r"\d+", str(caught.value).rpartition("--batch-tokens")[2]):
             assert config.override(batch_tokens=int(number)).sequences_per_process(processes) >= 1
-    with pytest.raises(UserError, match="batch_start = 32 are too few sequences for 4 processes"):
+    with pytest.raises(UserError, match="batch_start = 32"):
         config.override(batch_tokens=64, batch_start=32).sequences_per_process(4)
 
 
@@ -184,9 +190,9 @@ def test_every_rank_evaluates_its_share_and_all_get_the_figures_of_one(
     ]
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = settings(text, model={"context_length": 64}, batch_tokens=64 * 12)
-    for limit in (None, 70, 1):
+    for limit in (None, 1):
         (one,) = harness.run(0, "evaluate", config=config, limit=limit, items=items, count=7)
-        for size, strategy in ((2, "ddp"), (3, "fsdp"), (4, "ddp")):
+        for size, strategy in ((2, "ddp"), (3, "fsdp")):
             for found in harness.run(
                 size, "evaluate", config={**config, "strategy": strategy}, limit=limit, items=items, count=7
             ):
@@ -196,11 +202,13 @@ def test_every_rank_evaluates_its_share_and_all_get_the_figures_of_one(
     assert one["loss"]["tokens"] == 1
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train_twice", config=settings(text, steps=3), outs=[tmp_path / "a", tmp_path / "b"])
     assert differences(tmp_path / "a", tmp_path / "b") == []
 
 
+@pytest.mark.slow
 def test_sharded_training_in_bfloat16_is_that_of_autocast_up_to_rounding(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
@@ -211,6 +219,7 @@ def test_sharded_training_in_bfloat16_is_that_of_autocast_up_to_rounding(
     assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=2e-4)
 
 
+@pytest.mark.slow
 def test_offloading_to_the_host_computes_the_same(harness: Harness, tmp_path: Path, text: Path) -> None:
     """A smoke test: on a CPU there is nowhere to move anything to."""
     config = settings(text, steps=3, strategy="fsdp")
@@ -219,6 +228,7 @@ def test_offloading_to_the_host_computes_the_same(harness: Harness, tmp_path: Pa
     assert losses_of(tmp_path / "True") == losses_of(tmp_path / "False")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_recomputed_and_compiled_blocks_train_alike(
     harness: Harness, tmp_path: Path, text: Path, strategy: str
@@ -242,6 +252,7 @@ def test_recomputed_and_compiled_blocks_train_alike(
     assert probes_of(tmp_path / "one")["000000.safetensors"] == probes_of(tmp_path / "plain")["000000.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp", "none"), ("fsdp", "full")])
 def test_blocks_are_compiled_under_each_strategy(
     harness: Harness, tmp_path: Path, text: Path, strategy: str, kind: str
@@ -255,6 +266,7 @@ def test_blocks_are_compiled_under_each_strategy(
 # -------------------------------------------------------------------------------------------------------------- unbreakable
 
 
+@pytest.mark.slow
 def test_one_two_four_two_one_process_and_both_strategies_in_one_chain(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
@@ -275,12 +287,11 @@ def test_one_two_four_two_one_process_and_both_strategies_in_one_chain(
     assert checkpoint_paths(chain / "checkpoints")[-1].name == "000025"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_preempted_rank_makes_all_save_the_same_step_and_the_run_goes_on_to_the_same_bits(
+@pytest.mark.parametrize(("size", "strategy"), [(3, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)])
+def test_after_a_preemption_on_one_rank_the_run_resumes_to_the_same_bits(
     harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str
 ) -> None:
-    """SIGTERM to the last rank, twice, as from a scheduler and torchrun. All exit 0; the end is that of another run, which ran through."""
+    """SIGTERM to the last rank, twice, as from a scheduler and torchrun. All ranks save the same step and exit 0."""
     changes: dict[str, Any] = {
         "model": {"dropout": 0.1},
         "optim": {"name": "muon"},
@@ -320,15 +331,24 @@ def accident(
     return harness.ended()
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_an_exception_on_any_rank_is_told_with_its_number_and_ends_all(
-    harness: Harness, tmp_path: Path, text: Path, rank: int
+@pytest.mark.parametrize(
+    ("rank", "kind", "words"),
+    [
+        (0, "KeyError", "a thing that nobody expected"),
+        (2, "KeyError", "a thing that nobody expected"),
+        # Under gloo a lost connection is a RuntimeError as well; this one is the rank's own failure.
+        (1, "RuntimeError", "cannot read /data/gloo/connection closed by peer"),
+    ],
+)
+def test_an_exception_on_any_rank_ends_all_and_names_the_rank(
+    harness: Harness, tmp_path: Path, text: Path, rank: int, kind: str, words: str
 ) -> None:
-    ended = accident(harness, 3, "raising", settings(text), tmp_path / "run", rank=rank, step=4)
+    options = {"rank": rank, "step": 4, "kind": kind, "words": words}
+    ended = accident(harness, 3, "raising", settings(text), tmp_path / "run", **options)
     assert all(each.status == 1 for each in ended)
-    assert max(each.seconds for each in ended) < 10
     assert [line.partition(" (")[0] for line in error_lines(ended)] == [f"glassgpt: error: rank {rank} of 3"]
-    assert "KeyError: 'a thing that nobody expected'" in error_lines(ended)[0]
+    assert kind in error_lines(ended)[0]
+    assert words in error_lines(ended)[0]
     assert "Traceback" in ended[rank].errors  # a defect keeps it, on its own rank
     assert all("Traceback" not in each.errors for number, each in enumerate(ended) if number != rank)
     status = status_of(tmp_path / "run")
@@ -336,17 +356,15 @@ def test_an_exception_on_any_rank_is_told_with_its_number_and_ends_all(
     assert f"rank {rank} of 3" in status["error"] or rank == 0
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("stuck", 0), ("stopped", 0), ("stopped", 1), ("stuck_in_forward", 1)])
-def test_a_rank_that_the_others_wait_for_in_vain_is_named(
-    harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int
-) -> None:
+@pytest.mark.parametrize(("kind", "rank"), [("stuck", 0), ("stopped", 1), ("stuck_in_forward", 1)])
+def test_a_rank_that_hangs_is_named(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
     ended = accident(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
     (line,) = error_lines(ended)
     assert re.search(rf"error: rank {rank} \(.*process \d+\) is missing: ", line), line
-    # A stopped process has last shown itself when it began, a second before it was stopped or less.
+    # A stopped process reported up to a second before it was stopped.
     assert {"stuck": "update 2", "stopped": "last seen at", "stuck_in_forward": "update 3, forward"}[kind] in line
     assert ended[1 - rank].status == 1
-    assert ended[rank].status in (1, -signal.SIGKILL)  # who is stopped cannot end by itself: torchrun kills it
+    assert ended[rank].status in (1, -signal.SIGKILL)  # a stopped process cannot end: torchrun kills it
 
 
 def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
@@ -355,23 +373,24 @@ def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path:
     assert re.search(r"error: rank 1 \(.*\) is missing: at the evaluation of step 0 for", line), line
 
 
-def test_where_no_rank_goes_on_all_places_are_told(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """Both ranks are stuck: nobody waits for anybody."""
+@pytest.mark.slow
+def test_if_no_rank_makes_progress_all_phases_are_named(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """A single rank: nobody waits for it."""
     accidents = {"stuck_in_forward": {"rank": 0, "step": 3}}
     ended = accident(harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=accidents, rank=0, step=3)
     (line,) = error_lines(ended)
-    assert re.search(r"no rank has gone on for \d+ s .*: rank 0 \(.*\) at micro-batch 1 of update 3, forward", line), (
-        line
-    )
+    assert re.search(
+        r"no rank .* GLASSGPT_HANG_SECONDS.*: rank 0 \(.*\) at micro-batch 1 of update 3, forward", line
+    ), line
 
 
-def test_who_lost_the_connection_says_so(harness: Harness, tmp_path: Path, text: Path) -> None:
+def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
     ended = accident(harness, 2, "killed", settings(text), tmp_path / "run", rank=1, step=3)
     assert ended[1].status == -signal.SIGKILL
     assert ended[0].status == 2
     (line,) = error_lines(ended)
     assert "rank 0 of 2" in line
-    assert re.search(r"lost the connection to rank 1 \(.*process \d+\), which was killed or whose host is gone", line)
+    assert re.search(r"lost the connection to rank 1 \(.*process \d+\)", line)
     assert "Traceback" not in ended[0].errors
     assert status_of(tmp_path / "run")["state"] == "failed"
 
@@ -387,10 +406,10 @@ def test_a_run_that_is_written_stays_finished_whoever_is_lost_then(
 
 
 @pytest.mark.parametrize(("what", "strategy"), [("loss", "ddp"), ("gradient", "fsdp")])
-def test_a_number_that_is_not_finite_on_one_rank_is_everybodys(
+def test_a_number_that_is_not_finite_on_one_rank_stops_all(
     harness: Harness, tmp_path: Path, text: Path, what: str, strategy: str
 ) -> None:
-    """All ranks refuse the update alike: the run ends with the last good checkpoint, and goes on from it as if nothing had been."""
+    """The run ends with the last good checkpoint, and resumes from it to the same bits."""
     config = {**settings(text, steps=8, checkpoint_every=3), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(2, "train", config=config, out=whole)
@@ -406,21 +425,20 @@ def test_a_number_that_is_not_finite_on_one_rank_is_everybodys(
     assert differences(whole, run) == []
 
 
-def test_a_run_that_fails_ends_the_save_at_hand(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """Rank 1 is the one that says so, while rank 0 writes."""
+@pytest.mark.slow
+def test_a_run_that_fails_finishes_the_save_in_progress(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """Rank 1 fails while rank 0 writes."""
     run = tmp_path / "run"
     config = settings(text, checkpoint_every=4)
     ended = accident(
         harness, 2, "raising", config, run, also={"slow_save": {"step": 4, "seconds": 2.0}}, rank=1, step=5
     )
     assert all(each.status for each in ended)
-    assert max(each.seconds for each in ended) < 10
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000004"]
     open_checkpoint(run / "checkpoints" / "000004")
 
 
-@pytest.mark.parametrize("size", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("size", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_in_the_last_save_does_not_lose_it(
     harness: Harness, tmp_path: Path, text: Path, size: int, number: int
 ) -> None:
@@ -431,9 +449,10 @@ def test_a_signal_in_the_last_save_does_not_lose_it(
     open_checkpoint(run / "checkpoints" / "000003")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_second_signal_does_not_cut_the_save_short(harness: Harness, tmp_path: Path, text: Path, rank: int) -> None:
-    """A second behind the first one, when the rank has left the loop, or waits for the one that writes."""
+    """One second after the first, when the rank has left the loop, or waits for the rank that writes."""
     run, slow = tmp_path / "run", {"slow_save": {"step": 5, "seconds": 2.0}}
     ended = accident(harness, 2, "preempted", settings(text, steps=9), run, also=slow, rank=rank, step=5, again=1.0)
     assert [each.status for each in ended] == [0, 0], ended[0].errors + ended[1].errors
@@ -441,6 +460,7 @@ def test_a_second_signal_does_not_cut_the_save_short(harness: Harness, tmp_path:
     open_checkpoint(run / "checkpoints" / "000005")
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
@@ -450,7 +470,8 @@ def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
     ended = accident(harness, 2, "full_disk", config, run, save=2)
     (line,) = error_lines(ended)
     assert "rank 0 of 2" in line
-    assert "checkpoints/000006: the disk is full: free some space" in line
+    assert "checkpoints/000006" in line
+    assert "disk is full" in line
     assert all(each.status in (1, 2) for each in ended)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000003"]
     assert status_of(run)["state"] == "failed"
@@ -461,8 +482,8 @@ def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ("other_code", r"rank 1 \(.*\) has another version of the code than rank 0 \(.*\): they must be the same"),
-        ("other_data", r"rank 1 \(.*\) has another data than rank 0"),
+        ("other_code", r"rank 1 \(.*\) and rank 0 \(.*\) differ in version of the code"),
+        ("other_data", r"rank 1 \(.*\) and rank 0 \(.*\) differ in data"),
         ("missing_data", r"rank 1 of 2 \(.*\): the dataset /data is damaged: train_000001\.bin is missing"),
     ],
 )
@@ -479,16 +500,18 @@ def test_a_rank_with_other_code_or_data_is_named(
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+@pytest.mark.slow
 def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     harness.start(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
     (line,) = error_lines(harness.ended())
-    assert "there is already a run at" in line
+    assert str(tmp_path / "run") in line
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-def test_what_is_asked_for_anew_is_not_taken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
+@pytest.mark.slow
+def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
     """A name for the rendezvous that is used again: the same request goes on, another one is refused or, if asked to, replaces."""
     environment, run = {"TORCHELASTIC_RUN_ID": "nightly"}, tmp_path / "run"
     for steps, overwrite, expected in ((3, False, 0), (3, True, 0), (4, False, 2), (4, True, 0)):
@@ -509,17 +532,19 @@ def test_what_is_asked_for_anew_is_not_taken_for_a_restart(harness: Harness, tmp
     assert status_of(run)["state"] == "finished"  # which a kill had kept from being written, say
 
 
-def test_processes_that_do_not_divide_a_runs_batch_are_told_which_do(
+def test_resuming_on_processes_that_do_not_divide_the_batch_names_those_that_do(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     harness.run(0, "train", config=settings(text, steps=2, batch_tokens=64), out=tmp_path / "run")
     harness.start(3, "resume", run=tmp_path / "run", steps=4)
     (line,) = error_lines(harness.ended())
-    assert "3 processes cannot share this run's 4 sequences a step; go on with it on 1, 2, 4" in line
+    assert "3 processes" in line
+    assert "1, 2, 4" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["flip", "truncate"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(
+def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     harness: Harness, tmp_path: Path, text: Path, harm: str
 ) -> None:
     config = settings(text, steps=9, checkpoint_every=3)
@@ -534,14 +559,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from(
     harness.start(2, "resume", run=run)
     ended = harness.ended()
     assert [each.status for each in ended] == [0, 0]
-    assert "000009 is damaged: model.safetensors does not match its sha256; trying the one before it" in ended[0].errors
+    assert "000009" in ended[0].errors
+    assert "model.safetensors" in ended[0].errors
     assert differences(whole, run) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------- torchrun
 
 
-def test_ranks_that_are_killed_under_torchrun_go_on_by_themselves_to_the_same_bits() -> None:
+def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all ranks of a host would take its first GPU."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="LOCAL_RANK"), process_group():
+        pass
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_under_torchrun_restart_and_end_with_the_same_bits() -> None:
     """Three ranks, a kill each between steps, in a save and in an evaluation. `benchmarks/rank_kills.py` has 20 of them."""
     harness = Path(__file__).parents[1] / "torchrun_harness.py"
     result = subprocess.run(
@@ -553,8 +589,9 @@ def test_ranks_that_are_killed_under_torchrun_go_on_by_themselves_to_the_same_bi
     assert (outcome["differences"], outcome["steps_lost"], outcome["left_behind"]) == ([], [], [])
 
 
-def test_the_command_line_under_torchrun_speaks_once(tmp_path: Path, text: Path) -> None:
-    """A mistake in the options is told once a host; other commands refuse; a run shows itself on the first rank alone."""
+@pytest.mark.slow
+def test_the_command_line_under_torchrun_prints_once(tmp_path: Path, text: Path) -> None:
+    """Errors in the options are printed by the first rank; other commands are refused."""
     variables = {**os.environ, "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}
     silent = subprocess.run(
         [sys.executable, "-m", "glassgpt", "train", "no-such-recipe"], env=variables, capture_output=True, text=True
@@ -566,6 +603,13 @@ def test_the_command_line_under_torchrun_speaks_once(tmp_path: Path, text: Path)
     )
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "only train runs on several processes" in refused.stderr
+    del variables["LOCAL_RANK"]  # srun and mpirun set variables of their own
+    no_local_rank = subprocess.run(
+        [sys.executable, "-m", "glassgpt", "train", "demo"], env=variables, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert no_local_rank.returncode == 2
+    assert all(name in no_local_rank.stderr for name in ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"))
+    variables |= {"LOCAL_RANK": "0"}
     lost = subprocess.run(
         [sys.executable, "-m", "glassgpt", "train", "demo"], env=variables, capture_output=True, text=True, cwd=tmp_path
     )

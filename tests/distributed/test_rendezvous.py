@@ -1,4 +1,4 @@
-"""Two agents of torchrun on loopback, as on two hosts: one dies and comes back, and the run goes on by itself."""
+"""Two agents of torchrun on loopback, as on two hosts: one dies and comes back, and the run resumes."""
 
 import signal
 import socket
@@ -20,7 +20,7 @@ from kill_harness import differences, tiny_config, write_text
 from rank_harness import Harness
 from torchrun_harness import environment, ranks_below, torchrun, wait_for
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # Waits, then becomes torchrun: agents get their ranks in the order of their process ids, so the one that is started first has rank 0,
 # also where it comes last and the other one holds the store.

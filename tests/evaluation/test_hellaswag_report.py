@@ -16,7 +16,7 @@ from glassgpt.evaluation.baselines import PUBLISHED
 from glassgpt.evaluation.hellaswag import evaluate_hellaswag
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
 from glassgpt.interop.references import load
-from glassgpt.report import write_report
+from glassgpt.report.page import write_report
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
@@ -102,8 +102,8 @@ def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(
     metrics.write_text(metrics.read_text().replace('"hellaswag_published": false', '"hellaswag_published": true'))
     drawn = Page(write_report(run)).charts["HellaSwag"]
     assert drawn.pop("HellaSwag, normalised")["x"] == [0, 10]
-    expected = {row.model: ([0, 10], [row.acc_norm] * 2) for row in PUBLISHED if row.style != "lm-eval"}
-    assert {name: (trace["x"], trace["y"]) for name, trace in drawn.items()} == expected
+    expected = {row.model: [row.acc_norm] * 2 for row in PUBLISHED if row.style != "lm-eval"}
+    assert {name: trace["y"] for name, trace in drawn.items()} == expected
 
 
 def test_eval_prints_both_ways_and_writes_them(

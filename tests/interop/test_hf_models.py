@@ -20,7 +20,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
 from glassgpt.generation.generate import generate
 from glassgpt.interop.hf_families import FAMILIES
-from glassgpt.interop.hf_models import HFModel, export_hf, home_of, open_hf
+from glassgpt.interop.hf_models import HFModel, export_hf, family_for, open_hf
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.utils.errors import UserError
@@ -187,14 +187,14 @@ def assert_same_text(model: GPT, other: Any) -> None:
 @pytest.mark.parametrize(("family", "settings"), HOMES)
 def test_our_model_in_transformers(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
     model = lively(**settings)
-    assert home_of(model.config).name == family
+    assert family_for(model.config).name == family
     assert export_hf(model, None, tmp_path / "out") == family
     other = theirs(tmp_path / "out", "eager" if settings.get("n_kv_head") == 1 else "sdpa")
     assert type(other).__name__ == next(f.architecture for f in FAMILIES if f.name == family)
     assert_same_logits(model, other)
     assert_same_text(model, other)
     found, back = read(tmp_path / "out")
-    assert found.family == family
+    assert found.family.name == family
     with torch.no_grad():
         # Bitwise, but where zeros were put in for biases: the product is then summed in another order.
         exact = model.config.bias or model.config.norm == "rmsnorm"
@@ -207,7 +207,7 @@ def test_transformers_model_here_and_back(family: str, settings: dict[str, Any],
     other = their_model(family, {**settings, "tie_word_embeddings": tied})
     other.save_pretrained(tmp_path / "in")
     found, model = read(tmp_path / "in")
-    assert found.family == family
+    assert found.family.name == family
     assert_same_logits(model, other, batch=2)
     assert_same_text(model, other)
     assert export_hf(model, None, tmp_path / "out") == family
@@ -226,26 +226,26 @@ def test_every_family_is_tried_both_ways() -> None:
 # ------------------------------------------------------------------------------------------------ homes and defaults
 
 NO_HOME: list[tuple[dict[str, Any], str]] = [
-    ({"position": "sinusoidal"}, "GPT2, cannot have position = 'sinusoidal'$"),
-    ({"position": "none"}, "GPT2, cannot have position = 'none'$"),
-    ({"logit_softcap": 30.0}, "GPT2, cannot have logit_softcap = 30.0$"),
-    ({"head_dim": 12}, "GPT2, cannot have head_dim = 12$"),
-    ({"n_kv_head": 2}, "GPT2, cannot have n_kv_head = 2$"),
-    ({**SWIGLU, "window": 5, "window_globals": 2}, "Mistral, cannot have window_globals = 2$"),
-    ({**SWIGLU, "window": 5, "bias": True}, r"Llama, cannot have window = 5$"),
-    ({**SWIGLU, "qk_norm": True, "bias": True}, "cannot have qk_norm = True$"),
-    ({**SWIGLU, "embedding_norm": True}, "Llama, cannot have embedding_norm = True$"),
-    ({**ROTARY, "activation": "relu", "window": 5}, "Starcoder2, cannot have norm = 'rmsnorm'$"),
-    ({**SWIGLU, "norm": "layernorm"}, "Starcoder2, cannot have activation = 'swiglu'$"),
-    ({"activation": "swiglu"}, "GPT2, cannot have activation = 'swiglu'$"),
-    ({**ROTARY, **CHAT, "bias": True}, "NanoChat, cannot have bias = True$"),
+    ({"position": "sinusoidal"}, "GPT2, lacks position = 'sinusoidal'$"),
+    ({"position": "none"}, "GPT2, lacks position = 'none'$"),
+    ({"logit_softcap": 30.0}, "GPT2, lacks logit_softcap = 30.0$"),
+    ({"head_dim": 12}, "GPT2, lacks head_dim = 12$"),
+    ({"n_kv_head": 2}, "GPT2, lacks n_kv_head = 2$"),
+    ({**SWIGLU, "window": 5, "window_globals": 2}, "Mistral, lacks window_globals = 2$"),
+    ({**SWIGLU, "window": 5, "bias": True}, r"Llama, lacks window = 5$"),
+    ({**SWIGLU, "qk_norm": True, "bias": True}, "lacks qk_norm = True$"),
+    ({**SWIGLU, "embedding_norm": True}, "Llama, lacks embedding_norm = True$"),
+    ({**ROTARY, "activation": "relu", "window": 5}, "Starcoder2, lacks norm = 'rmsnorm'$"),
+    ({**SWIGLU, "norm": "layernorm"}, "Starcoder2, lacks activation = 'swiglu'$"),
+    ({"activation": "swiglu"}, "GPT2, lacks activation = 'swiglu'$"),
+    ({**ROTARY, **CHAT, "bias": True}, "NanoChat, lacks bias = True$"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message"), NO_HOME)
 def test_what_no_family_can_hold_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        home_of(ModelConfig(**{**SMALL, **settings}))
+        family_for(ModelConfig(**{**SMALL, **settings}))
     with pytest.raises(UserError, match=message):
         export_hf(lively(**settings), None, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -263,17 +263,17 @@ def test_a_key_left_out_has_transformers_default(name: str) -> None:
     whole = json.loads(
         transformers.AutoConfig.for_model(family(name).model_type, **given).to_json_string(use_diff=False)
     )
-    assert family(name).read(given) == family(name).read(whole)
+    assert family(name).read_config(given) == family(name).read_config(whole)
 
 
 def test_the_defaults_are_the_published_models() -> None:
-    assert family("GPT2").read({}) == ModelConfig(vocab_size=50257, dropout=0.1)
-    mistral = family("Mistral").read({})
+    assert family("GPT2").read_config({}) == ModelConfig(vocab_size=50257, dropout=0.1)
+    mistral = family("Mistral").read_config({})
     assert (mistral.window, mistral.n_kv_head, mistral.context_length, mistral.n_inner) == (4096, 8, 131072, 14336)
 
 
 def test_rotary_settings_old_and_new() -> None:
-    read = family("Llama").read
+    read = family("Llama").read_config
     for config in (
         {"rope_theta": 5e5},
         {"rope_theta": 5e5, "rope_scaling": None, "rope_parameters": None},
@@ -295,7 +295,7 @@ def test_a_rotary_base_left_out_is_transformers(name: str, key: str) -> None:
     expected = transformers.AutoConfig.for_model(
         family(name).model_type, **json.loads(json.dumps(given))
     ).rope_parameters["rope_theta"]
-    assert family(name).read(given).rope_base == expected
+    assert family(name).read_config(given).rope_base == expected
 
 
 # What published config.json files hold besides a family's own keys, as far as it is known; all of it changes no logits.
@@ -387,14 +387,14 @@ PUBLISHED_CONFIGS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 def test_published_configs_are_understood(
     model: str, name: str, config: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    shape = family(name).read({"model_type": family(name).model_type, **config})
+    shape = family(name).read_config({"model_type": family(name).model_type, **config})
     assert {key: getattr(shape, key) for key in expected} == expected
 
 
 def test_windows_of_layers() -> None:
     def windows(name: str, **config: Any) -> list[int | None]:
         found: list[int | None] = (
-            family(name).read({"num_hidden_layers": 4, "max_position_embeddings": 64, **config}).windows
+            family(name).read_config({"num_hidden_layers": 4, "max_position_embeddings": 64, **config}).windows
         )
         return found
 
@@ -444,7 +444,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Llama", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map = "),
     ("Llama", {"embedding_multiplier": 12.0}, "embedding_multiplier = 12.0"),
     ("Llama", {"sliding_window": 8}, "sliding_window = 8"),
-    ("Llama", {"head_dim": 7}, "must be even"),
+    ("Llama", {"head_dim": 7}, "even head width, got 7"),
     ("Mistral", {"attention_bias": True}, "attention_bias = True"),
     ("Mistral", {"layer_types": ["full_attention"] * 32}, "layer_types = "),
     ("Ministral", {"layer_types": ["full_attention"]}, "layer_types = "),
@@ -529,7 +529,7 @@ def test_files_of_every_form(name: str, form: str, tmp_path: Path) -> None:
     else:
         path = folder / "model.safetensors"
     found, model = read(path)
-    assert found.family == name
+    assert found.family.name == name
     assert_same_logits(model, other)
 
 
@@ -592,11 +592,11 @@ def test_a_wrong_tensor_is_named_and_nothing_filled(tmp_path: Path) -> None:
         "model.norm.weight",
     )
     wrong: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
-        f"lacks the tensor '{norm}'": lambda t: {name: tensor for name, tensor in t.items() if name != norm},
-        f"has 1 tensors that .* '{bias}' for one": lambda t: t | {bias: torch.zeros(32)},
-        rf"'{q}' is \(32, 31\)": lambda t: t | {q: t[q][:, :31].contiguous()},
-        f"'{q}' is .* of torch.int8": lambda t: t | {q: t[q].to(torch.int8)},
-        "lacks the tensor 'lm_head.weight'": lambda t: {
+        f"'{norm}' .* is missing": lambda t: {name: tensor for name, tensor in t.items() if name != norm},
+        f"1 tensors .* '{bias}'": lambda t: t | {bias: torch.zeros(32)},
+        rf"'{q}' is .*\(32, 31\)": lambda t: t | {q: t[q][:, :31].contiguous()},
+        f"'{q}' is torch.int8": lambda t: t | {q: t[q].to(torch.int8)},
+        "'lm_head.weight' .* is missing": lambda t: {
             name: tensor for name, tensor in t.items() if name != "lm_head.weight"
         },
     }
@@ -612,9 +612,7 @@ def test_a_wrong_tensor_is_named_and_nothing_filled(tmp_path: Path) -> None:
     folder = tmp_path / "tied"
     saved(folder, "GPT2")
     rewrite(folder, lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] + 1})
-    with pytest.raises(
-        UserError, match=r"lm_head.weight is not transformer.wte.weight, although its config ties the two"
-    ):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from transformer.wte.weight"):
         read(folder)
 
 
@@ -640,28 +638,25 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "good" / "model.safetensors", tmp_path / "lonely")
     index = "model.safetensors.index.json"
     cases: list[tuple[Path, str]] = [
-        (tmp_path / "nowhere", "there is no model at .*nowhere"),
+        (tmp_path / "nowhere", "nowhere does not exist"),
         (tmp_path / "lonely", "has no config.json"),
-        (tmp_path / "lonely" / "model.safetensors", "has no config.json beside it"),
+        (tmp_path / "lonely" / "model.safetensors", "needs its config.json"),
         (tmp_path / "good" / "config.json", "neither a Hugging Face model directory nor a .safetensors file"),
         (copy(write("config.json", "{")), "config.json is damaged: "),
         (copy(write("config.json", b"\xff")), "config.json is damaged: "),
-        (copy(write("config.json", "[1]")), "config.json is damaged: it holds no JSON object"),
-        (copy(write("config.json", "{}")), "names no model_type; glassgpt knows gpt2, "),
-        (
-            copy(write("config.json", '{"model_type": "lama"}')),
-            r"model_type 'lama'; did you mean 'llama'\? \(it knows gpt2, ",
-        ),
-        (copy(lambda folder: (folder / "model.safetensors").unlink()), "has no weights: neither"),
+        (copy(write("config.json", "[1]")), "config.json is damaged: "),
+        (copy(write("config.json", "{}")), "config.json: model_type .* gpt2, "),
+        (copy(write("config.json", '{"model_type": "lama"}')), "model_type 'lama' .*did you mean 'llama'.* gpt2, "),
+        (copy(lambda folder: (folder / "model.safetensors").unlink()), "has no weights"),
         (copy(write("model.safetensors", weights[:-7])), "model.safetensors cannot be read as safetensors"),
         (copy(write("model.safetensors", weights[:100])), "model.safetensors cannot be read as safetensors"),
         (copy(write("model.safetensors", "")), "model.safetensors cannot be read as safetensors"),
         (copy(lambda folder: (folder / shard.name).unlink(), "shards"), f"{shard.name} is missing"),
         (copy(write(index, "{"), "shards"), "index.json is damaged"),
-        (copy(write(index, "{}"), "shards"), "index.json is damaged: it has no weight_map"),
+        (copy(write(index, "{}"), "shards"), "index.json is damaged: .*weight_map"),
         (
             copy(write(index, '{"weight_map": {"a": "../model.safetensors"}}'), "shards"),
-            "no weight_map of files beside it",
+            "index.json is damaged: .*weight_map",
         ),
         (copy(only_bin(b"")), "pytorch_model.bin is empty"),
         (copy(only_bin(b"PK\x03\x04 no zip")), "pytorch_model.bin is damaged"),
@@ -781,4 +776,4 @@ def test_the_two_files_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
 def test_every_recipe_has_a_home(name: str) -> None:
     """So that whatever a recipe trains can be exported."""
     is_modern = name in ("demo", "speedrun", "shakespeare-best", "gpt2-speedrun")
-    assert home_of(recipe(name, model={"vocab_size": 100}).model).name == ("Qwen3" if is_modern else "GPT2")
+    assert family_for(recipe(name, model={"vocab_size": 100}).model).name == ("Qwen3" if is_modern else "GPT2")

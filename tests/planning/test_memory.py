@@ -202,6 +202,11 @@ def test_bytes_sent_by_hand() -> None:
     assert bytes_sent_per_update(run, 8, "ddp", "bfloat16") == 2 * 4 * P * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "bfloat16") == 4 * (2 * 2 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "float32") == 4 * (2 * 4 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
+    once = run.override(fsdp_gradient_sync="update")
+    assert (
+        bytes_sent_per_update(once, 8, "fsdp", "bfloat16") == (4 * (2 * 2 * blocks + 4 * (P - blocks)) + 4 * P) * 7 // 8
+    )
+    assert memory_per_rank(once, 8, "fsdp", "bfloat16").gradients == 4 * P
     assert bytes_sent_per_update(run, 1, "ddp", "float32") == 0
 
 

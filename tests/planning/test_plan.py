@@ -141,7 +141,7 @@ def test_components_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFix
         line[:21]: [float(size) * units[unit] for size, unit in re.findall(r"([\d.]+) (GB|MB|bytes)", line[21:])]
         for line in capsys.readouterr().out.splitlines()
     }
-    names = [name for name in table if name.startswith("  ") and name.strip() != "available"]
+    names = [name for name in table if re.match(r"  \w", name) and name.strip() != "available"]
     assert len(names) == len(dataclasses.fields(Memory))
     total = next(sizes for name, sizes in table.items() if name.startswith("memory per rank"))
     assert [sum(sizes) for sizes in zip(*(table[name] for name in names), strict=True)] == pytest.approx(

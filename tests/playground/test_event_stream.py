@@ -130,16 +130,16 @@ def test_a_cursor_continues_where_another_follower_ended(run: RunDirectory, monk
     write_steps(run, range(1, 4))
     cursor = history(run)["cursor"]
     later = write_steps(run, range(4, 60))
-    found: list[Any] = []
+    result: list[Any] = []
     while True:
         follower = Follower(run, cursor)  # a new connection each time
         new = poll(follower)
         assert "reset" not in new
         if "metrics" not in new:
             break
-        found += new["metrics"]["training"]
+        result += new["metrics"]["training"]
         cursor = follower.cursor
-    assert found == later
+    assert result == later
     for nonsense in ("", "1-2-3", "1-2-3-4-5", "a-b-c-d", "1-2-3-" + "9" * 99, "-1-2-3-4", "٣-1-1-1"):
         with pytest.raises(UserError, match="cursor"):
             Follower(run, nonsense)
@@ -164,16 +164,16 @@ def test_a_thinned_history_keeps_the_curve(run: RunDirectory, monkeypatch: pytes
     records = write_steps(run, range(1, 400))
     with open(run.metrics_path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 400, "loss": 99.0, "grad_norm": None}) + "\n" + '{"step": 401, "loss')
-    found = history(run)
-    columns = found["training"]
+    result = history(run)
+    columns = result["training"]
     assert len(columns["step"]) <= 50
     assert (columns["step"][0], columns["step"][-1]) == (1, 400)
     assert max(columns["loss"]) == 99.0
     assert {len(column) for column in columns.values()} == {len(columns["step"])}
     by_step = {record["step"]: record["loss"] for record in records}
     assert all(by_step.get(step, 99.0) == loss for step, loss in zip(columns["step"], columns["loss"], strict=True))
-    assert found["config"] == run.config_path.read_text(encoding="utf-8")
-    assert "reset" not in poll(Follower(run, found["cursor"]))
+    assert result["config"] == run.config_path.read_text(encoding="utf-8")
+    assert "reset" not in poll(Follower(run, result["cursor"]))
 
 
 def test_a_thinned_history_has_means_and_times_of_all_steps(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,14 +208,14 @@ def test_sections_of_samples_larger_than_one_reading_arrive_whole(
 
 
 def test_an_empty_run_has_a_history(run: RunDirectory) -> None:
-    found = history(run)
-    assert (found["status"], found["environment"], found["evaluations"], found["samples"]) == (
+    result = history(run)
+    assert (result["status"], result["environment"], result["evaluations"], result["samples"]) == (
         {"state": None},
         {},
         [],
         [],
     )
-    assert found["training"]["loss"] == []
+    assert result["training"]["loss"] == []
 
 
 def test_a_snapshot_arrives_unchanged(tmp_path: Path) -> None:
@@ -224,17 +224,17 @@ def test_a_snapshot_arrives_unchanged(tmp_path: Path) -> None:
     taken = take_probe(model, [Prompt([1, 2, 3], ["a", "b", "c"]), Prompt([4], ["d"])], ["text"], 1)
     write_probe(run.probe_path(1), taken)
     with serving(run.path) as served:
-        status, found = served.client.get("/api/snapshot?model=0&step=1")
+        status, result = served.client.get("/api/snapshot?model=0&step=1")
         assert status == 200
         assert served.client.get("/api/history?model=0")[1]["snapshots"] == [1]
         status, refused = served.client.get("/api/snapshot?model=0&step=2")
         assert (status, "it has 1" in refused["error"]) == (400, True)
-    assert [prompt["ids"] for prompt in found["prompts"]] == [[1, 2, 3], [4]]
+    assert [prompt["ids"] for prompt in result["prompts"]] == [[1, 2, 3], [4]]
     for number, prompt in enumerate(taken.prompts):
         for name in ("attention", "lens_ids", "lens_p", "next_rank", "surprisal"):
             tensor: torch.Tensor = getattr(prompt, name)
-            np.testing.assert_array_equal(found[f"{name}.{number}"], tensor.numpy())
-    np.testing.assert_array_equal(found["head_scores"], taken.head_scores.numpy())
+            np.testing.assert_array_equal(result[f"{name}.{number}"], tensor.numpy())
+    np.testing.assert_array_equal(result["head_scores"], taken.head_scores.numpy())
 
 
 def test_reading_a_run_takes_no_lock(run: RunDirectory) -> None:
@@ -349,7 +349,7 @@ def test_followers_are_bounded_and_forgotten(served: Served) -> None:
         assert stream.next()[0] == "status"
     newest = Events(served.client)
     assert newest.next()[0] == "status"
-    with pytest.raises(EOFError):  # the oldest has made room
+    with pytest.raises(EOFError):  # the oldest was ended
         streams[0].until("no such event")
     assert len(followers) == routes.MAX_FOLLOWERS
     for stream in (*streams, newest):

@@ -27,7 +27,7 @@ NAMES = ("plain", "windowed", "bare")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`plain` writes bytes, `windowed` has BPE and every other slot, `bare` has no tokenizer."""
+    """`plain` uses bytes, `windowed` BPE and every other slot, `bare` has no tokenizer."""
     folder = tmp_path_factory.mktemp("play")
     write_run(folder / "plain", GPT2_LIKE, steps=(1, 7))
     write_run(folder / "windowed", WINDOWED, small_bpe())
@@ -64,10 +64,10 @@ def ids(loaded: tuple[GPT, Tokenizer]) -> list[int]:
     return [int(i) for i in loaded[1].encode(TEXT)][:20]
 
 
-def same(found: Any, expected: Tensor, tolerance: float = 0.0) -> None:
-    """Equal to the last bit, unless a tolerance is given for sums that are formed in another order."""
-    assert list(np.shape(found)) == list(expected.shape)
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=tolerance, atol=tolerance, equal_nan=True)
+def assert_equal(result: Any, expected: Tensor, tolerance: float = 0.0) -> None:
+    """Equal to the last bit, unless sums are formed in another order and need a tolerance."""
+    assert list(np.shape(result)) == list(expected.shape)
+    np.testing.assert_allclose(result, expected.detach().numpy(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def run(model: GPT, ids: list[int]) -> Tensor:
@@ -108,24 +108,26 @@ def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
 def test_each_step_is_its_own_model(client: Client, folder: Path) -> None:
     for step in (1, 7, None):
         model, _ = glassgpt.load(f"{folder / 'plain'}@{step}" if step else folder / "plain")
-        same(client.answer("next", model=0, step=step, ids=[1, 2, 3])["logits"], run(model, [1, 2, 3])[-1], 1e-5)
+        assert_equal(
+            client.answer("next", model=0, step=step, ids=[1, 2, 3])["logits"], run(model, [1, 2, 3])[-1], 1e-5
+        )
         assert client.answer("model", model=0, step=step)["step"] == (step or 7)
-    for asked in ({"step": 3}, {"step": -1}, {"step": 10**30}):
-        status, answer = client.ask("model", model=0, **asked)
+    for body in ({"step": 3}, {"step": -1}, {"step": 10**30}):
+        status, answer = client.ask("model", model=0, **body)
         assert (status, "step" in answer["error"]) == (400, True)
 
 
 def test_tokens(client: Client, loaded: tuple[GPT, Tokenizer], number: int) -> None:
     tokenizer = loaded[1]
-    found = client.answer("tokens", model=number, text=TEXT)
-    assert found["ids"] == tokenizer.encode(TEXT).tolist()
-    parts = [bytes.fromhex(part) for part in found["bytes"]]
+    result = client.answer("tokens", model=number, text=TEXT)
+    assert result["ids"] == tokenizer.encode(TEXT).tolist()
+    parts = [bytes.fromhex(part) for part in result["bytes"]]
     assert b"".join(parts).decode() == TEXT
-    assert found["pieces"] == [escape_token(part) for part in parts]
-    assert found["partial"] == [part in (b"\xc3", b"\xa9") for part in parts]
+    assert result["pieces"] == [escape_token(part) for part in parts]
+    assert result["partial"] == [part in (b"\xc3", b"\xa9") for part in parts]
     pieces = client.answer("vocabulary", model=number)["pieces"]
     assert len(pieces) == loaded[0].vocab_size
-    assert [pieces[i] for i in found["ids"]] == found["pieces"]
+    assert [pieces[i] for i in result["ids"]] == result["pieces"]
 
 
 def test_merges_end_in_the_tokens(client: Client) -> None:
@@ -146,21 +148,23 @@ def test_merges_of_gpt2_end_in_its_tokens() -> None:
 
 
 def test_attention_equals_the_models(client: Client, model: GPT, ids: list[int], number: int) -> None:
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as cache:
         model.hidden(torch.tensor([ids]))
     picture = client.answer("attention", model=number, ids=ids)
-    weights = torch.stack([layer.pattern()[0] for layer in seen.layers])
+    weights = torch.stack([layer.pattern()[0] for layer in cache.layers])
     assert (picture["tokens"], picture["cells"]) == (len(ids), len(ids))
-    same(picture["thumbnails"], (255 * weights).round().to(torch.uint8))
-    same(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
+    assert_equal(picture["thumbnails"], (255 * weights).round().to(torch.uint8))
+    assert_equal(picture["entropies"], torch.special.entr(weights).sum(-1).mean(-1) / np.log(2), 1e-5)
     assert max(picture["differences"]) < 1e-5
     for layer, head in ((0, 3), (1, 2)):
         kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
-        found = client.answer("head", model=number, ids=ids, layer=layer, head=head)
-        same(found["pattern"], weights[layer, head], 1e-6)  # of one head, matrices are multiplied in other blocks
-        assert (found["kv_head"], found["window"]) == (kv, model.config.windows[layer])
+        result = client.answer("head", model=number, ids=ids, layer=layer, head=head)
+        assert_equal(
+            result["pattern"], weights[layer, head], 1e-6
+        )  # of one head, matrices are multiplied in other blocks
+        assert (result["kv_head"], result["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
-        own = seen.layers[layer]
+        own = cache.layers[layer]
         expected = {
             "q_norm": own.q_norm[0, head],
             "k_norm": own.k_norm[0, kv],
@@ -169,56 +173,58 @@ def test_attention_equals_the_models(client: Client, model: GPT, ids: list[int],
             "v": own.v[0, kv],
         }
         for name, tensor in expected.items():
-            same(vectors[name], tensor)
+            assert_equal(vectors[name], tensor)
         scores = torch.tensor(vectors["rot_q"] @ vectors["rot_k"].T * vectors["scale"])
         formed = scores.masked_fill(~own.mask, -torch.inf).softmax(-1)
-        same(found["pattern"], formed, 1e-5)
-        same(vectors["kernel_out"], formed @ torch.tensor(vectors["v"]), 1e-5)
+        assert_equal(result["pattern"], formed, 1e-5)
+        assert_equal(vectors["kernel_out"], formed @ torch.tensor(vectors["v"]), 1e-5)
 
 
 def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
     logits = run(model, ids)
     p = logits.softmax(-1)
-    found = client.answer("predictions", model=number, ids=ids)
-    assert np.isnan(found["surprisal"][0])
-    same(
-        found["surprisal"][1:], -p[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].log2(), 1e-4
+    result = client.answer("predictions", model=number, ids=ids)
+    assert np.isnan(result["surprisal"][0])
+    assert_equal(
+        result["surprisal"][1:], -p[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].log2(), 1e-4
     )  # p of 1e-6 in float32
-    same(found["top_ids"], logits.topk(5).indices)
-    same(found["top_p"], p.topk(5).values, 1e-5)
-    same(found["entropy"], torch.special.entr(p).sum(-1) / np.log(2), 1e-4)
+    assert_equal(result["top_ids"], logits.topk(5).indices)
+    assert_equal(result["top_p"], p.topk(5).values, 1e-5)
+    assert_equal(result["entropy"], torch.special.entr(p).sum(-1) / np.log(2), 1e-4)
     for position in (None, 0, 4):
-        found = client.answer("next", model=number, ids=ids, position=position)
-        same(found["logits"], logits[-1 if position is None else position], 1e-5)  # the head on one row, and on all
+        result = client.answer("next", model=number, ids=ids, position=position)
+        assert_equal(
+            result["logits"], logits[-1 if position is None else position], 1e-5
+        )  # the head on one row, and on all
 
 
 def test_the_lens_ends_in_the_models_predictions(client: Client, model: GPT, ids: list[int], number: int) -> None:
     watch = [5, ids[3]]
-    found = client.answer("lens", model=number, ids=ids, start=2, stop=9, k=4, watch=watch)
-    with torch.no_grad(), capture(model) as seen:
+    result = client.answer("lens", model=number, ids=ids, start=2, stop=9, k=4, watch=watch)
+    with torch.no_grad(), capture(model) as cache:
         model.hidden(torch.tensor([ids]))
     with torch.no_grad():
-        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in seen.residual_stream])
+        logits = torch.stack([model.logits(model.norm(x[0, 2:9])) for x in cache.residual_stream])
     p = logits.softmax(-1)
-    same(found["top_ids"], logits.topk(4).indices)
-    same(found["top_p"], p.topk(4).values, 1e-5)
-    same(found["watch_p"], p[..., watch], 1e-5)
-    same(found["watch_rank"], torch.stack([(logits > logits[..., i : i + 1]).sum(-1) for i in watch], -1))
-    same(found["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in seen.residual_stream]), 1e-5)
-    same(found["top_p"][-1], run(model, ids).softmax(-1)[2:9].topk(4).values, 1e-5)
+    assert_equal(result["top_ids"], logits.topk(4).indices)
+    assert_equal(result["top_p"], p.topk(4).values, 1e-5)
+    assert_equal(result["watch_p"], p[..., watch], 1e-5)
+    assert_equal(result["watch_rank"], torch.stack([(logits > logits[..., i : i + 1]).sum(-1) for i in watch], -1))
+    assert_equal(result["norm"], torch.stack([x[0, 2:9].norm(dim=-1) for x in cache.residual_stream]), 1e-5)
+    assert_equal(result["top_p"][-1], run(model, ids).softmax(-1)[2:9].topk(4).values, 1e-5)
 
 
 def test_attribution_sums_to_the_logit(client: Client, model: GPT, ids: list[int], number: int) -> None:
-    found = client.answer("attribution", model=number, ids=ids, position=6, token=9, against=12)
+    result = client.answer("attribution", model=number, ids=ids, position=6, token=9, against=12)
     with torch.no_grad():
         hidden = model.hidden(torch.tensor([ids]))[0, 6]
         logits = model.head.weight @ hidden
-    assert found["logit"] == pytest.approx(float(logits[9]), abs=1e-4)
-    assert found["against_logit"] == pytest.approx(float(logits[12]), abs=1e-4)
-    assert sum(part["value"] for part in found["parts"]) == pytest.approx(
-        found["logit"] - found["against_logit"], abs=1e-4
+    assert result["logit"] == pytest.approx(float(logits[9]), abs=1e-4)
+    assert result["against_logit"] == pytest.approx(float(logits[12]), abs=1e-4)
+    assert sum(part["value"] for part in result["parts"]) == pytest.approx(
+        result["logit"] - result["against_logit"], abs=1e-4
     )
-    assert found["capped"] == (number == 1)
+    assert result["capped"] == (number == 1)
 
 
 @pytest.mark.parametrize(
@@ -235,16 +241,16 @@ def test_edits_change_the_predictions(
 ) -> None:
     source = ids[::-1]
     with torch.no_grad():
-        with capture(model) as seen:
+        with capture(model) as cache:
             model.hidden(torch.tensor([source]))
-        with edited(model, [Edit(**edit) for edit in edits], seen):
+        with edited(model, [Edit(**edit) for edit in edits], cache):
             expected = model.logits(model.hidden(torch.tensor([ids]))[0])
-    asked = {"model": number, "ids": ids, "edits": edits, "source": source}
-    same(client.answer("next", **asked)["logits"], expected[-1], 1e-5)
-    same(client.answer("predictions", **asked)["top_p"], expected.softmax(-1).topk(5).values, 1e-5)
+    body = {"model": number, "ids": ids, "edits": edits, "source": source}
+    assert_equal(client.answer("next", **body)["logits"], expected[-1], 1e-5)
+    assert_equal(client.answer("predictions", **body)["top_p"], expected.softmax(-1).topk(5).values, 1e-5)
     plain = client.answer("next", model=number, ids=ids)["logits"]
     assert np.abs(plain - expected[-1].numpy()).max() > 1e-3
-    same(plain, run(model, ids)[-1], 1e-5)  # the model is as it was
+    assert_equal(plain, run(model, ids)[-1], 1e-5)  # the model is as it was
 
 
 @pytest.mark.parametrize(
@@ -270,22 +276,24 @@ def test_generated_text_equals_generate(
 def test_weights_tables_and_gradients(client: Client, model: GPT, ids: list[int], number: int) -> None:
     table = model.embedding.weight.detach()
     centred = (table - table.mean(0)).double()
-    found = client.answer("map", model=number, table="embedding")
+    result = client.answer("map", model=number, table="embedding")
     variances = torch.linalg.svdvals(centred).square()
-    same(found["explained"], (variances / variances.sum())[:3].float(), 1e-5)
-    same((found["points"] ** 2).sum(0), variances[:3].float(), 1e-4)
+    assert_equal(result["explained"], (variances / variances.sum())[:3].float(), 1e-5)
+    assert_equal((result["points"] ** 2).sum(0), variances[:3].float(), 1e-4)
     near = client.answer("near", model=number, table="embedding", id=65, k=5)
     cosines = torch.nn.functional.cosine_similarity(table[65:66], table)
     cosines[65] = -2
     assert near["ids"] == cosines.topk(5).indices.tolist()
-    same(near["cosines"], cosines.topk(5).values, 1e-5)
+    assert_equal(near["cosines"], cosines.topk(5).values, 1e-5)
     name = "blocks.1.attention.qkv.weight"
     weight = model.get_parameter(name).detach()
-    found = client.answer("weight", model=number, name=name, size=64)
-    same(found["picture"], weight)
-    assert found["norm"] == pytest.approx(float(weight.norm()), rel=1e-5)
-    assert found["largest"] == float(weight.abs().max())
-    same(client.answer("spectrum", model=number, name=name)["singular_values"], torch.linalg.svdvals(weight), 1e-4)
+    result = client.answer("weight", model=number, name=name, size=64)
+    assert_equal(result["picture"], weight)
+    assert result["norm"] == pytest.approx(float(weight.norm()), rel=1e-5)
+    assert result["largest"] == float(weight.abs().max())
+    assert_equal(
+        client.answer("spectrum", model=number, name=name)["singular_values"], torch.linalg.svdvals(weight), 1e-4
+    )
     gradients = client.answer("gradients", model=number, ids=ids)
     loss = model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))
     assert gradients["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -303,7 +311,7 @@ def test_a_model_without_tokenizer_takes_ids(client: Client, folder: Path) -> No
     assert client.answer("tokens", model=2, text=" 3 14\n15 ")["ids"] == [3, 14, 15]
     assert client.answer("vocabulary", model=2)["pieces"][255] == "255"
     assert "token ids" in client.ask("tokens", model=2, text="three")[1]["error"]
-    same(
+    assert_equal(
         client.answer("next", model=2, ids=[3, 14])["logits"],
         run(glassgpt.load(folder / "plain@1")[0], [3, 14])[-1],
         1e-5,
@@ -361,7 +369,7 @@ def test_mistakes_are_explained(client: Client, path: str, body: dict[str, Any],
 
 
 def test_packed_arrays_round_trip() -> None:
-    """Of each dtype, with header lengths of every remainder by 8, empty arrays and numbers that JSON does not have."""
+    """All dtypes, header lengths of each remainder modulo 8, empty arrays, and numbers that JSON lacks."""
     for length in range(9):
         arrays: dict[str, Any] = {
             "a": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),
@@ -371,11 +379,11 @@ def test_packed_arrays_round_trip() -> None:
             "e": torch.tensor(2.5, dtype=torch.float16),
             "f": np.array([[7, 65535]], dtype=">u2"),
         }
-        found = unpacked(pack(arrays, {"text": "x" * length, "none": float("inf"), "deep": [{"nan": float("nan")}]}))
-        assert (found["text"], found["none"], found["deep"]) == ("x" * length, None, [{"nan": None}])
-        np.testing.assert_array_equal(found["a"], np.array([[1.5, np.nan]], dtype=np.float32))
-        np.testing.assert_array_equal(found["f"], [[7, 65535]])
-        assert [found[name].dtype.name for name in "abcdef"] == [
+        result = unpacked(pack(arrays, {"text": "x" * length, "none": float("inf"), "deep": [{"nan": float("nan")}]}))
+        assert (result["text"], result["none"], result["deep"]) == ("x" * length, None, [{"nan": None}])
+        np.testing.assert_array_equal(result["a"], np.array([[1.5, np.nan]], dtype=np.float32))
+        np.testing.assert_array_equal(result["f"], [[7, 65535]])
+        assert [result[name].dtype.name for name in "abcdef"] == [
             "float32",
             "int32",
             "uint8",
@@ -383,7 +391,7 @@ def test_packed_arrays_round_trip() -> None:
             "float32",
             "uint16",
         ]
-        assert [list(found[name].shape) for name in "abcdef"] == [[1, 2], [3], [5], [0, 4], [], [1, 2]]
+        assert [list(result[name].shape) for name in "abcdef"] == [[1, 2], [3], [5], [0, 4], [], [1, 2]]
 
 
 def test_json_has_null_for_nan_and_infinity() -> None:

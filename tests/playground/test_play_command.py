@@ -86,10 +86,10 @@ def test_the_token_is_not_in_the_command_line_of_the_browser(
         sockets[0].close()
 
     async def started(play_server: server.PlayServer) -> None:
-        on_end = play_server._on_start()
+        play_server._on_start()
         while not opened:
             await asyncio.sleep(0.01)
-        on_end()
+        play_server.cleanup.close()
 
     def open_browser(url: str) -> None:
         path = Path(urlsplit(url).path)
@@ -133,16 +133,16 @@ def test_a_process_serves_until_it_is_interrupted(tmp_path: Path, stop: signal.S
     )
     try:
         assert process.stdout is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/#token=([\w-]+)", process.stdout.readline())
-        assert found
-        client = Client(int(found[1]), found[2])
+        result = re.search(r"http://127\.0\.0\.1:(\d+)/#token=([\w-]+)", process.stdout.readline())
+        assert result
+        client = Client(int(result[1]), result[2])
         offers = client.get("/api/offers")[1]["offers"]
         assert sorted(offer["name"] for offer in offers) == ["runs/begun", "runs/x"]
         number = next(offer["id"] for offer in offers if offer["name"] == "runs/x")
         assert client.answer("next", model=number, ids=[1])["logits"].shape == (256,)
         text = socket.create_connection(("127.0.0.1", client.port))
         body = {"model": number, "ids": [1], "max_new_tokens": 1024, "n": 8}
-        text.sendall(post_lines("write", body, found[2]))
+        text.sendall(post_lines("write", body, result[2]))
         assert text.recv(20).startswith(b"HTTP/1.1 200")
         process.send_signal(stop)
         out, err = process.communicate(timeout=20)

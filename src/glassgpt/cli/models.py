@@ -189,7 +189,7 @@ def report(arguments: Sequence[str]) -> None:
     options = parse(ReportOptions, "report", report, arguments)
     if not options.runs:
         raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
-    from glassgpt.report import write_report
+    from glassgpt.report.page import write_report
 
     first, *others = options.runs
     print(write_report(first, *others, out=options.out))

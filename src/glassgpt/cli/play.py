@@ -1,4 +1,4 @@
-"""play: the page that looks inside models."""
+"""The command `play`: start the playground."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from glassgpt.utils.errors import UserError
 class PlayOptions:
     """Options of `glassgpt play`."""
 
-    references: Annotated[Positional[tuple[str, ...]], arg(metavar="REF", help=REFERENCE_HELP)] = ()
+    references: Annotated[Positional[tuple[str, ...]], arg(metavar="[REF ...]", help=REFERENCE_HELP)] = ()
     port: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 7860, or the next free one)")] = None
     """Port to listen on."""
-    host: Annotated[str | None, arg(metavar="H", help_behavior_hint="(default: this machine alone)")] = None
-    """Name or address to listen on, so that other machines can connect; 0.0.0.0 is all. They need the printed token."""
+    host: Annotated[str | None, arg(metavar="H", help_behavior_hint="(default: this machine only)")] = None
+    """Name or address to listen on, so that other machines can connect with the token. 0.0.0.0 is any address."""
     no_browser: FlagCreatePairsOff[bool] = False
     """Do not open a browser."""
     device: str = "auto"
@@ -26,7 +26,7 @@ class PlayOptions:
 
 
 def play(arguments: Sequence[str]) -> None:
-    """Open a page that shows what models compute, and how a run learns. Without REF it offers every run in ./runs."""
+    """Open a page that shows what models compute and how runs learn. Without REF, it shows all runs in ./runs."""
     options = parse(PlayOptions, "play", play, arguments)
     if options.port is not None and not 1 <= options.port <= 65535:
         raise UserError(f"--port must be from 1 to 65535, got {options.port}")

@@ -254,6 +254,9 @@ class ExecutionConfig(StrictConfig):
     cpu_offload: bool = False
     """With fsdp: keep weights, gradients and optimizer state in host memory. A GPU still holds the whole model during
     initialisation and evaluation."""
+    fsdp_gradient_sync: Literal["micro_step", "update"] = "micro_step"
+    """With fsdp: sum gradients over the processes after each micro-step, or once per update. update sends less, but
+    each process then holds all gradients (4 bytes per parameter)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Save memory by recomputing blocks in the backward pass: full keeps only each block's input, selective also keeps
     the results of matrix products and attention."""

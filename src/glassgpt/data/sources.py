@@ -24,38 +24,30 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """Its name in messages and in the name of a dataset's directory."""
-        ...
 
     @property
     def location(self) -> str:
         """The registered name, absolute path or hub id: unique on this machine."""
-        ...
 
     @property
     def reading(self) -> ReadingConfig | None:
         """How its files must be read, whatever the user's options; None if the options apply."""
-        ...
 
     def files(self) -> list[SourceFile]:
         """The files, always in the same order. Raises `UserError` if there are none."""
-        ...
 
     def identity(self) -> dict[str, Any]:
         """A JSON value that identifies the text, kept with a dataset."""
-        ...
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         """Whether the text is still that of an earlier `identity`."""
-        ...
 
     def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         """Whether two identities belong to the same text."""
-        ...
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Names of files that are in the folder but not read, at most `MOST_LEFT_OUT`."""
-        ...
 
 
 @dataclass(frozen=True)

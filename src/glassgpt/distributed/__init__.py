@@ -1,1 +1,1 @@
-"""Several processes that train one model, by PyTorch's own engine: nothing outside this folder knows of `torch.distributed`."""
+"""Several processes that train one model. Only this folder uses `torch.distributed`."""

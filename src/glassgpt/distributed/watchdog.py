@@ -1,4 +1,4 @@
-"""A thread of each rank that ends it when another one fails, and finds the rank that the others wait for."""
+"""A thread on each rank that ends the process if another rank fails, and finds the rank that the others wait for."""
 
 import itertools
 import json
@@ -11,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Store
 
 from glassgpt.utils.errors import UserError
 
 # Seconds between two looks at the store.
 PERIOD = 1.0
+# How much longer a rank may take before its first update is complete: the first step compiles, and reads data for the first time.
+FIRST_UPDATE_FACTOR = 6
 
 
-def patience() -> float:
+def hang_timeout() -> float:
     """Seconds after which a rank that the others wait for counts as missing."""
     text = os.environ.get("GLASSGPT_HANG_SECONDS", "600")
     try:
@@ -32,188 +34,184 @@ def patience() -> float:
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """Where a rank was when it last told: its place, and how many places it has passed."""
+class Status:
+    """What a rank last reported about itself."""
 
-    beat: int
-    count: int
-    ticks: int
-    """Steps within the place: some work for longer than others there."""
-    place: str
-    may_take_long: bool
+    beat: int  # increases while its watchdog lives
+    phases: int  # how many it has entered
+    heartbeats: int  # within the phase
+    phase: str
+    may_take_long: bool  # others may wait for it in this phase without limit
+    has_updated: bool  # it has completed an update
     process: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the ranks end, and the rank that says so."""
+    """Why the ranks end, and the rank that reported it."""
 
-    by: int
+    rank: int
     host: str
     reason: str
 
 
-class Watch(threading.Thread):
-    """Ends this process when another rank fails, or is missing.
+class Watchdog(threading.Thread):
+    """Ends this process if another rank fails or is missing.
 
-    The ranks write into the store of the group (torchrun's, or rank 0's) where each of them is: how many places it has passed and
-    the name of the last. One is missing that is not heard from any more, or that is behind the others and does not move.
+    Ranks write their `Status` into the store of the group (torchrun's, or rank 0's). A rank is missing if it no longer reports, or if it
+    is in an earlier phase than the others and makes no progress.
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        """`store`: through a connection of its own, since a thread that waits for a key keeps the connection to itself."""
-        super().__init__(name="glassgpt-watch", daemon=True)
+        """`store` needs a connection of its own: a thread that waits for a key blocks its connection."""
+        super().__init__(name="glassgpt-watchdog", daemon=True)
+        self.on_failure: Callable[[str], None] = lambda reason: None  # called with the reason before the process ends
         self._store = store
         self._rank, self._size = rank, size
-        self._at: tuple[int, int, str, bool] = (0, 0, "the start", False)
-        self._seen: dict[str, tuple[Any, float]] = {}
-        self._looked = time.monotonic()
+        self._phase: tuple[int, int, str, bool] = (0, 0, "the start", False)
+        self._has_updated = False
+        self._last_changes: dict[str, tuple[Any, float]] = {}
+        self._last_look = time.monotonic()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._patience = patience()
-        self.tell: Callable[[str], None] = lambda reason: None
-        """Is called with the reason before the end."""
-        self._show(0)
+        self._timeout = hang_timeout()
+        self._report(0)
 
-    def place(self, name: str, may_take_long: bool) -> None:
-        """This rank goes on to the next place; others may be made to wait there where it `may_take_long`."""
-        self._at = (self._at[0] + 1, 0, name, may_take_long)
+    def enter_phase(self, name: str, may_take_long: bool) -> None:
+        """This rank enters the next phase."""
+        self._phase = (self._phase[0] + 1, 0, name, may_take_long)
 
-    def tick(self) -> None:
-        """This rank goes on within its place."""
-        count, ticks, name, may_take_long = self._at
-        self._at = (count, ticks + 1, name, may_take_long)
+    def heartbeat(self) -> None:
+        """This rank makes progress within its phase."""
+        phases, heartbeats, name, may_take_long = self._phase
+        self._phase = (phases, heartbeats + 1, name, may_take_long)
 
-    def mark(self, key: str) -> None:
-        """Leave a mark for the other ranks."""
+    def update_completed(self) -> None:
+        """This rank has completed an update: from now on the plain timeout applies to it."""
+        self._has_updated = True
+
+    def set_mark(self, key: str) -> None:
+        """Set a mark that other ranks can see."""
         with self._lock:
             self._store.set(f"mark/{key}", "1")
 
-    def is_marked(self, key: str) -> bool:
-        """Whether a rank has left that mark."""
+    def has_mark(self, key: str) -> bool:
+        """Whether a rank has set this mark."""
         with self._lock:
             return bool(self._store.check([f"mark/{key}"]))
 
     def announce(self, reason: str) -> Failure:
-        """Write down why the ranks are to end. Returns what was written first: this, or another rank's."""
+        """Publish why the ranks must end. Returns what was published first: this, or another rank's failure."""
         own = Failure(self._rank, socket.gethostname(), reason)
         try:
             with self._lock:
                 return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
-        except RuntimeError:  # the store went with the rank that held it
+        except RuntimeError:  # the store ended with the rank that held it
             return own
 
-    def _first_failure(self) -> Failure | None:
-        with self._lock:
-            return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+    def lost_ranks(self, wait: float) -> list[str]:
+        """The ranks that do not report for `wait` seconds; none if a failure is announced meanwhile."""
+        deadline = time.monotonic() + wait
+        try:
+            before = self._statuses()
+            while time.monotonic() < deadline:
+                if self._announced_failure() is not None:
+                    return []
+                time.sleep(PERIOD / 10)
+            pairs = enumerate(zip(before, self._statuses(), strict=True))
+        except RuntimeError:  # the store ended with the rank that held it
+            return []
+        return [f"rank {n} ({now.process})" for n, (then, now) in pairs if n != self._rank and then.beat == now.beat]
 
     def stop(self) -> None:
-        """Look no more. Waits for the thread: in the store's code it would abort the end of the interpreter."""
+        """Stop watching, and wait for the thread: inside the store's code it would abort the interpreter's exit."""
         self._stopped.set()
         if self.is_alive():
             self.join(timeout=5 * PERIOD)
 
-    def lost(self, wait: float) -> list[str]:
-        """The processes that have not shown themselves for so many seconds; none where a failure is announced meanwhile."""
-        give_up = time.monotonic() + wait
-        try:
-            before = self._sightings()
-            while time.monotonic() < give_up:
-                if self._first_failure() is not None:
-                    return []
-                time.sleep(PERIOD / 10)
-            after = self._sightings()
-        except RuntimeError:  # the store went with the rank that held it
-            return []
-        pairs = enumerate(zip(before, after, strict=True))
-        return [
-            f"rank {rank} ({now.process})"
-            for rank, (then, now) in pairs
-            if rank != self._rank and then.beat == now.beat
-        ]
-
     def run(self) -> None:
-        """Look, once a period, until stopped."""
+        """Look once per period until stopped."""
         for beat in itertools.count(1):
             if self._stopped.wait(PERIOD):
                 return
             try:
-                reason = self._failure_elsewhere() or self._missing(beat)
-            except RuntimeError:  # the store is gone: with torchrun, or with the rank that held it
+                reason = self._failure_elsewhere() or self._find_missing(beat)
+            except RuntimeError:  # the store ended with torchrun, or with the rank that held it
                 if self._stopped.wait(3 * PERIOD):
                     return
-                reason = "the process that holds the ranks together is gone"
+                reason = "the process that connects the ranks has ended"
                 print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
             if reason is not None:
                 try:
-                    self.tell(reason)
+                    self.on_failure(reason)
                 finally:
                     end_process()
 
+    def _announced_failure(self) -> Failure | None:
+        with self._lock:
+            return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+
     def _failure_elsewhere(self) -> str | None:
-        """The reason that another rank has announced, which its own host has been told."""
-        failure = self._first_failure()
-        if failure is None or failure.by == self._rank:
+        """Why another rank failed. Its own host has printed that; rank 0 repeats it if it is on another host."""
+        failure = self._announced_failure()
+        if failure is None or failure.rank == self._rank:
             return None
         if self._rank == 0 and failure.host != socket.gethostname():
             print(f"glassgpt: error: {failure.reason}", file=sys.stderr, flush=True)
         return failure.reason
 
-    def _missing(self, beat: int) -> str | None:
-        """Tell where this rank is; the reason to end where one is missing, which the first to notice prints."""
-        self._show(beat)
-        sightings = self._sightings()
-        now = time.monotonic()
-        if now - self._looked > 5 * PERIOD:  # this process was stopped itself, and perhaps all of them were
-            self._seen.clear()
-        self._looked = now
-        furthest = max(sightings, key=lambda sighting: sighting.count)
-        idle = [
-            self._seconds_since(f"place of {rank}", (seen.count, seen.ticks)) for rank, seen in enumerate(sightings)
-        ]
-        for rank, (seen, still) in enumerate(zip(sightings, idle, strict=True)):
-            silent = self._seconds_since(f"beat of {rank}", seen.beat)
-            if silent > self._patience:
-                why = f"not heard from for {silent:.0f} s, last seen at {seen.place}"
-            elif seen.count < furthest.count and not seen.may_take_long and still > self._patience:
-                why = f"at {seen.place} for {still:.0f} s, while others wait at {furthest.place}"
+    def _find_missing(self, beat: int) -> str | None:
+        """Report this rank's status. Returns the reason to end if a rank is missing; the first rank to notice prints it."""
+        self._report(beat)
+        statuses, now = self._statuses(), time.monotonic()
+        if now - self._last_look > 5 * PERIOD:  # this process itself was stopped, and perhaps all of them were
+            self._last_changes.clear()
+        self._last_look = now
+        furthest = max(statuses, key=lambda status: status.phases)
+        idle = [self._seconds_since(f"phase {n}", (s.phases, s.heartbeats)) for n, s in enumerate(statuses)]
+        timeout = self._timeout * (1 if all(s.has_updated for s in statuses) else FIRST_UPDATE_FACTOR)
+        for rank, status in enumerate(statuses):
+            silent = self._seconds_since(f"beat {rank}", status.beat)
+            is_behind = status.phases < furthest.phases and not status.may_take_long
+            if silent > self._timeout:
+                problem = f"no sign of life for {silent:.0f} s, last seen at {status.phase}"
+            elif is_behind and idle[rank] > timeout:
+                problem = f"at {status.phase} for {idle[rank]:.0f} s, while others wait at {furthest.phase}"
             else:
                 continue
-            return self._announced(f"rank {rank} ({seen.process}) is missing: {why}")
-        if min(idle) > self._patience and not any(seen.may_take_long for seen in sightings):
-            places = "; ".join(f"rank {rank} ({seen.process}) at {seen.place}" for rank, seen in enumerate(sightings))
-            return self._announced(
-                f"no rank has gone on for {min(idle):.0f} s (GLASSGPT_HANG_SECONDS sets how many are allowed): {places}"
-            )
+            return self._announce_and_print(f"rank {rank} ({status.process}) is missing: {problem}")
+        if min(idle) > timeout and not any(status.may_take_long for status in statuses):
+            phases = "; ".join(f"rank {rank} ({s.process}) at {s.phase}" for rank, s in enumerate(statuses))
+            limit = "the limit is GLASSGPT_HANG_SECONDS"
+            return self._announce_and_print(f"no rank made progress for {min(idle):.0f} s ({limit}): {phases}")
         return None
 
-    def _announced(self, reason: str) -> str:
-        """The reason to end, which the rank that is the first to announce one prints."""
+    def _announce_and_print(self, reason: str) -> str:
         first = self.announce(reason)
-        if first.by == self._rank:
+        if first.rank == self._rank:
             print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
         return first.reason
 
-    def _sightings(self) -> list[Sighting]:
+    def _statuses(self) -> list[Status]:
         with self._lock:
             values = self._store.multi_get([f"rank/{rank}" for rank in range(self._size)])
-        return [Sighting(**json.loads(value)) for value in values]
+        return [Status(**json.loads(value)) for value in values]
 
-    def _show(self, beat: int) -> None:
-        own = Sighting(beat, *self._at, f"{socket.gethostname()}, process {os.getpid()}")
+    def _report(self, beat: int) -> None:
+        own = Status(beat, *self._phase, self._has_updated, f"{socket.gethostname()}, process {os.getpid()}")
         with self._lock:
             self._store.set(f"rank/{self._rank}", json.dumps(asdict(own)))
 
-    def _seconds_since(self, what: str, value: Any) -> float:
-        """Seconds since something was first seen to have this value."""
+    def _seconds_since(self, key: str, value: Any) -> float:
+        """Seconds since `key` was first seen with this value."""
         now = time.monotonic()
-        if self._seen.get(what, (None, now))[0] != value:
-            self._seen[what] = (value, now)
-        return now - self._seen[what][1]
+        if self._last_changes.get(key, (None, now))[0] != value:
+            self._last_changes[key] = (value, now)
+        return now - self._last_changes[key][1]
 
 
 def end_process() -> NoReturn:
-    """End at once, whatever the other threads wait for."""
+    """End at once, whatever other threads wait for."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(1)

@@ -74,8 +74,9 @@ def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, pr
     summary, blocks = ModelSummary(config.model), _block_parameters(config)
     if strategy == "fsdp":
         root = summary.parameters - blocks
-        per_micro_step = 2 * blocks * _width(precision) + root * FLOAT32 + summary.parameters * FLOAT32
-        count = per_micro_step * batch_per_rank(config, processes).micro_steps
+        micro_steps = batch_per_rank(config, processes).micro_steps
+        syncs = micro_steps if config.fsdp_gradient_sync == "micro_step" else 1
+        count = micro_steps * (2 * blocks * _width(precision) + root * FLOAT32) + syncs * summary.parameters * FLOAT32
     else:
         count = 2 * summary.parameters * FLOAT32
     if config.optim.name == "muon":
@@ -102,6 +103,8 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     weights = -(-summary.parameters * FLOAT32 // shards)
     # DDP's buckets always exist and are the gradients. Otherwise the first backward pass of an update makes the gradients.
     earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
+    if sharded and config.fsdp_gradient_sync == "update" and batch.micro_steps > 1:
+        earlier = summary.parameters * FLOAT32
     state = Memory(weights, earlier, -(-_optimizer_moments(config) // shards), 0, 0, 0, 0)
     kept = block_activations(config, tokens, precision, kind)
     stream, head_weight = FLOAT32 * tokens * c.n_embd, FLOAT32 * c.padded_vocab_size * c.n_embd

@@ -120,7 +120,7 @@ class _Step:
         torch.nn.utils.clip_grad_norm_(self._strategy.model.parameters(), self._clip).item()
         for optimizer in self._optimizers:
             optimizer.step()
-        self._strategy.zero_grad()
+        self._strategy.finish_update()
 
     def _seconds(self, function: Callable[[], None]) -> float:
         begin = self._clock()

@@ -4,7 +4,6 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,10 @@ from glassgpt.playground.catalog import kept_checkpoints
 from glassgpt.playground.wire_format import pack
 from glassgpt.report.series import smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import (
+    LINE,
+    SECTION,
     FollowedFile,
     Record,
-    complete_lines,
-    complete_sections,
     number_in,
     parse_metrics,
     read_metrics,
@@ -53,8 +52,8 @@ class Follower:
         numbers = _CURSOR.fullmatch(cursor)
         if numbers is None:
             raise UserError("after must be the cursor of a history or an event")
-        self._metrics = FollowedFile(run.metrics_path, complete_lines, int(numbers[1]), int(numbers[2]))
-        self._samples = FollowedFile(run.samples_path, complete_sections, int(numbers[3]), int(numbers[4]))
+        self._metrics = FollowedFile(run.metrics_path, LINE, int(numbers[1]), int(numbers[2]))
+        self._samples = FollowedFile(run.samples_path, SECTION, int(numbers[3]), int(numbers[4]))
 
     @property
     def cursor(self) -> str:
@@ -90,8 +89,8 @@ class Follower:
             yield name, value
 
     def _skip_to_end(self) -> None:
-        self._metrics = FollowedFile(self._run.metrics_path, complete_lines)
-        self._samples = FollowedFile(self._run.samples_path, complete_sections)
+        self._metrics = FollowedFile(self._run.metrics_path, LINE)
+        self._samples = FollowedFile(self._run.samples_path, SECTION)
         self._metrics.read()
         self._samples.read()
 
@@ -115,8 +114,8 @@ def parse_samples(data: bytes) -> list[Record]:
 
 def history(run: RunDirectory) -> Record:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
-    metrics = FollowedFile(run.metrics_path, complete_lines)
-    samples = FollowedFile(run.samples_path, complete_sections)
+    metrics = FollowedFile(run.metrics_path, LINE)
+    samples = FollowedFile(run.samples_path, SECTION)
     lines, sections = metrics.read() or b"", samples.read() or b""
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
     for _, record in parse_metrics(lines):
@@ -124,11 +123,13 @@ def history(run: RunDirectory) -> Record:
             evaluations.append(record)
         elif record is not None and "loss" in record:
             numbers.extend(number_in(record, name) for name in COLUMNS)
-    environment = {}
+    config, environment = "", {}
+    with suppress(OSError):
+        config = run.config_path.read_bytes().decode(errors="replace")
     with suppress(UserError):
         environment = run.read_environment()
     return {
-        "config": _read_text(run.config_path),
+        "config": config,
         "environment": environment,
         "status": read_status(run),
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
@@ -154,13 +155,6 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
         name: [float(value) if np.isfinite(value) else None for value in values[rows]]
         for name, values in (by_name | derived).items()
     }
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def snapshot(run: RunDirectory, step: int) -> bytes:

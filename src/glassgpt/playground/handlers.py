@@ -199,25 +199,21 @@ def attention(loaded: LoadedModel, request: schemas.CaptureRequest) -> Answer:
     return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
 
 
-def layer_of(loaded: LoadedModel, request: schemas.HeadRequest) -> LayerActivations:
-    """The request's layer. Raises `UserError` if the model has no such layer or head."""
-    require_index("layer", request.layer, loaded.model.config.n_layer)
-    require_index("head", request.head, loaded.model.config.n_head)
-    return activations(loaded, request).layers[request.layer]
-
-
-def kv_head_of(loaded: LoadedModel, head: int) -> int:
-    """The key/value head that a query head uses."""
+def find_head(loaded: LoadedModel, request: schemas.HeadRequest) -> tuple[LayerActivations, int]:
+    """The request's layer, and the key/value head that its head uses. Raises `UserError` if they do not exist."""
     config = loaded.model.config
-    return head // (config.n_head // config.resolved_n_kv_head)
+    require_index("layer", request.layer, config.n_layer)
+    require_index("head", request.head, config.n_head)
+    kv_head = request.head * config.resolved_n_kv_head // config.n_head
+    return activations(loaded, request).layers[request.layer], kv_head
 
 
 def head(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
     """One head's attention pattern (T, T)."""
-    layer = layer_of(loaded, request)
+    layer, kv_head = find_head(loaded, request)
     pattern = layer.pattern(request.head)
     values = {
-        "kv_head": kv_head_of(loaded, request.head),
+        "kv_head": kv_head,
         "window": layer.span.window,
         "globals": layer.span.n_global,
         "difference": layer.kernel_error(pattern, request.head),
@@ -227,7 +223,7 @@ def head(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
 
 def vectors(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
     """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
-    layer, kv_head = layer_of(loaded, request), kv_head_of(loaded, request.head)
+    layer, kv_head = find_head(loaded, request)
     arrays = {
         "q_norm": layer.q_norm[0, request.head],
         "k_norm": layer.k_norm[0, kv_head],

@@ -163,7 +163,7 @@ def parse_query(schema: type[R], parameters: list[tuple[str, str]]) -> R:
     values: dict[str, Any] = {}
     for name, text in parameters:
         if name in values:
-            raise UserError(f"{name} is given twice")
+            raise UserError(f"{name} appears twice")
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
             raise UserError(f"{name} must be a whole number")
         values[name] = int(text)

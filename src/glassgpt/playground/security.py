@@ -19,7 +19,7 @@ MAX_BODY = 1 << 18
 LOGIN_PATH = "/api/login"
 
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -75,9 +75,8 @@ class ApiGuard:
 def require_same_origin(request: Request) -> None:
     """Refuse requests that a page of another site, or of another port of this machine, sends."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if origin not in (None, f"http://{host}", f"https://{host}"):
-        raise HTTPException(403, "requests from another site are refused")
-    if request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+    is_own_origin = origin in (None, f"http://{host}", f"https://{host}")
+    if not is_own_origin or request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
         raise HTTPException(403, "requests from another site are refused")
 
 

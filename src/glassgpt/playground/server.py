@@ -10,6 +10,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
                 continue
             reason = os.strerror(error.errno or 0).lower()
             raise UserError(f"cannot listen on {host}, port {number}: {reason}") from None
-        listener.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # answers would wait 40 ms for an acknowledgement
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, answers wait 40 ms for an ACK
         return listener
     raise UserError(f"ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: choose another with --port N")
 
@@ -85,39 +84,39 @@ def _listen(host: str, port: int | None) -> socket.socket:
 class PlayServer(uvicorn.Server):
     """uvicorn's server, but it loads the first model and does not wait for open event streams when it ends."""
 
-    def __init__(self, pool: ModelPool, policy: AccessPolicy, on_start: Callable[[], Callable[[], None]]) -> None:
-        """`on_start` is called when the server listens, and what it returns when the server ends."""
+    def __init__(self, pool: ModelPool, policy: AccessPolicy, on_start: Callable[[], object]) -> None:
+        """`on_start` is called when the server listens; it may add to `cleanup` what is to be done at the end."""
         self.api = Api(pool, policy)
-        super().__init__(
-            uvicorn.Config(
-                create_app(self.api, policy),
-                http="h11",
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                log_level="critical",  # not the mistakes of clients; `describe_error` prints tracebacks of bugs
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                h11_max_incomplete_event_size=MAX_HEADERS,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        self.cleanup = ExitStack()
         self._pool = pool
         self._on_start = on_start
+        config = uvicorn.Config(
+            create_app(self.api, policy),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",  # not the mistakes of clients; `describe_error` prints tracebacks of bugs
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=2,
+        )
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_end = self._on_start()
+        self._on_start()
         if len(self._pool.catalog):  # the page will ask for the first model, and show the error if it fails
             self._preload = asyncio.ensure_future(self._pool.get(0, None))
             self._preload.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_end()
+        self.cleanup.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
@@ -153,12 +152,12 @@ def play(
     catalog = create_catalog(references)
     address = bind(host, port)
 
-    def on_start() -> Callable[[], None]:
+    def on_start() -> None:
         say(f"glassgpt: {address.login_url} (Ctrl-C ends it)")
-        if not browser or not has_screen():
-            return lambda: None
-        file = redirect_file(address.login_url)
-        asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
-        return lambda: file.unlink(missing_ok=True)
+        if browser and has_screen():
+            file = redirect_file(address.login_url)
+            server.cleanup.callback(file.unlink, missing_ok=True)
+            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
 
-    PlayServer(ModelPool(catalog, device), address.policy, on_start).run(sockets=[address.listener])
+    server = PlayServer(ModelPool(catalog, device), address.policy, on_start)
+    server.run(sockets=[address.listener])

@@ -1,11 +1,12 @@
-"""The charts of a report, as the page's script draws them.
+"""The charts of a report as data, which page.js draws with plotly.js.
 
-A chart has `title`, `section`, `format` of its numbers, `log` (of its y axis), `tall` and `traces`. A trace has `name`, `style`
-(`line`, `faint`, `points`, `reference`), `color` (a number, where its style has none), its places on each x axis and `y`.
+A chart has `title`, `section`, number `format`, `log` (of its y axis), `tall` and `traces`. A trace has `name`, `style`
+(`line`, `faint`, `points`, or `reference`, a level line), `color` (a number, or null for the style's), `y`, and its
+places on each x axis. plotly.graph_objects would fix axis, colours and shown runs, which the reader can change.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,172 +17,118 @@ from glassgpt.report.runs import RunRecords
 from glassgpt.report.series import MAX_POINTS, column, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import Record
 
-TRAINING, NORMS = "Training", "Norms"
-_MIN_POINTS = 500
+# Title, key in the training records, number format, whether to smooth, whether the y axis is logarithmic.
+_CURVES = (
+    ("Learning rate", "lr", ".3~g", False, False),
+    ("Gradient norm before clipping", "grad_norm", ".3~g", True, True),
+    ("Tokens per second", "tokens_per_second", ".4~s", True, False),
+    ("Share of the device's peak", "peak_share", ".3~%", True, False),
+    ("Memory (bytes)", "memory_bytes", ".4~s", False, False),
+)
 
 
 def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
-    """The charts of one run or several; one without a single finite number is left out."""
-    charts = _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
-    return [chart for chart in charts if any(y is not None for trace in chart["traces"] for y in trace["y"])]
+    """The charts of one run or of several compared; charts without a finite number are left out."""
+    scores = [*_evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised"), *_hellaswag_lines(runs)]
+    charts = [*_losses(runs), _chart("HellaSwag", ".1~%", scores, tall=True)]
+    for title, key, form, smooth, log in _CURVES:
+        suffix = ", smoothed" if smooth and len(runs) > 1 else ""
+        charts.append(_chart(title + suffix, form, _training(runs, key, smooth), log=log))
+    charts += _norms(runs)
+    return [chart for chart in charts if any(_has_numbers(trace) for trace in chart["traces"])]
+
+
+def _has_numbers(trace: Record) -> bool:
+    return trace["style"] != "reference" and any(y is not None for y in trace["y"])
 
 
 def _chart(
-    title: str, form: str, traces: Iterable[Record], *, log: bool = False, tall: bool = False, section: str = TRAINING
+    title: str, form: str, traces: Iterable[Record], *, log: bool = False, tall: bool = False, section: str = "Training"
 ) -> Record:
     return {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": list(traces)}
 
 
-# --- one run --------------------------------------------------------------------------------------------------------------
-
-
-def _of_one(run: RunRecords) -> list[Record]:
-    steps = column(run.training, "step")
-    window = smoothing_window(len(steps))
-
-    def noisy(key: str) -> list[Record]:
-        values, smooth = column(run.training, key), f"mean of {window:,} steps"
-        return [
-            _trace(run, "each step", steps, values, "faint"),
-            _trace(run, smooth, steps, smoothed(values, window), "line"),
-        ]
-
-    def plain(name: str, key: str) -> list[Record]:
-        return [_trace(run, name, steps, column(run.training, key), "line")]
-
-    losses = [*noisy("loss"), _evaluated(run, "validation", "val_loss"), *_loss_lines([run])]
-    has_peak = bool(np.isfinite(column(run.training, "peak_share")).any())
-    charts = [
-        _chart("Loss (nats per token)", ".4~g", losses, tall=True),
-        _chart("Learning rate", ".3~g", plain("lr", "lr")),
-        _chart("Gradient norm before clipping", ".3~g", noisy("grad_norm"), log=True),
-        _chart("Tokens per second", ".4~s", noisy("tokens_per_second")),
-        _chart("Share of the device's peak", ".3~%", noisy("peak_share"))
-        if has_peak
-        else _chart("Memory (bytes)", ".4~s", plain("memory", "memory_bytes")),
+def _losses(runs: Sequence[RunRecords]) -> list[Record]:
+    training, lines = _training(runs, "loss", smooth=True), _loss_lines(runs)
+    validation = _evaluated(runs, "val_loss", "validation")
+    if len(runs) == 1:
+        return [_chart("Loss (nats per token)", ".4~g", [*training, *validation, *lines], tall=True)]
+    return [
+        _chart("Training loss, smoothed (nats per token)", ".4~g", training, tall=True),
+        _chart("Validation loss (nats per token)", ".4~g", [*validation, *lines], tall=True),
+        _chart("Validation, bits per byte", ".4~g", _evaluated(runs, "val_bits_per_byte")),
     ]
-    if any("hellaswag_acc_norm" in record for record in run.evaluations):
-        charts.append(
-            _chart("HellaSwag", ".1~%", [_hellaswag(run, "HellaSwag, normalised"), *_hellaswag_lines([run])], tall=True)
+
+
+def _norms(runs: Sequence[RunRecords]) -> list[Record]:
+    """Of one run, a chart with a curve per parameter group; of several, a chart per group."""
+    if len(runs) > 1:
+        gradients = _evaluated(runs, "grad_norms", group="embedding")
+        title = "Embedding-gradient norm before clipping"
+        weights = (
+            _chart(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group), section="Norms")
+            for group, name in PARAM_GROUPS.items()
         )
+        return [_chart(title, ".3~g", gradients, log=True, section="Norms"), *weights]
+    charts = []
     for title, key in (
-        ("Gradient norms by part, before clipping", "grad_norms"),
-        ("Weight norms by part", "weight_norms"),
+        ("Gradient norms before clipping", "grad_norms"),
+        ("Weight norms", "weight_norms"),
     ):
-        traces = (_evaluated(run, name, key, part, color) for color, (part, name) in enumerate(PARAM_GROUPS.items()))
-        charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section=NORMS))
+        groups = enumerate(PARAM_GROUPS.items())
+        traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
+        charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section="Norms"))
     return charts
 
 
-# --- several runs ---------------------------------------------------------------------------------------------------------
+def _training(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record]:
+    """Curves of a number that each update records."""
+    traces = []
+    for number, run in enumerate(runs):
+        steps, values = column(run.training, "step"), column(run.training, key)
+        window = smoothing_window(len(steps))
+        mean = smoothed(values, window) if smooth else values
+        if len(runs) > 1:
+            limit = max(500, MAX_POINTS // len(runs))
+            traces.append(_trace(run, run.name, steps, mean, "line", number, limit))
+            continue
+        traces.append(_trace(run, "each step", steps, values, "faint" if smooth else "line"))
+        if smooth:
+            traces.append(_trace(run, f"mean of {window:,} steps", steps, mean, "line"))
+    return traces
 
 
-def _of_several(runs: Sequence[RunRecords]) -> list[Record]:
-    limit = max(_MIN_POINTS, MAX_POINTS // len(runs))
-
-    def each(of_run: Callable[[RunRecords, int], Record]) -> list[Record]:
-        return [of_run(run, color) for color, run in enumerate(runs)]
-
-    def trained(key: str, smooth: bool = True) -> list[Record]:
-        def of_run(run: RunRecords, color: int) -> Record:
-            steps, values = column(run.training, "step"), column(run.training, key)
-            values = smoothed(values, smoothing_window(len(steps))) if smooth else values
-            return _trace(run, run.name, steps, values, "line", color, limit)
-
-        return each(of_run)
-
-    def evaluated(key: str, part: str | None = None) -> list[Record]:
-        return each(lambda run, color: _evaluated(run, run.name, key, part, color))
-
-    lines, scores = _loss_lines(runs), each(lambda run, color: _hellaswag(run, run.name, color))
-    charts = [
-        _chart("Training loss, smoothed (nats per token)", ".4~g", trained("loss"), tall=True),
-        _chart("Validation loss (nats per token)", ".4~g", [*evaluated("val_loss"), *lines], tall=True),
-        _chart("Validation, bits per byte", ".4~g", evaluated("val_bits_per_byte")),
-        _chart(
-            "HellaSwag",
-            ".1~%",
-            [*scores, *_hellaswag_lines(runs)] if any(trace["y"] for trace in scores) else [],
-            tall=True,
-        ),
-        _chart("Learning rate", ".3~g", trained("lr", smooth=False)),
-        _chart("Gradient norm before clipping, smoothed", ".3~g", trained("grad_norm"), log=True),
-        _chart("Tokens per second, smoothed", ".4~s", trained("tokens_per_second")),
-        _chart("Share of the device's peak, smoothed", ".3~%", trained("peak_share")),
-        _chart("Memory (bytes)", ".4~s", trained("memory_bytes", smooth=False)),
-        _chart(
-            "Embedding-gradient norm before clipping",
-            ".3~g",
-            evaluated("grad_norms", "embedding"),
-            log=True,
-            section=NORMS,
-        ),
-    ]
-    weights = (
-        _chart(f"Weight norm: {name}", ".4~g", evaluated("weight_norms", part), section=NORMS)
-        for part, name in PARAM_GROUPS.items()
-    )
-    return [*charts, *weights]
-
-
-# --- traces ---------------------------------------------------------------------------------------------------------------
-
-
-def _evaluated(run: RunRecords, name: str, key: str, part: str | None = None, color: int | None = None) -> Record:
-    """A value of the evaluations. Those that do not have it (before the first update there is no gradient) are left out, as a whole."""
-    asked = [r for r in run.evaluations if key in r and (part is None or part in (r[key] or {}))]
-    return _trace(run, name, column(asked, "step"), column(asked, key, part), "points", color)
-
-
-def _hellaswag(run: RunRecords, name: str, color: int | None = None) -> Record:
-    return _evaluated(run, name, "hellaswag_acc_norm", color=color)
+def _evaluated(runs: Sequence[RunRecords], key: str, name: str = "", group: str | None = None) -> list[Record]:
+    """Points of a value of the evaluations, of those that have it: before the first update there is no gradient."""
+    traces = []
+    for number, run in enumerate(runs):
+        records = [r for r in run.evaluations if key in r and (group is None or group in (r[key] or {}))]
+        label, color = (run.name, number) if len(runs) > 1 else (name, None)
+        steps, values = column(records, "step"), column(records, key, group)
+        traces.append(_trace(run, label, steps, values, "points", color))
+    return traces
 
 
 _FINEWEB = DataConfig(source="fineweb-edu", validation="first_shard", tokenizer="gpt2")
-_DECIDES_VALIDATION = (
-    "source",
-    "column",
-    "mixture",
-    "tokenizer",
-    "validation",
-    "validation_source",
-    "deduplicate",
-    "shard_tokens",
-)
+_DECIDES_VALIDATION = "source column mixture tokenizer validation validation_source deduplicate shard_tokens".split()
 
 
 def _loss_lines(runs: Sequence[RunRecords]) -> list[Record]:
-    """Others' losses, where the validation text of all runs is the same: that of `_FINEWEB`, whatever else a config says."""
-    data = [run.config.get("data", {}) for run in runs]
-    same = all(
-        d.get(name, getattr(DataConfig(), name)) == getattr(_FINEWEB, name)
-        for d in data
-        for name in _DECIDES_VALIDATION
-    )
-    return (
-        [_reference("GPT-2 124M", GPT2_FINEWEB_LOSS, runs, [column(run.training, "step") for run in runs])]
-        if same
-        else []
-    )
+    """GPT-2's loss, if the validation text of all runs is that of `_FINEWEB`."""
+    configs = [vars(DataConfig()) | run.config.get("data", {}) for run in runs]
+    same = all(config[name] == vars(_FINEWEB)[name] for config in configs for name in _DECIDES_VALIDATION)
+    return [_reference("GPT-2 124M", GPT2_FINEWEB_LOSS)] if same else []
 
 
 def _hellaswag_lines(runs: Sequence[RunRecords]) -> list[Record]:
-    """Others' scores, where the items are all that there are, and theirs, as published."""
+    """Published scores, if all runs were scored on the same items as these."""
     if not all(run.evaluations and run.evaluations[-1].get("hellaswag_published") for run in runs):
         return []
-    steps = [column(run.evaluations, "step") for run in runs]
-    rows = [row for row in PUBLISHED if row.style in ("build-nanogpt", "GPT-3 paper")]
-    return [_reference(row.model, row.acc_norm, runs, steps) for row in rows]
+    return [_reference(row.model, row.acc_norm) for row in PUBLISHED if row.style in ("build-nanogpt", "GPT-3 paper")]
 
 
-def _reference(name: str, value: float, runs: Sequence[RunRecords], steps: Sequence[np.ndarray]) -> Record:
-    """A level line over all of the runs' steps."""
-    ends: dict[str, list[float]] = {"x": [], "tokens": [], "seconds": []}
-    for run, own in zip(runs, steps, strict=True):
-        for axis, places in run.places(np.array([own.min(), own.max()]) if len(own) else np.array([0.0, 1.0])).items():
-            ends[axis] += [float(place) for place in places if math.isfinite(place)]
-    found = {axis: [min(places), max(places)] if places else [None, None] for axis, places in ends.items()}
-    return {"name": name, "style": "reference", **found, "y": [value, value]}
+def _reference(name: str, value: float) -> Record:
+    return {"name": name, "style": "reference", "color": None, "y": [value, value]}
 
 
 def _trace(
@@ -195,16 +142,10 @@ def _trace(
 ) -> Record:
     """A series of one run, thinned."""
     kept = thinned(y, limit)
-    places = {axis: _numbers(each) for axis, each in run.places(steps[kept]).items()}
-    return {
-        "name": name,
-        "style": style,
-        "color": color,
-        **places,
-        "y": [float(v) if math.isfinite(v) else None for v in y[kept]],
-    }
+    places = {axis: _numbers(values) for axis, values in run.places(steps[kept]).items()}
+    return {"name": name, "style": style, "color": color, **places, "y": _numbers(y[kept], whole=False)}
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
-    """Without a fraction where there is none, which takes less room."""
-    return [None if not math.isfinite(v) else int(v) if v == int(v) else float(v) for v in values]
+def _numbers(values: np.ndarray, whole: bool = True) -> list[float | None]:
+    """As JSON has them: null if not finite; whole numbers without a fraction, which is shorter."""
+    return [None if not math.isfinite(v) else int(v) if whole and v == int(v) else float(v) for v in values]

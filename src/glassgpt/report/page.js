@@ -8,7 +8,7 @@ const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 
 const hidden = new Set();  // runs, by number
 let axis = 'x';
-const farthest = key => Math.max(1e-9, ...charts.flatMap(chart => chart.traces.map(t => t[key].at(-1) ?? 0)));
+const farthest = key => Math.max(1e-9, ...charts.flatMap(chart => chart.traces.map(t => t[key]?.at(-1) ?? 0)));
 
 const UNITS = [[1, 's'], [60, 'min'], [3600, 'h'], [86400, 'days']];
 function xAxis() {
@@ -20,12 +20,13 @@ function xAxis() {
 
 function trace(t, isReference) {
   const {name, style, y} = t, {divisor} = xAxis();
+  const places = isReference ? [0, farthest(axis)] : t[axis];
   const number = t.color ?? (style === 'points' ? 1 : 0);
   const color = css(isReference ? '--soft' : `--c${number % COLORS}`);
   const dots = style === 'points' || (!isReference && y.length < 30);  // a line through one point cannot be seen
   const dash = isReference ? 'dot' : DASHES[Math.floor(number / COLORS) % DASHES.length];
   return {
-    name, x: divisor === 1 ? t[axis] : t[axis].map(x => x === null ? null : x / divisor), y, type: 'scatter',
+    name, x: divisor === 1 ? places : places.map(x => x === null ? null : x / divisor), y, type: 'scatter',
     mode: dots ? 'lines+markers' : 'lines', opacity: style === 'faint' ? 0.45 : 1,
     line: {color, width: style === 'faint' ? 1 : 1.8, dash},
     marker: {color, size: y.length > 40 ? 4 : 6, symbol: t.color === null || isReference ? 'circle' : SYMBOLS[number % COLORS]}, cliponaxis: false,

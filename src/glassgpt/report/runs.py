@@ -1,4 +1,4 @@
-"""What the report reads of a run, in whatever state the run is."""
+"""What a report reads of a run, in any state of the run."""
 
 import contextlib
 import json
@@ -11,31 +11,27 @@ from typing import Any
 import numpy as np
 
 from glassgpt.report.series import column
-from glassgpt.runs.metrics import Record, read_metrics, read_samples
+from glassgpt.runs.metrics import Metrics, Record, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class RunRecords:
+class RunRecords(Metrics):
     """A run's files, read once."""
 
     name: str
-    """Of the directory, with as many of those above it as tell the runs of a report apart."""
-    training: list[Record]
-    evaluations: list[Record]
-    damaged_lines: list[int]
-    """Lines of metrics.jsonl that were skipped."""
+    """The directory's name, with as many parents as distinguish the runs of a report."""
     config_text: str
     config: Record
-    """Nested as in the file; empty where that cannot be read."""
+    """Nested as in the file; empty if it cannot be read."""
     environment: Record
     samples: list[tuple[int, list[str]]]
     """Step and texts."""
     checkpoints: list[str]
 
     def places(self, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Where these steps lie on each x axis: `x` (steps), `tokens` seen, `seconds` in training steps, evaluations left out."""
+        """Where steps are on each x axis: `x` (steps), `tokens` seen, `seconds` in updates, without evaluations."""
         done = np.searchsorted(column(self.training, "step"), steps, side="right")
         tokens = np.concatenate([[0.0], column(self.training, "tokens_seen")])
         seconds = np.concatenate([[0.0], np.nancumsum(column(self.training, "seconds"))])
@@ -43,57 +39,51 @@ class RunRecords:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
-    """The runs in these directories. Raises `UserError` for one that is no run, or is named twice."""
+    """Read the runs in these directories. Raises `UserError` for one that is not a run, or is named twice."""
     runs = [RunDirectory(path) for path in paths]
     for run in runs:
         run.require_run()
     resolved = [run.path.resolve() for run in runs]
-    for index, path in enumerate(resolved):
-        if path in resolved[:index]:
-            raise UserError(f"{paths[index]} is named twice: a run has nothing to be compared with in itself")
-    return [_read(run, name) for run, name in zip(runs, _names(resolved), strict=True)]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise UserError(f"{path} is named twice; a report compares different runs")
+    return [_read(run, name) for run, name in zip(runs, _distinct_names(resolved), strict=True)]
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as long as it takes to tell them apart."""
-    longest = max(len(path.parts) for path in paths)
-    for length in range(1, longest + 1):
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of the paths, long enough to distinguish them."""
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):
-            return names
-    raise AssertionError("paths that are the same")
+            break
+    return names
 
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
-    metrics = read_metrics(run.metrics_path)
     config_text, environment, config = _text(run.config_path), {}, {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
         environment = dict(json.loads(_text(run.environment_path)))
     with contextlib.suppress(tomllib.TOMLDecodeError):
         config = tomllib.loads(config_text)
-    kept = sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit())
     return RunRecords(
-        name,
-        metrics.training,
-        metrics.evaluations,
-        metrics.damaged,
-        config_text,
-        config,
-        environment,
-        read_samples(run.samples_path),
-        kept,
+        **vars(read_metrics(run.metrics_path)),
+        name=name,
+        config_text=config_text,
+        config=config,
+        environment=environment,
+        samples=read_samples(run.samples_path),
+        checkpoints=sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit()),
     )
 
 
 def _text(path: Path) -> str:
-    """The file's text, "" where there is none; line ends stay as they are, since a sample may hold any character."""
     return path.read_bytes().decode(errors="replace") if path.is_file() else ""
 
 
-def flat(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Record:
+def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Record:
     """Nested mappings as one, keys joined by the separator."""
-    found: Record = {}
+    result: Record = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= flat(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
-    return found
+        result |= flatten(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
+    return result

@@ -1,33 +1,31 @@
 """A run's records as series of numbers: read, smoothed, thinned to what a screen can show."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from glassgpt.runs.metrics import Record
+from glassgpt.runs.metrics import Record, number_in
 
 MAX_POINTS = 5000
-"""Points of a series: about two a pixel on the widest screens, and a page of a few MB for a run of any length."""
+"""Points of a series: about two per pixel on the widest screens, and a page of a few MB for a run of any length."""
 
 
-def column(records: Sequence[Record], key: str, part: str | None = None) -> np.ndarray:
-    """A key's values (of a `part` in it) as float64; NaN where it is missing, null or not finite."""
-    found = [record.get(key) if part is None else (record.get(key) or {}).get(part) for record in records]
-    values = np.array([value if isinstance(value, int | float) else math.nan for value in found], dtype=np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+def column(records: Sequence[Record], key: str, group: str | None = None) -> np.ndarray:
+    """A key's values (of a parameter group in it) as float64; NaN if missing, null or not finite."""
+    values = (number_in(r, key) if group is None else number_in(r.get(key) or {}, group) for r in records)
+    return np.fromiter(values, dtype=np.float64, count=len(records))
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that a smoothed curve takes the mean of: a fiftieth of all, and an odd number."""
+    """Steps over which a smoothed curve is the mean: a fiftieth of all, rounded to an odd number."""
     return 2 * max(1, steps // 50) + 1
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred mean of `window` (odd) values, NaN left out; NaN stays NaN.
+    """The centred mean of `window` (odd) values without NaN; NaN stays NaN.
 
-    Centred, since a trailing mean lags: it would lie above the validation loss of a model that learns. At the start, where
-    the loss falls fastest, the window shrinks on both sides alike; at the end it only loses its far half.
+    Centred, since a trailing mean lags: it would be above the validation loss of a model that learns. At the start,
+    where the loss falls fastest, the window shrinks on both sides; at the end it only loses its later half.
     """
     finite = np.isfinite(values)
     index = np.arange(len(values))
@@ -40,7 +38,7 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def thinned(values: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of at most `limit` values that draw the same picture: both ends, and in equal stretches lowest, highest and a gap."""
+    """Indices of at most `limit` values that draw the same picture: both ends, and extremes and gaps in between."""
     if len(values) <= limit:
         return np.arange(len(values))
     kept = {0, len(values) - 1}

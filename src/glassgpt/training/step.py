@@ -145,7 +145,7 @@ def start_update(state: TrainState, lr: float) -> Update:
             update.arrived.record()
         torch.maximum(state.found_inf, (~numbers.isfinite()).any().to(state.found_inf.dtype), out=state.found_inf)
         _apply(state, lr)
-    state.strategy.zero_grad()
+    state.strategy.finish_update()
     return update
 
 

@@ -1,0 +1,48 @@
+"""The watchdog on a clock of the test: who counts as missing, and when."""
+
+import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from glassgpt.distributed import watchdog as module
+from glassgpt.distributed.watchdog import FIRST_UPDATE_FACTOR, Watchdog, hang_timeout
+from glassgpt.utils.errors import UserError
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, behind: bool) -> str | None:
+    """What rank 0 of 2 finds within this many seconds, with a limit of 10, in which neither makes progress."""
+    now = [0.0]
+    monkeypatch.setenv("GLASSGPT_HANG_SECONDS", "10")
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    store = HashStore()
+    ranks = [Watchdog(store, rank, 2) for rank in range(2)]
+    for rank in ranks:
+        rank.enter_phase("the forward pass", False)
+        if completed:
+            rank.update_completed()
+    if behind:
+        ranks[0].enter_phase("the backward pass", False)
+    for beat in range(1, seconds):
+        now[0] = float(beat)
+        ranks[1]._report(beat)
+        reason = ranks[0]._find_missing(beat)
+        if reason is not None:
+            return reason
+    return None
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_first_update_may_take_longer(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles the model. After it, the same pause counts as a hang."""
+    assert watch(monkeypatch, 10 * FIRST_UPDATE_FACTOR, completed=False, behind=behind) is None
+    reason = watch(monkeypatch, 15, completed=True, behind=behind)
+    assert reason is not None
+    assert "the forward pass" in reason
+    assert ("rank 1" in reason and "is missing" in reason) if behind else "GLASSGPT_HANG_SECONDS" in reason
+    assert watch(monkeypatch, 10 * FIRST_UPDATE_FACTOR + 5, completed=False, behind=behind) is not None
+
+
+@pytest.mark.parametrize("value", ["never", "0", "-1", "nan", "2"])
+def test_a_limit_that_makes_no_sense_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSGPT_HANG_SECONDS", value)
+    with pytest.raises(UserError, match="GLASSGPT_HANG_SECONDS"):
+        hang_timeout()
