@@ -91,9 +91,9 @@ def test_verify_needs_no_cache(directory: Path, tmp_path: Path, monkeypatch: pyt
         assert verify(directory) == 5
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     verify(directory)
-    (record,) = (tmp_path / "cache" / "verified").iterdir()
-    for damaged in ("", "[]", "{"):
-        record.write_text(damaged)
+    for damaged in ("", "[]", "{", "{}"):
+        for record in (tmp_path / "cache" / "scans").iterdir():
+            record.write_text(damaged)
         assert verify(directory) == 5
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import builder, work_units
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
-from glassgpt.data.plan import without_blank
+from glassgpt.data.plan import WorkUnit, without_blank
 from glassgpt.data.prepare import prepare, require_tokenizer
 from glassgpt.data.readers import Part
 from glassgpt.data.shards import ShardWriter
@@ -237,7 +237,9 @@ def test_another_text_or_request_is_prepared(text: Path, tmp_path: Path) -> None
     prints = []
     for change in ({}, {"validation_fraction": 0.2}, {"tokenizer": "bytes"}):
         assert prepare(config(text, **change), out) == out
-        prints.append(open_dataset(out).fingerprint)
+        dataset = open_dataset(out)
+        assert decoded(dataset) == TEXT
+        prints.append(dataset.fingerprint)
     text.write_text("another text")
     prepare(config(text), out)
     prints.append(open_dataset(out).fingerprint)
@@ -461,7 +463,7 @@ def stopped_after_the_last_shard(source: Path, out: Path, monkeypatch: pytest.Mo
     """As a full disk, or a kill, just before the work unit is marked as done."""
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(work_units.BuildDirectory, "save_counts", mock.Mock(side_effect=full))
+        patch.setattr(work_units, "write_atomic", mock.Mock(side_effect=full))
         with pytest.raises(UserError, match="the disk is full"):
             prepare(config(source, tokenizer="bytes", shard_tokens=100), out)
 
@@ -483,13 +485,13 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
     for number in range(4):
         (folder / f"{number}.txt").write_text(f"{number} " * 300)
     request = config(folder, tokenizer="bytes", shard_tokens=100)
-    prepare_unit, done = builder.prepare_unit, []
+    prepare_unit, done = work_units.prepare_unit, []
 
-    def fail_at_the_third(build: Any, number: int, *arguments: Any) -> None:
-        if number == 2:
+    def fail_at_the_third(directory: Any, plan: Any, unit: WorkUnit, *arguments: Any) -> None:
+        if unit.number == 2:
             raise KeyboardInterrupt
-        prepare_unit(build, number, *arguments)
-        done.append(number)
+        prepare_unit(directory, plan, unit, *arguments)
+        done.append(unit.number)
 
     with monkeypatch.context() as patch:
         patch.setattr(builder, "prepare_unit", fail_at_the_third)

@@ -29,7 +29,7 @@ from glassgpt.data.dataset import open_dataset
 from glassgpt.data.local_files import LocalFiles
 from glassgpt.data.prepare import prepare
 from glassgpt.data.work_units import prepare_unit
-from glassgpt.data.workers import run_units
+from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import BytesTokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
 
@@ -303,7 +303,7 @@ def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: s
     out = tmp_path / "sets" / "out"
     path = texts / "d.jsonl"
 
-    def changing(task: Any, *arguments: Any) -> None:
+    def changing(task: Any, *arguments: Any) -> Any:
         if task is prepare_unit:
             lines = path.read_text().splitlines(keepends=True)
             match change:
@@ -313,11 +313,11 @@ def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: s
                     path.write_text("".join(lines[:3]))
                 case "removed":
                     path.unlink()
-        run_units(task, *arguments)
+        return run_tasks(task, *arguments)
 
     request = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000, deduplicate=deduplicate)
     message = r"cannot read .*d\.jsonl" if change == "removed" else "texts changed while"
-    with mock.patch.object(builder, "run_units", changing), pytest.raises(UserError, match=message):
+    with mock.patch.object(builder, "run_tasks", changing), pytest.raises(UserError, match=message):
         prepare(request, out, workers=1)
     assert not out.exists()
     prepare(request, out, workers=1)

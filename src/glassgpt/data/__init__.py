@@ -1,1 +1,1 @@
-"""Text to batches: sources (names to documents), download, prepare (documents to shards), tokens (shards to batches)."""
+"""Text to batches: sources, preparation of token shards, datasets, batches."""

@@ -1,7 +1,7 @@
-"""Batches as a pure function of the step: there is no loader whose state could be lost, and no draw that depends on another.
+"""Batches as a pure function of the step: no loader has a state that could be lost, and no draw depends on another.
 
-Shapes: `N` tokens in a text, `T` context length, `B` sequences a batch. A window is T + 1 tokens: T inputs and, one further,
-T targets; the last token of one window is the first of the next, so every token between them is predicted once.
+Shapes: `N` tokens in a text, `T` context length, `B` sequences per batch. A window has T + 1 tokens: T inputs and,
+shifted by one, T targets. The last token of a window is the first of the next, so each token between is predicted once.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ Order = Literal["shuffled", "sequential", "random"]
 
 
 class Windows:
-    """The windows of one text, in the order in which training takes them: number s is a function of (seed, s) alone.
+    """The windows of one text in training order: window number s is a function of (seed, s) alone.
 
-    An epoch has n = (N - T) // T windows side by side, which tile the text from an offset in [0, T) drawn anew each epoch, so
-    that over the epochs a token is seen in every place of the context. (A text of T + 1 to 2T - 1 tokens gives one window.)
-    Orders: `shuffled` takes each window once an epoch, in a keyed permutation; `sequential` takes them in the text's order at
-    offset 0, in every epoch alike; `random` draws each window's start on its own, as nanoGPT does.
+    An epoch has n = (N - T) // T adjacent windows, which tile the text from an offset in [0, T). Each epoch draws its
+    own offset, so that over the epochs a token occurs at every position of the context. (A text of T + 1 to 2T - 1
+    tokens gives one window.) Orders: `shuffled` takes each window once per epoch, in a keyed permutation; `sequential`
+    takes them in the text's order at offset 0 in every epoch; `random` draws each window's start, as nanoGPT does.
 
     Raises `UserError` for a text of fewer than T + 1 tokens.
     """
@@ -35,11 +35,11 @@ class Windows:
                 f"{context_length + 1:,};\ngive more text, or a smaller model.context_length"
             )
         self.per_epoch = max(1, (len(stream) - context_length) // context_length)
-        """n: windows in an epoch, whatever the order."""
+        """n: windows per epoch, in any order."""
         self._stream, self._context_length, self._seed, self._order = stream, context_length, seed, order
 
     def at(self, numbers: Ids) -> Ids:
-        """The windows (B, T + 1) of these numbers (B,), which never decrease."""
+        """Return the windows (B, T + 1) of these numbers (B,), which must not decrease."""
         length = self._context_length + 1
         return np.stack([self._stream.read(start, length) for start in self._starts(numbers).tolist()])
 
@@ -51,27 +51,27 @@ class Windows:
         if self._order == "sequential":
             return positions * self._context_length
         starts = np.empty_like(positions)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):  # a batch may lie in two epochs, or many short ones
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):  # a batch may cross two epochs, or many short ones
             windows = shuffled(positions[epochs == epoch], self.per_epoch, seed_for(self._seed, "batch", epoch))
             starts[epochs == epoch] = self._offset(epoch) + windows * self._context_length
         return starts
 
     def _offset(self, epoch: int) -> int:
-        """Where the first window of an epoch starts: anywhere that leaves room for the last one."""
+        """The start of an epoch's first window; it leaves room for the last one."""
         room = len(self._stream) - self.per_epoch * self._context_length
         generator = np.random.default_rng(seed_for(self._seed, "offset", epoch))
         return int(generator.integers(min(self._context_length, room)))
 
 
-# Sequences after which a mixture's shares are exact; a weight is rounded to a multiple of one in so many.
+# Sequences after which a mixture's shares are exact; weights are rounded to multiples of 1 / MIXTURE_PERIOD.
 MIXTURE_PERIOD = 4096
 
 
 class Batches:
-    """`batch_at(step)` draws the whole global batch from the seed and the step: there is no other state, so none to save.
+    """`batch_at(step)` draws the whole global batch from the seed and the step. There is no other state to save.
 
-    Of several texts each gets its share of the sequences, evenly spread: every stretch has it to less than two sequences.
-    Raises `UserError` as `Windows` does, and for a weight that is too small for a share.
+    Each of several texts gets its share of the sequences, evenly spread: up to less than two sequences in every range.
+    Raises `UserError` as `Windows` does, and for a weight that is too small for one sequence per period.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Batches:
         self._batch_size = batch_size
         self._text, self._rank = spread(weights)
         self.windows_per_epoch = sum(windows.per_epoch for windows in self._windows)
-        """Windows in all texts together."""
+        """Windows of all texts together."""
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Ids:
-        """The windows (B, T + 1) of a step, counted from 0, or those rows of them: no other window is read."""
+        """Return the windows (B, T + 1) of a step, counted from 0, or only these rows: no other window is read."""
         sequences = (step * self._batch_size + np.arange(self._batch_size, dtype=np.int64))[rows]
         periods, places = np.divmod(sequences, len(self._text))
         texts = self._text[places]
@@ -104,16 +104,16 @@ class Batches:
                 drawn = windows.at(periods[own] * int((self._text == number).sum()) + self._rank[places[own]])
                 batch = np.empty((len(sequences), drawn.shape[1]), dtype=np.int64) if batch is None else batch
                 batch[own] = drawn
-        assert batch is not None, "a batch has a sequence"
+        assert batch is not None, "a batch has at least one sequence"
         return batch
 
 
 def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
-    """A period of a mixture: the text (P,) of each sequence, and how many sequences of that text come before it (P,).
+    """A period of a mixture: the text (P,) of each sequence, and the number of earlier sequences of that text (P,).
 
-    Each text has its share of the P = `MIXTURE_PERIOD` sequences (P = 1 for a single text). Among the first n sequences it has its
-    share of them to less than one, for every n: the chairman assignment of Tijdeman (1980). Raises `UserError` for a weight
-    that comes to no sequence.
+    Each text has its share of the P = `MIXTURE_PERIOD` sequences (P = 1 for a single text), and for every n, up to less
+    than one, its share of the first n sequences: the chairman assignment of Tijdeman (1980). Raises `UserError` for a
+    weight of less than one sequence.
     """
     if len(weights) == 1:
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -123,18 +123,18 @@ def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
     counts[largest_remainders] += 1
     if (counts == 0).any():
         raise UserError(
-            f"a text of a mixture needs at least one sequence in {MIXTURE_PERIOD}: raise its weight, or leave it out"
+            f"each text of data.mixture needs at least one sequence in {MIXTURE_PERIOD}: raise its weight, or remove it"
         )
     texts, ranks = np.empty(MIXTURE_PERIOD, dtype=np.int64), np.empty(MIXTURE_PERIOD, dtype=np.int64)
-    given = np.zeros(len(counts), dtype=np.int64)
-    # In units of 1 / (2 (k - 1) P), all whole numbers: what a text may lack, and where its next sequence is due at the latest.
+    assigned = np.zeros(len(counts), dtype=np.int64)
+    # In units of 1 / (2 (k - 1) P), all integers: what a text lacks, and the latest position of its next sequence.
     unit = 2 * (len(counts) - 1)
     for n in range(MIXTURE_PERIOD):
-        lacking = unit * (counts * (n + 1) - given * MIXTURE_PERIOD)
-        deadline = ((unit * given + unit - 1) * MIXTURE_PERIOD) / counts
+        lacking = unit * (counts * (n + 1) - assigned * MIXTURE_PERIOD)
+        deadline = ((unit * assigned + unit - 1) * MIXTURE_PERIOD) / counts
         chosen = int(np.where(lacking >= MIXTURE_PERIOD, deadline, np.inf).argmin())
-        texts[n], ranks[n] = chosen, given[chosen]
-        given[chosen] += 1
+        texts[n], ranks[n] = chosen, assigned[chosen]
+        assigned[chosen] += 1
     return texts, ranks
 
 
@@ -142,13 +142,13 @@ _ROUNDS = 8
 
 
 def shuffled(positions: Ids, n: int, key: int) -> Ids:
-    """A permutation of 0 to n - 1, chosen by `key`, at the given positions (any shape): the window that each one gets.
+    """Evaluate the permutation of 0 to n - 1 with this `key` at these positions (any shape).
 
-    A Feistel network permutes the numbers of an even count of bits; where the result is n or more, it is applied again until
-    it falls below ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), fewer than 4 times on
-    average. Nothing is stored: a permutation of 10B tokens' windows would take 1.25 GB.
+    A Feistel network permutes the numbers with an even number of bits. It is applied again while the result is n or
+    more ("cycle walking"; Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), under 4 times on average.
+    Nothing is stored: a permutation of the windows of 10B tokens would take 1.25 GB.
     """
-    # At least 64 numbers: with 16, the 24 permutations of 4 already come measurably unevenly (chi-square, 12,000 keys).
+    # At least 64 numbers: with 16, the 24 permutations of 4 are measurably uneven (chi-square, 12,000 keys).
     half_bits = max(3, ((n - 1).bit_length() + 1) // 2)
     keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64).astype(np.uint64)
     values = _feistel(positions.astype(np.uint64), half_bits, keys)
@@ -158,7 +158,7 @@ def shuffled(positions: Ids, n: int, key: int) -> Ids:
 
 
 def _feistel(values: npt.NDArray[np.uint64], half_bits: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A bijection of the numbers of 2 x half_bits bits: each round mixes one half into the other, which can be undone."""
+    """A bijection of the numbers of 2 x half_bits bits: each round mixes one half into the other, reversibly."""
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
@@ -167,13 +167,13 @@ def _feistel(values: npt.NDArray[np.uint64], half_bits: int, keys: npt.NDArray[n
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Every bit of the result depends on every bit of the value: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    """The finalizer of SplitMix64 (Steele et al., 2014): every bit of the result depends on every bit of the value."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def drawn(numbers: Ids, n: int, key: int) -> Ids:
-    """For each number (any shape) a draw from 0 to n - 1, as evenly as n divides 2^64: SplitMix64 at that place of its sequence."""
+    """For each number (any shape), draw from 0 to n - 1 (up to the bias of 2^64 mod n): that element of SplitMix64."""
     state = np.uint64(key) + (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     return (_mixed(state) % np.uint64(n)).astype(np.int64)

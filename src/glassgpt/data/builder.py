@@ -1,32 +1,37 @@
 """Build a dataset: plan it once, prepare its work units in any order by several processes, then move it into place."""
 
+import io
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import FORMAT, MANIFEST, VERSION, files_of, read_manifest
-from glassgpt.data.plan import make_plan
+from glassgpt.data.plan import Plan, WorkUnit, make_plan
 from glassgpt.data.progress import Log, ProgressLine
-from glassgpt.data.shards import DTYPES, SPLITS, TOKENIZER, index_path, read_index
+from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
 from glassgpt.data.source_files import SourceFile, fetch_all
 from glassgpt.data.sources import Source
-from glassgpt.data.work_units import BuildDirectory, Counts, hash_unit, prepare_unit
-from glassgpt.data.workers import Task, run_units
-from glassgpt.tokenizers.builtin import Tokenizer
+from glassgpt.data.work_units import Counts, hash_unit, prepare_unit, saved_counts, shard_prefix
+from glassgpt.data.workers import run_tasks
+from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, flush_to_disk, sha256_of, write_atomic
+from glassgpt.utils.formatting import format_bytes
 
-# Files worth keeping if the build stops.
-_FINISHED = (*(f"{split}-*.json" for split in SPLITS), "hashes-*.bin")
+R = TypeVar("R")
+
+# What a build is for: it cannot resume for another request or text.
+_PURPOSE = "build.json"
+_DUPLICATES = "duplicates.npz"
 # Bytes of files up to which starting a second process costs more than it saves.
 _SMALL = 1 << 24
 
@@ -62,7 +67,8 @@ class DatasetBuilder:
                     self._prepare(identity, workers)
                 self._publish()
             except BaseException:
-                if any(path for pattern in _FINISHED for path in self._work.glob(pattern)):
+                kept = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
+                if any(path for pattern in kept for path in self._work.glob(pattern)):
                     self._log(
                         "finished files are kept: the same command continues from there while the text is unchanged"
                     )
@@ -75,6 +81,14 @@ class DatasetBuilder:
         manifest = read_manifest(self._work)
         return manifest is not None and self._is_same(manifest["request"], manifest["source"]["identity"], identity)
 
+    def _is_started(self, identity: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an earlier build of this dataset can be resumed."""
+        try:
+            purpose = json.loads((self._work / _PURPOSE).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return purpose["version"] == VERSION and self._is_same(purpose["request"], purpose["identity"], identity)
+
     def _is_same(
         self, request: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]], identity: Sequence[Mapping[str, Any]]
     ) -> bool:
@@ -83,66 +97,71 @@ class DatasetBuilder:
         return request == self._request and len(recorded) == len(identity) and all(same)
 
     def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
-        build = BuildDirectory(self._work)
-        purpose = build.purpose()
-        if (
-            purpose is not None
-            and purpose["version"] == VERSION
-            and self._is_same(purpose["request"], purpose["identity"], identity)
-        ):
-            self._log(f"preparing {self._sources[0].name}: resuming")
+        is_started = self._is_started(identity)
+        self._log(f"preparing {self._sources[0].name}{': resuming' if is_started else ''}")
+        if is_started:
+            self._tokenizer = load_tokenizer(self._work / TOKENIZER)
         else:
-            self._start(build, identity)
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir()
+            for names in (source.left_out for source in self._sources):
+                if names:
+                    more = ", ..." if len(names) > 3 else ""
+                    self._log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+        plan, units, tokenizer = make_plan(self._sources, self._data, self._tokenizer)
+        if not is_started:
+            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
+            purpose = {"version": VERSION, "request": self._request, "identity": identity}
+            write_atomic(self._work / _PURPOSE, json.dumps(purpose))
         workers = workers or (1 if sum(file.bytes for file in self._files) <= _SMALL else _cores())
-        units = range(len(build.plan.units))
+        duplicates = [np.empty(0, dtype=np.bool_)] * len(units)
         if self._data.deduplicate:
-            self._run(hash_unit, build, [unit for unit in units if build.hashes(unit) is None], workers)
-            _mark_duplicates(build)
-        self._run(prepare_unit, build, [unit for unit in units if build.counts(unit) is None], workers)
+            duplicates = self._find_duplicates(units, workers)
+        todo = [unit for unit in units if saved_counts(self._work, unit.number) is None]
+        self._run(prepare_unit, [(self._work, plan, unit, duplicates[unit.number]) for unit in todo], todo, workers)
         self._refuse_changes(identity)
-        manifest = self._manifest(build, identity)
+        manifest = self._manifest(plan, len(units), tokenizer, identity)
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         self._log(_summary(manifest))
 
-    def _start(self, build: BuildDirectory, identity: Sequence[Mapping[str, Any]]) -> None:
-        """Plan the dataset in an empty directory."""
-        self._log(f"preparing {self._sources[0].name}")
-        for names in (source.left_out for source in self._sources):
-            if names:
-                more = ", ..." if len(names) > 3 else ""
-                self._log(f"files of other types are left out: {', '.join(names[:3])}{more}")
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir()
-        plan, tokenizer = make_plan(self._sources, self._data, self._tokenizer)
-        build.start(plan, tokenizer, {"version": VERSION, "request": self._request, "identity": identity})
-
     @property
     def _files(self) -> list[SourceFile]:
-        """The files of all sources, in the order in which the plan counts them. New objects: a cancelled one stays so."""
+        """The files of all sources, in the plan's order. New objects: a cancelled one stays so."""
         return [file for source in self._sources for file in source.files()]
 
-    def _run(self, task: Task, build: BuildDirectory, todo: Sequence[int], workers: int) -> None:
-        """Run a task on these units, each as soon as its files are present; no other files are fetched."""
-        files, units = self._files, build.plan.units
-        wanted = [files[units[n].first_file :][: len(units[n].files)] for n in todo]
-        progress, before = ProgressLine(self._log), self._tokens_written(build)
+    def _find_duplicates(self, units: Sequence[WorkUnit], workers: int) -> list[npt.NDArray[np.bool_]]:
+        """Whether each document (documents,) of each unit has the text of an earlier one."""
+        path = self._work / _DUPLICATES
+        if not path.is_file():
+            hashes = self._run(hash_unit, [(unit,) for unit in units], units, workers)
+            repeated = np.split(_repeats(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes])[:-1])
+            np.savez(content := io.BytesIO(), *repeated)
+            write_atomic(path, content.getvalue())
+        with np.load(path) as saved:
+            return [saved[f"arr_{unit.number}"] for unit in units]
+
+    def _run(
+        self, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], units: Sequence[WorkUnit], workers: int
+    ) -> list[R]:
+        """Call a task with the arguments and the files of each unit, as soon as they are present."""
+        files, progress, before = self._files, ProgressLine(self._log), self._bytes_written()
+        wanted = [files[unit.first_file :][: len(unit.files)] for unit in units]
 
         def message(seconds: float) -> str:
             if task is hash_unit:
-                return f"compared {sum(build.hashes(n) is not None for n in todo)} of {len(todo)} groups of files"
-            tokens = self._tokens_written(build)
-            return f"prepared {tokens / 1e6:,.1f}M tokens ({(tokens - before) / 1e6 / seconds:,.1f}M tokens/s)"
+                return "looking for duplicates"
+            written = self._bytes_written()
+            return f"{format_bytes(written)} of tokens written ({format_bytes((written - before) / seconds)}/s)"
 
         with closing(fetch_all(list(itertools.chain.from_iterable(wanted)), log=self._log)) as fetched:
             paths = (path for _, path in fetched)
             ready = (
-                (number, list(itertools.islice(paths, len(own)))) for number, own in zip(todo, wanted, strict=True)
+                (*each, list(itertools.islice(paths, len(own)))) for each, own in zip(arguments, wanted, strict=True)
             )
-            run_units(task, build, ready, max(1, min(workers, len(todo))), lambda: progress.update(message))
+            return run_tasks(task, ready, max(1, min(workers, len(units))), lambda: progress.update(message))
 
-    def _tokens_written(self, build: BuildDirectory) -> float:
-        size = sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
-        return size / np.dtype(DTYPES[build.plan.dtype]).itemsize
+    def _bytes_written(self) -> int:
+        return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
 
     def _refuse_changes(self, identity: Sequence[Mapping[str, Any]]) -> None:
         """Raise `UserError` if a source has changed since the start: the shards may mix two versions of it."""
@@ -153,28 +172,32 @@ class DatasetBuilder:
 
     # --------------------------------------------------------------------------------------------------------- manifest
 
-    def _manifest(self, build: BuildDirectory, identity: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _manifest(
+        self, plan: Plan, units: int, tokenizer: Tokenizer, identity: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
         """The manifest. Raises `UserError` if one of the splits is empty."""
-        units = range(len(build.plan.units))
-        shards = {split: [shard for unit in units for shard in build.shards(split, unit)] for split in SPLITS}
+        shards = {
+            split: [shard for unit in range(units) for shard in finished_shards(self._work, shard_prefix(split, unit))]
+            for split in SPLITS
+        }
         if self._data.validation == "first_shard":
             shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
         self._refuse_empty(shards)
         hashes = {split: self._hashes(shards[split]) for split in SPLITS}
         if self._data.validation == "first_shard":
             shards["validation"][0]["name"] = _as_validation(shards["validation"][0]["name"])
-        counts = [build.counts(unit) or Counts() for unit in units]  # all are finished
+        counts = [saved_counts(self._work, unit) or Counts() for unit in range(units)]  # all are finished
         return {
             "format": FORMAT,
             "version": VERSION,
             "source": {"name": self._sources[0].name, "identity": identity},
             "request": self._request,
             "tokenizer": {
-                "kind": build.tokenizer.kind,
-                "vocab_size": build.tokenizer.vocab_size,
+                "kind": tokenizer.kind,
+                "vocab_size": tokenizer.vocab_size,
                 "sha256": sha256_of(self._work / TOKENIZER),
             },
-            "dtype": build.plan.dtype,
+            "dtype": plan.dtype,
             "documents": sum(count.documents for count in counts),
             "blank_documents": sum(count.blank for count in counts),
             "bad_rows": sum(count.bad for count in counts),
@@ -249,14 +272,6 @@ def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A split's part of the manifest."""
     sums = {key: sum(shard[key] for shard in shards) for key in ("characters", "bytes", "tokens", "documents")}
     return {**sums, "shards": [{key: value for key, value in shard.items() if key != "is_split"} for shard in shards]}
-
-
-def _mark_duplicates(build: BuildDirectory) -> None:
-    """Save which documents of each unit have the same text as an earlier one of any unit."""
-    hashes = [hashes for unit in range(len(build.plan.units)) if (hashes := build.hashes(unit)) is not None]
-    repeated = np.split(_repeats(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes]))
-    for unit in range(len(hashes)):
-        build.save_duplicates(unit, repeated[unit])
 
 
 def _repeats(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

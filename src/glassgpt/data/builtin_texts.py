@@ -1,8 +1,8 @@
 """Texts that are always available: the documentation bundled with Python, and Shakespeare's plays by download.
 
-python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (the text of `help("yield")`)
-and the docstrings of the standard library. Only paragraphs of prose are kept, each once and on one line, in 78 different
-characters.
+python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (the text of
+`help("yield")`) and the docstrings of the standard library. Only paragraphs of prose are kept, each once and on one
+line, in 78 different characters.
 """
 
 import ast

@@ -5,8 +5,7 @@ Shapes: `N` tokens in a split, `T` context length, `B` sequences per batch.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.data.formats import external_manifest, external_tokenizer, find_token_files, hash_tokens, open_token_files
+from glassgpt.data.formats import (
+    external_manifest,
+    external_tokenizer,
+    find_token_files,
+    open_token_files,
+    remembered,
+    verify_token_files,
+)
 from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
-from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import sha256_of, write_atomic
+from glassgpt.utils.files import sha256_of
 from glassgpt.utils.formatting import format_bytes
 
 Ids = npt.NDArray[np.int64]
@@ -243,47 +248,23 @@ def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:
     """Compare every file of a dataset with its sha256 and return the number of files.
 
-    Without `force`, a file that was verified before is not read again while its size, time and inode stay the same. The
-    user's cache records them, as datasets may be read-only. Raises `UserError` with the first file that differs. For
-    token files of other formats, the sha256 is that of the first time they were opened.
+    Without `force`, a file is read once while its size, time and inode stay the same. Raises `UserError` with the first
+    file that differs. The reference of another format's files is their content when they were first opened.
     """
-    files = _expected_hashes(directory)
-    record = (
-        cache_directory() / "verified" / f"{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:32]}.json"
-    )
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
-        known = {} if force else dict(json.loads(record.read_bytes()))
-    total, done, progress = sum(path.stat().st_size for path, _, _ in files), 0, ProgressLine(log)
-    verified: dict[str, Any] = {}
-    for path, expected, compute in files:
-        status = path.stat()  # before the file is read, so that a later change is noticed
-        entry = [expected, status.st_size, status.st_mtime_ns, status.st_ino]
-        if known.get(path.name) != entry and compute() != expected:
+    manifest = load_manifest(directory)
+    if not _is_prepared(manifest):
+        return verify_token_files(directory, force)
+    files = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
+    for shard in shards_of(manifest):
+        path = directory / shard["name"]
+        files += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
+    total, done, progress = sum(path.stat().st_size for path, _ in files), 0, ProgressLine(log)
+    for path, expected in files:
+        if remembered(path, "sha256", partial(sha256_of, path), force) != expected:
             raise UserError(
                 f"dataset {directory} is damaged: the content of {path.name} has changed; "
                 "remove the directory and prepare it again"
             )
-        verified[path.name] = entry
-        done += status.st_size
+        done += path.stat().st_size
         progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")
-    if verified != known:
-        with suppress(OSError, UserError):  # a cache that cannot be written costs time only
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(record, json.dumps(verified))
     return len(files)
-
-
-def _expected_hashes(directory: Path) -> list[tuple[Path, str, Callable[[], str]]]:
-    """Each file with its recorded sha256 and a function that computes it."""
-    manifest = load_manifest(directory)
-    if not _is_prepared(manifest):
-        token_files = open_token_files(directory)
-        opened = [file for split in SPLITS for file in token_files[split]]
-        recorded = [shard["sha256"] for shard in shards_of(manifest)]
-        return [(file.path, sha, partial(hash_tokens, file)) for file, sha in zip(opened, recorded, strict=True)]
-    hashes = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
-    for shard in shards_of(manifest):
-        path = directory / shard["name"]
-        hashes += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
-    return [(path, sha, partial(sha256_of, path)) for path, sha in hashes]

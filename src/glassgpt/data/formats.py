@@ -1,16 +1,16 @@
 """Token files of nanoGPT, build-nanogpt and llm.c, which are datasets as they are.
 
-nanoGPT: `train.bin` and `val.bin`, raw `uint16`; `meta.pkl` has the characters of a character dataset. build-nanogpt:
-`NAME_train_000001.npy` and `NAME_val_000000.npy`. llm.c and its successors: `NAME_train*.bin` and `NAME_val*.bin`, with a
-header of 256 32-bit words (magic number, version, number of tokens).
+nanoGPT: `train.bin` and `val.bin`, raw `uint16`; `meta.pkl` has the characters of a character dataset.
+build-nanogpt: `NAME_train_000001.npy` and `NAME_val_000000.npy`.
+llm.c: `NAME_train*.bin` and `NAME_val*.bin`, with a header of 256 32-bit words (magic number, version, token count).
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable, write_atomic
 from glassgpt.utils.safe_pickle import read_plain_pickle
+
+T = TypeVar("T")
 
 _HEADER_WORDS = 256
 # llm.c's magic numbers and the type of the tokens: GPT-2's and Llama 3's.
@@ -112,8 +114,8 @@ def external_tokenizer(directory: Path) -> Tokenizer:
 def external_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of token files in the format of a prepared dataset's, as far as it is known.
 
-    The first time, all tokens are read; later the results come from the cache while sizes and times of the files stay the
-    same. Raises `UserError` for damaged files, and for ids outside the vocabulary.
+    The first time, all tokens are read; later the results come from the cache while the files keep their sizes and
+    times. Raises `UserError` for damaged files, and for ids outside the vocabulary.
     """
     files, tokenizer = open_token_files(directory), external_tokenizer(directory)
     splits = {}
@@ -137,26 +139,42 @@ def external_manifest(directory: Path) -> dict[str, Any]:
     }
 
 
-def hash_tokens(file: TokenFile) -> str:
-    """The sha256 of a file's tokens, without the header."""
-    return str(_read(file)["sha256"])
+def verify_token_files(directory: Path, force: bool) -> int:
+    """Compare token files with what they were when first opened, and return their number; see `dataset.verify`."""
+    files = open_token_files(directory)
+    for file in (file for split in SPLITS for file in files[split]):
+        if force and _read_tokens(file) != _scan(file):
+            raise UserError(f"{file.path} has changed since it was first opened, but its size and time have not")
+    return sum(len(files[split]) for split in SPLITS)
 
 
 def _scan(file: TokenFile) -> dict[str, Any]:
-    """Hash and largest id of a file, kept in the cache while the file stays the same."""
-    status = file.path.stat()
-    key = json.dumps([str(file.path.resolve()), status.st_size, status.st_mtime_ns])
-    path = cache_directory() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError):
-        scan: dict[str, Any] = json.loads(path.read_bytes())
-        return scan
-    scan = _read(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(scan))
-    return scan
+    """Hash and largest id of a file, read once while it stays the same."""
+    return remembered(file.path, "tokens", lambda: _read_tokens(file))
 
 
-def _read(file: TokenFile) -> dict[str, Any]:
+def remembered(path: Path, what: str, compute: Callable[[], T], force: bool = False) -> T:
+    """Compute a JSON value from a file, or take it from the cache if the file's size, time and inode are the same.
+
+    `force` computes it again. A cache that cannot be written costs time only.
+    """
+    status = path.stat()  # before the file is read, so that a later change is noticed
+    state = [str(path.resolve()), what, status.st_size, status.st_mtime_ns, status.st_ino]
+    name = hashlib.sha256(json.dumps(state[:2]).encode()).hexdigest()[:32]
+    record = cache_directory() / "scans" / f"{name}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        saved = json.loads(record.read_bytes())
+        if saved["state"] == state and not force:
+            value: T = saved["value"]
+            return value
+    value = compute()
+    with suppress(OSError, UserError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(record, json.dumps({"state": state, "value": value}))
+    return value
+
+
+def _read_tokens(file: TokenFile) -> dict[str, Any]:
     digest, largest = hashlib.sha256(), 0
     for chunk in file.chunks():
         digest.update(chunk.data)

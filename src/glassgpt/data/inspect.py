@@ -38,30 +38,25 @@ class SplitFacts:
 
     shards: int
     tokens: int
-    documents: int | None
-    """Documents that start in this split."""
-    tokens_before: int | None
-    """Tokens at the beginning that belong to a document that started elsewhere."""
+    documents: int | None  # that start in this split
+    tokens_before: int | None  # at the beginning, of a document that started elsewhere
     characters: int | None
-    bytes: int | None
-    """Bytes of text in UTF-8; for another project's files, those of the tokens."""
+    bytes: int | None  # of text in UTF-8; for another project's files, of the tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthFacts:
     """Lengths of documents in tokens, with the marks before each."""
 
-    histogram: tuple[tuple[int, int, int], ...]
-    """Rows of shortest length, longest length and documents, by powers of two; no row between is left out."""
-    median: int
-    """The shortest length that at least half of the documents do not exceed."""
+    histogram: tuple[tuple[int, int, int], ...]  # (shortest, longest, documents) by powers of two, without gaps
+    median: int  # the shortest length that at least half of the documents do not exceed
     percentile_90: int
     longest: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrequentToken:
-    """A token, how often it occurs, and its share of all tokens; `piece` as `tokenizer show` prints it."""
+    """A token, its count and its share of all tokens; `piece` as `tokenizer show` prints it."""
 
     id: int
     count: int
@@ -71,7 +66,7 @@ class FrequentToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Text of the training split from this token on: the start of a document, if those are known, or any part."""
+    """Text of the training split from this token on: the start of a document, if several are known, or any part."""
 
     token: int
     begins_document: bool
@@ -80,29 +75,23 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """All that `glassgpt data info` shows of a dataset. `source` and `source_counts` are None for other projects' files."""
+    """All that `glassgpt data info` shows of a dataset."""
 
     directory: str
     name: str
     made_by: str
-    source: str | None
-    """What was prepared: a name, a path or a hub id."""
-    tokenizer: Mapping[str, Any]
-    """`kind`, `vocab_size` and `sha256`."""
+    source: str | None  # what was prepared: a name, a path or a hub id; None for another project's files
+    tokenizer: Mapping[str, Any]  # `kind`, `vocab_size` and `sha256`
     end_of_text: int | None
     dtype: str
     disk_bytes: int
     fingerprint: str
     splits: Mapping[str, SplitFacts]
-    source_counts: Mapping[str, int] | None
-    """What was read and what was left out: see the manifest."""
-    lengths: LengthFacts | None
-    """Documents of both splits; None if nothing marks them."""
+    source_counts: Mapping[str, int] | None  # as in the manifest; None for another project's files
+    lengths: LengthFacts | None  # of both splits; None if nothing marks documents
     frequent: tuple[FrequentToken, ...]
     unused_ids: int
-    """Ids of the vocabulary that never occur."""
-    unknown_tokens: int
-    """Tokens outside the vocabulary: only in damaged files."""
+    unknown_tokens: int  # outside the vocabulary: only in damaged files
     samples: tuple[Sample, ...]
 
 
@@ -246,7 +235,7 @@ def _frequent(counts: Ids, tokenizer: Tokenizer) -> tuple[FrequentToken, ...]:
 
 
 def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> tuple[Sample, ...]:
-    """The first document, the first in the second half, and the last; parts of the text if there is only one document."""
+    """The first document, the first in the second half, and the last; parts of the text if there is only one."""
     has_documents = len(starts) > 1
     if has_documents:
         middle = min(int(np.searchsorted(starts, len(tokens) // 2)), len(starts) - 1)

@@ -1,14 +1,14 @@
-"""The plan of a dataset: its files in work units, and which documents are for validation.
+"""The plan of a dataset: which documents are for validation, and the work units into which its files are divided.
 
-The shards depend on the plan, the tokenizer and the text alone.
+The shards depend on the plan, the tokenizer and the text alone. A plan is computed again when a build resumes.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Part, read_documents
@@ -25,88 +25,68 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkUnit:
-    """Consecutive files, prepared as one task. `first_file` is the number of the first one in all sources."""
-
-    files: tuple[str, ...]
-    first_file: int
-    reading: ReadingConfig
-    split: str | None = None
-    """The split of all its documents; None if `Plan.split_of` decides."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the shards depend on, besides the text and the tokenizer."""
+    """How documents become shards."""
 
-    units: tuple[WorkUnit, ...]
+    tokenizer_sha256: str
     dtype: str
     shard_tokens: int
-    fraction: float | None = None
-    """This share of the documents is for validation, evenly spaced."""
-    document: tuple[int, int] | None = None
-    """The document of this file and row is for validation: the only one, or the first of its share."""
-    cut: int | None = None
-    """The text after this many characters is for validation, if the source is a single document."""
+    fraction: float | None = None  # this share of the documents is for validation, evenly spaced
+    document: tuple[int, int] | None = None  # so is this file's row: the only such document, or the first of its share
+    cut: int | None = None  # if the source is one document: its text after this many characters
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
-        """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists."""
-        units = tuple(
-            WorkUnit(**{**unit, "files": tuple(unit["files"]), "reading": ReadingConfig(**unit["reading"])})
-            for unit in values["units"]
-        )
-        document = None if values["document"] is None else tuple(values["document"])
-        return cls(**{**values, "units": units, "document": document})
+    def is_validation(self, unit: int, number: int, place: tuple[int, int]) -> bool:
+        """Whether document `number` of a work unit, at this file and row, is for validation.
 
-    def split_of(self, unit: int, number: int, file: int, row: int) -> str:
-        """The split of document `number` of a work unit.
-
-        With a fraction of 0.1, one document in ten is for validation. Which one differs from unit to unit, so that many
-        units of few documents have their share together; in the first unit it is the middle one.
+        With a fraction of 0.1, it is one document in ten. Which one differs from unit to unit, so that many units of
+        few documents have their share together; in the first unit it is the middle one.
         """
-        if split := self.units[unit].split:
-            return split
-        is_validation = (file, row) == self.document
-        if self.fraction is not None:
-            phase = (0.5 + unit * _GOLDEN_RATIO) % 1
-            before, after = (math.floor(count * self.fraction + phase) for count in (number, number + 1))
-            is_validation |= after > before
-        return "validation" if is_validation else "train"
+        if place == self.document or self.fraction is None:
+            return place == self.document
+        phase = (0.5 + unit * _GOLDEN_RATIO) % 1
+        return math.floor((number + 1) * self.fraction + phase) > math.floor(number * self.fraction + phase)
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Consecutive files of one source, prepared as one task."""
+
+    number: int
+    files: tuple[str, ...]
+    first_file: int  # its number in all sources
+    reading: ReadingConfig
+    split: str | None  # of all its documents; None if the plan decides
 
 
 def make_plan(
     sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
-) -> tuple[Plan, Tokenizer]:
-    """Plan a dataset, and return the plan and the tokenizer: the one passed, or the one that `data` names.
+) -> tuple[Plan, list[WorkUnit], Tokenizer]:
+    """Plan a dataset. The tokenizer is the one passed, or the one that `data` names.
 
     `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
     characters of all of them. Raises `UserError` for a source without text.
     """
-    reading = ReadingConfig(**{field.name: getattr(data, field.name) for field in dataclasses.fields(ReadingConfig)})
-    with_options = [(source, source.reading or reading) for source in sources]
+    own = ReadingConfig(**{field.name: getattr(data, field.name) for field in dataclasses.fields(ReadingConfig)})
+    with_reading = [(source, source.reading or own) for source in sources]
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
-    places, characters = _first_documents(*with_options[0], max(2, first_chosen))
-    tokenizer = tokenizer or build_tokenizer(data.tokenizer, _all_texts(with_options))
-    fraction = cut = document = None
+    places, characters = _first_documents(*with_reading[0], max(2, first_chosen))
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, _all_texts(with_reading))
+    plan = Plan(
+        tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        shard_tokens=data.shard_tokens,
+    )
     if len(sources) == 1 and data.validation == "fraction":
         if len(places) == 1:
             # Exact; a float could be one character off. For tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
             cut = int(characters * (1 - Fraction(str(data.validation_fraction))))
+            plan = dataclasses.replace(plan, cut=cut)
         elif len(places) >= first_chosen:
-            fraction, document = data.validation_fraction, places[first_chosen - 1]
+            plan = dataclasses.replace(plan, fraction=data.validation_fraction, document=places[first_chosen - 1])
         else:
-            document = places[-1]
-    plan = Plan(
-        units=tuple(_work_units(with_options, _UNIT_BYTES * data.shard_tokens)),
-        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-        shard_tokens=data.shard_tokens,
-        fraction=fraction,
-        document=document,
-        cut=cut,
-    )
-    return plan, tokenizer
+            plan = dataclasses.replace(plan, document=places[-1])
+    return plan, list(_work_units(with_reading, _UNIT_BYTES * data.shard_tokens)), tokenizer
 
 
 def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tuple[list[tuple[int, int]], int]:
@@ -138,18 +118,17 @@ def _all_texts(sources: Iterable[tuple[Source, ReadingConfig]]) -> Iterator[str]
 
 
 def _work_units(sources: Sequence[tuple[Source, ReadingConfig]], least_bytes: int) -> Iterator[WorkUnit]:
-    """Consecutive files of one source, until they have at least this many bytes."""
-    first = 0
-    for source_number, (source, reading) in enumerate(sources):
-        split = None if len(sources) == 1 else SPLITS[source_number]
+    """Consecutive files of a source, until they have at least this many bytes."""
+    number = first = 0
+    for (source, reading), split in zip(sources, SPLITS, strict=False):
         files = source.files()
         names, size = [], 0
-        for number, file in enumerate(files, start=1):
+        for position, file in enumerate(files, start=1):
             names.append(file.name)
             size += file.bytes
-            if size >= least_bytes or number == len(files):
-                yield WorkUnit(files=tuple(names), first_file=first, reading=reading, split=split)
-                first += len(names)
+            if size >= least_bytes or position == len(files):
+                yield WorkUnit(number, tuple(names), first, reading, split if len(sources) > 1 else None)
+                number, first = number + 1, first + len(names)
                 names, size = [], 0
 
 

@@ -33,11 +33,11 @@ def prepare(
 ) -> Path:
     """Prepare the dataset, unless it is up to date, and return its directory: `out`, or one in the cache.
 
-    A `tokenizer` (of a trained model) replaces the one that `data` names. A source that is a prepared dataset is returned
-    as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind that it
-    names (see `require_tokenizer`). `log` receives lines about long tasks. `workers` processes share the work (default:
-    one per core), and the result does not depend on their number. After an interrupt or a kill, the next call resumes.
-    Raises `UserError` for a bad source, and for an `out` that holds something else.
+    A `tokenizer` (of a trained model) replaces the one that `data` names. A source that is a prepared dataset is
+    returned as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind
+    that it names (see `require_tokenizer`). `log` receives lines about long tasks. `workers` processes share the work
+    (default: one per core), and the result does not depend on their number. After an interrupt or a kill, the next call
+    resumes. Raises `UserError` for a bad source, and for an `out` that holds something else.
     """
     source = resolve(data.source)
     if tokenizer is None and tokenizer_file(data.tokenizer) is not None:

@@ -1,9 +1,9 @@
 """Token shards on disk: whole documents one after another, each shard with an index of where they start.
 
-A shard `NAME.bin` holds little-endian `uint16` or `uint32` tokens. Its index `NAME.idx` holds two little-endian `uint64`
-per document: the token at which it starts, and a hash of its text, by which duplicates are found (see `text_hash`; for a
-document larger than a shard, the hash of the part in its first shard). While a dataset is built, `NAME.json` marks a
-finished shard: a shard without one is written again.
+A shard `NAME.bin` holds little-endian `uint16` or `uint32` tokens. Its index `NAME.idx` holds two little-endian
+`uint64` per document: the token at which it starts, and a hash of its text, by which duplicates are found (see
+`text_hash`; for a document larger than a shard, the hash of the part in its first shard). While a dataset is built,
+`NAME.json` marks a finished shard: a shard without one is written again.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The text of a file, in pieces: decompressed (.gz, .bz2, .zst), decoded, and split into parts where GPT-2 splits it anyway.
+"""The text of a file in pieces: decompressed (.gz, .bz2, .zst), decoded, and split where GPT-2 splits it anyway.
 
 A file is never held whole. A damaged or truncated file is an error, also in the cases in which the standard library
 would take it for a file that ends early: lost text would go unnoticed.

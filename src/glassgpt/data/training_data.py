@@ -118,6 +118,4 @@ def require_validation(opened: TrainingData) -> None:
     """Raise `UserError` if a validation split is too short to be evaluated."""
     for dataset in opened.datasets:
         if len(dataset.validation) < 2:
-            raise UserError(
-                f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction, or use more text"
-            )
+            raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")

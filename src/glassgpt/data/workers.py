@@ -10,35 +10,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from glassgpt.data.work_units import BuildDirectory, Report
+from glassgpt.data.work_units import Report
 from glassgpt.utils.errors import UserError
 
-Task = Callable[[BuildDirectory, int, Sequence[Path], Report], None]
+R = TypeVar("R")
 
 
-def run_units(
-    task: Task, build: BuildDirectory, units: Iterable[tuple[int, Sequence[Path]]], workers: int, report: Report
-) -> None:
-    """Run a task (a module-level function) on each unit, whose files are at the given paths.
+def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], workers: int, report: Report) -> list[R]:
+    """Call a task (a module-level function) with each of the arguments and a `report`; return the results in order.
 
-    With 1 worker it runs in this process. `units` may wait for downloads. Raises the first exception of a task; the
+    With 1 worker it runs in this process. `arguments` may wait for downloads. Raises the first exception of a task; the
     workers are killed then, and also if this process is interrupted or killed.
     """
     if workers == 1:
-        for number, paths in units:
-            task(build, number, paths, report)
-        return
+        return [task(*each, report) for each in arguments]
+    futures: list[Future[R]] = []
+    running: set[Future[R]] = set()
     with _pool(workers) as pool:
-        running: set[Future[None]] = set()
         try:
-            for number, paths in units:
-                running.add(pool.submit(_run_unit, task, build.path, number, paths))
+            for each in arguments:
+                futures.append(pool.submit(task, *each, _no_report))
+                running.add(futures[-1])
                 while len(running) >= workers:
                     running = _wait(running, report)
             while running:
@@ -50,10 +46,15 @@ def run_units(
             ) from None
         except MemoryError:
             raise UserError("out of memory; use fewer --workers") from None
+    return [future.result() for future in futures]
 
 
-def _wait(running: set[Future[None]], report: Report) -> set[Future[None]]:
-    """Wait for a unit, up to a second, and return those that still run. Raises the exception of one that failed."""
+def _no_report() -> None:
+    """Workers do not report: progress is measured from the files that they write."""
+
+
+def _wait(running: set[Future[R]], report: Report) -> set[Future[R]]:
+    """Wait up to a second for a task, and return those that still run. Raises the exception of one that failed."""
     done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
     for future in done:
         future.result()
@@ -133,13 +134,3 @@ def _exit_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _run_unit(task: Task, directory: Path, number: int, paths: Sequence[Path]) -> None:
-    task(_build_directory(directory), number, paths, lambda: None)
-
-
-@cache
-def _build_directory(directory: Path) -> BuildDirectory:
-    """One per process, since it keeps the tokenizer."""
-    return BuildDirectory(directory)
