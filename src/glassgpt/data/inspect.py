@@ -35,7 +35,7 @@ _SOURCE_COUNTS = {
 def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """Read a dataset once and return its facts as a JSON value. `log` receives progress lines.
 
-    `splits`: per split the number of `shards`, `tokens`, `documents` that start in it, `tokens_before` the first of them,
+    `splits`: per split the number of `shards`, `tokens`, `documents` that start in it, `tokens_before` the first one,
     `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks:
     `median`, `percentile_90`, `longest`, and a `histogram` of (shortest, longest, documents) by powers of two, without
     gaps. `frequent` tokens; number of `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files;
