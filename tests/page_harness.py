@@ -14,7 +14,6 @@ import pytest
 
 from play_harness import TOKEN
 
-CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--disable-gpu",
     "--disable-quic",
@@ -23,18 +22,33 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-VIEWS = ("text", "heads", "mind", "whatif", "write", "knows", "learned", "compare")
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_PATHS = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+VIEWS = ("text", "heads", "lens", "interventions", "generation", "weights", "training", "compare")
+
+
+def chromium_path(playwright: Any) -> str | None:
+    """An installed Chromium or Chrome, otherwise Playwright's own if it was downloaded."""
+    installed = [shutil.which(name) for name in CHROMIUM_NAMES]
+    paths = [*installed, *CHROMIUM_PATHS, playwright.chromium.executable_path]
+    return next((path for path in paths if path and Path(path).exists()), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium, headless, by Playwright. Skips where one of them is missing."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: the page is not opened (`apt-get install chromium`)")
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the page is not opened")
+    """A headless browser. Skips if Playwright or a browser is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox does not start as root
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *root])
+        path = chromium_path(playwright)
+        if path is None:
+            pytest.skip(
+                f"no browser: none of {', '.join(CHROMIUM_NAMES)}, and not Playwright's (playwright install chromium)"
+            )
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *root])
         try:
             yield browser
         finally:

@@ -1,5 +1,7 @@
-"""The page as a person uses it, in a real Chromium: each view of each kind of model and of a run that trains, links, keys, widths, files,
-hostile and long texts. Whatever is asked elsewhere or complained of in the console fails a test (see `page_harness`)."""
+"""The page in a real browser: its views, links, keys, widths, exports, and hostile or long texts.
+
+Requests to another host and messages in the console fail a test (see `page_harness`).
+"""
 
 import shutil
 import struct
@@ -29,7 +31,7 @@ HOSTILE = (
     + " " * 400
     + "a"
 )
-MODELS = ("characters", "bpe", "windowed")
+MODELS = ("windowed", "bpe", "characters")
 
 
 MERGES = [
@@ -137,8 +139,8 @@ def shows_text(page: Any, model: str) -> None:
     assert "".join(pieces) == "".join(shown.get(c, c) for c in TEXT)
     assert len(pieces) == (len(TEXT) if model != "bpe" else len(small_bpe().encode(TEXT)))
     page.locator(".tokens .token").nth(3).click()
-    assert page.locator('[aria-label="Expected in its place"] tbody tr').count() == 5
-    assert page.locator('[aria-label="The token"]').inner_text().count("bits") == 2
+    assert page.locator('[aria-label="Predictions at this position"] tbody tr').count() == 5
+    assert page.locator('[aria-label="Token"]').inner_text().count("bits") == 2
 
 
 def shows_heads(page: Any, model: str) -> None:
@@ -152,39 +154,40 @@ def shows_heads(page: Any, model: str) -> None:
     assert ("the last 5" in page.locator(hook("span")).inner_text()) == (model == "windowed")
 
 
-def shows_mind(page: Any, model: str) -> None:
+def shows_lens(page: Any, model: str) -> None:
     assert (
         min(colours(page, name) for name in ("lens-grid", "stream-grid", "attribution-bars", "attribution-heads")) > 3
     )
     # A level line has no height to be seen, so it need only be there.
     page.wait_for_selector(f"{hook('rank-chart')} .scatterlayer .trace path.js-line", state="attached")
-    assert page.locator(f"{hook('mind-top')} table").first.locator("tbody tr").count() == 5
+    assert page.locator(f"{hook('lens-top')} table").first.locator("tbody tr").count() == 5
     assert value(page, "parts-sum") == pytest.approx(value(page, "logit"), abs=1e-4)
 
 
-def shows_whatif(page: Any, model: str) -> None:
+def shows_interventions(page: Any, model: str) -> None:
     layers, heads = (3, 4) if model == "windowed" else (2, 4)
     assert page.locator(f"{hook('switches')} button[data-code]").count() == layers * (heads + 3)
     assert page.locator(hook("kl")).inner_text() == "0 bits"
     page.locator(f"{hook('switches')} [data-code=b1]").click()
     page.wait_for_function("hook => document.querySelector(hook).textContent !== '0 bits'", arg=hook("kl"))
-    assert page.locator(f"{hook('moved-bars')} .bars-row").count() > 5
+    assert page.locator(f"{hook('change-bars')} .bars-row").count() > 5
 
 
-def shows_write(page: Any, model: str) -> None:
-    assert page.locator(hook("next-sum")).inner_text() == page.locator(hook("drawn-sum")).inner_text() == "1.000000"
+def shows_generation(page: Any, model: str) -> None:
+    assert page.locator(hook("next-sum")).inner_text() == page.locator(hook("sampled-sum")).inner_text() == "1.000000"
     assert page.locator(f"{hook('next-bars')} .bars-row:visible").count() == 25
-    before = page.locator(hook("written")).inner_text()
+    before = page.locator(hook("generated")).inner_text()
     page.locator(hook("accept")).click()
     page.wait_for_function(
-        "([hook, before]) => document.querySelector(hook).innerText.length > before", arg=[hook("written"), len(before)]
+        "([hook, before]) => document.querySelector(hook).innerText.length > before",
+        arg=[hook("generated"), len(before)],
     )
-    page.locator(hook("write")).click()
+    page.locator(hook("generate")).click()
     page.wait_for_function("hook => document.querySelector(hook).textContent.includes('tokens in')", arg=hook("speed"))
     assert all(page.locator(".continuation").all_inner_texts())
 
 
-def shows_knows(page: Any, model: str) -> None:
+def shows_weights(page: Any, model: str) -> None:
     assert min(colours(page, name) for name in ("map", "weight")) > 3
     assert page.locator(f"{hook('near-bars')} .bars-row:visible").count() == 12
     page.locator(hook("gradients")).click()
@@ -192,10 +195,10 @@ def shows_knows(page: Any, model: str) -> None:
     assert "nats" in page.locator(hook("gradient-loss")).inner_text()
 
 
-def shows_learned(page: Any, model: str) -> None:
-    facts = page.locator('[aria-label="The run"] .facts').all_inner_texts()
+def shows_training(page: Any, model: str) -> None:
+    facts = page.locator('[aria-label="Run"] .facts').all_inner_texts()
     assert any("checkpoints\n1, 2" in text for text in facts)
-    assert "no probe snapshots" in page.locator(hook("snapshot-problem")).inner_text()
+    assert "no snapshots" in page.locator(hook("snapshot-problem")).inner_text()
 
 
 def shows_compare(page: Any, model: str) -> None:
@@ -206,8 +209,8 @@ def shows_compare(page: Any, model: str) -> None:
 SHOWN = {name.removeprefix("shows_"): check for name, check in globals().items() if name.startswith("shows_")}
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_view_shows_what_it_is_for(page: Watched, models: dict[str, Path], model: str) -> None:
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])
+def test_every_view(page: Watched, models: dict[str, Path], model: str) -> None:
     assert list(SHOWN) == list(VIEWS)
     for view, check in SHOWN.items():
         check(turn(page, view, model=models[model], text=TEXT), model)
@@ -271,13 +274,14 @@ def snapshot_asked(addresses: list[str]) -> int:
     return max((int(dict(parse_qsl(each.query))["step"]) for each in asked if each.path == "/api/snapshot"), default=-1)
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None:
     with (
         training(tmp_path) as (run, signs),
         serving(run) as served,
         watched(browser, served.url) as opened,
     ):
-        page = opened.open("learned")
+        page = opened.open("training")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
         page.wait_for_selector("[data-test=chart-loss] .scatterlayer .trace")
         opened.wait("Number(document.querySelector('[data-test=step-range]').max) > 0")
@@ -294,14 +298,14 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         )
         assert page.evaluate("window.isTheSame") is True
         came = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[asked:]}
-        assert not came & {"history", "learned.js", ""}, "all of it came by the events, but for the snapshots"
+        assert not came & {"history", "training.js", ""}, "all of it came by the events, but for the snapshots"
         assert min(colours(page, name) for name in ("snapshot-heads", "snapshot-lens")) > 3
-        opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"The run\"]').textContent)")
+        opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"Run\"]').textContent)")
         for view in VIEWS:
             page = turn(opened, view)
             assert page.locator("#view section.card").count() > 1
             assert opened.problems == [], view
-        page = turn(opened, "learned", axis="tokens")
+        page = turn(opened, "training", axis="tokens")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
         opened.wait("Number(document.querySelector('[data-test=run-step]').dataset.step) >= 299")  # where it waits
         page = turn(opened, "compare")
@@ -309,7 +313,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         listed = {int(name.removeprefix("step ")) for name in names if name.startswith("step ")}
         own = int(page.locator(hook("side-a")).inner_text().rpartition(" ")[2])
         assert page.locator(hook("other-step")).input_value() == str(max(listed - {own})), "the first is dropped next"
-        page = turn(opened, "learned", axis="tokens")
+        page = turn(opened, "training", axis="tokens")
         (signs / "300").touch()
         page.wait_for_selector(f"{hook('run-state')}[data-state=finished]")
         assert page.locator(hook("run-step")).get_attribute("data-step") == "300"
@@ -318,7 +322,8 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
             fits(page)
 
 
-def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_compare_offers_the_checkpoints_that_exist_now(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50))
     with serving(run.path) as served, watched(browser, served.url) as opened:
         opened.open("text", text="the quick")
@@ -331,7 +336,8 @@ def test_compare_takes_checkpoints_that_are_still_there(browser: Any, tmp_path: 
         assert page.locator(hook("other-step")).locator("option").all_inner_texts()[-2:] == ["step 100", "step 75"]
 
 
-def test_compare_chooses_anew_where_its_choice_was_dropped(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50, 75))
     with serving(run.path) as served:
         opened = Watched(browser, served.url)
@@ -347,7 +353,7 @@ def test_compare_chooses_anew_where_its_choice_was_dropped(browser: Any, tmp_pat
             assert page.locator(f"{hook('totals')} tbody tr").count() > 1
             assert page.locator(hook("other-step")).input_value() == "50"
             assert ["400" in problem for problem in opened.problems] == [True]
-            page = opened.open("compare", text="the quick", otherstep=25)  # who asks for that one is told
+            page = opened.open("compare", text="the quick", other_step=25)
             assert "no checkpoint of step 25" in page.locator("#view .notice.error").inner_text()
         finally:
             opened.close()
@@ -377,7 +383,8 @@ def texts_of_heads(page: Any) -> list[str]:
     ]
 
 
-def test_a_link_restores_what_was_picked(browser: Any, page: Watched, models: dict[str, Path], server: Served) -> None:
+@pytest.mark.slow
+def test_a_link_restores_the_selection(browser: Any, page: Watched, models: dict[str, Path], server: Served) -> None:
     shown = page.open("heads", model=models["windowed"], text="a&b=c #%+ é")
     before = texts_of_heads(shown)
     width = shown.locator(hook("head-grid")).bounding_box()["width"]
@@ -389,12 +396,13 @@ def test_a_link_restores_what_was_picked(browser: Any, page: Watched, models: di
         shown.keyboard.press(key)
     page.wait("document.querySelector('[data-test=row-table]').textContent !== argument", before[2])
     state = state_of(shown)
-    assert (state["layer"], state["head"], state["row"], state["text"]) == ("1", "2", "9", "a&b=c #%+ é")
+    assert (state["layer"], state["head"], state["query"], state["text"]) == ("1", "2", "9", "a&b=c #%+ é")
     with watched(browser, server.url) as other:
         other.page.goto(shown.url)
         assert texts_of_heads(other.ready("heads")) == texts_of_heads(shown) != before
 
 
+@pytest.mark.slow
 def test_back_undoes_a_change_of_view_and_of_model(page: Watched, models: dict[str, Path]) -> None:
     shown = page.open("heads", model=models["windowed"], text=TEXT, layer=2, head=1)
     before = texts_of_heads(shown)
@@ -411,7 +419,8 @@ def test_back_undoes_a_change_of_view_and_of_model(page: Watched, models: dict[s
     page.ready("text")
 
 
-def test_keys_lead_everywhere(page: Watched, models: dict[str, Path]) -> None:
+@pytest.mark.slow
+def test_keys(page: Watched, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     for number, view in enumerate(VIEWS, 1):
         shown.keyboard.press(str(number))
@@ -430,7 +439,7 @@ def test_keys_lead_everywhere(page: Watched, models: dict[str, Path]) -> None:
     assert state_of(shown)["view"] == "compare"
 
 
-def test_who_types_is_left_alone(page: Watched, models: dict[str, Path]) -> None:
+def test_typing_triggers_no_keys(page: Watched, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text="")
     shown.keyboard.press("/")
     assert focused(shown) == "text"
@@ -458,7 +467,7 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[st
         ("Home", "0"),
     ):
         shown.keyboard.press(key)
-        assert (focused(shown), state_of(shown).get("token")) == (place, place), key
+        assert (focused(shown), state_of(shown).get("position")) == (place, place), key
         assert shown.locator(".tokens [aria-pressed=true]").get_attribute("data-i") == place
     shown = page.open("heads", model=models["windowed"], text=TEXT)
     shown.locator(hook("head-grid")).focus()
@@ -477,12 +486,14 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[st
         assert shown.locator("#live").inner_text().startswith(f"layer {layer}, head {head}, key/value head {head // 2}")
 
 
-@pytest.mark.parametrize("view", ["heads", "write"])
-def test_tab_reaches_every_control_and_shows_where_it_is(page: Watched, models: dict[str, Path], view: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["heads", "generation"])
+def test_tab_reaches_every_control(page: Watched, models: dict[str, Path], view: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
-    page.wait(
-        "document.getElementById('busy').hidden && [...document.querySelectorAll('.chart')].every(e => e.querySelector('.modebar'))"
-    )
+    for chart in shown.locator(".chart").all():  # a chart is drawn when it comes into sight
+        chart.scroll_into_view_if_needed()
+        chart.locator(".modebar").wait_for(state="attached")
+    page.wait("document.getElementById('busy').hidden")
     number = """() => {
         const all = document.querySelectorAll('a, button, select, input, textarea, [tabindex]');
         const reachable = [...all].filter(e => e.tabIndex >= 0 && !e.disabled && e.checkVisibility());
@@ -518,6 +529,7 @@ def fits(page: Any) -> None:
     assert page.evaluate(script) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bpe", "windowed"])
 def test_every_view_fits_every_width(browser: Any, server: Served, models: dict[str, Path], model: str) -> None:
     with watched(browser, server.url, dark=True) as page:
@@ -528,12 +540,13 @@ def test_every_view_fits_every_width(browser: Any, server: Served, models: dict[
                 fits(page.page)
 
 
+@pytest.mark.slow
 def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -> None:
     ground = "() => getComputedStyle(document.body).backgroundColor"
     grounds = []
     for dark in (False, True):
         with watched(browser, server.url, dark=dark) as page:
-            shown = page.open("mind", model=models["windowed"], text=TEXT)
+            shown = page.open("lens", model=models["windowed"], text=TEXT)
             own, drawn = (
                 shown.evaluate(ground),
                 shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()"),
@@ -543,7 +556,7 @@ def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -
             assert shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()") != drawn
             grounds.append((own, other))
             page.page.reload()
-            assert page.ready("mind").evaluate(ground) == other, "the choice is in the address"
+            assert page.ready("lens").evaluate(ground) == other, "the choice is in the address"
     (light, turned_dark), (dark_one, turned_light) = grounds
     assert (light, turned_dark) == (turned_light, dark_one)
     assert light != dark_one
@@ -561,10 +574,12 @@ def size_of_png(content: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("view", "card", "picture"),
-    [("heads", "Heads", hook("head-grid")), ("mind", "Rank over layers", hook("rank-chart"))],
-    ids=["canvas", "chart"],
+    [
+        pytest.param("heads", "All heads", hook("head-grid"), id="canvas"),
+        pytest.param("lens", "Rank by layer", hook("rank-chart"), id="chart", marks=pytest.mark.slow),
+    ],
 )
-def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str, card: str, picture: str) -> None:
+def test_figures_are_saved(page: Watched, models: dict[str, Path], view: str, card: str, picture: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
     box = shown.locator(picture).bounding_box()
     width, height = size_of_png(page.saved(card, "png"))
@@ -576,11 +591,11 @@ def test_what_is_seen_is_saved(page: Watched, models: dict[str, Path], view: str
     assert float(svg.attrib["width"]) == pytest.approx(box["width"], abs=1)
     assert len(list(svg.iter())) > 30
     names, *rows = page.csv_of(card)
-    assert len(rows) == {"heads": 3 * 4, "mind": 4 * 1}[view]  # a row a head; a depth of the likeliest token
+    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # a row a head; a depth of the likeliest token
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
-def test_tokens_are_saved_as_a_picture(page: Watched, models: dict[str, Path]) -> None:
+def test_tokens_are_saved(page: Watched, models: dict[str, Path]) -> None:
     """Each token where it stands on the page."""
     shown = page.open("text", model=models["windowed"], text=TEXT)
     box = shown.locator(".tokens").bounding_box()
@@ -602,11 +617,12 @@ def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, P
         first.stop()
         with serving(models["windowed"], models["characters"], port=port, token="another"):
             page.page.keyboard.press("2")
-            page.page.locator("#login input").fill("wrong")
-            page.page.locator("#login button").click()
-            page.page.wait_for_function("() => document.getElementById('login-error').textContent")
-            page.page.locator("#login input").fill("another")
-            page.page.locator("#login button").click()
+            page.ready("login")
+            page.page.locator(hook("token")).fill("wrong")
+            page.page.get_by_role("button", name="Log in").click()
+            page.page.wait_for_selector(f"{hook('login')}:has-text('wrong')")
+            page.page.locator(hook("token")).fill("another")
+            page.page.get_by_role("button", name="Log in").click()
             page.ready("heads")
             facts = page.page.locator('[data-test="head-grid"]').get_attribute("aria-label")
             assert facts is not None
@@ -632,24 +648,25 @@ def test_the_address_with_the_token_logs_in(browser: Any, models: dict[str, Path
             page.close()
 
 
-def test_a_model_that_is_gone_is_told(browser: Any, models: dict[str, Path]) -> None:
+def test_a_missing_model_is_an_error(browser: Any, models: dict[str, Path]) -> None:
     with serving(models["characters"]) as served, watched(browser, served.url) as page:
         page.page.goto(f"{served.url}#view=text&model=runs/none")
         page.ready("error")
-        assert "runs/none is not there" in page.page.locator("#view").inner_text()
+        assert "runs/none" in page.page.locator("#view").inner_text()
         page.page.locator("#model").select_option(str(models["characters"]))
         page.ready("text")
 
 
-def test_a_text_that_is_too_long_is_told_before_anything_is_drawn(browser: Any, models: dict[str, Path]) -> None:
+@pytest.mark.slow
+def test_a_text_that_is_too_long_is_an_error(browser: Any, models: dict[str, Path]) -> None:
     with serving(models["characters"]) as served, watched(browser, served.url) as page:
-        for view in ("text", "heads", "mind", "whatif", "compare"):
+        for view in ("text", "heads", "lens", "interventions", "compare"):
             page.page.goto("about:blank")
             page.page.goto(f"{served.url}#view={view}&text={'abc' * 100}")
             page.ready("error")
             assert "shorten it" in page.page.locator("#view").inner_text()
             assert page.page.locator("#view canvas").count() == 0
-        page.open("write", text="abc" * 100)
+        page.open("generation", text="abc" * 100)
 
 
 # --- hostile and long texts ------------------------------------------------------------------------------------------------
@@ -665,15 +682,16 @@ SYMBOLS = [*bytes_to_unicode(), *MARKUP]
 BOLD = SYMBOLS.index("<b>")
 
 
+@pytest.mark.slow
 def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> None:
     ids = markup_bpe().encode(HOSTILE)
     for view in VIEWS:
-        shown = turn(page, view, model=models["markup"], text=HOSTILE, tok=BOLD, watch=BOLD)
-        if view == "knows":
+        shown = turn(page, view, model=models["markup"], text=HOSTILE, row=BOLD, track=BOLD)
+        if view == "weights":
             assert "<b>" in shown.locator(hook("near-of")).inner_text()
-        if view == "write":
+        if view == "generation":
             shown.locator(hook("find")).fill("<b>")
-            assert "<b>" in shown.locator(hook("found")).inner_text()
+            assert "<b>" in shown.locator(hook("matches")).inner_text()
         assert elements_of_text(shown) == [], view
         assert page.problems == [], view
         fits(shown)
@@ -690,31 +708,30 @@ def test_a_hostile_text_stays_text(page: Watched, models: dict[str, Path]) -> No
     shown = page.open("heads", model=models["markup"], text=HOSTILE[:12], layer=1)
     svg = ElementTree.fromstring(page.saved("One head", "svg"))
     assert any((element.text or "").startswith("< ") for element in svg.iter()), "a label: the token and its place"
-    shown = page.open("write", model=models["markup"], text=HOSTILE[:100])
-    assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("written")).inner_text()
+    shown = page.open("generation", model=models["markup"], text=HOSTILE[:100])
+    assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("generated")).inner_text()
 
 
+@pytest.mark.slow
 def test_markup_in_a_chart_stays_text(page: Watched, models: dict[str, Path]) -> None:
     watch = [SYMBOLS.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
-    shown = page.open("mind", model=models["markup"], text=HOSTILE[:60], watch=",".join(map(str, watch)), token=5)
+    shown = page.open("lens", model=models["markup"], text=HOSTILE[:60], track=",".join(map(str, watch)), position=5)
     shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
     names = shown.locator(f"{hook('rank-chart')} .legendtext").all_text_contents()
-    chips = [text.removesuffix(" ×") for text in shown.locator(f"{hook('watched')} button").all_inner_texts()]
+    chips = [text.removesuffix(" ×") for text in shown.locator(f"{hook('tracked')} button").all_inner_texts()]
     assert {"<b>", "</b>", "<img", "&lt;"} == set(chips)
     assert set(chips) <= set(names)
     assert elements_of_text(shown) == []
-    svg = ElementTree.fromstring(page.saved("Rank over layers", "svg"))
+    svg = ElementTree.fromstring(page.saved("Rank by layer", "svg"))
     assert {"<b>", "&lt;"} <= {"".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")}
-    assert {row[2] for row in page.csv_of("Rank over layers")} >= {"<b>", "&lt;"}
+    assert {row[2] for row in page.csv_of("Rank by layer")} >= {"<b>", "&lt;"}
 
 
 TILE_BYTES = 4 * 1024**2  # float32 weights of one head over 1,024 tokens
-# A key's answer takes 50 to 80 ms here, tile and all: below 100 ms it is felt as at once. The bound leaves six times that for a busy
-# machine; what would freeze the page (all tiles read, each cell an element of its own, another pass over 144 tiles) takes seconds.
-LONGEST_TASK_MS = 500
 
 
-def test_a_long_text_of_many_heads_stays_quick(page: Watched, models: dict[str, Path]) -> None:
+@pytest.mark.slow
+def test_a_long_text_loads_one_head_at_a_time(page: Watched, models: dict[str, Path]) -> None:
     answers: list[Any] = []
     page.page.on("response", lambda answer: answers.append(answer))
     shown = page.open("heads", model=models["many heads"], text=(SENTENCE * 12)[:1024])
@@ -730,10 +747,6 @@ def test_a_long_text_of_many_heads_stays_quick(page: Watched, models: dict[str, 
     assert first["head"][0] == pytest.approx(TILE_BYTES, abs=1000)  # and the description before it
     assert first["attention"][0] < TILE_BYTES / 10, "144 thumbnails"
     assert first["vectors"][0] < TILE_BYTES / 10
-    shown.evaluate("""() => {
-        window.tasks = [];
-        new PerformanceObserver(list => tasks.push(...list.getEntries().map(({duration}) => duration))).observe({type: 'longtask'});
-    }""")
     for name, keys in (("head-matrix", ["ArrowUp", "ArrowLeft"] * 5), ("head-grid", ["ArrowRight", "ArrowDown"] * 3)):
         shown.locator(hook(name)).focus()
         for key in keys:
@@ -743,22 +756,22 @@ def test_a_long_text_of_many_heads_stays_quick(page: Watched, models: dict[str, 
             assert asked() == first, "another row of a tile asks nothing"
     page.wait("document.querySelector('[data-test=head-facts]').textContent.startsWith('Layer 3, head 3')")
     assert [len(sizes) <= limit for sizes, limit in zip(asked().values(), (1, 7, 7), strict=True)] == [True] * 3
-    assert max(shown.evaluate("window.tasks"), default=0) < LONGEST_TASK_MS
 
 
 # --- without a server ------------------------------------------------------------------------------------------------------
 
 
-GONE = "The server does not answer: is `glassgpt play` still running?"
+GONE = "The server does not answer. Is `glassgpt play` still running?"
 
 
-@pytest.mark.parametrize("when", ["before the charts are loaded", "afterwards"])
-def test_a_server_that_is_gone_is_said_in_a_line(browser: Any, models: dict[str, Path], when: str) -> None:
+@pytest.mark.parametrize("when", ["before the charts are loaded", pytest.param("afterwards", marks=pytest.mark.slow)])
+def test_a_stopped_server_is_an_error(browser: Any, models: dict[str, Path], when: str) -> None:
     with serving(models["windowed"]) as served:
         page = Watched(browser, served.url)
         if when != "afterwards":
             page.page.route("**/plotly.js", lambda route: route.abort())
         shown = page.open("heads", text=TEXT)
+        shown.locator(hook("distance-chart")).scroll_into_view_if_needed()
         if when == "afterwards":
             shown.wait_for_selector(f"{hook('distance-chart')} .main-svg", state="attached")
     try:
@@ -767,8 +780,8 @@ def test_a_server_that_is_gone_is_said_in_a_line(browser: Any, models: dict[str,
         card = shown.locator("[aria-label='One head'] .notice.error")
         card.wait_for()
         assert card.inner_text() == GONE
-        charts = [] if when == "afterwards" else [GONE]
-        assert shown.locator(f"{hook('distance-chart')} .notice").all_inner_texts() == charts
+        if when != "afterwards":
+            shown.wait_for_selector(f"{hook('distance-chart')} .notice")
         shown.keyboard.press("1")
         page.ready("error")
         assert shown.locator("#view").inner_text() == GONE

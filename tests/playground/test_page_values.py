@@ -104,7 +104,7 @@ def url(folder: Path, trained: Path) -> Iterator[str]:
         yield served.url
 
 
-@pytest.fixture(scope="module", params=["plain", "windowed"])
+@pytest.fixture(scope="module", params=["windowed", pytest.param("plain", marks=pytest.mark.slow)])
 def case(request: pytest.FixtureRequest, folder: Path) -> Case:
     model, tokenizer = glassgpt.load(folder / request.param)
     assert tokenizer is not None
@@ -197,28 +197,28 @@ def number(text: str) -> float:
 
 def test_surprisal(shown: Watched, case: Case) -> None:
     """Of each token, and of the whole text by token and by byte: by torch's cross-entropy."""
-    shown.open("text", model=case.name, text=case.text, token=3)
+    shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
     rows = shown.csv_of("Tokens")
     assert texts(rows, "id") == [str(i) for i in case.ids]
     assert "".join(texts(rows, "bytes")) == case.text.encode().hex()
     same(column(rows, "surprisal in bits"), [math.nan, *bits.tolist()], ROUNDING)
     behind_first = len(case.text.encode()) - len(bytes.fromhex(texts(rows, "bytes")[0]))
-    page = shown.page.locator('section.card[aria-label="The text"]').inner_text()
-    assert f"{bits.mean():.3f} bits a token" in page
-    assert f"{bits.sum() / behind_first:.3f} bits a byte" in page
+    page = shown.page.locator('section.card[aria-label="Text statistics"]').inner_text()
+    assert f"{bits.mean():.3f} bits per token" in page
+    assert f"{bits.sum() / behind_first:.3f} bits per byte" in page
     assert f"{2 ** bits.mean():,.2f}" in page
-    one = facts(shown, "The token")
+    one = facts(shown, "Token")
     assert (one["id"], one["surprisal"]) == (str(case.ids[3]), f"{bits[2]:.3f} bits")
-    assert number(one["its probability"]) / 100 == pytest.approx(
+    assert number(one["probability"]) / 100 == pytest.approx(
         2 ** -float(bits[2]), abs=5e-4
     )  # a tenth of a percent is shown
     before = case.logits[2].softmax(dim=-1)
-    assert number(one["in doubt before it"]) == pytest.approx(
+    assert number(one["entropy of the prediction"]) == pytest.approx(
         float(torch.special.entr(before).sum()) / math.log(2), abs=0.005 + 1e-5
     )
     top = before.topk(5)
-    lines = shown.page.locator('section.card[aria-label="Expected in its place"] tbody tr')
+    lines = shown.page.locator('section.card[aria-label="Predictions at this position"] tbody tr')
     assert lines.locator("th").all_inner_texts() == [case.piece(i) for i in top.indices.tolist()]
     same([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
 
@@ -279,12 +279,12 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
         same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
         window = case.model.config.windows[layer]
-        told = "sees all tokens before it" if window is None else f"the last {window}, itself included"
+        told = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
         assert told in hook(shown, "span").inner_text()
     entropies = torch.stack(
         [torch.special.entr(layer.pattern()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
-    same(column(shown.csv_of("Heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
+    same(column(shown.csv_of("All heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
     shared = case.model.config.resolved_n_kv_head != case.model.config.n_head
     legend = hook(shown, "kv-legend")
     assert legend.count() == shared
@@ -330,9 +330,9 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
     scores = scores_of(case, layer, head).double()
     values = seen.v[0, head * seen.v.shape[1] // case.model.config.n_head].double()
     for row, col in ((9, 6), (12, 0), (15, 5), (4, 8)):
-        go(shown, row=row, col=col)
+        go(shown, query=row, key=col)
         shown.wait(
-            "document.querySelector('section[aria-label=\"One score\"] p:not(.about)').textContent.endsWith(argument)",
+            "document.querySelector('[data-test=score-lead]').textContent.endsWith(argument)",
             f"at {col}.",
         )
         same(value(shown, "score"), scores[row, col], PAGE)
@@ -352,11 +352,11 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
                 / math.sqrt(seen.rot_q.shape[-1])
             )
             same(value(shown, "score-plain"), plain, PAGE)
-            same(value(shown, "score-turned"), scores[row, col], PAGE)
-    rows = shown.csv_of("One row")
+            same(value(shown, "score-rotated"), scores[row, col], PAGE)
+    rows = shown.csv_of("Attention row")
     same(column(rows, "score"), scores[row], PAGE)
-    assert [bool(int(cell)) for cell in texts(rows, "seen")] == sees[row].tolist()
-    same(column(rows, "length of value"), values.norm(dim=-1), PAGE)
+    assert [bool(int(cell)) for cell in texts(rows, "visible")] == sees[row].tolist()
+    same(column(rows, "norm of value"), values.norm(dim=-1), PAGE)
     lines = {line[0]: [float(cell) for cell in line[1:]] for line in shown.csv_of("Weighted values")[1:]}
     same(lines["output"], seen.kernel_out[0, head, row])
     same(lines["sum"], torch.nan_to_num(weights_of(case, layer, head)[row]).double() @ values, 1e-5)
@@ -368,28 +368,30 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
 def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     """Last norm and head at each depth, by plain torch: what is likeliest, and where watched tokens stand."""
     position, watch = 6, [ord("b"), 101, 3]
-    shown.open("mind", model=case.name, text=case.text, token=position, watch=",".join(map(str, watch)), depth=1)
+    shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
     with torch.no_grad():
         stream = torch.stack([x[0] for x in case.seen.residual_stream])
         logits = case.model.logits(case.model.norm(stream))
     p = logits.double().softmax(dim=-1)
     rows = shown.csv_of("Logit lens")
     depths = ["embedding", *(f"layer {i}" for i in range(case.model.config.n_layer))]
-    places = [(depths.index(row[0]), int(row[1])) for row in rows[1:]]
+    places = [(depths.index(row[1]), int(row[2])) for row in rows[1:]]
     assert {depth for depth, _ in places} == set(range(len(depths)))
     assert len(places) >= len(depths) * 5
     at = tuple(torch.tensor(places).T)
-    assert texts(rows, "likeliest next") == [case.piece(i) for i in logits[at].argmax(dim=-1).tolist()]
-    same(column(rows, "probability of the likeliest"), p[at].amax(dim=-1), ROUNDING)
+    assert texts(rows, "top token") == [case.piece(i) for i in logits[at].argmax(dim=-1).tolist()]
+    same(column(rows, "top probability"), p[at].amax(dim=-1), ROUNDING)
     following = torch.tensor([*case.ids[1:], -1])[at[1]]
     p_next = p[at].gather(-1, following.clamp(min=0)[:, None])
     last = following < 0
-    same(column(rows, "probability of the next"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
-    same(column(rows, "rank of the next"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan))
+    same(column(rows, "probability of the next token"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
+    same(
+        column(rows, "rank of the next token"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan)
+    )
     same(column(rows, "entropy in bits"), torch.special.entr(p[at]).sum(dim=-1) / math.log(2), ROUNDING)
-    same(column(shown.csv_of("Residual stream"), "length"), stream[at].double().norm(dim=-1), ROUNDING)
+    same(column(shown.csv_of("Residual stream norm"), "norm"), stream[at].double().norm(dim=-1), ROUNDING)
 
-    rows = shown.csv_of("Rank over layers")
+    rows = shown.csv_of("Rank by layer")
     here = p[:, position]
     own = torch.tensor([int(i) for i in texts(rows, "id")])
     depth = torch.tensor([depths.index(name) for name in texts(rows, "depth")])
@@ -400,7 +402,7 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     for token in watch:
         told = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
         assert int(told) == ranks[(depth == 1) & (own == token)].item()
-    top = hook(shown, "mind-top").locator("table").first.locator("tbody th").all_inner_texts()
+    top = hook(shown, "lens-top").locator("table").first.locator("tbody th").all_inner_texts()
     assert top == [case.piece(i) for i in here[1].topk(5).indices.tolist()]
 
 
@@ -409,17 +411,17 @@ def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> N
     """The parts sum to the logit before the soft-cap, or to the difference of two; each is the library's."""
     position, target = 5, 97
     state = {} if against is None else {"against": against}
-    shown.open("mind", model=case.name, text=case.text, token=position, target=target, **state)
+    shown.open("lens", model=case.name, text=case.text, position=position, target=target, **state)
     found = logit_attribution(case.model, case.seen, position, target, against)
-    rows = shown.csv_of("What made the logit")
+    rows = shown.csv_of("Logit attribution")
     assert texts(rows, "part") == [part.name for part in found.parts]
-    same(column(rows, "share"), [part.value for part in found.parts])
+    same(column(rows, "contribution"), [part.value for part in found.parts])
     heads = [part.value for part in found.parts if part.kind == "head"]
-    same(matrix_of(shown.csv_of("Head by head")).flatten(), heads)
+    same(matrix_of(shown.csv_of("Attribution by head")).flatten(), heads)
     head = case.model.head.weight.detach().double()
     direction = head[target] - (0 if against is None else head[against])
     same(value(shown, "logit"), case.seen.ln_final[0, position].double() @ direction, 1e-12)  # both in float64
-    same(value(shown, "parts-sum"), column(rows, "share").sum(), 1e-12)
+    same(value(shown, "parts-sum"), column(rows, "contribution").sum(), 1e-12)
     same(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
 
 
@@ -440,7 +442,7 @@ def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: Acti
     assert bits_between(before, after) > 1e-4  # else nothing would be tested
     told = f"{short(bits_between(before, after))} bits"
     shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
-    rows = shown.csv_of("The next token")
+    rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
     same(column(rows, "logit before"), before[order], ROUNDING)
@@ -465,7 +467,7 @@ def short(x: float) -> str:
 
 def test_parts_switched_off(shown: Watched, case: Case) -> None:
     """By clicks: heads, a feed-forward block, all of an attention; by their mean; a token hidden; and all back again."""
-    page = shown.open("whatif", model=case.name, text=case.text)
+    page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
     check_effect(shown, case, [Edit("head", layer=0, head=1)])
     page.locator('[data-code="f1"]').click()
@@ -480,12 +482,12 @@ def test_parts_switched_off(shown: Watched, case: Case) -> None:
     check_effect(shown, case, [Edit("position", position=0), Edit("attention", layer=1)])
     hook(shown, "reset").click()
     shown.wait("document.querySelector('[data-test=kl]').textContent === '0 bits'")
-    assert hook(shown, "off").inner_text() == "Nothing is switched off."
+    assert hook(shown, "ablated").inner_text() == "Nothing is ablated."
 
 
 def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
     """The residual stream at all tokens, then one head at one."""
-    page = shown.open("whatif", model=case.name, text=case.text)
+    page = shown.open("interventions", model=case.name, text=case.text)
     second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that it shows
     ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
     with torch.no_grad(), capture(case.model) as source:
@@ -507,7 +509,7 @@ def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
 
 def test_each_head_alone(shown: Watched, case: Case) -> None:
     """The sweep measures what switching off one head after the other does."""
-    shown.open("whatif", model=case.name, text=case.text)
+    shown.open("interventions", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
     # Its cells are painted: once they stayed of the ground's colour, since the picture before was kept.
@@ -522,7 +524,7 @@ def test_each_head_alone(shown: Watched, case: Case) -> None:
     alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
     found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
     expected = [bits_between(before[0], after[0]) for before, after in found]
-    same(matrix_of(shown.csv_of("Which head matters")).flatten(), expected, ROUNDING)
+    same(matrix_of(shown.csv_of("Head importance")).flatten(), expected, ROUNDING)
 
 
 # --- what it writes ----------------------------------------------------------------------------------------------------------
@@ -537,14 +539,14 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
     q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
-    rows = shown.csv_of("The next token")
+    rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
     same(column(rows, "logit"), logits[order], ROUNDING)
     same(column(rows, "probability"), p[order], ROUNDING)
-    same(column(rows, "drawn from"), q[order], ROUNDING)
-    same(column(rows, "drawn from") > 0, q[order] > 0)
-    for name, hooked in (("probability", "next-sum"), ("drawn from", "drawn-sum")):
+    same(column(rows, "sampled from"), q[order], ROUNDING)
+    same(column(rows, "sampled from") > 0, q[order] > 0)
+    for name, hooked in (("probability", "next-sum"), ("sampled from", "sampled-sum")):
         assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
         assert hook(shown, hooked).inner_text() == "1.000000"
     assert hook(shown, "next-kept").inner_text() == f"{int((q > 0).sum())} of {len(q)}"
@@ -554,7 +556,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     full = next(
         full
         for full in FULL
-        if max(column(rows, "probability")[:25].max(), column(rows, "drawn from")[:25].max()) <= full
+        if max(column(rows, "probability")[:25].max(), column(rows, "sampled from")[:25].max()) <= full
     )
     same(bars_of(shown)[:, 1], 100 * q[order[:25]] / full, 1e-3)  # the browser keeps six digits of a width
     same(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
@@ -578,12 +580,12 @@ def slide(shown: Watched, name: str, to: float) -> None:
 
 def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
     """By keys and by hand, alone and together: what is drawn from is `sampling_distribution` of the model's logits."""
-    page = shown.open("write", model=case.name, text=case.text)
+    page = shown.open("generation", model=case.name, text=case.text)
     before = bars_of(shown)
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
         page.get_by_label("temperature", exact=True).press(key)
     assert np.abs(bars_of(shown) - before).max() > 0.01
-    assert "t=0.85" in page.url
+    assert "temperature=0.85" in page.url
     check_distribution(shown, case, temperature=0.85)
     moves: list[tuple[str, float, dict[str, Any]]] = [
         ("temperature", 1.6, {"temperature": 1.6}),
@@ -604,7 +606,7 @@ def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
 
 def written(shown: Watched) -> tuple[list[int], Floats]:
     """The ids that were written, and the probabilities that they have there."""
-    rows = shown.csv_of("The text so far")
+    rows = shown.csv_of("Generated text")
     current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
     return [int(i) for i in texts(current, "id")], column(current, "probability")
 
@@ -613,7 +615,7 @@ def press(shown: Watched, name: str, tokens: int) -> None:
     """Press a button, and wait until so many tokens are written and what comes next is there."""
     hook(shown, name).click()
     shown.wait(
-        "document.querySelectorAll('[data-test=written] .token').length === argument"
+        "document.querySelectorAll('[data-test=generated] .token').length === argument"
         " && document.querySelector('[data-test=step]').ariaDisabled !== 'true'",
         tokens,
     )
@@ -621,7 +623,7 @@ def press(shown: Watched, name: str, tokens: int) -> None:
 
 def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
     """Only tokens that top-k leaves; the same seed writes the same, another something else."""
-    shown.open("write", model=case.name, text=case.text[:-3], k=6, t=1.5, seed=1)
+    shown.open("generation", model=case.name, text=case.text[:-3], top_k=6, temperature=1.5, seed=1)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     found = []
     for seed in (1, 1, 2):
@@ -639,7 +641,7 @@ def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
 
 
 def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
-    shown.open("write", model=case.name, text=case.text[:-3], k=2)
+    shown.open("generation", model=case.name, text=case.text[:-3], top_k=2)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     press(shown, "accept", 1)
     press(shown, "accept", 2)
@@ -659,7 +661,7 @@ def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
     press(shown, "back", 1)
     assert written(shown)[0] == ids[:1]
     hook(shown, "branches").locator(".branch").nth(0).click()
-    shown.wait("document.querySelectorAll('[data-test=written] .token').length === 2")
+    shown.wait("document.querySelectorAll('[data-test=generated] .token').length === 2")
     assert written(shown)[0] == ids
 
 
@@ -674,8 +676,19 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
         "seed": 5,
         "max_new_tokens": 9,
     }
-    shown.open("write", model=case.name, text=case.text, t=1.2, k=50, p=0.9, minp=0.01, n=3, seed=5, new=9)
-    hook(shown, "write").click()
+    shown.open(
+        "generation",
+        model=case.name,
+        text=case.text,
+        temperature=1.2,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        n=3,
+        seed=5,
+        max_new_tokens=9,
+    )
+    hook(shown, "generate").click()
     shown.wait("document.querySelector('[data-test=speed]').textContent.includes('tokens/s')")
     pieces = list(glassgpt.generate(case.model, case.tokenizer, case.text, probabilities=True, **settings))
     expected = ["".join(p.text for p in pieces if p.sample == sample) for sample in range(3)]
@@ -701,14 +714,14 @@ def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
     """Principal components of two tables, their shares, and the nearest rows by cosine."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
-    shown.open("knows", model=case.name, table=name, tok=token)
+    shown.open("weights", model=case.name, table=name, row=token)
     assert hook(shown, "near-of").inner_text() == f"{label} ({token})"
     points, explained = principal_components(table)
-    rows = shown.csv_of("The map")
+    rows = shown.csv_of("Embedding map")
     same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), points.float())
     first, second, _ = (f"{100 * share:.1f} %" for share in explained.tolist())
-    told = f"To the right component 1 with {first} of the variance, upwards component 2 with {second}."
-    assert hook(shown, "explained").inner_text() == told
+    shares = hook(shown, "explained").inner_text()
+    assert re.findall(r"component (\d), ([\d.]+ %)", shares) == [("1", first), ("2", second)]
     cosines = F.cosine_similarity(table, table[token][None])
     cosines[token] = -1
     top = cosines.topk(12)
@@ -718,7 +731,7 @@ def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
 
 
 def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Path) -> None:
-    page = shown.open("knows", model=str(folder / "plain"), tok=97)
+    page = shown.open("weights", model=str(folder / "plain"), row=97)
     page.evaluate(
         """() => {
             const {fetch} = window;
@@ -734,9 +747,9 @@ def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Pa
             };
         }"""
     )
-    go(shown, tok=98)
+    go(shown, row=98)
     page.wait_for_timeout(100)
-    go(shown, tok=99)
+    go(shown, row=99)
     shown.wait("window.answered === 2")
     shown.wait("document.querySelector('[data-test=near-of]').textContent === 'c (99)'")
     page.wait_for_timeout(50)
@@ -746,31 +759,31 @@ def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Pa
 def test_weights_and_gradients(shown: Watched, case: Case) -> None:
     """A parameter's picture, numbers and singular values; and norms of all, and of their gradients, by plain torch."""
     name = "blocks.1.feed_forward.down.weight"
-    shown.open("knows", model=case.name, text=case.text, weight=name)
+    shown.open("weights", model=case.name, text=case.text, parameter=name)
     weight = case.model.get_parameter(name).detach()
     hook(shown, "weight-facts").wait_for()
-    same(matrix_of(shown.csv_of("Weights")), weight)
-    told = facts(shown, "Weights")
+    same(matrix_of(shown.csv_of("Parameter")), weight)
+    told = facts(shown, "Parameter")
     assert told["shape"] == " × ".join(map(str, weight.shape))
     for key, exact in (
         ("Frobenius norm", weight.norm()),
         ("standard deviation", weight.std(correction=0)),
-        ("largest", weight.abs().max()),
+        ("largest magnitude", weight.abs().max()),
     ):
         assert number(told[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
     hook(shown, "spectrum").click()
     hook(shown, "spectrum-facts").wait_for()
     singular = torch.linalg.svdvals(weight.double())
     same(column(csv_at(shown, "singular-values"), "y"), singular, PAGE)
-    assert number(facts(shown, "Weights")["spectral norm"]) == pytest.approx(float(singular[0]), rel=5e-3)
+    assert number(facts(shown, "Parameter")["spectral norm"]) == pytest.approx(float(singular[0]), rel=5e-3)
 
     hook(shown, "gradients").click()
     ids = torch.tensor(case.ids)
     case.model.zero_grad()
     loss = F.cross_entropy(case.model(ids[None, :-1])[0], ids[1:])
     loss.backward()  # type: ignore[no-untyped-call]
-    assert f"Loss of the text’s {len(ids)} tokens: {loss:.4f} nats." == hook(shown, "gradient-loss").inner_text()
-    rows = shown.csv_of("Norms and gradients")
+    assert f"Loss over the {len(ids)} tokens of the text: {loss:.4f} nats." == hook(shown, "gradient-loss").inner_text()
+    rows = shown.csv_of("Weight and gradient norms")
     parameters = dict(case.model.named_parameters())
     assert texts(rows, "parameter") == list(parameters)
     same(column(rows, "norm of the weights"), [float(p.detach().norm()) for p in parameters.values()], ROUNDING)
@@ -798,7 +811,7 @@ def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]
 
 def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
     """Each step's loss, learning rate and gradient norm, and the validation loss: those of metrics.jsonl."""
-    shown.open("learned", model=str(trained))
+    shown.open("training", model=str(trained))
     records = records_of(trained)
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if record.get("val_loss") is not None]
@@ -811,7 +824,7 @@ def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
     )
     for card, name, key in (("Learning rate", "learning rate", "lr"), ("Gradient norm", "each step", "grad_norm")):
         assert series_of(shown.csv_of(card))[name][1] == [record[key] for record in steps]
-    parts = series_of(shown.csv_of("Weight norms by part"))
+    parts = series_of(shown.csv_of("Weight norms by parameter group"))
     assert parts["attention"][1] == [
         record["weight_norms"]["attention"] for record in records if "weight_norms" in record
     ]
@@ -820,7 +833,7 @@ def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
 
 def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None:
     """What is shown of a step is what the checkpoint of that step computes: attention, lens, surprisal, kinds of heads."""
-    page = shown.open("learned", model=str(trained), layer=1, head=1)
+    page = shown.open("training", model=str(trained), layer=1, head=1)
     found = []
     for step in (10, 5):
         if step == 5:
@@ -834,7 +847,7 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
         prompt = read_probe(RunDirectory(trained).probe_path(step)).prompts[0].prompt
         taken = take_probe(model, [prompt], [], step)
         seen = taken.prompts[0]
-        found.append(matrix_of(csv_at(shown, "head-of-a-step")))
+        found.append(np.nan_to_num(matrix_of(csv_at(shown, "head-of-a-step"))))
         same(found[-1], seen.attention[1, 1].double() / 255)
         weights = torch.cat(
             [torch.zeros(0), *(row[: i + 1] for i, row in enumerate(seen.attention[1, 1].double() / 255))]
@@ -843,15 +856,15 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
             len(prompt.ids), abs=len(weights) / 510
         )  # each is rounded to 1/255
         rows = shown.csv_of("Logit lens")
-        same(column(rows, "its probability"), seen.lens_p[..., 0].flatten())
+        same(column(rows, "top probability"), seen.lens_p[..., 0].flatten())
         same(
-            column(rows, "rank of the actual next"),
+            column(rows, "rank of the next token"),
             (seen.next_rank + 1).double().masked_fill(seen.next_rank < 0, torch.nan).flatten(),
         )
         names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen.lens_ids[..., 0].flatten().tolist()]
-        assert texts(rows, "likeliest next") == names
+        assert texts(rows, "top token") == names
         same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen.surprisal)
-        same(column(shown.csv_of("Kinds of heads"), "score"), taken.head_scores.flatten())
+        same(column(shown.csv_of("Head scores"), "score"), taken.head_scores.flatten())
     assert np.abs(found[0] - found[1]).max() > 1 / 255
 
 
@@ -865,7 +878,7 @@ def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
 
 
 def totals_of(shown: Watched) -> dict[str, list[float]]:
-    return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("In all")[1:]}
+    return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("Totals")[1:]}
 
 
 def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
@@ -876,11 +889,11 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
         model=str(trained),
         step=10,
         other=str(trained),
-        otherstep=5,
+        other_step=5,
         text=text,
-        token=token,
+        position=token,
         head=1,
-        layer2=1,
+        other_layer=1,
     )
     logits, ranks, names = [], [], []
     for step, (layer, head), save in ((10, (0, 1), "head-A"), (5, (1, 0), "head-B")):
@@ -892,13 +905,13 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
         found = logit_lens(model, seen, token - 1, token)
         ranks.append((found.next_rank[:, 0] + 1).tolist())
         names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in range(tokenizer.vocab_size)]
-        same(matrix_of(csv_at(shown, save)), seen.layers[layer].pattern(head)[0])
+        same(np.nan_to_num(matrix_of(csv_at(shown, save))), seen.layers[layer].pattern(head)[0])
     bits = [surprisal_of(each, ids) for each in logits]
     totals = totals_of(shown)
     for key, tolerance, expected in (("tokens", 0, [len(ids)] * 2), ("bits", 0.0051, [each.nansum() for each in bits])):
         same(totals[key], np.array([float(x) for x in expected]), tolerance)
     same(
-        totals["bits a token"], np.array([float(each.nanmean()) for each in bits]), 0.00051
+        totals["bits per token"], np.array([float(each.nanmean()) for each in bits]), 0.00051
     )  # as many digits as are shown
     rows = shown.csv_of("Surprisal")
     same(column(rows, "bits under A"), bits[0], ROUNDING)
@@ -906,7 +919,7 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
     same(column(rows, "B - A"), bits[1] - bits[0], ROUNDING)
     a, b = (each[token - 1].double() for each in logits)
     p, q = a.softmax(dim=-1), b.softmax(dim=-1)
-    rows = shown.csv_of("Expected in its place")
+    rows = shown.csv_of("Predictions at this position")
     expected_ids = sorted({*p.topk(10).indices.tolist(), *q.topk(10).indices.tolist()}, key=lambda i: -max(p[i], q[i]))
     assert texts(rows, "token") == [names[i] for i in expected_ids]
     same(column(rows, "probability under A"), p[expected_ids], ROUNDING)
@@ -914,8 +927,8 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
     middle = (p + q) / 2
     spread = [float(torch.special.entr(each).sum()) / math.log(2) for each in (p, q, middle)]
     distances = [*spread[:2], bits_between(a, b), bits_between(b, a), spread[2] - (spread[0] + spread[1]) / 2]
-    same(column(shown.csv_of("How far apart"), "value"), distances, ROUNDING)
-    told = list(series_of(shown.csv_of("Rank over depth")).values())
+    same(column(shown.csv_of("Divergence"), "value"), distances, ROUNDING)
+    told = list(series_of(shown.csv_of("Rank by depth")).values())
     assert [values for _, values in told] == ranks
 
 
@@ -941,9 +954,9 @@ def test_models_with_other_tokenizers_compared(shown: Watched, folder: Path) -> 
     totals = totals_of(shown)
     both = ~(bits[0] + summed).isnan()
     common = np.array([float(each[both].sum()) for each in (bits[0], summed)])
-    same(totals["bits of what both predicted"], common, 0.0051)  # as many digits as are shown
+    same(totals["bits of the text that both predicted"], common, 0.0051)  # as many digits as are shown
     same(
-        totals["bits a byte of it"],
+        totals["its bits per byte"],
         common / sum(size for size, one in zip(sizes, both.tolist(), strict=True) if one),
         0.00051,
     )

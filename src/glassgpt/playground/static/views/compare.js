@@ -1,114 +1,178 @@
-// Two references side by side, on the same text: two checkpoints of a run, or two models.
+// Compare: two checkpoints of a run, or two models, on the same text.
 
-import {post, Refused} from '../api.js';
-import {comparedBits, differenceOf, expectedCards, headsCard, settingsCard, surprisalCard, totalsCard} from '../comparecards.js';
-import {encode, offerNamed, offers, open, vocabulary} from '../models.js';
-import {segmentsOf} from '../segments.js';
-import * as state from '../state.js';
-import {card, choice, h, notice} from '../ui.js';
+import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog,
+  modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
+  vocabulary} from '../core/index.js';
+import {tokenStrip} from '../widgets/token_strip.js';
+import {headsCard, predictionCards} from './compare_cards.js';
 
-export default async function show(page, {signal, offered, offer, opened, info, text, ids, pieces, partial, bytes}) {
-  const chooser = h('div.row');
-  const control = card('Compared', 'A is the model chosen at the top of the page; B is chosen here. Both read the text above.', chooser);
-  const place = (...cards) => page.replaceChildren(control, ...cards);
+const MAX_BITS = 12, MAX_DIFFERENCE = 6;  // at which colors are strongest
+
+export default async function show(page, {signal, catalog, entry, opened, info, text, ids, pieces, partial, bytes}) {
+  const chooser = h('div.row'), control = card('Models', {
+    about: 'A is the model selected at the top of the page, B is selected here. Both read the text above.'}, chooser);
+  const show = (...cards) => page.replaceChildren(control, ...cards);
   let stage = new AbortController();
 
   async function showPair() {
     stage.abort();
     stage = new AbortController();
-    const mine = AbortSignal.any([signal, stage.signal]);
-    try {
-      const second = await openOther(mine);
-      const cut = await encode(second, text, mine);
-      const first = await sideOf('A', opened, {ids, pieces, partial, bytes}, mine);
-      const pair = [first, await sideOf('B', second, cut, mine)];
-      if (!mine.aborted) await showCards(place, pair, text, mine);
-    } catch (error) {
-      if (!mine.aborted) place(notice(`B: ${error.message}`, 'error'));
-    }
+    const until = AbortSignal.any([signal, stage.signal]), problem = h('div.problem');
+    const isShown = await attempt(problem, until, async () => {
+      const second = await openOther(until);
+      const sides = [['A', opened, {ids, pieces, partial, bytes}], ['B', second, await encode(second, text, until)]];
+      const pair = await Promise.all(sides.map(([mark, model, tokens]) => loadSide(mark, model, tokens, until)));
+      if (!until.aborted) await showCards(show, pair, text, until);
+    });
+    if (!isShown && !until.aborted) show(problem);
   }
 
-  /** B, opened. Where it was the page that chose it, and the run has dropped it since it was listed, of what there is now. */
-  async function openOther(signal) {
-    const first = showChoice(offered);
+  /** Open B. If the page selected it and the run has deleted it since, select again from what exists now. */
+  async function openOther(until) {
+    const first = showChoice(catalog);
     try {
-      return await open(first.offer, first.step, signal);
+      return await openModel(first.entry, first.step, until);
     } catch (error) {
-      if (!(error instanceof Refused) || state.text('otherstep')) throw error;
-      const now = showChoice(await offers(true));
-      return open(now.offer, now.step, signal);
+      if (!(error instanceof RequestError) || state.text('other_step')) throw error;
+      const now = showChoice(await loadCatalog(true));
+      return openModel(now.entry, now.step, until);
     }
   }
 
   function showChoice(listed) {
-    const other = otherChoice(listed, offerNamed(listed, offer.name) ?? offer, info.step);
-    chooser.replaceChildren(h('span', {'data-test': 'side-a'}, `A · ${labelOf(info)}`), ...chooserOf(listed, other));
-    place(notice('Computing…'));
+    const other = defaultOther(listed, findEntry(listed, entry.name) ?? entry, info.step);
+    const model = choice({label: 'B', value: other.entry.name, options: listed.offers.map(({name}) => [name, name]),
+      test: 'other-model',
+      onInput: name => state.set({other: name, other_step: null, other_layer: null, other_head: null}, {push: true})});
+    const checkpoint = other.entry.kind === 'run' && choice({label: 'checkpoint', value: other.step, test: 'other-step',
+      options: checkpointOptions(other.entry),
+      onInput: step => state.set({other: other.entry.name, other_step: step}, {push: true})});
+    chooser.replaceChildren(h('span', {test: 'side-a'}, `A · ${modelLabel(info)}`), model, checkpoint || '');
+    show(notice('Computing…'));
     return other;
   }
 
   signal.addEventListener('abort', () => stage.abort());
-  state.on(['other', 'otherstep'], showPair, signal);
+  state.on(['other', 'other_step'], showPair, signal);
   await showPair();
 }
 
-/** B of the address; else another checkpoint of the same run, the first, or the last if it trains; else the next of what is offered. */
-function otherChoice({offers}, offer, step) {
-  const wanted = state.text('other');
-  if (wanted && offers.some(({name}) => name === wanted)) return {offer: offerNamed({offers}, wanted), step: state.text('otherstep')};
-  const others = offer.steps.filter(each => each !== step);
-  const own = offer.state === 'running' ? others.at(-1) : others[0];  // the first is what a run drops next
-  if (own !== undefined) return {offer, step: state.text('otherstep') || String(own)};
-  const next = offers[(offers.indexOf(offer) + 1) % offers.length];
-  return {offer: next, step: state.text('otherstep')};
+/** B of the address; otherwise another checkpoint of the same run; otherwise the next model. */
+function defaultOther(catalog, entry, step) {
+  const wanted = state.text('other') && findEntry(catalog, state.text('other'));
+  if (wanted) return {entry: wanted, step: state.text('other_step')};
+  const others = entry.steps.filter(each => each !== step);
+  const own = entry.state === 'running' ? others.at(-1) : others[0];  // a run in training deletes the first next
+  if (own !== undefined) return {entry, step: state.text('other_step') || String(own)};
+  const {offers} = catalog;
+  return {entry: offers[(offers.indexOf(entry) + 1) % offers.length], step: state.text('other_step')};
 }
 
-function chooserOf({offers}, {offer, step}) {
-  const model = choice({label: 'B', value: offer.name, options: offers.map(({name}) => [name, name]),
-    onInput: name => state.set({other: name, otherstep: null, layer2: null, head2: null}, {push: true})});
-  model.select.dataset.test = 'other-model';
-  if (offer.kind !== 'run') return [model];
-  const steps = [['', 'newest'], ...(offer.best === null ? [] : [['best', `best (${offer.best})`]]),
-    ...[...offer.steps].reverse().map(each => [each, `step ${each}`])];
-  const checkpoint = choice({label: 'Checkpoint of B', hideLabel: true, options: steps, value: step,
-    onInput: value => state.set({other: offer.name, otherstep: value}, {push: true})});
-  checkpoint.select.dataset.test = 'other-step';
-  return [model, checkpoint];
+/** Everything about one side: its tokens, predictions and attention. */
+async function loadSide(mark, opened, tokens, signal) {
+  const body = opened.request({ids: tokens.ids});
+  const [predictions, picture, names] = await Promise.all([
+    post('/api/predictions', body, signal), post('/api/attention', body, signal), vocabulary(opened, signal)]);
+  return {mark, label: modelLabel(opened.info), opened, info: opened.info, tokens, surprisal: predictions.surprisal,
+    picture, names};
 }
 
-const labelOf = ({name, step}) => (step === null ? name : `${name} at step ${step.toLocaleString('en')}`);
-
-/** All that is asked of a side at once. */
-async function sideOf(mark, opened, cut, signal) {
-  const question = opened.question({ids: cut.ids});
-  const [seen, heads, names] = await Promise.all([
-    post('/api/predictions', question, signal), post('/api/attention', question, signal), vocabulary(opened, signal)]);
-  return {mark, label: labelOf(opened.info), opened, info: opened.info, cut, seen, heads, names};
-}
-
-async function showCards(place, pair, text, signal) {
-  const segments = segmentsOf(pair[0].cut, pair[1].cut, text);
-  const compared = segments && comparedBits(pair, segments);
-  const chosen = () => chosenOf(compared);
-  const onPick = i => state.set({token: compared[i].a[0]});
-  const surprisal = surprisalCard(pair, compared, {chosen, onPick, signal});
-  const expected = expectedCards(pair, compared, {chosen, signal});
-  const heads = headsCard(pair, {signal});
-  place(totalsCard(pair, compared), surprisal.element, ...expected.cards, heads.element, settingsCard(pair));
-  const mark = () => {
-    surprisal.mark();
-    return expected.show();
+async function showCards(show, pair, text, signal) {
+  const aligned = alignTokens(pair[0].tokens, pair[1].tokens, text);
+  // The segments of the text that are tokens of both, with the bits of each side.
+  const segments = aligned?.map(segment => ({
+    ...segment, bits: [bitsOf(pair[0].surprisal, segment.a), bitsOf(pair[1].surprisal, segment.b)]})) ?? null;
+  const selected = () => selectedSegment(segments);
+  const surprisal = surprisalCard(pair, segments, {selected, signal});
+  const predictions = predictionCards(pair, segments, {selected, signal}), heads = headsCard(pair, signal);
+  show(totalsCard(pair, segments), surprisal.element, ...predictions.cards, heads.element, settingsCard(pair));
+  const update = () => {
+    surprisal.update();
+    return predictions.update();
   };
-  state.on(['token'], mark, signal);
-  state.on(['layer', 'head', 'layer2', 'head2'], heads.show, signal);
-  await Promise.all([mark(), heads.show()]);
+  state.on(['position'], update, signal);
+  state.on(['layer', 'head', 'other_layer', 'other_head'], heads.update, signal);
+  await Promise.all([update(), heads.update()]);
 }
 
-/** The stretch of the token in the address, else the one on which the two differ most. */
-function chosenOf(compared) {
-  const token = state.number('token');
-  const at = token === null ? -1 : compared.findIndex(({a}) => token >= a[0] && token < a[1]);
+const difference = ({bits: [a, b]}) => b - a;
+
+/** The segment of the address, otherwise the one with the largest difference. */
+function selectedSegment(segments) {
+  const position = state.number('position');
+  const at = position === null ? -1 : segments.findIndex(({a}) => position >= a[0] && position < a[1]);
   if (at >= 0) return at;
-  const size = each => (Number.isNaN(differenceOf(each)) ? -1 : Math.abs(differenceOf(each)));
-  return compared.reduce((most, each, i) => (size(each) > size(compared[most]) ? i : most), 0);
+  const size = segment => Math.abs(difference(segment)) || 0;
+  return segments.reduce((best, segment, i) => (size(segment) > size(segments[best]) ? i : best), 0);
+}
+
+function totalsCard(pair, segments) {
+  const common = (segments ?? []).filter(segment => !Number.isNaN(difference(segment)));
+  const bytes = sum(common.map(segment => segment.bytes));
+  const numbers = pair.map((side, k) => {
+    const own = [...side.surprisal].filter(bits => !Number.isNaN(bits));
+    return {tokens: side.tokens.ids.length, bits: sum(own), predicted: own.length,
+      common: sum(common.map(({bits}) => bits[k]))};
+  });
+  const ratio = (bits, n) => (n ? (bits / n).toFixed(3) : '–');
+  const rows = [
+    ['tokens', ...numbers.map(({tokens}) => count(tokens))],
+    ['bits', ...numbers.map(({bits}) => bits.toFixed(2))],
+    ['bits per token', ...numbers.map(({bits, predicted}) => ratio(bits, predicted))],
+    ...segments ? [['bits of the text that both predicted', ...numbers.map(each => each.common.toFixed(2))],
+      ['its bits per byte', ...numbers.map(each => ratio(each.common, bytes))]] : [],
+  ];
+  const shown = table(['', 'A', 'B'], rows, 'totals');
+  shown.classList.add('worded');
+  return card('Totals', {about: 'Sums of the surprisal in bits. Lower is better.',
+    save: {name: 'totals', rows: () => [['', ...pair.map(({label}) => label)], ...rows]}}, shown,
+  !segments && notice('The two tokenizers read this text as different bytes, so its parts cannot be compared.'));
+}
+
+function surprisalCard(pair, segments, {selected, signal}) {
+  const select = i => state.set({position: segments[i].a[0]});
+  const pieceOf = ({a}) => pair[0].tokens.pieces.slice(...a).join('');
+  const strips = pair.map(({label, surprisal, tokens: {pieces, ids, partial}}, k) => tokenStrip({
+    pieces, partial, label: `Surprisal under ${label}`, share: i => (i ? surprisal[i] / MAX_BITS : null),
+      test: `strip-${'ab'[k]}`, signal,
+    hint: i => `${pieces[i]} · id ${ids[i]}${i ? ` · ${surprisal[i].toFixed(2)} bits` : ''}`,
+    onSelect: i => segments && select(segments.findIndex(each => i >= each['ab'[k]][0] && i < each['ab'[k]][1])),
+  }));
+  const differences = segments && tokenStrip({
+    pieces: segments.map(pieceOf), label: 'Difference of surprisal', scale: 'signed', onSelect: select,
+      test: 'difference', signal,
+    share: i => (Number.isNaN(difference(segments[i])) ? null : 0.5 + difference(segments[i]) / (2 * MAX_DIFFERENCE)),
+    hint: i => `${pieceOf(segments[i])} · A ${short(segments[i].bits[0])}, B ${short(segments[i].bits[1])} bits`,
+  });
+  const element = card('Surprisal', {
+    wide: true, about: 'Color: surprisal. In the difference, orange: B needs more bits, blue: fewer. Select a token '
+      + 'for its predictions.',
+    save: segments && {name: 'difference', figure: differences,
+      rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
+      ...segments.map(each => [pieceOf(each), each.bytes, ...each.bits, difference(each)])]},
+  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), strips[k]))),
+  h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)),
+  differences && [h('h3', {}, 'Difference, B − A'), differences, h('p.about', {},
+    ramp('signed', `B ${MAX_DIFFERENCE} bits better`, `B ${MAX_DIFFERENCE} bits worse`, signal))]);
+  return {element, update() {
+    if (!segments?.length) return;
+    const at = segments[selected()];
+    differences.select(selected());
+    strips.forEach((strip, k) => strip.press(i => i >= at['ab'[k]][0] && i < at['ab'[k]][1]));
+  }};
+}
+
+function settingsCard(pair) {
+  const [a, b] = pair.map(({info}) => ({
+    ...info.config, parameters: info.parameters, tokenizer: info.tokenizer, 'key/value heads': info.kv_heads,
+    'head width': info.head_width, 'inner width': info.inner_width, step: info.step,
+    windows: info.windows.every(each => each === null) ? null : info.windows.map(each => each ?? '∞').join(' ')}));
+  const keys = [...new Set([...Object.keys(a), ...Object.keys(b)])];
+  const text = value => (typeof value === 'number' ? value.toLocaleString('en', {maximumFractionDigits: 8})
+    : String(value ?? 'none'));
+  const rows = keys.map(key => [key, text(a[key]), text(b[key])]).filter(([, x, y]) => x !== y);
+  return card('Settings', {about: 'The settings in which the two models differ.', test: 'settings',
+    save: {name: 'settings', rows: () => [['setting', ...pair.map(({label}) => label)], ...rows]}},
+  rows.length ? table(['', 'A', 'B'], rows) : notice('All settings are the same.'),
+  h('p.about', {}, `${keys.length - rows.length} settings are the same in both.`));
 }
