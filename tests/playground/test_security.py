@@ -48,7 +48,7 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 # --- the token --------------------------------------------------------------------------------------------------------
 
 
-def test_no_api_answers_without_the_token(client: Client) -> None:
+def test_no_api_answers_without_the_token(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     stranger = Client(client.port, token=None)
     names = [*HANDLERS, "write", "nothing"]
     requests = [("GET", address) for address in GET_ADDRESSES] + [("POST", name) for name in names]
@@ -66,6 +66,7 @@ def test_no_api_answers_without_the_token(client: Client) -> None:
     assert stranger.request("GET", "/")[0] == 200  # the page asks for the token; its files hold no secrets
     assert stranger.request("GET", "/static/main.js")[0] == 200
     assert TOKEN.encode() not in stranger.request("GET", "/")[2]
+    assert TOKEN not in "".join(capfd.readouterr())  # no request is logged
 
 
 def test_a_login_exchanges_the_token_for_a_cookie(client: Client) -> None:
