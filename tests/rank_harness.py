@@ -347,8 +347,22 @@ def full_disk(save: int) -> None:
 
 _WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
 _WAYS_TO_FAIL = (raising, killed, killed_at_the_end, poisoned, other_code, other_data, missing_data, full_disk)
+
+
+def judging_on_device() -> None:
+    """Each rank's device judges its updates, as GPUs do."""
+    from glassgpt.training import run, setup
+
+    def instead(*arguments: Any, **options: Any) -> Any:
+        state = setup.setup_training(*arguments, **options)
+        setup.judge_on_device(state)
+        return state
+
+    mock.patch.object(run, "setup_training", instead).start()
+
+
 ACCIDENTS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)
+    f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save, judging_on_device)
 }
 
 # ------------------------------------------------------------------------------------------------------------------ program

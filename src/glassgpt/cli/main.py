@@ -1,4 +1,4 @@
-"""The command line: which command is meant, and how it ends. Every `--help` answers without importing torch and numpy."""
+"""The command line: which command is meant, and how it ends. Every `--help` works without importing torch or numpy."""
 
 import errno
 import io

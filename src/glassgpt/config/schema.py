@@ -187,8 +187,8 @@ class ProbeConfig(StrictConfig):
     prompts: list[str] = field(default_factory=list)
     """Texts that the snapshots run the model on; none: the beginning of each validation text."""
     tokens: int = 32
-    """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square: per
-    prompt, GPT-2 small's 144 heads take 0.2 MB and XL's 1,200 take 1.3 MB; at 1,024 tokens 151 MB and 1.3 GB."""
+    """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
+    GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB."""
     every: int = 0
     """Also take a snapshot every N steps, in addition to every evaluation; 0 disables it."""
 
@@ -211,7 +211,7 @@ class NumericsConfig(StrictConfig):
     init_from: str | None = None
     """Model reference whose weights to start from; its shape then replaces [model], which may shorten the context."""
     steps: int | None = None
-    """Number of optimizer updates. Give this or epochs. A later --resume may extend it."""
+    """Number of optimizer updates. Give this or epochs. Resuming may extend it."""
     epochs: float | None = None
     """Passes over the training tokens. Give this or steps."""
     batch_tokens: int = 524288
@@ -346,9 +346,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
                 f"{self.batch_tokens} evenly; nearest: --batch-tokens {nearest}"
             )
         if processes not in self.valid_process_counts:
-            raise UserError(
-                f"{processes} processes cannot share batch_start = {self.batch_start} evenly; give a larger one, or none"
-            )
+            raise UserError(f"{processes} processes cannot share batch_start = {self.batch_start} evenly; raise it")
         return self.batch_size // processes
 
     @property

@@ -1,5 +1,6 @@
-"""TensorBoard and Weights & Biases, if a run's `log` asks for them. Neither is imported otherwise, and nothing that fails
-in them ends a run.
+"""TensorBoard and Weights & Biases, if a run's `log` asks for them.
+
+Neither is imported otherwise, and nothing that fails in them ends a run.
 """
 
 import html
@@ -15,7 +16,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end. Its files keep everything.
+# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
 INIT_SECONDS = 60
 FINISH_SECONDS = 60
 
@@ -52,21 +53,17 @@ class TensorBoard:
         self.place = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """See `Logger`."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """See `Logger`."""
         for number, sample in enumerate(samples, start=1):
             self._writer.add_text(f"samples/{number}", _as_code(sample), step)
 
     def flush(self) -> None:
-        """See `Logger`."""
         self._writer.flush()
 
     def close(self, failed: bool) -> None:
-        """See `Logger`."""
         self._writer.close()
 
 
@@ -101,12 +98,10 @@ class WeightsAndBiases:
             self.place = str(self._run.url)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """See `Logger`."""
         if step >= self._first_step:
             self._run.log(dict(numbers), step=step)
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """See `Logger`."""
         if step >= self._first_step:
             pages = (f"<pre style='white-space: pre-wrap'>\n{html.escape(sample)}</pre>" for sample in samples)
             self._run.log(
@@ -118,7 +113,6 @@ class WeightsAndBiases:
         """Nothing to do: W&B writes from its own process, which survives a kill of this one."""
 
     def close(self, failed: bool) -> None:
-        """See `Logger`."""
         self._run.finish(exit_code=int(failed))
 
 
