@@ -30,10 +30,7 @@ from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 DEVICE = "cuda"
 
 

@@ -817,11 +817,7 @@ def test_an_existing_run_is_refused_and_overwritten_on_request(tmp_path: Path, t
 def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Path, overwrite: bool) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    for out, message in (
-        (tmp_path / "thesis", "thesis"),
-        (text, "is a file"),
-        (text / "run", "text.txt/run"),
-    ):
+    for out, message in ((tmp_path / "thesis", "thesis"), (text, "is a file"), (text / "run", "text.txt/run")):
         with pytest.raises(UserError, match=message):
             train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
