@@ -30,6 +30,7 @@ from glassgpt.data.shards import ShardWriter
 from glassgpt.data.source_files import SourceFile, fetch_all
 from glassgpt.tokenizers.builtin import BPETokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
+from prepare_harness import contents
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20 + "Ça va?\r\n"
 
@@ -56,10 +57,6 @@ def all_of(stream: TokenStream) -> list[int]:
 
 def decoded(dataset: Dataset) -> str:
     return dataset.tokenizer.decode_bytes(all_of(dataset.train) + all_of(dataset.validation)).decode()
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def end_of_text_tokenizer() -> BPETokenizer:
@@ -252,7 +249,7 @@ def test_another_text_or_request_is_prepared(text: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
 def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
     directory = prepare(config(text))
-    whole = files_of(directory)
+    whole = contents(directory)
     match damage:
         case "missing":
             (directory / "validation-00000-00000.bin").unlink()
@@ -265,7 +262,7 @@ def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
     with pytest.raises(UserError):
         open_dataset(directory)
     assert prepare(config(text)) == directory
-    assert files_of(directory) == whole
+    assert contents(directory) == whole
 
 
 def test_verify_finds_a_flipped_bit(text: Path) -> None:
@@ -279,7 +276,7 @@ def test_verify_finds_a_flipped_bit(text: Path) -> None:
 
 def test_the_same_bytes_in_any_directory(text: Path, tmp_path: Path) -> None:
     first, second = prepare(config(text), tmp_path / "one"), prepare(config(text), tmp_path / "deep" / "two")
-    assert files_of(first) == files_of(second)
+    assert contents(first) == contents(second)
     elsewhere = tmp_path / "renamed.txt"
     elsewhere.write_bytes(text.read_bytes())
     fingerprints = {open_dataset(prepare(config(path), tmp_path / path.stem)).fingerprint for path in (text, elsewhere)}
@@ -475,7 +472,7 @@ def test_the_rest_of_a_single_document_is_not_written_twice(
     whole = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
     stopped_after_the_last_shard(text, tmp_path / "stopped", monkeypatch)
     again = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "stopped")
-    assert files_of(again) == files_of(whole)
+    assert contents(again) == contents(whole)
     verify(again)
 
 
