@@ -67,7 +67,7 @@ def end_of_text_tokenizer() -> BPETokenizer:
     return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
 
 
-def test_a_text_of_tinyshakespeares_size_is_split_and_numbered_as_nanogpt_does(tmp_path: Path) -> None:
+def test_a_single_text_is_split_and_numbered_as_in_nanogpt(tmp_path: Path) -> None:
     """1,115,394 characters, 65 of them distinct, split 90/10."""
     path = tmp_path / "input.txt"
     letters = "\n !$&',-.3:;?" + string.ascii_letters
@@ -162,7 +162,7 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
 
 
-def test_a_document_begins_as_the_tokenizers_texts_do(tmp_path: Path) -> None:
+def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:
     """With the end of text, then <s> if the tokenizer has one (Llama's); once if both are the same id."""
     (tmp_path / "texts").mkdir()
     for name, content in (("a.txt", "aa"), ("b.txt", "bb")):
@@ -342,7 +342,7 @@ def test_a_file_without_text_is_refused(text: Path, tmp_path: Path, content: byt
     assert not (tmp_path / "out").exists()
 
 
-def test_an_out_that_holds_something_else_is_left_alone(text: Path, tmp_path: Path) -> None:
+def test_an_out_with_other_content_is_left_alone(text: Path, tmp_path: Path) -> None:
     precious = tmp_path / "thesis" / "chapter.tex"
     precious.parent.mkdir()
     precious.write_text("years of work")
@@ -431,7 +431,7 @@ def test_a_killed_process_leaves_no_dataset_and_no_lock(text: Path, tmp_path: Pa
     assert not (out.parent / ".partial-out").exists()
 
 
-def test_of_processes_that_prepare_at_once_one_does_it(text: Path, tmp_path: Path) -> None:
+def test_one_of_several_concurrent_processes_prepares(text: Path, tmp_path: Path) -> None:
     (tmp_path / "waiting").mkdir()
     processes = [start(AT_ONCE, text, tmp_path / "out", tmp_path / "waiting") for _ in range(3)]
     lines = [line for process in processes for line in process.communicate()[0].split()]
