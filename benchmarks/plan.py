@@ -3,9 +3,9 @@
     python benchmarks/plan.py                     # a Markdown table; some minutes, 5 GB
     python benchmarks/plan.py --processor-time    # on a busy machine: one thread, its time on the processor
 
-Each size is planned in a process of its own, then trained for some updates in another, then planned again. Memory is the
-peak of the process (VmHWM), interpreter and libraries included; time is the median of the updates after the second. On a
-busy machine, the processor time of one thread on both sides says more. Linux only.
+Each size is planned in a process of its own, then trained for some updates in another, then planned again. Memory is
+the peak of the process (VmHWM), interpreter and libraries included; time is the median of the updates after the second.
+On a busy machine, the processor time of one thread on both sides says more. Linux only.
 """
 
 import argparse
@@ -95,7 +95,7 @@ BARS = {"memory": 0.10, "seconds": 0.25}
 
 
 def report(name: str, before: dict[str, float], real: dict[str, float], after: dict[str, float]) -> bool:
-    """Print the row of a size; whether both bars are met. The estimate of time is the mean of one before and one after."""
+    """Print the row of a size, and return whether both bars are met. Estimates of time are before and after the run."""
     memory, seconds = before["memory"] + before["libraries"], (before["seconds"] + after["seconds"]) / 2
     ratios = {"memory": memory / real["memory"], "seconds": seconds / real["seconds"]}
     met = all(abs(ratios[key] - 1) <= bar for key, bar in BARS.items())
