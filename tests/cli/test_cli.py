@@ -451,11 +451,14 @@ def test_prompts_come_from_a_file_or_standard_input(
 
 # eval, recipes, prepare
 
+PROVENANCE = {"model": "runs/x", "step": 7, "quantization": None, "precision": "float32"}
+PROVENANCE |= {"data": "t.txt", "split": "train", "context_length": 16}
+
 
 def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     document = {"document": 3, "tokens": 20, "loss": 2.5, "bits_per_byte": 3.0, "text": "once\nupon"}
     figures: dict[str, Any] = {"loss": 1.5, "perplexity": float("inf"), "bits_per_byte": 2.25, "tokens": 1234}
-    figures |= {"loss_by_position": [4.0, 3.0, 2.0], "tokens_by_position": [5, 3, 1]}
+    figures |= {"loss_by_position": [4.0, 3.0, 2.0], "tokens_by_position": [5, 3, 1], **PROVENANCE}
     figures |= {
         "worst_documents": [document],
         "document_count": 7,
@@ -463,20 +466,23 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     }
     recorder = mock.create_autospec(glassgpt.evaluation.perplexity.evaluate, return_value=figures)
     monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", recorder)
+    load = mock.create_autospec(glassgpt.interop.references.load_model)
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", load)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
         == 0
     )
     settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
-    settings |= {"skip_bad": None, "documents": True, "device": "auto", "quantize": "int8", "log": mock.ANY}
-    expected = mock.call("runs/x@best", **settings)
-    assert recorder.call_args == expected
+    settings |= {"skip_bad": None, "documents": True, "quantize": "int8", "log": mock.ANY}
+    settings |= {"context_length": None, "tokens": False}
+    assert load.call_args.args[0] == "runs/x@best"
+    assert recorder.call_args == mock.call(load.return_value, **settings)
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
     told = capsys.readouterr().out
     assert re.search(r"^loss +1\.5000 nats", told)
-    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\nworst of 7 documents", told)
+    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\n.*7 documents", told)
     assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", told)
 
 
@@ -715,8 +721,10 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "tokens": 9,
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
+        **PROVENANCE,
     }
     monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", mock.Mock())
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is not JSON" in capsys.readouterr().err

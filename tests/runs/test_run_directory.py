@@ -74,7 +74,7 @@ def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content:
 
 
 def test_a_folder_that_is_no_run_cannot_go_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no run at"):
+    with pytest.raises(UserError, match="no run at"):
         RunDirectory(tmp_path / "missing").require_run()
     with pytest.raises(UserError, match="is not a run"):
         RunDirectory(tmp_path).require_run()

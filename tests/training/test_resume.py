@@ -19,9 +19,12 @@ from torch import Tensor
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
+from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loop
+from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError, program
@@ -75,6 +78,7 @@ def truncate(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- killed
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
     """Real SIGKILLs at random moments, some of them inside a save. The seed of the moments is printed with a
     failure."""
@@ -141,6 +145,7 @@ def begun(run: Path, child: subprocess.Popen[str]) -> bool:
     return child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 5)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, text: Path) -> None:
     # 100 slowed steps take 10 s, and the signal comes at the fifth; the only checkpoint before the end is the signal's.
     config = tiny_config(text, steps=100, model={"dropout": 0.1}, eval_every=0, checkpoint_every=0)
@@ -192,6 +197,32 @@ def test_a_signal_just_behind_the_decision_to_save_loses_no_step(
         through(config, tmp_path / "run")
     (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
     assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
+
+
+# -------------------------------------------------------------------------------------------------- restarts by torchrun
+
+
+def test_a_restart_resumes_and_a_second_job_of_the_same_id_cannot_overwrite(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(text)
+    run, ranks = RunDirectory(tmp_path / "run"), Ranks()
+    run.path.mkdir()
+    run.write_config(config)
+    facts = {"launch": "job", "request": run_module._request_of(config), "host": "elsewhere", "pid": 1}
+    run.write_status("running", **facts)
+    ranks.launch_id = "another job"
+    assert not run_module._is_restart(run, config, overwrite=True, ranks=ranks)
+    ranks.launch_id = "job"
+    assert run_module._is_restart(run, config, overwrite=False, ranks=ranks)
+    assert not run_module._is_restart(run, config.override(seed=2), overwrite=False, ranks=ranks)
+    with pytest.raises(UserError, match=r"--rdzv-id.*--overwrite"):
+        run_module._is_restart(run, config, overwrite=True, ranks=ranks)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_module._is_restart(run, config, overwrite=True, ranks=ranks)
+    run.status_path.write_text("{")
+    with pytest.raises(UserError, match=r"status\.json.*--resume"):
+        run_module._is_restart(run, config, overwrite=False, ranks=ranks)
 
 
 # ------------------------------------------------------------------------------------------------------------ extension
@@ -484,7 +515,7 @@ def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text:
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "missing", "there is no run at"), (tmp_path, "is not a run")):
+    for path, message in ((tmp_path / "missing", "no run at"), (tmp_path, "is not a run")):
         with pytest.raises(UserError, match=message):
             resume(path, progress=Quiet())
     assert list(tmp_path.iterdir()) == []
@@ -601,6 +632,7 @@ class FillAt(Quiet):
             self.filler.write_bytes(bytes(shutil.disk_usage(self.filler.parent).free - self.left))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [0, 4, 8, 20, 32, 48, 60])
 def test_a_truly_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, text: Path, small_disk: Path, kilobytes: int

@@ -182,8 +182,8 @@ def data_info(arguments: Sequence[str]) -> None:
     facts = dataset_facts(directory, say_aside)
     print(facts_text(facts), flush=True)
     if options.json is not None:
-        write_json(options.json, dataclasses.asdict(facts))
+        write_json(options.json, facts)
     if not options.skip_check:
         files = verify(directory, say_aside, force=True)
-        since = "" if facts.made_by == "glassgpt" else " of when it was first opened"
+        since = "" if facts["made_by"] == "glassgpt" else " of when it was first opened"
         print(f"\nverified {files:,} files: each has its sha256{since}")

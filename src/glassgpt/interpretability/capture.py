@@ -8,12 +8,11 @@ The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.att
 
 - Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
 - `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or
-  float64, from what the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
-- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
+  float64, from what the kernel received. `kernel_error` measures how far that is from what the kernel returned.
+- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel received.
 - Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
-Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F`
-feed-forward width.
+Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` inner.
 """
 
 import math
@@ -41,6 +40,11 @@ def require_index(what: str, index: int, count: int) -> None:
         raise UserError(f"there is no {what} {index}; valid: {valid}")
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass
 class LayerActivations:
     """What one block computed. The tensors are the model's own, detached: read them, do not change them."""
@@ -58,15 +62,15 @@ class LayerActivations:
     k_norm: Tensor = field(init=False)
     """Keys after the QK-norm (B, K, T, D); `k` without one."""
     rot_q: Tensor = field(init=False)
-    """Queries after rotary positions (B, H, T, D): what the kernel was given."""
+    """Queries after rotary positions (B, H, T, D): what the kernel received."""
     rot_k: Tensor = field(init=False)
     """Keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)."""
     v: Tensor = field(init=False)
     """Values (B, K, S, D)."""
     kernel_mask: Tensor | None = field(init=False)
-    """The mask (T, S) that the kernel was given; None if the kernel derived it from the span."""
+    """The mask (T, S) that the kernel received; None if the kernel derived it from the span."""
     kernel_bias: Tensor | None = field(init=False)
-    """The position bias (H, T, S) that the kernel was given."""
+    """The position bias (H, T, S) that the kernel received."""
     kernel_out: Tensor = field(init=False)
     """What the kernel returned (B, H, T, D): `pattern @ v`."""
     z: Tensor = field(init=False)
@@ -115,9 +119,9 @@ class LayerActivations:
 
     def _of_head(self, x: Tensor, head: int | None) -> Tensor:
         """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        number = None if head is None else head * x.shape[1] // self.rot_q.shape[1]
-        return x if number is None else x[:, number : number + 1]
+        x = at_least_float32(x)
+        number = 0 if head is None else head * x.shape[1] // self.rot_q.shape[1]
+        return x if head is None else x[:, number : number + 1]
 
 
 @dataclass

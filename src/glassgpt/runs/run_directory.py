@@ -80,7 +80,7 @@ class RunDirectory:
         with explain_os_errors("read", self.path):
             if not self.path.is_dir():
                 nearby = nearby_path(str(self.path))
-                raise UserError(f"there is no run at {self.path}{f'; did you mean {nearby}?' if nearby else ''}")
+                raise UserError(f"no run at {self.path}{f'; did you mean {nearby}?' if nearby else ''}")
             if not self.is_run:
                 raise UserError(f"{self.path} is not a run: it has no config.toml")
 

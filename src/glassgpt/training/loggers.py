@@ -9,7 +9,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.run_directory import RunDirectory
@@ -21,29 +21,11 @@ INIT_SECONDS = 60
 FINISH_SECONDS = 60
 
 
-class Logger(Protocol):
-    """Takes a run's numbers and samples. Its methods may raise anything."""
-
-    @property
-    def place(self) -> str:
-        """Where to look at them: an address, or a command."""
-        ...
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of a step by name. Steps come in order; one may come several times with other names."""
-
-    def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """The samples after `step` updates."""
-
-    def flush(self) -> None:
-        """Write everything to the disk, since a checkpoint relies on it."""
-
-    def close(self, failed: bool) -> None:
-        """The run has ended, by an error if `failed`."""
-
-
 class TensorBoard:
-    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on."""
+    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on.
+
+    place: where to look at them, an address or a command.
+    """
 
     def __init__(self, run: RunDirectory, config: TrainConfig, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second
@@ -116,8 +98,8 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
-_Opener = Callable[[RunDirectory, TrainConfig, int], Logger]
-_OPENERS: dict[str, tuple[str, _Opener]] = {
+Logger = TensorBoard | WeightsAndBiases
+_OPENERS: dict[str, tuple[str, type[Logger]]] = {
     "tensorboard": ("TensorBoard", TensorBoard),
     "wandb": ("Weights & Biases", WeightsAndBiases),
 }

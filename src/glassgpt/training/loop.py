@@ -35,7 +35,7 @@ def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts)
         signal, memory = highest_of_ranks(state, interrupts)
         is_last = state.step == state.steps
         evaluates = state.evaluates_at(state.step)
-        probes = not evaluates and is_due(state.step, config.probe.every)
+        probes = bool(state.prompts) and not evaluates and is_due(state.step, config.probe.every)
         saves = is_last or signal or is_due(state.step, config.checkpoint_every)
         updates.finish_updates(all_of_them=bool(evaluates or probes or saves), memory_bytes=memory)
 
