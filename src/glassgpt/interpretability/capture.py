@@ -8,8 +8,8 @@ The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.att
 
 - Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
 - `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or
-  float64, from what the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
-- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
+  float64, from what the kernel received. `kernel_error` measures how far that is from what the kernel returned.
+- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel received.
 - Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
 Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` inner.
@@ -62,15 +62,15 @@ class LayerActivations:
     k_norm: Tensor = field(init=False)
     """Keys after the QK-norm (B, K, T, D); `k` without one."""
     rot_q: Tensor = field(init=False)
-    """Queries after rotary positions (B, H, T, D): what the kernel was given."""
+    """Queries after rotary positions (B, H, T, D): what the kernel received."""
     rot_k: Tensor = field(init=False)
     """Keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)."""
     v: Tensor = field(init=False)
     """Values (B, K, S, D)."""
     kernel_mask: Tensor | None = field(init=False)
-    """The mask (T, S) that the kernel was given; None if the kernel derived it from the span."""
+    """The mask (T, S) that the kernel received; None if the kernel derived it from the span."""
     kernel_bias: Tensor | None = field(init=False)
-    """The position bias (H, T, S) that the kernel was given."""
+    """The position bias (H, T, S) that the kernel received."""
     kernel_out: Tensor = field(init=False)
     """What the kernel returned (B, H, T, D): `pattern @ v`."""
     z: Tensor = field(init=False)
