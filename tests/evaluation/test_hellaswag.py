@@ -193,7 +193,7 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_what_a_text_begins_with_goes_first(style: str) -> None:
+def test_prompts_start_with_the_tokenizers_prefix(style: str) -> None:
     tokenizer = prefixed()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
@@ -202,7 +202,7 @@ def test_what_a_text_begins_with_goes_first(style: str) -> None:
         assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
 
-def test_the_figures_are_counted_from_the_choices() -> None:
+def test_figures_count_the_choices() -> None:
     scores = [
         Score(0, 1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7), False),  # plain right; normalised the first of three equal ones
         Score(1, 0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), True),  # plain right by a hair; normalised wrong
@@ -216,7 +216,7 @@ def test_the_figures_are_counted_from_the_choices() -> None:
     assert math.isnan(summarize(scores[:1])["stderr"])
 
 
-def test_precision_and_training_mode_are_put_back_and_dropout_is_off() -> None:
+def test_training_mode_is_restored_and_dropout_is_off() -> None:
     items, model = some_items(6), model_for(BYTES).train()
     exact = evaluate_hellaswag(model, BYTES, items)
     assert evaluate_hellaswag(model, BYTES, items) == exact
@@ -270,7 +270,7 @@ def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
-def test_the_ranks_shares_together_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shares_of_all_ranks_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model = some_items(20), model_for(BYTES, context_length=100)
     whole = score_hellaswag(model, BYTES, items)
@@ -301,9 +301,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"number": 3, "losses": [1.0', b"\xff\xfe", b'{"number": 19}\n'])
-def test_an_evaluation_goes_on_where_it_was_stopped(
-    tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model, path = some_items(20), model_for(BYTES), tmp_path / "new" / "results.jsonl"
     whole = score_hellaswag(model, BYTES, items)
@@ -331,7 +329,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
     assert computed == []
 
 
-def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path) -> None:
+def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> None:
     items = [
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
@@ -343,7 +341,7 @@ def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path)
     assert score_hellaswag(model, BYTES, items, results=path) == whole
 
 
-def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
     items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
@@ -352,7 +350,7 @@ def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) 
         assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
 
 
-def test_results_are_kept_apart_for_everything_that_scores_depend_on() -> None:
+def test_results_have_a_file_for_everything_that_scores_depend_on() -> None:
     items, model, other = some_items(3), model_for(BYTES), model_for(BYTES)
     with torch.no_grad():
         other.embedding.weight[5, 5] += 1e-6
@@ -396,7 +394,7 @@ def written(path: Path, *records: object) -> Path:
     return path
 
 
-def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> None:
+def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
     reduced = {key: OFFICIAL[key] for key in ("ind", "activity_label", "ctx", "label", "endings", "split")}
     path = written(tmp_path / "items.jsonl", OFFICIAL, reduced, OFFICIAL | {"label": "2"})
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n"))
@@ -411,7 +409,7 @@ def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> N
     )
 
 
-def test_the_two_wordings(tmp_path: Path) -> None:
+def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
     plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
     assert plain.context == "A man is sitting on a roof. he"
@@ -448,7 +446,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         read_items(path)
 
 
-def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
+def test_files_without_items_are_errors(tmp_path: Path) -> None:
     for content, message in ((b"\n \n", "is empty"), (b"\xff\xfe", "line 1: broken JSON")):
         (tmp_path / "items.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -457,7 +455,7 @@ def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
         read_items(tmp_path / "missing.jsonl")
 
 
-def test_what_cannot_be_scored_is_explained() -> None:
+def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     items, model = some_items(2), model_for(BYTES)
     with pytest.raises(UserError, match="tokenizer"):
         evaluate_hellaswag(model, None, items)
@@ -473,9 +471,7 @@ def test_what_cannot_be_scored_is_explained() -> None:
         evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
 
 
-def test_the_published_file_is_taken_from_the_cache_or_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path, str]] = []
 
     def download(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
