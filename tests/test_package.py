@@ -47,6 +47,7 @@ def test_the_sdist_holds_the_tests_and_the_licence(distributions: tuple[Path, Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it downloads and installs torch
 def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path], tmp_path: Path) -> None:
     """With its dependencies alone, in the versions of constraints.txt: finds undeclared dependencies."""
     venv.create(tmp_path / "venv", with_pip=True)

@@ -25,7 +25,7 @@ from glassgpt.evaluation.hellaswag import (
     Score,
     encode,
     evaluate_hellaswag,
-    group_rows,
+    group_by_length,
     hash_model,
     make_batches,
     results_name,
@@ -186,10 +186,10 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
         for i, word in enumerate(words.split())
     ]
     with torch.no_grad():
-        (batch,) = make_batches(questions)
-        for question, losses in zip(batch.questions, score_batch(model, batch), strict=True):
-            log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
-            assert losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
+        for batch in make_batches(questions):
+            for question, losses in zip(batch, score_batch(model, batch), strict=True):
+                log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
+                assert losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -254,19 +254,21 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
 # ranks
 
 
-def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
-    items = some_items(60)
-    batches = make_batches(encode(items, BYTES, "build-nanogpt", 100, 256))
-    assert sorted(q.number for batch in batches for q in batch.questions) == list(range(60))
+def test_every_item_is_in_one_batch_with_contexts_of_its_length() -> None:
+    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100, 256))
+    assert sorted(q.number for batch in batches for q in batch) == list(range(60))
+    assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
-        assert len({q.cut for q in batch.questions}) == 1
-        assert batch.shared == (0 if batch.questions[0].cut else min(len(q.context) for q in batch.questions))
-        assert sum(4 * q.tokens for q in batch.questions) <= module.BATCH_TOKENS or len(batch.questions) == 1
-        rows = batch.rows(100)
-        groups = list(group_rows(rows))
-        assert sorted(map(id, rows)) == sorted(id(row) for group in groups for row in group)
-        for group in groups:
-            assert sum(len(group[0].tokens) - len(row.tokens) for row in group) <= module.PASS_TOKENS
+        assert len({(q.cut, q.cut or len(q.context)) for q in batch}) == 1
+        assert 4 * len(batch) * max(q.tokens for q in batch) <= module.BATCH_TOKENS or len(batch) == 1
+
+
+def test_rows_of_a_pass_have_little_padding() -> None:
+    lengths = [5, 40, 38, 6, 39, 5, 70]
+    groups = list(group_by_length(lengths))
+    assert groups == [[6, 1], [4, 2], [3, 0, 5]]
+    for group in groups:
+        assert sum(lengths[group[0]] - lengths[row] for row in group) <= module.PADDING_TOKENS
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
@@ -317,8 +319,8 @@ def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkey
         file.write(torn)
     computed: list[int] = []
 
-    def counted(m: GPT, batch: module.Batch) -> list[tuple[float, ...]]:
-        computed.extend(question.number for question in batch.questions)
+    def counted(m: GPT, batch: list[Question]) -> list[tuple[float, ...]]:
+        computed.extend(question.number for question in batch)
         return score_batch(m, batch)
 
     monkeypatch.setattr(module, "score_batch", counted)

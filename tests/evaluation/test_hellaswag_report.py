@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def test_eval_prints_and_saves_both_styles_and_resumes(
     figures = json.loads((tmp_path / "out.json").read_text())
     own = figures["hellaswag"]["build-nanogpt"]
     assert own["n"] == 12
+    assert figures["hellaswag"]["glassgpt"] == version("glassgpt")
+    assert (figures["hellaswag"]["step"], figures["hellaswag"]["precision"]) == (10, "float32")
     assert f"{own['acc']:.2%}" in told
     assert "loss per character" in told
     assert "do not compare with published scores" in told

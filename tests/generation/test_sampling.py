@@ -23,6 +23,7 @@ LOGITS = torch.tensor([[0.2, 0.4, 0.1, 0.3]]).log()
         ({"temperature": 1e-40}, [0, 1, 0, 0]),
         ({"temperature": 1.0, "top_k": 2}, [0, 4, 0, 3]),
         ({"temperature": 1.0, "top_k": 4}, [2, 4, 1, 3]),
+        ({"temperature": 1.0, "top_k": 50}, [2, 4, 1, 3]),  # more than there are
         ({"temperature": 1.0, "top_p": 0.65}, [0, 4, 0, 3]),  # 0.4 + 0.3 reach 0.65
         ({"temperature": 1.0, "top_p": 0.75}, [2, 4, 0, 3]),
         ({"temperature": 1.0, "top_p": 0.01}, [0, 4, 0, 0]),  # the likeliest always stays
