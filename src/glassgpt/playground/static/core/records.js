@@ -46,9 +46,8 @@ export class Records {
   /** The place of a step on an axis, interpolated between two rows. */
   placeOf(step, axis) {
     if (axis === 'step') return step;
-    const {step: steps} = this.columns, places = this.places(axis);
-    const after = firstNotBelow(steps, step);
-    if (after === this.size) return places.at(-1) ?? 0;
+    const {step: steps} = this.columns, places = this.places(axis), after = steps.findIndex(each => each >= step);
+    if (after < 0) return places.at(-1) ?? 0;
     const [from, low] = after ? [steps[after - 1], places[after - 1]] : [0, 0];
     return low + (places[after] - low) * (step - from) / (steps[after] - from || 1);
   }
@@ -65,13 +64,14 @@ export class Records {
    */
   smoothed(name) {
     const {step: steps, [name]: values, [`${name}_mean`]: means} = this.columns, half = (this.window - 1) / 2;
+    let low = 0, high = 0;
     return values.map((value, i) => {
-      if (i < this.loaded && (this.isThinned || !this.added)) return means[i];
-      if (value === null) return null;
       const reach = Math.min(half, steps[i] - steps[0]);
-      const near = values.slice(firstNotBelow(steps, steps[i] - reach), firstNotBelow(steps, steps[i] + reach + 1));
-      const known = near.filter(x => x !== null);
-      return known.reduce((a, b) => a + b, 0) / known.length;
+      while (steps[low] < steps[i] - reach) low++;
+      while (steps[high] <= steps[i] + reach) high++;
+      if (i < this.loaded && (this.isThinned || !this.added)) return means[i];
+      const known = values.slice(low, high).filter(x => x !== null);
+      return value === null ? null : known.reduce((a, b) => a + b, 0) / known.length;
     });
   }
 
@@ -106,14 +106,3 @@ export class Records {
 }
 
 const finite = value => (typeof value === 'number' && Number.isFinite(value) ? value : null);
-
-/** The first index in an increasing array whose value is not below `value`. */
-function firstNotBelow(numbers, value) {
-  let low = 0, high = numbers.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (numbers[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}

@@ -118,6 +118,10 @@ export function checkbox({label, checked, onInput, title, test}) {
   return Object.assign(h('label.check', {title}, input, label), {set(now) { input.checked = now; }});
 }
 
+/** The labels of layers, and of heads. */
+export const layerNames = n => Array.from({length: n}, (_, i) => `layer ${i}`);
+export const headNames = n => Array.from({length: n}, (_, i) => String(i));
+
 /** A button. */
 export const button = (text, onclick, {kind = 'button', ...properties} = {}) =>
   h(kind, {type: 'button', onclick, ...properties}, text);

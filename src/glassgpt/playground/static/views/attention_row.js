@@ -2,8 +2,7 @@
 
 import {attentionRow, card, category, exact, facts, h, largest, norm, percent, precise, products, short, signColor,
   state, sum, table} from '../core/index.js';
-import {bars} from '../widgets/bars.js';
-import {matrix} from '../widgets/matrix.js';
+import {bars, matrix} from '../widgets/index.js';
 
 const LISTED = 8;  // keys that have a line; the others are summed in one
 
@@ -45,8 +44,7 @@ function scoresCard({signal, pieces}) {
     now = found;
     const {row, weights, order, t, s} = now, shown = row.scores.filter((_, i) => row.visible[i]);
     lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]), ` at ${t} sees ${order.length} of ${pieces.length} `
-      + `keys. `
-      + 'Sum of the weights: ', exact('weights-sum', sum(weights), precise(sum(weights))));
+      + `keys. Sum of the weights: `, exact('weights-sum', sum(weights), precise(sum(weights))));
     figure.show({selected: s, labels: pieces, lanes: [
       {title: 'scores, q·k / √D', values: row.scores, color: i => signColor(row.scores[i]),
         range: [Math.min(0, ...shown), Math.max(0, ...shown)]},
@@ -65,7 +63,7 @@ function productsCard({signal, pieces}) {
   let terms = [0], q = [0], k = [0];
   const figure = bars({
     label: 'The products of query and key, per dimension', signal, test: 'term-bars',
-      lanes: [{title: '', values: terms}],
+    lanes: [{title: '', values: terms}],
     describe: d => [`dimension ${d}`, `q ${precise(q[d])} × k ${precise(k[d])}`, `= ${precise(terms[d])}`],
   });
   const element = card('Attention score', {
@@ -101,8 +99,7 @@ function valuesCard({signal, pieces}) {
   let lines = [];
   const strips = matrix({
     label: 'Weighted values of the strongest keys, their sum, and the head’s output', signal, scale: 'signed', rows: 1,
-      cols: 1,
-    value: () => 0, cellY: 18, cell: 40, rowLabels: [''], test: 'value-strips',
+    cols: 1, value: () => 0, cellY: 18, cell: 40, rowLabels: [''], test: 'value-strips',
     describe: (r, d) => [lines[r].name, `dimension ${d}: ${precise(lines[r].values[d])}`],
   });
   const element = card('Weighted values', {
@@ -124,7 +121,6 @@ function valuesCard({signal, pieces}) {
     const most = largest(lines.flatMap(({values}) => Array.from(values, Math.abs)));
     const difference = largest(total.map((x, d) => Math.abs(x - output[d])));
     lead.replaceChildren(`Blue: negative, orange: positive, up to ±${short(most)}. The sum and the head’s output `
-      + `differ by at `
-      + 'most ', exact('output-difference', difference, short(difference)), '.');
+      + `differ by at most `, exact('output-difference', difference, short(difference)), '.');
   }};
 }

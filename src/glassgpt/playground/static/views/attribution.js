@@ -1,16 +1,14 @@
 // Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual
 // stream.
 
-import {button, card, category, choice, exact, h, largest, legend, precise, ramp, short, state, sum,
-  table} from '../core/index.js';
-import {bars} from '../widgets/bars.js';
-import {matrix} from '../widgets/matrix.js';
+import {button, card, category, choice, exact, h, headNames, largest, layerNames, legend, precise, ramp, short, state,
+  sum, table} from '../core/index.js';
+import {bars, matrix} from '../widgets/index.js';
 
 const LISTED = 10;
 const KINDS = {  // name and color of each kind of component
   embedding: ['embedding', 2], attention: ['a layer’s heads, and its bias if it has one', 0],
-    feed_forward: ['feed-forward', 1],
-  norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
+  feed_forward: ['feed-forward', 1], norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
 };
 
 /** The components by block: the heads and the bias of a layer's attention become one. In the model's order. */
@@ -33,8 +31,7 @@ export function attributionCards({signal, info, names}) {
   let blocks = [], answer = null;
   const figure = bars({
     label: 'Contribution of each block to the logit', signal, height: 150, lanes: [{title: '', values: [0]}],
-      test: 'attribution-bars',
-    describe: i => (blocks[i] ? [blocks[i].name, precise(blocks[i].value),
+    test: 'attribution-bars', describe: i => (blocks[i] ? [blocks[i].name, precise(blocks[i].value),
       `sum up to here ${precise(total(blocks.slice(0, i + 1)))}`] : []),
   });
   const element = card('Logit attribution', {
@@ -76,8 +73,7 @@ function headsCard({signal, info}) {
   let values = new Float64Array(rows * cols), position = 0;
   const grid = matrix({
     label: 'Contribution of each head to the logit', signal, scale: 'signed', rows, cols, values, cell: 44,
-    cellY: rows > 24 ? 14 : 22, test: 'attribution-heads',
-    rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: [...Array(cols).keys()],
+    cellY: rows > 24 ? 14 : 22, test: 'attribution-heads', rowLabels: layerNames(rows), colLabels: headNames(cols),
     describe: (r, c) => [`layer ${r}, head ${c}`, precise(values[r * cols + c])],
     onSelect: (layer, head) => state.set({layer, head}),
   });

@@ -3,10 +3,10 @@
 import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog,
   modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
   vocabulary} from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {SURPRISAL_ENDS, surprisalStrip, tokenStrip} from '../widgets/index.js';
 import {headsCard, predictionCards} from './compare_cards.js';
 
-const MAX_BITS = 12, MAX_DIFFERENCE = 6;  // at which colors are strongest
+const MAX_DIFFERENCE = 6;  // bits at which colors are strongest
 
 export default async function show(page, {signal, catalog, entry, opened, info, text, ids, pieces, partial, bytes}) {
   const chooser = h('div.row'), control = card('Models', {
@@ -132,15 +132,14 @@ function totalsCard(pair, segments) {
 function surprisalCard(pair, segments, {selected, signal}) {
   const select = i => state.set({position: segments[i].a[0]});
   const pieceOf = ({a}) => pair[0].tokens.pieces.slice(...a).join('');
-  const strips = pair.map(({label, surprisal, tokens: {pieces, ids, partial}}, k) => tokenStrip({
-    pieces, partial, label: `Surprisal under ${label}`, share: i => (i ? surprisal[i] / MAX_BITS : null),
-      test: `strip-${'ab'[k]}`, signal,
-    hint: i => `${pieces[i]} · id ${ids[i]}${i ? ` · ${surprisal[i].toFixed(2)} bits` : ''}`,
-    onSelect: i => segments && select(segments.findIndex(each => i >= each['ab'[k]][0] && i < each['ab'[k]][1])),
+  const isIn = (i, [from, to]) => i >= from && i < to;
+  const strips = pair.map(({label, surprisal, tokens}, k) => surprisalStrip({...tokens, surprisal}, {
+    label: `Surprisal under ${label}`, test: `strip-${'ab'[k]}`, signal,
+    onSelect: i => segments && select(segments.findIndex(each => isIn(i, each['ab'[k]]))),
   }));
   const differences = segments && tokenStrip({
     pieces: segments.map(pieceOf), label: 'Difference of surprisal', scale: 'signed', onSelect: select,
-      test: 'difference', signal,
+    test: 'difference', signal,
     share: i => (Number.isNaN(difference(segments[i])) ? null : 0.5 + difference(segments[i]) / (2 * MAX_DIFFERENCE)),
     hint: i => `${pieceOf(segments[i])} · A ${short(segments[i].bits[0])}, B ${short(segments[i].bits[1])} bits`,
   });
@@ -151,14 +150,14 @@ function surprisalCard(pair, segments, {selected, signal}) {
       rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
       ...segments.map(each => [pieceOf(each), each.bytes, ...each.bits, difference(each)])]},
   }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), strips[k]))),
-  h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)),
+  h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)),
   differences && [h('h3', {}, 'Difference, B − A'), differences, h('p.about', {},
     ramp('signed', `B ${MAX_DIFFERENCE} bits better`, `B ${MAX_DIFFERENCE} bits worse`, signal))]);
   return {element, update() {
     if (!segments?.length) return;
     const at = segments[selected()];
     differences.select(selected());
-    strips.forEach((strip, k) => strip.press(i => i >= at['ab'[k]][0] && i < at['ab'[k]][1]));
+    strips.forEach((strip, k) => strip.press(i => isIn(i, at['ab'[k]])));
   }};
 }
 

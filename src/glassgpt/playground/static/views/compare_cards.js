@@ -2,10 +2,7 @@
 
 import {attempt, bar, bound, card, category, entropy, exportButtons, facts, h, jensenShannon, klDivergence, latest,
   notice, numberField, percent, post, ramp, ranked, softmax, spanOf, state, table} from '../core/index.js';
-import {axis, chart, line} from '../widgets/chart.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
-import {depthName} from '../widgets/lens_grid.js';
+import {axis, chart, depthName, headGrid, headMatrix, line} from '../widgets/index.js';
 
 const TOP = 10;
 const RANK_TICKS = [0, 1, 2, 3, 4, 5].flatMap(power => [1, 2, 5].map(digit => digit * 10 ** power));

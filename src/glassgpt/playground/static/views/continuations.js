@@ -5,7 +5,6 @@ import {bound, button, card, count, h, inkOn, lines, notice, numberField, percen
 import {seed, settings} from './generated_text.js';
 
 const DEFAULT_SAMPLES = 3, DEFAULT_TOKENS = 64;
-const pauseFor = ms => new Promise(resolve => setTimeout(resolve, ms));
 
 /** The card. currentIds(): the prompt and what was generated above. */
 export function continuationsCard({signal, opened, info, entry, limits, text, ids: prompt, currentIds}) {
@@ -59,37 +58,24 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
     try {
       const request = {ids: currentIds(), temperature, top_k: topK, top_p: topP, min_p: minP, n: texts.length,
         seed: seed(), max_new_tokens: maxNewTokens()};
-      await showLines(lines('/api/write', opened.request(request), run.signal), run.signal, texts);
+      for await (const line of lines('/api/write', opened.request(request), run.signal)) {
+        const {done, tokens, seconds, sample, token, text: piece, p} = line;
+        if (done) {
+          summary.textContent = `${count(tokens)} tokens in ${seconds.toFixed(2)} s: `
+            + `${(tokens / seconds).toFixed(0)} tokens/s, all texts together.`;
+          continue;
+        }
+        texts[sample].append(h('span', {title: `id ${token} · ${percent(p)}`,
+          style: {background: shade('magnitude', p), color: inkOn('magnitude', p)}}, piece));
+        rows.push([sample + 1, token, piece, p]);
+        if (pause) await new Promise(resolve => setTimeout(resolve, pause));
+        run.signal.throwIfAborted();
+      }
     } catch (error) {
       if (!run.signal.aborted) summary.replaceChildren(notice(error.message, 'error'));
       else if (running === run) summary.textContent = `Stopped after ${count(rows.length)} tokens.`;
     }
     if (running === run) stop.disabled = true;
-  }
-
-  /** Show tokens as they arrive, or later if a pause is set: the server does not wait for it. */
-  async function showLines(answer, stopped, texts) {
-    const arrived = [];
-    let failure = null;
-    const all = (async () => {
-      for await (const line of answer) arrived.push(line);
-    })().catch(error => { failure = error; });
-    for (let i = 0; ; i++) {
-      while (i === arrived.length && !failure) await Promise.race([all, pauseFor(15)]);
-      stopped.throwIfAborted();
-      if (i === arrived.length) throw failure;
-      const {done, tokens, seconds, sample, token, text: piece, p} = arrived[i];
-      if (done) {
-        summary.textContent = `${count(tokens)} tokens in ${seconds.toFixed(2)} s: ${(tokens / seconds).toFixed(0)} `
-          + `tokens/s, all `
-          + 'texts together.';
-        return;
-      }
-      texts[sample].append(h('span', {title: `id ${token} · ${percent(p)}`,
-        style: {background: shade('magnitude', p), color: inkOn('magnitude', p)}}, piece));
-      rows.push([sample + 1, token, piece, p]);
-      if (pause) await pauseFor(pause);
-    }
   }
 
   return element;

@@ -2,7 +2,7 @@
 
 import {bound, button, card, count, h, notice, numberField, percent, slider, state, sum,
   tokenCount} from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {tokenStrip} from '../widgets/index.js';
 
 const PROMPT_SHOWN = 400, BRANCH_SHOWN = 80;  // characters
 
@@ -53,8 +53,7 @@ export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, 
 
   return {
     element, hasFailed: () => problem.childElementCount > 0,
-    fail: message => problem.replaceChildren(notice(message, 'error')),
-    show(paths, isReady) {
+    fail: message => problem.replaceChildren(notice(message, 'error')), show(paths, isReady) {
       shown = paths;
       problem.replaceChildren();
       const {current} = paths;

@@ -1,11 +1,9 @@
 // Generation: the distribution of the next token, sampling token by token with branches, and whole continuations.
 
-import {announce, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme,
-  parsePaths, percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
-  vocabulary}
-  from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {axis, chart, line, verticalLine} from '../widgets/chart.js';
+import {announce, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme, parsePaths, percent,
+  post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
+  vocabulary} from '../core/index.js';
+import {axis, barLegend, barList, chart, line, verticalLine} from '../widgets/index.js';
 import {continuationsCard} from './continuations.js';
 import {generatedCard, seed, settings} from './generated_text.js';
 
@@ -117,8 +115,7 @@ function nextCard({names, vocabSize, signal, onSelect}) {
   const full = h('span.soft');
   const element = card('Next token', {
     about: `The top ${SHOWN} of ${count(vocabSize)} tokens: softmax of the logits, and the distribution after the `
-      + `sampling settings. `
-      + 'Select a token to append it.',
+      + `sampling settings. Select a token to append it.`,
     save: {name: 'next-token', figure: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability',
       'sampled from'],
       ...Array.from(point.order, (id, i) => [i + 1, id, names[id], point.logits[id], point.p[id], point.q[id]])]},

@@ -1,8 +1,7 @@
 // Head scores: how much each head behaves like a known type, at one step and over all steps.
 
-import {argmax, card, count, exportButtons, h, ramp, state} from '../core/index.js';
-import {axis, chart, line, verticalLine} from '../widgets/chart.js';
-import {matrix} from '../widgets/matrix.js';
+import {argmax, card, count, exportButtons, h, headNames, layerNames, ramp, state} from '../core/index.js';
+import {axis, chart, line, matrix, verticalLine} from '../widgets/index.js';
 
 const MAX_LOADED = 60;  // snapshots in the chart over steps
 const MEANINGS = {
@@ -27,9 +26,7 @@ export function headScoresCard({signal}) {
     const [, rows, cols] = now.head_scores.shape, at = (r, c) => scoresOf(now, k)[r * cols + c];
     const grid = matrix({
       label: `Scores of the type ${type}`, signal, rows, cols, range: [0, 1], cell: 34, cellY: 22, value: at,
-        test: `head-type-${k}`,
-      rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: Array.from({length: cols},
-        (_, i) => String(i)),
+      test: `head-type-${k}`, rowLabels: layerNames(rows), colLabels: headNames(cols),
       words: (r, c) => at(r, c).toFixed(2), onSelect: (layer, head) => state.set({layer, head}),
       describe: (r, c) => [type, `layer ${r}, head ${c}: ${at(r, c).toFixed(3)}`],
     });
@@ -59,8 +56,7 @@ export function scoresOverSteps({load, steps, marked, signal}) {
   const about = h('p.about', {test: 'scores-count'}), best = new Map();  // by step: the best head of each type
   let types = [], loading = Promise.resolve();
   const drawing = chart({
-    label: 'Best head of each type over the steps', signal, test: 'scores-over-steps',
-    traces() {
+    label: 'Best head of each type over the steps', signal, test: 'scores-over-steps', traces() {
       const found = [...best].sort(([a], [b]) => a - b);
       return types.map((type, k) => line(type, found.map(([step]) => step), found.map(([, heads]) => heads[k].score), k,
         {

@@ -2,8 +2,7 @@
 
 import {argmax, attempt, bound, card, category, checkbox, count, exact, h, kvHeadOf, latest, legend, post, ramp, short,
   slider, spanOf, spanText, state} from '../core/index.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
+import {headGrid, headMatrix} from '../widgets/index.js';
 import {rowCards} from './attention_row.js';
 import {rotaryCards} from './rotary.js';
 
@@ -67,8 +66,7 @@ function gridCard({signal, info}, picture, selected) {
       })]},
   }, canvas, kvLegend(info, signal),
   cells < picture.tokens && h('p.about', {}, `${count(picture.tokens)} tokens in ${cells} × ${cells} cells: a cell `
-    + `shows the `
-    + 'largest of its weights.'),
+    + `shows the largest of its weights.`),
   h('p.about', {}, 'The weights are recomputed from q and k. Σ weight × v differs from the attention kernel’s output '
     + 'by at most ', exact('difference', most, short(most)), ` (layer ${picture.differences.indexOf(most)}).`));
   element.tools.prepend(bound(checkbox({label: 'square root', title: 'Color by the square root, to show small weights',

@@ -1,12 +1,9 @@
 // Interventions: ablate components, hide tokens, patch activations from a second text, and see what changes.
 
-import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, klDivergence, notice,
-  onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
+import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, headNames,
+  klDivergence, layerNames, notice, onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
   vocabulary} from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {sweep} from '../widgets/sweep.js';
-import {switchGrid} from '../widgets/switch_grid.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {barLegend, barList, sweep, switchGrid, tokenStrip} from '../widgets/index.js';
 import {patchingCard} from './patching.js';
 
 const TOP = 10, CHANGED = 8;
@@ -73,7 +70,7 @@ function ablationCard({shape, pieces, partial, ablated, signal}) {
     if (!now.delete(code)) now.add(code);
     state.set({ablate: [...now].join(',')});
   };
-  const grid = switchGrid({rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), columns, onToggle: toggle,
+  const grid = switchGrid({rows: layerNames(shape.layers), columns, onToggle: toggle,
     isOn: code => ablated().has(code), label: 'Components by layer', test: 'switches'});
   const strip = tokenStrip({pieces, partial, selectOnMove: false, label: 'Tokens to hide',
     onSelect: i => toggle(`p${i}`), hint: i => `Hide «${pieces[i]}» from all later tokens`, test: 'hide', signal});
@@ -190,8 +187,7 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   const request = (more, stopped) => post('/api/next', opened.request({ids, position: position(), ...more}), stopped);
   const view = sweep({
     test: 'heads-sweep', title: 'Measure all heads', signal,
-    rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads},
-      (_, i) => String(i)),
+    rows: layerNames(shape.layers), cols: headNames(shape.heads),
     measures: [{name: 'bits', text: 'divergence in bits', scale: 'magnitude'}, {name: 'logit', text: 'logit change',
       scale: 'signed'}],
     describe: (layer, head) => `layer ${layer}, head ${head}`,

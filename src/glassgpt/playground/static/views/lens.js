@@ -1,9 +1,8 @@
 // Logit lens: the residual stream by depth, predictions and ranks over the layers, and what made a logit.
 
 import {attempt, card, category, h, latest, onTheme, percent, post, state, table, vocabulary} from '../core/index.js';
-import {axis, chart, line, plain} from '../widgets/chart.js';
-import {depthName, lensCard, normCard, pager, windowSize} from '../widgets/lens_grid.js';
-import {trackedTokens, trackField} from '../widgets/track_field.js';
+import {axis, chart, depthName, lensCard, line, normCard, pager, plain, trackedTokens, trackField,
+  windowSize} from '../widgets/index.js';
 import {attributionCards} from './attribution.js';
 
 const TOP = 5;

@@ -2,9 +2,7 @@
 
 import {attempt, bound, button, card, category, choice, count, encode, exportButtons, facts, h, largest, legend, post,
   segmented, short, state, sum} from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {axis, chart, line} from '../widgets/chart.js';
-import {matrix} from '../widgets/matrix.js';
+import {axis, barLegend, barList, chart, line, matrix} from '../widgets/index.js';
 
 const CELLS = 256, PICTURE_HEIGHT = 440;
 const NORMS = [{name: 'weights', color: 'accent'}, {name: 'gradient', color: 'warm'}];

@@ -1,9 +1,8 @@
 // Activation patching: activations from a second text put into the pass over the first (Vig et al., 2020).
 
-import {attempt, button, card, choice, editRequest, editText, encode, h, klDivergence, numberField, parseEdits, percent,
-  post, ranked, softmax, state} from '../core/index.js';
-import {sweep} from '../widgets/sweep.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {attempt, button, card, choice, editRequest, editText, encode, h, klDivergence, layerNames, numberField,
+  parseEdits, percent, post, ranked, softmax, state} from '../core/index.js';
+import {sweep, tokenStrip} from '../widgets/index.js';
 
 const COMPONENTS = [['r', 'residual stream'], ['a', 'attention'], ['f', 'feed-forward'], ['h', 'head']];
 const TYPING_MS = 500;
@@ -107,7 +106,7 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     let text = null, other = null, top = 0;
     const map = sweep({
       test: 'tracing', title: 'Patch each place alone', signal: stopped,
-      rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: pieces.slice(0, last + 1),
+      rows: layerNames(shape.layers), cols: pieces.slice(0, last + 1),
       measures: [{name: 'recovery', text: 'recovery', scale: 'signed'}, {name: 'p', text: 'probability change',
         scale: 'signed'}],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,

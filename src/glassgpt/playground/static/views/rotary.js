@@ -2,9 +2,7 @@
 
 import {attentionRow, card, count, css, exact, facts, h, largest, norm, precise, products, rotaryAngles,
   scoreAtDistance, short, sum} from '../core/index.js';
-import {axis, chart, line, plain} from '../widgets/chart.js';
-import {figure, selectable} from '../widgets/figure.js';
-import {matrix} from '../widgets/matrix.js';
+import {axis, chart, figure, line, matrix, plain, selectable} from '../widgets/index.js';
 import {stripRows} from './attention_row.js';
 
 const DIAL = 46, DIAL_LABEL = 12;  // pixels
@@ -72,20 +70,16 @@ function dialsCard({signal, info, angles, pieces}) {
       });
     }});
   selectable(dials, {
-    signal,
-    partAt(x, y) {
-      const col = Math.floor(x / DIAL), j = Math.floor(y / (DIAL + DIAL_LABEL)) * perRow + col;
-      return now && col < perRow && j < half ? j : null;
-    },
-    lines: j => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(angles[j])} rad per position`,
+    signal, grid: () => ({rows: now ? 1 : 0, cols: half}),
+    cellAt: (x, y) => [0, x < perRow * DIAL ? Math.floor(y / (DIAL + DIAL_LABEL)) * perRow + x / DIAL : -1],
+    lines: (_, j) => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(angles[j])} rad per position`,
       `rotated by ${precise(now.t * angles[j])} rad = ${short(now.t * angles[j] / (2 * Math.PI))} turns`,
       `a full turn takes ${short(2 * Math.PI / angles[j])} positions`],
   });
   const element = card('Rotation angles', {
-    about: 'Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, '
-      + `θ_d = ${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near `
-      + `positions; `
-      + 'the last ones hardly rotate and carry content.',
+    about: `Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, θ_d = `
+      + `${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near `
+      + `positions; the last ones hardly rotate and carry content.`,
     save: {name: 'rotary-angles', figure: dials, rows: () => [
       ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
       ...Array.from(angles, (angle, j) => [j, angle, now.t * angle, ...hand('q_norm', j), ...hand('rot_q', j)])]},

@@ -1,12 +1,9 @@
 // The cards of a snapshot's prompt: attention, logit lens, surprisal.
 
 import {card, count, exportButtons, h, ramp, short, spanOf, state, sum} from '../core/index.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
-import {lensCard, pager, windowSize} from '../widgets/lens_grid.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {headGrid, headMatrix, lensCard, pager, SURPRISAL_ENDS, surprisalStrip, windowSize} from '../widgets/index.js';
 
-const MAX_BITS = 12, LEVELS = 255;  // weights are stored as 0 to 255
+const LEVELS = 255;  // weights are stored as 0 to 255
 
 /** model: {info, names} of a checkpoint, both null while unknown. Each card has `show(prompt)`. */
 export const snapshotCards = context => [attentionCard, depthCard, surprisalCard].map(create => create(context));
@@ -91,12 +88,10 @@ function surprisalCard({signal}) {
     wide: true, about: 'Color: surprisal, −log₂ of the probability that the model of that step gave the token.',
     save: {name: 'surprisal-of-a-step', rows: () => [['step', 'position', 'id', 'token', 'surprisal in bits'],
       ...now.ids.map((id, i) => [now.step, i, id, now.pieces[i], i ? now.surprisal[i] : ''])]},
-  }, place, mean, h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)));
+  }, place, mean, h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)));
   return {element, show(prompt) {
     now = prompt;
-    place.replaceChildren(tokenStrip({pieces: now.pieces, label: 'Tokens of the prompt', test: 'snapshot-surprisal',
-      signal, share: i => (i ? now.surprisal[i] / MAX_BITS : null),
-      hint: i => `${now.pieces[i]} · id ${now.ids[i]}${i ? ` · ${now.surprisal[i].toFixed(2)} bits` : ''}`}));
+    place.replaceChildren(surprisalStrip(now, {label: 'Tokens of the prompt', test: 'snapshot-surprisal', signal}));
     const bits = now.surprisal.subarray(1);
     mean.textContent = bits.length ? `Mean: ${short(sum(bits) / bits.length)} bits per token at step `
       + `${count(now.step)}.` : '';

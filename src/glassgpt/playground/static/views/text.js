@@ -1,21 +1,17 @@
 // Text: how it is split into tokens, and how much each token surprised the model.
 
-import {attempt, bar, button, card, count, facts, h, notice, percent, post, ramp, shade, state, sum, table, vocabulary}
-  from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {attempt, bar, button, card, count, facts, h, notice, percent, post, ramp, shade, state, sum, table,
+  vocabulary} from '../core/index.js';
+import {SURPRISAL_ENDS, surprisalStrip} from '../widgets/index.js';
 
-const MAX_BITS = 12;  // at which a token's color is strongest
 const MAX_MERGE_CHARACTERS = 64;
 
 export default async function show(page, {signal, opened, info, text, ids, pieces, partial, bytes}) {
   const [{surprisal, entropy, top_ids: topIds, top_p: topP}, names] = await Promise.all([
     post('/api/predictions', opened.request({ids}), signal), vocabulary(opened, signal)]);
   const selected = () => state.index('position', ids.length);
-  const strip = tokenStrip({
-    pieces, partial, selected: selected(), onSelect: i => state.set({position: i}), signal,
-    share: i => (i ? surprisal[i] / MAX_BITS : null),
-    hint: i => `${pieces[i]} · id ${ids[i]}` + (i ? ` · ${surprisal[i].toFixed(2)} bits` : ''),
-  });
+  const strip = surprisalStrip({pieces, ids, surprisal, partial},
+    {selected: selected(), onSelect: i => state.set({position: i}), signal});
   const token = card('Token'), predictions = card('Predictions at this position');
   page.append(card('Tokens', {
     wide: true, about: 'The text as the model reads it. Color: surprisal, −log₂ of the probability that the model gave '

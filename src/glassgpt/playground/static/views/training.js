@@ -2,7 +2,7 @@
 
 import {attempt, bar, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel, PromiseCache,
   Records, short, state, subscribe, vocabulary} from '../core/index.js';
-import {scrubber} from '../widgets/scrubber.js';
+import {scrubber} from '../widgets/index.js';
 import {headScoresCard, scoresOverSteps} from './head_scores.js';
 import {snapshotCards} from './snapshot_cards.js';
 import {trainingCharts} from './training_charts.js';
@@ -40,8 +40,7 @@ export default async function show(page, {entry, catalog, signal}) {
       run.history.samples.push(...sections.filter(({step}) => step > last));
     },
     snapshots(list) { run.history.snapshots = list; }, checkpoints(list) { run.history.checkpoints = list; },
-    status(status) { run.history.status = status; },
-    changed(name) {
+    status(status) { run.history.status = status; }, changed(name) {
       overview.show(run);
       if (name === 'samples' || name === 'snapshots') steps.grow();
     },

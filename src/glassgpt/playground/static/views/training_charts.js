@@ -1,7 +1,7 @@
 // The charts of a run's training over steps, tokens or time.
 
 import {AXES, bound, card, count, h, notice, segmented, state} from '../core/index.js';
-import {axis as chartAxis, chart, line, verticalLine} from '../widgets/chart.js';
+import {axis as chartAxis, chart, line, verticalLine} from '../widgets/index.js';
 
 const GROUPS = {embedding: 'token embedding', positions: 'position embedding', attention: 'attention',
   feed_forward: 'feed-forward', norms: 'normalisation', head: 'output head'};
@@ -92,8 +92,7 @@ const groups = key => ({
 const noSteps = () => 'No training step yet.';
 const noUtilization = (records, {device, precision}) => (records.size
   ? `Not recorded: the peak of the device${device ? ` (${device})` : ''} in ${precision ?? 'its precision'} is `
-  + `unknown. It is measured `
-    + 'on a CPU, and taken from the data sheet of common GPUs.' : noSteps());
+  + 'unknown. It is measured on a CPU, and taken from the data sheet of common GPUs.' : noSteps());
 const loss = noisyColumn('loss');
 
 const SPECS = [

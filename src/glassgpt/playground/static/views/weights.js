@@ -2,8 +2,7 @@
 
 import {attempt, bound, button, card, category, choice, count, findTokens, h, latest, legend, onTheme, post, shade,
   short, state, vocabulary} from '../core/index.js';
-import {barList} from '../widgets/bar_list.js';
-import {pointMap} from '../widgets/point_map.js';
+import {barList, pointMap} from '../widgets/index.js';
 import {normsCard, parameterCard} from './parameters.js';
 
 const COMPONENTS = [['01', '1 and 2'], ['02', '1 and 3'], ['12', '2 and 3']];

@@ -1,6 +1,7 @@
 // Horizontal bars with names and numbers: elements, so that they can be read, focused and selected.
 
 import {css, exportableElement, h, legend} from '../core/index.js';
+import {roving} from './figure.js';
 
 /**
  * series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
@@ -10,7 +11,7 @@ import {css, exportableElement, h, legend} from '../core/index.js';
  */
 export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false,
   test}) {
-  const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: moveFocus, test});
+  const list = h('div.bars', {role: 'group', 'aria-label': label, test});
   const lines = [];
   let shown = [];
   const color = (s, value) => (!signed ? series[s].color : value < 0 ? 'accent' : 'warm');
@@ -38,19 +39,9 @@ export function barList({label, series, signed = false, onSelect = null, full = 
     });
   }
 
-  function moveFocus(event) {
-    const at = lines.findIndex(({element}) => element === document.activeElement);
-    const to = {ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: shown.length - 1}[event.key];
-    if (!onSelect || at < 0 || to === undefined || to < 0 || to >= shown.length) return;
-    event.preventDefault();
-    lines[at].element.tabIndex = -1;
-    lines[to].element.tabIndex = 0;
-    lines[to].element.focus();
-  }
-
+  if (onSelect) roving(list, () => [...list.children], {columns: 1});
   return Object.assign(list, {
-    scale: () => scale(0),
-    show(rows) {
+    scale: () => scale(0), show(rows) {
       shown = rows;
       while (lines.length < rows.length) lines.push(createLine(lines.length));
       rows.forEach((row, i) => fillLine(lines[i], row));

@@ -1,7 +1,7 @@
 // Vertical bars, in one lane or several over the same categories, with a tooltip and a bar that the arrow keys move.
 
 import {category, css, short} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const AXIS = 46, GAP = 32, HEAD = 20;  // pixels for the values at the left, between lanes, and for a lane's title
 
@@ -54,20 +54,12 @@ export function bars(settings) {
   }});
 
   selectable(canvas, {
-    signal: b.signal,
-    partAt(x) {
-      const i = Math.floor((x - AXIS) / step);
-      return i >= 0 && i < count() ? i : null;
-    },
-    lines: i => b.describe?.(i) ?? null,
-    onSelect: b.onSelect && (i => {
+    signal: b.signal, grid: () => ({rows: 1, cols: count(), selected: [0, b.selected ?? 0]}),
+    cellAt: x => [0, (x - AXIS) / step], lines: (_, i) => b.describe?.(i), onSelect: b.onSelect && ((_, i) => {
       canvas.show({selected: i});
       b.onSelect(i);
     }),
-    next: key => (key.endsWith('Up') || key.endsWith('Down') ? undefined
-      : cellAfterKey(key, [0, b.selected ?? 0], 1, count())?.[1]),
   });
-
   return Object.assign(canvas, {show(changes) {
     b = {...b, ...changes};
     canvas.figure.redraw();

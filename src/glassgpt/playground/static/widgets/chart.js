@@ -22,8 +22,7 @@ export const line = (name, x, y, i, {dash = 'solid', width = 2, mode = 'lines+ma
 
 /** Layout for a vertical dotted line, with a text at its top. */
 export const verticalLine = (x, text = '', color = category(7)) => ({type: 'line', x0: x, x1: x, y0: 0, y1: 1,
-  yref: 'paper',
-  line: {color, width: 1, dash: 'dot'}, label: {text, textposition: 'end', textangle: 0, xanchor: 'left',
+  yref: 'paper', line: {color, width: 1, dash: 'dot'}, label: {text, textposition: 'end', textangle: 0, xanchor: 'left',
     yanchor: 'top', font: {size: 10, color}}});
 
 /** An axis with a title. */

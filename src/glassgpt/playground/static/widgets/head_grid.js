@@ -1,7 +1,7 @@
 // All attention heads at a glance: layers as rows, heads as columns, on one canvas.
 
 import {category, colorTable, css, isAnyVisible, isDark, kvHeadOf, rgb, spanOf} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const GAP = 4, LEFT = 26, TOP = 20, STRIPE = 3;
 
@@ -66,20 +66,13 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
   }});
 
   selectable(canvas, {
-    signal,
-    partAt(x, y) {
-      const head = Math.floor((x - LEFT) / (side + GAP)), layer = Math.floor((y - TOP) / (side + GAP));
-      return head >= 0 && head < heads && layer >= 0 && layer < layers ? {layer, head} : null;
-    },
-    lines: ({layer, head}) => [`layer ${layer}, head ${head}`,
+    signal, grid: () => ({rows: layers, cols: heads, selected: [g.selected.layer, g.selected.head]}),
+    cellAt: (x, y) => [(y - TOP) / (side + GAP), (x - LEFT) / (side + GAP)],
+    lines: (layer, head) => [`layer ${layer}, head ${head}`,
       ...kvOf(head) === null ? [] : [`key/value head ${kvOf(head)}`], ...describe(layer, head)],
-    onSelect(selected) {
-      canvas.show({selected});
-      onSelect(selected);
-    },
-    next(key) {
-      const to = cellAfterKey(key, [g.selected.layer, g.selected.head], layers, heads);
-      return to && {layer: to[0], head: to[1]};
+    onSelect(layer, head) {
+      canvas.show({selected: {layer, head}});
+      onSelect({layer, head});
     },
   });
   return Object.assign(canvas, {show(changes) {

@@ -44,8 +44,7 @@ function depthGrid({lines, paint, ...settings}) {
   const depthOf = r => data.depths - 1 - r;
   const index = (r, c) => depthOf(r) * data.stride + data.from - data.start + c;
   const grid = matrix({
-    rows: 1, cols: 1, value: () => 0, cell: 90, rowLabels: [''], ...settings,
-    describe(r, c) {
+    rows: 1, cols: 1, value: () => 0, cell: 90, rowLabels: [''], ...settings, describe(r, c) {
       if (!data) return [];
       const position = data.from + c;
       return [`${depthName(depthOf(r))}, after ${data.pieces[position]} at ${position}`,
@@ -58,8 +57,7 @@ function depthGrid({lines, paint, ...settings}) {
     colLabels: data.pieces.slice(data.from, data.from + data.size), ...paint(data, index),
   });
   return {
-    grid, repaint,
-    show(now) {
+    grid, repaint, show(now) {
       data = now;
       repaint();
     },
@@ -109,8 +107,7 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
 
   const scale = h('p.about');
   const {grid, rows, ...rest} = depthGrid({
-    label: 'Logit lens by depth and position', range: [0, 1], cellY: 22, lines, test, signal,
-    paint(data, index) {
+    label: 'Logit lens by depth and position', range: [0, 1], cellY: 22, lines, test, signal, paint(data, index) {
       const {topIds, topP, nextRank, k} = data;
       scale.replaceChildren(...isRank() ? ramp('magnitude', `rank ${count(vocabSize())}`, '1, logarithmic', signal)
         : ramp('magnitude', 'probability 0', 1, signal), '. Underlined: the top prediction is the actual next token.');
@@ -142,8 +139,7 @@ export function normCard({signal}) {
   const isLog = () => state.text('log') === '1', ends = h('p.about');
   const {grid, rows, ...rest} = depthGrid({
     label: 'Norm of the residual stream by depth and position', cellY: 18, test: 'stream-grid', signal,
-    lines: ({norm}, i) => [`norm ${precise(norm[i])}`],
-    paint({norm}, index) {
+    lines: ({norm}, i) => [`norm ${precise(norm[i])}`], paint({norm}, index) {
       const least = Math.min(...norm), most = Math.max(...norm), f = isLog() ? Math.log : x => x;
       ends.replaceChildren(...ramp('magnitude', isLog() ? precise(least) : 0, precise(most), signal));
       return {range: [isLog() ? Math.log(least) : 0, f(most)], value: (r, c) => f(norm[index(r, c)])};

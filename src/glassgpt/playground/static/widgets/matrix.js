@@ -1,7 +1,7 @@
 // A matrix as a picture: cells, labels if there is room, a tooltip, and a cell that the arrow keys move.
 
 import {colorTable, css, inkOn, isDark, rgb} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const MIN_LABELLED = 9;  // pixels of the smallest cell that has labels
 const MAX_ROW_LABEL = 92, MAX_FONT = 12;
@@ -116,20 +116,12 @@ export function matrix(settings) {
   }});
 
   selectable(canvas, {
-    signal,
-    partAt(px, py) {
-      const row = Math.floor((py - place.y) / place.cellY), col = Math.floor((px - place.x) / place.cell);
-      return row >= 0 && row < m.rows && col >= 0 && col < m.cols ? {row, col} : null;
-    },
-    lines: ({row, col}) => m.describe?.(row, col) ?? null,
-    onSelect: m.onSelect && (selected => {
-      canvas.show({selected});
-      m.onSelect(selected.row, selected.col);
+    signal, grid: () => ({rows: m.rows, cols: m.cols, selected: [m.selected?.row ?? 0, m.selected?.col ?? 0]}),
+    cellAt: (x, y) => [(y - place.y) / place.cellY, (x - place.x) / place.cell],
+    lines: (row, col) => m.describe?.(row, col), onSelect: m.onSelect && ((row, col) => {
+      canvas.show({selected: {row, col}});
+      m.onSelect(row, col);
     }),
-    next(key) {
-      const to = cellAfterKey(key, [m.selected?.row ?? 0, m.selected?.col ?? 0], m.rows, m.cols);
-      return to && {row: to[0], col: to[1]};
-    },
   });
 
   const indices = size => Array.from({length: size}, (_, i) => i);

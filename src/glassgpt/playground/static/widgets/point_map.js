@@ -149,8 +149,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
       pointers.delete(event.pointerId);
       if (over !== null) onSelect(over);
     },
-    pointercancel: event => pointers.delete(event.pointerId), pointerleave: () => tip(null),
-    keydown(event) {
+    pointercancel: event => pointers.delete(event.pointerId), pointerleave: () => tip(null), keydown(event) {
       if (!keys[event.key]) return;
       event.preventDefault();
       keys[event.key]();
