@@ -2,7 +2,7 @@
 
 const DEFAULT_BYTES = 1000;  // of a value that does not state its size
 
-/** Keeps promises by key, and drops the least recently used ones when their values exceed `maxBytes` together. */
+// Keeps promises by key, and drops the least recently used ones when their values exceed `maxBytes` together.
 export class PromiseCache {
   #entries = new Map();  // in the order of last use; the bytes of a pending entry are 0
   #bytes = 0;
@@ -11,12 +11,12 @@ export class PromiseCache {
     this.maxBytes = maxBytes;
   }
 
-  /** The bytes of all values that have arrived and are still kept. */
+  // The bytes of all values that have arrived and are still kept.
   get bytes() {
     return this.#bytes;
   }
 
-  /** Return the kept promise of `key`, or keep and return `load()`. A rejected promise is not kept. */
+  // Return the kept promise of `key`, or keep and return `load()`. A rejected promise is not kept.
   get(key, load) {
     const entry = this.#entries.get(key) ?? this.#start(key, load);
     this.#entries.delete(key);

@@ -35,7 +35,7 @@ export class CanvasPainter {
     this.context.fill();
   }
 
-  /** Text whose vertical middle is at y. align: start, center or end; turn: degrees around (x, y); room: pixels. */
+  // Text whose vertical middle is at y. align: start, center or end; turn: degrees around (x, y); room: pixels.
   text(x, y, string, {fill, size = 12, align = 'start', bold = false, mono = false, turn = 0, room = Infinity} = {}) {
     const c = this.context;
     c.save();
@@ -47,7 +47,7 @@ export class CanvasPainter {
     c.restore();
   }
 
-  /** An ImageData, stretched without smoothing: each pixel becomes a cell. */
+  // An ImageData, stretched without smoothing: each pixel becomes a cell.
   image(x, y, width, height, pixels) {
     this.context.imageSmoothingEnabled = false;
     this.context.drawImage(canvasOf(pixels), x, y, width, height);
@@ -104,15 +104,13 @@ function canvasOf(pixels) {
 const escaped = text => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g, '\ufffd')
   .replace(/[&<>"]/g, c => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'})[c]);
 
-/** Shorten a text to about `room` pixels. */
+// Shorten a text to about `room` pixels.
 function shortened(text, room, size) {
   const characters = [...String(text)], fits = Math.max(1, Math.floor(room / (0.62 * size)));
   return characters.length <= fits ? String(text) : `${characters.slice(0, fits - 1).join('')}…`;
 }
 
-/**
- * The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
- */
+// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
 export function exportable(size, paint) {
   const onCard = (p, [width, height]) => {
     p.rect(0, 0, width, height, css('card'));
@@ -131,7 +129,7 @@ export function exportable(size, paint) {
   };
 }
 
-/** The picture of an element of boxes and texts, as the browser laid it out. */
+// The picture of an element of boxes and texts, as the browser laid it out.
 export function exportableElement(element) {
   return exportable(() => [element.clientWidth, element.scrollHeight], p => {
     const {left, top} = element.getBoundingClientRect();

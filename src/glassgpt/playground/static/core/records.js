@@ -1,9 +1,9 @@
 // A run's training records as columns that grow while it trains.
 
-/** The axes of the training charts, and the column of each. */
+// The axes of the training charts, and the column of each.
 export const AXES = {step: 'step', tokens: 'tokens_seen', time: 'time'};
 
-/** The records of a history (/api/history), and of the events that follow. */
+// The records of a history (/api/history), and of the events that follow.
 export class Records {
   constructor({training, evaluations}) {
     this.columns = training;
@@ -16,17 +16,17 @@ export class Records {
     return this.columns.step.length;
   }
 
-  /** How many rows were added to the history. */
+  // How many rows were added to the history.
   get added() {
     return this.size - this.loaded;
   }
 
-  /** The newest value of a column. */
+  // The newest value of a column.
   last(name) {
     return this.columns[name].at(-1) ?? null;
   }
 
-  /** Add new records. A record that comes twice counts once. */
+  // Add new records. A record that comes twice counts once.
   add({training, evaluations}) {
     for (const record of training) {
       if (record.step <= (this.last('step') ?? -1)) continue;
@@ -38,12 +38,12 @@ export class Records {
     }
   }
 
-  /** The training rows' places on an axis. */
+  // The training rows' places on an axis.
   places(axis) {
     return this.columns[AXES[axis]];
   }
 
-  /** The place of a step on an axis, interpolated between two rows. */
+  // The place of a step on an axis, interpolated between two rows.
   placeOf(step, axis) {
     if (axis === 'step') return step;
     const {step: steps} = this.columns, places = this.places(axis), after = steps.findIndex(each => each >= step);
@@ -52,16 +52,14 @@ export class Records {
     return low + (places[after] - low) * (step - from) / (steps[after] - from || 1);
   }
 
-  /** The window of a moving average in steps, as in a report: a fiftieth of all steps, and an odd number. */
+  // The window of a moving average in steps, as in a report: a fiftieth of all steps, and an odd number.
   get window() {
     const steps = this.size ? this.last('step') - this.columns.step[0] + 1 : 0;
     return 2 * Math.max(1, Math.floor(steps / 50)) + 1;
   }
 
-  /**
-   * A column's centered moving average, as in a report: the window shrinks at the start on both sides, at the end on
-   * one. The rows of a history come with their average from the server, which has all steps.
-   */
+  // A column's centered moving average, as in a report: the window shrinks at the start on both sides, at the end on
+  // one. The rows of a history come with their average from the server, which has all steps.
   smoothed(name) {
     const {step: steps, [name]: values, [`${name}_mean`]: means} = this.columns, half = (this.window - 1) / 2;
     let low = 0, high = 0;
@@ -75,29 +73,29 @@ export class Records {
     });
   }
 
-  /** Whether any training row has a number in a column. */
+  // Whether any training row has a number in a column.
   has(name) {
     return this.columns[name].some(value => value !== null);
   }
 
-  /** The evaluations for which `read(record)` is a number, as arrays x and y. */
+  // The evaluations for which `read(record)` is a number, as arrays x and y.
   evaluated(read, axis) {
     const records = this.evaluations.filter(record => finite(read(record)) !== null);
     return {x: records.map(({step}) => this.placeOf(step, axis)), y: records.map(read)};
   }
 
-  /** The keys of a dictionary in the evaluations, such as `weight_norms`. */
+  // The keys of a dictionary in the evaluations, such as `weight_norms`.
   groupsOf(key) {
     return [...new Set(this.evaluations.flatMap(record => Object.keys(record[key] ?? {})))];
   }
 
-  /** The evaluation with the lowest validation loss, or null. */
+  // The evaluation with the lowest validation loss, or null.
   get best() {
     return this.evaluations.filter(({val_loss: loss}) => finite(loss) !== null)
       .reduce((best, each) => (best === null || each.val_loss < best.val_loss ? each : best), null);
   }
 
-  /** Seconds until `steps`, at the rate of the last ones; null if there is no rate yet. */
+  // Seconds until `steps`, at the rate of the last ones; null if there is no rate yet.
   secondsLeft(steps, over = 50) {
     const seconds = this.columns.seconds.slice(-over).filter(value => value !== null);
     if (!seconds.length) return null;

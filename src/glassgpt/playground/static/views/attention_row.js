@@ -8,11 +8,11 @@ const LISTED = 8;  // keys that have a line; the others are summed in one
 
 const rowAt = (array, i) => array.subarray(i * array.shape[1], (i + 1) * array.shape[1]);
 
-/** Strips of {name, values} as rows of a CSV. */
+// Strips of {name, values} as rows of a CSV.
 export const stripRows = strips => [['', ...strips[0].values.keys()],
   ...strips.map(({name, values}) => [name, ...values])];
 
-/** The three cards; `show({vectors, weights, span, t, s})` shows the query at t and the key at s. */
+// The three cards; `show({vectors, weights, span, t, s})` shows the query at t and the key at s.
 export function rowCards(context) {
   const cards = [scoresCard, productsCard, valuesCard].map(create => create(context));
   return {cards: cards.map(({element}) => element), show(found) {

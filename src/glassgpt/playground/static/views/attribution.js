@@ -11,7 +11,7 @@ const KINDS = {  // name and color of each kind of component
   feed_forward: ['feed-forward', 1], norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
 };
 
-/** The components by block: the heads and the bias of a layer's attention become one. In the model's order. */
+// The components by block: the heads and the bias of a layer's attention become one. In the model's order.
 export function byBlock(parts) {
   const blocks = [];
   for (const {name, kind, layer, value} of parts) {
@@ -25,7 +25,7 @@ export function byBlock(parts) {
 
 const total = parts => sum(parts.map(({value}) => value));
 
-/** Two cards: by block and by head. show({answer, position, target, against, choices}): choices are the menus' ids. */
+// Two cards: by block and by head. show({answer, position, target, against, choices}): choices are the menus' ids.
 export function attributionCards({signal, info, names}) {
   const menus = h('div.row'), lead = h('p', {test: 'attribution-sum'}), colors = h('div');
   let blocks = [], answer = null;
@@ -41,7 +41,6 @@ export function attributionCards({signal, info, names}) {
       ...answer.parts.map(({name, kind, layer, head, value}) => [name, kind, layer ?? '', head ?? '', value])]},
   }, menus, lead, figure, colors);
   const heads = headsCard({signal, info});
-
   return {cards: [element, heads.element], show({answer: now, position, target, against, choices}) {
     answer = now;
     blocks = byBlock(answer.parts);
@@ -89,7 +88,6 @@ function headsCard({signal, info}) {
     grid.show({selected: {row, col}});
     open.textContent = `Open layer ${row}, head ${col}`;
   }
-
   state.on(['layer', 'head'], select, signal);
   return {element, show({parts}, at) {
     position = at;

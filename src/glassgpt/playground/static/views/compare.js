@@ -27,7 +27,7 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     if (!isShown && !until.aborted) show(problem);
   }
 
-  /** Open B. If the page selected it and the run has deleted it since, select again from what exists now. */
+  // Open B. If the page selected it and the run has deleted it since, select again from what exists now.
   async function openOther(until) {
     const first = showChoice(catalog);
     try {
@@ -51,13 +51,12 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     show(notice('Computing…'));
     return other;
   }
-
   signal.addEventListener('abort', () => stage.abort());
   state.on(['other', 'other_step'], showPair, signal);
   await showPair();
 }
 
-/** B of the address; otherwise another checkpoint of the same run; otherwise the next model. */
+// B of the address; otherwise another checkpoint of the same run; otherwise the next model.
 function defaultOther(catalog, entry, step) {
   const wanted = state.text('other') && findEntry(catalog, state.text('other'));
   if (wanted) return {entry: wanted, step: state.text('other_step')};
@@ -68,7 +67,7 @@ function defaultOther(catalog, entry, step) {
   return {entry: offers[(offers.indexOf(entry) + 1) % offers.length], step: state.text('other_step')};
 }
 
-/** Everything about one side: its tokens, predictions and attention. */
+// Everything about one side: its tokens, predictions and attention.
 async function loadSide(mark, opened, tokens, signal) {
   const body = opened.request({ids: tokens.ids});
   const [predictions, picture, names] = await Promise.all([
@@ -97,7 +96,7 @@ async function showCards(show, pair, text, signal) {
 
 const difference = ({bits: [a, b]}) => b - a;
 
-/** The segment of the address, otherwise the one with the largest difference. */
+// The segment of the address, otherwise the one with the largest difference.
 function selectedSegment(segments) {
   const position = state.number('position');
   const at = position === null ? -1 : segments.findIndex(({a}) => position >= a[0] && position < a[1]);

@@ -45,7 +45,7 @@ function headsOf({mark, opened, tokens: {ids, pieces}, picture, info}, [layerKey
   };
 }
 
-/** Predictions, ranks and divergences before the selected segment. */
+// Predictions, ranks and divergences before the selected segment.
 export function predictionCards(pair, segments, {selected, signal}) {
   const place = h('div', {test: 'expected'}), problem = h('div'), list = h('div');
   let rows = [], lenses = [], divergences = [];
@@ -68,7 +68,6 @@ export function predictionCards(pair, segments, {selected, signal}) {
   problem, drawing);
   const apart = card('Divergence', {about: 'The two distributions over the whole vocabulary.',
     save: {name: 'divergence', rows: () => [['', 'value'], ...divergences]}}, list);
-
   const update = latest(() => attempt(problem, signal, async () => {
     ranks.hidden = apart.hidden = !segments?.length;
     if (!segments?.length) return void place.replaceChildren(notice('The positions of the two models cannot be '
@@ -101,7 +100,7 @@ async function lensRanks({opened, tokens: {ids}}, first, signal) {
 const hasSameVocabulary = ([a, b], [p, q]) =>
   p.length === q.length && a.names.slice(0, p.length).every((name, id) => name === b.names[id]);
 
-/** The top tokens of both: [piece, probability under A, under B], null if a vocabulary has no such token. */
+// The top tokens of both: [piece, probability under A, under B], null if a vocabulary has no such token.
 function topTokens(pair, logits, isSame) {
   const p = logits.map(softmax), rows = new Map();
   const ids = pair.map(({names}, k) => new Map(names.slice(0, logits[k].length).map((name, id) => [name, id])));

@@ -6,7 +6,7 @@ import {seed, settings} from './generated_text.js';
 
 const DEFAULT_SAMPLES = 3, DEFAULT_TOKENS = 64;
 
-/** The card. currentIds(): the prompt and what was generated above. */
+// The card. currentIds(): the prompt and what was generated above.
 export function continuationsCard({signal, opened, info, entry, limits, text, ids: prompt, currentIds}) {
   const samples = () => state.index('n', limits.samples + 1, DEFAULT_SAMPLES) || 1;
   const maxNewTokens = () => state.index('max_new_tokens', limits.new_tokens + 1, DEFAULT_TOKENS) || 1;
@@ -77,6 +77,5 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
     }
     if (running === run) stop.disabled = true;
   }
-
   return element;
 }

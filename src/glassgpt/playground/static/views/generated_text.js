@@ -6,7 +6,7 @@ import {tokenStrip} from '../widgets/index.js';
 
 const PROMPT_SHOWN = 400, BRANCH_SHOWN = 80;  // characters
 
-/** The sampling settings of the address; the defaults are those of `glassgpt generate`. */
+// The sampling settings of the address; the defaults are those of `glassgpt generate`.
 export const settings = vocabSize => ({
   temperature: Math.min(2, Math.max(0, state.number('temperature', 0.8))),
   topK: state.number('top_k') === null ? null : Math.min(vocabSize, Math.max(1, Math.round(state.number('top_k')))),
@@ -14,10 +14,10 @@ export const settings = vocabSize => ({
 });
 const share = name => (state.number(name) > 0 && state.number(name) < 1 ? state.number(name) : null);
 
-/** The seed of the steps and of the continuations. */
+// The seed of the steps and of the continuations.
 export const seed = () => Math.round(Math.max(0, state.number('seed', 1337)));
 
-/** The card, with `show(paths, isReady)`, `fail(message)` and `hasFailed()`. */
+// The card, with `show(paths, isReady)`, `fail(message)` and `hasFailed()`.
 export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, onReject, onBack, onBranch, onSelect,
   onRemove}) {
   const step = button('Sample', onStep, {title: 'Sample the next token', test: 'step', kind: 'button.main'});
@@ -43,14 +43,12 @@ export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, 
   h('p.about', {}, 'Sampled from p ∝ exp(logit / temperature) over the tokens that top-k, then top-p, then min-p keep. '
     + 'The random number of a step is computed in this page from the seed, the position and the number of rejections, '
     + 'so a seed repeats its tokens. The continuations below use torch’s generator, like glassgpt generate.'));
-
   const wordsOf = path => path.map(({id}) => names[id]).join('').slice(-BRANCH_SHOWN) || 'empty';
   const branchRow = (path, i) => h('div.row', {},
     button(`${i === shown.at ? 'current: ' : ''}${wordsOf(path)}`, () => onSelect(i),
       {kind: 'button.branch', 'aria-pressed': String(i === shown.at)}),
     h('span.soft', {}, pathSummary(path)),
     button('×', () => onRemove(i), {kind: 'button.small', 'aria-label': `Remove branch ${i + 1}`, title: 'Remove'}));
-
   return {
     element, hasFailed: () => problem.childElementCount > 0,
     fail: message => problem.replaceChildren(notice(message, 'error')), show(paths, isReady) {
@@ -76,7 +74,7 @@ function pathSummary(path) {
   return tokenCount(path.length) + (isKnown ? `, ${sum(path.map(({p}) => -Math.log2(p))).toFixed(1)} bits` : '');
 }
 
-/** Sliders for temperature, top-k, top-p and min-p. */
+// Sliders for temperature, top-k, top-p and min-p.
 function settingsControls(vocabSize, signal) {
   // Slider positions of top-k: 0 to 100 on a logarithmic scale; 100 disables it.
   const kAt = place => Math.max(1, Math.round(vocabSize ** (place / 100)));

@@ -19,7 +19,6 @@ export default async function show(page, context) {
   let paths = parsePaths(state.text('paths'), tag, vocabSize);
   const currentIds = () => [...prompt, ...paths.current.map(({id}) => id)];
   let point = null;  // the distribution after the current ids; null while it loads
-
   const generated = generatedCard({
     prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, vocabSize, signal,
     onStep: step, onTop: () => point && append(point.order[0]), onReject: reject,
@@ -49,7 +48,7 @@ export default async function show(page, context) {
     refresh();
   }
 
-  /** Add the probabilities of tokens that came with a link. */
+  // Add the probabilities of tokens that came with a link.
   async function fillIn(ids, visible) {
     if (paths.current.every(({p}) => p !== null)) return;
     const path = paths.current;
@@ -92,7 +91,6 @@ export default async function show(page, context) {
       requestAnimationFrame(resolve));
     step();
   }
-
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed'], refresh, signal);
   state.on(['paths'], () => {
     if (state.text('paths') === paths.toText(tag)) return;

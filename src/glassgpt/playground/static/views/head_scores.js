@@ -11,13 +11,13 @@ const MEANINGS = {
   'first-token sink': 'w[t, 0]: attends to the first token (Xiao et al., 2023)',
 };
 
-/** The scores (layers x heads) of the k-th type. */
+// The scores (layers x heads) of the k-th type.
 function scoresOf({head_scores: scores}, k) {
   const size = scores.shape[1] * scores.shape[2];
   return scores.subarray(k * size, (k + 1) * size);
 }
 
-/** The scores of all heads at a step; `show(snapshot)`. */
+// The scores of all heads at a step; `show(snapshot)`.
 export function headScoresCard({signal}) {
   const place = h('div.head-types');
   let now = null, grids = null;
@@ -34,7 +34,6 @@ export function headScoresCard({signal}) {
       exportButtons({name: `${type}-heads`, figure: grid})), grid, h('p.about', {}, MEANINGS[type] ?? '')));
     return grid;
   }
-
   const element = card('Head scores', {
     wide: true, about: 'Measured on p random tokens that are repeated once: the mean weight on one earlier token, over '
       + 'the queries t of the second half. The four scores of a head sum to at most 1.',
@@ -51,7 +50,7 @@ export function headScoresCard({signal}) {
   }};
 }
 
-/** The best head of each type over the steps. load(step): a promise of a snapshot, loaded one after the other. */
+// The best head of each type over the steps. load(step): a promise of a snapshot, loaded one after the other.
 export function scoresOverSteps({load, steps, marked, signal}) {
   const about = h('p.about', {test: 'scores-count'}), best = new Map();  // by step: the best head of each type
   let types = [], loading = Promise.resolve();
@@ -88,10 +87,9 @@ export function scoresOverSteps({load, steps, marked, signal}) {
     about.textContent = `${count(best.size)} of ${count(steps().length)} snapshots.`;
     drawing.redraw();
   }
-
   return {element, update: () => (loading = loading.then(gather)), clear: () => best.clear(), redraw: drawing.redraw};
 }
 
-/** At most `max` of the values, evenly spaced, with the first and the last. */
+// At most `max` of the values, evenly spaced, with the first and the last.
 const evenlySpaced = (all, max) => (all.length <= max ? all
   : Array.from({length: max}, (_, i) => all[Math.round(i * (all.length - 1) / (max - 1))]));

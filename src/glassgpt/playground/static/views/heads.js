@@ -26,7 +26,6 @@ export default async function show(page, context) {
     one.select(t, s);
     for (const part of parts) part.show({...found, t, s});
   }
-
   const showHead = latest(() => attempt(one.problem, signal, async () => {
     const now = place();
     grid.canvas.show({selected: now});
@@ -37,7 +36,6 @@ export default async function show(page, context) {
     one.show(found);
     showRow();
   }));
-
   state.on(['layer', 'head'], showHead, signal);
   state.on(['query', 'key'], showRow, signal);
   state.on(['sqrt'], () => {
@@ -74,7 +72,7 @@ function gridCard({signal, info}, picture, selected) {
   return {element, canvas};
 }
 
-/** Which query heads share a key/value head. */
+// Which query heads share a key/value head.
 function kvLegend(info, signal) {
   if (kvHeadOf(info, 0) === null) return h('p.about', {}, 'Each query head has its own key/value head.');
   const size = info.config.n_head / info.kv_heads;
@@ -99,7 +97,6 @@ function headCard({signal, info, pieces}) {
     canvas.showHead({pieces, labels, weights: now.weights, span: now.span, isSqrt: isSqrt()});
     scale.replaceChildren(...ramp('magnitude', 'weight 0', isSqrt() ? '1, by its square root' : 1, signal));
   }
-
   return {element, problem, tint, show(found) {
     now = found;
     const kv = kvHeadOf(info, now.head);

@@ -26,7 +26,7 @@ export default async function show(page, context) {
     surprisal.element, patching.element);
   let turn = 0;
 
-  /** The body of a request about the changed model. */
+  // The body of a request about the changed model.
   function edited(more) {
     const patches = patching.edits(), edits = [...[...ablated()].map(code => editRequest(code, ablateBy())),
       ...patches];
@@ -50,7 +50,6 @@ export default async function show(page, context) {
       surprisal.show(answers[2].surprisal, answers[3].surprisal);
     });
   }
-
   state.on(['ablate', 'by', 'patch', 'position'], update, signal);
   onTheme(update, signal);
   await patching.start(update);

@@ -50,7 +50,6 @@ export default async function show(page, context) {
     const choices = [...new Set([...top, ...series, target, against])].filter(id => id !== null);
     attribution.show({answer, position: at, target, against, choices});
   }
-
   const [updateGrids, updatePosition] = [showGrids, showPosition].map(work => latest(() => attempt(problem, signal,
     work)));
   state.on(['from'], updateGrids, signal);
@@ -63,7 +62,7 @@ export default async function show(page, context) {
   await Promise.all([updateGrids(), updatePosition()]);
 }
 
-/** Rank and probability of some tokens by layer, after one position, and the top tokens at one depth. */
+// Rank and probability of some tokens by layer, after one position, and the top tokens at one depth.
 function ranksCard({signal, names}) {
   const lead = h('p', {test: 'lens-position'}), list = h('div', {test: 'lens-top'});
   let now = null;
@@ -72,7 +71,6 @@ function ranksCard({signal, names}) {
   const depths = () => [...Array(now.found.norm.shape[0]).keys()];
   const at = (depth, i) => depth * now.series.length + i;
   const nameOf = id => `${names[id]}${id === now.next ? ' (next token)' : id === now.top ? ' (top prediction)' : ''}`;
-
   const lines = chart({
     label: 'Rank and probability by layer', signal, height: 380, test: 'rank-chart',
     traces: () => (now ? now.series.flatMap((id, i) => {
@@ -109,7 +107,6 @@ function ranksCard({signal, names}) {
       table(['token', 'rank', 'probability'], series.map((id, i) => [nameOf(id),
         h('span', {'data-rank-of': id}, found.watch_rank[at(depth, i)] + 1), percent(found.watch_p[at(depth, i)])])));
   }
-
   return {element, showDepth, show(data, depth) {
     now = data;
     lead.replaceChildren('After ', h('strong.mono', {}, now.piece), ` at ${now.position}`,

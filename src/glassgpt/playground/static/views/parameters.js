@@ -33,7 +33,6 @@ export function parameterCard({opened, info, signal}) {
         : []);
     });
   }
-
   state.on(['parameter'], update, signal);
   update();
   return card('Parameter', {
@@ -60,7 +59,7 @@ function pictureOf({picture, shape}, name, signal) {
     onSelect: (r, c) => { selection.textContent = describe(r, c).join(': '); }}), {selection});
 }
 
-/** A chart of descending singular values, and what they say about the matrix. */
+// A chart of descending singular values, and what they say about the matrix.
 function spectrumOf(values, norm, signal) {
   const total = sum(values), nats = sum(values.map(x => (x > 0 ? -x / total * Math.log(x / total) : 0)));
   const drawing = chart({label: 'Singular values', height: 220, signal,
@@ -82,7 +81,7 @@ const MEASURES = {
   ratio: ['gradient / weights', part => part.gradient_norm / part.weight_norm],
 };
 
-/** The norms of all parameters, and of their gradients for the loss of the text. */
+// The norms of all parameters, and of their gradients for the loss of the text.
 export function normsCard({opened, info, signal}) {
   const problem = h('div'), place = h('div'), start = button('Measure all parameters', measure, {test: 'gradients'});
   let parts = [], shown = 'weight_norm';
@@ -130,7 +129,6 @@ export function normsCard({opened, info, signal}) {
       ...parts.map(part => [part.name, part.weight_norm, part.gradient_norm])]}));
     drawing.redraw();
   }
-
   const element = card('Weight and gradient norms', {
     about: 'The Frobenius norm of each parameter, and of its gradient for the loss of the text.'}, start, problem,
       place);

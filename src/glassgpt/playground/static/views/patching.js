@@ -7,10 +7,8 @@ import {sweep, tokenStrip} from '../widgets/index.js';
 const COMPONENTS = [['r', 'residual stream'], ['a', 'attention'], ['f', 'feed-forward'], ['h', 'head']];
 const TYPING_MS = 500;
 
-/**
- * The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the
- * second text of the address and calls `onChange` when it changes.
- */
+// The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the
+// second text of the address and calls `onChange` when it changes.
 export function patchingCard({signal, opened, ids, pieces, names, shape, position}) {
   const body = h('div'), problem = h('div');
   const codes = () => parseEdits(state.text('patch'), shape);
@@ -129,7 +127,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     });
     return Object.assign(h('div', {}, map, about), {figure: map.figure, rows: map.rows});
   }
-
   return {
     element, source: () => second?.ids ?? null,
     edits: () => (second ? [...codes()].map(code => editRequest(code, 'patch')) : []),

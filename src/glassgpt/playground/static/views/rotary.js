@@ -7,7 +7,7 @@ import {stripRows} from './attention_row.js';
 
 const DIAL = 46, DIAL_LABEL = 12;  // pixels
 
-/** The cards; `show(found)` as in `rowCards`. */
+// The cards; `show(found)` as in `rowCards`.
 export function rotaryCards({signal, info, pieces}) {
   const angles = rotaryAngles(info.head_width, info.config.rope_base);
   const cards = [stripsCard, dialsCard, distanceCard].map(create => create({signal, info, pieces, angles}));

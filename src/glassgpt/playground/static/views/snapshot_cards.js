@@ -5,7 +5,7 @@ import {headGrid, headMatrix, lensCard, pager, SURPRISAL_ENDS, surprisalStrip, w
 
 const LEVELS = 255;  // weights are stored as 0 to 255
 
-/** model: {info, names} of a checkpoint, both null while unknown. Each card has `show(prompt)`. */
+// model: {info, names} of a checkpoint, both null while unknown. Each card has `show(prompt)`.
 export const snapshotCards = context => [attentionCard, depthCard, surprisalCard].map(create => create(context));
 
 function attentionCard({model, signal}) {
@@ -31,7 +31,6 @@ function attentionCard({model, signal}) {
     one.showHead({pieces: now.pieces, weights: now.attention.subarray(start, start + size), scale: LEVELS,
       span: spanOf(model.info, layer)});
   }
-
   state.on(['layer', 'head'], showOne, signal);
   return {element, show(prompt) {
     now = prompt;
@@ -72,7 +71,6 @@ function depthCard({model, signal}) {
     lens.show({...now, k: now.topIds.shape[2], depths: now.layers + 1, start: 0, stride: now.ids.length, from: from(),
       size});
   }
-
   state.on(['from'], draw, signal);
   addEventListener('resize', draw, {signal});
   return {element, show(prompt) {

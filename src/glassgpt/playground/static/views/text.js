@@ -55,7 +55,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
         states.map((parts, n) => [n || 'bytes', h('span.mono', {}, parts.join(' │ '))])));
     }), {kind: 'button.small'}), problem, list);
   }
-
   state.on(['position'], showToken, signal);
   showToken();
 }
@@ -74,7 +73,7 @@ function statistics(text, ids, bytes, surprisal) {
   ];
 }
 
-/** The text of the tokens around token i, from one space to the next. */
+// The text of the tokens around token i, from one space to the next.
 function wordAround(pieces, bytes, i) {
   const startsWord = j => j === 0 || /^[␣⏎→␍]/.test(pieces[j]) || /[␣⏎→␍]$/.test(pieces[j - 1]);
   let from = i, to = i + 1;

@@ -53,11 +53,9 @@ export default async function show(page, {entry, catalog, signal}) {
   await steps.start();
 }
 
-/**
- * Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
- * reset or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen,
- * reason).
- */
+// Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
+// reset or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen,
+// reason).
 async function followRun(model, signal, {loaded, changed, connected, ...handlers}) {
   let waiting = null;  // events that arrive while the history loads
 
@@ -73,7 +71,6 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
       events.forEach(([name, data]) => handle(name, data));
     }
   }
-
   const failed = error => signal.aborted || connected(false, error.message);
   const reload = latest(() => load().catch(failed));
 
@@ -83,7 +80,6 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
     if (handlers[name](data)) reload();
     changed(name);
   }
-
   const {cursor} = await load();
   const listeners = Object.fromEntries([...Object.keys(handlers),
     'reset'].map(name => [name, data => handle(name, data)]));
@@ -96,7 +92,7 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
   });
 }
 
-/** For a model that is not a run: which of the served ones are. */
+// For a model that is not a run: which of the served ones are.
 function notARun(entry, {offers}) {
   const runs = offers.filter(({kind}) => kind === 'run').map(({name}) =>
     h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name));
@@ -150,7 +146,7 @@ function runFacts({history: {status, environment, checkpoints}, records}) {
   ];
 }
 
-/** The steps that have a snapshot or samples, and the cards of the selected one. */
+// The steps that have a snapshot or samples, and the cards of the selected one.
 function stepCards(run, entry, signal) {
   const snapshots = new PromiseCache(SNAPSHOT_BYTES);
   const load = step => snapshots.get(step, () => get('/api/snapshot', {model: entry.id, step}));
@@ -167,7 +163,6 @@ function stepCards(run, entry, signal) {
   const ofPrompt = snapshotCards({model, signal});
   const elements = [...ofPrompt, scores, overSteps].map(({element}) => element);
   const hide = isHidden => elements.forEach(element => { element.hidden = isHidden; });
-
   const present = latest(async () => {
     range.update();
     const step = range.step(), shot = run.history.snapshots.findLast(each => each <= step) ?? null;
@@ -199,7 +194,7 @@ function stepCards(run, entry, signal) {
       options: prompts.map(({pieces}, i) => [i, pieces.join('').slice(0, 60)])})]);
   }
 
-  /** The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids. */
+  // The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids.
   async function loadModel() {
     if (!run.history.checkpoints.length || model.info) return;
     try {
@@ -218,7 +213,6 @@ function stepCards(run, entry, signal) {
     overSteps.update();
     await loadModel();
   }
-
   state.on(['at', 'prompt'], () => {
     showStep();
     overSteps.redraw();
@@ -230,7 +224,7 @@ function stepCards(run, entry, signal) {
   }};
 }
 
-/** One prompt of a snapshot. */
+// One prompt of a snapshot.
 function promptOf(snapshot, prompt) {
   const part = name => snapshot[`${name}.${prompt}`], attention = part('attention');
   return {...snapshot.prompts[prompt], step: snapshot.step, layers: attention.shape[0], heads: attention.shape[1],
@@ -244,7 +238,7 @@ function whyNoSnapshot({snapshots, status}) {
     : 'This run has no snapshots: it was written by an older version, or with probe.tokens = 0.';
 }
 
-/** What the run generated at a step next to another. all(): [{step, texts}], increasing. */
+// What the run generated at a step next to another. all(): [{step, texts}], increasing.
 function samplesCard({all, signal}) {
   const place = h('div'), tools = h('div.row');
   let step = null;
@@ -267,7 +261,6 @@ function samplesCard({all, signal}) {
       onInput: value => state.set({compare_step: value}),
       options: all().map(each => [each.step, `step ${count(each.step)}`])}));
   }
-
   state.on(['compare_step'], draw, signal);
   return {element, show(now) {
     step = now;

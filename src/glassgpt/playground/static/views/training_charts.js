@@ -11,10 +11,8 @@ const MAX_MARKERS = 60;  // of evaluations: more markers than this would hide th
 
 const axisName = () => state.option('axis', Object.keys(AXES));
 
-/**
- * The charts: their `cards`. records(), environment(): of the run. marked(): a step to mark, or null. `update()` draws
- * them at most once per second, `draw()` at once.
- */
+// The charts: their `cards`. records(), environment(): of the run. marked(): a step to mark, or null. `update()` draws
+// them at most once per second, `draw()` at once.
 export function trainingCharts({records, environment, marked, signal}) {
   const charts = SPECS.map(spec => specChart({spec, records, environment, marked, signal}));
   charts[0].element.tools.prepend(bound(segmented({label: 'Axis', options: Object.keys(AXES).map(name => [name, name]),
@@ -56,14 +54,13 @@ function specChart({spec, records, environment, marked, signal}) {
   const element = card(spec.title, {about: spec.about, wide: spec.wide, test: `chart-${spec.id}`,
     save: {name: spec.id, figure: drawing, rows: drawing.rows}}, absent, drawing);
 
-  /** How many of the records' units the axis counts in, and its name. */
+  // How many of the records' units the axis counts in, and its name.
   function unit() {
     if (axisName() !== 'time') return [1, {step: 'step', tokens: 'tokens seen'}[axisName()]];
     const last = records().places('time').at(-1) ?? 0;
     const [seconds, name] = TIME_UNITS.find(([size]) => last >= 3 * size) ?? TIME_UNITS.at(-1);
     return [seconds, `${name} in training steps`];
   }
-
   return {spec, element, draw() {
     const exists = spec.exists(records());
     drawing.hidden = !exists;
@@ -72,8 +69,6 @@ function specChart({spec, records, environment, marked, signal}) {
     if (exists) drawing.redraw();
   }};
 }
-
-// --- what each chart shows -------------------------------------------------------------------------------------------
 
 const column = (name, key) => ({exists: records => records.has(key),
   traces: (records, axis) => [line(name, records.places(axis), records.columns[key], 0, {mode: 'lines'})]});

@@ -20,7 +20,6 @@ export default async function show(page, {signal, opened, info}) {
   const select = row => state.set({row}, {push: true});
   const map = mapCard({info, names, table, nameOf, select, signal}), near = nearCard({nameOf, select});
   page.append(map.element, near.element, parameterCard({opened, info, signal}), normsCard({opened, info, signal}));
-
   // One request after the other: a slow answer for an earlier selection must not replace a later one.
   const update = latest(() => attempt(near.problem, signal, async () => {
     const found = await post('/api/map', opened.request({table: table()}), signal);
@@ -30,7 +29,6 @@ export default async function show(page, {signal, opened, info}) {
     map.show(found, id, neighbours.ids);
     near.show(id, neighbours);
   }));
-
   state.on(['table', 'row', 'components', 'color'], update, signal);
   onTheme(update, signal);
   await update();
@@ -43,7 +41,6 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   const colors = h('div'), shares = h('p.about', {test: 'explained'}), summary = h('span.soft', {role: 'status'});
   let points = null, shown = '', neighbours = [];
   const coordinates = i => points.subarray(3 * i, 3 * i + 3);
-
   const map = pointMap({title: 'Map of the table', signal, name: nameOf, onSelect: select, test: 'map',
     describe: i => [nameOf(i),
     table() === 'positions' ? `position ${i}` : `id ${i}`, Array.from(coordinates(i), short).join(' · ')]});
@@ -62,7 +59,6 @@ function mapCard({info, names, table, nameOf, select, signal}) {
     menu('components', 'components', COMPONENTS, components),
     menu('color', 'color', [['type', 'type of token'], ['id', 'id']], color), search, summary,
     button('all', map.showAll, {kind: 'button.small', title: 'Show all (0)'})), map, shares, colors);
-
   const matches = () => (table() === 'positions' ? [] : findTokens(names, search.value));
 
   function mark() {
@@ -71,7 +67,7 @@ function mapCard({info, names, table, nameOf, select, signal}) {
     map.show({marked: search.value ? found.slice(0, MAX_MARKED) : neighbours});
   }
 
-  /** The points' groups and their colors. */
+  // The points' groups and their colors.
   function colored(size) {
     if (color() === 'type' && table() !== 'positions') {
       const counts = TOKEN_TYPES.map((_, i) => types.reduce((n, type) => n + (type === i), 0));
@@ -84,7 +80,6 @@ function mapCard({info, names, table, nameOf, select, signal}) {
       h('span.swatch', {style: {background: at(i / 8)}})), ` to ${size - 1}`));
     return {groups: Uint8Array.from({length: size}, (_, i) => i * SHADES / size), color: group => at(group / SHADES)};
   }
-
   return {element, show(found, id, ids) {
     points = found.points;
     neighbours = ids;

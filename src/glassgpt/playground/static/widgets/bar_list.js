@@ -3,12 +3,10 @@
 import {css, exportableElement, h, legend} from '../core/index.js';
 import {roving} from './figure.js';
 
-/**
- * series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
- * per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
- * full bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()`
- * gives the value of a full bar.
- */
+// series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
+// per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
+// full bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()`
+// gives the value of a full bar.
 export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false,
   test}) {
   const list = h('div.bars', {role: 'group', 'aria-label': label, test});
@@ -38,7 +36,6 @@ export function barList({label, series, signed = false, onSelect = null, full = 
       numbers[s].textContent = row.texts[s];
     });
   }
-
   if (onSelect) roving(list, () => [...list.children], {columns: 1});
   return Object.assign(list, {
     scale: () => scale(0), show(rows) {
@@ -52,5 +49,5 @@ export function barList({label, series, signed = false, onSelect = null, full = 
   });
 }
 
-/** What the colors of the series stand for. */
+// What the colors of the series stand for.
 export const barLegend = (series, signal) => legend(series.map(({name, color}) => [name, () => css(color)]), signal);

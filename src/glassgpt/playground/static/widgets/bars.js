@@ -5,11 +5,9 @@ import {figure, selectable} from './figure.js';
 
 const AXIS = 46, GAP = 32, HEAD = 20;  // pixels for the values at the left, between lanes, and for a lane's title
 
-/**
- * lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars,
- * shown if there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i),
- * selected. height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
- */
+// lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars,
+// shown if there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i),
+// selected. height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
 export function bars(settings) {
   let b = {labels: null, selected: null, height: 90, ...settings};
   let step = 1;
@@ -47,12 +45,10 @@ export function bars(settings) {
       if (!isCrowded) p.text(AXIS - 5, y(value), short(value), {align: 'end', size: 11, fill: css('soft')});
     }
   }
-
   const canvas = figure({label: b.label, test: b.test, signal: b.signal, paint, size(width) {
     step = (width - AXIS) / count();
     return bottom() + (labelRoom() ? labelRoom() + 12 : 6);
   }});
-
   selectable(canvas, {
     signal: b.signal, grid: () => ({rows: 1, cols: count(), selected: [0, b.selected ?? 0]}),
     cellAt: x => [0, (x - AXIS) / step], lines: (_, i) => b.describe?.(i), onSelect: b.onSelect && ((_, i) => {

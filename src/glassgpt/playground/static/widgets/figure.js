@@ -2,10 +2,8 @@
 
 import {announce, CanvasPainter, exportable, onTheme, tip} from '../core/index.js';
 
-/**
- * size(width): the height for a width, in CSS pixels. paint(p, width, height). label: for screen readers. The element's
- * `figure` has `redraw()`, `png()` and `svg()`.
- */
+// size(width): the height for a width, in CSS pixels. paint(p, width, height). label: for screen readers. The element's
+// `figure` has `redraw()`, `png()` and `svg()`.
 export function figure({size, paint, label, test, signal}) {
   const canvas = document.createElement('canvas');
   canvas.className = 'figure';
@@ -24,7 +22,6 @@ export function figure({size, paint, label, test, signal}) {
     context.scale(scale, scale);
     paint(new CanvasPainter(context), width, height);
   }
-
   const observer = new ResizeObserver(() => {
     const now = Math.floor(canvas.parentElement?.clientWidth ? canvas.clientWidth : 0);
     if (!now || now === width) return;
@@ -38,7 +35,7 @@ export function figure({size, paint, label, test, signal}) {
   return canvas;
 }
 
-/** The place of a pointer event within an element. */
+// The place of a pointer event within an element.
 export function pointIn(element, event) {
   const box = element.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
@@ -48,11 +45,9 @@ const MOVES = {
   ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity],
     End: [0, Infinity]};
 
-/**
- * Let the cells of a grid be pointed at, and selected by clicks and arrow keys. grid(): {rows, cols, selected: [row,
- * col]}. cellAt(x, y): row and col there, also outside of the grid. lines(row, col): a tooltip. onSelect(row, col):
- * optional.
- */
+// Let the cells of a grid be pointed at, and selected by clicks and arrow keys. grid(): {rows, cols, selected: [row,
+// col]}. cellAt(x, y): row and col there, also outside of the grid. lines(row, col): a tooltip. onSelect(row, col):
+// optional.
 export function selectable(canvas, {grid, cellAt, lines, onSelect, signal}) {
   const cellUnder = event => {
     const [row, col] = cellAt(...pointIn(canvas, event)).map(Math.floor), {rows, cols} = grid();
@@ -81,11 +76,9 @@ export function selectable(canvas, {grid, cellAt, lines, onSelect, signal}) {
   });
 }
 
-/**
- * Let arrow keys, Home and End move the focus through buttons, of which one at a time is reachable by Tab. buttons():
- * all. columns: of a grid; a list moves with the horizontal keys, or with the vertical ones if columns is 1. onMove(i):
- * optional.
- */
+// Let arrow keys, Home and End move the focus through buttons, of which one at a time is reachable by Tab. buttons():
+// all. columns: of a grid; a list moves with the horizontal keys, or with the vertical ones if columns is 1. onMove(i):
+// optional.
 export function roving(container, buttons, {columns = Infinity, onMove} = {}) {
   const reachable = i => buttons().forEach((button, j) => { button.tabIndex = j === i ? 0 : -1; });
   container.addEventListener('keydown', event => {

@@ -5,11 +5,9 @@ import {figure, selectable} from './figure.js';
 
 const GAP = 4, LEFT = 26, TOP = 20, STRIPE = 3;
 
-/**
- * picture: {thumbnails (layers, heads, cells, cells) of 0 to 255, tokens}. info: of the model, or null if unknown.
- * selected: {layer, head}. isSqrt: color by the square roots of the weights. describe(layer, head): more lines of a
- * tooltip. The canvas' `show(changes)` repaints with other settings; layers and heads stay.
- */
+// picture: {thumbnails (layers, heads, cells, cells) of 0 to 255, tokens}. info: of the model, or null if unknown.
+// selected: {layer, head}. isSqrt: color by the square roots of the weights. describe(layer, head): more lines of a
+// tooltip. The canvas' `show(changes)` repaints with other settings; layers and heads stay.
 export function headGrid({describe = () => [], onSelect, test, signal, ...settings}) {
   let g = {selected: null, isSqrt: false, info: null, ...settings};
   const [layers, heads] = g.picture.thumbnails.shape;
@@ -25,7 +23,7 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     return images.all;
   }
 
-  /** A head's picture. A cell of a long text is the largest of several weights. */
+  // A head's picture. A cell of a long text is the largest of several weights.
   function imageOf(i) {
     const {thumbnails, tokens} = g.picture, cells = thumbnails.shape[2];
     const colors = colorTable('magnitude'), ground = rgb('ground'), span = spanOf(g.info, Math.floor(i / heads));
@@ -58,13 +56,11 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     if (g.selected) p.frame(xOf(g.selected.head) - 2, yOf(g.selected.layer) - 2, side + 4, side + 4, css('warm'), 2.5);
   }
-
   const canvas = figure({label: `Attention of ${layers} layers with ${heads} heads each`, test, signal, paint,
     size(width) {
     side = Math.max(4, Math.min(120, (width - LEFT - 4) / heads - GAP));
     return Math.ceil(yOf(layers) + 2);
   }});
-
   selectable(canvas, {
     signal, grid: () => ({rows: layers, cols: heads, selected: [g.selected.layer, g.selected.head]}),
     cellAt: (x, y) => [(y - TOP) / (side + GAP), (x - LEFT) / (side + GAP)],

@@ -6,17 +6,17 @@ import {matrix} from './matrix.js';
 
 const MAX_POSITIONS = 40, MIN_POSITIONS = 5, LABELS = 92;
 
-/** How many positions are shown at once: as many as have room for their tokens. */
+// How many positions are shown at once: as many as have room for their tokens.
 export function windowSize(width, pieces) {
   const lengths = pieces.map(piece => [...piece].length).sort((a, b) => a - b);
   const cell = 14 + 7.5 * Math.min(7, lengths[Math.floor(0.9 * (lengths.length - 1))]);
   return Math.min(pieces.length, MAX_POSITIONS, Math.max(MIN_POSITIONS, Math.floor((width - LABELS - 36) / cell)));
 }
 
-/** The name of a depth: 0 is the embedding, d the residual stream after layer d - 1. */
+// The name of a depth: 0 is the embedding, d the residual stream after layer d - 1.
 export const depthName = depth => (depth === 0 ? 'embedding' : `layer ${depth - 1}`);
 
-/** Controls for which `size` positions are shown. from(): the first of them; position(): the selected one. */
+// Controls for which `size` positions are shown. from(): the first of them; position(): the selected one.
 export function pager({tokens, size, from, position = from}) {
   if (size >= tokens) return Object.assign(h('span'), {show() {}});
   const last = tokens - size, go = start => state.set({from: Math.min(last, Math.max(0, start))});
@@ -33,12 +33,10 @@ export function pager({tokens, size, from, position = from}) {
   }});
 }
 
-/**
- * A grid of depths (the last layer at the top) by positions. `show(data)` takes {pieces, depths, start, stride, from,
- * size}: arrays of the data are (depths, stride) from position `start`; shown are `size` positions from `from`.
- * lines(data, i): of the tooltip of entry i; paint(data, index): settings of `matrix`, where index(r, c) is a cell's
- * entry.
- */
+// A grid of depths (the last layer at the top) by positions. `show(data)` takes {pieces, depths, start, stride, from,
+// size}: arrays of the data are (depths, stride) from position `start`; shown are `size` positions from `from`.
+// lines(data, i): of the tooltip of entry i; paint(data, index): settings of `matrix`, where index(r, c) is a cell's
+// entry.
 function depthGrid({lines, paint, ...settings}) {
   let data = null;
   const depthOf = r => data.depths - 1 - r;
@@ -66,7 +64,7 @@ function depthGrid({lines, paint, ...settings}) {
       const col = position - data.from;
       grid.show({selected: col >= 0 && col < data.size ? {row: data.depths - 1 - depth, col} : null});
     },
-    /** Rows of a CSV, one per entry. */
+    // Rows of a CSV, one per entry.
     rows: cells => Array.from({length: data.depths * data.stride}, (_, i) => {
       const position = data.start + i % data.stride;
       return [data.step ?? '', depthName(Math.floor(i / data.stride)), position, data.pieces[position],
@@ -77,11 +75,9 @@ function depthGrid({lines, paint, ...settings}) {
 
 const MODES = [['', 'top prediction'], ['rank', 'rank of the actual next token']];
 
-/**
- * The card of the logit lens. names(): the vocabulary's display forms, or null if unknown. vocabSize(). Its
- * `show(data)` takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two are
- * optional.
- */
+// The card of the logit lens. names(): the vocabulary's display forms, or null if unknown. vocabSize(). Its
+// `show(data)` takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two are
+// optional.
 export function lensCard({names, vocabSize, controls, name, test, signal}) {
   const isRank = () => state.text('lens') === 'rank';
   const nameOf = id => names()?.[id] ?? String(id);
@@ -104,7 +100,6 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
       }
     }
   }
-
   const scale = h('p.about');
   const {grid, rows, ...rest} = depthGrid({
     label: 'Logit lens by depth and position', range: [0, 1], cellY: 22, lines, test, signal, paint(data, index) {
@@ -134,7 +129,7 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
   return {element, ...rest};
 }
 
-/** The card of the residual stream's norm; its `show(data)` takes what `depthGrid` takes, and {norm}. */
+// The card of the residual stream's norm; its `show(data)` takes what `depthGrid` takes, and {norm}.
 export function normCard({signal}) {
   const isLog = () => state.text('log') === '1', ends = h('p.about');
   const {grid, rows, ...rest} = depthGrid({

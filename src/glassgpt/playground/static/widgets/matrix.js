@@ -6,15 +6,12 @@ import {figure, selectable} from './figure.js';
 const MIN_LABELLED = 9;  // pixels of the smallest cell that has labels
 const MAX_ROW_LABEL = 92, MAX_FONT = 12;
 
-/**
- * values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no
- * value, shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}.
- * cell: the largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell,
- * if there is room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The
- * canvas' `show(changes)` repaints with other settings.
- *
- * If there are more cells than pixels, a pixel shows the largest of its cells.
- */
+// values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no
+// value, shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}.
+// cell: the largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell,
+// if there is room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The
+// canvas' `show(changes)` repaints with other settings.
+// If there are more cells than pixels, a pixel shows the largest of its cells.
 export function matrix(settings) {
   let m = {scale: 'magnitude', range: null, cell: 26, selected: null, ...settings};
   const {signal} = m;
@@ -61,7 +58,6 @@ export function matrix(settings) {
     }
     return result;
   }
-
   const shareOf = (value, [low, high]) => (value - low) / (high - low || 1);
 
   function range() {
@@ -109,12 +105,10 @@ export function matrix(settings) {
       }
     }
   }
-
   const canvas = figure({label: m.label, test: m.test, signal, paint, size(width) {
     layOut(width);
     return Math.ceil(place.y + place.cellY * m.rows) + 1;
   }});
-
   selectable(canvas, {
     signal, grid: () => ({rows: m.rows, cols: m.cols, selected: [m.selected?.row ?? 0, m.selected?.col ?? 0]}),
     cellAt: (x, y) => [(y - place.y) / place.cellY, (x - place.x) / place.cell],
@@ -123,7 +117,6 @@ export function matrix(settings) {
       m.onSelect(row, col);
     }),
   });
-
   const indices = size => Array.from({length: size}, (_, i) => i);
   return Object.assign(canvas, {
     show(changes) {
@@ -133,7 +126,7 @@ export function matrix(settings) {
       canvas.figure.redraw();
       return canvas;
     },
-    /** The values with their labels, for a CSV. */
+    // The values with their labels, for a CSV.
     rows: () => [['', ...indices(m.cols).map(c => m.colLabels?.[c] ?? c)],
       ...indices(m.rows).map(r => [m.rowLabels?.[r] ?? r,
         ...indices(m.cols).map(c => (m.hidden?.(r, c) ? '' : at(r, c)))])],

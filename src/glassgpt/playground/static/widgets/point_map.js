@@ -6,22 +6,18 @@ import {figure, pointIn} from './figure.js';
 const NEAR = 14;  // pixels within which a point is hit
 const MAX_LABELS = 40, CLICK_PIXELS = 5;
 
-/**
- * describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
- * y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
- * and selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the
- * middle.
- */
+// describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
+// y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
+// and selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the
+// middle.
 export function pointMap({title, describe, name, onSelect, test, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], selected: null};
   let order = [];  // by group, so that the color changes rarely
   let view = {x: 0, y: 0, scale: 1}, home = null;  // the point in the middle, and pixels per unit
   let size = {width: 1, height: 1}, isWaiting = false;
-
   const toX = x => size.width / 2 + (x - view.x) * view.scale, toY = y => size.height / 2 - (y - view.y) * view.scale;
   const isInside = (x, y) => x > -4 && x < size.width + 4 && y > -4 && y < size.height + 4;
   const isInSight = i => isInside(toX(m.x[i]), toY(m.y[i]));
-
   const canvas = figure({label: `${title}. Arrow keys move, + and − zoom, 0 shows all.`, test, signal, paint,
     size: width => Math.round(Math.min(560, Math.max(300, 0.72 * width)))});
   canvas.classList.add('map');
@@ -46,7 +42,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     p.frame(0.5, 0.5, width - 1, height - 1, css('line'));
   }
 
-  /** Mark points, and write a name at each unless it would cover another. */
+  // Mark points, and write a name at each unless it would cover another.
   function paintLabels(p) {
     const boxes = [], marked = m.marked.filter(isInSight);
     const label = (i, fill, bold) => {
@@ -82,7 +78,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     });
   }
 
-  /** Zoom, with the point at (px, py) fixed. */
+  // Zoom, with the point at (px, py) fixed.
   function zoom(factor, px = size.width / 2, py = size.height / 2) {
     const scale = Math.min(400, Math.max(0.3, factor * view.scale / home.scale)) * home.scale;
     const [dx, dy] = [px - size.width / 2, size.height / 2 - py], change = 1 / view.scale - 1 / scale;
@@ -108,7 +104,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     return best;
   }
-
   const pointers = new Map();  // by id: where a finger or the pressed mouse is
   let travelled = 0;
 
@@ -123,7 +118,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     move(share * (now[0] - before[0]), share * (now[1] - before[1]));
   }
-
   const keys = {ArrowLeft: () => move(40, 0), ArrowRight: () => move(-40, 0), ArrowUp: () => move(0, 40),
     ArrowDown: () => move(0, -40), '+': () => zoom(1.4), '=': () => zoom(1.4), '-': () => zoom(1 / 1.4), 0: showAll};
   const handlers = {
@@ -157,7 +151,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
   };
   for (const [type, handler] of Object.entries(handlers)) canvas.addEventListener(type, handler, {passive: false});
   signal?.addEventListener('abort', () => tip(null));
-
   return Object.assign(canvas, {showAll, show(changes) {
     m = {...m, ...changes};
     if (changes.x) home = null;

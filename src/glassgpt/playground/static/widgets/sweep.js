@@ -3,11 +3,9 @@
 import {announce, attempt, button, h, segmented, short} from '../core/index.js';
 import {matrix} from './matrix.js';
 
-/**
- * rows, cols: labels. measures: [{name, text, scale}], of which one is shown. measure(row, col, signal): {name:
- * number}. prepare(signal): runs first. describe(row, col): the words for a cell. action: [text, run(row, col)], a
- * button for the selected cell. The element's `clear()` discards the results; `figure` and `rows()` are for exports.
- */
+// rows, cols: labels. measures: [{name, text, scale}], of which one is shown. measure(row, col, signal): {name:
+// number}. prepare(signal): runs first. describe(row, col): the words for a cell. action: [text, run(row, col)], a
+// button for the selected cell. The element's `clear()` discards the results; `figure` and `rows()` are for exports.
 export function sweep({test, title, rows, cols, measure, measures, prepare, describe, action, signal, height = 22}) {
   const size = rows.length * cols.length;
   const values = Object.fromEntries(measures.map(({name}) => [name, new Float64Array(size).fill(NaN)]));
@@ -58,7 +56,6 @@ export function sweep({test, title, rows, cols, measure, measures, prepare, desc
     if (isDone) announce(`${title}: done`);
     if (running === mine) stop.disabled = true;
   }
-
   return Object.assign(h('div', {}, h('div.row', {}, start, stop, select, progress), problem, results),
     {figure: picture.figure, rows: picture.rows, clear});
 }

@@ -3,9 +3,7 @@
 import {button, h} from '../core/index.js';
 import {roving} from './figure.js';
 
-/**
- * rows: names. columns: [{code(row), name, short}]. isOn(code), onToggle(code). The element's `show()` follows `isOn`.
- */
+// rows: names. columns: [{code(row), name, short}]. isOn(code), onToggle(code). The element's `show()` follows `isOn`.
 export function switchGrid({rows, columns, isOn, onToggle, label, test}) {
   const buttons = rows.map((rowName, r) => columns.map(({code, name}, c) => button('', () => {
     reachable(r * columns.length + c);

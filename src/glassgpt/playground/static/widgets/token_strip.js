@@ -5,11 +5,9 @@ import {roving} from './figure.js';
 
 const MAX_BITS = 12;  // of surprisal, at which a color is strongest
 
-/**
- * share(i): 0 to 1 for the color of token i, or null for none. hint(i): its tooltip. onSelect(i): it was selected;
- * selected: its index. selectOnMove: whether the arrow keys select, or only move the focus. The element's `select(i)`
- * shows a selection, `press(isPressed)` any number of them, and `tint(share)` other colors.
- */
+// share(i): 0 to 1 for the color of token i, or null for none. hint(i): its tooltip. onSelect(i): it was selected;
+// selected: its index. selectOnMove: whether the arrow keys select, or only move the focus. The element's `select(i)`
+// shows a selection, `press(isPressed)` any number of them, and `tint(share)` other colors.
 export function tokenStrip({pieces, partial = [], share = () => null, hint = () => '', onSelect, selected = null,
   label = 'Tokens', scale = 'magnitude', selectOnMove = true, test, signal}) {
   const buttons = pieces.map((piece, i) => h(partial[i] ? 'button.token.partial' : 'button.token', {
@@ -33,7 +31,6 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
       button.title = hint(i);
     });
   }
-
   reachable(selected ?? 0);
   onTheme(() => tint(), signal);
   tint();
@@ -43,12 +40,10 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
   }});
 }
 
-/**
- * A strip colored by surprisal. tokens: {pieces, ids, surprisal, partial}; further settings are those of `tokenStrip`.
- */
+// A strip colored by surprisal. tokens: {pieces, ids, surprisal, partial}; further settings are those of `tokenStrip`.
 export const surprisalStrip = ({pieces, ids, surprisal, partial}, settings) => tokenStrip({
   pieces, partial, share: i => (i ? surprisal[i] / MAX_BITS : null),
   hint: i => `${pieces[i]} · id ${ids[i]}${i ? ` · ${surprisal[i].toFixed(2)} bits` : ''}`, ...settings});
 
-/** The ends of its scale, for `ramp`. */
+// The ends of its scale, for `ramp`.
 export const SURPRISAL_ENDS = ['0 bits', `${MAX_BITS} bits or more`];
