@@ -48,16 +48,6 @@ export async function* lines(path, body, signal) {
   }
 }
 
-// Call `listeners[event](data)` for server-sent events until `signal` aborts. The browser reconnects automatically.
-export function subscribe(path, listeners, signal) {
-  const source = new EventSource(path);
-  for (const [name, listener] of Object.entries(listeners)) {
-    source.addEventListener(name, event => listener(JSON.parse(event.data)));
-  }
-  signal.addEventListener('abort', () => source.close());
-  return source;
-}
-
 // Return a function that runs `work`, one run at a time. Calls during a run lead to one further run.
 export function latest(work) {
   let current = null, isRequested = false;

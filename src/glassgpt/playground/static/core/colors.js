@@ -1,23 +1,21 @@
 // Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one hue for magnitudes, and
 // blue to vermillion for signed values.
 
-const dark = matchMedia('(prefers-color-scheme: dark)');
+const darkSystem = matchMedia('(prefers-color-scheme: dark)');
+let chosen = null;
 
-// Whether the page is dark now: by the user's choice, otherwise by the system's setting.
-export const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? 'dark' : 'light')) === 'dark';
+export const isDark = () => document.documentElement.dataset.theme === 'dark';
 
 // Call `listener` when the page turns dark or light, until `signal` aborts.
-export function onTheme(listener, signal) {
-  addEventListener('themechange', listener, {signal});
-  dark.addEventListener('change', listener, {signal});
-}
+export const onTheme = (listener, signal) => addEventListener('themechange', listener, {signal});
 
 // Set the theme to 'dark', 'light', or the system's (null).
 export function setTheme(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
+  chosen = theme;
+  document.documentElement.dataset.theme = chosen ?? (darkSystem.matches ? 'dark' : 'light');
   dispatchEvent(new Event('themechange'));
 }
+darkSystem.addEventListener('change', () => setTheme(chosen));
 
 // The value of a color of the style sheet: ink, soft, line, page, card, ground, accent, warm.
 export const css = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

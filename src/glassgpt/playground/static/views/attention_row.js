@@ -34,11 +34,12 @@ function scoresCard({signal, pieces}) {
       now.row.visible[s] ? `weight ${precise(now.weights[s])}` : 'masked'],
   });
   const element = card('Attention row', {
-    about: 'The scores of one query, q·k / √D, and its weights, the softmax of the scores over the visible keys. Gray: '
-      + 'masked.',
+    about: 'The scores of one query, q·k / √D, and its weights, the softmax over the visible keys. Gray: masked.',
     save: {name: 'row', figure, rows: () => [['key', 'token', 'score', 'visible', 'weight', 'norm of value'],
-      ...pieces.map((piece, s) => [s, piece, now.row.scores[s], Number(now.row.visible[s]), now.weights[s],
-        valueNorm(s)])]},
+      ...pieces.map((piece, s) => {
+        const {row: {scores, visible}, weights} = now;
+        return [s, piece, scores[s], Number(visible[s]), weights[s], valueNorm(s)];
+      })]},
   }, lead, figure, list);
   return {element, show(found) {
     now = found;
@@ -62,15 +63,13 @@ function productsCard({signal, pieces}) {
   const lead = h('p', {test: 'score-lead'}), list = h('div');
   let terms = [0], q = [0], k = [0];
   const figure = bars({
-    label: 'The products of query and key, per dimension', signal, test: 'term-bars',
-    lanes: [{title: '', values: terms}],
+    label: 'The products of query and key', signal, test: 'term-bars', lanes: [{title: '', values: terms}],
     describe: d => [`dimension ${d}`, `q ${precise(q[d])} × k ${precise(k[d])}`, `= ${precise(terms[d])}`],
   });
   const element = card('Attention score', {
-    about: 'The dot product q·k, term by term: each of the head’s D dimensions gives one product. Their sum over √D is '
-      + 'the score.',
-    save: {name: 'score', figure, rows: () =>
-      [['dimension', 'q', 'k', 'product'], ...Array.from(terms, (x, d) => [d, q[d], k[d], x])]},
+    about: 'The dot product q·k, term by term: one product per dimension. Their sum over √D is the score.',
+    save: {name: 'score', figure,
+      rows: () => [['dimension', 'q', 'k', 'product'], ...Array.from(terms, (x, d) => [d, q[d], k[d], x])]},
   }, lead, figure, list);
   return {element, show({row, weights, vectors, t, s}) {
     [q, k] = [rowAt(vectors.rot_q, t), rowAt(vectors.rot_k, s)];
@@ -104,8 +103,7 @@ function valuesCard({signal, pieces}) {
   });
   const element = card('Weighted values', {
     wide: true, save: {name: 'weighted-values', figure: strips, rows: () => stripRows(lines)},
-    about: 'The head’s output for this query: Σ weight × v over the keys. The strongest keys have a line each; the '
-    + 'last line is the kernel’s output.',
+    about: 'The head’s output for this query, Σ weight × v: a line per key, and the kernel’s output last.',
   }, strips, lead);
   return {element, show({vectors: {v, kernel_out: kernelOutput}, weights, order, t}) {
     const D = v.shape[1], rest = order.slice(LISTED), output = rowAt(kernelOutput, t);

@@ -4,7 +4,7 @@ import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, en
   modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
   vocabulary} from '../core/index.js';
 import {SURPRISAL_ENDS, surprisalStrip, tokenStrip} from '../widgets/index.js';
-import {headsCard, predictionCards} from './compare_cards.js';
+import {columns, headsCard, predictionCards} from './compare_cards.js';
 
 const MAX_DIFFERENCE = 6;  // bits at which colors are strongest
 
@@ -143,13 +143,11 @@ function surprisalCard(pair, segments, {selected, signal}) {
     hint: i => `${pieceOf(segments[i])} · A ${short(segments[i].bits[0])}, B ${short(segments[i].bits[1])} bits`,
   });
   const element = card('Surprisal', {
-    wide: true, about: 'Color: surprisal. In the difference, orange: B needs more bits, blue: fewer. Select a token '
-      + 'for its predictions.',
+    wide: true, about: 'Color: surprisal. Difference: orange if B needs more bits, blue if fewer.',
     save: segments && {name: 'difference', figure: differences,
       rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
       ...segments.map(each => [pieceOf(each), each.bytes, ...each.bits, difference(each)])]},
-  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), strips[k]))),
-  h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)),
+  }, columns(pair, strips), h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)),
   differences && [h('h3', {}, 'Difference, B − A'), differences, h('p.about', {},
     ramp('signed', `B ${MAX_DIFFERENCE} bits better`, `B ${MAX_DIFFERENCE} bits worse`, signal))]);
   return {element, update() {

@@ -8,14 +8,15 @@ const TOP = 10;
 const RANK_TICKS = [0, 1, 2, 3, 4, 5].flatMap(power => [1, 2, 5].map(digit => digit * 10 ** power));
 const HEAD_KEYS = [['layer', 'head'], ['other_layer', 'other_head']];  // of the address
 
+// The sides next to each other, each with an element.
+export const columns = (pair, elements) => h('div.split', {}, pair.map(({mark, label}, k) =>
+  h('div', {}, h('h3', {}, `${mark} · ${label}`), elements[k])));
+
 export function headsCard(pair, signal) {
   const parts = pair.map((side, k) => headsOf(side, HEAD_KEYS[k], signal));
   const element = card('Attention heads', {
-    wide: true, about: 'Each row is a layer, each column a head. Below, the selected head: rows are queries, columns '
-      + 'are keys. Gray: masked.',
-  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`),
-    parts[k].element))),
-  h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal)));
+    wide: true, about: 'Above: layers by heads. Below, the selected head: queries by keys. Gray: masked.',
+  }, columns(pair, parts.map(part => part.element)), h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal)));
   return {element, update: () => Promise.all(parts.map(part => part.update()))};
 }
 
@@ -62,9 +63,8 @@ export function predictionCards(pair, segments, {selected, signal}) {
   });
   const next = card('Predictions at this position', {about: 'The top tokens of both models before the selected token.',
     save: {name: 'predictions', rows: () => [['token', 'probability under A', 'under B'], ...rows]}}, place);
-  const ranks = card('Rank by depth', {about: 'The rank of the actual token in the logit lens (1 is the top '
-    + 'prediction), from the embedding (depth 0) to the last layer (depth 1).',
-    save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
+  const ranks = card('Rank by depth', {about: 'The rank of the actual token from the embedding (0) to the last layer '
+    + '(1).', save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
   problem, drawing);
   const apart = card('Divergence', {about: 'The two distributions over the whole vocabulary.',
     save: {name: 'divergence', rows: () => [['', 'value'], ...divergences]}}, list);
@@ -83,7 +83,7 @@ export function predictionCards(pair, segments, {selected, signal}) {
     divergences = divergencesOf(pair, logits, isSame);
     place.replaceChildren(...predictionTable(pair, rows, first));
     list.replaceChildren(facts(divergences.map(([name, bits]) => [name, `${bits.toFixed(4)} bits`])), isSame ? ''
-      : h('p.about', {}, 'The vocabularies differ: tokens are matched by their text, and the divergence is not defined.'));
+      : h('p.about', {}, 'The vocabularies differ, so the divergence is not defined; tokens are matched by text.'));
     drawing.redraw();
   }));
   return {cards: [next, h('div.stack', {}, ranks, apart)], update};

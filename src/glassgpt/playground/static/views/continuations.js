@@ -18,13 +18,12 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
   const field = (label, key, max, read) => bound(numberField({label, min: 1, max, value: read(),
     onInput: value => state.set({[key]: value})}), key, read, signal);
   const element = card('Continuations', {
-    wide: true, test: 'continuations', about: 'Generated with the settings and the seed above. Color: each token’s '
-      + 'probability under the model, before temperature. The same seed gives the same texts as the command below.',
+    wide: true, test: 'continuations', about: 'Generated with the settings and the seed above. Color: probability '
+      + 'before temperature. The command below gives the same texts.',
     save: {name: 'continuations', rows: () => [['text', 'id', 'token', 'probability'], ...rows]},
   }, h('div.row', {}, generate, stop, field('texts', 'n', limits.samples, samples),
     field('tokens each', 'max_new_tokens', limits.new_tokens, maxNewTokens),
-    slider({label: 'slow down', min: 0, max: 500, step: 10, value: 0, title: 'A pause after each token; the model is '
-      + 'not slower',
+    slider({label: 'slow down', min: 0, max: 500, step: 10, value: 0, title: 'A pause after each token',
       show: ms => (ms ? `${ms} ms` : 'off'), onInput: ms => { pause = ms; }})), summary, columns, command);
   signal.addEventListener('abort', () => running?.abort());
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed', 'n', 'max_new_tokens', 'paths'], showCommand, signal);

@@ -1,7 +1,7 @@
 // Generation: the distribution of the next token, sampling token by token with branches, and whole continuations.
 
-import {announce, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme, parsePaths, percent,
-  post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
+import {announce, attempt, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme, parsePaths,
+  percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
   vocabulary} from '../core/index.js';
 import {axis, barLegend, barList, chart, line, verticalLine} from '../widgets/index.js';
 import {continuationsCard} from './continuations.js';
@@ -18,13 +18,10 @@ export default async function show(page, context) {
   const tag = tagOf(`${info.name} ${info.step}`, prompt);
   let paths = parsePaths(state.text('paths'), tag, vocabSize);
   const currentIds = () => [...prompt, ...paths.current.map(({id}) => id)];
-  let point = null;  // the distribution after the current ids; null while it loads
+  let point = null, updating = null;  // the distribution after the current ids; null while it loads
   const generated = generatedCard({
     prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, vocabSize, signal,
-    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject,
-    onBack: () => change(() => paths.back()),
-    onBranch: length => change(() => paths.branch(length)), onSelect: i => change(() => paths.select(i)),
-    onRemove: i => change(() => paths.remove(i)),
+    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject, edit: change,
   });
   const cards = [nextCard, ranksCard, searchCard].map(create => create({names, vocabSize, signal, onSelect: append}));
   page.append(generated.element, cards[0].element, h('div.stack', {}, cards[1].element, cards[2].element),
@@ -34,18 +31,15 @@ export default async function show(page, context) {
     const ids = currentIds(), visible = ids.slice(droppedTokens(ids.length, info.most_tokens));
     point = null;
     generated.show(paths, false);
-    try {
+    await attempt(generated.problem, signal, async () => {
       const {logits} = await post('/api/next', opened.request({ids: visible}), signal);
       await fillIn(ids, visible);
       if (signal.aborted || String(ids) !== String(currentIds())) return;
       const p = softmax(logits);
       point = {ids, logits, order: ranked(logits), p, entropy: entropy(p), isCut: visible.length < ids.length};
-    } catch (error) {
-      if (!signal.aborted) generated.fail(error.message);
-      return;
-    }
-    generated.show(paths, true);
-    refresh();
+      generated.show(paths, true);
+      refresh();
+    });
   }
 
   // Add the probabilities of tokens that came with a link.
@@ -66,16 +60,16 @@ export default async function show(page, context) {
     for (const each of cards) each.show(point);
   }
 
-  function change(edit) {
-    edit();
+  function change(method, ...values) {
+    paths[method](...values);
     state.set({paths: paths.toText(tag)});
-    update();
+    updating = update();
   }
 
   function append(id) {
     if (!point) return;
     announce(`${names[id]}, ${percent(point.p[id])}`);
-    change(() => paths.append({id, p: point.p[id]}));
+    change('append', {id, p: point.p[id]});
   }
 
   function step() {
@@ -86,9 +80,8 @@ export default async function show(page, context) {
 
   async function reject() {
     if (!point || !paths.current.length) return;
-    change(() => paths.reject(vocabSize));
-    while (!point && !signal.aborted && !generated.hasFailed()) await new Promise(resolve =>
-      requestAnimationFrame(resolve));
+    change('reject', vocabSize);
+    await updating;
     step();
   }
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed'], refresh, signal);
@@ -112,10 +105,10 @@ function nextCard({names, vocabSize, signal, onSelect}) {
     full: largest => FULL_BARS.find(value => largest <= value) ?? 1});
   const full = h('span.soft');
   const element = card('Next token', {
-    about: `The top ${SHOWN} of ${count(vocabSize)} tokens: softmax of the logits, and the distribution after the `
-      + `sampling settings. Select a token to append it.`,
-    save: {name: 'next-token', figure: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability',
-      'sampled from'],
+    about: `The top ${SHOWN} of ${count(vocabSize)} tokens, before and after the sampling settings. Select one to `
+      + `append.`,
+    save: {name: 'next-token', figure: list, rows: () => [
+      ['rank', 'id', 'token', 'logit', 'probability', 'sampled from'],
       ...Array.from(point.order, (id, i) => [i + 1, id, names[id], point.logits[id], point.p[id], point.q[id]])]},
   }, h('div.row', {}, barLegend(SERIES, signal), full), list);
   return {element, show(now) {

@@ -35,8 +35,8 @@ export function headScoresCard({signal}) {
     return grid;
   }
   const element = card('Head scores', {
-    wide: true, about: 'Measured on p random tokens that are repeated once: the mean weight on one earlier token, over '
-      + 'the queries t of the second half. The four scores of a head sum to at most 1.',
+    wide: true, about: 'The mean weight on one earlier token, for queries t in the second half of p random tokens, '
+      + 'repeated once. The four scores of a head sum to at most 1.',
     save: {name: 'head-scores', rows: () => {
       const [, layers, heads] = now.head_scores.shape;
       return [['step', 'type', 'layer', 'head', 'score'], ...Array.from(now.head_scores, (score, i) => [now.step,

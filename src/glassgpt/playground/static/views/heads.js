@@ -1,7 +1,7 @@
 // Attention heads: all of them, then one, then one of its rows, number by number.
 
-import {argmax, attempt, bound, card, category, checkbox, count, exact, h, kvHeadOf, latest, legend, post, ramp, short,
-  slider, spanOf, spanText, state} from '../core/index.js';
+import {argmax, attempt, bound, card, category, checkbox, exact, h, kvHeadOf, latest, legend, post, ramp, short, slider,
+  spanOf, spanText, state} from '../core/index.js';
 import {headGrid, headMatrix} from '../widgets/index.js';
 import {rowCards} from './attention_row.js';
 import {rotaryCards} from './rotary.js';
@@ -54,8 +54,7 @@ function gridCard({signal, info}, picture, selected) {
   });
   const most = Math.max(...picture.differences);
   const element = card('All heads', {
-    about: 'Each row is a layer, each column a head. In a head, rows are queries and columns are keys; color: '
-      + 'attention weight. Gray: masked.',
+    about: 'Layers by heads; in each, queries by keys. Color: attention weight. Gray: masked.',
     save: {name: 'heads', figure: canvas, rows: () => [
       ['layer', 'head', 'key/value head', 'mean entropy in bits', 'difference of the layer'],
       ...Array.from(picture.entropies, (bits, i) => {
@@ -63,8 +62,7 @@ function gridCard({signal, info}, picture, selected) {
         return [layer, head, kvHeadOf(info, head) ?? head, bits, picture.differences[layer]];
       })]},
   }, canvas, kvLegend(info, signal),
-  cells < picture.tokens && h('p.about', {}, `${count(picture.tokens)} tokens in ${cells} × ${cells} cells: a cell `
-    + `shows the largest of its weights.`),
+  cells < picture.tokens && h('p.about', {}, `${cells} × ${cells} cells; a cell shows the largest of its weights.`),
   h('p.about', {}, 'The weights are recomputed from q and k. Σ weight × v differs from the attention kernel’s output '
     + 'by at most ', exact('difference', most, short(most)), ` (layer ${picture.differences.indexOf(most)}).`));
   element.tools.prepend(bound(checkbox({label: 'square root', title: 'Color by the square root, to show small weights',

@@ -28,10 +28,9 @@ export default async function show(page, context) {
 
   // The body of a request about the changed model.
   function edited(more) {
-    const patches = patching.edits(), edits = [...[...ablated()].map(code => editRequest(code, ablateBy())),
-      ...patches];
-    return opened.request({ids, ...more, ...(edits.length && {edits}),
-      ...(patches.length && {source: patching.source()})});
+    const patches = patching.edits();
+    const edits = [...Array.from(ablated(), code => editRequest(code, ablateBy())), ...patches];
+    return opened.request({ids, ...more, ...edits.length && {edits}, ...patches.length && {source: patching.source()}});
   }
 
   async function update() {
@@ -58,8 +57,7 @@ export default async function show(page, context) {
 
 function ablationCard({shape, pieces, partial, ablated, signal}) {
   const columns = [
-    ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`,
-      short: String(i)})),
+    ...headNames(shape.heads).map(i => ({code: layer => `h${layer}.${i}`, name: `head ${i}`, short: i})),
     {code: layer => `a${layer}`, name: 'attention', short: 'att'},
     {code: layer => `f${layer}`, name: 'feed-forward', short: 'ff'},
     {code: layer => `b${layer}`, name: 'block', short: 'all'},
@@ -75,8 +73,7 @@ function ablationCard({shape, pieces, partial, ablated, signal}) {
     onSelect: i => toggle(`p${i}`), hint: i => `Hide «${pieces[i]}» from all later tokens`, test: 'hide', signal});
   const summary = h('p', {role: 'status', test: 'ablated'}), problem = h('div');
   const element = card('Ablation', {
-    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the '
-      + 'positions of the text. A block is its attention and its feed-forward together.',
+    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the text.',
   }, h('div.row', {},
     bound(segmented({label: 'Replace by', options: [['zero', 'by zero'], ['mean', 'by the mean']], value: ablateBy(),
       onInput: value => state.set({by: value === 'zero' ? null : value})}), 'by', ablateBy, signal),
@@ -131,8 +128,8 @@ function changesCard({names}) {
   const problem = h('div');
   const element = card('Largest changes', {
     about: 'The change of each token, after − before. A constant added to all logits changes no probability.',
-    save: {name: 'changes', figure: list, rows: () => [['id', 'token', 'logit', 'probability'],
-      ...Array.from(effect.order, id =>
+    save: {name: 'changes', figure: list, rows: () => [
+      ['id', 'token', 'logit', 'probability'], ...Array.from(effect.order, id =>
       [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
   }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]),
     onInput(value) {
@@ -163,9 +160,7 @@ function surprisalCard({pieces, partial, ids, position, signal}) {
     test: 'change'});
   const summary = h('div', {test: 'bits'});
   const element = card('Surprisal change', {
-    wide: true, about: 'The change of each token’s surprisal, −log₂ of its probability. Orange: the changed model is '
-      + 'more surprised, '
-      + `blue: less. The color is strongest at ${MAX_CHANGE} bits. Select a token to see the prediction after it.`,
+    wide: true, about: `Orange: the changed model is more surprised, blue: less, strongest at ${MAX_CHANGE} bits.`,
     save: {name: 'surprisal', figure: strip, rows: () => [['position', 'id', 'token', 'bits before', 'bits after'],
       ...ids.map((id, i) => [i, id, pieces[i], i ? before[i] : '', i ? after[i] : ''])]},
   }, strip, summary);
@@ -187,8 +182,7 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   const view = sweep({
     test: 'heads-sweep', title: 'Measure all heads', signal,
     rows: layerNames(shape.layers), cols: headNames(shape.heads),
-    measures: [{name: 'bits', text: 'divergence in bits', scale: 'magnitude'}, {name: 'logit', text: 'logit change',
-      scale: 'signed'}],
+    measures: [['bits', 'divergence in bits', 'magnitude'], ['logit', 'logit change', 'signed']],
     describe: (layer, head) => `layer ${layer}, head ${head}`,
     action: ['Ablate it', (layer, head) => state.set({ablate: [...ablated().add(`h${layer}.${head}`)].join(',')})],
     async prepare(stopped) {
@@ -203,8 +197,7 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   });
   state.on(['position', 'by'], view.clear, signal);
   return card('Head importance', {
-    about: 'Each head ablated alone: the divergence of the next token’s distribution, and the change of the top '
-      + 'token’s logit.',
+    about: 'Each head ablated alone: divergence of the next token’s distribution, and change of the top logit.',
     save: {name: 'heads', figure: view, rows: view.rows},
   }, view, about);
 }

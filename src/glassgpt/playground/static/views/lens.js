@@ -86,11 +86,9 @@ function ranksCard({signal, names}) {
     }),
   });
   const element = card('Rank by layer', {
-    wide: true, about: 'After one position: the rank that the logit lens gives each token at each depth (1 is the top '
-      + 'prediction), and its probability.',
-    save: {name: 'ranks', figure: lines, rows: () => [['depth', 'id', 'token', 'rank', 'probability'],
-      ...depths().flatMap(d =>
-      now.series.map((id, i) =>
+    wide: true, about: 'The rank (1: top prediction) and the probability of tokens at each depth, after one position.',
+    save: {name: 'ranks', figure: lines, rows: () => [
+      ['depth', 'id', 'token', 'rank', 'probability'], ...depths().flatMap(d => now.series.map((id, i) =>
         [depthName(d), id, names[id], now.found.watch_rank[at(d, i)] + 1, now.found.watch_p[at(d, i)]]))]},
   }, lead, field, h('div.split.ranks', {}, lines, list));
 

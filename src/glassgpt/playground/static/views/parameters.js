@@ -36,11 +36,10 @@ export function parameterCard({opened, info, signal}) {
   state.on(['parameter'], update, signal);
   update();
   return card('Parameter', {
-    about: 'Blue: negative, orange: positive. If the matrix is larger than the picture, a cell is the mean of several '
-      + 'weights.',
+    about: 'Blue: negative, orange: positive. In a large matrix, a cell is the mean of several weights.',
     save: {name: 'weights', figure: () => picture, rows: () => picture.rows()},
   }, bound(choice({label: 'parameter', value: name(), onInput: value => state.set({parameter: value}),
-    options: info.weights.map(one => [one.name, `${one.name} (${one.shape.join(' × ')})`])}), 'parameter', name,
+    options: info.weights.map(({name: full, shape}) => [full, `${full} (${shape.join(' × ')})`])}), 'parameter', name,
     signal),
   problem, place, spectrum);
 }
@@ -69,15 +68,14 @@ function spectrumOf(values, norm, signal) {
     exportButtons({name: 'singular-values', figure: drawing, rows: drawing.rows})), drawing,
   h('div', {test: 'spectrum-facts'}, facts([
     ['spectral norm', short(values[0])],
-    ['effective rank, exp of the entropy of σ / Σσ (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of `
-      + `${values.length}`],
+    ['effective rank (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of ${values.length}`],
     ['stable rank, ‖W‖² / σ₁²', (norm ** 2 / values[0] ** 2).toFixed(1)],
   ])));
 }
 
 const MEASURES = {
-  weight_norm: ['norm of the weights', part => part.weight_norm], gradient_norm: ['norm of the gradient',
-    part => part.gradient_norm],
+  weight_norm: ['norm of the weights', part => part.weight_norm],
+  gradient_norm: ['norm of the gradient', part => part.gradient_norm],
   ratio: ['gradient / weights', part => part.gradient_norm / part.weight_norm],
 };
 
@@ -130,7 +128,6 @@ export function normsCard({opened, info, signal}) {
     drawing.redraw();
   }
   const element = card('Weight and gradient norms', {
-    about: 'The Frobenius norm of each parameter, and of its gradient for the loss of the text.'}, start, problem,
-      place);
+    about: 'The Frobenius norm of each parameter, and of its gradient for the text.'}, start, problem, place);
   return element;
 }

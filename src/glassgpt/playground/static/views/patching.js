@@ -24,10 +24,8 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
       timer = setTimeout(read, TYPING_MS);
     }});
   const element = card('Activation patching', {
-    wide: true, test: 'patching', about: 'In the pass over the text above, replace a component’s activations by those '
-      + 'from a second text, which must have the same number of tokens.',
-    save: {name: 'patching', figure: () => tracing ?? {figure: {png() {}, svg() {}}}, rows: () => tracing?.rows()
-      ?? []},
+    wide: true, test: 'patching', about: 'Replace activations by those from a second text with as many tokens.',
+    save: {name: 'patching', figure: () => tracing, rows: () => tracing.rows()},
   }, field, problem, body);
 
   async function load() {
@@ -35,6 +33,7 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     stage.abort();
     stage = new AbortController();
     body.replaceChildren();
+    element.tools.hidden = true;
     const text = state.text('source');
     if (document.activeElement !== field) field.value = text;  // do not change what the user is typing
     await attempt(problem, signal, async () => {
@@ -45,6 +44,7 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
           + `same`);
       }
       second = found;
+      element.tools.hidden = false;
       build(AbortSignal.any([signal, stage.signal]));
     });
   }
@@ -105,8 +105,7 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     const map = sweep({
       test: 'tracing', title: 'Patch each place alone', signal: stopped,
       rows: layerNames(shape.layers), cols: pieces.slice(0, last + 1),
-      measures: [{name: 'recovery', text: 'recovery', scale: 'signed'}, {name: 'p', text: 'probability change',
-        scale: 'signed'}],
+      measures: [['recovery', 'recovery', 'signed'], ['p', 'probability change', 'signed']],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,
       action: ['Patch', (layer, i) => change(now => now.add(`r${layer}@${i}`))],
       async prepare(aborted) {

@@ -30,8 +30,8 @@ function stripsCard({signal, info, pieces}) {
   }, strips, list);
   return {element, show(found) {
     const {vectors, t, s} = found, {scores} = attentionRow(found);
-    lines = [['q before', vectors.q_norm, t], ['q after', vectors.rot_q, t], ['k before', vectors.k_norm, s],
-      ['k after', vectors.rot_k, s]]
+    const {q_norm: q, rot_q: rotQ, k_norm: k, rot_k: rotK} = vectors;
+    lines = [['q before', q, t], ['q after', rotQ, t], ['k before', k, s], ['k after', rotK, s]]
       .map(([name, array, i]) => ({name, values: array.subarray(2 * half * i, 2 * half * (i + 1))}));
     strips.show({value: (r, d) => lines[r].values[d]});
     const norms = lines.map(({values}) => short(norm(values)));
@@ -77,9 +77,8 @@ function dialsCard({signal, info, angles, pieces}) {
       `a full turn takes ${short(2 * Math.PI / angles[j])} positions`],
   });
   const element = card('Rotation angles', {
-    about: `Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, θ_d = `
-      + `${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near `
-      + `positions; the last ones hardly rotate and carry content.`,
+    about: `Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, where θ_d = `
+      + `${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast, the last ones hardly.`,
     save: {name: 'rotary-angles', figure: dials, rows: () => [
       ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
       ...Array.from(angles, (angle, j) => [j, angle, now.t * angle, ...hand('q_norm', j), ...hand('rot_q', j)])]},
@@ -114,8 +113,7 @@ function distanceCard({signal, pieces, angles}) {
     layout: () => ({showlegend: true, margin: {t: 28}, xaxis: axis('distance t − s'), yaxis: axis('score')})});
   const element = card('Score by distance', {
     wide: true, save: {name: 'score-by-distance', figure: lines, rows: lines.rows},
-    about: 'The score of each key with this query, with and without rotation, by distance. Dotted: the selected key, '
-    + 'if it were at another distance.',
+    about: 'The score of each key with this query by distance. Dotted: the selected key at other distances.',
   }, lines);
   return {element, show(found) {
     now = found;

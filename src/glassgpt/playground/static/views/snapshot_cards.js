@@ -13,8 +13,7 @@ function attentionCard({model, signal}) {
   const one = headMatrix({signal, cell: 22, test: 'snapshot-head-matrix'});
   let now = null, grid = null;
   const element = card('Attention', {
-    wide: true, about: 'Left: each row is a layer, each column a head. Right: the selected head; rows are queries, '
-      + 'columns are keys.',
+    wide: true, about: 'Left: layers by heads. Right: the selected head, queries by keys.',
     save: {name: 'heads-of-a-step', figure: () => grid, rows: () =>
       [['step', 'layer', 'head', 'query', 'key', 'weight'], ...weightRows(now)]},
   }, h('div.split', {}, left, h('div', {}, h('div.row.headed', {}, lead,

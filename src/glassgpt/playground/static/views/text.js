@@ -14,12 +14,10 @@ export default async function show(page, {signal, opened, info, text, ids, piece
     {selected: selected(), onSelect: i => state.set({position: i}), signal});
   const token = card('Token'), predictions = card('Predictions at this position');
   page.append(card('Tokens', {
-    wide: true, about: 'The text as the model reads it. Color: surprisal, −log₂ of the probability that the model gave '
-      + 'the token.',
+    wide: true, about: 'The tokens that the model reads. Color: surprisal, −log₂ of a token’s probability.',
     save: {name: 'tokens', figure: strip, rows: () => [['position', 'id', 'token', 'bytes', 'surprisal in bits'],
       ...ids.map((id, i) => [i, id, pieces[i], bytes[i], i ? surprisal[i] : ''])]},
-  }, strip, h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more. Dashed: part of a character.`,
-    signal))),
+  }, strip, h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal), '. Dashed: part of a character.')),
   token, predictions, card('Text statistics', {}, facts(statistics(text, ids, bytes, [...surprisal].slice(1)))));
 
   function showToken() {

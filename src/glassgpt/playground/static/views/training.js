@@ -1,7 +1,7 @@
 // Training: the records of a run, finished or in progress, and its snapshots step by step.
 
-import {attempt, bar, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel, PromiseCache,
-  Records, short, state, subscribe, vocabulary} from '../core/index.js';
+import {attempt, bar, button, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel,
+  PromiseCache, Records, short, state, vocabulary} from '../core/index.js';
 import {scrubber} from '../widgets/index.js';
 import {headScoresCard, scoresOverSteps} from './head_scores.js';
 import {snapshotCards} from './snapshot_cards.js';
@@ -81,9 +81,11 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
     changed(name);
   }
   const {cursor} = await load();
-  const listeners = Object.fromEntries([...Object.keys(handlers),
-    'reset'].map(name => [name, data => handle(name, data)]));
-  const source = subscribe(`/api/events?${new URLSearchParams({model, after: cursor})}`, listeners, signal);
+  const source = new EventSource(`/api/events?${new URLSearchParams({model, after: cursor})}`);
+  signal.addEventListener('abort', () => source.close());
+  for (const name of [...Object.keys(handlers), 'reset']) {
+    source.addEventListener(name, event => handle(name, JSON.parse(event.data)));
+  }
   source.addEventListener('open', () => connected(true));
   source.addEventListener('error', () => {
     connected(false);
@@ -95,10 +97,9 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
 // For a model that is not a run: which of the served ones are.
 function notARun(entry, {offers}) {
   const runs = offers.filter(({kind}) => kind === 'run').map(({name}) =>
-    h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name));
-  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no training `
-    + `history. `, runs.length ? 'Runs: ' : 'None of the served models is a run. `glassgpt train` creates one.',
-    h('div.row', {}, runs));
+    button(name, () => state.set({model: name, step: null}, {push: true})));
+  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no history. `,
+    runs.length ? 'Runs: ' : 'No run is served; create one with `glassgpt train`.', h('div.row', {}, runs));
 }
 
 function runCard() {
@@ -106,8 +107,7 @@ function runCard() {
   let wasLost = false;
   return {
     element: card('Run', {wide: true}, lost, place),
-    connected(isOpen, reason = 'The connection to the server is lost; the page reconnects. Is `glassgpt play` still '
-      + 'running?') {
+    connected(isOpen, reason = 'Connection lost; reconnecting. Is `glassgpt play` still running?') {
       if (isOpen && !wasLost) return;
       wasLost = !isOpen;
       lost.replaceChildren(isOpen ? h('p.about', {}, 'Connected again.') : notice(reason, 'error'));
@@ -117,14 +117,12 @@ function runCard() {
 }
 
 function runFacts({history: {status, environment, checkpoints}, records}) {
-  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, steps = status.steps ?? null,
-    {best} = records;
+  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, {best} = records, {steps = null} = status;
   const left = status.state === 'running' && steps !== null ? records.secondsLeft(steps) : null;
   const loss = records.last('loss');
   return [
     h('div.row', {},
-      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state
-        ?? 'unknown state'),
+      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state ?? '–'),
       h('span', {test: 'run-step', 'data-step': step},
         `step ${count(step)}${steps === null ? '' : ` of ${count(steps)}`}`),
       left !== null && h('span', {}, `about ${duration(left)} left`)),
@@ -153,14 +151,13 @@ function stepCards(run, entry, signal) {
   const model = {info: null, names: null}, problem = h('div', {test: 'snapshot-problem'}), tools = h('div.row');
   let steps = [], current = Promise.resolve();
   const range = scrubber({signal, steps: () => steps, shown: () => current});
-  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts, and what it '
-    + 'generated.'}, range, tools, problem);
+  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts.'}, range, tools,
+    problem);
   control.classList.add('sticky');
   const samples = samplesCard({all: () => run.history.samples, signal});
   const marked = () => (state.number('at') === null ? null : range.step());
-  const scores = headScoresCard({signal}), overSteps = scoresOverSteps({load, steps: () => run.history.snapshots,
-    marked, signal});
-  const ofPrompt = snapshotCards({model, signal});
+  const scores = headScoresCard({signal}), ofPrompt = snapshotCards({model, signal});
+  const overSteps = scoresOverSteps({load, steps: () => run.history.snapshots, marked, signal});
   const elements = [...ofPrompt, scores, overSteps].map(({element}) => element);
   const hide = isHidden => elements.forEach(element => { element.hidden = isHidden; });
   const present = latest(async () => {
@@ -176,13 +173,11 @@ function stepCards(run, entry, signal) {
       const prompt = promptOf(snapshot, promptIndex(snapshot));
       ofPrompt.forEach(part => part.show(prompt));
       scores.show(snapshot);
-      const i = run.history.snapshots.indexOf(shot);
-      for (const near of [i + 1, i - 1]) if (run.history.snapshots[near]) load(run.history.snapshots[near]).catch(() =>
-        {});
+      const all = run.history.snapshots, i = all.indexOf(shot);
+      for (const near of [all[i + 1], all[i - 1]]) if (near !== undefined) load(near).catch(() => {});
     });
     hide(!isShown);  // the cards of another step would stand under the error
-    if (isShown && shot !== step) problem.replaceChildren(
-      notice(`Step ${step} has no snapshot: this is step ${shot}.`));
+    if (isShown && shot !== step) problem.replaceChildren(notice(`Step ${step} has no snapshot: this is ${shot}.`));
   });
   const showStep = () => (current = present());
   const promptIndex = ({prompts}) => state.index('prompt', prompts.length);
@@ -228,8 +223,8 @@ function stepCards(run, entry, signal) {
 function promptOf(snapshot, prompt) {
   const part = name => snapshot[`${name}.${prompt}`], attention = part('attention');
   return {...snapshot.prompts[prompt], step: snapshot.step, layers: attention.shape[0], heads: attention.shape[1],
-    attention,
-    topIds: part('lens_ids'), topP: part('lens_p'), nextRank: part('next_rank'), surprisal: part('surprisal')};
+    attention, topIds: part('lens_ids'), topP: part('lens_p'), nextRank: part('next_rank'),
+    surprisal: part('surprisal')};
 }
 
 function whyNoSnapshot({snapshots, status}) {

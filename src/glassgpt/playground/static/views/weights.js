@@ -51,8 +51,7 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   const menu = (label, key, options, read) => bound(choice({label, value: read(), options,
     onInput: value => state.set({[key]: value, ...key === 'table' && {row: null}})}), key, read, signal);
   const element = card('Embedding map', {
-    about: 'The rows of a table by two of its first three principal components. Move and zoom with wheel and drag, two '
-      + 'fingers, or the arrow keys, + and −. Select a point for its neighbours.',
+    about: 'The rows of a table by two principal components. Drag to move, scroll or pinch to zoom, click to select.',
     save: {name: 'map', figure: map, rows: () => [['id', 'token', 'first', 'second', 'third'],
       ...Array.from({length: points.shape[0]}, (_, i) => [i, nameOf(i), ...coordinates(i)])]},
   }, h('div.row', {}, menu('table', 'table', info.tables.map(name => [name, name]), table),
@@ -99,8 +98,7 @@ function nearCard({nameOf, select}) {
     onSelect: row => select(row.id), full: () => 1, test: 'near-bars'});
   const title = h('h3', {test: 'near-of'}), problem = h('div');
   const element = card('Nearest neighbours', {
-    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖). Select one to continue from '
-      + 'it.',
+    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖).',
     save: {name: 'neighbours', figure: list, rows: () => [['', 'cosine'], ...list.rows().slice(1)]},
   }, problem, title, list);
   return {element, problem, show(id, {ids, cosines}) {

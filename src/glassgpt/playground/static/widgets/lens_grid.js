@@ -24,8 +24,8 @@ export function pager({tokens, size, from, position = from}) {
   const before = button('‹ earlier', () => go(from() - size), {title: 'Earlier positions'});
   const after = button('later ›', () => go(from() + size), {title: 'Later positions'});
   const back = button('to the selected one', () => state.set({from: null}), {kind: 'button.small'});
-  return Object.assign(h('div.row', {}, before, range, after, h('span.soft', {}, `of ${count(tokens)}`), back),
-    {show() {
+  const total = h('span.soft', {}, `of ${count(tokens)}`);
+  return Object.assign(h('div.row', {}, before, range, after, total, back), {show() {
     back.hidden = position() >= from() && position() < from() + size;
     range.set(from());
     before.disabled = from() === 0;
@@ -115,9 +115,8 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
   });
   const element = card('Logit lens', {
     wide: true,
-    about: 'The prediction at each depth: the final norm and the output head applied to the residual stream '
-    + '(nostalgebraist, 2020). Rows: depth, from the embedding at the bottom upwards. Columns: the token read.',
-    save: {name, figure: grid, rows: () => [
+    about: 'The prediction at each depth: final norm and output head applied to the residual stream (nostalgebraist, '
+    + '2020).', save: {name, figure: grid, rows: () => [
       ['step', 'depth', 'position', 'token', 'top token', 'top probability', 'rank of the next token',
         'probability of the next token', 'entropy in bits'],
       ...rows(({topIds, topP, k, nextRank, nextP, entropy}, i) => [nameOf(topIds[i * k]), topP[i * k],
