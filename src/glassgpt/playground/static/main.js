@@ -1,5 +1,4 @@
 // The page's frame: which model, which text, which view.
-
 import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, loadCatalog, login, LoginError, notice,
   openModel, RequestError, setTheme, state, tokenCount, unreachable} from './core/index.js';
 

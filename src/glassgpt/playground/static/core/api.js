@@ -1,5 +1,4 @@
 // Requests to the server: JSON in, JSON or packed arrays out. Answers are cached.
-
 import {PromiseCache} from './cache.js';
 
 const TYPES = {float32: Float32Array, int32: Int32Array, uint8: Uint8Array, uint16: Uint16Array};
@@ -15,10 +14,8 @@ export class RequestError extends Error {}
 export class LoginError extends RequestError {}
 
 export const unreachable = () => new RequestError('The server does not answer. Is `glassgpt play` still running?');
-
 // Exchange the access token for a cookie.
 export const login = token => send('/api/login', asJson({token}));
-
 // GET `path?parameters`, not cached.
 export const get = (path, parameters = {}, signal) => send(`${path}?${new URLSearchParams(parameters)}`, {signal});
 

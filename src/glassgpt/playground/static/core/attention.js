@@ -1,5 +1,4 @@
 // Attention's arithmetic for one head: which keys a query sees, scores, weights, and rotary positions.
-
 import {sum} from './sampling.js';
 
 // A layer's span. info: of the model, or null if unknown.

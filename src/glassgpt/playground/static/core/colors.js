@@ -3,9 +3,7 @@
 
 const darkSystem = matchMedia('(prefers-color-scheme: dark)');
 let chosen = null;
-
 export const isDark = () => document.documentElement.dataset.theme === 'dark';
-
 // Call `listener` when the page turns dark or light, until `signal` aborts.
 export const onTheme = (listener, signal) => addEventListener('themechange', listener, {signal});
 
@@ -19,7 +17,6 @@ darkSystem.addEventListener('change', () => setTheme(chosen));
 
 // The value of a color of the style sheet: ink, soft, line, page, card, ground, accent, warm.
 export const css = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-
 // The same as [r, g, b].
 export const rgb = name => [1, 3, 5].map(i => parseInt(css(name).slice(i, i + 2), 16));
 
@@ -39,13 +36,10 @@ const SCALES = {
   },
 };
 const theme = () => (isDark() ? 'dark' : 'light');
-
 // The color of the i-th category.
 export const category = i => CATEGORIES[theme()][i % 8];
-
 // The color of a signed number: blue below 0, orange from 0 on.
 export const signColor = x => category(x < 0 ? 0 : 1);
-
 const tables = new Map();
 
 // A scale's 256 colors as [r, g, b]. scale: 'magnitude', or 'signed' (0 in the middle).
@@ -62,7 +56,6 @@ export function colorTable(scale) {
 }
 
 const entryAt = (scale, share) => colorTable(scale)[Math.round(255 * Math.min(1, Math.max(0, share || 0)))];
-
 // The CSS color at a share from 0 to 1 of a scale.
 export const shade = (scale, share) => `rgb(${entryAt(scale, share).join(' ')})`;
 

@@ -18,7 +18,6 @@ export function h(tag, properties = {}, ...children) {
 
 // Announce a text to screen readers.
 export const announce = text => { document.getElementById('live').textContent = text; };
-
 const floating = h('div.tip', {hidden: true, role: 'tooltip'});
 
 // Show a tooltip at a point of the window. lines: its texts, or null to hide it.

@@ -2,7 +2,6 @@
 
 // A count with thousands separators.
 export const count = n => n.toLocaleString('en');
-
 // A count of tokens: "1 token", "2,000 tokens".
 export const tokenCount = n => `${count(n)} token${n === 1 ? '' : 's'}`;
 

@@ -1,5 +1,4 @@
 // The served models, opened ones, and their tokens.
-
 import {get, post} from './api.js';
 import {count} from './format.js';
 

@@ -1,5 +1,4 @@
 // Painting on a canvas or as SVG by the same calls, so that an exported picture is what the page shows.
-
 import {css} from './colors.js';
 
 const FONT = 'system-ui, sans-serif';
@@ -9,17 +8,14 @@ export class CanvasPainter {
   constructor(context) {
     this.context = context;
   }
-
   rect(x, y, width, height, fill) {
     this.context.fillStyle = fill;
     this.context.fillRect(x, y, width, height);
   }
-
   frame(x, y, width, height, stroke, thickness = 1) {
     Object.assign(this.context, {strokeStyle: stroke, lineWidth: thickness});
     this.context.strokeRect(x, y, width, height);
   }
-
   line(x1, y1, x2, y2, stroke, thickness = 1) {
     Object.assign(this.context, {strokeStyle: stroke, lineWidth: thickness});
     this.context.beginPath();
@@ -27,14 +23,12 @@ export class CanvasPainter {
     this.context.lineTo(x2, y2);
     this.context.stroke();
   }
-
   dot(x, y, radius, fill) {
     this.context.fillStyle = fill;
     this.context.beginPath();
     this.context.arc(x, y, radius, 0, 2 * Math.PI);
     this.context.fill();
   }
-
   // Text whose vertical middle is at y. align: start, center or end; turn: degrees around (x, y); room: pixels.
   text(x, y, string, {fill, size = 12, align = 'start', bold = false, mono = false, turn = 0, room = Infinity} = {}) {
     const c = this.context;
@@ -46,7 +40,6 @@ export class CanvasPainter {
     c.fillText(shortened(string, room, size), 0, 0);
     c.restore();
   }
-
   // An ImageData, stretched without smoothing: each pixel becomes a cell.
   image(x, y, width, height, pixels) {
     this.context.imageSmoothingEnabled = false;
@@ -59,23 +52,18 @@ export class SvgPainter {
     this.size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;
     this.parts = [];
   }
-
   rect(x, y, width, height, fill, more = '') {
     this.parts.push(`<rect x="${x}" y="${y}" width="${width}" height="${height}" fill="${fill}"${more}/>`);
   }
-
   frame(x, y, width, height, stroke, thickness = 1) {
     this.rect(x, y, width, height, 'none', ` stroke="${stroke}" stroke-width="${thickness}"`);
   }
-
   line(x1, y1, x2, y2, stroke, thickness = 1) {
     this.parts.push(`<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${stroke}" stroke-width="${thickness}"/>`);
   }
-
   dot(x, y, radius, fill) {
     this.parts.push(`<circle cx="${x}" cy="${y}" r="${radius}" fill="${fill}"/>`);
   }
-
   text(x, y, string, {fill, size = 12, align = 'start', bold = false, mono = false, turn = 0, room = Infinity} = {}) {
     const anchor = {start: 'start', center: 'middle', end: 'end'}[align];
     this.parts.push(`<text x="${x}" y="${y}" fill="${fill ?? css('ink')}" font-size="${size}" `
@@ -83,12 +71,10 @@ export class SvgPainter {
       + `dominant-baseline="central" xml:space="preserve"${turn ? ` transform="rotate(${turn} ${x} ${y})"` : ''}>`
       + `${escaped(shortened(string, room, size))}</text>`);
   }
-
   image(x, y, width, height, pixels) {
     this.parts.push(`<image x="${x}" y="${y}" width="${width}" height="${height}" preserveAspectRatio="none" `
       + `style="image-rendering:pixelated" href="${canvasOf(pixels).toDataURL()}"/>`);
   }
-
   toString() {
     return `<svg xmlns="http://www.w3.org/2000/svg" ${this.size}>${this.parts.join('')}</svg>`;
   }

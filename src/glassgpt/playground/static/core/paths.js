@@ -9,24 +9,19 @@ export class Paths {
     this.at = 0;
     this.rejections = new Map();
   }
-
   get current() {
     return this.paths[this.at];
   }
-
   // The ids that were sampled and rejected at this point.
   get rejected() {
     return this.rejections.get(keyOf(this.current)) ?? new Set();
   }
-
   append(token) {
     this.paths[this.at] = [...this.current, token];
   }
-
   back() {
     this.paths[this.at] = this.current.slice(0, -1);
   }
-
   // Take back the last token and exclude it here. Once all `vocabSize` tokens are rejected, start over.
   reject(vocabSize) {
     const {id} = this.current.at(-1);
@@ -34,23 +29,19 @@ export class Paths {
     const isFull = this.rejected.size + 1 >= vocabSize;
     this.rejections.set(keyOf(this.current), new Set(isFull ? [] : [...this.rejected, id]));
   }
-
   // Keep the current path, and continue from its first `length` tokens.
   branch(length = this.current.length) {
     this.paths.push(this.current.slice(0, length));
     this.at = this.paths.length - 1;
   }
-
   select(i) {
     this.at = i;
   }
-
   remove(i) {
     this.paths.splice(i, 1);
     if (!this.paths.length) this.paths.push([]);
     if (this.at > i || this.at === this.paths.length) this.at--;
   }
-
   // The paths for a link, the current one first. Paths that would make it too long are left out.
   toText(tag) {
     const order = [this.current, ...this.paths.filter((_, i) => i !== this.at)];

@@ -11,21 +11,17 @@ export class Records {
     this.loaded = training.step.length;  // rows of the history: a subset of the steps if the run is long
     this.isThinned = this.loaded > 0 && this.loaded <= training.step.at(-1) - training.step[0];
   }
-
   get size() {
     return this.columns.step.length;
   }
-
   // How many rows were added to the history.
   get added() {
     return this.size - this.loaded;
   }
-
   // The newest value of a column.
   last(name) {
     return this.columns[name].at(-1) ?? null;
   }
-
   // Add new records. A record that comes twice counts once.
   add({training, evaluations}) {
     for (const record of training) {
@@ -37,12 +33,10 @@ export class Records {
       if (record.step > (this.evaluations.at(-1)?.step ?? -1)) this.evaluations.push(record);
     }
   }
-
   // The training rows' places on an axis.
   places(axis) {
     return this.columns[AXES[axis]];
   }
-
   // The place of a step on an axis, interpolated between two rows.
   placeOf(step, axis) {
     if (axis === 'step') return step;
@@ -51,13 +45,11 @@ export class Records {
     const [from, low] = after ? [steps[after - 1], places[after - 1]] : [0, 0];
     return low + (places[after] - low) * (step - from) / (steps[after] - from || 1);
   }
-
   // The window of a moving average in steps, as in a report: a fiftieth of all steps, and an odd number.
   get window() {
     const steps = this.size ? this.last('step') - this.columns.step[0] + 1 : 0;
     return 2 * Math.max(1, Math.floor(steps / 50)) + 1;
   }
-
   // A column's centered moving average, as in a report: the window shrinks at the start on both sides, at the end on
   // one. The rows of a history come with their average from the server, which has all steps.
   smoothed(name) {
@@ -72,29 +64,24 @@ export class Records {
       return value === null ? null : known.reduce((a, b) => a + b, 0) / known.length;
     });
   }
-
   // Whether any training row has a number in a column.
   has(name) {
     return this.columns[name].some(value => value !== null);
   }
-
   // The evaluations for which `read(record)` is a number, as arrays x and y.
   evaluated(read, axis) {
     const records = this.evaluations.filter(record => finite(read(record)) !== null);
     return {x: records.map(({step}) => this.placeOf(step, axis)), y: records.map(read)};
   }
-
   // The keys of a dictionary in the evaluations, such as `weight_norms`.
   groupsOf(key) {
     return [...new Set(this.evaluations.flatMap(record => Object.keys(record[key] ?? {})))];
   }
-
   // The evaluation with the lowest validation loss, or null.
   get best() {
     return this.evaluations.filter(({val_loss: loss}) => finite(loss) !== null)
       .reduce((best, each) => (best === null || each.val_loss < best.val_loss ? each : best), null);
   }
-
   // Seconds until `steps`, at the rate of the last ones; null if there is no rate yet.
   secondsLeft(steps, over = 50) {
     const seconds = this.columns.seconds.slice(-over).filter(value => value !== null);

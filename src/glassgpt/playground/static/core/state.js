@@ -2,7 +2,6 @@
 
 const values = new Map(new URLSearchParams(location.hash.slice(1)));
 const listeners = new Set();
-
 // The text of a key.
 export const text = (key, fallback = '') => values.get(key) ?? fallback;
 
@@ -14,7 +13,6 @@ export function number(key, fallback = null) {
 
 // The value of a key if it is one of `options`.
 export const option = (key, options, fallback = options[0]) => (options.includes(text(key)) ? text(key) : fallback);
-
 // The number of a key as an index: rounded, and clamped to 0 ... size - 1.
 export const index = (key, size, fallback = 0) => Math.max(0, Math.min(size - 1, Math.round(number(key, fallback))));
 

@@ -1,5 +1,4 @@
 // Cards, controls and tables.
-
 import {onTheme, shade} from './colors.js';
 import {h} from './dom.js';
 import {csv} from './format.js';

@@ -1,5 +1,4 @@
 // One row of one head, number by number: q·k, scale, mask, softmax, weighted values.
-
 import {attentionRow, card, category, exact, facts, h, largest, norm, percent, precise, products, short, signColor,
   state, sum, table} from '../core/index.js';
 import {bars, matrix} from '../widgets/index.js';

@@ -1,6 +1,5 @@
 // Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual
 // stream.
-
 import {button, card, category, choice, exact, h, headNames, largest, layerNames, legend, precise, ramp, short, state,
   sum, table} from '../core/index.js';
 import {bars, matrix} from '../widgets/index.js';
@@ -82,7 +81,6 @@ function headsCard({signal, info}) {
     about: 'What each head wrote for (orange) or against (blue) the token. Rows: layers, columns: heads.',
     save: {name: 'attribution-heads', figure: grid, rows: grid.rows},
   }, grid, scale, open, h('h3', {}, 'Largest contributions'), list);
-
   function select() {
     const row = state.index('layer', rows), col = state.index('head', cols);
     grid.show({selected: {row, col}});

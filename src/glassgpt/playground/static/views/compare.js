@@ -1,5 +1,4 @@
 // Compare: two checkpoints of a run, or two models, on the same text.
-
 import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog,
   modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
   vocabulary} from '../core/index.js';
@@ -13,7 +12,6 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     about: 'A is the model selected at the top of the page, B is selected here. Both read the text above.'}, chooser);
   const show = (...cards) => page.replaceChildren(control, ...cards);
   let stage = new AbortController();
-
   async function showPair() {
     stage.abort();
     stage = new AbortController();
@@ -26,7 +24,6 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     });
     if (!isShown && !until.aborted) show(problem);
   }
-
   // Open B. If the page selected it and the run has deleted it since, select again from what exists now.
   async function openOther(until) {
     const first = showChoice(catalog);
@@ -38,7 +35,6 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
       return openModel(now.entry, now.step, until);
     }
   }
-
   function showChoice(listed) {
     const other = defaultOther(listed, findEntry(listed, entry.name) ?? entry, info.step);
     const model = choice({label: 'B', value: other.entry.name, options: listed.offers.map(({name}) => [name, name]),

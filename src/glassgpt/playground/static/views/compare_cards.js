@@ -1,5 +1,4 @@
 // Two models on one text: their attention heads, their predictions, and how far these are apart.
-
 import {attempt, bar, bound, card, category, entropy, exportButtons, facts, h, jensenShannon, klDivergence, latest,
   notice, numberField, percent, post, ramp, ranked, softmax, spanOf, state, table} from '../core/index.js';
 import {axis, chart, depthName, headGrid, headMatrix, line} from '../widgets/index.js';

@@ -1,5 +1,4 @@
 // Whole continuations of a text, side by side, shown while they are generated.
-
 import {bound, button, card, count, h, inkOn, lines, notice, numberField, percent, shade, shellQuoted, slider, state}
   from '../core/index.js';
 import {seed, settings} from './generated_text.js';
@@ -28,7 +27,6 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
   signal.addEventListener('abort', () => running?.abort());
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed', 'n', 'max_new_tokens', 'paths'], showCommand, signal);
   showCommand();
-
   function showCommand() {
     const {temperature, topK, topP, minP} = settings(info.vocab_size);
     const reference = entry.kind === 'run' && info.step !== null ? `${entry.name}@${info.step}` : entry.name;
@@ -44,7 +42,6 @@ export function continuationsCard({signal, opened, info, entry, limits, text, id
         + 'them is here.';
     } else command.textContent = `glassgpt generate ${shellQuoted(reference)} ${given.join(' ')}`;
   }
-
   async function start() {
     running?.abort();
     const run = running = new AbortController(), {temperature, topK, topP, minP} = settings(info.vocab_size);

@@ -1,5 +1,4 @@
 // The generated text: tokens sampled, taken back, branched from; and the sampling settings.
-
 import {bound, button, card, count, h, numberField, percent, slider, state, sum, tokenCount} from '../core/index.js';
 import {tokenStrip} from '../widgets/index.js';
 
@@ -12,7 +11,6 @@ export const settings = vocabSize => ({
   topP: share('top_p'), minP: share('min_p'),
 });
 const share = name => (state.number(name) > 0 && state.number(name) < 1 ? state.number(name) : null);
-
 // The seed of the steps and of the continuations.
 export const seed = () => Math.round(Math.max(0, state.number('seed', 1337)));
 
@@ -47,8 +45,7 @@ export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, 
     button('×', () => edit('remove', i), {kind: 'button.small', 'aria-label': `Remove branch ${i + 1}`,
       title: 'Remove'}));
   return {
-    element, hasFailed: () => problem.childElementCount > 0,
-    fail: message => problem.replaceChildren(notice(message, 'error')), show(paths, isReady) {
+    element, problem, show(paths, isReady) {
       shown = paths;
       const {current} = paths;
       const strip = tokenStrip({pieces: current.map(({id}) => names[id]), selectOnMove: false,

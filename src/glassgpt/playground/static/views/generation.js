@@ -1,5 +1,4 @@
 // Generation: the distribution of the next token, sampling token by token with branches, and whole continuations.
-
 import {announce, attempt, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme, parsePaths,
   percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
   vocabulary} from '../core/index.js';
@@ -26,7 +25,6 @@ export default async function show(page, context) {
   const cards = [nextCard, ranksCard, searchCard].map(create => create({names, vocabSize, signal, onSelect: append}));
   page.append(generated.element, cards[0].element, h('div.stack', {}, cards[1].element, cards[2].element),
     continuationsCard({...context, currentIds}));
-
   async function update() {
     const ids = currentIds(), visible = ids.slice(droppedTokens(ids.length, info.most_tokens));
     point = null;
@@ -41,7 +39,6 @@ export default async function show(page, context) {
       refresh();
     });
   }
-
   // Add the probabilities of tokens that came with a link.
   async function fillIn(ids, visible) {
     if (paths.current.every(({p}) => p !== null)) return;
@@ -52,32 +49,27 @@ export default async function show(page, context) {
       token.p ??= position > 0 ? 2 ** -surprisal[position] : null;
     });
   }
-
   function refresh() {
     if (!point) return;
     point.rejected = paths.rejected;
     point.q = samplingDistribution(point.logits, settings(vocabSize), {order: point.order, without: point.rejected});
     for (const each of cards) each.show(point);
   }
-
   function change(method, ...values) {
     paths[method](...values);
     state.set({paths: paths.toText(tag)});
     updating = update();
   }
-
   function append(id) {
     if (!point) return;
     announce(`${names[id]}, ${percent(point.p[id])}`);
     change('append', {id, p: point.p[id]});
   }
-
   function step() {
     if (!point) return;
     // The place and the number of rejections select the random number: the same seed repeats the same text.
     append(tokenAt(point.q, randomShare(seed(), point.ids.length, paths.rejected.size)));
   }
-
   async function reject() {
     if (!point || !paths.current.length) return;
     change('reject', vocabSize);
@@ -168,7 +160,6 @@ function searchCard({names, onSelect}) {
     about: 'Tokens that contain a text, by probability. A space is shown as ␣.',
     save: {name: 'matches', figure: list, rows: list.rows},
   }, field, summary, list);
-
   function update() {
     if (!point) return;
     const found = findTokens(names, field.value, point.order), shown = found.slice(0, MATCHES);

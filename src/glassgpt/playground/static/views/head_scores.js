@@ -1,5 +1,4 @@
 // Head scores: how much each head behaves like a known type, at one step and over all steps.
-
 import {argmax, card, count, exportButtons, h, headNames, layerNames, ramp, state} from '../core/index.js';
 import {axis, chart, line, matrix, verticalLine} from '../widgets/index.js';
 
@@ -21,7 +20,6 @@ function scoresOf({head_scores: scores}, k) {
 export function headScoresCard({signal}) {
   const place = h('div.head-types');
   let now = null, grids = null;
-
   function createGrid(type, k) {
     const [, rows, cols] = now.head_scores.shape, at = (r, c) => scoresOf(now, k)[r * cols + c];
     const grid = matrix({
@@ -70,7 +68,6 @@ export function scoresOverSteps({load, steps, marked, signal}) {
     wide: true, about: 'The highest score among all heads, from 0 to 1: when heads of a type emerge.',
     save: {name: 'scores-over-steps', figure: drawing, rows: drawing.rows},
   }, drawing, about);
-
   async function gather() {
     for (const step of evenlySpaced(steps(), MAX_LOADED)) {
       if (best.has(step)) continue;

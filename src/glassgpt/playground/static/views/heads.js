@@ -1,5 +1,4 @@
 // Attention heads: all of them, then one, then one of its rows, number by number.
-
 import {argmax, attempt, bound, card, category, checkbox, exact, h, kvHeadOf, latest, legend, post, ramp, short, slider,
   spanOf, spanText, state} from '../core/index.js';
 import {headGrid, headMatrix} from '../widgets/index.js';
@@ -17,7 +16,6 @@ export default async function show(page, context) {
   const parts = [rowCards(context), ...info.config.position === 'rope' ? [rotaryCards(context)] : []];
   page.append(grid.element, one.element, ...parts.flatMap(({cards}) => cards));
   let found = null;
-
   function showRow() {
     if (!found) return;
     const t = state.index('query', ids.length, ids.length - 1);
@@ -89,7 +87,6 @@ function headCard({signal, info, pieces}) {
     about: 'Rows are queries, columns are keys. Select a query with ↑ ↓ and a key with ← →.',
     save: {name: 'head', figure: canvas, rows: canvas.rows},
   }, problem, lead, h('div.controls.short-labels', {}, query, key), canvas, scale, explanation);
-
   function tint() {
     if (!now) return;
     canvas.showHead({pieces, labels, weights: now.weights, span: now.span, isSqrt: isSqrt()});

@@ -1,5 +1,4 @@
 // Interventions: ablate components, hide tokens, patch activations from a second text, and see what changes.
-
 import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, headNames,
   klDivergence, layerNames, notice, onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
   vocabulary} from '../core/index.js';
@@ -9,7 +8,6 @@ import {patchingCard} from './patching.js';
 const TOP = 10, CHANGED = 8;
 const MAX_CHANGE = 4;  // bits of change at which a token's color is strongest
 const SERIES = [{name: 'before', color: 'accent'}, {name: 'after', color: 'warm'}];
-
 const ablateBy = () => state.option('by', ['zero', 'mean']);
 
 export default async function show(page, context) {
@@ -25,14 +23,12 @@ export default async function show(page, context) {
   page.append(ablation.element, next.element, h('div.stack', {}, changes.element, importanceCard(view)),
     surprisal.element, patching.element);
   let turn = 0;
-
   // The body of a request about the changed model.
   function edited(more) {
     const patches = patching.edits();
     const edits = [...Array.from(ablated(), code => editRequest(code, ablateBy())), ...patches];
     return opened.request({ids, ...more, ...edits.length && {edits}, ...patches.length && {source: patching.source()}});
   }
-
   async function update() {
     const mine = ++turn, at = {position: position()};
     ablation.show();
@@ -136,7 +132,6 @@ function changesCard({names}) {
     measure = value;
     draw();
   }}), problem, list);
-
   function draw() {
     const {change, text} = measures[measure], {before, after, p, q} = effect;
     const changes = Float64Array.from(p, (_, id) => change(effect, id)), order = ranked(changes);

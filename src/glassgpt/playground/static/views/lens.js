@@ -1,5 +1,4 @@
 // Logit lens: the residual stream by depth, predictions and ranks over the layers, and what made a logit.
-
 import {attempt, card, category, h, latest, onTheme, percent, post, state, table, vocabulary} from '../core/index.js';
 import {axis, chart, depthName, lensCard, line, normCard, pager, plain, trackedTokens, trackField,
   windowSize} from '../widgets/index.js';
@@ -24,7 +23,6 @@ export default async function show(page, context) {
   page.append(problem, lens.element, norms.element, ranks.element, ...attribution.cards);
   const request = (path, more) => post(path, opened.request({ids, ...more}), signal);
   const select = () => [lens, norms].forEach(grid => grid.select(depth(), position()));
-
   async function showGrids() {
     controls.show();
     const start = from();
@@ -35,7 +33,6 @@ export default async function show(page, context) {
     [lens, norms].forEach(grid => grid.show(data));
     select();
   }
-
   async function showPosition() {
     const at = position(), tracked = trackedTokens(names.length), next = ids[at + 1] ?? null;
     const range = {start: at, stop: at + 1, k: TOP};
@@ -91,7 +88,6 @@ function ranksCard({signal, names}) {
       ['depth', 'id', 'token', 'rank', 'probability'], ...depths().flatMap(d => now.series.map((id, i) =>
         [depthName(d), id, names[id], now.found.watch_rank[at(d, i)] + 1, now.found.watch_p[at(d, i)]]))]},
   }, lead, field, h('div.split.ranks', {}, lines, list));
-
   function showDepth(depth) {
     if (!now) return;
     const {found, series} = now, k = found.top_ids.shape[2];

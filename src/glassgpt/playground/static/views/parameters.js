@@ -1,5 +1,4 @@
 // One parameter as a picture with its spectrum, and the norms of all parameters and their gradients.
-
 import {attempt, bound, button, card, category, choice, count, encode, exportButtons, facts, h, largest, legend, post,
   segmented, short, state, sum} from '../core/index.js';
 import {axis, barLegend, barList, chart, line, matrix} from '../widgets/index.js';
@@ -13,7 +12,6 @@ export function parameterCard({opened, info, signal}) {
   const name = () => state.option('parameter', all, all.includes(DEFAULT_PARAMETER) ? DEFAULT_PARAMETER : all[0]);
   const problem = h('div'), place = h('div'), spectrum = h('div');
   let picture = null, stage = new AbortController();
-
   function update() {
     stage.abort();
     stage = new AbortController();
@@ -94,7 +92,6 @@ export function normsCard({opened, info, signal}) {
   };
   const drawing = chart({label: 'Norms by layer', signal, traces: byLayer, layout: () => ({
     xaxis: axis('layer', {dtick: info.config.n_layer > 16 ? 4 : 1}), yaxis: axis(MEASURES[shown][0], {type: 'log'})})});
-
   async function measure() {
     start.disabled = true;
     await attempt(problem, signal, async () => {
@@ -105,7 +102,6 @@ export function normsCard({opened, info, signal}) {
     });
     start.disabled = false;
   }
-
   function showAll(loss, tokens) {
     const list = barList({label: 'All parameters', series: NORMS, ownScales: true, test: 'gradient-bars'});
     list.classList.add('long-names');

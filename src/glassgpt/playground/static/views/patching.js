@@ -1,5 +1,4 @@
 // Activation patching: activations from a second text put into the pass over the first (Vig et al., 2020).
-
 import {attempt, button, card, choice, editRequest, editText, encode, h, klDivergence, layerNames, numberField,
   parseEdits, percent, post, ranked, softmax, state} from '../core/index.js';
 import {sweep, tokenStrip} from '../widgets/index.js';
@@ -27,7 +26,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     wide: true, test: 'patching', about: 'Replace activations by those from a second text with as many tokens.',
     save: {name: 'patching', figure: () => tracing, rows: () => tracing.rows()},
   }, field, problem, body);
-
   async function load() {
     second = tracing = null;
     stage.abort();
@@ -48,7 +46,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
       build(AbortSignal.any([signal, stage.signal]));
     });
   }
-
   function build(stopped) {
     const differs = i => second.ids[i] !== ids[i];
     const strip = tokenStrip({pieces: second.pieces, partial: second.partial, label: 'Tokens of the second text',
@@ -71,13 +68,11 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
         + '− D(second ‖ patched) / D(second ‖ text), where D is the Kullback–Leibler divergence of the next token’s '
         + 'distribution. 1: the patch alone gives the second text’s prediction.'), map);
   }
-
   function change(edit) {
     const now = codes();
     edit(now);
     state.set({patch: [...now].join(',')});
   }
-
   function picker() {
     const chosen = {component: 'r', layer: 0, head: 0, position: ''};
     const set = key => value => { chosen[key] = value; };
@@ -95,7 +90,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
         options: [['', 'all tokens'], ...pieces.map((piece, i) => [i, `${i}: ${piece}`])]}),
       button('Patch', () => change(now => now.add(code())), {test: 'patch'}));
   }
-
   function tracingMap(stopped) {
     const last = position(), first = ids.findIndex((id, i) => id !== second.ids[i]);
     const about = h('p.about', {role: 'status'});

@@ -1,5 +1,4 @@
 // Rotary positions (Su et al., 2021): what rotating queries and keys does to a score.
-
 import {attentionRow, card, count, css, exact, facts, h, largest, norm, precise, products, rotaryAngles,
   scoreAtDistance, short, sum} from '../core/index.js';
 import {axis, chart, figure, line, matrix, plain, selectable} from '../widgets/index.js';

@@ -1,5 +1,4 @@
 // The cards of a snapshot's prompt: attention, logit lens, surprisal.
-
 import {card, count, exportButtons, h, ramp, short, spanOf, state, sum} from '../core/index.js';
 import {headGrid, headMatrix, lensCard, pager, SURPRISAL_ENDS, surprisalStrip, windowSize} from '../widgets/index.js';
 
@@ -19,7 +18,6 @@ function attentionCard({model, signal}) {
   }, h('div.split', {}, left, h('div', {}, h('div.row.headed', {}, lead,
     exportButtons({name: 'head-of-a-step', figure: one, rows: one.rows})), one)),
   h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal), '. Stored in 256 levels. Gray: masked.'));
-
   function showOne() {
     if (!now) return;
     const layer = state.index('layer', now.layers), head = state.index('head', now.heads), size = now.ids.length ** 2;
@@ -57,7 +55,6 @@ function depthCard({model, signal}) {
   const {element, ...lens} = lensCard({
     names: () => model.names, controls: place, name: 'lens-of-a-step', test: 'snapshot-lens', signal,
     vocabSize: () => model.info?.vocab_size ?? now.nextRank.reduce((a, b) => Math.max(a, b + 1), 2)});
-
   function draw() {
     if (!now) return;
     const key = `${element.body.clientWidth} ${now.pieces.join()}`;

@@ -1,5 +1,4 @@
 // Text: how it is split into tokens, and how much each token surprised the model.
-
 import {attempt, bar, button, card, count, facts, h, notice, percent, post, ramp, shade, state, sum, table,
   vocabulary} from '../core/index.js';
 import {SURPRISAL_ENDS, surprisalStrip} from '../widgets/index.js';
@@ -19,7 +18,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
       ...ids.map((id, i) => [i, id, pieces[i], bytes[i], i ? surprisal[i] : ''])]},
   }, strip, h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal), '. Dashed: part of a character.')),
   token, predictions, card('Text statistics', {}, facts(statistics(text, ids, bytes, [...surprisal].slice(1)))));
-
   function showToken() {
     const i = selected();
     strip.select(i);
@@ -35,7 +33,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
     predictions.body.replaceChildren(i ? topTokens(i - 1, ids[i])
       : notice('The model gives no probability to the first token.'));
   }
-
   function topTokens(before, actual) {
     const k = topIds.shape[1];
     return table(['token', '', 'probability'], Array.from({length: k}, (_, j) => {
@@ -43,7 +40,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
       return [id === actual ? h('strong', {}, names[id]) : names[id], bar(p, shade('magnitude', 0.75)), percent(p)];
     }));
   }
-
   function mergeList(i) {
     const problem = h('div'), list = h('div');
     return h('div', {}, button('Show BPE merges', () => attempt(problem, signal, async () => {

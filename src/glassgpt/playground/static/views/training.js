@@ -1,5 +1,4 @@
 // Training: the records of a run, finished or in progress, and its snapshots step by step.
-
 import {attempt, bar, button, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel,
   PromiseCache, Records, short, state, vocabulary} from '../core/index.js';
 import {scrubber} from '../widgets/index.js';
@@ -58,7 +57,6 @@ export default async function show(page, {entry, catalog, signal}) {
 // reason).
 async function followRun(model, signal, {loaded, changed, connected, ...handlers}) {
   let waiting = null;  // events that arrive while the history loads
-
   async function load() {
     waiting = [];
     try {
@@ -73,7 +71,6 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
   }
   const failed = error => signal.aborted || connected(false, error.message);
   const reload = latest(() => load().catch(failed));
-
   function handle(name, data) {
     if (name === 'reset') return void reload();
     if (waiting) return void waiting.push([name, data]);
@@ -181,14 +178,12 @@ function stepCards(run, entry, signal) {
   });
   const showStep = () => (current = present());
   const promptIndex = ({prompts}) => state.index('prompt', prompts.length);
-
   function showPrompts(snapshot) {
     const {prompts} = snapshot;
     tools.replaceChildren(...prompts.length < 2 ? [] : [choice({label: 'Prompt', value: promptIndex(snapshot),
       onInput: value => state.set({prompt: value}),
       options: prompts.map(({pieces}, i) => [i, pieces.join('').slice(0, 60)])})]);
   }
-
   // The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids.
   async function loadModel() {
     if (!run.history.checkpoints.length || model.info) return;
@@ -200,7 +195,6 @@ function stepCards(run, entry, signal) {
       // The checkpoint was removed or is being written: try again with the next.
     }
   }
-
   async function grow() {
     const {snapshots: list, samples: sections} = run.history;
     steps = [...new Set([...list, ...sections.map(({step}) => step)])].sort((a, b) => a - b);
@@ -242,7 +236,6 @@ function samplesCard({all, signal}) {
     save: {name: 'samples', rows: () => [['step', 'sample', 'text'],
       ...all().flatMap(each => each.texts.map((text, i) => [each.step, i + 1, text]))]},
   }, tools, place);
-
   function draw() {
     if (!all().length) return void place.replaceChildren(notice('No samples yet.'));
     const left = all().find(each => each.step === state.number('compare_step')) ?? all()[0];

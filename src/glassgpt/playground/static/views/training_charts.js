@@ -1,5 +1,4 @@
 // The charts of a run's training over steps, tokens or time.
-
 import {AXES, bound, card, count, h, notice, segmented, state} from '../core/index.js';
 import {axis as chartAxis, chart, line, verticalLine} from '../widgets/index.js';
 
@@ -52,7 +51,6 @@ function specChart({spec, records, environment, marked, signal}) {
   });
   const element = card(spec.title, {about: spec.about, wide: spec.wide, test: `chart-${spec.id}`,
     save: {name: spec.id, figure: drawing, rows: drawing.rows}}, absent, drawing);
-
   // How many of the records' units the axis counts in, and its name.
   function unit() {
     if (axisName() !== 'time') return [1, {step: 'step', tokens: 'tokens seen'}[axisName()]];

@@ -1,5 +1,4 @@
 // Weights: maps of the embedding tables, nearest neighbours, parameters, and gradients.
-
 import {attempt, bound, button, card, category, choice, count, findTokens, h, latest, legend, onTheme, post, shade,
   short, state, vocabulary} from '../core/index.js';
 import {barList, pointMap} from '../widgets/index.js';
@@ -59,13 +58,11 @@ function mapCard({info, names, table, nameOf, select, signal}) {
     menu('color', 'color', [['type', 'type of token'], ['id', 'id']], color), search, summary,
     button('all', map.showAll, {kind: 'button.small', title: 'Show all (0)'})), map, shares, colors);
   const matches = () => (table() === 'positions' ? [] : findTokens(names, search.value));
-
   function mark() {
     const found = matches();
     summary.textContent = search.value ? `${count(found.length)} found` : '';
     map.show({marked: search.value ? found.slice(0, MAX_MARKED) : neighbours});
   }
-
   // The points' groups and their colors.
   function colored(size) {
     if (color() === 'type' && table() !== 'positions') {

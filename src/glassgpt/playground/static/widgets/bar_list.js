@@ -1,5 +1,4 @@
 // Horizontal bars with names and numbers: elements, so that they can be read, focused and selected.
-
 import {css, exportableElement, h, legend} from '../core/index.js';
 import {roving} from './figure.js';
 
@@ -15,7 +14,6 @@ export function barList({label, series, signed = false, onSelect = null, full = 
   const color = (s, value) => (!signed ? series[s].color : value < 0 ? 'accent' : 'warm');
   const largest = s => shown.reduce((most, {values}) => Math.max(most, Math.abs(values[s])), 0);
   const scale = s => full(ownScales ? largest(s) : Math.max(...series.map((_, i) => largest(i)))) || 1;
-
   function createLine(i) {
     const name = h('span.bars-name'), fills = series.map(() => h('span')),
       numbers = series.map(() => h('span.bars-number'));
@@ -24,7 +22,6 @@ export function barList({label, series, signed = false, onSelect = null, full = 
       name, h(signed ? 'span.bars-track.signed' : 'span.bars-track', {}, fills), numbers);
     return {element, name, fills, numbers};
   }
-
   function fillLine({element, name, fills, numbers}, row) {
     name.textContent = row.label;
     element.title = row.title ?? '';

@@ -1,5 +1,4 @@
 // Vertical bars, in one lane or several over the same categories, with a tooltip and a bar that the arrow keys move.
-
 import {category, css, short} from '../core/index.js';
 import {figure, selectable} from './figure.js';
 
@@ -15,7 +14,6 @@ export function bars(settings) {
   const bottom = () => b.lanes.length * (b.height + GAP) - GAP + HEAD;
   const labelRoom = () => (!b.labels || step < 9 ? 0
     : Math.min(110, 0.62 * Math.min(12, step) * Math.max(...b.labels.map(label => [...label].length))));
-
   function paint(p, width) {
     step = (width - AXIS) / count();
     b.lanes.forEach((lane, n) => paintLane(p, lane, n * (b.height + GAP), width));
@@ -28,7 +26,6 @@ export function bars(settings) {
       p.frame(AXIS + b.selected * step, HEAD, Math.max(2, step), bottom() - HEAD, css('warm'), 1.5);
     }
   }
-
   function paintLane(p, {title, values, color = () => category(0), range}, top, width) {
     const [low, high] = range ?? [Math.min(0, ...values), Math.max(0, ...values)];
     const y = value => top + HEAD + b.height * (1 - (value - low) / (high - low || 1));

@@ -1,5 +1,4 @@
 // Charts by Plotly, whose script comes from the installed Python package.
-
 import {category, css, h, notice, onTheme, unreachable} from '../core/index.js';
 
 const isTouch = matchMedia('(pointer: coarse)').matches;
@@ -36,7 +35,6 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label,
   const data = () => traces().map(trace => ({type: 'scatter', ...trace}));
   const fullLayout = () => ({...commonLayout(), ...layout(), margin: {l: 48, r: 10, t: 12, b: 38, ...layout().margin}});
   let drawn = Promise.resolve(), isInSight = false, isStale = true;
-
   async function draw() {
     if (signal?.aborted || !isInSight || !isStale) return;
     isStale = false;
@@ -53,7 +51,6 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label,
       element.replaceChildren(notice(error.message, 'error'));
     }
   }
-
   function redraw() {
     isStale = true;
     return drawn = drawn.then(draw);
@@ -68,7 +65,6 @@ export function chart({traces, layout = () => ({}), height = 260, signal, label,
     observer.disconnect();
     loading?.then(Plotly => Plotly.purge(element), () => {});
   });
-
   async function picture(format) {
     const {width, height: tall} = element.getBoundingClientRect();
     const options = {format, width, height: tall, scale: format === 'png' ? 2 : 1};

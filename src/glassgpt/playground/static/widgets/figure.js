@@ -1,5 +1,4 @@
 // A canvas that repaints when its width or the theme changes, and whose cells can be pointed at, selected and exported.
-
 import {announce, CanvasPainter, exportable, onTheme, tip} from '../core/index.js';
 
 // size(width): the height for a width, in CSS pixels. paint(p, width, height). label: for screen readers. The element's
@@ -11,7 +10,6 @@ export function figure({size, paint, label, test, signal}) {
   canvas.setAttribute('aria-label', label);
   if (test) canvas.dataset.test = test;
   let width = 0, height = 0;
-
   function redraw() {
     if (!width) return;
     height = size(width);

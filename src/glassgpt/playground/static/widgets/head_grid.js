@@ -1,5 +1,4 @@
 // All attention heads at a glance: layers as rows, heads as columns, on one canvas.
-
 import {category, colorTable, css, isAnyVisible, isDark, kvHeadOf, rgb, spanOf} from '../core/index.js';
 import {figure, selectable} from './figure.js';
 
@@ -14,7 +13,6 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
   let images = {key: null}, side = 1;
   const xOf = head => LEFT + head * (side + GAP), yOf = layer => TOP + layer * (side + GAP);
   const kvOf = head => kvHeadOf(g.info, head);
-
   function cellImages() {
     const key = `${isDark()} ${g.isSqrt} ${Boolean(g.info)}`;
     if (images.key !== key || images.picture !== g.picture) {
@@ -22,7 +20,6 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     return images.all;
   }
-
   // A head's picture. A cell of a long text is the largest of several weights.
   function imageOf(i) {
     const {thumbnails, tokens} = g.picture, cells = thumbnails.shape[2];
@@ -37,7 +34,6 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     return pixels;
   }
-
   function paint(p) {
     const all = cellImages(), size = Math.max(8, Math.min(12, side / 2));
     const style = isSelected => ({size, fill: css(isSelected ? 'accent' : 'soft'), bold: isSelected});

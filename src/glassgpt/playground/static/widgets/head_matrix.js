@@ -1,5 +1,4 @@
 // The attention weights of one head: rows are queries, columns are keys.
-
 import {css, isVisible, percent, precise} from '../core/index.js';
 import {matrix} from './matrix.js';
 
@@ -9,7 +8,6 @@ import {matrix} from './matrix.js';
 export function headMatrix(settings) {
   let head = null;
   const weight = (t, s) => head.weights[t * head.pieces.length + s] / (head.scale ?? 1);
-
   function weightText(t, s) {
     if (isVisible(head.span, t, s)) return `weight ${precise(weight(t, s))} (${percent(weight(t, s))})`;
     return s > t ? 'masked: after the query' : 'masked: before the window';

@@ -1,5 +1,4 @@
 // The logit lens, and the norm of the residual stream, over depth and position.
-
 import {bound, button, card, checkbox, count, css, h, percent, precise, ramp, segmented, slider,
   state} from '../core/index.js';
 import {matrix} from './matrix.js';
@@ -84,14 +83,12 @@ export function lensCard({names, vocabSize, controls, name, test, signal}) {
   const rankText = rank => (rank < 0 ? '' : String(rank + 1));
   // By logarithm: from rank 10 to 1 is as much as from 100 to 10.
   const rankShare = rank => (rank < 0 ? NaN : 1 - Math.log(rank + 1) / Math.log(vocabSize()));
-
   function lines({pieces, topIds, topP, k, nextRank, nextP, entropy}, i, position) {
     const top = Array.from({length: k},
       (_, j) => `${j + 1}. ${nameOf(topIds[i * k + j])}  ${percent(topP[i * k + j])}`);
     const next = `next token ${pieces[position + 1]}: rank ${nextRank[i] + 1}${nextP ? `, ${percent(nextP[i])}` : ''}`;
     return [...top, ...nextRank[i] < 0 ? [] : [next], ...entropy ? [`entropy ${entropy[i].toFixed(2)} bits`] : []];
   }
-
   function underline({ids, depths, size, from, topIds, k}, index, p, {x, y, cell, cellY}) {
     for (let r = 0; r < depths; r++) {
       for (let c = 0; c < size; c++) {

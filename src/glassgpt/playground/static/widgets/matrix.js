@@ -1,5 +1,4 @@
 // A matrix as a picture: cells, labels if there is room, a tooltip, and a cell that the arrow keys move.
-
 import {colorTable, css, inkOn, isDark, rgb} from '../core/index.js';
 import {figure, selectable} from './figure.js';
 
@@ -18,7 +17,6 @@ export function matrix(settings) {
   let place = {x: 0, y: 0, cell: 1, cellY: 1};
   let picture = {key: null};  // the cells' image: a million cells at 1,024 tokens, and a selection changes none of them
   const at = (r, c) => (m.values ? m.values[r * m.cols + c] : m.value(r, c));
-
   function layOut(width) {
     const cellFor = labels => Math.min(m.cell, (width - labels - 1) / m.cols);
     let x = m.rowLabels ? Math.min(MAX_ROW_LABEL, 0.25 * width) : 0;
@@ -31,7 +29,6 @@ export function matrix(settings) {
     place.isFlat = longest <= cell;
     place.y = place.isFlat ? 18 : 10 + Math.min(54, longest);
   }
-
   function image() {
     const fold = size => Math.max(1, Math.ceil(1 / (size * (devicePixelRatio || 1))));
     const foldX = fold(place.cell), foldY = fold(place.cellY), key = `${isDark()} ${foldX} ${foldY}`;
@@ -45,7 +42,6 @@ export function matrix(settings) {
     });
     return picture = {key, foldX, foldY, pixels};
   }
-
   function folded(foldX, foldY, width, height) {
     const result = new Float32Array(width * height).fill(NaN);
     for (let r = 0; r < m.rows; r++) {
@@ -59,7 +55,6 @@ export function matrix(settings) {
     return result;
   }
   const shareOf = (value, [low, high]) => (value - low) / (high - low || 1);
-
   function range() {
     if (m.range) return m.range;
     let most = 0, least = 0;
@@ -72,7 +67,6 @@ export function matrix(settings) {
     }
     return m.scale === 'signed' ? [-Math.max(most, -least), Math.max(most, -least)] : [least, most];
   }
-
   function paint(p, width) {
     layOut(width);
     const {x, y, cell, cellY, isFlat} = place, {pixels, foldX, foldY} = image();
@@ -95,7 +89,6 @@ export function matrix(settings) {
     if (col !== null) p.frame(x + col * cell, y + (row ?? 0) * cellY, cell, row === null ? cellY * m.rows : cellY,
       css('warm'), 2);
   }
-
   function paintWords(p) {
     const {x, y, cell, cellY} = place, limits = range(), size = Math.min(MAX_FONT, 0.75 * cellY);
     for (let r = 0; r < m.rows; r++) {

@@ -1,5 +1,4 @@
 // Many points on a plane, moved and zoomed by wheel and drag, by two fingers, and by keys.
-
 import {css, tip} from '../core/index.js';
 import {figure, pointIn} from './figure.js';
 
@@ -22,7 +21,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     size: width => Math.round(Math.min(560, Math.max(300, 0.72 * width)))});
   canvas.classList.add('map');
   canvas.tabIndex = 0;
-
   function paint(p, width, height) {
     size = {width, height};
     if (!home) fit();
@@ -41,7 +39,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     paintLabels(p);
     p.frame(0.5, 0.5, width - 1, height - 1, css('line'));
   }
-
   // Mark points, and write a name at each unless it would cover another.
   function paintLabels(p) {
     const boxes = [], marked = m.marked.filter(isInSight);
@@ -60,7 +57,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     for (const i of marked) label(i, css('ink'), false);
   }
-
   function fit() {
     const range = values => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)],
       [Infinity, -Infinity]);
@@ -68,7 +64,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     const scale = 0.92 * Math.min(size.width / (right - left || 1), size.height / (top - bottom || 1));
     home = view = {x: (left + right) / 2, y: (bottom + top) / 2, scale};
   }
-
   function redraw() {
     if (isWaiting) return;
     isWaiting = true;
@@ -77,7 +72,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
       if (!signal?.aborted) canvas.figure.redraw();
     });
   }
-
   // Zoom, with the point at (px, py) fixed.
   function zoom(factor, px = size.width / 2, py = size.height / 2) {
     const scale = Math.min(400, Math.max(0.3, factor * view.scale / home.scale)) * home.scale;
@@ -85,17 +79,14 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     view = {x: view.x + dx * change, y: view.y + dy * change, scale};
     redraw();
   }
-
   function move(dx, dy) {
     view = {...view, x: view.x - dx / view.scale, y: view.y + dy / view.scale};
     redraw();
   }
-
   function showAll() {
     home = null;
     redraw();
   }
-
   function nearest(px, py) {
     let best = null, least = NEAR ** 2;
     for (let i = 0; i < m.x.length; i++) {
@@ -106,7 +97,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
   }
   const pointers = new Map();  // by id: where a finger or the pressed mouse is
   let travelled = 0;
-
   function drag(id, before, now) {
     const other = [...pointers].find(([each]) => each !== id)?.[1];
     travelled += Math.hypot(now[0] - before[0], now[1] - before[1]);

@@ -1,5 +1,4 @@
 // A slider over the steps of a run, which can also play them one after the other.
-
 import {button, checkbox, count, h, state} from '../core/index.js';
 
 const STEP_MS = 450;
@@ -20,7 +19,6 @@ export function scrubber({steps, shown, signal}) {
   }});
   const element = h('div.row.scrubber', {}, play, previous, input, next, output, newest);
   let playing = null;  // aborts to stop
-
   // The index of the selected step, or of the nearest one before it.
   function index() {
     const all = steps(), wanted = state.number('at');
@@ -28,18 +26,15 @@ export function scrubber({steps, shown, signal}) {
   }
   const step = () => steps()[index()] ?? null;
   const select = i => state.set({at: steps()[i]});
-
   function choose(i) {
     stop();
     select(Math.min(steps().length - 1, Math.max(0, i)));
   }
-
   function stop() {
     playing?.abort();
     playing = null;
     update();
   }
-
   async function start() {
     const mine = playing = new AbortController();
     if (index() === steps().length - 1) select(0);
@@ -51,7 +46,6 @@ export function scrubber({steps, shown, signal}) {
       select(index() + 1);
     }
   }
-
   function update() {
     const all = steps(), i = index();
     input.max = Math.max(0, all.length - 1);

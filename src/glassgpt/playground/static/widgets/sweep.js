@@ -1,5 +1,4 @@
 // The same request for many parts of a model, one after the other, shown as a matrix that fills.
-
 import {announce, attempt, button, h, segmented, short} from '../core/index.js';
 import {matrix} from './matrix.js';
 
@@ -23,13 +22,11 @@ export function sweep({test, title, rows, cols, measure, measures, prepare, desc
       h('span', {}, lines(r, c).join(' · ')), button(action[0], () => action[1](r, c)))});
   const results = h('div', {hidden: true}, picture, selected);
   signal.addEventListener('abort', () => running?.abort());
-
   function lines(r, c) {
     const value = name => values[name][r * cols.length + c];
     return [describe(r, c),
       ...measures.map(([name, text]) => `${text}: ${Number.isNaN(value(name)) ? 'not measured' : short(value(name))}`)];
   }
-
   function clear() {
     running?.abort();
     for (const array of Object.values(values)) array.fill(NaN);
@@ -38,7 +35,6 @@ export function sweep({test, title, rows, cols, measure, measures, prepare, desc
     selected.replaceChildren();
     problem.replaceChildren();
   }
-
   async function run() {
     clear();
     const mine = running = new AbortController();

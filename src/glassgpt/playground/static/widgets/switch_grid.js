@@ -1,5 +1,4 @@
 // A grid of switches, layers by components, that the arrow keys walk through.
-
 import {button, h} from '../core/index.js';
 import {roving} from './figure.js';
 

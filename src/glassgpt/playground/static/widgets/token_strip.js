@@ -1,5 +1,4 @@
 // Tokens as a row of buttons that the arrow keys walk through.
-
 import {exportableElement, h, inkOn, onTheme, shade} from '../core/index.js';
 import {roving} from './figure.js';
 
@@ -16,12 +15,10 @@ export function tokenStrip({pieces, partial = [], share = () => null, hint = () 
     buttons.flatMap((button, i) => (pieces[i].includes('⏎') ? [button, h('br')] : [button])));
   const reachable = roving(strip, () => buttons, {onMove: i => selectOnMove && choose(i)});
   const press = isPressed => buttons.forEach((button, i) => button.setAttribute('aria-pressed', String(isPressed(i))));
-
   function choose(i) {
     if (selectOnMove) strip.select(i);
     onSelect?.(i);
   }
-
   function tint(now = share) {
     share = now;
     buttons.forEach((button, i) => {

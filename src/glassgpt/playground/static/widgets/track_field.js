@@ -1,5 +1,4 @@
 // Tokens to track over the layers: found in the vocabulary, kept in the address.
-
 import {announce, button, findTokens, h, state, visible} from '../core/index.js';
 
 const MAX_TRACKED = 6, SUGGESTED = 8;
@@ -18,14 +17,12 @@ export function trackField({names, color}) {
       if (id >= 0) add(id);
       else announce(`no token is exactly ${input.value}`);
     }});
-
   function suggest() {
     const ids = findTokens(names, input.value).slice(0, SUGGESTED);
     suggestions.replaceChildren(...ids.map(id =>
       button(names[id], () => add(id), {kind: 'button.small.mono', title: `Track it (id ${id})`})));
     if (input.value && !ids.length) suggestions.replaceChildren(h('span.soft', {}, 'no token contains this'));
   }
-
   function add(id) {
     const now = trackedTokens(names.length);
     if (now.length >= MAX_TRACKED && !now.includes(id)) return announce(`at most ${MAX_TRACKED} tokens: remove one `
