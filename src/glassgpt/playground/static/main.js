@@ -2,8 +2,7 @@
 import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, loadCatalog, login, LoginError, notice,
   openModel, RequestError, setTheme, state, tokenCount, unreachable} from './core/index.js';
 
-// id: the file in views/. needs: what the view shows: a 'text' in a model, a 'model', or a 'run', which may have no
-// model yet.
+// id: the file in views/. needs: a 'text' in a model, a 'model', or a 'run', which may have no model yet.
 const VIEWS = [
   {id: 'text', title: 'Text', needs: 'text'},
   {id: 'heads', title: 'Attention heads', needs: 'text'},
@@ -60,8 +59,7 @@ const loadView = ({id}) => import(`./views/${id}.js`).catch(error => {
   throw /dynamically imported|Importing a module/.test(error.message) ? unreachable() : error;
 });
 
-// What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts when it is
-// left.
+// What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts at its end.
 async function contextOf(view, signal) {
   // B is chosen from the checkpoints that exist now: a run in training deletes some.
   let catalog = await loadCatalog(view.id === 'compare'), entry = findEntry(catalog, state.text('model'));

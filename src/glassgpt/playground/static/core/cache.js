@@ -6,13 +6,9 @@ const DEFAULT_BYTES = 1000;  // of a value that does not state its size
 export class PromiseCache {
   #entries = new Map();  // in the order of last use; the bytes of a pending entry are 0
   #bytes = 0;
-  constructor(maxBytes) {
-    this.maxBytes = maxBytes;
-  }
+  constructor(maxBytes) { this.maxBytes = maxBytes; }
   // The bytes of all values that have arrived and are still kept.
-  get bytes() {
-    return this.#bytes;
-  }
+  get bytes() { return this.#bytes; }
   // Return the kept promise of `key`, or keep and return `load()`. A rejected promise is not kept.
   get(key, load) {
     const entry = this.#entries.get(key) ?? this.#start(key, load);

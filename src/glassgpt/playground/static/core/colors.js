@@ -1,5 +1,4 @@
-// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one hue for magnitudes, and
-// blue to vermillion for signed values.
+// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one or two hues for scales.
 
 const darkSystem = matchMedia('(prefers-color-scheme: dark)');
 let chosen = null;

@@ -5,9 +5,7 @@ const FONT = 'system-ui, sans-serif';
 const MONO = 'ui-monospace, "DejaVu Sans Mono", monospace';
 
 export class CanvasPainter {
-  constructor(context) {
-    this.context = context;
-  }
+  constructor(context) { this.context = context; }
   rect(x, y, width, height, fill) {
     this.context.fillStyle = fill;
     this.context.fillRect(x, y, width, height);

@@ -9,19 +9,11 @@ export class Paths {
     this.at = 0;
     this.rejections = new Map();
   }
-  get current() {
-    return this.paths[this.at];
-  }
+  get current() { return this.paths[this.at]; }
   // The ids that were sampled and rejected at this point.
-  get rejected() {
-    return this.rejections.get(keyOf(this.current)) ?? new Set();
-  }
-  append(token) {
-    this.paths[this.at] = [...this.current, token];
-  }
-  back() {
-    this.paths[this.at] = this.current.slice(0, -1);
-  }
+  get rejected() { return this.rejections.get(keyOf(this.current)) ?? new Set(); }
+  append(token) { this.paths[this.at] = [...this.current, token]; }
+  back() { this.paths[this.at] = this.current.slice(0, -1); }
   // Take back the last token and exclude it here. Once all `vocabSize` tokens are rejected, start over.
   reject(vocabSize) {
     const {id} = this.current.at(-1);
@@ -34,9 +26,7 @@ export class Paths {
     this.paths.push(this.current.slice(0, length));
     this.at = this.paths.length - 1;
   }
-  select(i) {
-    this.at = i;
-  }
+  select(i) { this.at = i; }
   remove(i) {
     this.paths.splice(i, 1);
     if (!this.paths.length) this.paths.push([]);

@@ -11,17 +11,11 @@ export class Records {
     this.loaded = training.step.length;  // rows of the history: a subset of the steps if the run is long
     this.isThinned = this.loaded > 0 && this.loaded <= training.step.at(-1) - training.step[0];
   }
-  get size() {
-    return this.columns.step.length;
-  }
+  get size() { return this.columns.step.length; }
   // How many rows were added to the history.
-  get added() {
-    return this.size - this.loaded;
-  }
+  get added() { return this.size - this.loaded; }
   // The newest value of a column.
-  last(name) {
-    return this.columns[name].at(-1) ?? null;
-  }
+  last(name) { return this.columns[name].at(-1) ?? null; }
   // Add new records. A record that comes twice counts once.
   add({training, evaluations}) {
     for (const record of training) {
@@ -34,9 +28,7 @@ export class Records {
     }
   }
   // The training rows' places on an axis.
-  places(axis) {
-    return this.columns[AXES[axis]];
-  }
+  places(axis) { return this.columns[AXES[axis]]; }
   // The place of a step on an axis, interpolated between two rows.
   placeOf(step, axis) {
     if (axis === 'step') return step;
@@ -65,9 +57,7 @@ export class Records {
     });
   }
   // Whether any training row has a number in a column.
-  has(name) {
-    return this.columns[name].some(value => value !== null);
-  }
+  has(name) { return this.columns[name].some(value => value !== null); }
   // The evaluations for which `read(record)` is a number, as arrays x and y.
   evaluated(read, axis) {
     const records = this.evaluations.filter(record => finite(read(record)) !== null);

@@ -16,8 +16,7 @@ export const option = (key, options, fallback = options[0]) => (options.includes
 // The number of a key as an index: rounded, and clamped to 0 ... size - 1.
 export const index = (key, size, fallback = 0) => Math.max(0, Math.min(size - 1, Math.round(number(key, fallback))));
 
-// Set keys (null, undefined and '' remove one) and notify listeners. `push` makes a step that the browser's Back
-// undoes.
+// Set keys (null, undefined and '' remove one) and notify listeners. `push`: Back undoes it.
 export function set(changes, {push = false} = {}) {
   const changed = [];
   for (const [key, value] of Object.entries(changes)) {

@@ -1,5 +1,4 @@
-// Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual
-// stream.
+// Direct logit attribution (Elhage et al., 2021): a logit as the sum of the contributions of all components.
 import {button, card, category, choice, exact, h, headNames, largest, layerNames, legend, precise, ramp, short, state,
   sum, table} from '../core/index.js';
 import {bars, matrix} from '../widgets/index.js';

@@ -53,8 +53,7 @@ export default async function show(page, {entry, catalog, signal}) {
 }
 
 // Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
-// reset or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen,
-// reason).
+// reset or grew much; one per event, which returns true to load the history again; changed(event); connected().
 async function followRun(model, signal, {loaded, changed, connected, ...handlers}) {
   let waiting = null;  // events that arrive while the history loads
   async function load() {

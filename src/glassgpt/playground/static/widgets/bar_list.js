@@ -4,8 +4,8 @@ import {roving} from './figure.js';
 
 // series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
 // per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
-// full bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()`
-// gives the value of a full bar.
+// full bar. ownScales: whether each series has its own scale. The element has `show(rows)` and `scale()`, a full bar's
+// value.
 export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false,
   test}) {
   const list = h('div.bars', {role: 'group', 'aria-label': label, test});

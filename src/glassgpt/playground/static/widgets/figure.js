@@ -44,8 +44,7 @@ const MOVES = {
     End: [0, Infinity]};
 
 // Let the cells of a grid be pointed at, and selected by clicks and arrow keys. grid(): {rows, cols, selected: [row,
-// col]}. cellAt(x, y): row and col there, also outside of the grid. lines(row, col): a tooltip. onSelect(row, col):
-// optional.
+// col]}. cellAt(x, y): row and col there, also outside of the grid. lines(row, col): a tooltip. onSelect: optional.
 export function selectable(canvas, {grid, cellAt, lines, onSelect, signal}) {
   const cellUnder = event => {
     const [row, col] = cellAt(...pointIn(canvas, event)).map(Math.floor), {rows, cols} = grid();
@@ -75,8 +74,7 @@ export function selectable(canvas, {grid, cellAt, lines, onSelect, signal}) {
 }
 
 // Let arrow keys, Home and End move the focus through buttons, of which one at a time is reachable by Tab. buttons():
-// all. columns: of a grid; a list moves with the horizontal keys, or with the vertical ones if columns is 1. onMove(i):
-// optional.
+// all. columns: of a grid; a list moves with the horizontal keys, or with the vertical ones if columns is 1.
 export function roving(container, buttons, {columns = Infinity, onMove} = {}) {
   const reachable = i => buttons().forEach((button, j) => { button.tabIndex = j === i ? 0 : -1; });
   container.addEventListener('keydown', event => {

@@ -3,8 +3,7 @@ import {css, isVisible, percent, precise} from '../core/index.js';
 import {matrix} from './matrix.js';
 
 // The canvas; `showHead({pieces, labels, weights, scale, isSqrt, span})` shows a head. labels: of the rows, default
-// `pieces`. weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Other settings are those
-// of `matrix`.
+// `pieces`. weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Others: see `matrix`.
 export function headMatrix(settings) {
   let head = null;
   const weight = (t, s) => head.weights[t * head.pieces.length + s] / (head.scale ?? 1);

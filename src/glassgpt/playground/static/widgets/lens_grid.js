@@ -34,8 +34,7 @@ export function pager({tokens, size, from, position = from}) {
 
 // A grid of depths (the last layer at the top) by positions. `show(data)` takes {pieces, depths, start, stride, from,
 // size}: arrays of the data are (depths, stride) from position `start`; shown are `size` positions from `from`.
-// lines(data, i): of the tooltip of entry i; paint(data, index): settings of `matrix`, where index(r, c) is a cell's
-// entry.
+// lines(data, i): of the tooltip of entry i; paint(data, index): settings of `matrix`; index(r, c) is a cell's entry.
 function depthGrid({lines, paint, ...settings}) {
   let data = null;
   const depthOf = r => data.depths - 1 - r;
@@ -75,8 +74,8 @@ function depthGrid({lines, paint, ...settings}) {
 const MODES = [['', 'top prediction'], ['rank', 'rank of the actual next token']];
 
 // The card of the logit lens. names(): the vocabulary's display forms, or null if unknown. vocabSize(). Its
-// `show(data)` takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two are
-// optional.
+// `show(data)` takes what `depthGrid` takes, and {ids, topIds, topP, k, nextRank, nextP, entropy}; the last two can be
+// missing.
 export function lensCard({names, vocabSize, controls, name, test, signal}) {
   const isRank = () => state.text('lens') === 'rank';
   const nameOf = id => names()?.[id] ?? String(id);

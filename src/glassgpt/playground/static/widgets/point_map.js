@@ -7,8 +7,7 @@ const MAX_LABELS = 40, CLICK_PIXELS = 5;
 
 // describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
 // y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
-// and selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the
-// middle.
+// and selected (a point or null). New x and y show all points; a selected point out of sight moves to the middle.
 export function pointMap({title, describe, name, onSelect, test, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], selected: null};
   let order = [];  // by group, so that the color changes rarely

@@ -4,8 +4,7 @@ import {button, checkbox, count, h, state} from '../core/index.js';
 const STEP_MS = 450;
 
 // steps(): the steps, increasing. The selected one is the state's `at`; without it, the newest. shown(): a promise that
-// the step is shown, awaited while playing. The element's `update()` follows changes, and `step()` is the shown step or
-// null.
+// the step is shown, awaited while playing. The element's `update()` follows changes, and `step()` is the shown one.
 export function scrubber({steps, shown, signal}) {
   const input = h('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Step', test: 'step-range',
     oninput: () => choose(Number(input.value))});
