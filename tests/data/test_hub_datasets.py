@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from glassgpt.data.hub_datasets import HubSource
 from glassgpt.data.hub_layout import choose_subset, folder_of, format_of, matches, splits_by_name, subsets_of
-from glassgpt.data.sources import HubSource
 from glassgpt.utils.errors import UserError
 from hub_server import Fault, HubServer, Repository, claim, flip, hub, refuse, silence, stall, too_much, truncate
 
@@ -406,8 +406,8 @@ print(json.dumps([source.identity(), source.left_out]))
 def test_a_registered_dataset_is_looked_up_each_time(server: HubServer, home: Path) -> None:
     """Within one process too: what the hub answered once may change."""
     code = """
-from glassgpt.data import sources
-sources._HUB_NAMES = {**sources._HUB_NAMES, "tinystories": ("acme/two", "de")}
+from glassgpt.data import hub_datasets, sources
+hub_datasets.HUB_NAMES = {**hub_datasets.HUB_NAMES, "tinystories": ("acme/two", "de")}
 print(json.dumps([sources.resolve("tinystories").identity()["commit"] for _ in range(2)]))
 """
     run(code, server, home)

@@ -362,7 +362,7 @@ def test_a_rank_that_hangs_is_named(harness: Harness, tmp_path: Path, text: Path
     (line,) = error_lines(ended)
     assert re.search(rf"error: rank {rank} \(.*process \d+\) is missing: ", line), line
     # A stopped process reported up to a second before it was stopped.
-    assert {"stuck": "update 2", "stopped": "last seen at", "stuck_in_forward": "update 3, forward"}[kind] in line
+    assert {"stuck": "update 2", "stopped": "last seen at", "stuck_in_forward": "of update 3"}[kind] in line
     assert ended[1 - rank].status == 1
     assert ended[rank].status in (1, -signal.SIGKILL)  # a stopped process cannot end: torchrun kills it
 
@@ -379,9 +379,7 @@ def test_if_no_rank_makes_progress_all_phases_are_named(harness: Harness, tmp_pa
     accidents = {"stuck_in_forward": {"rank": 0, "step": 3}}
     ended = accident(harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=accidents, rank=0, step=3)
     (line,) = error_lines(ended)
-    assert re.search(
-        r"no rank .* GLASSGPT_HANG_SECONDS.*: rank 0 \(.*\) at micro-batch 1 of update 3, forward", line
-    ), line
+    assert re.search(r"no rank .* GLASSGPT_HANG_SECONDS.*: rank 0 \(.*\) at micro-batch 1 of update 3", line), line
 
 
 def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:

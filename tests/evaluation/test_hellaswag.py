@@ -51,7 +51,7 @@ from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterT
 from glassgpt.utils.errors import UserError
 from kill_harness import lightly
 
-WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, then [title] looks at his cat's dinner again".split()
+WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his dinner".split()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -464,7 +464,7 @@ def test_what_cannot_be_scored_is_explained() -> None:
     with pytest.raises(UserError, match="'lm-evil'; did you mean 'lm-eval'"):
         evaluate_hellaswag(model, BYTES, items, style="lm-evil")
     letters = CharacterTokenizer("abc ")
-    with pytest.raises(UserError, match="is none of the 4 that this tokenizer knows"):
+    with pytest.raises(UserError, match="the 4 of this tokenizer"):
         evaluate_hellaswag(model_for(letters), letters, items)
     with pytest.raises(UserError, match="the tokenizer is not this model's"):
         evaluate_hellaswag(model_for(letters), BYTES, items)

@@ -26,7 +26,8 @@ class GenerateOptions:
 
     reference: Reference
     prompt: Annotated[
-        str | None, arg(metavar="TEXT", help_behavior_hint="(default: standard input if piped, else a new document)")
+        str | None,
+        arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)"),
     ] = None
     """Text to continue, or - to read it from standard input."""
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -43,7 +44,7 @@ class GenerateOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and arithmetic; auto is bfloat16 on GPUs that have it, else float32."""
+    """Precision of weights and arithmetic; auto is bfloat16 on GPUs that have it, otherwise float32."""
     quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: none)")] = None
     """int8 generates faster on a CPU, with weights rounded to 8 bits."""
     no_cache: FlagCreatePairsOff[bool] = False

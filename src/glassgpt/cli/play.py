@@ -14,7 +14,7 @@ from glassgpt.utils.errors import UserError
 class PlayOptions:
     """Options of `glassgpt play`."""
 
-    references: Annotated[Positional[tuple[str, ...]], arg(metavar="REF", help=REFERENCE_HELP)] = ()
+    references: Annotated[Positional[tuple[str, ...]], arg(metavar="[REF ...]", help=REFERENCE_HELP)] = ()
     port: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 7860, or the next free one)")] = None
     """Port to listen on."""
     host: Annotated[str | None, arg(metavar="H", help_behavior_hint="(default: this machine only)")] = None

@@ -18,6 +18,10 @@ from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
+# Shapes that a run may have: contexts and batches that double, each in two sizes of micro-batch. With PyTorch's limit of 8 the rest
+# would run uncompiled, after one warning.
+RECOMPILE_LIMIT = 64
+
 
 class Strategy:
     """How the model is laid out over the ranks; this class keeps it in one process."""
@@ -33,7 +37,7 @@ class Strategy:
         """Compile the model in place: without a wrapper, names stay the same."""
         build_block_masks(self.model)
         # For each shape on its own: dynamic shapes that an evaluation brings in would make the kernels of training slower.
-        self.model.compile(backend=backend, dynamic=False)
+        self.model.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Wraps the forward and backward pass of a micro-step. Gradients are summed over the ranks by the last one at the latest."""
@@ -134,7 +138,7 @@ class FullySharded(Strategy):
     def compile(self, backend: str) -> None:
         build_block_masks(self.model)
         for block in self.model.blocks:  # between blocks weights are gathered, which cannot be compiled
-            block.compile(backend=backend, dynamic=False)
+            block.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
     @contextmanager
     def gradient_sync(self, is_last: bool) -> Iterator[None]:

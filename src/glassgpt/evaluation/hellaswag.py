@@ -50,9 +50,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """An item as tokens. `lengths`: the divisor of each ending's normalised score. `cut`: whether it exceeds the
-    context.
-    """
+    """An item as tokens. `lengths`: divisors of the normalised scores. `cut`: whether it exceeds the context."""
 
     number: int
     label: int
@@ -104,8 +102,7 @@ def evaluate_hellaswag(
     progress: Progress = lambda done, total: None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get the figures of all
-    items.
+    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get all figures.
 
     results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
     `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
@@ -165,11 +162,10 @@ def score_hellaswag(
 
 
 def summarize(scores: Sequence[Score]) -> dict[str, Any]:
-    """Figures of one or more items: `n`, `cut` (items longer than the context), and with and without the suffix
-    `_norm`:
+    """Figures of one or more items: their number `n`, and `cut`, how many exceed the model's context.
 
     `acc`: share of items whose right ending has the lowest loss; `stderr`: its standard error; `near_ties`: items whose
-    two lowest losses differ by at most `NEAR_TIE`. `_norm` compares losses per token or per character.
+    two lowest losses differ by at most `NEAR_TIE`. With the suffix `_norm`, losses are per token or per character.
     """
     n = len(scores)
     figures: dict[str, Any] = {"n": n, "cut": sum(score.cut for score in scores)}
@@ -272,9 +268,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that go through the model together, and the number of context tokens that are read once for all
-    endings.
-    """
+    """Questions that go through the model together, and how many context tokens are read once for all endings."""
 
     questions: list[Question]
     shared: int
@@ -320,21 +314,15 @@ def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
     yield group
 
 
-@dataclass(frozen=True)
-class SharedContext:
-    """The tokens that a batch's items share with their own endings: how many, their cache, and the last hidden states
-    (B, 1, C).
-    """
-
-    length: int
-    cache: KVCache
-    last: Tensor
-
-
 def score_batch(model: GPT, batch: Batch) -> list[tuple[float, ...]]:
     """The losses of the four endings of each question."""
     rows = batch.rows(model.config.context_length)
-    shared = _read_contexts(model, batch, max(len(row.tokens) for row in rows) - 1) if batch.shared else None
+    shared = None
+    if batch.shared:
+        contexts = torch.from_numpy(np.stack([question.context[: batch.shared] for question in batch.questions]))
+        cache = model.new_cache(len(batch.questions), max(len(row.tokens) for row in rows) - 1)
+        last = model.hidden(contexts.to(model.embedding.weight.device), cache)[:, -1:]
+        shared = (cache, last)
     losses: dict[int, float] = {}
     for group in group_rows(rows):
         losses |= zip(map(id, group), _losses(model, group, shared), strict=True)
@@ -342,29 +330,22 @@ def score_batch(model: GPT, batch: Batch) -> list[tuple[float, ...]]:
     return [tuple(itertools.islice(ordered, ENDINGS)) for _ in batch.questions]
 
 
-def _read_contexts(model: GPT, batch: Batch, capacity: int) -> SharedContext:
-    """Read the shared part of a batch's contexts into a cache with room for `capacity` tokens."""
-    ids = torch.from_numpy(np.stack([question.context[: batch.shared] for question in batch.questions]))
-    cache = model.new_cache(len(batch.questions), capacity)
-    last = model.hidden(ids.to(model.embedding.weight.device), cache)[:, -1:]
-    return SharedContext(batch.shared, cache, last)
+def _losses(model: GPT, rows: Sequence[Row], shared: tuple[KVCache, Tensor] | None) -> list[float]:
+    """The loss of each row's ending, summed over its tokens in float64.
 
-
-def _losses(model: GPT, rows: Sequence[Row], shared: SharedContext | None) -> list[float]:
-    """The loss of each row's ending, summed over its tokens in float64. The shared context is not read again."""
-    device = model.embedding.weight.device
-    read = 0 if shared is None else shared.length
-    targets = _padded([_targets(row)[max(0, read - 1) :] for row in rows], IGNORED)
+    shared: the cache of the tokens that items share with their endings, and the last hidden states (B, 1, C).
+    """
+    device, read = model.embedding.weight.device, 0
     hidden, cache = [], None
     if shared is not None:
         items = torch.tensor([row.item for row in rows], device=device)
-        hidden, cache = [shared.last[items]], shared.cache.select(items)
+        read, cache, hidden = shared[0].length, shared[0].select(items), [shared[1][items]]
+    targets = _padded([_targets(row)[max(0, read - 1) :] for row in rows], IGNORED)
     if read + 1 < len(rows[0].tokens):  # the longest row; otherwise all endings have one token
         # Padding comes after an ending, so no token of it attends to padding.
         hidden.append(model.hidden(_padded([row.tokens[read:-1] for row in rows], 0).to(device), cache))
     scored = targets != IGNORED
-    states = torch.cat(hidden, dim=1)[scored.to(device)]
-    cap = model.config.logit_softcap
+    states, cap = torch.cat(hidden, dim=1)[scored.to(device)], model.config.logit_softcap
     losses = token_losses(states, model.head.weight, targets[scored].to(device), model.vocab_size, cap)
     row_numbers = np.repeat(np.arange(len(rows)), scored.sum(dim=1).numpy())
     sums: list[float] = np.bincount(row_numbers, weights=losses.cpu().double().numpy()).tolist()

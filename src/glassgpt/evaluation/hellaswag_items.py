@@ -1,6 +1,4 @@
-"""HellaSwag's items (Zellers et al., 2019): contexts with four endings, one of them right. Two published styles turn
-them into text.
-"""
+"""HellaSwag's items (Zellers et al., 2019), contexts with four endings, and the two published styles of their text."""
 
 import hashlib
 import json
@@ -27,9 +25,7 @@ STYLES: tuple[Style, ...] = ("build-nanogpt", "lm-eval")
 
 @dataclass(frozen=True)
 class Item:
-    """One item. `number`: its place in the file, from 0. `ctx_a`: whole sentences; `ctx_b`: the start of the next
-    one.
-    """
+    """One item. `number`: its place in the file, from 0. `ctx_a`: whole sentences; `ctx_b`: start of the next one."""
 
     number: int
     activity_label: str
@@ -96,9 +92,8 @@ def _item(number: int, record: Any) -> Item:
     if not isinstance(record, dict) or not record.keys() >= set(needed):
         raise UserError(f"an item must be a JSON object with {', '.join(needed)}")
     texts = {name: record[name] for name in ("activity_label", "ctx")}
-    texts |= {"ctx_a": record.get("ctx_a", record["ctx"]), "ctx_b": record.get("ctx_b", "")}
-    if "ctx_a" not in record or "ctx_b" not in record:
-        texts |= {"ctx_a": record["ctx"], "ctx_b": ""}
+    has_parts = "ctx_a" in record and "ctx_b" in record
+    texts |= {"ctx_a": record["ctx_a" if has_parts else "ctx"], "ctx_b": record["ctx_b"] if has_parts else ""}
     for name, text in texts.items():
         if not isinstance(text, str) or (name == "ctx" and not text.strip()):
             raise UserError(f"{name} must be text, got {text!r:.60}")

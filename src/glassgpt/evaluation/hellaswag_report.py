@@ -21,8 +21,7 @@ def evaluate_both_styles(
     count: int | None,
     progress: Callable[[str, int, int], None] = lambda style, done, total: None,
 ) -> dict[str, Any]:
-    """The figures of `summarize` by style, the number of `items`, the precision, and `published`: whether published
-    scores compare.
+    """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
 
     path: the items as a .jsonl file, by default downloaded. count: only this many of them (see `subset`). Scores are
     kept in the cache, and the next call continues there. `progress` is called with the style and the numbers of scored

@@ -1,6 +1,4 @@
-"""Loss, perplexity and bits per byte of a model on text. Every token but the first is predicted once, whatever the
-batch size.
-"""
+"""Loss, perplexity and bits per byte of a model on text: every token but the first is predicted once."""
 
 import dataclasses
 import math
@@ -54,12 +52,8 @@ class DocumentLosses:
         """Count losses and bytes (n,) of the tokens from `first` on."""
         documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
         own = (byte_lengths > 0) & (documents >= 0)
-        if own.any():
-            low, high = documents[own][0], documents[own][-1] + 1
-            numbers = documents[own] - low
-            self.nats[low:high] += np.bincount(numbers, losses[own], high - low)
-            self.bytes[low:high] += np.bincount(numbers, byte_lengths[own], high - low).astype(np.int64)
-            self.tokens[low:high] += np.bincount(numbers, minlength=high - low)
+        for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
+            np.add.at(total, documents[own], values[own])
 
     def columns(self, numbers: Ids) -> dict[str, list[Any]]:
         """Number, tokens, loss and bits per byte of some documents (n,), as columns of n each."""
@@ -99,9 +93,7 @@ class Measurement:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares models of different
-        tokenizers.
-        """
+        """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares tokenizers."""
         return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
 
     @property
@@ -174,8 +166,7 @@ def measure_stream(
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits; `limit` counts the predicted tokens of each split. See `combine` for a
-    mixture.
+    """The figures of a run's validation splits, for a mixture those of `combine`. `limit`: predicted tokens per split.
 
     Each rank measures its share, and all ranks get the figures of the whole.
     """
@@ -341,7 +332,7 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     is_own = loaded.state is not None and data.fingerprint == loaded.state.data_fingerprint
     if source is None and not is_own:
         raise UserError(
-            f"{', '.join(data.names)} has changed since the model was trained on it, so its validation split may hold training "
-            "text; choose another text with --data"
+            f"{', '.join(data.names)} has changed since the model was trained on it, so its validation split may hold "
+            "training text; choose another text with --data"
         )
     return data, is_own

@@ -29,9 +29,7 @@ class GeneratedToken:
     sample: int
     """Number of the sample that it belongs to, from 0."""
     probability: float | None = None
-    """The model's probability of it before temperature and other settings, if `generate` was asked for
-    probabilities.
-    """
+    """The model's probability of it, before temperature and other settings; None unless asked for."""
 
     def __str__(self) -> str:
         return self.text
@@ -54,8 +52,7 @@ def generate(
     precision: InferencePrecision = "auto",
     probabilities: bool = False,
 ) -> Iterator[GeneratedToken]:
-    """Continue a prompt, and yield each token as soon as it is drawn: `print(token, end="")`. The `n` samples take
-    turns.
+    """Continue a prompt, and yield each token as soon as it is drawn: `print(token, end="")`. Samples take turns.
 
     prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`,
     before a `stop` string, or at the tokenizer's end of text. A full context drops its older half and reads the rest
@@ -121,8 +118,7 @@ def _tokens(
 
 
 def window_start(length: int, context_length: int) -> int:
-    """The first of `length` tokens that the model still reads: 0 until the context is full, then its older half is
-    dropped.
+    """The first of `length` tokens that the model still reads: a full context drops its older half.
 
     It depends on the length alone, so that cached and uncached generation read the same tokens.
     """
@@ -213,8 +209,7 @@ def default_prompt(tokenizer: Tokenizer) -> list[int]:
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
-    """A prompt as ids (1, T) on the model's device: `prompt_prefix` and the text's tokens, or `default_prompt` for
-    None.
+    """A prompt as ids (1, T) on the model's device: a text's after `prompt_prefix`, or `default_prompt` for None.
 
     Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
     """

@@ -33,8 +33,7 @@ from glassgpt.utils.torch_internals import (
 
 # Smaller models stay in the CPU's cache, so reading is not what they wait for.
 MIN_BYTES = 32 * 2**20
-# Tokens of all rows together after which packing the weights has paid off (8 tokens of 8 rows). One row needs no
-# packing.
+# Tokens of all rows together after which packing has paid off (8 tokens of 8 rows). One row needs no packing.
 MIN_TOKENS = 64
 # Scale of a row whose numbers are all 0.
 SMALLEST_SCALE = 1e-30
@@ -46,9 +45,7 @@ class PackedLinear(nn.Module):
     """A linear layer computed by oneDNN: 0.65 of `F.linear`'s time for one row, 0.4 for eight."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
-        """weight (N, C), bias (N,). The weight is packed for inputs of `rows` rows (M); for one row it is used as it
-        is.
-        """
+        """weight (N, C), bias (N,). The weight is packed for inputs of M = `rows` rows, and used directly for one."""
         super().__init__()
         self.weight, self.bias = weight.contiguous(), bias
         self.packed = self.weight if rows == 1 else pack_weight(self.weight, rows)
@@ -59,8 +56,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8 by FBGEMM: one scale per output, and per row of x one scale and zero point (dynamic
-    quantization).
+    """A linear layer in int8 with dynamic quantization: a scale per output, and a scale and zero point per row of x.
 
     Sums of integers are exact, so a row's result does not depend on other rows, except for one input in a million that
     is rounded to the next integer.
@@ -92,9 +88,7 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """FBGEMM takes one scale for all rows, so each row is scaled to integers first: (x / scale + zero) W - zero W
-        1.
-        """
+        """FBGEMM takes one scale for all rows, so each row is scaled to integers first, and its zero point undone."""
         low, high = torch.aminmax(x, dim=-1, keepdim=True)
         low, high = low.clamp_(max=0), high.clamp_(min=0)
         scale = (high - low).div_(self.steps).clamp_(min=SMALLEST_SCALE)
@@ -115,8 +109,7 @@ LinearFactory = Callable[[Tensor, Tensor | None], nn.Module]
 
 
 class InferenceGPT(GPT):
-    """A GPT with other linear layers, made by `linear(weight, bias)`. All other modules, parameters and hooks are the
-    original's.
+    """A GPT with other linear layers, made by `linear(weight, bias)`. It shares all other parameters and all hooks.
 
     It has GPT's whole interface, but computes no gradients. A linear layer with a hook, or of a subclass, is kept.
     """
@@ -161,8 +154,7 @@ class InferenceGPT(GPT):
 
 
 def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
-    """A copy of the model with int8 linear layers and head, to generate faster on a CPU; embeddings and norms stay
-    float32.
+    """A copy of the model with int8 linear layers and head, which generates faster on a CPU.
 
     The original is not changed; delete it to free the memory of its matrices. `glassgpt eval --quantize int8` measures
     the loss in quality. Raises `UserError` for another kind, device or dtype, and for a CPU that is not x86.
@@ -189,8 +181,7 @@ def device_for(quantization: str | None, device: str) -> str:
 
 
 def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: InferencePrecision = "auto") -> GPT:
-    """The model to generate `tokens` tokens in each of `rows` rows: a faster copy if that pays off, otherwise the model
-    itself.
+    """The model to generate `tokens` tokens in each of `rows` rows: a faster copy if that pays off, or itself.
 
     precision: `auto` is bfloat16 for a float32 model on a GPU that has it, otherwise the model's own dtype. A packed
     copy (several rows on a CPU) needs as much memory again as the matrices. To generate often with the same weights,

@@ -1,4 +1,4 @@
-"""The ten model families of transformers that glassgpt reads and writes, as one table. `hf_mapping` explains the fields.
+"""The ten model families of transformers that glassgpt reads and writes. `hf_mapping` explains the fields.
 
 To add a family, add a row: what its models have in common, the key of each setting, transformers' defaults, and where
 its tensors are.
@@ -30,16 +30,11 @@ def gpt2_tensors(*, transposed: bool) -> tuple[TensorMap, ...]:
 def _llama_tensors(renamed: Mapping[str, str] | None = None, *, swapped: bool = False) -> tuple[TensorMap, ...]:
     """The tensors of Llama; renamed: a family's own names for some modules of a block."""
     block = {
-        "attention_norm": "input_layernorm",
-        "attention.q_norm": "self_attn.q_norm",
-        "attention.k_norm": "self_attn.k_norm",
-        "attention.out": "self_attn.o_proj",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward.gate": "mlp.gate_proj",
-        "feed_forward.up": "mlp.up_proj",
-        "feed_forward.down": "mlp.down_proj",
-        **(renamed or {}),
-    }
+        "attention_norm": "input_layernorm", "attention.q_norm": "self_attn.q_norm",
+        "attention.k_norm": "self_attn.k_norm", "attention.out": "self_attn.o_proj",
+        "feed_forward_norm": "post_attention_layernorm", "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.up": "mlp.up_proj", "feed_forward.down": "mlp.down_proj", **(renamed or {}),
+    }  # fmt: skip
     model = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     qkv = tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv")
     return (
@@ -50,30 +45,17 @@ def _llama_tensors(renamed: Mapping[str, str] | None = None, *, swapped: bool = 
 
 
 _GPT2_KEYS: Keys = {
-    "vocab_size": ("vocab_size",),
-    "context_length": ("n_positions",),
-    "n_layer": ("n_layer",),
-    "n_head": ("n_head",),
-    "n_embd": ("n_embd",),
-    "n_inner": ("n_inner",),
-    "activation": ("activation_function",),
-    "norm_eps": ("layer_norm_epsilon",),
-    "tied_head": ("tie_word_embeddings",),
+    "vocab_size": ("vocab_size",), "context_length": ("n_positions",), "n_layer": ("n_layer",), "n_head": ("n_head",),
+    "n_embd": ("n_embd",), "n_inner": ("n_inner",), "activation": ("activation_function",),
+    "norm_eps": ("layer_norm_epsilon",), "tied_head": ("tie_word_embeddings",),
     "dropout": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-}
+}  # fmt: skip
 _LLAMA_KEYS: Keys = {
-    "vocab_size": ("vocab_size",),
-    "context_length": ("max_position_embeddings",),
-    "n_layer": ("num_hidden_layers",),
-    "n_head": ("num_attention_heads",),
-    "n_kv_head": ("num_key_value_heads",),
-    "head_dim": ("head_dim",),
-    "n_embd": ("hidden_size",),
-    "n_inner": ("intermediate_size",),
-    "norm_eps": ("rms_norm_eps",),
-    "tied_head": ("tie_word_embeddings",),
-    "dropout": ("attention_dropout",),
-}
+    "vocab_size": ("vocab_size",), "context_length": ("max_position_embeddings",), "n_layer": ("num_hidden_layers",),
+    "n_head": ("num_attention_heads",), "n_kv_head": ("num_key_value_heads",), "head_dim": ("head_dim",),
+    "n_embd": ("hidden_size",), "n_inner": ("intermediate_size",), "norm_eps": ("rms_norm_eps",),
+    "tied_head": ("tie_word_embeddings",), "dropout": ("attention_dropout",),
+}  # fmt: skip
 _UNGATED_KEYS: Keys = {**_LLAMA_KEYS, "activation": ("hidden_act",)}
 _GATED: Mapping[str, Any] = {"hidden_act": ("silu", "swish")}
 _NO_BIAS: Mapping[str, Any] = {"attention_bias": (False,)}

@@ -213,7 +213,7 @@ class Family:
         return replace(config, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
     def stored_config(self, config: ModelConfig) -> ModelConfig:
-        """The config of the model that a file of the family holds: with biases (zeros) if the family always has them."""
+        """The config of the model in a file of the family: with biases (zeros) if the family always has them."""
         if config.norm == "layernorm":
             norm_bias = config.resolved_norm_bias or "norm_bias" in self.zeros
             config = replace(config, bias=config.bias or "bias" in self.zeros, norm_bias=norm_bias)

@@ -22,15 +22,12 @@ _KEYS = {name: (name,) for name in ("vocab_size", "n_layer", "n_head", "n_embd")
 _DEFAULTS = {"vocab_size": 50304, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
 # Both use the tensor names of GPT-2's first files, but store weights as nn.Linear does.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt",
-    model_type="build-nanogpt",
-    architecture="",
-    prefix="transformer.",
+    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.",
     keys=_KEYS,
     defaults=_DEFAULTS | {"vocab_size": GPT2_VOCAB_SIZE},
     tensors=gpt2_tensors(transposed=False),
     buffers=r"h\.\d+\.attn\.bias",
-)
+)  # fmt: skip
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
@@ -60,7 +57,7 @@ class NanoGPTModel:
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer.json in the same folder, or GPT-2's for a vocabulary of its size, or None.
 
-        nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores them.
+        nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
         """
         file = self.path.parent / "tokenizer.json"
         if file.is_file():

@@ -1,5 +1,5 @@
-"""Model references: one string for a run (`runs/demo`, `@best`, `@500`), a checkpoint, a Hugging Face directory, file
-or hub id, or a `.pt` file of nanoGPT or build-nanogpt.
+"""Model references: one string names a run (`runs/demo`, `runs/demo@best`, `runs/demo@500`), a checkpoint, a Hugging
+Face directory, .safetensors file or hub id, or a .pt file of nanoGPT or build-nanogpt.
 """
 
 import shlex
@@ -88,8 +88,7 @@ def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
 
 
 def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint:
-    """The checkpoint that a reference names: a checkpoint directory, or a run's newest valid one, its `@best` or its
-    `@STEP`.
+    """The checkpoint that a reference names: a directory, or a run's newest valid one, its `@best` or its `@STEP`.
 
     verify: see `find_model`. Raises `UserError` if there is none.
     """
@@ -176,8 +175,8 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do not belong "
-            "together; put the model's own tokenizer.json there"
+            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do "
+            "not belong together; put the model's own tokenizer.json there"
         )
     return tokenizer
 
@@ -210,8 +209,7 @@ def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | 
 
 
 def export(reference: str | Path, out: str | Path) -> str:
-    """Write a model as a directory that Hugging Face's transformers loads, and return its family (`GPT2`, `Llama`,
-    ...).
+    """Write a directory that Hugging Face's transformers loads, and return the model's family (`GPT2`, `Llama`, ...).
 
     Raises `UserError` if no family can hold the model, naming the settings, or if the directory is not empty.
     """
@@ -220,9 +218,7 @@ def export(reference: str | Path, out: str | Path) -> str:
 
 
 def describe(reference: str | Path) -> str:
-    """A few lines about a model: where it is, its training so far, its tokenizer, and its summary. Weights are not
-    read.
-    """
+    """A few lines about a model: its place, training so far, tokenizer and summary. Weights are not verified."""
     return read_reference(reference, _describe, verify=False)
 
 

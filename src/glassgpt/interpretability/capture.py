@@ -12,8 +12,7 @@ The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.att
 - `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
 - Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
-Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F`
-feed-forward width.
+Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` inner.
 """
 
 import math
@@ -39,6 +38,11 @@ def require_index(what: str, index: int, count: int) -> None:
     if not 0 <= index < count:
         valid = "only 0" if count == 1 else f"0 to {count - 1}"
         raise UserError(f"there is no {what} {index}; valid: {valid}")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass
@@ -115,9 +119,9 @@ class LayerActivations:
 
     def _of_head(self, x: Tensor, head: int | None) -> Tensor:
         """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        number = None if head is None else head * x.shape[1] // self.rot_q.shape[1]
-        return x if number is None else x[:, number : number + 1]
+        x = at_least_float32(x)
+        number = 0 if head is None else head * x.shape[1] // self.rot_q.shape[1]
+        return x if head is None else x[:, number : number + 1]
 
 
 @dataclass

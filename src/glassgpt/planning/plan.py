@@ -134,7 +134,9 @@ def _with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     if init_from == "" or (init_from and find_hub_id(init_from)):
         notes.append("the model has the shape in [model]; a run with --init-from takes the shape of that model")
     elif init_from is not None:
-        config = dataclasses.replace(config, model=shape_from(find_model(init_from).model_config, config.model))
+        config = dataclasses.replace(
+            config, model=shape_from(find_model(init_from, verify=False).model_config, config.model)
+        )
     if config.model.vocab_size is not None:
         return config, notes
     kind = config.data.tokenizer

@@ -126,12 +126,12 @@ def find_entry(reference: str) -> CatalogEntry:
         entry = CatalogEntry(reference, run, which or None)
         is_step = which in ("", "best") or which.isdecimal()
         if not is_step or (which and not entry.checkpoints()):
-            find_model(reference)  # its error lists the steps
+            find_model(reference, verify=False)  # its error lists the steps
         return entry
     is_file = path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")
     is_directory = any((path / name).is_file() for name in ("config.json", "manifest.json"))
     if not is_file and not is_directory and find_hub_id(reference) is None:
-        find_model(reference)  # its error says what is wrong
+        find_model(reference, verify=False)  # its error says what is wrong
     return CatalogEntry(reference)
 
 

@@ -14,10 +14,10 @@ from glassgpt.playground.catalog import kept_checkpoints
 from glassgpt.playground.wire_format import pack
 from glassgpt.report.series import smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import (
+    LINE,
+    SECTION,
     FollowedFile,
     Record,
-    complete_lines,
-    complete_sections,
     number_in,
     parse_metrics,
     read_metrics,
@@ -52,8 +52,8 @@ class Follower:
         numbers = _CURSOR.fullmatch(cursor)
         if numbers is None:
             raise UserError("after must be the cursor of a history or an event")
-        self._metrics = FollowedFile(run.metrics_path, complete_lines, int(numbers[1]), int(numbers[2]))
-        self._samples = FollowedFile(run.samples_path, complete_sections, int(numbers[3]), int(numbers[4]))
+        self._metrics = FollowedFile(run.metrics_path, LINE, int(numbers[1]), int(numbers[2]))
+        self._samples = FollowedFile(run.samples_path, SECTION, int(numbers[3]), int(numbers[4]))
 
     @property
     def cursor(self) -> str:
@@ -89,8 +89,8 @@ class Follower:
             yield name, value
 
     def _skip_to_end(self) -> None:
-        self._metrics = FollowedFile(self._run.metrics_path, complete_lines)
-        self._samples = FollowedFile(self._run.samples_path, complete_sections)
+        self._metrics = FollowedFile(self._run.metrics_path, LINE)
+        self._samples = FollowedFile(self._run.samples_path, SECTION)
         self._metrics.read()
         self._samples.read()
 
@@ -114,8 +114,8 @@ def parse_samples(data: bytes) -> list[Record]:
 
 def history(run: RunDirectory) -> Record:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
-    metrics = FollowedFile(run.metrics_path, complete_lines)
-    samples = FollowedFile(run.samples_path, complete_sections)
+    metrics = FollowedFile(run.metrics_path, LINE)
+    samples = FollowedFile(run.samples_path, SECTION)
     lines, sections = metrics.read() or b"", samples.read() or b""
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
     for _, record in parse_metrics(lines):

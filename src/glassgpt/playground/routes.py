@@ -151,8 +151,7 @@ class Api:
         """All of them."""
         post = {"write": self._write, "login": self._login}
         post |= {name: functools.partial(self._handle, *row) for name, row in HANDLERS.items()}
-        get = {"login": self._session, "offers": self._catalog, "history": self._history}
-        get |= {"snapshot": self._snapshot, "events": self._events}
+        get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         return [
             *(Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in post.items()),
             *(Route(f"/{name}", endpoint, methods=["GET"]) for name, endpoint in get.items()),
@@ -169,17 +168,13 @@ class Api:
         response.set_cookie(self._policy.cookie, self._policy.token, httponly=True, samesite="strict")
         return response
 
-    async def _session(self, request: Request) -> Response:
-        """204 if the request has the token, otherwise 401."""
-        return Response(status_code=204 if self._policy.admits(request) else 401)
-
     # models
 
     async def _catalog(self, request: Request) -> Response:
-        offers = await asyncio.to_thread(self._pool.catalog.describe)
+        entries = await asyncio.to_thread(self._pool.catalog.describe)
         limits = {"tokens": schemas.MAX_TOKENS, "samples": schemas.MAX_SAMPLES, "new_tokens": schemas.MAX_NEW_TOKENS}
         device = str(self._pool.device)
-        return _response({"version": version("glassgpt"), "device": device, "offers": offers, "limits": limits})
+        return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
     async def _handle(
         self, schema: type[schemas.ModelRequest], handler: Callable[[LoadedModel, Any], Answer], request: Request

@@ -1,9 +1,8 @@
 """The charts of a report as data, which page.js draws with plotly.js.
 
-A chart has `title`, `section`, `format` of its numbers, `log` (of its y axis), `tall` and `traces`. A trace has `name`,
-`style` (`line`, `faint`, `points`, `reference`), `color` (a number, or null for the style's), `y`, and its places on
-each x axis (`x`, `tokens`, `seconds`); a `reference` is a level line and has none. Figures made with
-plotly.graph_objects would fix the x axis, the colours and the shown runs, which the reader can change on the page.
+A chart has `title`, `section`, number `format`, `log` (of its y axis), `tall` and `traces`. A trace has `name`, `style`
+(`line`, `faint`, `points`, or `reference`, a level line), `color` (a number, or null for the style's), `y`, and its
+places on each x axis. plotly.graph_objects would fix axis, colours and shown runs, which the reader can change.
 """
 
 import math
@@ -18,7 +17,6 @@ from glassgpt.report.runs import RunRecords
 from glassgpt.report.series import MAX_POINTS, column, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import Record
 
-_MIN_POINTS = 500
 # Title, key in the training records, number format, whether to smooth, whether the y axis is logarithmic.
 _CURVES = (
     ("Learning rate", "lr", ".3~g", False, False),
@@ -31,7 +29,8 @@ _CURVES = (
 
 def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     """The charts of one run or of several compared; charts without a finite number are left out."""
-    charts = [*_losses(runs), _hellaswag(runs)]
+    scores = [*_evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised"), *_hellaswag_lines(runs)]
+    charts = [*_losses(runs), _chart("HellaSwag", ".1~%", scores, tall=True)]
     for title, key, form, smooth, log in _CURVES:
         suffix = ", smoothed" if smooth and len(runs) > 1 else ""
         charts.append(_chart(title + suffix, form, _training(runs, key, smooth), log=log))
@@ -61,11 +60,6 @@ def _losses(runs: Sequence[RunRecords]) -> list[Record]:
     ]
 
 
-def _hellaswag(runs: Sequence[RunRecords]) -> Record:
-    scores = _evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised")
-    return _chart("HellaSwag", ".1~%", [*scores, *_hellaswag_lines(runs)], tall=True)
-
-
 def _norms(runs: Sequence[RunRecords]) -> list[Record]:
     """Of one run, a chart with a curve per parameter group; of several, a chart per group."""
     if len(runs) > 1:
@@ -82,7 +76,7 @@ def _norms(runs: Sequence[RunRecords]) -> list[Record]:
         ("Weight norms", "weight_norms"),
     ):
         groups = enumerate(PARAM_GROUPS.items())
-        traces = [trace | {"color": i} for i, (key_, name) in groups for trace in _evaluated(runs, key, name, key_)]
+        traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
         charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section="Norms"))
     return charts
 
@@ -95,7 +89,7 @@ def _training(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record
         window = smoothing_window(len(steps))
         mean = smoothed(values, window) if smooth else values
         if len(runs) > 1:
-            limit = max(_MIN_POINTS, MAX_POINTS // len(runs))
+            limit = max(500, MAX_POINTS // len(runs))
             traces.append(_trace(run, run.name, steps, mean, "line", number, limit))
             continue
         traces.append(_trace(run, "each step", steps, values, "faint" if smooth else "line"))
@@ -121,13 +115,8 @@ _DECIDES_VALIDATION = "source column mixture tokenizer validation validation_sou
 
 def _loss_lines(runs: Sequence[RunRecords]) -> list[Record]:
     """GPT-2's loss, if the validation text of all runs is that of `_FINEWEB`."""
-    data = [run.config.get("data", {}) for run in runs]
-    defaults = DataConfig()
-    same = all(
-        each.get(name, getattr(defaults, name)) == getattr(_FINEWEB, name)
-        for each in data
-        for name in _DECIDES_VALIDATION
-    )
+    configs = [vars(DataConfig()) | run.config.get("data", {}) for run in runs]
+    same = all(config[name] == vars(_FINEWEB)[name] for config in configs for name in _DECIDES_VALIDATION)
     return [_reference("GPT-2 124M", GPT2_FINEWEB_LOSS)] if same else []
 
 

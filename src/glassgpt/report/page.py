@@ -16,7 +16,6 @@ from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 
 # In the page's head, so that a report is recognised before it is overwritten.
 _MARK = '<meta name="generator" content="glassgpt report">'
-_HEAD_BYTES = 2000
 
 
 def write_report(run: str | Path, *others: str | Path, out: str | Path | None = None) -> Path:
@@ -46,7 +45,7 @@ def _require_report(path: Path) -> None:
             raise UserError(f"there is no directory {path.parent}; create it, or choose another --out")
         if path.is_file():
             with open(path, "rb") as file:
-                head = file.read(_HEAD_BYTES)
+                head = file.read(2000)
             if head and _MARK.encode() not in head:
                 raise UserError(f"{path} exists and is not a report; choose another --out")
 

@@ -11,21 +11,17 @@ from typing import Any
 import numpy as np
 
 from glassgpt.report.series import column
-from glassgpt.runs.metrics import Record, read_metrics, read_samples
+from glassgpt.runs.metrics import Metrics, Record, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class RunRecords:
+class RunRecords(Metrics):
     """A run's files, read once."""
 
     name: str
     """The directory's name, with as many parents as distinguish the runs of a report."""
-    training: list[Record]
-    evaluations: list[Record]
-    damaged_lines: list[int]
-    """Lines of metrics.jsonl that were skipped."""
     config_text: str
     config: Record
     """Nested as in the file; empty if it cannot be read."""
@@ -64,20 +60,17 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
-    metrics = read_metrics(run.metrics_path)
     config_text, environment, config = _text(run.config_path), {}, {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
         environment = dict(json.loads(_text(run.environment_path)))
     with contextlib.suppress(tomllib.TOMLDecodeError):
         config = tomllib.loads(config_text)
     return RunRecords(
-        name,
-        metrics.training,
-        metrics.evaluations,
-        metrics.damaged,
-        config_text,
-        config,
-        environment,
+        **vars(read_metrics(run.metrics_path)),
+        name=name,
+        config_text=config_text,
+        config=config,
+        environment=environment,
         samples=read_samples(run.samples_path),
         checkpoints=sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit()),
     )

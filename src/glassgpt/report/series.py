@@ -38,10 +38,7 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def thinned(values: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of at most `limit` values that draw the same picture.
-
-    Both ends, and the lowest value, the highest and a gap of each of equal stretches.
-    """
+    """Indices of at most `limit` values that draw the same picture: both ends, and extremes and gaps in between."""
     if len(values) <= limit:
         return np.arange(len(values))
     kept = {0, len(values) - 1}

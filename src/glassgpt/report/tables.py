@@ -24,9 +24,7 @@ _COMPARED = "parameters device precision processes strategy torch cpu threads da
 
 def results_of(run: RunRecords) -> Rows:
     """The final and the best evaluation of a run."""
-    if not run.evaluations:
-        return {}
-    records = [run.evaluations[-1], _best(run)]
+    records = [run.evaluations[-1], _best(run)] if run.evaluations else []
     rows = {"step": "step", "validation loss": "val_loss", "perplexity": "val_perplexity"}
     rows |= {"bits per byte": "val_bits_per_byte", "HellaSwag, normalised": "hellaswag_acc_norm"}
     return {
@@ -42,14 +40,14 @@ def facts_of(run: RunRecords) -> dict[str, str]:
     done = run.training[-1]["step"] if run.training else 0
     facts = {"steps": _number(done) + (f" of {_number(planned)}" if planned is not None else "")}
     if run.training:
-        last, memory = run.training[-1], _finite(run, "memory_bytes")
-        speeds = _finite(run, "tokens_per_second")
+        losses, seconds = column(run.training, "loss"), column(run.training, "seconds")
+        speeds, memory = (column(run.training, key) for key in ("tokens_per_second", "memory_bytes"))
         facts |= {
-            "tokens seen": _number(last.get("tokens_seen")),
-            "last training loss": _number(last["loss"], ".4f"),
-            "time in training steps": format_duration(_finite(run, "seconds").sum()),
-            "tokens per second, median": _number(float(np.median(speeds)), ",.0f") if len(speeds) else ABSENT,
-            "memory, highest": format_bytes(memory.max()) if len(memory) else ABSENT,
+            "tokens seen": _number(run.training[-1].get("tokens_seen")),
+            "training loss, smoothed": _number(smoothed(losses, smoothing_window(len(losses)))[-1], ".4f"),
+            "time in training steps": format_duration(np.nansum(seconds)),
+            "tokens per second, median": _number(_median(speeds), ",.0f"),
+            "memory, highest": format_bytes(np.nanmax(memory)) if np.isfinite(memory).any() else ABSENT,
         }
     if run.evaluations:
         facts["time in evaluations"] = format_duration(np.nansum(column(run.evaluations, "seconds")))
@@ -62,9 +60,12 @@ def environment_of(run: RunRecords) -> dict[str, str]:
 
 
 def compared_results(runs: Sequence[RunRecords]) -> Rows:
-    """Final and best losses, and facts about the whole runs."""
-    left_out = ("last training loss", "checkpoints kept")
-    return _rows([_final_and_best(run) | {k: v for k, v in facts_of(run).items() if k not in left_out} for run in runs])
+    """The final and the best evaluation of each run, and facts about the whole runs."""
+    columns = []
+    for run in runs:
+        pairs = ((name, zip(("final", "best"), texts, strict=True)) for name, texts in results_of(run).items())
+        columns.append({f"{name}, {which}": text for name, both in pairs for which, text in both} | facts_of(run))
+    return _rows(columns)
 
 
 def differing_settings(runs: Sequence[RunRecords]) -> Rows:
@@ -76,30 +77,26 @@ def differing_settings(runs: Sequence[RunRecords]) -> Rows:
 
 def differing_environments(runs: Sequence[RunRecords]) -> Rows:
     """What differs in the runs' environments, and may explain a difference in their results."""
-    return _differing(
-        [
-            {name.replace("_", " "): run.environment[name] for name in _COMPARED if name in run.environment}
-            for run in runs
-        ]
-    )
+    columns = [{name: run.environment[name] for name in _COMPARED if name in run.environment} for run in runs]
+    return {name.replace("_", " "): texts for name, texts in _differing(columns).items()}
 
 
 def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
     """Sections of samples, and a note if some steps are left out.
 
-    A section has `title`, `open` and `columns`, one per run: `step` and `texts`, or None without samples at this step.
+    A section has `title`, `open` and `columns`: step and texts of each run, or None without samples at this step.
     """
     by_step = [dict(run.samples) for run in runs]
     steps = sorted({step for samples in by_step for step in samples})
     # Evenly spread, the first and the last included.
     chosen = {round(i * (len(steps) - 1) / (MAX_SAMPLED_STEPS - 1)) for i in range(MAX_SAMPLED_STEPS)}
-    sections = []
+    sections: list[Record] = []
     if len(runs) > 1 and steps:
-        final = [{"step": run.samples[-1][0], "texts": run.samples[-1][1]} if run.samples else None for run in runs]
+        final = [run.samples[-1] if run.samples else None for run in runs]
         sections.append({"title": "Final", "open": True, "columns": final})
     for index, step in enumerate(steps):
         if index in chosen:
-            columns = [{"step": step, "texts": samples[step]} if step in samples else None for samples in by_step]
+            columns = [(step, samples[step]) if step in samples else None for samples in by_step]
             is_open = len(runs) == 1 and index == len(steps) - 1
             sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
     left_out = len(steps) > len(chosen)
@@ -108,24 +105,6 @@ def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
 
 def _best(run: RunRecords) -> Record:
     return min(run.evaluations, key=lambda record: math.inf if record["val_loss"] is None else record["val_loss"])
-
-
-def _final_and_best(run: RunRecords) -> dict[str, str]:
-    final, best = (run.evaluations[-1], _best(run)) if run.evaluations else ({}, {})
-    result = {
-        "validation loss, final": _number(final.get("val_loss"), ".4f"),
-        "validation loss, best": _number(best.get("val_loss"), ".4f"),
-        "best at step": _number(best.get("step")),
-        "perplexity": _number(final.get("val_perplexity"), ",.2f"),
-        "bits per byte": _number(final.get("val_bits_per_byte"), ".4f"),
-    }
-    scores = [r["hellaswag_acc_norm"] for r in run.evaluations if r.get("hellaswag_acc_norm") is not None]
-    if scores:
-        result["HellaSwag, normalised"] = _number(scores[-1], ".4f")
-    if run.training:
-        losses = column(run.training, "loss")
-        result["training loss, smoothed"] = _number(smoothed(losses, smoothing_window(len(losses)))[-1], ".4f")
-    return result
 
 
 def _differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
@@ -139,9 +118,9 @@ def _rows(columns: Sequence[Mapping[str, str]]) -> Rows:
     return {key: [column.get(key, ABSENT) for column in columns] for key in keys}
 
 
-def _finite(run: RunRecords, key: str) -> np.ndarray:
-    values = column(run.training, key)
-    return values[np.isfinite(values)]
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
 
 
 def _number(value: float | None, spec: str = ",") -> str:

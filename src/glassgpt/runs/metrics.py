@@ -4,9 +4,8 @@
 finite are null. `samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by
 four spaces.
 
-Every reader treats damage alike. A last line without its newline is still being written: it is left for the next read.
-A complete line that is not a record is skipped, and its number is reported. Only `truncate_metrics`, which rewrites the
-file, refuses it.
+Damage: a last line without its newline is still being written, and all readers leave it. They skip a complete line that
+is not a record, and report its number. Only `truncate_metrics`, which rewrites the file, refuses it.
 """
 
 import io
@@ -15,7 +14,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from glassgpt.utils.files import explain_os_errors, finite, write_atomic
 
 Record = dict[str, Any]
 
+LINE, SECTION = b"\n", b"\n## Step "
 _CHECKED_BYTES = 256
 _SAMPLES_TITLE = "# Samples\n"
 _SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
@@ -72,9 +72,9 @@ def parse_metrics(data: bytes) -> Iterator[tuple[int, Record | None]]:
 
 def _record(line: bytes) -> Record | None:
     """The record, or None if the line is not an object with an integer step and losses that are numbers or null."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None, parse_int=_parse_int)
-    except (ValueError, OverflowError, RecursionError):
+    try:  # integers that do not fit into a float stay strings
+        record = json.loads(line, parse_constant=lambda _: None, parse_int=lambda s: int(s) if len(s) < 300 else s)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
@@ -82,17 +82,10 @@ def _record(line: bytes) -> Record | None:
     return record if all(value is None or type(value) in (int, float) for value in losses) else None
 
 
-def _parse_int(digits: str) -> int:
-    float(number := int(digits))  # raises OverflowError
-    return number
-
-
 def number_in(record: Record, key: str) -> float:
     """The record's number under a key; NaN if it is missing or not a finite number."""
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return math.nan
-    return float(value)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 @dataclass(frozen=True)
@@ -162,23 +155,13 @@ def truncate_samples(path: Path, step: int) -> None:
     write_atomic(path, "".join([_SAMPLES_TITLE, *kept]))
 
 
-def complete_lines(data: bytes) -> bytes:
-    """The data without a last line that is still being written."""
-    return data[: data.rfind(b"\n") + 1]
-
-
-def complete_sections(data: bytes) -> bytes:
-    """The data of a `samples.md` without a last section that is still being written: it does not end a line."""
-    return data if data.endswith(b"\n") else data[: max(0, data.rfind(b"\n## Step "))]
-
-
 @dataclass
 class FollowedFile:
     """A growing file, read piece by piece. A checksum of the last bytes shows if it was cut back or replaced."""
 
     path: Path
-    complete: Callable[[bytes], bytes]
-    """`complete_lines` or `complete_sections`: what is left for the next read."""
+    separator: bytes
+    """`LINE` or `SECTION`: what is incomplete after the last one is left for the next read."""
     offset: int = 0
     checksum: int = 0
 
@@ -191,13 +174,15 @@ class FollowedFile:
                 data = file.read(-1 if limit is None else self.offset - start + limit)
         except OSError:
             data = b""
-        before, data = data[: self.offset - start], self.complete(data[self.offset - start :])
+        before, data = data[: self.offset - start], data[self.offset - start :]
         if len(before) < self.offset - start or zlib.crc32(before) != self.checksum:
             return None
+        if not data.endswith(b"\n"):
+            data = data[: data.rfind(self.separator) + 1]
         self.offset, self.checksum = self.offset + len(data), zlib.crc32((before + data)[-_CHECKED_BYTES:])
         return data
 
     @property
     def cursor(self) -> str:
-        """The position as text: offset and checksum, from which another one continues."""
+        """Offset and checksum as text, with which another one can continue."""
         return f"{self.offset}-{self.checksum}"

@@ -103,14 +103,14 @@ function loginForm(message) {
 }
 
 function showModels(catalog, entry) {
-  const shown = JSON.stringify([catalog.offers.map(o => [o.name, o.state]), entry.name, entry.steps, entry.best,
+  const shown = JSON.stringify([catalog.entries.map(o => [o.name, o.state]), entry.name, entry.steps, entry.best,
     state.text('step')]);
   if (place('models').dataset.shown === shown) return;
   place('models').dataset.shown = shown;
   const model = choice({
     label: 'Model', value: entry.name, onInput: name => state.set({model: name, step: null}, {push: true}),
     options: [...entry.kind === 'missing' ? [[entry.name, entry.name ? `${entry.name} (missing)` : 'none']] : [],
-      ...catalog.offers.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name])],
+      ...catalog.entries.map(o => [o.name, o.state === 'running' ? `${o.name} (training)` : o.name])],
   });
   model.select.id = 'model';
   model.select.addEventListener('pointerdown', async () => {

@@ -6,12 +6,12 @@ let catalog = null;
 
 // The server's models and runs. `reload` asks again: a run in training has new checkpoints.
 export async function loadCatalog(reload = false) {
-  if (!catalog || reload) catalog = await get('/api/offers');
+  if (!catalog || reload) catalog = await get('/api/catalog');
   return catalog;
 }
 
 // The entry of that name, or the first for an empty name; undefined if it does not exist.
-export const findEntry = ({offers}, name) => (name ? offers.find(entry => entry.name === name) : offers[0]);
+export const findEntry = ({entries}, name) => (name ? entries.find(entry => entry.name === name) : entries[0]);
 
 // Open a model. Returns its catalog entry, `info` (the answer of /api/model), and `request(more)`, which makes the body
 // of a request about it. step: a number, 'best', or '' for the newest.

@@ -37,7 +37,7 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
   }
   function showChoice(listed) {
     const other = defaultOther(listed, findEntry(listed, entry.name) ?? entry, info.step);
-    const model = choice({label: 'B', value: other.entry.name, options: listed.offers.map(({name}) => [name, name]),
+    const model = choice({label: 'B', value: other.entry.name, options: listed.entries.map(({name}) => [name, name]),
       test: 'other-model',
       onInput: name => state.set({other: name, other_step: null, other_layer: null, other_head: null}, {push: true})});
     const checkpoint = other.entry.kind === 'run' && choice({label: 'checkpoint', value: other.step, test: 'other-step',
@@ -59,8 +59,8 @@ function defaultOther(catalog, entry, step) {
   const others = entry.steps.filter(each => each !== step);
   const own = entry.state === 'running' ? others.at(-1) : others[0];  // a run in training deletes the first next
   if (own !== undefined) return {entry, step: state.text('other_step') || String(own)};
-  const {offers} = catalog;
-  return {entry: offers[(offers.indexOf(entry) + 1) % offers.length], step: state.text('other_step')};
+  const {entries} = catalog;
+  return {entry: entries[(entries.indexOf(entry) + 1) % entries.length], step: state.text('other_step')};
 }
 
 // Everything about one side: its tokens, predictions and attention.

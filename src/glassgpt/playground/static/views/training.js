@@ -86,13 +86,13 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
   source.addEventListener('error', () => {
     connected(false);
     // The browser does not reconnect if the server refused: a restarted one needs its new token.
-    if (source.readyState === EventSource.CLOSED) get('/api/offers', {}, signal).catch(failed);
+    if (source.readyState === EventSource.CLOSED) get('/api/catalog', {}, signal).catch(failed);
   });
 }
 
 // For a model that is not a run: which of the served ones are.
-function notARun(entry, {offers}) {
-  const runs = offers.filter(({kind}) => kind === 'run').map(({name}) =>
+function notARun(entry, {entries}) {
+  const runs = entries.filter(({kind}) => kind === 'run').map(({name}) =>
     button(name, () => state.set({model: name, step: null}, {push: true})));
   return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no history. `,
     runs.length ? 'Runs: ' : 'No run is served; create one with `glassgpt train`.', h('div.row', {}, runs));
