@@ -224,7 +224,7 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from kill_harness import Quiet, tiny_config
-from glassgpt.training.loop import train
+from glassgpt.training.run import train
 
 text, run, signs = map(Path, sys.argv[1:])
 config = tiny_config(text, steps=300, eval_every=25, checkpoint_every=100, keep_checkpoints=3, batch_tokens=512, micro_batch_size=16)

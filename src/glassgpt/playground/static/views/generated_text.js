@@ -51,7 +51,8 @@ export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, 
       const strip = tokenStrip({pieces: current.map(({id}) => names[id]), selectOnMove: false,
         onSelect: i => edit('branch', i), signal, label: 'Generated tokens', share: i => current[i].p,
         hint: i => `${names[current[i].id]} · ${percent(current[i].p)} · continue from before it`});
-      strip.className = 'inline';
+      strip.style.display = 'inline';
+      strip.classList.remove('tall');
       const start = prompt.length > PROMPT_SHOWN ? `…${prompt.slice(-PROMPT_SHOWN)}` : prompt;
       text.replaceChildren(h('span.mono.soft.before', {}, start), strip);
       for (const each of [reject, back]) each.disabled = !current.length;

@@ -8,11 +8,8 @@ import {trainingCharts} from './training_charts.js';
 
 const MAX_ADDED_ROWS = 1500;  // before the history is loaded again, so that charts stay small
 const SNAPSHOT_BYTES = 48e6;
-const STATES = {
-  stopped: 'stopped: its process is gone; resume it with `glassgpt train --resume`',
-  interrupted: 'interrupted; resume it with `glassgpt train --resume`',
-  preempted: 'preempted by the system; resume it with `glassgpt train --resume`',
-};
+const RESUME = 'resume it with `glassgpt train --resume`';
+const withAdvice = name => (['stopped', 'interrupted', 'preempted'].includes(name) ? `${name}; ${RESUME}` : name);
 
 export default async function show(page, {entry, catalog, signal}) {
   if (entry.kind !== 'run') return void page.append(notARun(entry, catalog));
@@ -118,7 +115,7 @@ function runFacts({history: {status, environment, checkpoints}, records}) {
   const loss = records.last('loss');
   return [
     h('div.row', {},
-      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state ?? '–'),
+      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, withAdvice(status.state) ?? '–'),
       h('span', {test: 'run-step', 'data-step': step},
         `step ${count(step)}${steps === null ? '' : ` of ${count(steps)}`}`),
       left !== null && h('span', {}, `about ${duration(left)} left`)),

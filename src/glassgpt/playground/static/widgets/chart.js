@@ -26,7 +26,7 @@ export const verticalLine = (x, text = '', color = category(7)) => ({type: 'line
 
 // An axis with a title.
 export const axis = (title, more = {}) => ({title: {text: title}, gridcolor: css('line'), linecolor: css('line'),
-  zerolinecolor: css('line'), automargin: true, ...more});
+  zerolinecolor: css('line'), automargin: true, exponentformat: 'power', ...more});
 
 // A chart. traces(): Plotly's traces; layout(): its layout, merged into the common one. The element's `redraw()` shows
 // what these give now, once the chart is in sight.

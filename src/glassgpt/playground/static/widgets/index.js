@@ -1,5 +1,4 @@
 // Everything in this folder, in one import.
-
 export * from './bar_list.js';
 export * from './bars.js';
 export * from './chart.js';
