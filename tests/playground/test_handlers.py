@@ -383,14 +383,8 @@ def test_packed_arrays_round_trip() -> None:
         assert (result["text"], result["none"], result["deep"]) == ("x" * length, None, [{"nan": None}])
         np.testing.assert_array_equal(result["a"], np.array([[1.5, np.nan]], dtype=np.float32))
         np.testing.assert_array_equal(result["f"], [[7, 65535]])
-        assert [result[name].dtype.name for name in "abcdef"] == [
-            "float32",
-            "int32",
-            "uint8",
-            "float32",
-            "float32",
-            "uint16",
-        ]
+        dtypes = ["float32", "int32", "uint8", "float32", "float32", "uint16"]
+        assert [result[name].dtype.name for name in "abcdef"] == dtypes
         assert [list(result[name].shape) for name in "abcdef"] == [[1, 2], [3], [5], [0, 4], [], [1, 2]]
 
 

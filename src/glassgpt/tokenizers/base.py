@@ -37,11 +37,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
-        ...
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Return all ids (T,), and offsets (documents + 1,): text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        ...
 
     def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
         """Return the bytes of the ids, special tokens by name. Raises `UserError` for an id outside the vocabulary.
@@ -50,23 +48,18 @@ class Tokenizer(Protocol):
         space. So `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming
         exact.
         """
-        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids, with U+FFFD for bytes that are not UTF-8. Raises as `decode_bytes` does."""
-        ...
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         """Return the bytes of text (V,) that each id stands for; 0 for special tokens."""
-        ...
 
     def to_json(self) -> str:
         """Return JSON text from which `load_tokenizer` restores this tokenizer without network."""
-        ...
 
     def to_hugging_face(self) -> str:
         """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
-        ...
 
 
 class BaseTokenizer(Tokenizer):
