@@ -1,11 +1,11 @@
-"""Parquet files to token shards: `glassgpt prepare` beside build-nanogpt's `fineweb.py`, by turns, timed as whole processes.
+"""Parquet files to token shards: `glassgpt prepare` against build-nanogpt's `fineweb.py`, as whole processes.
 
     python benchmarks/prepare.py --peer build-nanogpt/fineweb.py --data 'books/*.parquet'
 
-The peer's file runs as it is, but for two things: the text comes from the same local files (a stand-in for its `datasets` library
-yields their rows), and it has a process for each core, where it would take half as many. Both make shards of 100 million tokens
-by GPT-2's vocabulary; their ids are compared. `--repeat` takes the files several times, so that what a process needs to start
-weighs little. Bars: 60 MB of text a second on 2 cores, and 4 times the peer. Leave the machine alone meanwhile.
+The peer's file is unchanged except for two things: its text comes from the same local files (a stand-in for its
+`datasets` library yields their rows), and it uses a process for each core instead of half as many. Both write shards of
+100 million tokens with GPT-2's vocabulary, and their ids are compared. `--repeat` uses the files several times, so that
+start-up time matters little. Bars: 60 MB of text per second on 2 cores, and 4 times the peer. The machine must be idle.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import numpy as np
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.dataset import open_dataset
-from glassgpt.data.sources import LocalFiles, read_source
+from glassgpt.data.local_files import LocalFiles
+from glassgpt.data.sources import read_source
 
 STAND_IN = """
 import os
@@ -67,20 +68,10 @@ def run_peer(peer: Path, files: Path, work: Path) -> tuple[float, np.ndarray]:
 
 
 def run_glassgpt(files: Path, work: Path) -> tuple[float, np.ndarray]:
-    """The same."""
+    """Seconds, and all ids in their order."""
     shutil.rmtree(work, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "glassgpt",
-        "prepare",
-        str(files),
-        "--tokenizer",
-        "gpt2",
-        "--validation",
-        "first_shard",
-    ]
-    seconds = timed([*command, "--out", str(work)], files, {})
+    options = ["--tokenizer=gpt2", "--validation=first_shard", f"--out={work}"]
+    seconds = timed([sys.executable, "-m", "glassgpt", "prepare", str(files), *options], files, {})
     dataset = open_dataset(work)
     return seconds, np.concatenate([*dataset.validation.parts, *dataset.train.parts])
 
@@ -112,7 +103,7 @@ def main() -> int:
             if not same:
                 return 1
     ratio, speed = statistics.median(ratios), statistics.median(speeds)
-    print(f"median: {speed:.1f} MB of text a second (at least 60), {ratio:.1f} times the peer (at least 4)")
+    print(f"median: {speed:.1f} MB of text per second (at least 60), {ratio:.1f} times the peer (at least 4)")
     return int(speed < 60 or ratio < 4)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/prepare_kills.py --kills 100
 
-By 1, 2 or 3 workers, in the place of an older dataset, plain, with --deduplicate and with the first shard for validation; the
-kills come at random moments, at least a quarter of them after the first finished shard and before the end. This is
-`tests/prepare_harness.py`, which the test suite runs with 9 kills. Linux and macOS only, since it forks.
+With 1, 2 or 3 workers, in place of an older dataset, plain, with --deduplicate, and with the first shard for
+validation. The kills come at random moments, at least a quarter of them between the first finished shard and the end.
+This is `tests/prepare_harness.py`, which the test suite runs with 9 kills. Linux and macOS only, since it forks.
 """
 
 import argparse
@@ -18,7 +18,7 @@ HARNESS = Path(__file__).resolve().parents[1] / "tests" / "prepare_harness.py"
 
 
 def main() -> int:
-    """Run the harness and tell its outcome in a few lines; the exit status is its own."""
+    """Run the harness, print its outcome in a few lines, and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
@@ -33,24 +33,16 @@ def main() -> int:
     if not last.startswith("{"):
         return ended.returncode or 1
     outcome = json.loads(last)
-    print(
-        f"{outcome['kills']} kills in {time.perf_counter() - begin:.0f} s: {outcome['within']} between the first shard and the end, ",
-        end="",
-    )
-    print(
-        f"{outcome['between_files']} between the files of a shard, {outcome['publishing']} while the dataset took its place"
-    )
-    print("shards that were finished at each kill:", *outcome["shards"])
-    print(
-        f"the last worker ended {outcome['slowest_end']:.2f} s after the kill at the latest; {outcome['orphans']} kills left one behind"
-    )
-    print(f"{outcome['rewritten']} finished shards were written again, {len(outcome['left_behind'])} files left behind")
-    differing = outcome["differences"]
-    print(
-        "the end differs in " + ", ".join(differing)
-        if differing
-        else "every dataset is that of an undisturbed worker, byte for byte"
-    )
+    seconds, differences = time.perf_counter() - begin, outcome["differences"]
+    for line in (
+        f"{outcome['kills']} kills in {seconds:.0f} s: {outcome['within']} between the first shard and the end, "
+        f"{outcome['between_files']} between the files of a shard, {outcome['publishing']} while moving it into place",
+        f"finished shards at each kill: {' '.join(map(str, outcome['shards']))}",
+        f"the last worker ended {outcome['slowest_end']:.2f} s after the kill; {outcome['orphans']} kills left one",
+        f"{outcome['rewritten']} finished shards were written again, {len(outcome['left_behind'])} files left over",
+        f"differences: {', '.join(differences) or 'none, byte for byte'}",
+    ):
+        print(line)
     return ended.returncode
 
 

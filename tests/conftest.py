@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-# As the command line does, and before a test file imports torch: else a busy machine makes a minute of some tests.
+# As the command line does, and before a test file imports torch: otherwise some tests take a minute on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# A busy machine must not fail a test.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

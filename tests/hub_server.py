@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(content).encode(), headers or {})
 
     def fault(self, name: str, content: bytes = b"", start: int = 0) -> bool:
-        """Misbehave, where that is asked for."""
+        """Answer with the next fault, if there is one."""
         faults = self.server.faults.get(name)
         if not faults:
             return False
@@ -177,7 +177,7 @@ def git_sha1(content: bytes) -> str:
 
 
 def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
-    """A file as the hub lists it. Of a large one git keeps a pointer, whose sha1 is nothing to the content."""
+    """A file as the hub lists it. The `oid` of a large one is that of git's pointer, not of the content."""
     if small:
         return {"type": "file", "path": name, "size": len(content), "oid": git_sha1(content)}
     large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -188,34 +188,34 @@ def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
 
 
 def refuse(status: int, **headers: str) -> Fault:
-    """Another answer: `retry_after="1"` is a header."""
+    """Answer with a status and headers (`retry_after="1"`)."""
     return lambda handler, content, start: handler.refuse(
         status, {name.replace("_", "-"): value for name, value in headers.items()}
     )
 
 
 def truncate(count: int) -> Fault:
-    """Close the connection after so many bytes."""
+    """Close the connection after `count` bytes."""
     return lambda handler, content, start: handler.part(content, start, sent=content[start : start + count])
 
 
 def claim(difference: int) -> Fault:
-    """Send it all under a Content-Length that says so many bytes more, or less."""
+    """Send everything under a Content-Length that is wrong by `difference`."""
     return lambda handler, content, start: handler.part(content, start, len(content) - start + difference)
 
 
 def too_much(handler: Handler, content: bytes, start: int) -> None:
-    """More than there is, under a header that says so."""
+    """Send more bytes than the file has, with a matching header."""
     handler.part(content, start, len(content) - start + 1000, content[start:] + bytes(1000))
 
 
 def flip(handler: Handler, content: bytes, start: int) -> None:
-    """One wrong byte among the right number of them."""
+    """Send the right number of bytes, one of them wrong."""
     handler.part(content, start, sent=bytes([content[start] ^ 1]) + content[start + 1 :])
 
 
 def stall(count: int) -> Fault:
-    """Send so many bytes, and then nothing until the server is shut down."""
+    """Send `count` bytes, then nothing until the server is shut down."""
 
     def answer(handler: Handler, content: bytes, start: int) -> None:
         handler.part(content, start, sent=content[start : start + count])
@@ -226,7 +226,7 @@ def stall(count: int) -> Fault:
 
 
 def silence(handler: Handler, content: bytes, start: int) -> None:
-    """No answer at all, until the server is shut down."""
+    """Send nothing until the server is shut down."""
     handler.server.ending.wait(30)
 
 
@@ -234,7 +234,7 @@ def silence(handler: Handler, content: bytes, start: int) -> None:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Repositories by id; faults by a file's name (or `api`), the first for the first request; and what was asked for."""
+    """Repositories by id; faults by a file's name (or `api`), one per request; and the requests so far."""
 
     daemon_threads = True
 
@@ -247,13 +247,13 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def asked(self, part: str) -> list[Request]:
-        """The requests with this in their path."""
+        """The requests whose path contains `part`."""
         return [request for request in self.requests if part in request.path]
 
 
 @contextmanager
 def hub(repositories: dict[str, Repository]) -> Iterator[HubServer]:
-    """A server in a thread of this process, shut down at the end."""
+    """Run a server in a thread of this process."""
     with HubServer(repositories) as server:
         thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
         thread.start()

@@ -1,10 +1,11 @@
-"""Tiny runs for the tests, and a harness that kills one by SIGKILL again and again and compares its end with a quiet one's.
+"""Tiny runs for the tests, and a harness that kills one by SIGKILL again and again and compares its end with a quiet
+one's.
 
     python tests/kill_harness.py --kills 20
 
-One process imports torch and forks the trainers, since a fresh interpreter would take 2 s a resume. That is safe as long as
-the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread. `tests/test_resume.py` and
-`benchmarks/resume_kills.py` run this file as a program.
+One process imports torch and forks the trainers, since a fresh interpreter would take 2 s a resume. That is safe as
+long as the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread.
+`tests/test_resume.py` and `benchmarks/resume_kills.py` run this file as a program.
 """
 
 import argparse
@@ -121,7 +122,8 @@ def slow_disk(seconds: float = 0.002) -> None:
 
 @contextmanager
 def lightly() -> Iterator[None]:
-    """Inside, a tiny run takes a tenth of the time: one thread, no waiting for the disk, and no measuring of the CPU's peak."""
+    """Inside, a tiny run takes a tenth of the time: one thread, no waiting for the disk, and no measuring of the CPU's
+    peak."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # Where no kill is to come, nothing can be lost by not flushing. The peak takes 0.3 s a start.
@@ -165,7 +167,8 @@ class Killer:
         self.steps: list[int] = []
 
     def kill_once(self, kind: str) -> None:
-        """`start`: soon after the start. `step`, `save`, `probe`: after progress, at any time or once a save or a snapshot has begun."""
+        """`start`: soon after the start. `step`, `save`, `probe`: after progress, at any time or once a save or a
+        snapshot has begun."""
         known, before = {kind: _partials(folder) for kind, folder in self.folders.items()}, self._last_step()
         child = fork(self._train)
         if kind == "start":
@@ -212,8 +215,8 @@ def finish(action: Callable[[], object]) -> None:
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a run at least `kills` times, a quarter of them inside a save and some inside a snapshot, let it end, and compare it with a
-    quiet one."""
+    """Kill a run at least `kills` times, a quarter of them inside a save and some inside a snapshot, let it end, and
+    compare it with a quiet one."""
     torch.set_num_threads(1)
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     config = tiny_config(

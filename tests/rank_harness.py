@@ -1,7 +1,7 @@
 """Starts several ranks within a second: a process that has imported torch forks them at a caller's request.
 
-As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A request names
-one of the functions under "tasks". `Harness` is the caller's side.
+As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A
+request names one of the functions under "tasks". `Harness` is the caller's side.
 """
 
 import builtins
@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# ------------------------------------------------------------------------------------------------------------ caller's side
+# Caller's side
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many seconds."""
+    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many
+    seconds."""
 
     status: int
     value: Any
@@ -71,7 +72,7 @@ class Harness:
         self._process.wait(timeout=60)
 
 
-# -------------------------------------------------------------------------------------------------------------------- tasks
+# Tasks
 
 
 def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
@@ -83,10 +84,10 @@ def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
 
 
 def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -> None:
-    """Go on with a run."""
+    """Resume a run."""
     from glassgpt.training.run import resume
 
-    resume(run, steps=steps, strategy=strategy)
+    resume(run, steps=steps, **({} if strategy is None else {"strategy": strategy}))
 
 
 def train_twice(config: dict[str, Any], outs: list[str]) -> None:
@@ -158,11 +159,22 @@ def compiled_operators(config: dict[str, Any], out: str) -> int:
     return sum(found)
 
 
+def compiled_frames(config: dict[str, Any], out: str) -> dict[str, int]:
+    """Train a run that is compiled, in which a recompile limit is an error; how many graphs there were."""
+    import torch
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        train({**config, "compile": "on", "compile_backend": "eager"}, out)
+    return {"graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+
+
 TASKS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (train, resume, train_twice, first_weights, evaluate, train_with, compiled_operators)
+    f.__name__: f
+    for f in (train, resume, train_twice, first_weights, evaluate, train_with, compiled_operators, compiled_frames)
 }
 
-# ---------------------------------------------------------------------------------------------------------------- accidents
+# Accidents
 
 
 def _rank() -> int:
@@ -347,11 +359,25 @@ def full_disk(save: int) -> None:
 
 _WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
 _WAYS_TO_FAIL = (raising, killed, killed_at_the_end, poisoned, other_code, other_data, missing_data, full_disk)
+
+
+def judging_on_device() -> None:
+    """Each rank's device judges its updates, as GPUs do."""
+    from glassgpt.training import run, setup
+
+    def instead(*arguments: Any, **options: Any) -> Any:
+        state = setup.setup_training(*arguments, **options)
+        setup.judge_on_device(state)
+        return state
+
+    mock.patch.object(run, "setup_training", instead).start()
+
+
 ACCIDENTS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save)
+    f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save, judging_on_device)
 }
 
-# ------------------------------------------------------------------------------------------------------------------ program
+# Program
 
 
 def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], folder: Path) -> int:

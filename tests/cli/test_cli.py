@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
-import glassgpt.evaluation
+import glassgpt.evaluation.perplexity
 import glassgpt.generation.generate
 import glassgpt.interop.references
 import glassgpt.training.run
@@ -144,8 +144,9 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
 
 
 def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
-    arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48 --optim.lr 1e-3"
-    more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none --sample.prompt=--x"
+    arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48"
+    more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none"
+    more += " --sample.prompt=--x --optim.lr 1e-3"
     config = trained_config(training, "shakespeare-cpu", *arguments.split(), *more.split())
     expected = recipe(
         "shakespeare-cpu",
@@ -394,7 +395,8 @@ def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) ->
 
 def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
     recorder = writes([("x", 0), ("p", 1), ("y", 0), ("q", 1)])
-    options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5 --no-cache --device cpu"
+    options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5"
+    options += " --no-cache --device cpu"
     assert main(["generate", "runs/x", *options.split(), "--prompt", "- "]) == 0
     given = recorder.call_args
     assert given.args[2] == "- "
@@ -449,32 +451,38 @@ def test_prompts_come_from_a_file_or_standard_input(
 
 # eval, recipes, prepare
 
+PROVENANCE = {"model": "runs/x", "step": 7, "quantization": None, "precision": "float32"}
+PROVENANCE |= {"data": "t.txt", "split": "train", "context_length": 16}
+
 
 def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     document = {"document": 3, "tokens": 20, "loss": 2.5, "bits_per_byte": 3.0, "text": "once\nupon"}
     figures: dict[str, Any] = {"loss": 1.5, "perplexity": float("inf"), "bits_per_byte": 2.25, "tokens": 1234}
-    figures |= {"loss_by_position": [4.0, 3.0, 2.0], "tokens_by_position": [5, 3, 1]}
+    figures |= {"loss_by_position": [4.0, 3.0, 2.0], "tokens_by_position": [5, 3, 1], **PROVENANCE}
     figures |= {
         "worst_documents": [document],
         "document_count": 7,
         "documents": {"document": [3], "loss": [float("nan")]},
     }
-    recorder = mock.create_autospec(glassgpt.evaluation.evaluate, return_value=figures)
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate", recorder)
+    recorder = mock.create_autospec(glassgpt.evaluation.perplexity.evaluate, return_value=figures)
+    monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", recorder)
+    load = mock.create_autospec(glassgpt.interop.references.load_model)
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", load)
     path = tmp_path / "new" / "figures.json"
     assert (
         main(["eval", "runs/x@best", "--data", "t.txt", "--split", "train", "--quantize", "int8", "--json", str(path)])
         == 0
     )
     settings: dict[str, Any] = {"source": "t.txt", "split": "train", "column": None, "encoding": None, "errors": None}
-    settings |= {"skip_bad": None, "documents": True, "device": "auto", "quantize": "int8", "log": mock.ANY}
-    expected = mock.call("runs/x@best", **settings)
-    assert recorder.call_args == expected
+    settings |= {"skip_bad": None, "documents": True, "quantize": "int8", "log": mock.ANY}
+    settings |= {"context_length": None, "tokens": False}
+    assert load.call_args.args[0] == "runs/x@best"
+    assert recorder.call_args == mock.call(load.return_value, **settings)
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
     told = capsys.readouterr().out
     assert re.search(r"^loss +1\.5000 nats", told)
-    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\nworst of 7 documents", told)
+    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\n.*7 documents", told)
     assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", told)
 
 
@@ -713,8 +721,10 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
         "tokens": 9,
         "loss_by_position": [1.0],
         "tokens_by_position": [9],
+        **PROVENANCE,
     }
-    monkeypatch.setattr(glassgpt.evaluation, "evaluate", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.evaluation.perplexity, "evaluate", mock.Mock(return_value=figures))
+    monkeypatch.setattr(glassgpt.interop.references, "load_model", mock.Mock())
     (tmp_path / "text.txt").write_text("To be or not to be")
     assert main(["eval", "runs/x", "--json", str(tmp_path / "text.txt")]) == 2
     assert "is not JSON" in capsys.readouterr().err

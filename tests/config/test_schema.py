@@ -103,7 +103,8 @@ def test_a_mistake_is_refused_with_the_field_and_the_way_out(changes: dict[str, 
     assert message.count("\n") < 2
 
 
-# Each is a directory that some system cannot have, or that a shell and a path disagree on (seeds A and D had ":" and stray spaces).
+# Each is a directory that some system cannot have, or that a shell and a path disagree on (seeds A and D had ":" and
+# stray spaces).
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\\b", "12:30", " run", "run ", "a\nb", "what?"])
 def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="name must be"):
@@ -217,6 +218,7 @@ def test_every_field_comes_back_from_toml() -> None:
         context_warmup=0.25,
         strategy="fsdp",
         cpu_offload=True,
+        fsdp_gradient_sync="update",
         activation_checkpointing="full",
         eval_every=3,
         eval_tokens=99,

@@ -1,4 +1,4 @@
-"""Datasets of the hub, from a local server. In processes of their own: the hub's library reads its variables at import."""
+"""Datasets of the hub, from a local server, in subprocesses: the hub's library reads its variables at import."""
 
 import glob
 import hashlib
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from glassgpt.data.hub_datasets import HubSource
 from glassgpt.data.hub_layout import choose_subset, folder_of, format_of, matches, splits_by_name, subsets_of
-from glassgpt.data.sources import HubSource
 from glassgpt.utils.errors import UserError
 from hub_server import Fault, HubServer, Repository, claim, flip, hub, refuse, silence, stall, too_much, truncate
 
@@ -36,7 +36,7 @@ configs:
 
 
 def content(name: str, size: int = 100_000) -> bytes:
-    """Bytes that belong to a name, so that no file can pass for another."""
+    """Bytes that depend on the name, so that no file can be mistaken for another."""
     return hashlib.shake_128(name.encode()).digest(size)
 
 
@@ -82,7 +82,7 @@ def test_the_folder_of_a_subset_is_where_its_paths_begin() -> None:
         [{"config_name": "x", "data_dir": "../../etc"}],
     ],
 )
-def test_metadata_of_no_documented_form_is_refused(configs: object) -> None:
+def test_undocumented_metadata_is_refused(configs: object) -> None:
     with pytest.raises(UserError, match="acme/x"):
         subsets_of({"configs": configs}, "acme/x")
 
@@ -100,7 +100,7 @@ def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
 
 
 def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
-    """Against Python's own glob on real files; what is hidden by `__` is the hub's own rule and left out here."""
+    """Compared with Python's glob on real files, without the hub's own rule that `__` hides a file."""
     names = [
         "a.csv",
         "b.txt",
@@ -115,8 +115,9 @@ def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for pattern in """* *.csv ** **/*.csv data/* data/** data/*/* data/**/a.csv data/x?/* d*/[ab].csv .h/* .*/* data/.* **/a.csv data/x/**/b.csv
-        [!a].txt d?ta/*.csv data/x1/a[[]1].csv nothing/* data *.CSV""".split():
+    patterns = """* *.csv ** **/*.csv data/* data/** data/*/* data/**/a.csv data/x?/* d*/[ab].csv .h/* .*/* data/.*
+        **/a.csv data/x/**/b.csv [!a].txt d?ta/*.csv data/x1/a[[]1].csv nothing/* data *.CSV"""
+    for pattern in patterns.split():
         found = {name for name in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / name).is_file()}
         assert {name for name in names if matches(name, pattern)} == found, pattern
         folder, below = folder_of(pattern)
@@ -145,11 +146,11 @@ def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
         (["a.py", "dataset_infos.json"], "", {}),
     ],
 )
-def test_names_tell_the_splits(names: list[str], folder: str, splits: dict[str, list[str]]) -> None:
+def test_splits_follow_from_names(names: list[str], folder: str, splits: dict[str, list[str]]) -> None:
     assert splits_by_name(names, folder) == splits
 
 
-def test_suffixes_tell_the_format() -> None:
+def test_the_format_follows_from_the_suffix() -> None:
     formats = {
         name: format_of(f"x/{name}")
         for name in ("a.PARQUET", "a.json.gz", "a.b.csv.bz2", "a.txt", "a.zip", "a.gz", "README", "config.json")
@@ -174,7 +175,8 @@ def outcome(call):
     except UserError as error:
         return f"error: {error}"
 def fetch(*asked, **more):
-    return {file.name: str(path) for file, path in fetch_all(find_dataset(*asked, **more).files(), log=lines.append, every=0.0)}
+    files = find_dataset(*asked, **more).files()
+    return {file.name: str(path) for file, path in fetch_all(files, log=lines.append, every=0.0)}
 """
 
 
@@ -194,7 +196,7 @@ def environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
 
 
 def run(code: str, server: HubServer, home: Path, **more: str) -> Any:
-    """What the code prints as JSON, in a process that has the server for its hub."""
+    """Return what the code prints as JSON, in a process that uses the server as its hub."""
     command = [sys.executable, "-c", PRELUDE + code]
     result = subprocess.run(command, env=environment(server, home, **more), capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
@@ -243,10 +245,11 @@ def server() -> Iterator[HubServer]:
 def test_a_dataset_is_a_list_of_files_at_a_commit(server: HubServer, home: Path) -> None:
     found = run(
         """
-found = [find_dataset(*asked) for asked in (("acme/fineweb", "sample-10BT"), ("acme/fineweb",), ("acme/two", "en"), ("acme/two", "de"),
-         ("acme/stories",), ("acme/stories", None, "validation"), ("acme/script",))]
-shown = [{**each.identity(), "left_out": each.left_out, "as": [[f.name, f.bytes] for f in each.files()]} for each in found]
-print(json.dumps(shown))
+calls = [("acme/fineweb", "sample-10BT"), ("acme/fineweb",), ("acme/two", "en"), ("acme/two", "de")]
+calls += [("acme/stories",), ("acme/stories", None, "validation"), ("acme/script",)]
+datasets = [find_dataset(*call) for call in calls]
+files = [[[file.name, file.bytes] for file in dataset.files()] for dataset in datasets]
+print(json.dumps([{**d.identity(), "left_out": d.left_out, "as": each} for d, each in zip(datasets, files)]))
 """,
         server,
         home,
@@ -276,7 +279,7 @@ print(json.dumps(shown))
         "git_sha1": hashlib.sha1(b"blob 3\0{}\n").hexdigest(),
     }
     assert found[3]["left_out"] == ["de/LICENSE"]
-    # Only the folder that is asked about is listed: a corpus has tens of thousands of files.
+    # Only the folder of the subset is listed: a corpus has tens of thousands of files.
     assert server.asked("fineweb/tree")[0].path.endswith("/sample/10BT")
 
 
@@ -406,8 +409,8 @@ print(json.dumps([source.identity(), source.left_out]))
 def test_a_registered_dataset_is_looked_up_each_time(server: HubServer, home: Path) -> None:
     """Within one process too: what the hub answered once may change."""
     code = """
-from glassgpt.data import sources
-sources._HUB_NAMES = {**sources._HUB_NAMES, "tinystories": ("acme/two", "de")}
+from glassgpt.data import hub_datasets, sources
+hub_datasets.HUB_NAMES = {**hub_datasets.HUB_NAMES, "tinystories": ("acme/two", "de")}
 print(json.dumps([sources.resolve("tinystories").identity()["commit"] for _ in range(2)]))
 """
     run(code, server, home)

@@ -32,8 +32,8 @@ from kill_harness import Quiet, tiny_config
 TIES = " ".join(f"{a}{b}{a}" for a in "abcdefghijklmnopqrstuvwxyzéß日" for b in "0aZ_'") * 2
 
 
-def test_threads_and_runs_make_no_difference(tmp_path: Path) -> None:
-    """Words in thousands of ties, in an order of their own in every process (its hash map is seeded at random)."""
+def test_the_result_does_not_depend_on_threads_or_process(tmp_path: Path) -> None:
+    """Words with thousands of ties, in another order in each process (its hash map is seeded at random)."""
     (tmp_path / "ties.txt").write_text("\n".join([TIES] * 300), encoding="utf-8")
     code = (
         "import sys; from glassgpt.data.tokenizer_training import Corpus, train_tokenizer; "
@@ -64,7 +64,7 @@ def test_a_sample_is_a_fair_share_and_always_the_same(tmp_path: Path) -> None:
     assert corpus.size == 18_000
     tenth = list(corpus.sample(1800))
     assert tenth == list(corpus.sample(1800)) == sorted(tenth)
-    # Binomial(2000, 0.1) is 200 with a deviation of 13.4, each quarter 50 with 6.7: both bounds are beyond four of these.
+    # Binomial(2000, 0.1) is 200 with a deviation of 13.4, each quarter 50 with 6.7: the bounds are four of these away.
     assert 140 <= len(tenth) <= 260
     quarters = Counter(int(text.split()[1]) // 500 for text in tenth)
     assert all(20 <= quarters[quarter] <= 80 for quarter in range(4))
@@ -146,7 +146,7 @@ def config_on(source: Path, tokenizer: str) -> TrainConfig:
     return config.override(data={"tokenizer": tokenizer})
 
 
-def test_a_run_reads_and_writes_with_it(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_a_trained_tokenizer(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared, trained, resumed from another folder without the file, evaluated, exported."""
     auto = pytest.importorskip(
         "transformers", reason="transformers, which reads what is exported, is not installed"
@@ -156,7 +156,7 @@ def test_a_run_reads_and_writes_with_it(trained: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     run = train(config_on(trained / "text.txt", "my.json"), tmp_path / "run", progress=Quiet())
     kept = TrainConfig.from_toml((run / "config.toml").read_text(encoding="utf-8"))
-    assert kept.data.tokenizer == str(tmp_path / "my.json")  # where a run without a checkpoint looks for it
+    assert kept.data.tokenizer == str(tmp_path / "my.json")  # a run without a checkpoint looks there
     model, tokenizer = load(run)
     assert tokenizer is not None
     assert (tokenizer.to_json(), model.config.vocab_size) == (mine.to_json(), 700)
@@ -196,14 +196,14 @@ def test_a_changed_tokenizer_makes_a_dataset_stale(trained: Path, tmp_path: Path
     path = tmp_path / "t.json"
     config = DataConfig(source=str(trained / "text.txt"), tokenizer=str(path))
     corpus = Corpus(config.source)
-    made = []
+    datasets = []
     for vocab_size in (300, 301, 300):
         train_tokenizer(corpus, vocab_size, path)
-        made.append(open_dataset(prepare(config)))
-    assert [dataset.tokenizer.vocab_size for dataset in made] == [300, 301, 300]
-    assert made[0].directory == made[2].directory != made[1].directory
+        datasets.append(open_dataset(prepare(config)))
+    assert [dataset.tokenizer.vocab_size for dataset in datasets] == [300, 301, 300]
+    assert datasets[0].directory == datasets[2].directory != datasets[1].directory
     moved = path.rename(tmp_path / "moved.json")
-    assert prepare(config_with(config, moved)) == made[0].directory
+    assert prepare(config_with(config, moved)) == datasets[0].directory
     out = prepare(config_with(config, moved), tmp_path / "out")
     train_tokenizer(corpus, 301, moved)
     assert open_dataset(prepare(config_with(config, moved), out)).tokenizer.vocab_size == 301

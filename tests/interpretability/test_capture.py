@@ -1,4 +1,4 @@
-"""What the glass shows is what the model computed: on every slot, compiled or cached, and nothing of it stays behind."""
+"""Captured activations are what the model computed, with every slot, compiled or cached; and no hook remains."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -36,27 +36,28 @@ def hooks_of(model: GPT) -> int:
 
 
 @torch.no_grad()
-def seen_of(model: GPT, ids: Tensor) -> ActivationCache:
-    with capture(model) as seen:
+def captured(model: GPT, ids: Tensor) -> ActivationCache:
+    with capture(model) as cache:
         model(ids)
-    return seen
+    return cache
 
 
 @pytest.mark.parametrize(
     ("attention", "choice"), COMBINATIONS, ids=lambda part: part if isinstance(part, str) else " ".join(part.values())
 )
-def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: str) -> None:
+def test_activations_match_the_model(choice: dict[str, str], attention: str) -> None:
     """To 1e-5 in float32, with every slot: rounding of values of about 1 (FlexAttention sums in other blocks).
 
-    The same call on the same tensors gives the same bits, so those are compared exactly. One head's product is another call: a head
-    of 6 floats may begin at an address that is not a multiple of 16 bytes, the batched product of all heads works on aligned copies,
-    and MKL sums in another order for unaligned operands on some CPUs (seen on AMD Zen 5, with one thread and with two).
+    The same call on the same tensors gives the same bits, so those are compared exactly. One head's product is another
+    call: a head of 6 floats may begin at an address that is not a multiple of 16 bytes, the batched product of all
+    heads works on aligned copies, and MKL sums in another order for unaligned operands on some CPUs (seen on AMD Zen 5,
+    with one thread and with two).
     """
     model = lively(combined(choice, attention=attention)).float()
-    seen = seen_of(model, token_ids())
-    picture = attention_overview(seen)
+    cache = captured(model, token_ids())
+    picture = attention_overview(cache)
     assert max(picture.kernel_errors) < 1e-5
-    for layer, block in zip(seen.layers, cast(Iterable[Block], model.blocks), strict=True):
+    for layer, block in zip(cache.layers, cast(Iterable[Block], model.blocks), strict=True):
         weights = layer.pattern()
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))  # 1 to rounding
         assert bool((weights[..., ~layer.mask] == 0).all())
@@ -68,7 +69,7 @@ def test_recomputed_attention_is_the_kernels(choice: dict[str, str], attention: 
         check_hook_points(model, layer, block)
         torch.testing.assert_close(block.feed_forward.down(layer.mlp_post), layer.mlp_out, rtol=0, atol=0)
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(seen.ln_final), model(token_ids()), rtol=0, atol=0)
+        torch.testing.assert_close(model.logits(cache.ln_final), model(token_ids()), rtol=0, atol=0)
     assert hooks_of(model) == 0
 
 
@@ -89,8 +90,8 @@ def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None
         torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_captures_that_end_in_another_order_leave_compiling_as_it_was() -> None:
-    """As in two threads: the compiler's switch is the process's, and once it stayed turned."""
+def test_overlapping_captures_restore_compilation() -> None:
+    """As in two threads: compilation is switched off for the whole process, and must be on again at the end."""
     first, second = capture(small()), capture(small())
     compiled: list[torch.fx.GraphModule] = []
     for enter in (first.__enter__, second.__enter__):
@@ -109,8 +110,8 @@ def test_captures_that_end_in_another_order_leave_compiling_as_it_was() -> None:
     assert compiled
 
 
-def test_a_compiled_model_is_seen_and_stays_compiled() -> None:
-    """After a compiled call, where hooks would not fire; what is seen is what the model computes, and nothing is compiled anew."""
+def test_a_compiled_model_is_captured_and_stays_compiled() -> None:
+    """After a compiled call, in which hooks would not fire; nothing is compiled a second time."""
     model, ids, compiled = small(), token_ids(), []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
@@ -123,9 +124,9 @@ def test_a_compiled_model_is_seen_and_stays_compiled() -> None:
         logits = model(ids)
         before = len(compiled)
         assert before > 0
-        seen = seen_of(model, ids)
-        torch.testing.assert_close(model.logits(seen.ln_final), logits)
-        assert max(attention_overview(seen).kernel_errors) < 1e-5
+        cache = captured(model, ids)
+        torch.testing.assert_close(model.logits(cache.ln_final), logits)
+        assert max(attention_overview(cache).kernel_errors) < 1e-5
         with edited(model, [Edit("block", 0)]):
             assert not torch.allclose(model(ids), logits)
         assert torch.equal(model(ids), logits)
@@ -138,8 +139,8 @@ def interrupted(model: GPT) -> None:
     raise KeyboardInterrupt
 
 
-def test_hooks_are_gone_whatever_ends_it() -> None:
-    """An interrupt inside, or a forward pass that fails."""
+def test_hooks_are_removed_after_errors() -> None:
+    """After an interrupt inside, and after a forward pass that fails."""
     model = small()
     for context in (capture(model), edited(model, [Edit("head", 0, 0), Edit("position", position=0)])):
         with pytest.raises(KeyboardInterrupt), context:
@@ -150,7 +151,7 @@ def test_hooks_are_gone_whatever_ends_it() -> None:
     assert hooks_of(model) == 0
 
 
-def test_nothing_of_it_is_in_a_checkpoint() -> None:
+def test_the_state_dict_is_unchanged() -> None:
     model = small()
     keys = list(model.state_dict())
     with capture(model), edited(model, [Edit("head", 0, 0)]):
@@ -165,19 +166,19 @@ def test_nothing_of_it_is_in_a_checkpoint() -> None:
     ids=["full", "window", "globals"],
 )
 @torch.no_grad()
-def test_a_cached_pass_is_seen_too(changes: dict[str, Any]) -> None:
-    """One token after another, the rows of weights are those of the whole text, at the keys that are kept; to float32's rounding."""
+def test_capture_over_a_kv_cache(changes: dict[str, Any]) -> None:
+    """Piece by piece, the pattern's rows are those of the whole text at the cached keys; to float32's rounding."""
     model, ids = small(**changes), token_ids()
-    whole, cache = seen_of(model, ids), model.new_cache(len(ids), T)
-    with capture(model) as seen:
+    whole, kv_cache = captured(model, ids), model.new_cache(len(ids), T)
+    with capture(model) as cache:
         for start, end in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 10)):
-            model(ids[:, start:end], cache=cache)
-            for layer, full, kept in zip(seen.layers, whole.layers, cache.layers, strict=True):
+            model(ids[:, start:end], cache=kv_cache)
+            for layer, full, kept in zip(cache.layers, whole.layers, kv_cache.layers, strict=True):
                 weights, expected = layer.pattern(), full.pattern()[:, :, start:end]
                 assert layer.kernel_error(weights) < 1e-5
                 torch.testing.assert_close(layer.rot_q, full.rot_q[:, :, start:end], rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(layer.k, full.k[:, :, start:end], rtol=1e-4, atol=1e-5)
-                if end == start + 1:  # one token: its keys are those that the cache holds, which go round in a window
+                if end == start + 1:  # one token: its keys are those that the cache holds, a ring buffer for a window
                     expected = expected[..., kept.positions[: weights.shape[-1]]]
                     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
                     assert bool((weights[..., ~layer.mask] == 0).all())
@@ -185,17 +186,17 @@ def test_a_cached_pass_is_seen_too(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("window", [1, 3])
 @torch.no_grad()
-def test_what_was_seen_of_a_cache_stays(window: int) -> None:
-    """Though the cache goes on, and in a window its buffers are written over. In one of a single token its values alone tell."""
+def test_a_capture_keeps_its_values_when_the_kv_cache_goes_on(window: int) -> None:
+    """In a window, the KV cache overwrites its buffers. With a window of one token only the values can show it."""
     model, ids = small(window=window), token_ids()
-    cache = model.new_cache(len(ids), T)
-    model(ids[:, :5], cache=cache)
-    with capture(model) as seen:
-        model(ids[:, 5:6], cache=cache)
-    before, values = seen.layers[0].pattern(), seen.layers[0].v.clone()
-    model(ids[:, 6:], cache=cache)
-    assert torch.equal(seen.layers[0].pattern(), before)
-    assert torch.equal(seen.layers[0].v, values)
+    kv_cache = model.new_cache(len(ids), T)
+    model(ids[:, :5], cache=kv_cache)
+    with capture(model) as cache:
+        model(ids[:, 5:6], cache=kv_cache)
+    before, values = cache.layers[0].pattern(), cache.layers[0].v.clone()
+    model(ids[:, 6:], cache=kv_cache)
+    assert torch.equal(cache.layers[0].pattern(), before)
+    assert torch.equal(cache.layers[0].v, values)
 
 
 @pytest.mark.parametrize(
@@ -203,17 +204,16 @@ def test_what_was_seen_of_a_cache_stays(window: int) -> None:
     [attention_overview, partial(logit_lens, small()), partial(predictions, small())],
     ids=["picture", "lens", "predictions"],
 )
-def test_before_a_pass_there_is_nothing_to_ask(ask: Callable[[ActivationCache], object]) -> None:
-    with capture(small()) as seen, pytest.raises(UserError, match="no activations captured"):
-        ask(seen)
+def test_results_before_a_pass_are_refused(ask: Callable[[ActivationCache], object]) -> None:
+    with capture(small()) as cache, pytest.raises(UserError, match="no activations captured"):
+        ask(cache)
 
 
 def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:
-    """Where size is no divisor of the tokens, neighbouring cells share a row or column: cell i of 5 has those from floor(i T / 5) to
-    ceil((i + 1) T / 5)."""
+    """If size does not divide T, cells share rows: cell i of 5 has floor(i T / 5) to ceil((i + 1) T / 5)."""
     length, size = 8, 5
-    seen = seen_of(small(), token_ids(length=length))
-    for layer, thumbnails in zip(seen.layers, attention_overview(seen, size).thumbnails, strict=True):
+    cache = captured(small(), token_ids(length=length))
+    for layer, thumbnails in zip(cache.layers, attention_overview(cache, size).thumbnails, strict=True):
         weights = layer.pattern()[0]
         cells = [slice(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
         expected = torch.stack(
@@ -223,8 +223,8 @@ def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_training_step_is_seen_and_left_as_it_is(recompute: str) -> None:
-    """In training mode, under activation checkpointing: what is seen is what was computed, and the gradients are the same bits."""
+def test_a_training_step_is_captured_and_unchanged(recompute: str) -> None:
+    """In training mode, with activation checkpointing: the gradients have the same bits as without a capture."""
     model, ids = small(), token_ids()
     for block in model.blocks:
         checkpoint_activations(block, recompute)
@@ -232,23 +232,23 @@ def test_a_training_step_is_seen_and_left_as_it_is(recompute: str) -> None:
     model(ids, ids.roll(1, 1)).backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    with capture(model) as seen:
+    with capture(model) as cache:
         loss = model(ids, ids.roll(1, 1))
         loss.backward()
-    assert max(attention_overview(seen).kernel_errors) < 1e-5
-    assert not seen.layers[0].resid_post.requires_grad
+    assert max(attention_overview(cache).kernel_errors) < 1e-5
+    assert not cache.layers[0].resid_post.requires_grad
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0)
 
 
-def test_a_model_made_ready_to_write_is_seen_too() -> None:
-    """Its modules are others around the same kernels: weights that sum to 1, and what it computes itself."""
+def test_an_inference_model_is_captured() -> None:
+    """Its linear layers are other modules around the same kernels."""
     model, ids = small(n_embd=64), token_ids()
-    for ready in (quantize(model), InferenceGPT(model, partial(PackedLinear, rows=1))):
-        seen = seen_of(ready, ids)
-        assert max(attention_overview(seen).kernel_errors) < 1e-5
-        torch.testing.assert_close(ready.logits(seen.ln_final), ready(ids))
-        torch.testing.assert_close(logit_lens(ready, seen).top_p[-1], ready(ids)[0].softmax(-1).topk(5).values)
-        before, after = effects(ready, ids, [Edit("head", 0, 1)])
+    for inference in (quantize(model), InferenceGPT(model, partial(PackedLinear, rows=1))):
+        cache = captured(inference, ids)
+        assert max(attention_overview(cache).kernel_errors) < 1e-5
+        torch.testing.assert_close(inference.logits(cache.ln_final), inference(ids))
+        torch.testing.assert_close(logit_lens(inference, cache).top_p[-1], inference(ids)[0].softmax(-1).topk(5).values)
+        before, after = effects(inference, ids, [Edit("head", 0, 1)])
         assert not torch.equal(before, after)
-        assert hooks_of(ready) == hooks_of(model) == 0
+        assert hooks_of(inference) == hooks_of(model) == 0

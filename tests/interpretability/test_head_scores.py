@@ -1,4 +1,4 @@
-"""Head kinds: hand-made attention has the scores that its name says, and hand-made models are found out."""
+"""Head scores of handmade attention patterns and of handmade models."""
 
 import pytest
 import torch
@@ -11,19 +11,19 @@ from glassgpt.model.gpt import GPT
 from slot_harness import TINY, lively
 
 
-def looking_at(target: list[int]) -> Tensor:
-    """Weights (T, T) of a head whose row t looks at target[t] alone."""
+def attending_to(target: list[int]) -> Tensor:
+    """The pattern (T, T) of a head whose row t attends to target[t] only."""
     return torch.eye(len(target))[target]
 
 
-def test_weights_made_by_hand() -> None:
-    """Four heads that do one thing each, one that does half of two, one that looks at all alike."""
+def test_handmade_patterns() -> None:
+    """Four heads of one type each, one that is half of two, one that attends to all tokens alike."""
     p, T = 5, 10
     heads = [
-        looking_at([max(0, t - 1) for t in range(T)]),
-        looking_at([max(0, t - p) for t in range(T)]),
-        looking_at([max(0, t - p + 1) for t in range(T)]),
-        looking_at([0] * T),
+        attending_to([max(0, t - 1) for t in range(T)]),
+        attending_to([max(0, t - p) for t in range(T)]),
+        attending_to([max(0, t - p + 1) for t in range(T)]),
+        attending_to([0] * T),
     ]
     alike = torch.ones(T, T).tril()
     heads += [(heads[0] + heads[2]) / 2, alike / alike.sum(-1, keepdim=True)]
@@ -33,7 +33,7 @@ def test_weights_made_by_hand() -> None:
     torch.testing.assert_close(scores[:, 5], torch.full((4,), sum(1 / n for n in range(7, 11)) / 4))
 
 
-def test_the_texts() -> None:
+def test_repeated_tokens() -> None:
     ids, period = repeated_tokens(1000, 1024, seed=0)
     assert (period, ids.shape[1]) == (32, 64)
     for row in ids:
@@ -50,8 +50,8 @@ def test_the_texts() -> None:
 def by_position(offset: int | None, **changes: object) -> GPT:
     """A model of one layer with one head, whose keys are one-hot positions and whose queries those of `offset` earlier.
 
-    With None, the head compares tokens: queries and keys are one-hot tokens, and of two alike the later is the token itself, which
-    the head sees too. The stream is [token one-hot | position one-hot].
+    With None, the head compares tokens: queries and keys are one-hot tokens, so it attends to the earlier equal token
+    and to the token itself. The stream is [token one-hot | position one-hot].
     """
     V, T = 8, 16
     config = ModelConfig(
@@ -84,15 +84,15 @@ def by_position(offset: int | None, **changes: object) -> GPT:
     ("offset", "kind", "score"),
     [(1, "previous token", 1.0), (8, "duplicate token", 1.0), (7, "induction", 1.0), (None, "duplicate token", 0.5)],
 )
-def test_models_made_by_hand(offset: int | None, kind: str, score: float) -> None:
-    """Within 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves nothing worth the name elsewhere."""
+def test_handmade_models(offset: int | None, kind: str, score: float) -> None:
+    """Within 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves almost nothing elsewhere."""
     scores = head_scores(by_position(offset))
     expected = [score if name == kind else 0.0 for name in HEAD_TYPES]
     assert scores.flatten().tolist() == pytest.approx(expected, abs=0.01)
 
 
-def test_a_window_hides_what_it_hides() -> None:
-    """The head that would look eight back, in a window of four, finds nothing there; the one that looks one back does."""
+def test_tokens_outside_the_window_score_0() -> None:
+    """In a window of four, a head that attends eight back scores 0, and one that attends one back scores 1."""
     assert head_scores(by_position(8, window=4)).flatten().tolist()[1] == 0
     assert head_scores(by_position(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
 
@@ -101,7 +101,7 @@ def test_a_window_hides_what_it_hides() -> None:
     "changes", [{}, {"context_length": 1}, {"context_length": 3}, {"vocab_size": 2, "n_kv_head": 2, "window": 2}]
 )
 def test_any_model_has_scores(changes: dict[str, int]) -> None:
-    """Whatever its vocabulary and context: shares of attention, four different ones from three tokens on."""
+    """With any vocabulary and context: four shares of attention, which sum to at most 1."""
     model = lively(ModelConfig(**(TINY | changes)))
     scores = head_scores(model)
     assert scores.shape == (4, 2, 4)
@@ -112,19 +112,19 @@ def test_any_model_has_scores(changes: dict[str, int]) -> None:
 
 
 def test_a_score_is_the_mean_over_the_texts() -> None:
-    """Each of them by a pass of its own; to float64's rounding."""
+    """Each text in a pass of its own; to float64's rounding."""
     model = lively(ModelConfig(**TINY))
     texts, period = repeated_tokens(model.vocab_size, 10, seed=0)
     by_text = []
     for text in texts:
-        with torch.no_grad(), capture(model) as seen:
+        with torch.no_grad(), capture(model) as cache:
             model(text[None])
-        by_text.append(torch.stack([pattern_scores(layer.pattern()[0], period) for layer in seen.layers], dim=1))
+        by_text.append(torch.stack([pattern_scores(layer.pattern()[0], period) for layer in cache.layers], dim=1))
     assert not torch.allclose(by_text[0], by_text[1], rtol=0.01)
     torch.testing.assert_close(head_scores(model), sum(by_text) / len(by_text))
 
 
-def test_dropout_has_no_part_in_it_and_the_mode_stays() -> None:
+def test_dropout_is_off_and_the_mode_is_restored() -> None:
     model = lively(ModelConfig(**TINY, dropout=0.5))
     expected = head_scores(model)
     for training in (True, False):

@@ -1,4 +1,4 @@
-"""Edits against the same thing done otherwise: weights set to 0, tokens taken out of the text, parts computed by hand. In float64."""
+"""Edits against equivalents: weights set to 0, tokens removed from the text, parts computed by hand. In float64."""
 
 import copy
 from typing import Any
@@ -19,7 +19,12 @@ from slot_harness import SLOTS, TINY, T, V, combined, lively, token_ids
 COMBINATIONS = [
     dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])
 ]
-KERNELS = pytest.mark.parametrize("attention", ["sdpa", "explicit", "flex"])
+KERNELS = ["sdpa", "explicit", "flex"]
+# Each pair of values meets, the kernel being one more slot.
+WITH_KERNELS = [
+    (values[0], dict(zip(SLOTS, values[1:], strict=True)))
+    for values in AllPairs([KERNELS, *(list(values) for values in SLOTS.values())])
+]
 
 
 def small(**changes: Any) -> GPT:
@@ -27,10 +32,10 @@ def small(**changes: Any) -> GPT:
 
 
 @torch.no_grad()
-def seen_of(model: GPT, ids: Tensor) -> ActivationCache:
-    with capture(model) as seen:
+def captured(model: GPT, ids: Tensor) -> ActivationCache:
+    with capture(model) as activations:
         model(ids)
-    return seen
+    return activations
 
 
 @torch.no_grad()
@@ -41,7 +46,7 @@ def logits_of(model: GPT, ids: Tensor, *edits: Edit, source: ActivationCache | N
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """Up to another order of sums in float64, of numbers up to about 100."""
+    """To float64's rounding of sums in another order, of numbers up to about 100."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
@@ -57,7 +62,7 @@ def block_of(model: GPT, layer: int) -> Block:
 
 @torch.no_grad()
 def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
-    """A copy whose weights make that part write nothing."""
+    """A copy in which that part's output weights are 0."""
     other = copy.deepcopy(model)
     block, D = block_of(other, layer), model.config.resolved_head_dim
     if kind == "head":
@@ -72,8 +77,8 @@ def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
 
 
 @pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
-def test_what_is_switched_off_is_a_weight_of_0(choice: dict[str, str]) -> None:
-    """Each kind, in each layer, alone and two together, whatever the slots; and at one position of the last layer nothing else changes."""
+def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
+    """Each kind and layer, alone and two together, with every slot; at one position, other positions stay."""
     model, ids = lively(combined(choice)), token_ids()
     plain = logits_of(model, ids)
     for kind, layer, head in (
@@ -100,18 +105,19 @@ def test_what_is_switched_off_is_a_weight_of_0(choice: dict[str, str]) -> None:
     assert hooks_of(model) == 0
 
 
-@pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
-@KERNELS
-def test_a_hidden_token_is_not_seen(choice: dict[str, str], attention: str) -> None:
-    """Whatever the slots and kernels: what comes before it stays, what comes after no longer depends on it, and no weight is on it."""
+@pytest.mark.parametrize(
+    ("attention", "choice"), WITH_KERNELS, ids=lambda part: part if isinstance(part, str) else " ".join(part.values())
+)
+def test_a_hidden_token_is_not_attended_to(choice: dict[str, str], attention: str) -> None:
+    """With every slot and kernel: logits before it stay, later ones do not depend on it, and its weights are 0."""
     model, ids, hidden = lively(combined(choice, attention=attention)), token_ids(), Edit("position", position=3)
     other = ids.clone()
     other[:, 3] = (ids[:, 3] + 1) % V
-    with torch.no_grad(), edited(model, [hidden]), capture(model) as seen:
+    with torch.no_grad(), edited(model, [hidden]), capture(model) as activations:
         logits = model(ids)
     close(logits[:, :4], logits_of(model, ids)[:, :4])
     close(logits[:, 4:], logits_of(model, other, hidden)[:, 4:])
-    for layer in seen.layers:
+    for layer in activations.layers:
         weights = layer.pattern()
         assert bool((weights[:, :, 4:, 3] == 0).all())
         assert bool((weights[:, :, 3, 3] > 0).all())
@@ -119,9 +125,9 @@ def test_a_hidden_token_is_not_seen(choice: dict[str, str], attention: str) -> N
         assert layer.kernel_error() < 1e-10
 
 
-@KERNELS
-def test_a_hidden_token_might_as_well_not_be_there(attention: str) -> None:
-    """Without positions: to the others the text is that without it; two of them too."""
+@pytest.mark.parametrize("attention", KERNELS)
+def test_hiding_a_token_equals_removing_it(attention: str) -> None:
+    """In a model without positions; one token or two."""
     model, ids = small(position="none", attention=attention, n_kv_head=2), token_ids()
     for hidden in ([0], [4], [2, 5]):
         kept = [t for t in range(T) if t not in hidden]
@@ -130,47 +136,47 @@ def test_a_hidden_token_might_as_well_not_be_there(attention: str) -> None:
 
 
 @torch.no_grad()
-def test_hidden_in_one_layer_only() -> None:
+def test_a_token_hidden_in_one_layer_only() -> None:
     model = small()
-    with edited(model, [Edit("position", layer=1, position=3)]), capture(model) as seen:
+    with edited(model, [Edit("position", layer=1, position=3)]), capture(model) as activations:
         model(token_ids())
-    assert bool((seen.layers[0].pattern()[:, :, 4:, 3] > 0).all())
-    assert bool((seen.layers[1].pattern()[:, :, 4:, 3] == 0).all())
+    assert bool((activations.layers[0].pattern()[:, :, 4:, 3] > 0).all())
+    assert bool((activations.layers[1].pattern()[:, :, 4:, 3] == 0).all())
 
 
 @torch.no_grad()
-def by_hand(model: GPT, seen: ActivationCache, attention: Tensor, feed_forward: Tensor | None = None) -> Tensor:
-    """Logits where the last layer's attention writes this, and its feed-forward block what follows from it, or this."""
-    block, layer = block_of(model, 1), seen.layers[1]
+def by_hand(model: GPT, activations: ActivationCache, attention: Tensor, feed_forward: Tensor | None = None) -> Tensor:
+    """Logits if the last layer's attention adds this, and its feed-forward block what follows from it, or this."""
+    block, layer = block_of(model, 1), activations.layers[1]
     x = layer.resid_pre + attention
     written = block.feed_forward(block.feed_forward_norm(x)) if feed_forward is None else feed_forward
     return model.logits(model.norm(x + written))
 
 
 @torch.no_grad()
-def test_a_mean_is_that_of_the_text() -> None:
+def test_the_mean_is_over_the_texts_positions() -> None:
     model, ids = small(n_kv_head=2), token_ids()
-    seen = seen_of(model, ids)
-    attention, heads = seen.layers[1].attn_out, seen.layers[1].kernel_out
+    activations = captured(model, ids)
+    attention, heads = activations.layers[1].attn_out, activations.layers[1].kernel_out
     columns = block_of(model, 1).attention.out.weight[:, 8:12]
     moved = (heads.mean(dim=2, keepdim=True) - heads)[:, 2] @ columns.T
     at_5 = torch.zeros_like(moved)
     at_5[:, 5] = moved[:, 5]
     average = attention.mean(dim=1, keepdim=True)
     for edit, expected in (
-        (Edit("attention", 1, by="mean"), by_hand(model, seen, average)),
-        (Edit("head", 1, 2, by="mean"), by_hand(model, seen, attention + moved)),
-        (Edit("head", 1, 2, position=5, by="mean"), by_hand(model, seen, attention + at_5)),
+        (Edit("attention", 1, by="mean"), by_hand(model, activations, average)),
+        (Edit("head", 1, 2, by="mean"), by_hand(model, activations, attention + moved)),
+        (Edit("head", 1, 2, position=5, by="mean"), by_hand(model, activations, attention + at_5)),
         (
             Edit("feed_forward", 1, by="mean"),
-            by_hand(model, seen, attention, seen.layers[1].mlp_out.mean(dim=1, keepdim=True)),
+            by_hand(model, activations, attention, activations.layers[1].mlp_out.mean(dim=1, keepdim=True)),
         ),
     ):
         close(logits_of(model, ids, edit), expected)
 
 
 def test_edits_do_not_depend_on_their_order() -> None:
-    """A mean is that of the text as it is without the other edit of the same part, whichever comes first."""
+    """The mean is computed without the other edit of the same part, whichever comes first."""
     model, ids = small(), token_ids()
     one, other = Edit("head", 0, 2, position=1), Edit("head", 0, 2, position=6, by="mean")
     assert torch.equal(logits_of(model, ids, one, other), logits_of(model, ids, other, one))
@@ -181,43 +187,43 @@ def test_edits_do_not_depend_on_their_order() -> None:
 @torch.no_grad()
 def test_a_patch_from_the_same_text_changes_nothing() -> None:
     model, ids = small(n_kv_head=2, window=3, norm="rmsnorm"), token_ids()
-    seen = seen_of(model, ids)
+    activations = captured(model, ids)
     edits = [
         Edit(kind, layer, by="patch") for kind in ("attention", "feed_forward", "block", "residual") for layer in (0, 1)
     ]
     edits += [Edit("head", 0, head, by="patch") for head in range(4)]
     for several in ([edit] for edit in edits), [edits]:
         for chosen in several:
-            close(logits_of(model, ids, *chosen, source=seen), model(ids))
+            close(logits_of(model, ids, *chosen, source=activations), model(ids))
 
 
 @torch.no_grad()
-def test_a_patch_brings_the_other_texts_values() -> None:
-    """The stream behind the last layer is the other text's answer; behind the first, at all positions, too; parts as by hand."""
+def test_a_patch_has_the_source_texts_values() -> None:
+    """A patched residual stream gives the source's logits; parts as computed by hand."""
     model, ids, other = small(n_kv_head=2), token_ids(), token_ids().flip(1)
-    seen, source = seen_of(model, ids), seen_of(model, other)
+    activations, source = captured(model, ids), captured(model, other)
     theirs, plain = model(other), model(ids)
     last = logits_of(model, ids, Edit("residual", 1, position=9, by="patch"), source=source)
     close(last[:, 9], theirs[:, 9])
     close(last[:, :9], plain[:, :9])
     close(logits_of(model, ids, Edit("residual", 0, by="patch"), source=source), theirs)
-    mine, its = seen.layers[1], source.layers[1]
+    mine, its = activations.layers[1], source.layers[1]
     columns = block_of(model, 1).attention.out.weight[:, 4:8]
     head = mine.attn_out + (its.kernel_out - mine.kernel_out)[:, 1] @ columns.T
     for edit, expected in (
-        (Edit("attention", 1, by="patch"), by_hand(model, seen, its.attn_out)),
-        (Edit("head", 1, 1, by="patch"), by_hand(model, seen, head)),
-        (Edit("feed_forward", 1, by="patch"), by_hand(model, seen, mine.attn_out, its.mlp_out)),
-        (Edit("block", 1, by="patch"), by_hand(model, seen, its.attn_out, its.mlp_out)),
+        (Edit("attention", 1, by="patch"), by_hand(model, activations, its.attn_out)),
+        (Edit("head", 1, 1, by="patch"), by_hand(model, activations, head)),
+        (Edit("feed_forward", 1, by="patch"), by_hand(model, activations, mine.attn_out, its.mlp_out)),
+        (Edit("block", 1, by="patch"), by_hand(model, activations, its.attn_out, its.mlp_out)),
     ):
         close(logits_of(model, ids, edit, source=source), expected)
 
 
 @torch.no_grad()
-def test_one_position_from_a_longer_text() -> None:
-    """And from one text for a batch of two."""
+def test_a_patch_of_one_position_from_a_longer_text() -> None:
+    """One source text for a batch of two."""
     model, ids = small(), token_ids(length=6)
-    source = seen_of(model, token_ids()[:1])
+    source = captured(model, token_ids()[:1])
     patched = logits_of(model, ids, Edit("residual", 1, position=5, by="patch"), source=source)
     close(patched[:, 5], model(token_ids()[:1])[:, 5].expand(2, -1))
 
@@ -234,35 +240,35 @@ def test_effects_are_the_logits_without_and_with_edits() -> None:
 @pytest.mark.parametrize("capture_first", [True, False])
 @torch.no_grad()
 def test_a_capture_is_consistent_under_edits(capture_first: bool) -> None:
-    """A capture around or inside: the kernel's weights are still its own, the stream the sum of what was written, the parts the logit."""
+    """Around or inside: patterns match the kernel, the stream is a sum, contributions sum to the logit."""
     model, ids = small(n_kv_head=2), token_ids()
-    source = seen_of(model, ids.flip(1))
+    source = captured(model, ids.flip(1))
     edits = [Edit("head", 0, 1), Edit("attention", 1), Edit("feed_forward", 0, by="mean"), Edit("position", position=2)]
     for several, patched in ((edits, False), ([*edits, Edit("residual", 0, by="patch")], True)):
         first, second = capture(model), edited(model, several, source)
         if capture_first:
-            with first as seen, second:
+            with first as activations, second:
                 logits = model(ids)
         else:
-            with second, first as seen:
+            with second, first as activations:
                 logits = model(ids)
-        assert max(attention_overview(seen).kernel_errors) < 1e-10
-        assert bool((seen.layers[1].attn_out == 0).all())
-        made = logit_attribution(model, seen, 7, 3)
-        parts = {part.name: part.value for part in made.parts}
+        assert max(attention_overview(activations).kernel_errors) < 1e-10
+        assert bool((activations.layers[1].attn_out == 0).all())
+        result = logit_attribution(model, activations, 7, 3)
+        parts = {part.name: part.value for part in result.parts}
         assert sum(parts.values()) == pytest.approx(float(logits[0, 7, 3]), abs=1e-9)
         assert parts["layer 0, head 1"] == parts["layer 1, attention's bias"] == parts["layer 1, head 0"] == 0
         assert ("layer 0, patched in" in parts) == patched
         if patched:
             continue
-        for layer in seen.layers:
+        for layer in activations.layers:
             close(layer.resid_post, layer.resid_pre + layer.attn_out + layer.mlp_out)
 
 
-def test_refusals_say_what_there_is() -> None:
+def test_invalid_edits_are_refused() -> None:
     model, ids = small(), token_ids()
-    source = seen_of(model, ids)
-    for edit, said in (
+    source = captured(model, ids)
+    for edit, message in (
         (Edit("head", 2, 0), "no layer 2.* 0 to 1"),
         (Edit("head", 0, 4), "no head 4.* 0 to 3"),
         (Edit("head", 0), "needs a head"),
@@ -276,45 +282,45 @@ def test_refusals_say_what_there_is() -> None:
         (Edit("haed", 0, 0), "did you mean 'head'"),  # type: ignore[arg-type]
         (Edit("head", 0, 0, by="nothing"), "zero, mean, patch"),  # type: ignore[arg-type]
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             effects(model, ids, [edit], source)
         assert hooks_of(model) == 0
 
 
-def test_texts_that_do_not_fit() -> None:
+def test_source_texts_that_do_not_fit_are_refused() -> None:
     model, ids = small(), token_ids()
-    short, three = seen_of(model, ids[:, :6]), seen_of(model, token_ids(rows=3))
-    elsewhere = seen_of(small(n_layer=1), ids)
-    for edit, source, said in (
+    short, three = captured(model, ids[:, :6]), captured(model, token_ids(rows=3))
+    elsewhere = captured(small(n_layer=1), ids)
+    for edit, source, message in (
         (Edit("head", 0, 0, by="patch"), None, "needs `source`"),
         (Edit("head", 0, 0, by="patch"), short, "6 tokens, this one 10"),
         (Edit("residual", 0, position=6, by="patch"), short, "6 tokens, so no position 6"),
         (Edit("block", 0, by="patch"), three, "3 source texts for a batch of 2"),
         (Edit("block", 0, by="patch"), elsewhere, "another shape"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             effects(model, ids, [edit], source)
         assert hooks_of(model) == 0
 
 
 @torch.no_grad()
-def test_over_a_cache() -> None:
-    """A head that is switched off at all positions is off over a cache too; hiding a token is refused there."""
+def test_edits_over_a_kv_cache() -> None:
+    """A head stays switched off; hiding a token is refused."""
     model, ids = small(), token_ids()
     with edited(model, [Edit("head", 0, 2)]):
-        cache = model.new_cache(2, T)
-        parts = [model(ids[:, start:end], cache=cache) for start, end in ((0, 4), (4, 5), (5, T))]
+        kv_cache = model.new_cache(2, T)
+        parts = [model(ids[:, start:end], cache=kv_cache) for start, end in ((0, 4), (4, 5), (5, T))]
     close(torch.cat(parts, dim=1), without(model, "head", 0, 2)(ids))
     with edited(model, [Edit("position", position=2)]):
-        cache = model.new_cache(2, T)
-        model(ids[:, :4], cache=cache)
+        kv_cache = model.new_cache(2, T)
+        model(ids[:, :4], cache=kv_cache)
         with pytest.raises(UserError, match="KV cache"):
-            model(ids[:, 4:5], cache=cache)
+            model(ids[:, 4:5], cache=kv_cache)
     assert hooks_of(model) == 0
 
 
 def test_gradients_pass_through_edits() -> None:
-    """The gradient of an edited loss is that of the model with those weights at 0."""
+    """The gradient of an edited loss is that of the model with zero weights."""
     model, ids = small(), token_ids()
     other = without(model, "head", 0, 2)
     with edited(model, [Edit("head", 0, 2)]):

@@ -1,4 +1,4 @@
-"""What a run keeps of its model's inside: true numbers, whole files, and nothing of the training moved."""
+"""Probe snapshots: correct numbers, complete files, and no influence on training."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ from slot_harness import TINY, lively
 
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
-    """Nothing here needs the disk's flushes, several threads or the true peak."""
+    """No flushing to disk, one thread, no measured peak."""
     with lightly():
         yield
 
@@ -48,7 +48,7 @@ def model_with(**changes: Any) -> GPT:
 
 
 def small_snapshot() -> ProbeSnapshot:
-    """Of two prompts, one of them of a single token, by a model with windows and shared key/value heads."""
+    """Of two prompts, one with a single token, by a model with windows and shared key/value heads."""
     model = model_with(n_kv_head=1, window=3)
     prompts = [prompt_of(list(b"abca"), BytesTokenizer()), prompt_of([7], BytesTokenizer())]
     prompts = [Prompt([i % model.vocab_size for i in prompt.ids], prompt.pieces) for prompt in prompts]
@@ -56,38 +56,46 @@ def small_snapshot() -> ProbeSnapshot:
 
 
 def tensors_of(snapshot: ProbeSnapshot) -> list[Tensor]:
-    seen = [[each.attention, each.lens_ids, each.lens_p, each.next_rank, each.surprisal] for each in snapshot.prompts]
-    return [snapshot.head_scores, *(tensor for each in seen for tensor in each)]
+    activations = [
+        [each.attention, each.lens_ids, each.lens_p, each.next_rank, each.surprisal] for each in snapshot.prompts
+    ]
+    return [snapshot.head_scores, *(tensor for each in activations for tensor in each)]
 
 
 def same(one: ProbeSnapshot, other: ProbeSnapshot) -> bool:
-    """Whether two snapshots are equal to the bit."""
-    told = [(each.step, [seen.prompt for seen in each.prompts], each.head_types, each.samples) for each in (one, other)]
+    """Whether two snapshots have the same bits."""
+    values = [
+        (each.step, [activations.prompt for activations in each.prompts], each.head_types, each.samples)
+        for each in (one, other)
+    ]
     tensors = [[(t.dtype, t.shape, t.numpy().tobytes()) for t in tensors_of(each)] for each in (one, other)]
-    return told[0] == told[1] and tensors[0] == tensors[1]
+    return values[0] == values[1] and tensors[0] == tensors[1]
 
 
-# ---------------------------------------------------------------------------------------------------------- true numbers
+# --- numbers
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path, text: Path, precision: str) -> None:
-    """In float32 whatever the run computes in. By PyTorch's own functions and by formulas written out, from the weights on disk."""
+def test_a_snapshot_is_what_its_checkpoint_computes(tmp_path: Path, text: Path, precision: str) -> None:
+    """In float32 at any precision of the run: by PyTorch's functions and written-out formulas."""
     config = tiny_config(text, model={"n_layer": 2, "dropout": 0.1}, precision=precision)
     run = run_of(config, tmp_path / "run")
-    found = read_probe(RunDirectory(run).probe_path(5))
+    snapshot = read_probe(RunDirectory(run).probe_path(5))
     model, tokenizer = load(f"{run}@5")
-    (seen,) = found.prompts
+    (activations,) = snapshot.prompts
     ids = open_dataset(prepare(config.data)).validation.read(0, 16)  # 16 are its context
-    assert seen.prompt.ids == ids.tolist()
-    assert "".join(seen.prompt.pieces) == tokenizer.decode(ids.tolist()).replace(" ", "␣").replace("\n", "⏎")  # type: ignore[union-attr]
+    assert activations.prompt.ids == ids.tolist()
+    assert tokenizer is not None
+    assert "".join(activations.prompt.pieces) == tokenizer.decode(ids.tolist()).replace(" ", "␣").replace("\n", "⏎")
     row = torch.tensor(ids)[None]
     with torch.no_grad(), capture(model) as computed:
         logits = model(row)[0]
     bits = F.cross_entropy(logits[:-1], row[0, 1:], reduction="none") / math.log(2)
-    assert math.isnan(seen.surprisal[0])
-    torch.testing.assert_close(seen.surprisal[1:], bits, rtol=1e-5, atol=1e-5)  # rounding of sums in another order
-    for layer, attention in zip(computed.layers, seen.attention, strict=True):
+    assert math.isnan(activations.surprisal[0])
+    torch.testing.assert_close(
+        activations.surprisal[1:], bits, rtol=1e-5, atol=1e-5
+    )  # rounding of sums in another order
+    for layer, attention in zip(computed.layers, activations.attention, strict=True):
         weights = (
             (layer.rot_q @ layer.rot_k.transpose(-2, -1) / math.sqrt(8))
             .masked_fill(~torch.ones(16, 16).tril().bool(), -math.inf)
@@ -99,18 +107,21 @@ def test_a_snapshot_is_what_the_checkpoint_of_that_step_computes(tmp_path: Path,
         for depth, stream in enumerate(computed.residual_stream):
             weight, bias = model.get_parameter("norm.weight"), model.get_parameter("norm.bias")
             expected = (F.layer_norm(stream[0], (16,), weight, bias) @ model.embedding.weight.T).softmax(-1)
-            chosen = expected.gather(1, seen.lens_ids[depth].long())
-            torch.testing.assert_close(seen.lens_p[depth].float(), chosen, rtol=2**-10, atol=1e-6)  # float16's digits
+            chosen = expected.gather(1, activations.lens_ids[depth].long())
+            torch.testing.assert_close(
+                activations.lens_p[depth].float(), chosen, rtol=2**-10, atol=1e-6
+            )  # float16's digits
             torch.testing.assert_close(chosen, expected.topk(3).values, rtol=1e-5, atol=0)
             own = expected[:-1].gather(1, row[0, 1:, None])
-            assert seen.next_rank[depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
-    assert found.head_types == list(HEAD_TYPES)
-    torch.testing.assert_close(found.head_scores, head_scores(model), rtol=0, atol=0)
-    assert same(found, take_probe(model, [seen.prompt], found.samples, 5))
+            assert activations.next_rank[depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
+    assert snapshot.head_types == list(HEAD_TYPES)
+    torch.testing.assert_close(snapshot.head_scores, head_scores(model), rtol=0, atol=0)
+    assert same(snapshot, take_probe(model, [activations.prompt], snapshot.samples, 5))
 
 
-def test_it_is_the_same_however_the_run_computes(tmp_path: Path, text: Path) -> None:
-    """Compiled, recomputed, in bfloat16: before the first update all have the same weights."""
+@pytest.mark.slow
+def test_a_snapshot_does_not_depend_on_how_the_run_computes(tmp_path: Path, text: Path) -> None:
+    """Compiled, with activation checkpointing, in bfloat16: before the first update all have the same weights."""
     config = tiny_config(text, model={"n_layer": 2, "dropout": 0.1}, steps=1, eval_every=0, sample={"count": 0})
     changes: list[dict[str, Any]] = [
         {},
@@ -119,14 +130,14 @@ def test_it_is_the_same_however_the_run_computes(tmp_path: Path, text: Path) -> 
         {"activation_checkpointing": "selective"},
         {"precision": "bfloat16"},
     ]
-    found = {
+    contents = {
         probes_of(run_of(config.override(**change), tmp_path / str(i)))["000000.safetensors"]
         for i, change in enumerate(changes)
     }
-    assert len(found) == 1
+    assert len(contents) == 1
 
 
-def test_the_samples_of_the_step_are_in_it(tmp_path: Path, text: Path) -> None:
+def test_a_snapshot_has_the_samples_of_its_step(tmp_path: Path, text: Path) -> None:
     run = RunDirectory(run_of(tiny_config(text, sample={"count": 2}), tmp_path / "run"))
     assert run.probed_steps == [0, 5, 10]
     written = run.samples_path.read_text().split("\n## Step ")[1:]
@@ -136,32 +147,32 @@ def test_the_samples_of_the_step_are_in_it(tmp_path: Path, text: Path) -> None:
         assert all("\n".join(f"    {line}" for line in sample.split("\n")) in section for sample in samples)
 
 
-def test_the_model_is_left_in_its_mode_and_the_callers_generator_where_it_was() -> None:
+def test_mode_and_global_generator_are_left_as_they_were() -> None:
     model = model_with(dropout=0.5)
     state = torch.get_rng_state()
     for training in (True, False):
         model.train(training)
-        found = [take_probe(model, [Prompt([1, 2], ["a", "b"])], [], 0) for _ in range(2)]
+        snapshots = [take_probe(model, [Prompt([1, 2], ["a", "b"])], [], 0) for _ in range(2)]
         assert model.training is training
         assert all(module.training is training for module in model.modules())
-        assert same(*found)  # nothing was dropped out
+        assert same(*snapshots)  # nothing was dropped out
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --------------------------------------------------------------------------------------------------------------- prompts
+# --- prompts
 
 
-def test_the_runs_own_prompts_are_cut_to_the_tokens_that_are_asked_for(tmp_path: Path, text: Path) -> None:
+def test_prompts_are_cut_to_the_configured_tokens(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, probe={"prompts": ["the fox", "a", "quick brown dog jumps over"], "tokens": 20}, steps=1)
     for changes, expected in (({}, [7, 1, 16]), ({"tokens": 3}, [3, 1, 3])):  # 16 are the context
         run = run_of(config.override(probe=changes), tmp_path / str(len(changes)))
-        pieces = [seen.prompt.pieces for seen in read_probe(RunDirectory(run).probe_path(1)).prompts]
+        pieces = [activations.prompt.pieces for activations in read_probe(RunDirectory(run).probe_path(1)).prompts]
         assert [len(each) for each in pieces] == expected
         assert "".join(pieces[0]) == "the␣fox"[: expected[0]]
 
 
 def test_snapshots_between_the_evaluations(tmp_path: Path, text: Path) -> None:
-    """They have no samples, and a run that goes on from step 5 makes the later ones again."""
+    """They have no samples, and a run resumed from step 5 writes the later ones again."""
     config = tiny_config(text, probe={"every": 4})
     through, resumed = (RunDirectory(run_of(config, tmp_path / name)) for name in ("through", "resumed"))
     assert through.probed_steps == [0, 4, 5, 8, 10]
@@ -171,23 +182,24 @@ def test_snapshots_between_the_evaluations(tmp_path: Path, text: Path) -> None:
     assert differences(resumed.path, through.path) == []
 
 
-def test_of_a_mixture_each_texts_beginning_is_looked_at(tmp_path: Path) -> None:
+def test_a_mixture_has_a_prompt_per_text(tmp_path: Path) -> None:
     texts = [write_text(tmp_path / f"{seed}.txt", seed=seed) for seed in (1, 2)]
     config = tiny_config(texts[0], data={"mixture": {str(path): 0.5 for path in texts}}, steps=1)
     prompts = [
-        seen.prompt.ids for seen in read_probe(RunDirectory(run_of(config, tmp_path / "run")).probe_path(0)).prompts
+        activations.prompt.ids
+        for activations in read_probe(RunDirectory(run_of(config, tmp_path / "run")).probe_path(0)).prompts
     ]
     assert len({tuple(ids) for ids in prompts}) == 2
 
 
-def test_pieces_of_a_prompt_are_visible_bytes_of_their_ids() -> None:
+def test_pieces_of_a_prompt_are_in_display_form() -> None:
     assert prompt_of(list("a é\n".encode()), BytesTokenizer()).pieces == ["a", "␣", "<c3>", "<a9>", "⏎"]
 
 
-# -------------------------------------------------------------------------------------------------------- training is not moved
+# --- no influence on training
 
 
-def test_a_run_is_the_same_to_the_bit_with_and_without_snapshots(tmp_path: Path, text: Path) -> None:
+def test_a_run_has_the_same_bits_with_and_without_snapshots(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, model={"dropout": 0.2}, optim={"name": "muon"}, eval_every=2)
     looked = run_of(config, tmp_path / "looked")
     unseen = run_of(config.override(probe={"tokens": 0}), tmp_path / "unseen")
@@ -195,30 +207,32 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_snapshots(tmp_path: Path,
     assert not (unseen / "probes").exists()
 
 
-def test_what_is_looked_at_may_change_when_a_run_goes_on(tmp_path: Path, text: Path) -> None:
-    """Also in a run that was begun before there were snapshots, whose config has no such section."""
+def test_prompts_may_change_on_resume(tmp_path: Path, text: Path) -> None:
+    """Also in a run whose config has no [probe] section, from before there were snapshots."""
     run = run_of(tiny_config(text, steps=5), tmp_path / "run")
-    before, told = (run / "config.toml").read_text(), "[probe]\nprompts = []\ntokens = 32\nevery = 0\n"
-    assert told in before
+    before, section_text = (run / "config.toml").read_text(), "[probe]\nprompts = []\ntokens = 32\nevery = 0\n"
+    assert section_text in before
     for steps, section, tokens in ((7, "", 16), (10, '[probe]\nprompts = ["the fox"]\ntokens = 4\n', 4)):
-        (run / "config.toml").write_text(before.replace(told, section))
+        (run / "config.toml").write_text(before.replace(section_text, section))
         resume(run, steps=steps, progress=Quiet())
-        assert [len(seen.prompt.ids) for seen in read_probe(RunDirectory(run).probe_path(steps)).prompts] == [tokens]
+        assert [
+            len(activations.prompt.ids) for activations in read_probe(RunDirectory(run).probe_path(steps)).prompts
+        ] == [tokens]
         before = (run / "config.toml").read_text()
 
 
-# ------------------------------------------------------------------------------------------------------------ whole files
+# --- files
 
 
-def test_a_snapshot_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_write_and_read_round_trip(tmp_path: Path) -> None:
     snapshot = small_snapshot()
-    for _ in range(2):  # in place of one that is there, too
+    for _ in range(2):  # the second time it replaces the first
         write_probe(tmp_path / "probes" / "000012.safetensors", snapshot)
     assert same(read_probe(tmp_path / "probes" / "000012.safetensors"), snapshot)
     assert [path.name for path in (tmp_path / "probes").iterdir()] == ["000012.safetensors"]
 
 
-def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "000012.safetensors"
     write_probe(path, small_snapshot())
     whole = path.read_bytes()
@@ -242,7 +256,7 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
         ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
         ({"facts": {"prompts": [{"ids": [0], "pieces": []}]}}, "1 ids and 0 pieces"),
         ({"facts": {"samples": [3]}}, "samples must be a list, each item of it a string"),
-        ({"facts": {"kinds": ["one"]}}, "scores of 1 head types"),
+        ({"facts": {"kinds": ["one"]}}, r"head scores .* \[1, 2, 4\]"),
         ({"tensors": {"attention.0": None}}, r"'attention\.0' is missing"),
         ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, "attention of a prompt of 4 tokens .* torch.float32"),
         ({"tensors": {"surprisal.1": torch.zeros(2)}}, "surprisal of a prompt of 1 tokens"),
@@ -250,13 +264,13 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
         ({"tensors": {"next_rank.0": torch.tensor(0, dtype=torch.int32)}}, "next_rank of a prompt of 4 tokens"),
         ({"tensors": {"attention.0": torch.tensor(0, dtype=torch.uint8)}}, "attention of a prompt of 4 tokens"),
         ({"tensors": {"lens_ids.0": torch.tensor(0, dtype=torch.int32)}}, "lens_ids of a prompt of 4 tokens"),
-        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, "attention is of"),
-        ({"tensors": {"head_kinds": torch.zeros(4)}}, "scores of 4 head types"),
+        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, r"head scores .* \[4, 7, 7\]"),
+        ({"tensors": {"head_kinds": torch.zeros(4)}}, r"head scores .* \[4\]"),
     ],
     ids=str,
 )
 def test_a_file_that_is_not_a_snapshot_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    """As a page reads it: nothing of another shape or type gets through."""
+    """With its name; no other shape or type is accepted."""
     path = tmp_path / "000012.safetensors"
     write_probe(path, small_snapshot())
     tensors = safetensors.torch.load_file(path) | change.get("tensors", {})
@@ -279,9 +293,7 @@ def test_a_snapshot_of_version_0_1_is_read() -> None:
     assert snapshot.head_scores.shape[0] == 4
 
 
-def test_a_disk_that_fills_up_in_a_snapshot_leaves_no_half_of_it(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_partial_snapshot(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(text, eval_every=3, checkpoint_every=2)
     move = os.replace
 

@@ -1,4 +1,4 @@
-"""Maps, spectra and gradients against NumPy, the definitions and finite differences."""
+"""Components, spectra and gradients against NumPy, the definitions and finite differences."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ def small(**changes: Any) -> GPT:
 
 
 def table(N: int = 50, C: int = 8) -> Tensor:
-    """Rows of which some directions vary more than others, off the origin."""
+    """Rows that vary more in some directions than in others, around a mean that is not 0."""
     return random(N, C, seed=0) * torch.arange(1, C + 1) + 3
 
 
 @pytest.mark.parametrize("elements", [2**24, 2 * 8 * 7])
 def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By singular values of the centred table, in one piece and in pieces of seven rows; float32's own rounding of the input left out."""
+    """From the SVD of the centred table, in one piece and in chunks of seven rows."""
     monkeypatch.setattr(weights, "CHUNK_ELEMENTS", elements)
     x = table().float()
     points, explained = principal_components(x)
@@ -49,7 +49,7 @@ def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.Monk
 
 
 def test_components_of_a_degenerate_table() -> None:
-    """All rows alike: no variance, no point off the origin; two columns have two components."""
+    """Equal rows have no variance; two columns have two components."""
     points, explained = principal_components(torch.ones(5, 8))
     assert points.abs().max() == 0
     assert explained.tolist() == [0, 0, 0]
@@ -61,7 +61,7 @@ def test_components_of_a_degenerate_table() -> None:
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50), (6, 6)])
 def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
-    """To 1e-8 of the largest, as said, which is about 10; one of them is 0."""
+    """To 1e-8 of the largest, which is about 10; one of them is 0."""
     x = random(*shape, seed=1)
     x[0] = x[1]
     expected = np.linalg.svd(x.numpy(), compute_uv=False)
@@ -70,7 +70,7 @@ def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
         singular_values(torch.ones(8))
 
 
-def test_nearest_by_cosine_and_not_by_distance() -> None:
+def test_nearest_is_by_cosine_not_by_distance() -> None:
     x = torch.tensor([[1.0, 0], [100, 1], [0.5, 0.5], [-1, 0], [0, 0], [1.1, 0.6]])
     ids, cosines = nearest(x, 0, k=12)
     assert ids.tolist() == [1, 5, 2, 4, 3]
@@ -80,7 +80,7 @@ def test_nearest_by_cosine_and_not_by_distance() -> None:
         nearest(x, 6)
 
 
-def test_a_picture_is_made_of_means() -> None:
+def test_a_thumbnail_has_the_means_of_cells() -> None:
     x = random(12, 8, seed=2)
     torch.testing.assert_close(thumbnail(x, 4), x.view(4, 3, 4, 2).mean(dim=(1, 3)).float())
     torch.testing.assert_close(thumbnail(x[:, :6], 3), x[:, :6].reshape(3, 4, 3, 2).mean(dim=(1, 3)).float())
@@ -95,9 +95,9 @@ def test_statistics_are_numpys() -> None:
     assert statistics(x) == pytest.approx(expected, rel=1e-5)
 
 
-def test_padding_is_no_row() -> None:
+def test_tables_do_not_include_padding() -> None:
     model = small(vocab_multiple=8, tied_head=False)
-    shapes = {name: tuple(found.shape) for name, found in tables(model).items()}
+    shapes = {name: tuple(table.shape) for name, table in tables(model).items()}
     assert shapes == {"embedding": (V, 16), "head": (V, 16), "positions": (10, 16)}
     assert weight_of(model, "head.weight").shape == (V, 16)
     assert list(tables(small(position="rope"))) == ["embedding"]
@@ -115,32 +115,32 @@ def test_padding_is_no_row() -> None:
 )
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 def test_gradients_are_those_of_a_backward_pass(changes: dict[str, Any], recompute: str) -> None:
-    """Of a loss written out, without the chunks: to float32's rounding, which a norm is taken in; and what is in .grad stays there."""
+    """Of a loss written out, to the rounding of float32 norms; `.grad` stays as it was."""
     model, ids = small(**changes), token_ids()
     for block in model.blocks:
         checkpoint_activations(block, recompute)
     with torch.inference_mode():
-        made = gradient_norms(model, ids.clone())
+        value, norms = gradient_norms(model, ids.clone())
     assert all(parameter.grad is None for parameter in model.parameters())
     logits = model(ids[:, :-1])
     loss = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).mean()
     loss.backward()
-    assert made.loss == pytest.approx(loss.item(), rel=1e-6)
-    assert [part.name for part in made.parts] == [name for name, _ in model.named_parameters()]
+    assert value == pytest.approx(loss.item(), rel=1e-6)
+    assert list(norms) == [name for name, _ in model.named_parameters()]
     kept = {}
-    for part in made.parts:
-        weight, gradient = model.get_parameter(part.name).detach(), model.get_parameter(part.name).grad
+    for name, (weight_norm, gradient_norm) in norms.items():
+        weight, gradient = model.get_parameter(name).detach(), model.get_parameter(name).grad
         assert gradient is not None
-        assert part.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
-        assert part.weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
-        kept[part.name] = gradient.clone()
+        assert gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
+        assert weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
+        kept[name] = gradient.clone()
     gradient_norms(model, ids)
     for name, gradient in kept.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=0, atol=0)
 
 
 def test_a_gradient_norm_is_a_slope() -> None:
-    """Along a norm's bias's own gradient, the loss rises by the norm of the gradient: central differences; the norm is taken in float32."""
+    """Along its gradient, the loss rises by the gradient's norm: central differences."""
     model, ids = small(), token_ids()
     bias = model.get_parameter("norm.bias")
     (gradient,) = torch.autograd.grad(model(ids[:, :-1], ids[:, 1:]), [bias])
@@ -149,16 +149,16 @@ def test_a_gradient_norm_is_a_slope() -> None:
         with torch.no_grad():
             bias.add_(side * direction)
             losses.append(float(model(ids[:, :-1], ids[:, 1:])))
-    found = {part.name: part.gradient_norm for part in gradient_norms(model, ids).parts}["norm.bias"]
-    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(found, rel=1e-5)
+    norm = gradient_norms(model, ids)[1]["norm.bias"][1]
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(norm, rel=1e-5)
 
 
-def test_refusals() -> None:
+def test_invalid_requests_are_refused() -> None:
     with pytest.raises(UserError, match="one token has no loss"):
         gradient_norms(small(), token_ids(length=1))
     with pytest.raises(UserError, match="trains on CUDA only"):
         gradient_norms(small(attention="flex"), token_ids())
-    ready = quantize(small().float())
-    assert torch.equal(tables(ready)["embedding"], ready.embedding.weight[: ready.vocab_size])
+    inference = quantize(small().float())
+    assert torch.equal(tables(inference)["embedding"], inference.embedding.weight[: inference.vocab_size])
     with pytest.raises(UserError, match="no gradients"):
-        gradient_norms(ready, token_ids())
+        gradient_norms(inference, token_ids())

@@ -77,14 +77,14 @@ def run(model: GPT, ids: list[int]) -> Tensor:
 
 
 def test_the_catalog_lists_the_references(client: Client, folder: Path) -> None:
-    status, answer = client.get("/api/offers")
+    status, answer = client.get("/api/catalog")
     assert status == 200
-    assert [(offer["id"], offer["kind"], offer["steps"], offer["best"]) for offer in answer["offers"]] == [
+    assert [(entry["id"], entry["kind"], entry["steps"], entry["best"]) for entry in answer["entries"]] == [
         (0, "run", [1, 7], 1),
         (1, "run", [1], 1),
         (2, "model", [], None),
     ]
-    assert [offer["name"] for offer in answer["offers"]] == [str(folder / name) for name in NAMES]
+    assert [entry["name"] for entry in answer["entries"]] == [str(folder / name) for name in NAMES]
 
 
 def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
@@ -383,14 +383,8 @@ def test_packed_arrays_round_trip() -> None:
         assert (result["text"], result["none"], result["deep"]) == ("x" * length, None, [{"nan": None}])
         np.testing.assert_array_equal(result["a"], np.array([[1.5, np.nan]], dtype=np.float32))
         np.testing.assert_array_equal(result["f"], [[7, 65535]])
-        assert [result[name].dtype.name for name in "abcdef"] == [
-            "float32",
-            "int32",
-            "uint8",
-            "float32",
-            "float32",
-            "uint16",
-        ]
+        dtypes = ["float32", "int32", "uint8", "float32", "float32", "uint16"]
+        assert [result[name].dtype.name for name in "abcdef"] == dtypes
         assert [list(result[name].shape) for name in "abcdef"] == [[1, 2], [3], [5], [0, 4], [], [1, 2]]
 
 

@@ -120,7 +120,7 @@ def test_malformed_requests_are_refused(
         requests.append(("POST", *strange_request(draw), JSON, False))
         requests.append(("GET", strange_address(draw, bait), None, {}, True))
         method = draw.choice(["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO", "POST", "get", "PROPFIND"])
-        address = draw.choice(["/", "/api/offers", "/static/views/text.js", "/nothing"])
+        address = draw.choice(["/", "/api/catalog", "/static/views/text.js", "/nothing"])
         requests.append((method, address, None, {}, True))
     for parameters in PARAMETERS * 5:
         path = draw.choice(["history", "snapshot", "events"])
@@ -154,7 +154,7 @@ def test_lines_that_are_not_http_are_refused(served: Served) -> None:
     host = b"host: localhost\r\n"
     post = b"POST /api/next HTTP/1.1\r\ncontent-type: application/json\r\n" + host + AUTHORIZATION
     good = b"%scontent-length: %d\r\n\r\n%s" % (post, len(IDS), IDS)
-    api = b"GET /api/offers HTTP/1.1\r\n" + host + AUTHORIZATION
+    api = b"GET /api/catalog HTTP/1.1\r\n" + host + AUTHORIZATION
     fixed = [
         b"GET / HTTP/1.1\r\n\r\n",  # no Host
         b"GET / HTTP/1.0\r\n\r\n",

@@ -224,7 +224,7 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from kill_harness import Quiet, tiny_config
-from glassgpt.training import train
+from glassgpt.training.run import train
 
 text, run, signs = map(Path, sys.argv[1:])
 config = tiny_config(text, steps=300, eval_every=25, checkpoint_every=100, keep_checkpoints=3, batch_tokens=512, micro_batch_size=16)
@@ -453,6 +453,17 @@ def test_typing_triggers_no_keys(page: Watched, models: dict[str, Path]) -> None
     shown.keyboard.press("Escape")
     shown.keyboard.press("2")
     page.ready("heads")
+
+
+def test_an_emptied_text_shows_the_default_text(page: Watched, models: dict[str, Path]) -> None:
+    shown = page.open("text", model=models["windowed"], text="abc")
+    area = shown.locator("#text")
+    area.fill("")
+    page.wait("document.querySelectorAll('.tokens .token').length > 3")
+    default = area.get_attribute("placeholder")
+    assert default
+    area.blur()
+    assert area.input_value() == default
 
 
 def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[str, Path]) -> None:

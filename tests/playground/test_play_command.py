@@ -136,9 +136,9 @@ def test_a_process_serves_until_it_is_interrupted(tmp_path: Path, stop: signal.S
         result = re.search(r"http://127\.0\.0\.1:(\d+)/#token=([\w-]+)", process.stdout.readline())
         assert result
         client = Client(int(result[1]), result[2])
-        offers = client.get("/api/offers")[1]["offers"]
-        assert sorted(offer["name"] for offer in offers) == ["runs/begun", "runs/x"]
-        number = next(offer["id"] for offer in offers if offer["name"] == "runs/x")
+        entries = client.get("/api/catalog")[1]["entries"]
+        assert sorted(entry["name"] for entry in entries) == ["runs/begun", "runs/x"]
+        number = next(entry["id"] for entry in entries if entry["name"] == "runs/x")
         assert client.answer("next", model=number, ids=[1])["logits"].shape == (256,)
         text = socket.create_connection(("127.0.0.1", client.port))
         body = {"model": number, "ids": [1], "max_new_tokens": 1024, "n": 8}

@@ -18,7 +18,7 @@ from glassgpt.playground.routes import HANDLERS, page_files
 from glassgpt.playground.security import MAX_BODY, AccessPolicy, accepts_gzip
 from play_harness import GPT2_LIKE, IDS, JSON, TOKEN, Client, Served, post_lines, serving, write_run
 
-GET_ADDRESSES = ["offers", "history?model=0", "snapshot?model=0&step=1", "events?model=0"]
+GET_ADDRESSES = ["catalog", "history?model=0", "snapshot?model=0&step=1", "events?model=0"]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,7 @@ def test_a_login_exchanges_the_token_for_a_cookie(client: Client) -> None:
     assert status == 204
     assert {"httponly", "samesite=strict", "path=/"} <= {attribute.lower() for attribute in attributes}
     assert cookie.startswith(f"glassgpt-{client.port}=")  # cookies are shared by all ports of a host
-    assert stranger.request("GET", "/api/login")[0] == 401
-    assert stranger.request("GET", "/api/login", headers={"cookie": f"other=1; {cookie}"})[0] == 204
+    assert stranger.request("GET", "/api/catalog", headers={"cookie": f"other=1; {cookie}"})[0] == 200
     assert stranger.request("POST", "/api/next", IDS, {**JSON, "cookie": cookie})[0] == 200
 
 
@@ -146,12 +145,12 @@ def test_any_host_name_is_accepted_with_host(run: Path) -> None:
 def test_cross_site_requests_are_refused(client: Client, headers: dict[str, str], status: int) -> None:
     assert client.request("POST", "/api/next", IDS, {**JSON, **headers})[0] == status
     if status == 403:
-        assert client.request("GET", "/api/offers", headers=headers)[0] == 403
+        assert client.request("GET", "/api/catalog", headers=headers)[0] == 403
         assert client.request("POST", "/api/login", b"{}", {**JSON, **headers})[0] == 403
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/static/views/text.js", "/api/offers", "/nothing", "/api/nothing", "/static/nothing"]
+    "path", ["/", "/static/views/text.js", "/api/catalog", "/nothing", "/api/nothing", "/static/nothing"]
 )
 def test_every_response_has_the_security_headers(client: Client, path: str) -> None:
     for host in ("localhost", "evil.example"):
@@ -233,7 +232,7 @@ def test_a_bug_answers_500_and_prints_its_traceback(
         raise RuntimeError("broken inside")
 
     monkeypatch.setattr(served.pool.catalog, "describe", fail)
-    status, answer = served.client.get("/api/offers")
+    status, answer = served.client.get("/api/catalog")
     assert (status, list(answer)) == (500, ["error"])
     assert "broken inside" not in answer["error"]
     assert "RuntimeError: broken inside" in capfd.readouterr().err

@@ -1,9 +1,8 @@
-"""The report shows exactly what the run recorded, whatever state the run is in, and loads nothing."""
+"""The report shows exactly what the run recorded, in any state of the run, and loads nothing."""
 
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS
 from glassgpt.report.page import write_report
 from glassgpt.report.series import MAX_POINTS, smoothed, thinned
 from glassgpt.utils.errors import UserError
+from page_harness import chromium
 from report_harness import Page
 
 HOSTILE = "</script><script>alert(1)</script>\n<!-- <img src='http://example.org/x.png'> & </pre>\r## Step 000099"
@@ -100,7 +100,7 @@ FINEWEB: dict[str, Any] = {"source": "fineweb-edu", "validation": "first_shard",
         {"validation": "fraction", "validation_source": "my.txt"},
     ],
 )
-def test_gpt2_s_loss_is_drawn_only_where_the_validation_text_is_the_same(run: Path, change: dict[str, Any]) -> None:
+def test_gpt2_loss_is_drawn_only_for_the_same_validation_text(run: Path, change: dict[str, Any]) -> None:
     def reference() -> dict[str, Any] | None:
         return Page(write_report(run)).charts["Loss (nats per token)"].get("GPT-2 124M")
 
@@ -112,7 +112,7 @@ def test_gpt2_s_loss_is_drawn_only_where_the_validation_text_is_the_same(run: Pa
     assert reference() is None
 
 
-def test_summary_tells_final_from_best_and_shows_the_environment(run: Path) -> None:
+def test_summary_has_final_and_best_evaluation_and_the_environment(run: Path) -> None:
     page = Page(write_report(run))
     assert page.texts["td"][1:3] == ["1.5000", "1.2500"]
     facts = dict(zip(page.texts["dt"], page.texts["dd"], strict=True))
@@ -175,7 +175,7 @@ def test_a_non_finite_number_leaves_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("records", [[], [evaluation(0, 4.0)], [training_record(1)], [training_record(1, loss=None)]])
-def test_a_run_that_has_just_begun(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+def test_a_run_that_has_just_started(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     run = make_run(tmp_path / "run", records)
     Page(write_report(run))
     if not records:
@@ -184,7 +184,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path, records: list[dict[str, Any]]
         assert Page(write_report(run)).charts == {}
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=re.escape(str(folder))):
             write_report(folder)
@@ -212,12 +212,12 @@ def test_smoothing_is_the_mean_of_the_window() -> None:
     assert smoothed(np.array([]), 9).size == 0
 
 
-# ------------------------------------------------------------------------------------------------------------- several runs
+# --- several runs
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
-    """Two runs of other lengths, batches and paces, with norms."""
+    """Two runs with different lengths, batches and speeds, with norms."""
     norms = {"weight_norms": {"embedding": 3.0, "attention": 5.0}, "grad_norms": {"embedding": 0.5, "attention": 0.25}}
     one = [
         evaluation(0, 4.0) | {"weight_norms": norms["weight_norms"]},
@@ -239,17 +239,15 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 def table_rows(path: Path) -> dict[str, list[str]]:
-    """First cell -> the others, of all tables."""
-    found = {}
+    """The first cell of each table row -> the other cells."""
+    rows = {}
     for row in re.findall(r"<tr>(.*?)</tr>", path.read_text()):
         first, *others = (re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))
-        found[first] = others
-    return found
+        rows[first] = others
+    return rows
 
 
-def test_a_comparison_holds_the_numbers_of_each_run_over_steps_tokens_and_time(
-    pair: list[Path], tmp_path: Path
-) -> None:
+def test_a_comparison_has_each_runs_numbers_over_steps_tokens_and_time(pair: list[Path], tmp_path: Path) -> None:
     charts = Page(write_report(*pair, out=tmp_path / "report.html")).charts
     one, other = (charts["Training loss, smoothed (nats per token)"][name] for name in ("one", "other"))
     # A mean of three, at both ends of fewer.
@@ -270,11 +268,11 @@ def test_a_comparison_holds_the_numbers_of_each_run_over_steps_tokens_and_time(
     assert [len({trace["color"] for trace in traces.values()}) for traces in charts.values()] == [2] * len(charts)
 
 
-def test_a_comparison_names_the_settings_that_differ_and_no_other(pair: list[Path], tmp_path: Path) -> None:
+def test_a_comparison_lists_only_settings_that_differ(pair: list[Path], tmp_path: Path) -> None:
     path = write_report(*pair, out=tmp_path / "report.html")
     rows = table_rows(path)
     settings = {key for key in rows if "." in key or key in TrainConfig(steps=1).to_dict()}
-    # The number of updates done stands in the row "steps" of the results, too.
+    # The row "steps" of the results has the number of updates.
     assert settings == {"steps", "optim.lr", "model.n_kv_head"}
     assert rows["steps"] == ["2,000", "30"]
     assert rows["optim.lr"] == ["0.0006", "0.001"]
@@ -287,10 +285,10 @@ def test_a_comparison_names_the_settings_that_differ_and_no_other(pair: list[Pat
     )
     assert "model.qk_norm" not in table_rows(
         write_report(*pair, out=tmp_path / "report.html")
-    )  # of before there was that setting
+    )  # written before this setting existed
 
 
-def test_samples_stand_side_by_side(pair: list[Path], tmp_path: Path) -> None:
+def test_samples_are_side_by_side(pair: list[Path], tmp_path: Path) -> None:
     page = Page(write_report(*pair, out=tmp_path / "report.html"))
     assert page.texts["summary"] == ["Final", "Step 0", "Step 2", "Step 4", "one/config.toml", "other/config.toml"]
     texts = [text.strip() for text in page.texts["pre"][:-2]]
@@ -318,9 +316,7 @@ def test_a_run_is_not_compared_with_itself(run: Path) -> None:
         write_report(run, run / ".." / run.name)
 
 
-def test_a_report_replaces_a_report_and_nothing_else(
-    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_replaces_only_a_report(pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert write_report(pair[0]) == pair[0] / "report.html"
     assert write_report(*pair) == Path("report.html")
@@ -336,32 +332,42 @@ def test_a_report_replaces_a_report_and_nothing_else(
         assert (taken.read_bytes() if taken.is_file() else b"") == before
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here: the page's script is not run")
-def test_in_a_browser_runs_are_shown_over_each_axis_and_nothing_is_loaded(pair: list[Path], tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_long_fingerprints_are_shortened(pair: list[Path], tmp_path: Path) -> None:
+    for run, digit in zip(pair, "ab", strict=True):
+        (run / "environment.json").write_text(json.dumps({"data_fingerprint": digit * 64, "torch": "2.13.0"}))
+    rows = table_rows(write_report(*pair, out=tmp_path / "report.html"))
+    assert rows["data fingerprint"] == ["a" * 12 + "…", "b" * 12 + "…"]
+    assert "torch" not in rows
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
+    """Runs and axes can be chosen, nothing is loaded, and no table is cut off on a phone or at 1280 pixels."""
+    for run, digit in zip(pair, "ab", strict=True):
+        (run / "environment.json").write_text(json.dumps({"data_fingerprint": digit * 64, "cpu": digit * 60}))
     path = write_report(*pair, out=tmp_path / "report.html")
-    told: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    messages: list[str] = []
+
+    def note_request(request: Any) -> None:
+        if request.url.partition(":")[0] not in ("file", "data", "blob"):
+            messages.append(request.url)
+
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                told.append(request.url) if request.url.partition(":")[0] not in ("file", "data", "blob") else None
-            ),
-        )
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", note_request)
         page.goto(path.as_uri())
-        drawn = (
-            "[...document.querySelectorAll('figure > div')].map(p => (p.data ?? []).map(t => [t.name, t.visible, t.x]))"
-        )
+        traces = "(p.data ?? []).map(t => [t.name, t.visible, t.x])"
+        drawn = f"[...document.querySelectorAll('figure > div')].map(p => {traces})"
         page.wait_for_function(f"{drawn}.every(traces => traces.length)")
         assert page.evaluate(drawn)[0] == [["one", True, [1, 2, 3, 4]], ["other", True, [1, 2, 3]]]
         page.get_by_label("tokens", exact=True).check(force=True)
         page.locator(".run").nth(1).click()
         page.wait_for_function(f"!{drawn}[0][1][1]")
         assert page.evaluate(drawn)[0] == [["one", True, [768, 1536, 2304, 3072]], ["other", False, [100, 200, 300]]]
-        assert page.evaluate("document.documentElement.scrollWidth") == 390  # nothing is wider than a phone
-        browser.close()
-    assert told == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.set_viewport_size({"width": 1280, "height": 900})
+        cut_off = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert page.evaluate(cut_off) == 0
+    assert messages == []

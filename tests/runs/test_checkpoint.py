@@ -228,7 +228,7 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(saved: Path) -> None:
     checkpoint = latest_checkpoint(saved, pytest.fail)
     assert checkpoint is not None
     assert checkpoint.path == saved / "000003"
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         open_checkpoint(saved)
 
 
@@ -238,7 +238,8 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["000900", "999999", "1000000"]
 
 
-# ------------------------------------------------------------------------------------------------------ a save that fails
+# ------------------------------------------------------------------------------------------------------ a save that
+# fails
 
 
 @pytest.mark.parametrize("when", [0, 1])
@@ -246,7 +247,8 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
 def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
     saved: Path, monkeypatch: pytest.MonkeyPatch, when: int, kind: str
 ) -> None:
-    """Safetensors has an error of its own for it; this is its text on Linux (seen on a real full disk in test_resume.py)."""
+    """Safetensors has an error of its own for it; this is its text on Linux (seen on a real full disk in
+    test_resume.py)."""
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     save, calls = safetensors.torch.save_file, iter(range(2))
 
@@ -304,7 +306,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
     assert not (tmp_path / ".partial-000070").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ in the background
+# ------------------------------------------------------------------------------------------------------ in the
+# background
 
 
 def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:

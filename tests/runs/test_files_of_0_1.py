@@ -1,4 +1,5 @@
-"""Files written by glassgpt 0.1.0 stay readable: a dataset, a checkpoint, and a run that continues to the same weights."""
+"""Files written by glassgpt 0.1.0 stay readable: a dataset, a checkpoint, and a run that continues to the same
+weights."""
 
 import json
 import shutil

@@ -66,7 +66,7 @@ def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content:
     run.environment_path.unlink()
     if content is not None:
         run.environment_path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"environment\.json cannot be read"):
+    with pytest.raises(UserError, match=r"environment\.json"):
         run.read_environment()
 
 
@@ -74,7 +74,7 @@ def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content:
 
 
 def test_a_folder_that_is_no_run_cannot_go_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no run at"):
+    with pytest.raises(UserError, match="no run at"):
         RunDirectory(tmp_path / "missing").require_run()
     with pytest.raises(UserError, match="is not a run"):
         RunDirectory(tmp_path).require_run()
@@ -109,7 +109,7 @@ def test_whoever_holds_a_run_removes_what_a_killed_writer_left_and_nothing_else(
 @pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/epoch=3.ckpt", "checkpoints/1000", "metrics.jsonl"])
 def test_foreign_files_are_refused_even_to_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="holds files that are no run's"):
+    with pytest.raises(UserError, match=r"run.*--out"):
         RunDirectory(tmp_path).require_free(overwrite)
 
 
@@ -127,7 +127,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="no directory"), RunDirectory(tmp_path / "file" / "run").locked():
+    with pytest.raises(UserError, match="file/run"), RunDirectory(tmp_path / "file" / "run").locked():
         pass
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(
         run.clear()
     monkeypatch.undo()
     assert not run.is_run
-    with pytest.raises(UserError, match="what is left of a run"):
+    with pytest.raises(UserError, match="--overwrite"):
         run.require_free(overwrite=False)
     run.require_free(overwrite=True)
     run.clear()
@@ -188,7 +188,7 @@ def test_checkpoints_that_cannot_be_removed_are_explained_and_the_rest_stays(ope
         run.clear()
     assert (run.checkpoints / "000005" / "state.json").exists()
     assert run.metrics_path.exists()
-    with pytest.raises(UserError, match="what is left of a run"):
+    with pytest.raises(UserError, match="--overwrite"):
         run.require_free(overwrite=False)
 
 
@@ -223,7 +223,13 @@ def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
 
 
 def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory) -> None:
-    program = "import sys, glassgpt.runs.run_directory as r\nwith r.RunDirectory(sys.argv[1]).locked():\n    print('held', flush=True); input()"
+    program = """if True:
+        import sys
+        from glassgpt.runs.run_directory import RunDirectory
+        with RunDirectory(sys.argv[1]).locked():
+            print("held", flush=True)
+            input()
+    """
     with subprocess.Popen(
         [sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
@@ -275,7 +281,8 @@ def test_training_in_a_directory_without_rights_changes_nothing(
         path.chmod(0o755)
 
 
-# --------------------------------------------------------------------------------------------------- metrics and samples
+# --------------------------------------------------------------------------------------------------- metrics and
+# samples
 
 
 def written(run: RunDirectory, steps: int) -> None:

@@ -54,7 +54,7 @@ EACH = pytest.mark.parametrize("tokenizer", [CHARACTERS, BYTES, TINY], ids=lambd
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.integers(1, 7))
-def test_characters_are_the_sorted_distinct_ones_and_come_back(texts: list[str], chunk: int) -> None:
+def test_characters_are_sorted_and_distinct_and_round_trip(texts: list[str], chunk: int) -> None:
     everything = "".join(texts)
     assume(everything)
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +110,7 @@ def test_bpe_merges_in_order_and_splits_as_gpt2_does() -> None:
 
 
 def test_bpe_reads_tokenizer_files_of_others() -> None:
-    """Merges as pairs (the newer format), a normal added token, and a truncation that must not cut the training text."""
+    """Merges as pairs (the newer format), a normal added token, and a truncation that must be ignored."""
     content = json.loads(TINY.to_json())
     content["model"]["vocab"]["é\x00"] = 262  # listed there too, and not in the spelling of bytes
     content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
@@ -129,7 +129,7 @@ def test_bpe_reads_tokenizer_files_of_others() -> None:
 @given(TEXTS | WORDS)
 @example("")
 @example("<|endoftext|>")
-def test_text_comes_back_and_bytes_are_counted(text: str) -> None:
+def test_text_round_trips_and_bytes_are_counted(text: str) -> None:
     for tokenizer in (build_tokenizer("characters", [text + "a"]), BYTES, TINY):
         ids = tokenizer.encode(text)
         assert ids.dtype == np.int64
@@ -150,15 +150,15 @@ def test_documents_are_encoded_one_by_one(tokenizer: Tokenizer, texts: list[str]
 
 @EACH
 @given(data=st.data())
-def test_a_stream_gives_what_decoding_gives(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Any ids, so mostly bytes that are no UTF-8."""
+def test_streaming_equals_decoding(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Random ids, so mostly bytes that are not UTF-8."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     stream = StreamDecoder(tokenizer)
     assert "".join([*(stream.feed(i) for i in ids), stream.finish()]) == tokenizer.decode(ids)
 
 
 @given(TEXTS)
-def test_a_stream_never_gives_half_a_character(text: str) -> None:
+def test_streaming_never_returns_half_a_character(text: str) -> None:
     stream = StreamDecoder(BYTES)
     pieces = [stream.feed(i) for i in text.encode()]
     ends = np.cumsum([len(character.encode()) for character in text])
@@ -183,7 +183,7 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(tokenizer: Tokenizer) -
 
 
 @EACH
-def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
     loaded = load_tokenizer(path)
@@ -222,7 +222,7 @@ def damaged_bpe(**changes: Any) -> str:
         damaged_bpe(vocab={"a": "b"}, merges=[]).encode(),
     ],
 )
-def test_a_damaged_or_foreign_file_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_or_unsupported_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -280,7 +280,7 @@ def gpt2() -> Iterator[tuple[Tokenizer, Any]]:
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # read the two files where they are
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # no copies of the two files
         ranks = data_gym_to_mergeable_bpe_ranks(str(GPT2_FILES["vocab.bpe"]), str(GPT2_FILES["encoder.json"]))
         special = {"<|endoftext|>": 50256}
         theirs = tiktoken.Encoding(
@@ -314,7 +314,7 @@ def test_gpt2_has_tiktokens_ids(gpt2: tuple[Tokenizer, Any]) -> None:
 
 
 def test_gpt2_splits_every_unicode_character_as_tiktoken_does(gpt2: tuple[Tokenizer, Any]) -> None:
-    """Letter, number, space or other: two Unicode tables must agree. A character stands after a letter, before a digit, alone."""
+    """Two Unicode tables must agree on letters, numbers and spaces: after a letter, before a digit, and alone."""
     ours, theirs = gpt2
     sample = [*range(0x3100), *random.Random(1337).sample([*range(0x3100, 0xD800), *range(0xE000, 0x110000)], 20_000)]
     texts = ["".join(f"a{chr(c)}1 {chr(c)}." for c in sample[i : i + 64]) for i in range(0, len(sample), 64)]
@@ -352,7 +352,7 @@ def test_gpt2_is_restored_from_a_run_without_its_files(
 
 
 def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, Any], tmp_path: Path) -> None:
-    """Special tokens spelled out are special there, so tiktoken is allowed to find them."""
+    """Special tokens in a text are special there, so tiktoken is allowed to find them."""
     auto = pytest.importorskip(
         "transformers", reason="transformers, which reads what is exported, is not installed"
     ).AutoTokenizer
@@ -377,8 +377,8 @@ def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, 
     same()
 
 
-def test_gpt2s_own_file_names_no_type(gpt2: tuple[Tokenizer, Any]) -> None:
-    """It was written before the format had the field, and its options are empty strings."""
+def test_gpt2s_own_file_has_no_model_type(gpt2: tuple[Tokenizer, Any]) -> None:
+    """It is older than that field, and its options are empty strings."""
     content = json.loads(gpt2[0].to_json())
     del content["model"]["type"]
     content["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
@@ -431,7 +431,7 @@ def test_gpt2_files_are_downloaded_once_into_the_cache(empty_cache: Path, monkey
     assert build_tokenizer("gpt2").kind == "gpt2"
 
 
-def test_without_network_the_error_says_what_to_do_by_hand(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_says_what_to_do(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassgpt.tokenizers.bpe.download", no_network)
     with pytest.raises(UserError) as caught:
         build_tokenizer("gpt2")

@@ -1,7 +1,7 @@
 """Hugging Face's tokenizers against the `tokenizers` library that made them, and exported ones against transformers.
 
-The vocabularies are trained here on a few lines, one for each family: Llama's, Mistral's, T5's, BERT's, GPT-1's, words, and
-byte-level BPE that splits in a way of its own.
+Vocabularies of each family are trained here on a few lines: Llama's, Mistral's, T5's, BERT's, GPT-1's, words, and
+byte-level BPE with another splitting.
 """
 
 import json
@@ -37,7 +37,7 @@ BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def trained(model: Any, trainer: Any, **parts: Any) -> dict[str, Any]:
-    """The content of a tokenizer.json with this model, trained on the lines, and these parts (pre_tokenizer, decoder ...)."""
+    """Return a tokenizer.json with this model, trained on the lines, and these parts (pre_tokenizer, decoder ...)."""
     tokenizer = library.Tokenizer(model)
     for name, part in parts.items():
         setattr(tokenizer, name, part)
@@ -47,7 +47,7 @@ def trained(model: Any, trainer: Any, **parts: Any) -> dict[str, Any]:
 
 
 def llama(**parts: Any) -> dict[str, Any]:
-    """Spaces as ▁, one put first; bytes for what has no token; a prompt begins with <s>. Byte tokens are no added tokens, as in Llama's."""
+    """Spaces are ▁, with one put first; byte tokens, which are not added tokens; a prompt begins with <s>."""
     content = trained(
         models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
         trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIALS + BYTE_TOKENS, show_progress=False),
@@ -67,12 +67,12 @@ def llama(**parts: Any) -> dict[str, Any]:
 
 
 def mistral() -> dict[str, Any]:
-    """As the newer ones of Mistral: the library's Metaspace puts the ▁ there, unless the text begins with a space."""
+    """As newer ones of Mistral: the library's Metaspace adds the ▁, unless the text begins with a space."""
     return llama(normalizer=None, pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
 
 
 def unigram() -> dict[str, Any]:
-    """T5's family. Its special tokens are pieces, which the library's search finds in text, too."""
+    """T5's family. Its special tokens are pieces, which the library also finds in text."""
     return trained(
         models.Unigram(),
         trainers.UnigramTrainer(
@@ -91,20 +91,20 @@ def wordpiece() -> dict[str, Any]:
         models.WordPiece(unk_token="[UNK]"),
         trainers.WordPieceTrainer(vocab_size=120, special_tokens=specials, show_progress=False),
         normalizer=normalizers.BertNormalizer(lowercase=True),
-        pre_tokenizer=pre_tokenizers.WhitespaceSplit(),  # so that "[SEP]" is a word, and found
+        pre_tokenizer=pre_tokenizers.WhitespaceSplit(),  # so that "[SEP]" is a word
         post_processor=processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2)),
         decoder=decoders.WordPiece(),
     )
 
 
 def words() -> dict[str, Any]:
-    """No decoder at all: the library puts spaces between."""
+    """Without a decoder: the library joins with spaces."""
     trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]", "[EOS]"], show_progress=False)
     return trained(models.WordLevel(unk_token="[UNK]"), trainer, pre_tokenizer=pre_tokenizers.WhitespaceSplit())
 
 
 def gpt1() -> dict[str, Any]:
-    """Tokens that end a word say so."""
+    """Tokens that end a word have a suffix."""
     return trained(
         models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"),
         trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False),
@@ -114,7 +114,7 @@ def gpt1() -> dict[str, Any]:
 
 
 def byte_level(alphabet: list[str] | None = None) -> dict[str, Any]:
-    """Splits at punctuation first, which fastokens does not know."""
+    """Splits at punctuation first, which fastokens does not support."""
     alphabet = pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet
     splitters = [pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     return trained(
@@ -189,8 +189,8 @@ def test_ids_and_text_are_the_librarys(name: str, texts: list[str]) -> None:
 @given(text=HARD)
 @example("</s>")
 @example(" <s> a </s>\n")
-def test_text_comes_back(name: str, text: str) -> None:
-    """Special tokens spelled out, too. SentencePiece's ▁ is a space, and Metaspace takes one space off the beginning."""
+def test_text_round_trips(name: str, text: str) -> None:
+    """Special tokens in text too. SentencePiece's ▁ is a space, and Metaspace drops one at the beginning."""
     expected = text if name == "byte_level" else text.replace("▁", " ")
     expected = expected.removeprefix(" ") if name == "mistral" else expected
     ids = OURS[name].encode(text)
@@ -206,7 +206,7 @@ def test_text_comes_back(name: str, text: str) -> None:
 @example("the </s> low")
 @example("[SEP] the [EOS]")
 def test_no_text_becomes_a_special_token(name: str, text: str) -> None:
-    """Save the one for unknown characters. The library alone does not keep this: its Unigram finds `</s>` in a text."""
+    """Except the one for unknown characters. The library alone fails this: its Unigram finds `</s>` in a text."""
     tokens = json.loads(FILES[name])["added_tokens"]
     special = {token["id"] for token in tokens if token["special"] and token["content"] not in ("<unk>", "[UNK]")}
     assert special or name == "gpt1"
@@ -214,11 +214,11 @@ def test_no_text_becomes_a_special_token(name: str, text: str) -> None:
 
 
 def test_the_library_alone_would_find_special_tokens_in_text() -> None:
-    """What the test above guards against is there."""
+    """The defect that the test above guards against exists."""
     assert 1 in reference("unigram").encode("the </s> low", add_special_tokens=False).ids
 
 
-def test_special_tokens_that_merges_make_are_no_text_either() -> None:
+def test_merges_never_result_in_special_tokens() -> None:
     content = llama()
     content["model"]["merges"] += [["<", "s"], ["<s", ">"]]
     content["model"]["vocab"] |= {"<s": 330, "<": content["model"]["vocab"].get("<", 331)}
@@ -230,8 +230,8 @@ def test_special_tokens_that_merges_make_are_no_text_either() -> None:
 @NAMES
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_stream_gives_what_decoding_gives(name: str, data: st.DataObject) -> None:
-    """Any ids, so also bytes that are no UTF-8; and cut anywhere, the second part going on behind the first."""
+def test_streaming_equals_decoding(name: str, data: st.DataObject) -> None:
+    """Random ids, so also bytes that are not UTF-8, cut anywhere and continued."""
     tokenizer = OURS[name]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     stream = StreamDecoder(tokenizer)
@@ -243,7 +243,7 @@ def test_a_stream_gives_what_decoding_gives(name: str, data: st.DataObject) -> N
     )
 
 
-def test_a_character_of_byte_tokens_is_shown_as_soon_as_it_is_whole() -> None:
+def test_a_character_of_byte_tokens_is_shown_once_complete() -> None:
     tokenizer = OURS["llama"]
     ids = tokenizer.encode("a\U0001f600\U0001f601b").tolist()
     stream = StreamDecoder(tokenizer)
@@ -304,7 +304,7 @@ def saved(directory: Path, text: str, **config: Any) -> Path:
 def test_the_end_of_text_is_the_configured_one_or_one_of_a_usual_name(
     config: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
-    """And it is kept by `to_json`, which has no configuration beside it."""
+    """`to_json` keeps it, without a configuration file."""
     tokenizer = load_tokenizer(saved(tmp_path / "a", FILES["llama"], **config))
     again = load_tokenizer(saved(tmp_path / "b", tokenizer.to_json()))
     for one in (tokenizer, again):
@@ -339,7 +339,7 @@ def test_each_file_is_read_and_restored(name: str, tmp_path: Path) -> None:
 
 
 def test_byte_tokens_listed_as_special_are_text() -> None:
-    """So whoever trains byte fallback with the library gets them."""
+    """The library's trainer lists them so for byte fallback."""
     content = llama()
     listed = [
         {**content["added_tokens"][0], "id": 3 + byte, "content": token} for byte, token in enumerate(BYTE_TOKENS)
@@ -352,21 +352,21 @@ def test_byte_tokens_listed_as_special_are_text() -> None:
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.5}, {"byte_fallback": True}, {"end_of_word_suffix": "</w>"}], ids=str)
-def test_byte_level_bpe_with_more_to_it_is_none_for_fastokens(option: dict[str, Any], tmp_path: Path) -> None:
-    """It would read Llama's and dropout without a word, and encode otherwise."""
+def test_unsupported_byte_level_bpe_is_left_to_the_library(option: dict[str, Any], tmp_path: Path) -> None:
+    """fastokens would accept Llama's and dropout, and encode differently."""
     content = json.loads(BPE.to_json())
     content["model"] |= option
     assert isinstance(load_tokenizer(saved(tmp_path, json.dumps(content))), HFTokenizer)
     assert isinstance(load_tokenizer(saved(tmp_path, BPE.to_json())), BPETokenizer)
 
 
-def test_a_model_without_a_type_is_known_by_what_it_has() -> None:
+def test_a_model_without_a_type_is_recognised() -> None:
     content = json.loads(FILES["llama"])
     del content["model"]["type"]
     assert HFTokenizer(json.dumps(content)).encode(LINES[0]).tolist() == OURS["llama"].encode(LINES[0]).tolist()
 
 
-def test_a_text_has_one_encoding_and_is_read_whole() -> None:
+def test_a_text_has_one_encoding_and_is_not_truncated() -> None:
     content = json.loads(FILES["llama"])
     content["model"]["dropout"] = 0.9
     content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
@@ -382,7 +382,7 @@ def test_a_text_has_one_encoding_and_is_read_whole() -> None:
     assert [tokenizer.encode(LINES[0]).tolist() for _ in range(3)] == [OURS["llama"].encode(LINES[0]).tolist()] * 3
 
 
-def test_added_tokens_that_are_no_special_ones_are_found_in_text() -> None:
+def test_added_tokens_that_are_not_special_match_text() -> None:
     content = json.loads(FILES["llama"])
     content["added_tokens"].append({**content["added_tokens"][0], "id": 330, "content": "<|x|>", "special": False})
     tokenizer = HFTokenizer(json.dumps(content))
@@ -394,7 +394,7 @@ def test_added_tokens_that_are_no_special_ones_are_found_in_text() -> None:
 
 
 def test_ids_may_have_gaps() -> None:
-    """Some makers' do; what is in a gap stands for nothing."""
+    """An id in a gap stands for no text."""
     content = json.loads(BytesTokenizer().to_hugging_face())
     content["model"]["vocab"] = {symbol: 2 * i for i, symbol in enumerate(bytes_to_unicode())}
     tokenizer = HFTokenizer(json.dumps(content))
@@ -430,7 +430,7 @@ PLACE = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, column 5"
     ],
     ids=["byte-level BPE of few bytes", "words", "Unigram"],
 )
-def test_what_has_no_id_does_not_vanish(content: dict[str, Any], words: str) -> None:
+def test_text_without_an_id_is_refused(content: dict[str, Any], words: str) -> None:
     tokenizer = HFTokenizer(json.dumps(content | {"post_processor": None}))
     assert tokenizer.decode(tokenizer.encode("the low")) == "the low"
     with pytest.raises(UserError, match=words):
@@ -465,7 +465,7 @@ def altered(**changes: Any) -> str:
         ),
     ],
 )
-def test_what_cannot_be_used_gets_one_line(text: str, words: str, tmp_path: Path) -> None:
+def test_an_unsupported_file_is_an_error_of_one_line(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         load_tokenizer(saved(tmp_path, text))
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
@@ -509,7 +509,7 @@ def auto_tokenizer() -> Any:
 def test_transformers_has_the_same_ids_and_text(
     name: str, model_type: str | None, auto_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Also beside a model's configuration, by which transformers may choose another class."""
+    """Also with a model's configuration, by which transformers may choose another class."""
     ours = EXPORTED[name]
     if model_type is not None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -548,16 +548,14 @@ def test_transformers_has_the_same_ids_and_text(
 def test_exported_and_read_back_any_ids_decode_to_the_same_text(
     name: str, data: st.DataObject, tmp_path_factory: Any
 ) -> None:
-    """Bytes that are no UTF-8 become U+FFFD in the library's way, which for byte-level ones is Python's."""
+    """Bytes that are not UTF-8 become U+FFFD as in the library, which for byte-level ones is as in Python."""
     ours = EXPORTED[name]
     theirs = library.Tokenizer.from_str(ours.to_hugging_face())
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=20))
     assert theirs.decode(ids, skip_special_tokens=False) == ours.decode(ids)
 
 
-def test_special_tokens_spelled_out_are_special_in_transformers_unless_told_otherwise(
-    auto_tokenizer: Any, tmp_path: Path
-) -> None:
+def test_special_tokens_in_text_are_special_in_transformers_by_default(auto_tokenizer: Any, tmp_path: Path) -> None:
     for name, spelled in (("bpe", "<|endoftext|>"), ("llama", "</s>")):
         ours = EXPORTED[name]
         export_tokenizer(ours, tmp_path / name, 8)
@@ -575,14 +573,14 @@ def test_a_character_unknown_to_an_exported_tokenizer_is_an_error(auto_tokenizer
         auto_tokenizer.from_pretrained(tmp_path).encode("aZ")
 
 
-def test_characters_and_bytes_read_back_are_what_they_were(tmp_path: Path) -> None:
+def test_exported_characters_and_bytes_are_read_back_as_those_kinds(tmp_path: Path) -> None:
     for tokenizer in (CHARACTERS, BytesTokenizer()):
         export_tokenizer(tokenizer, tmp_path, 8)
         again = load_tokenizer(tmp_path / "tokenizer.json")
         assert (type(again), again.to_json()) == (type(tokenizer), tokenizer.to_json())
 
 
-def test_an_exported_configuration_says_what_there_is_not(tmp_path: Path) -> None:
+def test_an_exported_configuration_has_null_for_missing_tokens(tmp_path: Path) -> None:
     export_tokenizer(BPE, tmp_path / "new" / "directory", 1024)
     assert json.loads((tmp_path / "new" / "directory" / "tokenizer_config.json").read_text(encoding="utf-8")) == {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -40,7 +40,7 @@ def test_everything_is_visible(data: bytes) -> None:
     assert not (shown and unicodedata.combining(shown[0]))
 
 
-def test_bytes_are_shown_by_their_marks() -> None:
+def test_marks_of_bytes() -> None:
     assert escape_token(b"a b\n\t\r") == "a␣b⏎→␍"
     assert escape_token("日".encode()[:2]) == "<e6><97>"
     assert escape_token(b"\x80a\xff") == "<80>a<ff>"
@@ -62,7 +62,7 @@ def test_the_parts_are_the_tokens_of_the_text(text: str) -> None:
         )
 
 
-def test_a_line_of_the_text_is_a_line() -> None:
+def test_lines_are_kept() -> None:
     assert show_tokens(BYTES, "a b\nc")[:2] == ["a│␣│b│⏎│", "c"]
     assert show_tokens(MINE, "the low 日\n")[0] == "the│␣low│␣│<e6>│<97>│<a5>│⏎"
     assert show_tokens(BYTES, "") == ["", "0 tokens, 0 bytes"]
@@ -191,7 +191,7 @@ def test_show_finds_the_tokenizers_of_datasets_and_models(tmp_path: Path, capsys
         ("tokenizer show", "is missing"),
     ],
 )
-def test_mistakes_get_a_line(arguments: str, expected: str, capsys: Capture) -> None:
+def test_wrong_arguments_are_reported(arguments: str, expected: str, capsys: Capture) -> None:
     assert main(arguments.split()) == 2
     assert expected in capsys.readouterr().err
 

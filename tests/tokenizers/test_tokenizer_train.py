@@ -53,12 +53,12 @@ UNICODE = st.text(st.characters(codec="utf-8"), max_size=40) | st.lists(
 
 
 def plain_bpe(texts: Sequence[str], merges: int) -> list[tuple[str, str]]:
-    """The merges by the book: count all pairs anew each time, take the most frequent, of equals that with the smallest ids."""
+    """The plain algorithm: count all pairs each time, merge the most frequent; among equals, the smallest ids."""
     symbols = bytes_to_unicode()
     tokens = sorted(symbols)
     counts = Counter(word for text in texts for word in GPT2_SPLIT.findall(text))
     words = [([tokens.index(symbols[byte]) for byte in word.encode()], count) for word, count in counts.items()]
-    found = []
+    learned = []
     for _ in range(merges):
         pairs: Counter[tuple[int, int]] = Counter()
         for ids, count in words:
@@ -67,14 +67,14 @@ def plain_bpe(texts: Sequence[str], merges: int) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
         if best is None or pairs[best] < 2:
             break
-        found.append((tokens[best[0]], tokens[best[1]]))
-        tokens.append("".join(found[-1]))
+        learned.append((tokens[best[0]], tokens[best[1]]))
+        tokens.append("".join(learned[-1]))
         words = [(merged(ids, best, len(tokens) - 1), count) for ids, count in words]
-    return found
+    return learned
 
 
 def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Each such pair as one id, from the left."""
+    """Replace each such pair by one id, from the left."""
     done: list[int] = []
     for i in ids:
         done.append(i)
@@ -107,7 +107,7 @@ def test_the_merges_of_a_real_text_are_those_of_a_plain_trainer(english: str) ->
 
 
 def test_ids_are_in_gpt2s_order() -> None:
-    """The bytes as GPT-2 numbers them, then a token a merge, end-of-text last."""
+    """The bytes as GPT-2 numbers them, then one token per merge, end-of-text last."""
     tokenizer = train_bpe(["low lower lowest " * 3], 300)
     vocab: dict[str, int] = json.loads(tokenizer.to_json())["model"]["vocab"]
     assert list(vocab.values()) == list(range(tokenizer.vocab_size))
@@ -158,7 +158,7 @@ SPACES = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x1c", "
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(SPACES), max_size=40).map("".join), max_size=3), st.integers(1, 6))
 def test_a_long_text_is_cut_between_words(texts: list[str], piece: int) -> None:
-    """Of the library's splitting, which has no reason to know of ours."""
+    """Words of the library's splitting, which is independent of ours."""
     split = ByteLevel(add_prefix_space=False).pre_tokenize_str
 
     def words(parts: Sequence[str]) -> list[str]:
@@ -181,12 +181,12 @@ def test_a_long_text_comes_in_small_pieces() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [-1, 0, 256, (1 << 20) + 1, 10**15])
-def test_sizes_that_cannot_be_are_refused(vocab_size: int) -> None:
+def test_invalid_sizes_are_refused(vocab_size: int) -> None:
     with pytest.raises(UserError, match=r"257 .* 1,048,576"):
         train_bpe(["text"], vocab_size)
 
 
-def test_what_the_texts_raise_comes_through() -> None:
+def test_errors_of_the_texts_are_raised() -> None:
     def broken() -> Iterator[str]:
         yield "text"
         raise UserError("the third file is damaged")
@@ -197,7 +197,7 @@ def test_what_the_texts_raise_comes_through() -> None:
         train_bpe(["a\ud800"], 300)
 
 
-def test_an_interrupt_ends_it_soon() -> None:
+def test_an_interrupt_ends_the_training() -> None:
     def endless() -> Iterator[str]:
         # Later than the main thread begins to wait: Python loses a signal that comes just before that.
         ends = time.monotonic() + 20

@@ -1,7 +1,7 @@
 """What only a CUDA device can show: `pytest -m cuda`, which `benchmarks/gpu.py` runs too. Skipped where there is none.
 
-Bounds: float32 sums in another order give 1e-5, bfloat16 has 8 bits; TF32 11. Kernels on a GPU may add up in an order that changes
-from run to run, so nothing here is compared bit by bit, but for what must not have been touched at all.
+Bounds: float32 sums in another order give 1e-5, bfloat16 has 8 bits; TF32 11. Kernels on a GPU may add up in an order
+that changes from run to run, so nothing here is compared bit by bit, but for what must not have been touched at all.
 """
 
 import math
@@ -61,7 +61,8 @@ def trainer_of(config: TrainConfig) -> TrainState:
     return setup_training(config.override(steps=10), Ranks(), Quiet())
 
 
-# ---------------------------------------------------------------------------------------------------------------- attention
+# ----------------------------------------------------------------------------------------------------------------
+# attention
 
 WINDOW = Span(40, 3)
 KERNELS: dict[str, tuple[Callable[[], SDPAKernel], Span]] = {
@@ -75,7 +76,8 @@ KERNELS: dict[str, tuple[Callable[[], SDPAKernel], Span]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_fused_attention_and_its_gradients_are_the_formulas(name: str, dtype: torch.dtype) -> None:
-    """Two query heads share a key/value head; 300 tokens are no multiple of a block. FlexAttention as it is used: compiled."""
+    """Two query heads share a key/value head; 300 tokens are no multiple of a block. FlexAttention as it is used:
+    compiled."""
     make, span = KERNELS[name]
     kernel: Callable[..., Tensor] = make()
     if name.startswith("flex"):
@@ -104,7 +106,8 @@ def test_in_bfloat16_the_flash_kernel_takes_our_attention(changes: dict[str, Any
         loss.backward()
 
 
-# ---------------------------------------------------------------------------------------------------------------- precision
+# ----------------------------------------------------------------------------------------------------------------
+# precision
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2e-2), ("tf32", 2e-3)])
@@ -142,7 +145,8 @@ def test_the_loss_in_chunks_is_that_of_full_logits(cap: float | None) -> None:
     torch.testing.assert_close(each, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-4, atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------------------- compiled
+# -----------------------------------------------------------------------------------------------------------------
+# compiled
 
 
 def test_compiled_a_run_has_the_losses_that_it_has_else(tmp_path: Path, text: Path) -> None:
@@ -161,7 +165,8 @@ def test_with_flex_attention_windows_train_as_with_the_formula(tmp_path: Path, t
     assert found == pytest.approx(expected, rel=2e-2)
 
 
-# ------------------------------------------------------------------------------------------------------ without synchronising
+# ------------------------------------------------------------------------------------------------------ without
+# synchronising
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -196,7 +201,8 @@ def test_a_bad_batch_leaves_the_weights(text: Path, optimizer: str) -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------- whole runs
+# ------------------------------------------------------------------------------------------------------------- whole
+# runs
 
 
 def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path: Path, text: Path) -> None:

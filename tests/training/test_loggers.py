@@ -1,4 +1,5 @@
-"""Log targets, read back by their own libraries or from their files: what a run recorded, each step once, and never in its way."""
+"""Log targets, read back by their own libraries or from their files: what a run recorded, each step once, and never in
+its way."""
 
 import json
 import shutil
@@ -75,7 +76,8 @@ def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path: Path, text: P
 
 
 def wandb_records(path: Path) -> Iterator[Record]:
-    """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB of (checksum, length, type, data), behind 7 bytes."""
+    """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB of (checksum, length, type, data), behind
+    7 bytes."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 0 < (rest := -at % 32768) < 7:

@@ -28,6 +28,7 @@ from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.data.training_data import TrainingData
+from glassgpt.distributed.group import Ranks
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interop.references import find_checkpoint
@@ -109,7 +110,8 @@ def plain_gradient(state: TrainState, step: int) -> tuple[float, dict[str, Tenso
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------ one update
+# ------------------------------------------------------------------------------------------------------------ one
+# update
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
@@ -145,7 +147,8 @@ def test_an_update_has_as_many_tokens_in_shorter_sequences(text: Path, micro_bat
 
 
 def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
-    """As many tokens as asked for, in as few passes as they need, drawn by the step alone; the record counts what was seen."""
+    """As many tokens as asked for, in as few passes as they need, drawn by the step alone; the record counts what was
+    seen."""
     config = tiny_config(text, batch_tokens=128, batch_start=32, batch_warmup=0.5, micro_batch_size=3)
     state = state_for(config)
     whole = state_for(config.override(batch_start=128 // 2))
@@ -296,7 +299,8 @@ def test_an_update_that_is_an_outlier_is_left_out_and_said(
     assert [record["step"] for record in steps_of(part) if record.get("skipped")] == [9]
 
 
-# ------------------------------------------------------------------------------- without waiting for the device (as on a GPU)
+# ------------------------------------------------------------------------------- without waiting for the device (as on
+# a GPU)
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,8 +350,8 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(
     monkeypatch.setattr(loop, "evaluate", evaluating)
     on_device(monkeypatch)
     run_of(tiny_config(text, steps=5, eval_every=3, checkpoint_every=0), tmp_path / "run")
-    order = "evaluate, begin 1, begin 2, read 1, begin 3, read 2, read 3, evaluate, begin 4, begin 5, read 4, read 5, evaluate"
-    assert told == order.split(", ")
+    first, second = "begin 1, begin 2, read 1, begin 3, read 2, read 3", "begin 4, begin 5, read 4, read 5"
+    assert told == ["evaluate", *first.split(", "), "evaluate", *second.split(", "), "evaluate"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -408,13 +412,15 @@ def test_on_the_device_too_a_bad_batch_stops_the_run_as_it_does_else(
     assert differences(tmp_path / "run", fine) == []
 
 
-# ----------------------------------------------------------------------------------------------------------------- compiled
+# -----------------------------------------------------------------------------------------------------------------
+# compiled
 
 
 def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whole graphs, whatever batches an evaluation ends with (10 windows, 10, 4, and one of 15 tokens), however often it comes."""
+    """In whole graphs, whatever batches an evaluation ends with (10 windows, 10, 4, and one of 15 tokens), however
+    often it comes."""
     monkeypatch.setattr("glassgpt.evaluation.perplexity.EVALUATION_TOKENS", 160)
     inputs: list[list[torch.Size]] = []
 
@@ -440,7 +446,8 @@ def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
     )
 
 
-# ------------------------------------------------------------------------------------------------------- what is recorded
+# ------------------------------------------------------------------------------------------------------- what is
+# recorded
 
 
 def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,9 +467,8 @@ def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPa
     records = steps_of(run)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     for record in records:
-        assert list(record) == [
-            "step", "loss", "lr", "grad_norm", "seconds", "tokens_per_second", "tokens_seen", "peak_share", "memory_bytes"
-        ]  # fmt: skip
+        names = "step loss lr grad_norm seconds tokens_per_second tokens_seen peak_share memory_bytes"
+        assert list(record) == names.split()
         assert record["lr"] == lr_at(record["step"] - 1, 6, config.optim)
         assert record["seconds"] >= 0.05
         assert record["tokens_per_second"] == pytest.approx(64 / record["seconds"])
@@ -546,11 +552,13 @@ def test_whoever_listens_hears_what_is_written(tmp_path: Path, text: Path) -> No
     assert listener.ends == [(0, 10), run]
 
 
-# ------------------------------------------------------------------------------------------------------- which data count
+# ------------------------------------------------------------------------------------------------------- which data
+# count
 
 
 def test_validation_is_the_last_tenth_of_the_text(tmp_path: Path, text: Path) -> None:
-    """Seed E validated on what it had trained on. The reference here knows nothing of splits: it takes the last 400 characters."""
+    """Seed E validated on what it had trained on. The reference here knows nothing of splits: it takes the last 400
+    characters."""
     config = tiny_config(text, steps=1)
     record = evaluations_of(run_of(config, tmp_path / "run"))[0]
     dataset = open_dataset(prepare(config.data))
@@ -577,7 +585,8 @@ def test_neither_split_leaks_into_the_other(tmp_path: Path) -> None:
     assert first["ab"] == first["cb"] != first["ac"]  # other training text, same validation
 
 
-# --------------------------------------------------------------------------------------------------------- reproducibility
+# ---------------------------------------------------------------------------------------------------------
+# reproducibility
 
 
 def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Path, text: Path) -> None:
@@ -629,6 +638,66 @@ def test_micro_batches_change_the_losses_by_rounding_only(tmp_path: Path, text: 
         assert other == pytest.approx(losses[0], rel=1e-6)
 
 
+def test_without_dropout_uneven_cuts_change_rounding_only_and_with_it_the_masks(tmp_path: Path, text: Path) -> None:
+    """Five sequences in one piece, as 3 + 2 and as 2 + 2 + 1. Masks depend on the cut, and equal cuts have equal
+    masks."""
+
+    def losses(dropout: float, size: int, name: str) -> list[float]:
+        changes = {"batch_tokens": 80, "micro_batch_size": size, "eval_every": 0, "checkpoint_every": 0, "steps": 4}
+        config = tiny_config(text, model={"dropout": dropout}, **changes)
+        return [record["loss"] for record in steps_of(run_of(config, tmp_path / f"{name}-{dropout}-{size}"))]
+
+    plain, dropped = ([losses(dropout, size, "run") for size in (5, 3, 2)] for dropout in (0.0, 0.3))
+    for other in plain[1:]:
+        assert other == pytest.approx(plain[0], rel=1e-6)
+    for other in dropped[1:]:
+        assert other != pytest.approx(dropped[0], rel=1e-4)
+    assert losses(0.3, 4, "same cut") == dropped[1]  # four at most is 3 + 2, too
+
+
+def test_training_leaves_the_callers_random_state_and_threads(tmp_path: Path, text: Path) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads())
+    precision = torch.get_float32_matmul_precision()
+    run_of(tiny_config(text, model={"dropout": 0.2}, steps=3), tmp_path / "run")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (np.random.get_state()[1].tolist(), torch.get_num_threads()) == before[1:]
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_a_first_ctrl_c_is_acknowledged_and_a_second_one_quits(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interrupts(repeats_mean_quit=True, announces=True) as interrupts:
+        interrupts.catch()
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert interrupts.signal == signal.SIGINT
+
+
+def test_updates_that_take_minutes_on_a_cpu_are_announced(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 10 kFLOP/s an update of this model's 64 tokens takes minutes; at 1 GFLOP/s it does not."""
+    for peak, expected in ((1e9, 0), (1e4, 1)):
+        monkeypatch.setattr("glassgpt.training.setup.peak_flops", lambda device, precision, peak=peak: peak)
+        progress = Quiet()
+        setup_training(tiny_config(text), Ranks(), progress)
+        assert len([message for message in progress.messages if "--batch-tokens" in message]) == expected
+
+
+def test_batches_are_read_ahead_and_in_order(text: Path) -> None:
+    state = state_for(tiny_config(text))
+    for state.step in (0, 1, 2, 5, 6):  # a jump, as after a failed step
+        assert torch.equal(state.local_rows(), torch.from_numpy(state.rows(state.step)))
+        assert state.prefetcher is not None
+        ahead = state.prefetcher._next
+        assert ahead is not None
+        assert ahead[0] == state.step + 1
+        assert torch.equal(ahead[1].result(), torch.from_numpy(state.rows(state.step + 1)))
+
+
 def test_training_works_outside_the_main_thread(tmp_path: Path, text: Path) -> None:
     """Python allows signal handlers in the main thread only, and a notebook may train in another."""
     done = []
@@ -639,7 +708,8 @@ def test_training_works_outside_the_main_thread(tmp_path: Path, text: Path) -> N
     assert differences(done[0], run_of(tiny_config(text), tmp_path / "main")) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------------------------------------- what goes
+# wrong
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_on_record(tmp_path: Path, text: Path) -> None:
@@ -665,7 +735,8 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_on_record(tmp_pat
 def test_a_bad_batch_leaves_weights_and_the_last_good_checkpoint(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The seventh batch is poisoned once; the checkpoint of step 6 stays, and a resumed run is the one that never failed."""
+    """The seventh batch is poisoned once; the checkpoint of step 6 stays, and a resumed run is the one that never
+    failed."""
     forward, bad = GPT.forward, {"calls": 0, "on": True}
 
     def poisoned(model: GPT, ids: Tensor, targets: Tensor | None = None, *rest: Any, **options: Any) -> Tensor:
@@ -747,9 +818,9 @@ def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Pa
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     for out, message in (
-        (tmp_path / "thesis", "no run's"),
+        (tmp_path / "thesis", "thesis"),
         (text, "is a file"),
-        (text / "run", "file and no directory"),
+        (text / "run", "text.txt/run"),
     ):
         with pytest.raises(UserError, match=message):
             train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())

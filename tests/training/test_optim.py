@@ -50,7 +50,8 @@ def test_gpt2s_schedule_in_numbers(step: int, expected: float) -> None:
 def test_gpt2s_schedule_is_the_courses(step: int) -> None:
     """The seeds' get_lr, written from its description: up by (step + 1)/715, then a cosine over 18,358 steps.
 
-    It holds the peak for two updates and stops one step short of the minimum, ours does neither: 1/715 = 0.14 % apart at most.
+    It holds the peak for two updates and stops one step short of the minimum, ours does neither: 1/715 = 0.14 % apart
+    at most.
     """
     ramp = 6e-4 * (step + 1) / 715
     theirs = ramp if step < 715 else 6e-5 + 0.5 * (1 + math.cos(math.pi * (step - 715) / (19073 - 715))) * (6e-4 - 6e-5)
@@ -147,7 +148,8 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
     rows = [heads * shape.resolved_head_dim for heads in (shape.n_head, kv_heads, kv_heads)]
     for update in torch.split(weight.detach() - before, rows):  # type: ignore[operator]
         values = torch.linalg.svdvals(update / (0.2 * math.sqrt(max(update.shape))))
-        # Fused, the three would share a matrix whose columns are at right angles, and each part's own values be below 0.68.
+        # Fused, the three would share a matrix whose columns are at right angles, and each part's own values be below
+        # 0.68.
         assert values.min() > 0.6
         assert values.max() < 1.3
 
@@ -157,9 +159,11 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 24), (2, 24, 8), (4, 1, 5)])
 def test_orthogonalize_evens_out_the_singular_values_and_keeps_the_directions(shape: tuple[int, int, int]) -> None:
-    """The image of U S V' is a polynomial in it, so U' X V is diagonal, and its diagonal that polynomial of S in float64.
+    """The image of U S V' is a polynomial in it, so U' X V is diagonal, and its diagonal that polynomial of S in
+    float64.
 
-    1e-4 is float32's rounding, which five steps with a slope of 3.4 amplify by up to 500. The bounds are the docstring's.
+    1e-4 is float32's rounding, which five steps with a slope of 3.4 amplify by up to 500. The bounds are the
+    docstring's.
     """
     n, rows, columns = shape
     rank = min(rows, columns)
@@ -206,8 +210,8 @@ def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)])
 def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
-    """Three updates against `torch.optim.Muon` in the same scaling. It orthogonalises in bfloat16, and five steps of a polynomial
-    with slope 3.4 amplify that rounding of 0.4 %: 5 % of the way that the weights went."""
+    """Three updates against `torch.optim.Muon` in the same scaling. It orthogonalises in bfloat16, and five steps of a
+    polynomial with slope 3.4 amplify that rounding of 0.4 %: 5 % of the way that the weights went."""
     start = random(*shape, dtype=torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
@@ -238,7 +242,8 @@ def test_a_fused_projection_is_three_matrices(rows: list[int]) -> None:
 
 
 def test_muons_update_has_the_size_of_adamws() -> None:
-    """Its promise, so that one learning rate serves both: an entry moves by about 0.2 lr, whatever the shape (Liu et al., 2025)."""
+    """Its promise, so that one learning rate serves both: an entry moves by about 0.2 lr, whatever the shape (Liu et
+    al., 2025)."""
     for shape in ((64, 64), (256, 32), (32, 256)):
         parameter = nn.Parameter(torch.zeros(shape))
         parameter.grad = random(*shape, dtype=torch.float32)

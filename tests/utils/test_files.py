@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a reader, an error and a crash find."""
+"""Files that are complete or not there, for readers, after errors and after crashes."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ def names(folder: Path) -> list[str]:
 
 
 class Calls:
-    """The order of what reaches the disk: the inode of each fsync, and each rename."""
+    """Records the inode of each fsync and rename, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.order: list[tuple[str, int]] = []
@@ -66,9 +66,9 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
 
     def watch() -> None:
         while not done.is_set():
-            found = path.read_bytes()
-            if found not in contents:
-                wrong.append(len(found))
+            content = path.read_bytes()
+            if content not in contents:
+                wrong.append(len(content))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -80,7 +80,7 @@ def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_write_atomic_that_fails_leaves_what_was_there(
+def test_write_atomic_that_fails_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     path = tmp_path / "file"
@@ -96,8 +96,8 @@ def test_write_atomic_that_fails_leaves_what_was_there(
     assert names(tmp_path) == ["file"]
 
 
-def test_any_number_may_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each waits, before its file takes its name, until all of them have written theirs."""
+def test_several_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread waits before the rename until all have written their file."""
     path, everybody = tmp_path / ("x" * 250), threading.Barrier(4)
     replace, wrong = os.replace, []
 
@@ -123,7 +123,7 @@ def test_any_number_may_write_one_file_at_once(tmp_path: Path, monkeypatch: pyte
     assert names(tmp_path) == [path.name]
 
 
-def test_what_a_killed_write_leaves_is_found_by_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_write_leaves_a_file_with_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[list[str]] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: left.append(names(tmp_path)))
     for process in (1, 2):
@@ -167,7 +167,7 @@ def test_a_directory_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, mon
     assert calls.order[renamed + 1 :] == [("fsync", tmp_path.stat().st_ino)]
 
 
-def test_an_exception_in_a_directory_leaves_the_former_one(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_old_directory(tmp_path: Path) -> None:
     final = tmp_path / "final"
     with atomic_directory(final) as partial:
         (partial / "a").write_text("old")
@@ -183,7 +183,7 @@ def test_an_exception_in_a_directory_leaves_the_former_one(tmp_path: Path) -> No
     assert names(tmp_path) == ["final"]
 
 
-def test_a_directory_replaces_the_former_one_and_a_killed_ones_remains(tmp_path: Path) -> None:
+def test_a_directory_replaces_the_old_one_and_what_a_killed_one_left(tmp_path: Path) -> None:
     final, left = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
     for folder in (final, left):
         folder.mkdir()
@@ -217,7 +217,7 @@ def test_remove_partials_takes_files_and_folders_of_that_prefix_only(tmp_path: P
         (errno.ENOTDIR, "not a directory"),
     ],
 )
-def test_errors_that_a_user_can_mend_are_explained(number: int, reason: str) -> None:
+def test_errors_that_a_user_can_fix_are_explained(number: int, reason: str) -> None:
     with (
         pytest.raises(UserError, match=rf"cannot write some/file: .*{reason}") as caught,
         explain_os_errors("write", Path("some/file")),
@@ -226,13 +226,13 @@ def test_errors_that_a_user_can_mend_are_explained(number: int, reason: str) -> 
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_other_errors_pass_as_they_are() -> None:
+def test_other_errors_pass() -> None:
     with pytest.raises(OSError, match="disk is broken") as caught, explain_os_errors("write", Path("file")):
         raise OSError(errno.EIO, "the disk is broken")
     assert not isinstance(caught.value, UserError)
 
 
-def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_a_pipe_is_written_to_directly(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:

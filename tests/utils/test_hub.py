@@ -1,4 +1,4 @@
-"""Hub ids, and models from a local stand-in for the hub. In processes of their own: the library reads its variables at import."""
+"""Hub ids, and models from a local server, in subprocesses: the hub's library reads its variables at import."""
 
 import os
 import subprocess
@@ -83,8 +83,10 @@ def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.
     assert find_hub_id("hf:models/tiny") == "models/tiny"
     with pytest.raises(UserError, match="hf:a/b/c"):
         find_hub_id("hf:a/b/c")
-    paths = "demo runs/demo runs/dmo rnus/dmo model/tiny.safetensors models/tiny ./a/b /a/b ~/a a/b/c a/ a/b@best größe/b ../b"
-    for name in ("", *paths.split()):
+    paths = (
+        "demo runs/demo runs/dmo rnus/dmo model/tiny.safetensors models/tiny ./a/b /a/b ~/a a/b/c a/ a/b@best größe/b"
+    )
+    for name in ("", "../b", *paths.split()):
         assert find_hub_id(name) is None, name
 
 

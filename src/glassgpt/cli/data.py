@@ -104,7 +104,7 @@ class TokenizerShowOptions:
     """Options of `glassgpt tokenizer show`."""
 
     tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    """A tokenizer's .json file, gpt2 or bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id."""
+    """A tokenizer's .json file, gpt2, bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id."""
     text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
     """Text to show in tokens."""
     data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
@@ -131,7 +131,7 @@ def show_tokenizer(arguments: Sequence[str]) -> None:
 
 
 def find_tokenizer(name: str) -> "Tokenizer":
-    """Return `gpt2`, `bytes`, a tokenizer's file, or the tokenizer of a dataset or model. Raises `UserError` if there is none."""
+    """Find `gpt2`, `bytes`, a tokenizer's file, or a dataset's or model's tokenizer. Raises `UserError` otherwise."""
     from glassgpt.tokenizers.builtin import build_tokenizer, load_tokenizer, tokenizer_file
     from glassgpt.utils.files import user_path
 
@@ -182,8 +182,8 @@ def data_info(arguments: Sequence[str]) -> None:
     facts = dataset_facts(directory, say_aside)
     print(facts_text(facts), flush=True)
     if options.json is not None:
-        write_json(options.json, dataclasses.asdict(facts))
+        write_json(options.json, facts)
     if not options.skip_check:
         files = verify(directory, say_aside, force=True)
-        since = "" if facts.made_by == "glassgpt" else " of when it was first opened"
+        since = "" if facts["made_by"] == "glassgpt" else " of when it was first opened"
         print(f"\nverified {files:,} files: each has its sha256{since}")

@@ -1,4 +1,4 @@
-"""The command line: which command is meant, and how it ends. Every `--help` answers without importing torch and numpy."""
+"""The command line: which command is meant, and how it ends. Every `--help` works without importing torch or numpy."""
 
 import errno
 import io
@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
-        raise UserError(f"there is no {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
+        raise UserError(f"unknown {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
     if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{command} runs in one process; only train runs under torchrun")
     COMMANDS[command](arguments[1:])
@@ -116,7 +116,7 @@ def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
         print("\n".join([usage, description(COMMANDS[group]), "", *_rows(commands), "", tail]))
         return
     if command not in commands:
-        problem = f"there is no command '{group} {command}'" if command else f"{group} needs a command"
+        problem = f"unknown command '{group} {command}'" if command else f"{group} needs a command"
         nearest = did_you_mean(command, commands)
         raise UserError(f"{problem}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
     commands[command](arguments[1:])

@@ -56,7 +56,7 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
         first = unexpected[0]
         if first.startswith("-"):
             nearest = did_you_mean(first.partition("=")[0], option_names(options))
-            return f"there is no option {first!r}{nearest or (f'; {hint}' if hint else '')}"
+            return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
         missing = event.missing_arguments[0].arg

@@ -69,7 +69,7 @@ def train(arguments: Sequence[str]) -> None:
 
     Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
     Of --steps and --epochs, the one given replaces the recipe's.
-    Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column and so on.
+    Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column, etc.
     With --resume DIR, settings of execution may change: train --resume DIR --help lists them.
     """
     if gives(arguments, "--resume"):
@@ -123,7 +123,7 @@ def _resume(arguments: Sequence[str]) -> None:
 
 
 def _execution_of(arguments: Sequence[str]) -> ExecutionConfig:
-    """The execution settings of the run to resume, which are the defaults of the options; the general ones for no run."""
+    """The execution settings of the run to resume, which are the defaults of its options."""
     from glassgpt.runs.run_directory import RunDirectory
     from glassgpt.utils.files import explain_os_errors
 

@@ -19,8 +19,6 @@ class ModelConfig(StrictConfig):
     an override cannot leave a stale value.
     """
 
-    section = "model"
-
     vocab_size: int | None = None
     """Number of token ids; none: the tokenizer's."""
     vocab_multiple: int = 1

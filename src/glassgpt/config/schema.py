@@ -7,14 +7,14 @@ both. This is the one place that decides which setting is which.
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import StrictConfig, build, nearest_multiples
+from glassgpt.config.validation import StrictConfig, build, doubled, flatten, halvings, nearest_multiples, without_none
 from glassgpt.utils.errors import UserError, did_you_mean
 
 TOKENIZERS = ("characters", "bytes", "gpt2")
@@ -61,8 +61,6 @@ class TextConfig(ReadingConfig):
 class DataConfig(TextConfig, StrictConfig):
     """Where the text comes from and how it becomes batches."""
 
-    section = "data"
-
     source: str = "python-docs"
     """A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder or pattern of files, a prepared
     dataset (which brings its own tokenizer), or a dataset of the Hugging Face hub (owner/name:subset)."""
@@ -98,8 +96,6 @@ class DataConfig(TextConfig, StrictConfig):
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(StrictConfig):
     """The optimizer and its learning rate."""
-
-    section = "optim"
 
     name: Literal["adamw", "muon"] = "adamw"
     """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
@@ -165,8 +161,6 @@ class SamplingConfig(StrictConfig):
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    section = "sample"
-
     prompt: str | None = None
     """Text that the samples continue; none: the beginning of a document."""
     count: int = 2
@@ -182,13 +176,11 @@ class SampleConfig(SamplingConfig):
 class ProbeConfig(StrictConfig):
     """Snapshots of the model in probes/ during training: attention, the logit lens of each layer, head scores."""
 
-    section = "probe"
-
     prompts: list[str] = field(default_factory=list)
     """Texts that the snapshots run the model on; none: the beginning of each validation text."""
     tokens: int = 32
-    """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square: per
-    prompt, GPT-2 small's 144 heads take 0.2 MB and XL's 1,200 take 1.3 MB; at 1,024 tokens 151 MB and 1.3 GB."""
+    """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
+    GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB."""
     every: int = 0
     """Also take a snapshot every N steps, in addition to every evaluation; 0 disables it."""
 
@@ -211,7 +203,7 @@ class NumericsConfig(StrictConfig):
     init_from: str | None = None
     """Model reference whose weights to start from; its shape then replaces [model], which may shorten the context."""
     steps: int | None = None
-    """Number of optimizer updates. Give this or epochs. A later --resume may extend it."""
+    """Number of optimizer updates. Give this or epochs. Resuming may extend it."""
     epochs: float | None = None
     """Passes over the training tokens. Give this or steps."""
     batch_tokens: int = 524288
@@ -316,7 +308,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
             ("context_start", "context_warmup", "model.context_length", context, 1),
             ("batch_start", "batch_warmup", "batch_tokens", batch, context),
         ):
-            valid_starts = _halvings(end, quantum)
+            valid_starts = halvings(end, quantum)
             shown = ", ".join(map(str, valid_starts)) or "none exists"
             is_valid = getattr(self, start) is None or getattr(self, start) in valid_starts
             self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
@@ -326,11 +318,11 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def sequence_length(self, progress: float) -> int:
         """Tokens per sequence of an update; `progress` is the share of the updates done before it."""
-        return _doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
+        return doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
 
     def update_tokens(self, progress: float) -> int:
         """Tokens of an update; `progress` is the share of the updates done before it."""
-        return _doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
+        return doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
 
     @property
     def batch_size(self) -> int:
@@ -346,9 +338,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
                 f"{self.batch_tokens} evenly; nearest: --batch-tokens {nearest}"
             )
         if processes not in self.valid_process_counts:
-            raise UserError(
-                f"{processes} processes cannot share batch_start = {self.batch_start} evenly; give a larger one, or none"
-            )
+            raise UserError(f"{processes} processes cannot share batch_start = {self.batch_start} evenly; raise it")
         return self.batch_size // processes
 
     @property
@@ -372,7 +362,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested mappings, without settings that are None."""
-        return _without_none(dataclasses.asdict(self))
+        return without_none(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
         """The config as TOML."""
@@ -406,35 +396,5 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """The settings that differ from another config's, as `{"optim.lr": (other's value, own value)}`."""
-        own, others = (dict(_flat(dataclasses.asdict(config))) for config in (self, other))
+        own, others = (dict(flatten(dataclasses.asdict(config))) for config in (self, other))
         return {name: (others[name], own[name]) for name in own if own[name] != others[name]}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a config by their dotted names; a mixture counts as one value."""
-    for name, value in values.items():
-        if isinstance(value, dict) and name != "mixture":
-            yield from _flat(value, f"{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
-
-
-def _halvings(end: int, quantum: int) -> list[int]:
-    """A number halved once, twice and so on, while the result is a multiple of the quantum."""
-    halves = []
-    while end % (2 * quantum) == 0:
-        end //= 2
-        halves.append(end)
-    return halves
-
-
-def _doubled(start: int | None, end: int, progress: float) -> int:
-    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
-    if start is None or progress >= 1:
-        return end
-    doublings = (end // start).bit_length() - 1
-    return start << int(progress * doublings)

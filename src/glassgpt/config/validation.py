@@ -9,11 +9,12 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
+SECTIONS = ("model", "data", "optim", "sample", "probe")
 _TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -72,6 +73,10 @@ class StrictConfig:
     """Base of config dataclasses: checks the types of all fields on construction, then calls `check`."""
 
     section = ""  # of the TOML file; without an annotation, so that it is not a field
+
+    def __init_subclass__(cls) -> None:
+        name = cls.__name__.removesuffix("Config").lower()
+        cls.section = name if name in SECTIONS else cls.section
 
     def __post_init__(self) -> None:
         for name, annotation in types_of(type(self)).items():
@@ -136,3 +141,33 @@ def nearest_multiples(number: int, quantum: int) -> str:
     """The positive multiples of a quantum around a number."""
     lower = number // quantum * quantum
     return " or ".join(str(n) for n in (lower, lower + quantum) if n)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a config by their dotted names; a mixture counts as one value."""
+    for name, value in values.items():
+        if isinstance(value, dict) and name != "mixture":
+            yield from flatten(value, f"{name}.")
+        else:
+            yield prefix + name, value
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
+
+
+def halvings(end: int, quantum: int) -> list[int]:
+    """A number halved once, twice and so on, while the result is a multiple of the quantum."""
+    halves = []
+    while end % (2 * quantum) == 0:
+        end //= 2
+        halves.append(end)
+    return halves
+
+
+def doubled(start: int | None, end: int, progress: float) -> int:
+    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
+    if start is None or progress >= 1:
+        return end
+    doublings = (end // start).bit_length() - 1
+    return start << int(progress * doublings)

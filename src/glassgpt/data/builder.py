@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,27 +33,28 @@ R = TypeVar("R")
 # What a build is for: it cannot resume for another request or text.
 _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
+# Files worth keeping if a build stops.
+_KEPT = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
 # Bytes of files up to which starting a second process costs more than it saves.
 _SMALL = 1 << 24
 
 
+@dataclass
 class DatasetBuilder:
     """Builds a dataset in a hidden directory next to its final one. A later builder resumes what a killed one left.
 
     `sources` are the text and, if validation has a source of its own, that.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        sources: Sequence[Source],
-        data: DataConfig,
-        tokenizer: Tokenizer | None,
-        request: Mapping[str, Any],
-        log: Log,
-    ) -> None:
-        self._directory, self._work = directory, directory.with_name(f"{PARTIAL_PREFIX}{directory.name}")
-        self._sources, self._data, self._tokenizer, self._request, self._log = sources, data, tokenizer, request, log
+    directory: Path
+    sources: Sequence[Source]
+    data: DataConfig
+    tokenizer: Tokenizer | None
+    request: Mapping[str, Any]
+    log: Log
+
+    def __post_init__(self) -> None:
+        self._work = self.directory.with_name(f"{PARTIAL_PREFIX}{self.directory.name}")
 
     def build(self, workers: int | None) -> None:
         """Build the dataset with this many processes (default: one per core, if it is large) and move it into place.
@@ -60,26 +62,24 @@ class DatasetBuilder:
         Raises `UserError` for a bad source.
         """
         # Before reading, so that a file that changes meanwhile is noticed.
-        identity = [source.identity() for source in self._sources]
-        with explain_os_errors("write", self._directory):
+        identity = [source.identity() for source in self.sources]
+        with explain_os_errors("write", self.directory):
             try:
-                if not self._is_complete(identity):
+                manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
+                if manifest is None or not self._is_same(manifest["request"], manifest["source"]["identity"], identity):
                     self._prepare(identity, workers)
                 self._publish()
             except BaseException:
-                kept = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
-                if any(path for pattern in kept for path in self._work.glob(pattern)):
-                    self._log(
-                        "finished files are kept: the same command continues from there while the text is unchanged"
-                    )
+                if any(path for pattern in _KEPT for path in self._work.glob(pattern)):
+                    self.log("finished files are kept: the same command resumes while the text is unchanged")
                 else:
                     shutil.rmtree(self._work, ignore_errors=True)
                 raise
 
-    def _is_complete(self, identity: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an earlier build was killed while it moved this dataset into place."""
-        manifest = read_manifest(self._work)
-        return manifest is not None and self._is_same(manifest["request"], manifest["source"]["identity"], identity)
+    def _is_same(self, request: Mapping[str, Any], recorded: Sequence[Any], identity: Sequence[Any]) -> bool:
+        """Whether an earlier request and the identities of its sources are the present ones."""
+        same = [source.same_text(old, new) for source, old, new in zip(self.sources, recorded, identity, strict=False)]
+        return request == self.request and len(recorded) == len(identity) and all(same)
 
     def _is_started(self, identity: Sequence[Mapping[str, Any]]) -> bool:
         """Whether an earlier build of this dataset can be resumed."""
@@ -89,45 +89,45 @@ class DatasetBuilder:
             return False
         return purpose["version"] == VERSION and self._is_same(purpose["request"], purpose["identity"], identity)
 
-    def _is_same(
-        self, request: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]], identity: Sequence[Mapping[str, Any]]
-    ) -> bool:
-        """Whether an earlier request and the identities of its sources are the present ones."""
-        same = [source.same_text(old, new) for source, old, new in zip(self._sources, recorded, identity, strict=False)]
-        return request == self._request and len(recorded) == len(identity) and all(same)
-
     def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
         is_started = self._is_started(identity)
-        self._log(f"preparing {self._sources[0].name}{': resuming' if is_started else ''}")
+        self.log(f"preparing {self.sources[0].name}{': resuming' if is_started else ''}")
         if is_started:
-            self._tokenizer = load_tokenizer(self._work / TOKENIZER)
+            plan, units, tokenizer = make_plan(self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
         else:
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work.mkdir()
-            for names in (source.left_out for source in self._sources):
-                if names:
-                    more = ", ..." if len(names) > 3 else ""
-                    self._log(f"files of other types are left out: {', '.join(names[:3])}{more}")
-        plan, units, tokenizer = make_plan(self._sources, self._data, self._tokenizer)
-        if not is_started:
-            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-            purpose = {"version": VERSION, "request": self._request, "identity": identity}
-            write_atomic(self._work / _PURPOSE, json.dumps(purpose))
+            plan, units, tokenizer = self._start(identity)
         workers = workers or (1 if sum(file.bytes for file in self._files) <= _SMALL else _cores())
         duplicates = [np.empty(0, dtype=np.bool_)] * len(units)
-        if self._data.deduplicate:
+        if self.data.deduplicate:
             duplicates = self._find_duplicates(units, workers)
         todo = [unit for unit in units if saved_counts(self._work, unit.number) is None]
         self._run(prepare_unit, [(self._work, plan, unit, duplicates[unit.number]) for unit in todo], todo, workers)
-        self._refuse_changes(identity)
+        for source, recorded in zip(self.sources, identity, strict=True):
+            if not source.is_unchanged(recorded):  # the shards may mix two versions of it
+                shutil.rmtree(self._work)
+                raise UserError(f"{source.location} changed while it was prepared; run the command again")
         manifest = self._manifest(plan, len(units), tokenizer, identity)
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        self._log(_summary(manifest))
+        self.log(_summary(manifest))
+
+    def _start(self, identity: Sequence[Mapping[str, Any]]) -> tuple[Plan, list[WorkUnit], Tokenizer]:
+        """Plan the dataset, in an empty directory."""
+        for names in (source.left_out for source in self.sources):
+            if names:
+                more = ", ..." if len(names) > 3 else ""
+                self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+        plan, units, tokenizer = make_plan(self.sources, self.data, self.tokenizer)
+        write_atomic(self._work / TOKENIZER, tokenizer.to_json())
+        purpose = {"version": VERSION, "request": self.request, "identity": identity}
+        write_atomic(self._work / _PURPOSE, json.dumps(purpose))
+        return plan, units, tokenizer
 
     @property
     def _files(self) -> list[SourceFile]:
         """The files of all sources, in the plan's order. New objects: a cancelled one stays so."""
-        return [file for source in self._sources for file in source.files()]
+        return [file for source in self.sources for file in source.files()]
 
     def _find_duplicates(self, units: Sequence[WorkUnit], workers: int) -> list[npt.NDArray[np.bool_]]:
         """Whether each document (documents,) of each unit has the text of an earlier one."""
@@ -144,7 +144,7 @@ class DatasetBuilder:
         self, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], units: Sequence[WorkUnit], workers: int
     ) -> list[R]:
         """Call a task with the arguments and the files of each unit, as soon as they are present."""
-        files, progress, before = self._files, ProgressLine(self._log), self._bytes_written()
+        files, progress, before = self._files, ProgressLine(self.log), self._bytes_written()
         wanted = [files[unit.first_file :][: len(unit.files)] for unit in units]
 
         def message(seconds: float) -> str:
@@ -153,7 +153,7 @@ class DatasetBuilder:
             written = self._bytes_written()
             return f"{format_bytes(written)} of tokens written ({format_bytes((written - before) / seconds)}/s)"
 
-        with closing(fetch_all(list(itertools.chain.from_iterable(wanted)), log=self._log)) as fetched:
+        with closing(fetch_all(list(itertools.chain.from_iterable(wanted)), log=self.log)) as fetched:
             paths = (path for _, path in fetched)
             ready = (
                 (*each, list(itertools.islice(paths, len(own)))) for each, own in zip(arguments, wanted, strict=True)
@@ -162,13 +162,6 @@ class DatasetBuilder:
 
     def _bytes_written(self) -> int:
         return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
-
-    def _refuse_changes(self, identity: Sequence[Mapping[str, Any]]) -> None:
-        """Raise `UserError` if a source has changed since the start: the shards may mix two versions of it."""
-        for source, recorded in zip(self._sources, identity, strict=True):
-            if not source.is_unchanged(recorded):
-                shutil.rmtree(self._work)
-                raise UserError(f"{source.location} changed while it was prepared; run the command again")
 
     # --------------------------------------------------------------------------------------------------------- manifest
 
@@ -180,18 +173,19 @@ class DatasetBuilder:
             split: [shard for unit in range(units) for shard in finished_shards(self._work, shard_prefix(split, unit))]
             for split in SPLITS
         }
-        if self._data.validation == "first_shard":
+        if self.data.validation == "first_shard":
             shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
         self._refuse_empty(shards)
         hashes = {split: self._hashes(shards[split]) for split in SPLITS}
-        if self._data.validation == "first_shard":
-            shards["validation"][0]["name"] = _as_validation(shards["validation"][0]["name"])
+        if self.data.validation == "first_shard":
+            # The file is renamed when the dataset is complete.
+            shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
         counts = [saved_counts(self._work, unit) or Counts() for unit in range(units)]  # all are finished
         return {
             "format": FORMAT,
             "version": VERSION,
-            "source": {"name": self._sources[0].name, "identity": identity},
-            "request": self._request,
+            "source": {"name": self.sources[0].name, "identity": identity},
+            "request": self.request,
             "tokenizer": {
                 "kind": tokenizer.kind,
                 "vocab_size": tokenizer.vocab_size,
@@ -208,17 +202,17 @@ class DatasetBuilder:
         }
 
     def _refuse_empty(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        first_shard = self._data.validation == "first_shard"
+        first_shard = self.data.validation == "first_shard"
         if shards["train"] and shards["validation"] and not (first_shard and shards["validation"][0]["is_split"]):
             return
         shutil.rmtree(self._work)
-        name = self._sources[0].location
+        name = self.sources[0].location
         if not shards["train"]:
             hint = "lower data.shard_tokens, or set data.validation = fraction" if first_shard else "use more text"
             raise UserError(f"{name} has no text left for training after the validation split; {hint}")
         if not shards["validation"]:
             raise UserError(
-                f"{self._sources[-1].location} has no document left for validation; raise data.validation_fraction, "
+                f"{self.sources[-1].location} has no document left for validation; raise data.validation_fraction, "
                 "or set data.validation_source"
             )
         raise UserError(f"the first document of {name} is larger than a shard; raise data.shard_tokens")
@@ -234,15 +228,15 @@ class DatasetBuilder:
         kept = files_of(manifest)
         for name in kept:
             if not (self._work / name).exists():
-                os.replace(self._work / _as_train(name), self._work / name)
+                os.replace(self._work / name.replace("validation-", "train-", 1), self._work / name)
         for path in self._work.iterdir():
             if path.name not in kept:
                 path.unlink()
         flush_to_disk(self._work)
-        if self._directory.exists():
-            _remove_dataset(self._directory)
-        os.replace(self._work, self._directory)
-        flush_to_disk(self._directory.parent)
+        if self.directory.exists():
+            _remove_dataset(self.directory)
+        os.replace(self._work, self.directory)
+        flush_to_disk(self.directory.parent)
 
 
 def _remove_dataset(directory: Path) -> None:
@@ -257,15 +251,6 @@ def _remove_dataset(directory: Path) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# The first shard is a training shard until the dataset is complete.
-def _as_validation(name: str) -> str:
-    return name.replace("train-", "validation-", 1)
-
-
-def _as_train(name: str) -> str:
-    return name.replace("validation-", "train-", 1)
 
 
 def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:

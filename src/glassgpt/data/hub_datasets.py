@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub as lists of files: those of a subset and split at one commit, each downloaded when it is needed."""
+"""Datasets of the Hugging Face Hub: the files of a subset and split at one commit, downloaded when they are needed."""
 
 import hashlib
 import json
@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.hub_layout import (
     Subset,
     choose_subset,
@@ -23,19 +24,76 @@ from glassgpt.data.hub_layout import (
     subsets_of,
     unknown_name,
 )
+from glassgpt.data.local_files import MOST_LEFT_OUT
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
-from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError
+from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, find_hub_id
 
 # Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
 _CONVERTED = "refs/convert/parquet"
 _READABLE = ".parquet, .jsonl, .csv or .txt file (plain, .gz, .zst or .bz2)"
 
 
+HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "openwebtext": ("Skylion007/openwebtext", None),
+    "tinystories": ("roneneldan/TinyStories", None),
+}
+"""Registered names: the hub's id, and the default subset."""
+
+
+def hub_location(source: str) -> str | None:
+    """Return `NAME[:SUBSET[:SPLIT]]` without a leading `hf:` if a source names a dataset of the hub, otherwise None."""
+    location = source.removeprefix("hf:")
+    name, _, rest = location.partition(":")
+    is_hub = name in HUB_NAMES or ("/" in name and find_hub_id(source.removesuffix(location) + name) is not None)
+    return location if is_hub and rest.count(":") <= 1 else None
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A split of a subset of a dataset, looked up when it is first needed. `location`: `ID[:SUBSET[:SPLIT]]`."""
+
+    location: str
+    reading: ReadingConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """The dataset's name without its owner."""
+        return self.location.partition(":")[0].rpartition("/")[2]
+
+    @cached_property
+    def _dataset(self) -> "HubDataset":
+        name, subset, split = (*self.location.split(":"), "", "")[:3]
+        hub_id, default = HUB_NAMES.get(name, (name, None))
+        return find_dataset(hub_id, subset or default, split or "train")
+
+    def files(self) -> list[SourceFile]:
+        """The files of the split. Raises `UserError` if there are none, or if the hub cannot be reached."""
+        return self._dataset.files()
+
+    def identity(self) -> dict[str, Any]:
+        """The commit, and each file's name and hash."""
+        return self._dataset.identity()
+
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        """Always true: a prepared dataset stays that of its commit, and needs no network."""
+        return True
+
+    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether the files are the same. Most commits change other files only."""
+        return {**one, "commit": None} == {**other, "commit": None}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The split's files in another format than most of it."""
+        return self._dataset.left_out[:MOST_LEFT_OUT]
+
+
 @dataclass(frozen=True)
 class HubDataset:
-    """A split of a subset of a dataset, at a commit. `left_out`: its files in another format than most of its bytes are in."""
+    """The files of a split at a commit. `left_out`: those in another format than most of its bytes."""
 
     hub_id: str
     commit: str
@@ -74,8 +132,9 @@ class HubDataset:
 def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -> HubDataset:
     """Find the files of a dataset's split at the hub's newest commit.
 
-    `subset` None is the default one. If the hub cannot be reached, it is what was found last, if all its files are in the cache.
-    Raises `UserError` if there is no such dataset, subset or split, if none of its files can be read, or without network.
+    `subset` None is the default one. If the hub cannot be reached, it is what was found last, if all its files are in
+    the cache. Raises `UserError` if there is no such dataset, subset or split, if none of its files can be read, or
+    without network.
     """
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"

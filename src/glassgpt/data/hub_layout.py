@@ -1,7 +1,8 @@
-"""Which files of a dataset's repository are its subsets and splits: by the metadata of its README.md, or by their names.
+"""Which files of a dataset's repository belong to a subset and split: by the metadata in README.md, or by names.
 
 The rules are documented at https://huggingface.co/docs/hub/datasets-manual-configuration and
-https://huggingface.co/docs/hub/datasets-file-names-and-splits, so a name means here what it means to `datasets.load_dataset`.
+https://huggingface.co/docs/hub/datasets-file-names-and-splits, so a name means here what it means to
+`datasets.load_dataset`.
 """
 
 import re
@@ -25,7 +26,7 @@ _SHARD = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset (the hub also says configuration). `patterns`: of each split; None: the names below `folder` give the splits."""
+    """A subset, or configuration. `patterns` of each split; None if the names below `folder` give the splits."""
 
     name: str
     default: bool = False
@@ -34,14 +35,14 @@ class Subset:
 
 
 def format_of(name: str) -> str | None:
-    """Return `parquet`, `jsonl`, `csv` or `txt` by a file's suffix before that of a compression, None for anything else."""
+    """Return `parquet`, `jsonl`, `csv` or `txt` by a file's suffix before .gz, .zst or .bz2, None for others."""
     base = re.sub(r"\.(gz|zst|bz2)$", "", name.rpartition("/")[2].lower())
     _, dot, suffix = base.rpartition(".")
     return _FORMATS.get(suffix) if dot and base not in _NO_DATA else None
 
 
 def subsets_of(metadata: Mapping[str, Any], what: str) -> list[Subset]:
-    """Return the subsets in a README's metadata, none without `configs`. Raises `UserError` for forms that are not documented."""
+    """Return the subsets in a README's metadata, none without `configs`. Raises `UserError` for undocumented forms."""
     configs = metadata.get("configs") or []
     try:
         return [_subset(config, what) for config in configs]
@@ -78,7 +79,7 @@ def _relative(path: str, what: str) -> str:
 
 
 def choose_subset(subsets: Sequence[Subset], name: str | None, what: str) -> Subset:
-    """Return the subset of that name; without a name, the default one or the only one. Raises `UserError` if there is none."""
+    """Return the subset of that name; without one, the default or only one. Raises `UserError` if there is none."""
     by_name = {subset.name: subset for subset in subsets}
     if name is not None:
         if name not in by_name:
@@ -132,8 +133,8 @@ def folder_of(pattern: str) -> tuple[str, bool]:
 def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str]]:
     """Return the files of each split by their names, of those below `folder` that can be read and are not hidden.
 
-    The first rule that finds any: `data/SPLIT-00000-of-00009.*`; a folder named after a split; a file named after one; all is
-    for training.
+    The first rule that finds any: `data/SPLIT-00000-of-00009.*`; a folder named after a split; a file named after one;
+    all is for training.
     """
     start = len(folder) + 1 if folder else 0
     below = [

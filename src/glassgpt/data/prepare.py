@@ -62,7 +62,7 @@ def prepare(
 def require_tokenizer(data: DataConfig) -> None:
     """Raise `UserError` if a source is a prepared dataset with another tokenizer than the one that `data` names.
 
-    For callers who know that the user named it; a config cannot tell that from a default or a recipe's value.
+    For callers who know that the user named it; a config cannot distinguish that from a default or a recipe's value.
     """
     for source in data.sources:
         directory = user_path(source)

@@ -80,7 +80,9 @@ def read_documents(
         elif not options.skip_bad:
             # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
             wrong_column = text.lacks_column and not has_text
-            advice = _NAME_COLUMN if wrong_column else "fix it, or skip such rows with --skip-bad"
+            advice = (
+                _NAME_COLUMN if wrong_column else "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
+            )
             raise UserError(f"{name}, {text.place}: {text.reason};\n{advice}")
         elif on_skip is not None:
             on_skip(row, f"{text.place}: {text.reason}")

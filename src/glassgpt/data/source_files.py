@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.utils.formatting import format_bytes
-
-Log = Callable[[str], None]
 
 # Seconds that a cancelled download may take to notice it.
 _GRACE = 1.0
@@ -19,9 +19,9 @@ _GRACE = 1.0
 class SourceFile:
     """A file of a source.
 
-    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `fetch` returns
-    the local path and may download it, in a thread. `present` returns how many of its `bytes` are here (None: all of them), and
-    `cancel`, called from another thread, ends a running fetch with an exception.
+    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `fetch`
+    returns the local path and may download it, in a thread. `present` returns how many of its `bytes` are here (None:
+    all of them), and `cancel`, called from another thread, ends a running fetch with an exception.
     """
 
     name: str
@@ -36,12 +36,33 @@ def fetch_all(
 ) -> Generator[tuple[SourceFile, Path], None, None]:
     """Yield each file with its local path, in order, while `parallel` threads fetch the next ones.
 
-    At most `2 * parallel` files are ahead of the reader, so that a slow reader does not fill the disk. `log` gets a line on the
-    progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and when the generator is
-    closed, running fetches are cancelled.
+    At most `2 * parallel` files are ahead of the reader, so that a slow reader does not fill the disk. `log` gets a
+    line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
+    when the generator is closed, running fetches are cancelled.
     """
-    # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a download from a silent server.
     results: list[Future[Path]] = [Future() for _ in files]
+    progress, total, first = ProgressLine(log, every), sum(file.bytes for file in files), _present_bytes(files)
+
+    def message(seconds: float) -> str:
+        present, done = _present_bytes(files), sum(result.done() for result in results)
+        amount = f"{format_bytes(present)} of {format_bytes(total)}"
+        return f"downloading: {done} of {len(files)} files, {amount}, {format_bytes((present - first) / seconds)}/s"
+
+    with _fetching(files, results, parallel) as window:
+        for file, result in zip(files, results, strict=True):
+            while first < total and not wait([result], timeout=0.1).done:
+                progress.update(message)
+            yield file, result.result()
+            window.release()
+    if first < total:
+        log(f"downloaded {format_bytes(total - first)} of {len(files)} files")
+
+
+@contextmanager
+def _fetching(
+    files: Sequence[SourceFile], results: Sequence[Future[Path]], parallel: int
+) -> Iterator[threading.Semaphore]:
+    """Run threads that fetch the files. They wait at the semaphore, which the reader releases after each file."""
     todo, todo_lock = iter(zip(files, results, strict=True)), threading.Lock()
     window, closing = threading.Semaphore(2 * parallel), threading.Event()
 
@@ -56,59 +77,22 @@ def fetch_all(
             except BaseException as error:  # raised in the reader
                 result.set_exception(error)
 
+    # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a download from a silent server.
     threads = [threading.Thread(target=work, name=f"fetch-{i}", daemon=True) for i in range(min(parallel, len(files)))]
-    progress = _Progress(files, log, every)
+    for thread in threads:
+        thread.start()
     try:
-        for thread in threads:
-            thread.start()
-        for file, result in zip(files, results, strict=True):
-            while not result.done():
-                progress.report(results)
-                wait([result], timeout=0.1)
-            progress.report(results)
-            yield file, result.result()
-            window.release()
-        progress.finish()
+        yield window
     finally:
         closing.set()
         for file, result in zip(files, results, strict=True):
             if file.cancel is not None and not result.done():
                 file.cancel()
-        for _ in threads:
-            window.release()
+        window.release(len(threads) or 1)
         deadline = time.monotonic() + _GRACE
         for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
-class _Progress:
-    """Logs how far the downloads are; nothing if everything is here."""
-
-    def __init__(self, files: Sequence[SourceFile], log: Log, every: float) -> None:
-        self._files, self._log, self._every = files, log, every
-        self._total = sum(file.bytes for file in files)
-        self._first = self._last = self._present()
-        self._start = self._last_time = time.monotonic()
-
-    def _present(self) -> int:
-        return sum(file.bytes if file.present is None else min(file.present(), file.bytes) for file in self._files)
-
-    def report(self, results: Sequence[Future[Path]]) -> None:
-        """Log a line if one is due."""
-        now = time.monotonic()
-        if self._first == self._total or now - self._last_time < self._every:
-            return
-        present, done = self._present(), sum(result.done() for result in results)
-        speed = max(0, present - self._last) / (now - self._last_time)
-        amount = f"{format_bytes(present)} of {format_bytes(self._total)}"
-        self._log(f"downloading: {done} of {len(self._files)} files, {amount}, {format_bytes(speed)}/s")
-        self._last, self._last_time = present, now
-
-    def finish(self) -> None:
-        """Log the last line."""
-        if self._first < self._total:
-            seconds = time.monotonic() - self._start
-            self._log(
-                f"downloaded {format_bytes(self._total - self._first)} of {len(self._files)} files in {seconds:.0f} s"
-            )
+def _present_bytes(files: Sequence[SourceFile]) -> int:
+    return sum(file.bytes if file.present is None else min(file.present(), file.bytes) for file in files)

@@ -4,20 +4,18 @@ import glob
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
 from glassgpt.data.dataset import is_dataset
-from glassgpt.data.hub_datasets import HubDataset, find_dataset
-from glassgpt.data.local_files import MOST_LEFT_OUT, LocalFiles, absolute_pattern
+from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
+from glassgpt.data.local_files import LocalFiles, absolute_pattern
 from glassgpt.data.readers import Part, read_documents
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
 from glassgpt.utils.files import user_path
-from glassgpt.utils.hub import find_hub_id
 
 
 class Source(Protocol):
@@ -65,84 +63,17 @@ def read_source(source: Source, options: ReadingConfig) -> Iterator[Part]:
         yield from read_documents(file.fetch(), source.reading or options, name=file.name)
 
 
-# ------------------------------------------------------------------------------------------------------------------ hub
-
-# Names for datasets of the Hugging Face hub: the id there and the subset that is meant where none is named.
-_HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
-    "openwebtext": ("Skylion007/openwebtext", None),
-    "tinystories": ("roneneldan/TinyStories", None),
-}
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A split of a dataset of the Hugging Face Hub; `location` is `ID`, `ID:SUBSET` or `ID:SUBSET:SPLIT`."""
-
-    location: str
-    reading: ReadingConfig | None = None
-
-    @property
-    def name(self) -> str:
-        """The dataset's name without its owner."""
-        return self.location.partition(":")[0].rpartition("/")[2]
-
-    @cached_property
-    def _found(self) -> HubDataset:
-        named, subset, split = (*self.location.split(":"), "", "")[:3]
-        hub_id, default = _HUB_NAMES.get(named, (named, None))
-        try:
-            return find_dataset(hub_id, subset or default, split or "train")
-        except UserError as error:
-            if named in _HUB_NAMES:
-                raise
-            raise UserError(
-                f"there is no file or folder {named}, and as a dataset of the Hugging Face hub: {error}"
-            ) from error
-
-    def files(self) -> list[SourceFile]:
-        """The files of the split. Raises `UserError` where the hub has none, or cannot be reached."""
-        return self._found.files()
-
-    def identity(self) -> dict[str, Any]:
-        """The commit, and each file's name and hash."""
-        return self._found.identity()
-
-    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Always: a prepared dataset stays that of the commit it was made from, and needs no network."""
-        return True
-
-    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether the files are the same, whatever the commit: most change something beside them."""
-        return {**one, "commit": None} == {**other, "commit": None}
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The split's files in another format than most of it. Raises `UserError` as `files` does."""
-        return self._found.left_out[:MOST_LEFT_OUT]
-
-
 # --------------------------------------------------------------------------------------------------------------- lookup
 
 # Hub sources are created at each lookup, since they keep the hub's answers.
 _LOCAL: Mapping[str, Source] = {source.name: source for source in (PythonDocs(), Shakespeare())}
-REGISTERED: tuple[str, ...] = (*_LOCAL, *_HUB_NAMES)
+REGISTERED: tuple[str, ...] = (*_LOCAL, *HUB_NAMES)
 
 
 def absolute_source(source: str) -> str:
     """The source by a name that is valid in any working directory. Raises `UserError` as `resolve` does."""
     resolved = resolve(source)
     return str(resolved.directory) if isinstance(resolved, PreparedDataset) else resolved.location
-
-
-def _hub_location(source: str) -> str | None:
-    """`NAME[:SUBSET[:SPLIT]]` of a dataset on the hub if `source` names one, a leading `hf:` removed."""
-    location = source.removeprefix("hf:")
-    name, _, rest = location.partition(":")
-    is_named = name in _HUB_NAMES or (
-        "/" in name and find_hub_id(source[: len(source) - len(location)] + name) is not None
-    )
-    return location if is_named and rest.count(":") <= 1 else None
 
 
 def resolve(source: str) -> Source | PreparedDataset:
@@ -152,7 +83,7 @@ def resolve(source: str) -> Source | PreparedDataset:
     """
     if source in _LOCAL:
         return _LOCAL[source]
-    if source in _HUB_NAMES:
+    if source in HUB_NAMES:
         return HubSource(source)
     path = user_path(source)
     choices = (
@@ -169,7 +100,7 @@ def resolve(source: str) -> Source | PreparedDataset:
         raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{choices}") from error
     if mode is None and glob.has_magic(source):
         return LocalFiles(absolute_pattern(source), is_pattern=True)
-    if mode is None and (location := _hub_location(source)) is not None:
+    if mode is None and (location := hub_location(source)) is not None:
         return HubSource(location)
     if mode is None:
         nearby = nearby_path(source)

@@ -21,13 +21,14 @@ TEXT_BYTES = range(1, 1 << 31)
 MAX_BYTES = 200_000_000
 """Bytes of text to train on; more takes longer without a better tokenizer.
 
-Of classic-books, 1, 3, 10, 30 and 100 % of 150 MB give 32,768 ids (19,226 at 1 %) with 4.10, 4.28, 4.316, 4.319 and 4.319 bytes
-per token on its validation file. All of it takes 33 s of one core, and 350 MB, which grow with the number of distinct words.
+Of classic-books, 1, 3, 10, 30 and 100 % of 150 MB give 32,768 ids (19,226 at 1 %) with 4.10, 4.28, 4.316, 4.319 and
+4.319 bytes per token on its validation file. All of it takes 33 s of one core, and 350 MB, which grow with the number
+of distinct words.
 """
 
 
 class Corpus:
-    """The texts of a source, read again each time. Raises `UserError` for an invalid source or one that cannot be read."""
+    """The texts of a source, read again each time. Raises `UserError` for a source that cannot be read."""
 
     def __init__(self, source: str, options: ReadingConfig | None = None) -> None:
         resolved = resolve(source)
@@ -76,15 +77,13 @@ def train_tokenizer(
     log(f"training on {format_bytes(used)} of {corpus.name}{whole}")
     tokenizer = train_bpe(_with_progress(corpus.sample(max_bytes), used, log), vocab_size)
     if tokenizer.vocab_size < vocab_size:
-        log(
-            f"the text gives {tokenizer.vocab_size:,} tokens, not {vocab_size:,}: no other pair of tokens occurs twice in it"
-        )
+        log(f"the text gives {tokenizer.vocab_size:,} tokens, not {vocab_size:,}: no other pair of tokens occurs twice")
     write_atomic(path, tokenizer.to_json())
     return tokenizer
 
 
 def _require_writable(path: Path) -> None:
-    """Raise `UserError` if a trained tokenizer may not be written: only a free-standing tokenizer's file is replaced."""
+    """Raise `UserError` if `path` may not be written: only a tokenizer on its own is replaced."""
     if path.suffix != ".json":
         raise UserError(f"--out must end in .json, by which --data.tokenizer recognises a file, got {path}")
     with explain_os_errors("write", path):

@@ -8,12 +8,11 @@ The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.att
 
 - Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
 - `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or
-  float64, from what the kernel was given. `kernel_error` measures how far that is from what the kernel returned.
-- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel was given.
+  float64, from what the kernel received. `kernel_error` measures how far that is from what the kernel returned.
+- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel received.
 - Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
-Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F`
-feed-forward width.
+Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` inner.
 """
 
 import math
@@ -37,8 +36,12 @@ from glassgpt.utils.torch_internals import uncompiled
 def require_index(what: str, index: int, count: int) -> None:
     """Raise `UserError` unless there is a layer, head, position or token id with this number."""
     if not 0 <= index < count:
-        valid = "only 0" if count == 1 else f"0 to {count - 1}"
-        raise UserError(f"there is no {what} {index}; valid: {valid}")
+        raise UserError(f"there is no {what} {index}; valid: 0 to {count - 1}")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass
@@ -58,15 +61,15 @@ class LayerActivations:
     k_norm: Tensor = field(init=False)
     """Keys after the QK-norm (B, K, T, D); `k` without one."""
     rot_q: Tensor = field(init=False)
-    """Queries after rotary positions (B, H, T, D): what the kernel was given."""
+    """Queries after rotary positions (B, H, T, D): what the kernel received."""
     rot_k: Tensor = field(init=False)
     """Keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)."""
     v: Tensor = field(init=False)
     """Values (B, K, S, D)."""
     kernel_mask: Tensor | None = field(init=False)
-    """The mask (T, S) that the kernel was given; None if the kernel derived it from the span."""
+    """The mask (T, S) that the kernel received; None if the kernel derived it from the span."""
     kernel_bias: Tensor | None = field(init=False)
-    """The position bias (H, T, S) that the kernel was given."""
+    """The position bias (H, T, S) that the kernel received."""
     kernel_out: Tensor = field(init=False)
     """What the kernel returned (B, H, T, D): `pattern @ v`."""
     z: Tensor = field(init=False)
@@ -115,9 +118,9 @@ class LayerActivations:
 
     def _of_head(self, x: Tensor, head: int | None) -> Tensor:
         """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        number = None if head is None else head * x.shape[1] // self.rot_q.shape[1]
-        return x if number is None else x[:, number : number + 1]
+        x = at_least_float32(x)
+        number = 0 if head is None else head * x.shape[1] // self.rot_q.shape[1]
+        return x if head is None else x[:, number : number + 1]
 
 
 @dataclass
@@ -163,11 +166,8 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
             handle.remove()
 
 
-Inputs = tuple[Any, ...]
-
-
 def _store(
-    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Inputs, output: Tensor
+    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Any, output: Tensor
 ) -> None:
     """A forward hook that stores a module's first input and its output as attributes of `target`."""
     for name, value in ((input_name, inputs[0]), (output_name, output)):
@@ -178,15 +178,15 @@ def _store(
 def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
     attention, feed_forward = block.attention, block.feed_forward
 
-    def after_kernel(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_kernel(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
         layer.kernel_mask, layer.kernel_bias = inputs[3:]
         layer.kernel_out = output.detach()
 
-    def after_out(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_out(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
-    def after_attention(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_attention(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.attn_out = output.detach()
         if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()

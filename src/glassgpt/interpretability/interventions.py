@@ -86,11 +86,9 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
     """Apply the edits to the forward passes inside. A `capture` in or around it sees edited values.
 
     If several edits change the same values, the last one wins; attention that is switched off (`zero`) stays off.
-    `source` holds one text, or as many as the batch. Over a KV cache, means and positions refer to the new tokens only,
-    and no token can be hidden.
-
-    Raises `UserError` for an edit that does not fit the model; in the forward pass, for a position out of range or a
-    source text that does not fit.
+    `source` holds one text, or as many as the batch. Over a KV cache, means and positions are of the new tokens only,
+    and no token can be hidden. Raises `UserError` for an edit or, in the forward pass, a position or source text that
+    does not fit.
     """
     for edit in edits:
         edit.check(model, source)
@@ -187,8 +185,7 @@ def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Itera
 def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> RemovableHandle:
     """Apply changes to a module's first input or to its output.
 
-    A `capture` sees the edited values in any order of the two: it only hooks after modules, and `prepend` puts an edit
-    before it.
+    A `capture` sees the edited values in any order of the two: it hooks after modules, and `prepend` is before it.
     """
 
     def change(x: Tensor) -> Tensor:

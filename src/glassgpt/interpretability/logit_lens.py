@@ -1,10 +1,8 @@
 """What a model predicts at each depth, and how much each of its parts contributes to a logit.
 
-Shapes: `L` layers, `T` tokens, `n` positions, `C` channels, `H` query heads, `D` head width, `V` vocabulary, `W`
-watched ids.
+Shapes: `L` layers, `T` tokens, `n` positions, `C` channels, `H` heads, `D` head width, `V` vocabulary, `W` watched ids.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from glassgpt.interpretability.capture import ActivationCache, LayerActivations, require_index
+from glassgpt.interpretability.capture import ActivationCache, LayerActivations, at_least_float32, require_index
 from glassgpt.model.attention import LayerNorm, RMSNorm
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.model.loss import CHUNK_ELEMENTS
@@ -80,7 +78,7 @@ def logit_lens(
     # All depths at once: few positions of one depth would read the whole head for little work.
     rows = _predict(model, hidden.flatten(0, 1), _next_ids(cache)[start:stop].repeat(len(x)), k, watch)
     by_depth = {name: values.unflatten(0, x.shape[:2]) for name, values in vars(rows).items()}
-    return Lens(**by_depth, norm=torch.linalg.vector_norm(x.to(_at_least_float32(x)), dim=-1))
+    return Lens(**by_depth, norm=torch.linalg.vector_norm(at_least_float32(x), dim=-1))
 
 
 @torch.no_grad()
@@ -96,23 +94,18 @@ def _next_ids(cache: ActivationCache) -> Tensor:
     return torch.cat([ids[1:], ids.new_full((1,), -1)])
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _predict(model: GPT, hidden: Tensor, next_ids: Tensor, k: int, watch: Sequence[int]) -> Predictions:
     """Predictions from hidden (n, C), chunk by chunk; `next_ids` (n,) are the actual next ids, -1 for none."""
     rows = max(1, CHUNK_ELEMENTS // model.vocab_size)
     watched = torch.tensor(watch, dtype=torch.int64, device=hidden.device)
     starts = range(0, len(hidden), rows)
     chunks = [_summarize(model.logits(hidden[i : i + rows]), next_ids[i : i + rows], k, watched) for i in starts]
-    names = [field.name for field in dataclasses.fields(Predictions)]
-    return Predictions(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
+    return Predictions(**{name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in vars(chunks[0])})
 
 
 def _summarize(logits: Tensor, next_ids: Tensor, k: int, watched: Tensor) -> Predictions:
     """Predictions from logits (n, V)."""
-    logits = logits.to(_at_least_float32(logits))
+    logits = at_least_float32(logits)
     total = logits.logsumexp(dim=-1, keepdim=True)
     top = logits.topk(min(k, logits.shape[-1]), dim=-1)
     ids = torch.cat([watched.expand(len(logits), -1), next_ids.clamp(min=0)[:, None]], dim=1)
@@ -163,8 +156,7 @@ def logit_attribution(
 
     The residual stream is a sum, the head is linear, and so is the final norm once its scale is fixed to its value
     here. So the logit is a sum over embedding, heads, biases and feed-forward blocks. With `against`, it is the
-    difference to another token's logit, in which terms common to all tokens cancel. Computed in float64, so only the
-    model's own rounding remains.
+    difference to another token's logit. Computed in float64, so only the model's own rounding remains.
 
     There is a part `patch` only if the stream after a layer is not the sum of what was added to it: it was patched, or
     dropout was on. Raises `UserError` for a position or token out of range.

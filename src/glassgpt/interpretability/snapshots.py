@@ -1,8 +1,7 @@
 """Snapshots of a model's activations, small enough that a run keeps one per evaluation: RUN/probes/000500.safetensors.
 
-For the same prompts each time: each head's attention, each depth's predictions and each token's surprisal; also head
-scores and samples. Everything is computed in float32, whatever the run's precision, so the checkpoint of the same step
-gives the same snapshot.
+For the same prompts each time: each head's attention, each depth's predictions, each token's surprisal; head scores and
+samples. All in float32, whatever the run's precision, so the checkpoint of the same step gives the same snapshot.
 
 Shapes: `L` layers, `H` heads, `T` tokens of a prompt, `E` predicted ids.
 """
@@ -92,14 +91,12 @@ class ProbeSnapshot(StrictConfig):
     """Texts that the model generated at this step."""
 
     def check(self) -> None:
-        scores = self.head_scores
-        if scores.dtype != torch.float32 or scores.dim() != 3 or len(scores) != len(self.head_types):
-            raise UserError(f"scores of {len(self.head_types)} head types are {scores.dtype} {list(scores.shape)}")
-        for each in self.prompts:
-            if each.attention.shape[:2] != scores.shape[1:]:
-                raise UserError(
-                    f"attention is of {list(each.attention.shape[:2])} heads, scores of {list(scores.shape[1:])}"
-                )
+        scores, actual = self.head_scores, list(self.head_scores.shape)
+        heads = [list(each.attention.shape[:2]) for each in self.prompts] or [actual[1:]]
+        for layers_and_heads in heads:
+            expected = [len(self.head_types), *layers_and_heads]
+            if scores.dtype != torch.float32 or scores.dim() != 3 or actual != expected:
+                raise UserError(f"head scores must be torch.float32 {expected}, not {scores.dtype} {actual}")
 
 
 def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:

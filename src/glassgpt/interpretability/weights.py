@@ -4,13 +4,12 @@ Shapes: `N` rows and `C` columns of a table or matrix, `T` tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassgpt.interpretability.capture import require_index
+from glassgpt.interpretability.capture import at_least_float32, require_index
 from glassgpt.model.gpt import GPT, LearnedPositions
 from glassgpt.model.loss import CHUNK_ELEMENTS
 from glassgpt.utils.device import require_kernel
@@ -50,7 +49,7 @@ def nearest(table: Tensor, row: int, k: int = 12) -> tuple[Tensor, Tensor]:
     The nearest is first. A zero row has cosine 0 to all. Raises `UserError` if there is no such row.
     """
     require_index("row", row, len(table))
-    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    table = at_least_float32(table)
     lengths = torch.linalg.vector_norm(table, dim=-1)
     cosines = table @ table[row] / (lengths * lengths[row]).clamp(min=torch.finfo(table.dtype).tiny)
     cosines[row] = -torch.inf
@@ -63,10 +62,9 @@ def principal_components(table: Tensor, n: int = 3) -> tuple[Tensor, Tensor]:
     """The first n principal components (Pearson, 1901) of a table (N, C).
 
     Returns the rows along them (N, n) and their shares of the variance (n,), the largest first; computed in float64. A
-    component's sign is chosen so that its largest loading is positive: maps of two checkpoints do not flip. Components
-    beyond C are 0.
+    component's largest loading is positive, so that maps of two checkpoints do not flip. Components beyond C are 0.
     """
-    table = _on_float64_device(table)
+    table = table.cpu() if table.device.type == "mps" else table  # MPS has no float64
     mean = table.mean(dim=0, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(_gram(table, mean))  # ascending
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)[:, :n]
@@ -88,7 +86,7 @@ def singular_values(weight: Tensor) -> Tensor:
     """
     if weight.dim() != 2:
         raise UserError(f"only a matrix has singular values, and these weights have the shape {tuple(weight.shape)}")
-    weight = _on_float64_device(weight)
+    weight = weight.cpu() if weight.device.type == "mps" else weight
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     squares: Tensor = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
     return squares.flip(0).clamp(min=0).sqrt()
@@ -103,10 +101,6 @@ def _gram(table: Tensor, mean: Tensor) -> Tensor:
     return total
 
 
-def _on_float64_device(x: Tensor) -> Tensor:
-    return x.cpu() if x.device.type == "mps" else x
-
-
 def _float64_chunks(table: Tensor) -> Iterator[Tensor]:
     rows = max(1, CHUNK_ELEMENTS // 2 // table.shape[1])
     return (table[start : start + rows].double() for start in range(0, len(table), rows))
@@ -115,7 +109,7 @@ def _float64_chunks(table: Tensor) -> Iterator[Tensor]:
 @torch.no_grad()
 def statistics(weight: Tensor) -> dict[str, float]:
     """Frobenius `norm`, `mean`, population `std` and `largest` absolute value of weights of any shape."""
-    flat = weight.flatten().to(torch.promote_types(weight.dtype, torch.float32))
+    flat = at_least_float32(weight).flatten()
     std, largest = flat.std(correction=0), flat.abs().amax()
     return {"norm": _norm(flat), "mean": float(flat.mean()), "std": float(std), "largest": float(largest)}
 
@@ -130,29 +124,11 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
 
 
-@dataclass(frozen=True)
-class ParameterNorms:
-    """Norms of a parameter and of its gradient."""
+def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
+    """The mean loss of texts ids (B, T) in nats; by parameter name, the norms of the parameter and of its gradient.
 
-    name: str
-    weight_norm: float
-    gradient_norm: float
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """The loss of a text, and the norm of its gradient by each parameter."""
-
-    loss: float
-    """Mean over the text's tokens, in nats."""
-    parts: list[ParameterNorms]
-
-
-def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
-    """Norms of each parameter and of its gradient for the loss of texts ids (B, T). `.grad` is left unchanged.
-
-    Raises `UserError` for a text of one token, a kernel without gradients on this device, and a model prepared for
-    inference.
+    The parameters' `.grad` is left unchanged.
+    Raises `UserError` for a text of one token, a kernel without gradients on this device, and an inference model.
     """
     if ids.shape[1] < 2:
         raise UserError("a text of one token has no loss; give two tokens or more")
@@ -165,8 +141,7 @@ def gradient_norms(model: GPT, ids: Tensor) -> Gradients:
             raise UserError("a model prepared for inference has no gradients; use the original model")
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     pairs = zip(parameters.items(), gradients, strict=True)
-    norms = [ParameterNorms(name, _norm(weight), _norm(gradient)) for (name, weight), gradient in pairs]
-    return Gradients(float(loss.detach()), norms)
+    return float(loss.detach()), {name: (_norm(weight), _norm(gradient)) for (name, weight), gradient in pairs}
 
 
 def _norm(x: Tensor) -> float:

@@ -151,8 +151,7 @@ class Api:
         """All of them."""
         post = {"write": self._write, "login": self._login}
         post |= {name: functools.partial(self._handle, *row) for name, row in HANDLERS.items()}
-        get = {"login": self._session, "offers": self._catalog, "history": self._history}
-        get |= {"snapshot": self._snapshot, "events": self._events}
+        get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         return [
             *(Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in post.items()),
             *(Route(f"/{name}", endpoint, methods=["GET"]) for name, endpoint in get.items()),
@@ -169,17 +168,13 @@ class Api:
         response.set_cookie(self._policy.cookie, self._policy.token, httponly=True, samesite="strict")
         return response
 
-    async def _session(self, request: Request) -> Response:
-        """204 if the request has the token, otherwise 401."""
-        return Response(status_code=204 if self._policy.admits(request) else 401)
-
     # models
 
     async def _catalog(self, request: Request) -> Response:
-        offers = await asyncio.to_thread(self._pool.catalog.describe)
+        entries = await asyncio.to_thread(self._pool.catalog.describe)
         limits = {"tokens": schemas.MAX_TOKENS, "samples": schemas.MAX_SAMPLES, "new_tokens": schemas.MAX_NEW_TOKENS}
         device = str(self._pool.device)
-        return _response({"version": version("glassgpt"), "device": device, "offers": offers, "limits": limits})
+        return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
     async def _handle(
         self, schema: type[schemas.ModelRequest], handler: Callable[[LoadedModel, Any], Answer], request: Request
@@ -200,27 +195,27 @@ class Api:
 
     # runs
 
-    def _run(self, query: schemas.RunRequest) -> RunDirectory:
-        entry = self._pool.catalog[query.model]
+    def _run(self, number: int) -> RunDirectory:
+        entry = self._pool.catalog[number]
         if entry.run is None:
             raise UserError(f"{entry.reference} is not a run: it has no history")
         return entry.run
 
     async def _history(self, request: Request) -> Response:
-        run = self._run(schemas.parse_query(schemas.RunRequest, request.query_params.multi_items()))
+        [number] = schemas.parse_query(request.query_params.multi_items(), "model")
+        run = self._run(number)
         return await asyncio.to_thread(lambda: _response(event_stream.history(run)))
 
     async def _snapshot(self, request: Request) -> Response:
-        query = schemas.parse_query(schemas.SnapshotRequest, request.query_params.multi_items())
-        run = self._run(query)
-        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, query.step)))
+        number, step = schemas.parse_query(request.query_params.multi_items(), "model", "step")
+        run = self._run(number)
+        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, step)))
 
     async def _events(self, request: Request) -> Response:
-        parameters = request.query_params.multi_items()
-        after = [value for name, value in parameters if name == "after"]
-        query = schemas.parse_query(schemas.RunRequest, [pair for pair in parameters if pair[0] != "after"])
-        cursor = request.headers.get("last-event-id") or (after[-1] if after else None)
-        run = self._run(query)
+        parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "after"]
+        [number] = schemas.parse_query(parameters, "model")
+        cursor = request.headers.get("last-event-id") or request.query_params.get("after")
+        run = self._run(number)
         follower = await asyncio.to_thread(lambda: event_stream.Follower(run, cursor))
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
 

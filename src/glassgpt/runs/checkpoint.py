@@ -1,8 +1,10 @@
-"""Checkpoints: a directory each, whole or not there, verified when read, never unpickled.
+"""Checkpoints: one directory each, written atomically, verified when read, never unpickled.
 
-    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
+    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json
+                         manifest.json
 
-`manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is noticed before it is used.
+`manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is detected before its use.
+A checkpoint that fails verification is set aside as `damaged-000500/` on resume, never deleted.
 """
 
 import dataclasses
@@ -35,22 +37,22 @@ _STEP_NAME = re.compile(r"\d{6,}")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What training goes on from, besides weights and optimizer: where the run is and what its best was."""
+    """The state of training besides weights and optimizer: the progress of the run, and its best step."""
 
     step: int
     """Updates done."""
     val_loss: float | None = None
-    """Validation loss at this step, where it was evaluated, in nats a token."""
+    """Validation loss at this step in nats per token; None if it was not evaluated."""
     best_step: int | None = None
     best_val_loss: float | None = None
     scaler: dict[str, float | int] | None = None
     """Loss scale of float16 training."""
     data_fingerprint: str | None = None
-    """Of the dataset that the run trains on."""
+    """Fingerprint of the training data."""
     recent: list[list[float]] | None = None
-    """Loss and gradient norm of the last updates, where outliers are skipped."""
+    """Loss and gradient norm of the last updates, if outliers are skipped."""
     tokens_seen: int | None = None
-    """Of all updates; None in a checkpoint of glassgpt before 2026-11-22, where all updates were alike."""
+    """Tokens of all updates; None in checkpoints from before 2026-11-22, when all updates had the same size."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Checkpoint:
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
-        """What `glassgpt info` tells: where it is, and its training so far."""
+        """What `glassgpt info` prints: the path, and the training so far."""
         config, state = self.config, self.state
-        loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats a token"
+        loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats per token"
         return (
             ("checkpoint", str(self.path)),
             ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)"),
@@ -96,7 +98,7 @@ class Checkpoint:
 
     @property
     def state(self) -> TrainingState:
-        """Where training was. Raises `UserError` where it cannot be read, which is found in a checkpoint not verified only."""
+        """Training progress. Raises `UserError` if state.json is unreadable (only possible without verification)."""
         try:
             return TrainingState(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -111,9 +113,8 @@ class Checkpoint:
             name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape
         )
         if wrong:
-            raise UserError(
-                f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs ({len(wrong)} tensors in all)"
-            )
+            rest = f" ({len(wrong)} tensors in all)"
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs{rest}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -139,15 +140,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of weights and optimizer state in the host's memory, which training leaves alone while they are written."""
+    """Copies of weights and optimizer state in host memory, which do not change while they are written."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """By the moment's name and its parameter's: `exp_avg.blocks.0.attention.qkv.weight`."""
+    """By the names of the moment and its parameter: `exp_avg.blocks.0.attention.qkv.weight`."""
 
 
 def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> Snapshot | None:
-    """A snapshot on the first rank, None on the others, which help to gather it."""
+    """A snapshot on the main rank, None on the others, which help to gather it."""
     found = Snapshot({}, {})
     weights: dict[str, Tensor] = dict(strategy.model.named_parameters())
     names = {parameter: name for name, parameter in weights.items()}
@@ -164,7 +165,7 @@ def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer
 def save_checkpoint(
     directory: Path, snapshot: Snapshot, config: TrainConfig, tokenizer: Tokenizer, training: TrainingState
 ) -> Path:
-    """Write `directory/NNNNNN` atomically. Raises `UserError` when the disk is full; what was there before stays whole."""
+    """Write `directory/NNNNNN` atomically. Raises `UserError` if the disk is full; an earlier version stays valid."""
     final = directory / f"{training.step:06d}"
     with atomic_directory(final) as partial:
         write_tensors(partial / "model.safetensors", snapshot.weights)
@@ -178,14 +179,14 @@ def save_checkpoint(
 
 
 class Background:
-    """Runs one action at a time in a thread; what it raised is raised by the next call."""
+    """Runs one action at a time in a thread; the next call raises what it raised."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, action: Callable[[], None]) -> None:
-        """Wait for the action before, then run this one."""
+        """Wait for the last action, then run this one."""
         self.finish()
 
         def run() -> None:
@@ -198,13 +199,13 @@ class Background:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the action raised, if it is over."""
+        """Raise what the action raised, if it has ended."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def finish(self, timeout: float | None = None) -> None:
-        """Wait until the action is over, or for so many seconds; raise what it raised."""
+        """Wait until the action has ended, or for this many seconds; raise what it raised."""
         if self._thread is not None:
             self._thread.join(timeout)
         self.check()
@@ -220,17 +221,17 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
-    """Verify a checkpoint against its manifest. Raises `UserError` naming the first file that is missing or altered.
+    """Verify a checkpoint against its manifest. Raises `UserError` with the first file that is missing or altered.
 
-    Only training reads the optimizer's state, two thirds of the bytes: others leave it unread. A directory that is not there
-    (any more) is a `FileNotFoundError`.
+    Without `for_training` the optimizer's state, two thirds of the bytes, is not read. Raises `FileNotFoundError` if
+    the directory does not exist (any more).
     """
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
     except FileNotFoundError:
         if not path.is_dir():
             raise
-        raise UserError(f"{path} is no checkpoint: it has no manifest.json") from None
+        raise UserError(f"{path} is not a checkpoint: manifest.json is missing") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
     for name, expected in sums.items():
@@ -248,9 +249,9 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
 
 
 def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_training: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that is whole, None where there are none.
+    """The newest valid checkpoint; None if there are no checkpoints.
 
-    Damaged ones are named through `warn` and skipped; if none of them is whole, that is a `UserError`.
+    Damaged ones are reported through `warn` and skipped. Raises `UserError` if all of them are damaged.
     """
     paths = checkpoint_paths(directory)
     for path in reversed(paths):
@@ -260,13 +261,13 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_train
             warn(f"{error}; trying the one before it")
     if paths:
         raise UserError(
-            f"no checkpoint in {directory} passes verification; restore one from a copy, or start a new run in another --out"
+            f"no checkpoint in {directory} passes verification; restore one from a copy, or start a new run elsewhere"
         )
     return None
 
 
 def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one, and what killed saves left behind."""
+    """Remove all but the newest `keep` checkpoints and the best one, and the remains of killed saves."""
     remove_partials(directory)
     for path in checkpoint_paths(directory)[:-keep]:
         if int(path.name) != best_step:
@@ -290,7 +291,7 @@ def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[st
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint: for a reader it is gone at once, never half there."""
+    """Remove a checkpoint atomically for its readers."""
     aside = path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}")
     os.replace(path, aside)
     shutil.rmtree(aside)
@@ -298,7 +299,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """safetensors reports a full disk as its own error; give it the number that the rest of the code looks for."""
+    """Turn safetensors' error of a full disk into an `OSError`; its number stands in the text only."""
     try:
         yield
     except SafetensorError as error:
@@ -309,7 +310,7 @@ def _as_os_errors() -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises `OSError` as other writing does, where the disk is full, say."""
+    """Write a safetensors file. Raises `OSError`, for example if the disk is full."""
     path.touch()  # for its mode: safetensors writes files that nobody else may read
     mode = path.stat().st_mode
     with _as_os_errors():
@@ -320,12 +321,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def tensor_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The content of a safetensors file, for small ones: the same bytes for the same tensors as long as `metadata` has one key alone."""
+    """The content of a small safetensors file; deterministic if `metadata` has a single key."""
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as a map of the file. Raises `UserError` where it is damaged."""
+    """The tensors of a safetensors file, memory-mapped. Raises `UserError` if it is damaged."""
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
@@ -333,7 +334,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and the texts beside them. Raises `UserError` where it is damaged."""
+    """The tensors and the metadata of a safetensors file. Raises `UserError` if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -1,7 +1,7 @@
 """The tokenizer interface, what its implementations share, and decoding of one id at a time.
 
-A tokenizer is a list of byte strings, one per id, and a way to encode. Decoding joins the byte strings. Text is what UTF-8 can
-hold: every tokenizer refuses half a surrogate pair, which a Python string can carry, with a `UserError`.
+A tokenizer is a list of byte strings, one per id, and a way to encode. Decoding joins the byte strings. Text is what
+UTF-8 can hold: every tokenizer refuses half a surrogate pair, which a Python string can carry, with a `UserError`.
 
 Shapes: `T` tokens, `V` vocabulary.
 """
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     """What the rest of the package needs from a tokenizer."""
 
     kind: str
-    """`characters`, `bytes`, `gpt2`, `bpe` for any other byte-level BPE, or `hf` for what only the `tokenizers` library reads."""
+    """`characters`, `bytes`, `gpt2`, `bpe` (another byte-level BPE), or `hf` (others of the `tokenizers` library)."""
     vocab_size: int
     """V: the ids are 0 to V - 1."""
     end_of_text: int | None
@@ -31,41 +31,35 @@ class Tokenizer(Protocol):
     prompt_prefix: tuple[int, ...]
     """The special ids that a prompt begins with, such as <s> of Llama; empty for most.
 
-    `encode` leaves them out, since a text's ids must not depend on where it stands. A model that was trained with <s> generates
-    badly without it.
+    `encode` leaves them out, since a text's ids must not depend on where it stands. A model that was trained with <s>
+    generates badly without it.
     """
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Return the ids (T,) of a text; special tokens in it are ordinary text. Raises `UserError` for text without ids."""
-        ...
+        """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        """Return the ids (T,) of all texts, and offsets (documents + 1,): text i is `ids[offsets[i] : offsets[i + 1]]`."""
-        ...
+        """Return all ids (T,), and offsets (documents + 1,): text i is `ids[offsets[i] : offsets[i + 1]]`."""
 
     def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
-        """Return the bytes of the ids; `end_of_text` becomes its name. Raises `UserError` for an id outside the vocabulary.
+        """Return the bytes of the ids, special tokens by name. Raises `UserError` for an id outside the vocabulary.
 
-        `after` is the id before them, None at the beginning of a text, where some tokenizers drop the first word's space. So
-        `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming exact.
+        `after` is the id before them, None at the beginning of a text, where some tokenizers drop the first word's
+        space. So `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming
+        exact.
         """
-        ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids, U+FFFD for bytes that are not UTF-8. Raises `UserError` as `decode_bytes` does."""
-        ...
+        """Return the text of the ids, with U+FFFD for bytes that are not UTF-8. Raises as `decode_bytes` does."""
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         """Return the bytes of text (V,) that each id stands for; 0 for special tokens."""
-        ...
 
     def to_json(self) -> str:
         """Return JSON text from which `load_tokenizer` restores this tokenizer without network."""
-        ...
 
     def to_hugging_face(self) -> str:
         """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
-        ...
 
 
 class BaseTokenizer(Tokenizer):
@@ -137,23 +131,23 @@ def concatenate_ids(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np
     return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
 
 
-def describe_position(text: str, offset: int) -> str:
-    """Describe a character's position for an error: offset from 0 as in Python, line and column from 1 as in editors."""
+def describe_character(text: str, offset: int) -> str:
+    """Describe a character and its position: offset from 0 as in Python, line and column from 1 as in editors."""
     line, column = text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
-    return f"at offset {offset} (line {line}, column {column}; in {text[max(0, offset - 15) : offset + 16]!r})"
+    place = f"at offset {offset} (line {line}, column {column}; in {text[max(0, offset - 15) : offset + 16]!r})"
+    return f"{text[offset]!r} (U+{ord(text[offset]):04X}) {place}"
 
 
 def surrogate_error(text: str, offset: int) -> UserError:
     """Return the error for half a surrogate pair."""
-    character = f"{text[offset]!r} (U+{ord(text[offset]):04X})"
     return UserError(
-        f"the text has half a surrogate pair, {character}, {describe_position(text, offset)}, so it is not valid Unicode;\n"
+        f"half a surrogate pair, {describe_character(text, offset)}, is not valid Unicode;\n"
         "remove or replace it (text from a command line or terminal must be UTF-8)"
     )
 
 
 def bytes_to_unicode() -> list[str]:
-    """Return the character by which GPT-2's files spell each byte: itself if printable, otherwise from U+0100 on (encoder.py)."""
+    """Return the character that GPT-2's files use for each byte: itself if printable, otherwise from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = itertools.count(0x100)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

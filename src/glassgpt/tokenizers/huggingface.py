@@ -1,7 +1,7 @@
 """Any Hugging Face `tokenizer.json`: SentencePiece-like BPE and Unigram, WordPiece, WordLevel, other byte-level BPE.
 
-The `tokenizers` library encodes. Decoding is our own: the library's decoder gives each token its bytes once, so that the bytes of
-incomplete characters can be held back while streaming.
+The `tokenizers` library encodes. Decoding is our own: the library's decoder gives each token its bytes once, so that
+the bytes of incomplete characters can be held back while streaming.
 """
 
 import json
@@ -17,13 +17,13 @@ from glassgpt.tokenizers.base import (
     BaseTokenizer,
     bytes_to_unicode,
     concatenate_ids,
-    describe_position,
+    describe_character,
     surrogate_error,
 )
 from glassgpt.utils.errors import UserError
 
-# Names of the end of text without a tokenizer_config.json: of GPT-2, Llama 3, Llama 2 and Mistral, Gemma, DeepSeek, and two that
-# smaller projects use.
+# Names of the end of text without a tokenizer_config.json: of GPT-2, Llama 3, Llama 2 and Mistral, Gemma, DeepSeek, and
+# two that smaller projects use.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>", "<|eos|>", "[EOS]")
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -35,11 +35,11 @@ _UNKNOWN = _NO_TEXT + "unknown"  # more than one character, or BPE would find it
 class HFTokenizer(BaseTokenizer):
     """A tokenizer given by the text of a `tokenizer.json` that the `tokenizers` library reads.
 
-    Decoding an encoded text returns the text, unless the tokenizer loses something: by a normalizer (lower case, NFKC), by
-    WordPiece's splitting at spaces, by a token for unknown characters, by `▁` as the space of SentencePiece, by Metaspace's
-    leading space, or by a spelled-out byte token (`<0x41>`) under Unigram. `encode` refuses unknown characters without a token.
-    Bytes that are not UTF-8 decode to U+FFFD as in Python; the library replaces a whole run of byte tokens. `byte_lengths` takes
-    each token as within a text.
+    Decoding an encoded text returns the text, unless the tokenizer loses something: by a normalizer (lower case, NFKC),
+    by WordPiece's splitting at spaces, by a token for unknown characters, by `▁` as the space of SentencePiece, by
+    Metaspace's leading space, or by a spelled-out byte token (`<0x41>`) under Unigram. `encode` refuses unknown
+    characters without a token. Bytes that are not UTF-8 decode to U+FFFD as in Python; the library replaces a whole run
+    of byte tokens. `byte_lengths` takes each token as within a text.
 
     `end_of_text` names that token if it has an unusual name. Raises `UserError` if the text is not supported.
     """
@@ -71,9 +71,7 @@ class HFTokenizer(BaseTokenizer):
         for token in content.get("added_tokens") or []:
             name = _NO_TEXT + token["content"] if token["id"] in self._special else token["content"]
             if self._encoder.token_to_id(name) != token["id"]:
-                raise UserError(
-                    f"the id {token['id']} of its added token {token['content']!r} does not follow from its vocabulary"
-                )
+                raise UserError(f"the id {token['id']} of its added token {token['content']!r} is out of order")
 
     def _set_decoder(self, content: Mapping[str, Any], ids: Mapping[str, int]) -> None:
         """Set the table to each token's bytes within a text; `_first_bytes` returns those at the beginning of one."""
@@ -131,10 +129,7 @@ class HFTokenizer(BaseTokenizer):
     def _unknown_character(self, text: str) -> UserError:
         encoding = self._encoder.encode(text, add_special_tokens=False)
         offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-        character = f"{text[offset]!r} (U+{ord(text[offset]):04X})"
-        return UserError(
-            f"the character {character} {describe_position(text, offset)} has no id;\nremove or replace it"
-        )
+        return UserError(f"the character {describe_character(text, offset)} has no id;\nremove or replace it")
 
     def to_json(self) -> str:
         return with_end_of_text(self._json, self._end_of_text_name)
@@ -150,14 +145,15 @@ def format_tokenizer_json(
     pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
-    content: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+    content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
+    content |= {
         "added_tokens": list(added),
         "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
     }
-    content |= {"pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model}
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
@@ -173,7 +169,7 @@ def pre_tokenize(tokenizer_json: str, text: str) -> list[str]:
 
 
 def token_ids(content: Mapping[str, Any]) -> dict[str, int]:
-    """Return the ids of a tokenizer.json's tokens by name. Raises `KeyError`, `TypeError` or `ValueError` if it is not valid."""
+    """Return a tokenizer.json's ids by token. Raises `KeyError`, `TypeError` or `ValueError` if it is not valid."""
     vocab = content["model"]["vocab"]
     ids = {piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
     ids |= {token["content"]: token["id"] for token in content.get("added_tokens") or []}
@@ -193,7 +189,7 @@ def find_end_of_text(content: Mapping[str, Any], name: str | None = None) -> int
 
 
 def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Return the special ids that a post-processor puts before a text, with which models such as Llama expect a prompt."""
+    """Return the special ids that a post-processor puts before a text, such as <s> of Llama."""
     match post_processor:
         case {"type": "Sequence", "processors": list(processors)}:
             return tuple(i for processor in reversed(processors) for i in find_prompt_prefix(processor))
@@ -206,7 +202,7 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
 
 
 def with_end_of_text(tokenizer_json: str, name: str | None) -> str:
-    """Return the file's text, wrapped together with the name of the end of text if that does not follow from the file."""
+    """Return the file's text, wrapped with the name of its end of text if that does not follow from the file."""
     content = json.loads(tokenizer_json) if name is not None else {}
     if name is None or find_end_of_text(content, name) == find_end_of_text(content):
         return tokenizer_json
@@ -224,11 +220,11 @@ def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> fro
 def _for_encoding(
     content: Mapping[str, Any], ids: Mapping[str, int], special: frozenset[int], unknown: int
 ) -> dict[str, Any]:
-    """Return the tokenizer.json for encoding: one encoding per text, no text becomes a special token, no character is lost.
+    """Return the tokenizer.json for encoding: no text becomes a special token, and no character is lost.
 
-    The library's `encode_special_tokens` is not enough: Unigram, WordLevel and WordPiece look up words among the special tokens
-    too, so these get names that no text has. BPE silently drops characters without a token if there is no unknown token: they
-    become the id `unknown`, one above all others.
+    The library's `encode_special_tokens` is not enough: Unigram, WordLevel and WordPiece look up words among the
+    special tokens too, so these get names that no text has. BPE silently drops characters without a token if there is
+    no unknown token: they become the id `unknown`, one above all others.
     """
     model = dict(content["model"])
     renamed = {name: _NO_TEXT + name if i in special else name for name, i in ids.items()}

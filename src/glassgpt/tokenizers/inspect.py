@@ -10,7 +10,10 @@ from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 
-SAMPLE = "Hello, world! It's 1984: 12.5 % naïve café crème, Größe, Война и мир, 日本語, 🙂👍🏽.\n\tif x == 0:\n\t    return  None\n"
+SAMPLE = (
+    "Hello, world! It's 1984: 12.5 % naïve café crème, Größe, Война и мир, 日本語, 🙂👍🏽.\n"
+    "\tif x == 0:\n\t    return  None\n"
+)
 """Words, numbers, accents, scripts, signs of several code points, and each kind of white space."""
 
 _KINDS = {"bpe": "bpe (byte-level BPE)", "gpt2": "gpt2 (byte-level BPE)", "hf": "hf (read by the tokenizers library)"}
@@ -19,7 +22,7 @@ _BATCH = 1 << 22  # characters encoded at once
 
 
 def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
-    """Describe a tokenizer: its kind, size, special tokens, longest tokens, and the tokens of a text (default: `SAMPLE`).
+    """Describe a tokenizer: kind, size, special tokens, longest tokens, and the tokens of a text (default: `SAMPLE`).
 
     Raises `UserError` if it cannot encode `text`.
     """
@@ -55,7 +58,7 @@ def _longest_tokens(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def show_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Return the text in lines, with a │ between tokens, and a line of counts. Raises `UserError` for text without ids."""
+    """Return the text's lines, │ between tokens, and a line of counts. Raises `UserError` for text without ids."""
     ids = tokenizer.encode(text).tolist()
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in itertools.pairwise([None, *ids])]
     marked = "│".join(escape_token(piece).replace("⏎", "⏎\n") for piece in pieces)
@@ -94,7 +97,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def bytes_per_token(tokenizers: Sequence[Tokenizer], texts: Iterable[str]) -> list[float]:
-    """Return each tokenizer's mean bytes of text per token. Raises `UserError` if there is no text, or if one cannot encode it."""
+    """Return each tokenizer's mean bytes per token. Raises `UserError` if there is no text, or one cannot encode it."""
     total, tokens = 0, [0] * len(tokenizers)
     for batch in _batches(texts):
         total += sum(len(text.encode()) for text in batch)
@@ -116,7 +119,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def compare_with_gpt2(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
-    """Return the bytes per token on a text, and GPT-2's if its files can be found. Raises `UserError` as `bytes_per_token` does."""
+    """Return the bytes per token on a text, and GPT-2's if its files can be found. Raises as `bytes_per_token` does."""
     if tokenizer.kind == "gpt2":
         return f"{bytes_per_token([tokenizer], texts)[0]:.3f}"
     try:

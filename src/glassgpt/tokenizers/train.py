@@ -1,7 +1,8 @@
 """Training of a byte-level BPE by the `tokenizers` library, with GPT-2's splitting and GPT-2's order of ids.
 
-The library counts words, then repeatedly merges the most frequent pair of neighbouring tokens (Sennrich et al., 2016); among
-equally frequent pairs, the one with the smallest ids. So the result depends on the text only, not on threads or document order.
+The library counts words, then repeatedly merges the most frequent pair of neighbouring tokens (Sennrich et al., 2016);
+among equally frequent pairs, the one with the smallest ids. So the result depends on the text only, not on threads or
+document order.
 """
 
 import json
@@ -27,8 +28,8 @@ _CUT = re.compile(r"(?<!\s)[ \n]")
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Train a tokenizer of `vocab_size` ids: the 256 bytes in GPT-2's order, the merges, `<|endoftext|>`.
 
-    It has fewer ids if no further pair of tokens occurs twice. `texts` are read once; all distinct words are in memory. Raises
-    `UserError` for an invalid size and for texts with half a surrogate pair.
+    It has fewer ids if no further pair of tokens occurs twice. `texts` are read once; all distinct words are in memory.
+    Raises `UserError` for an invalid size and for texts with half a surrogate pair.
     """
     require_vocab_size(vocab_size)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -60,7 +61,7 @@ def _until(stop: threading.Event, texts: Iterable[str]) -> Iterator[str]:
 
 
 def split_long(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts, long ones in pieces, cut where GPT-2's splitting ends a word anyway, so that the words stay the same."""
+    """Yield the texts, long ones in pieces, cut where GPT-2's splitting ends a word, so that words stay the same."""
     for text in texts:
         start = 0
         while cut := _CUT.search(text, start + _PIECE):

@@ -12,11 +12,11 @@ NOTICE = b"\nstopping after this step, then saving (Ctrl-C again quits without s
 
 
 class Interrupts:
-    """Catches SIGINT, SIGTERM and SIGHUP from `catch` to the end of the `with` block; `signal` is the first one received.
+    """Catches SIGINT, SIGTERM and SIGHUP from `catch` to the end of the `with` block; `signal` is the first one.
 
-    A second SIGINT or SIGTERM ends the process at once, but not under torchrun, which repeats the scheduler's signal. A
-    second SIGHUP does nothing: both the terminal and the shell report a lost connection. Python allows signal handlers in
-    the main thread only; in another thread (of a notebook, say) nothing is caught.
+    A second SIGINT or SIGTERM ends the process at once, but not under torchrun, which repeats the scheduler's signal.
+    A second SIGHUP does nothing: both the terminal and the shell report a lost connection. Python allows signal
+    handlers in the main thread only; in another thread (of a notebook, say) nothing is caught.
     """
 
     def __init__(self, *, repeats_mean_quit: bool, announces: bool) -> None:

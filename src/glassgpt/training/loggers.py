@@ -1,5 +1,6 @@
-"""TensorBoard and Weights & Biases, if a run's `log` asks for them. Neither is imported otherwise, and nothing that fails
-in them ends a run.
+"""TensorBoard and Weights & Biases, if a run's `log` asks for them.
+
+Neither is imported otherwise, and nothing that fails in them ends a run.
 """
 
 import html
@@ -8,41 +9,23 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end. Its files keep everything.
+# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
 INIT_SECONDS = 60
 FINISH_SECONDS = 60
 
 
-class Logger(Protocol):
-    """Takes a run's numbers and samples. Its methods may raise anything."""
-
-    @property
-    def place(self) -> str:
-        """Where to look at them: an address, or a command."""
-        ...
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of a step by name. Steps come in order; one may come several times with other names."""
-
-    def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """The samples after `step` updates."""
-
-    def flush(self) -> None:
-        """Write everything to the disk, since a checkpoint relies on it."""
-
-    def close(self, failed: bool) -> None:
-        """The run has ended, by an error if `failed`."""
-
-
 class TensorBoard:
-    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on."""
+    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on.
+
+    place: where to look at them, an address or a command.
+    """
 
     def __init__(self, run: RunDirectory, config: TrainConfig, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second
@@ -52,21 +35,17 @@ class TensorBoard:
         self.place = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """See `Logger`."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """See `Logger`."""
         for number, sample in enumerate(samples, start=1):
             self._writer.add_text(f"samples/{number}", _as_code(sample), step)
 
     def flush(self) -> None:
-        """See `Logger`."""
         self._writer.flush()
 
     def close(self, failed: bool) -> None:
-        """See `Logger`."""
         self._writer.close()
 
 
@@ -101,12 +80,10 @@ class WeightsAndBiases:
             self.place = str(self._run.url)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """See `Logger`."""
         if step >= self._first_step:
             self._run.log(dict(numbers), step=step)
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
-        """See `Logger`."""
         if step >= self._first_step:
             pages = (f"<pre style='white-space: pre-wrap'>\n{html.escape(sample)}</pre>" for sample in samples)
             self._run.log(
@@ -118,12 +95,11 @@ class WeightsAndBiases:
         """Nothing to do: W&B writes from its own process, which survives a kill of this one."""
 
     def close(self, failed: bool) -> None:
-        """See `Logger`."""
         self._run.finish(exit_code=int(failed))
 
 
-_Opener = Callable[[RunDirectory, TrainConfig, int], Logger]
-_OPENERS: dict[str, tuple[str, _Opener]] = {
+Logger = TensorBoard | WeightsAndBiases
+_OPENERS: dict[str, tuple[str, type[Logger]]] = {
     "tensorboard": ("TensorBoard", TensorBoard),
     "wandb": ("Weights & Biases", WeightsAndBiases),
 }

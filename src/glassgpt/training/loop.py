@@ -1,8 +1,8 @@
 """The recipe of a run: evaluate, update, record, sample, save.
 
-A run's state is its weights, its optimizer and the number of updates done. Batches, dropout and samples are functions of
-the seed and the step, so a run that was killed and resumed computes what it would have computed otherwise. Under
-`torchrun` every rank runs this loop; the first one writes.
+A run's state is its weights, its optimizer and the number of updates done. Batches, dropout and samples are functions
+of the seed and the step, so a run that was killed and resumed computes what it would have computed otherwise. Under
+`torchrun` every rank runs this loop; the main one writes.
 """
 
 import math
@@ -35,7 +35,7 @@ def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts)
         signal, memory = highest_of_ranks(state, interrupts)
         is_last = state.step == state.steps
         evaluates = state.evaluates_at(state.step)
-        probes = not evaluates and is_due(state.step, config.probe.every)
+        probes = bool(state.prompts) and not evaluates and is_due(state.step, config.probe.every)
         saves = is_last or signal or is_due(state.step, config.checkpoint_every)
         updates.finish_updates(all_of_them=bool(evaluates or probes or saves), memory_bytes=memory)
 
@@ -68,7 +68,7 @@ def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, in
 def evaluate(
     state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None
 ) -> tuple[float, bool]:
-    """Record validation loss, norms, samples and a snapshot of this step. Returns the loss and whether it is a new best.
+    """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best.
 
     `grad_norms`: the update's, by parameter group.
     """

@@ -29,9 +29,9 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class OutlierWatch:
-    """Tells a loss or gradient norm that is far above those before it (as llm.c does; off where `threshold` is 0).
+    """Finds a loss or gradient norm far above the ones before it, as llm.c does; a `threshold` of 0 disables it.
 
-    `recent` are the losses and norms of the last 128 updates, oldest first, which a checkpoint keeps.
+    recent: losses and norms of the last 128 updates, oldest first; checkpoints keep them.
     """
 
     STEPS = 128
@@ -41,7 +41,10 @@ class OutlierWatch:
         self.recent = [list(pair) for pair in recent]
 
     def is_outlier(self, loss: float, norm: float) -> bool:
-        """Whether one of the two is more than `threshold` standard deviations above its mean; takes them in. Never in the first 128."""
+        """Whether one of the two is more than `threshold` standard deviations above its mean. Adds them to `recent`.
+
+        Never in the first 128 updates.
+        """
         if not self.threshold:
             return False
         found = False
@@ -53,12 +56,10 @@ class OutlierWatch:
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest half-orthogonal matrices to a batch (N, R, C), about.
+    """Approximate the nearest half-orthogonal matrices to a batch (N, R, C).
 
+    Five Newton-Schulz steps of a quintic with a steep slope at zero (Jordan et al., 2024, "Muon"), computed in `dtype`.
     Singular values of at least 0.3 % of the matrix's norm land between 0.68 and 1.21, smaller ones below.
-
-    Five Newton-Schulz steps of a quintic whose coefficients are tuned for a steep slope at zero (Jordan et al., 2024, "Muon"),
-    computed in `dtype`.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrices.to(dtype)
@@ -78,10 +79,10 @@ ELEMENTS_AT_ONCE = 2**26
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised (Jordan et al., 2024), for matrices.
 
-    The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of an AdamW update, so that one learning
-    rate serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Matrices of one shape are handled in one batch, of
-    which each rank computes a part. A parameter group's `split` gives the rows of the matrices that are fused in each of its
-    parameters, None where it is one. As with PyTorch's fused AdamW, nothing changes where the tensor `found_inf` is 1.
+    The update is scaled by 0.2 sqrt(max(rows, columns)) to the size of an AdamW update, so that one learning rate
+    serves both (Liu et al., 2025, "Muon is scalable for LLM training"). Each rank computes a part of the matrices of a
+    shape. A parameter group's `split` gives the rows of the matrices fused in each of its parameters (None: one
+    matrix). As with PyTorch's fused AdamW, nothing changes if the tensor `found_inf` is 1.
     """
 
     def __init__(
@@ -145,10 +146,10 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     strategy: Strategy, config: OptimConfig, precision: str = "float32"
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model's parameters, as they lie over the ranks: AdamW alone, or behind Muon on the matrices of the blocks.
+    """The optimizers of a model: AdamW alone, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon orthogonalises in bfloat16 on a GPU, and on a CPU where the run's products are: in float32 otherwise, since CPUs that
-    emulate bfloat16 take a hundred times as long for it.
+    Muon orthogonalises in bfloat16 on a GPU, and on a CPU if the run's precision is bfloat16; otherwise in float32,
+    since CPUs that emulate bfloat16 take a hundred times as long.
     """
     model = strategy.model
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -11,7 +11,7 @@ from glassgpt.utils.formatting import RemainingTime, excerpt, format_duration, f
 
 
 class Progress:
-    """Plain lines for a file or a pipe: a training step every few seconds, the first and the last always, each evaluation.
+    """Plain lines for a file or a pipe: each evaluation, and a step every few seconds, always the first and the last.
 
     Subclass it for another display; an exception that it raises ends the run without a save. Records are those of
     `metrics.jsonl`, except that numbers that are not finite stay as they are.
@@ -32,7 +32,7 @@ class Progress:
         self._sample = ""
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
-        """Training starts or resumes. `summary` describes the model; `last_step` is the number of updates at the end."""
+        """Training starts or resumes. `summary`: of the model. `last_step`: number of updates at the end."""
         self._last_step = last_step
         self._remaining = RemainingTime(last_step, self._clock)
         self._shown = None

@@ -1,13 +1,15 @@
-"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress. Only the main rank does."""
+"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress. Only the main rank
+does."""
 
+import functools
 import json
 import math
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
@@ -24,54 +26,26 @@ from glassgpt.utils.files import write_atomic
 LAST_WRITE_SECONDS = 4.0
 
 
+P = ParamSpec("P")
+
+
+def main_rank_only(method: Callable[Concatenate["Recorder", P], None]) -> Callable[Concatenate["Recorder", P], None]:
+    """Make a method do nothing on the other ranks."""
+
+    @functools.wraps(method)
+    def wrapper(self: "Recorder", /, *arguments: P.args, **options: P.kwargs) -> None:
+        if self.is_main:
+            method(self, *arguments, **options)
+
+    return wrapper
+
+
 class Recorder:
-    """The recorder of a rank other than the main one: it writes nothing."""
-
-    def begin(self) -> None:
-        """Updates are about to start."""
-
-    def step(self, record: Mapping[str, Any]) -> None:
-        """Record an update. Raises what went wrong in a save meanwhile."""
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Record an evaluation."""
-
-    def sampled(self, samples: Sequence[str]) -> None:
-        """Record samples."""
-
-    def probed(self, snapshot: ProbeSnapshot) -> None:
-        """Write a snapshot of what the model computes."""
-
-    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
-        """Write a checkpoint of this step while training continues. Raises what went wrong in the save before."""
-
-    def failed_step(self, lr: float) -> None:
-        """Record an update that was not finite, with its token ids."""
-
-    def finish(self, timeout: float | None = None) -> None:
-        """Wait until all is written, or for this many seconds. Raises what went wrong in the last save."""
-
-    def status(self, state: State, error: str | None = None) -> None:
-        """Write the run's status."""
-
-    def fail(self, reason: str) -> None:
-        """End a run that fails: give the running save a few seconds, and write the reason. Raises nothing."""
-
-    def close(self) -> None:
-        """Close the metrics."""
-
-    def close_loggers(self, failed: bool = False) -> None:
-        """Close the loggers, at the very end: an upload may take its time. Raises nothing."""
-
-    def hurry_loggers(self, failed: bool) -> None:
-        """Close the loggers, but do not wait for more than a few seconds. Raises nothing."""
-
-
-class RunRecorder(Recorder):
-    """The recorder of the main rank."""
+    """Writes the files of a run; on ranks other than the main one every method does nothing."""
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
         """`request`: hash of what was asked for when the run began, for its status."""
+        self.is_main = state.ranks.is_main
         self._run = run
         self._state = state
         self._progress = progress
@@ -79,7 +53,9 @@ class RunRecorder(Recorder):
         self._background = Background()
         self._loggers = Loggers(run, state.config, progress.message)
 
+    @main_rank_only
     def begin(self) -> None:
+        """Open the logs: updates are about to start."""
         state = self._state
         self._metrics = MetricsWriter(self._run.metrics_path)
         self._loggers.open(state.step)
@@ -87,7 +63,9 @@ class RunRecorder(Recorder):
             self._run.path, state.config, str(ModelSummary(state.config.model)), state.step, state.steps
         )
 
+    @main_rank_only
     def step(self, record: Mapping[str, Any]) -> None:
+        """Record an update. Raises what went wrong in a save meanwhile."""
         if self._metrics.is_removed:  # by now another run may have taken its place
             raise UserError(f"the run {self._run.path} was removed during training; nothing more is written there")
         self._background.check()
@@ -95,20 +73,26 @@ class RunRecorder(Recorder):
         self._loggers.record(record)
         self._progress.step(record)
 
+    @main_rank_only
     def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Record an evaluation."""
         self._metrics.write(record)
         self._loggers.record(record)
         self._progress.evaluated(record)
 
     def sampled(self, samples: Sequence[str]) -> None:
+        """Record samples, on the main rank."""
         append_samples(self._run.samples_path, self._state.step, samples)
         self._loggers.sampled(self._state.step, samples)
         self._progress.sampled(self._state.step, samples)
 
     def probed(self, snapshot: ProbeSnapshot) -> None:
+        """Write a snapshot of what the model computes, on the main rank."""
         write_probe(self._run.probe_path(snapshot.step), snapshot)
 
+    @main_rank_only
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
+        """Write a checkpoint of this step while training continues. Raises what went wrong in the save before."""
         assert snapshot is not None
         state, run = self._state, self._run
         self._loggers.flush()
@@ -132,16 +116,22 @@ class RunRecorder(Recorder):
 
         self._background.start(write)
 
+    @main_rank_only
     def failed_step(self, lr: float) -> None:
+        """Record an update that was not finite, with its token ids."""
         step = self._state.step
         self._metrics.write({"step": step + 1, "loss": math.nan, "lr": lr})
         batch = {"step": step + 1, "lr": lr, "ids": self._state.rows(step).tolist()}
         write_atomic(self._run.failure_path(step + 1), json.dumps(batch))
 
+    @main_rank_only
     def finish(self, timeout: float | None = None) -> None:
+        """Wait until all is written, or for this many seconds. Raises what went wrong in the last save."""
         self._background.finish(timeout)
 
+    @main_rank_only
     def status(self, state: State, error: str | None = None) -> None:
+        """Write the run's status."""
         self._write_status(state, self._state.step, error)
 
     def _write_status(self, state: State, step: int, error: str | None = None) -> None:
@@ -151,23 +141,26 @@ class RunRecorder(Recorder):
         optional = {} if error is None else {"error": error}
         self._run.write_status(state, **facts, request=self._request, **optional)
 
+    @main_rank_only
+    def end(self, state: State, *, hurry: bool = False, error: str | None = None) -> None:
+        """Close the files, write the last status, then close the loggers, whose uploads may take their time.
+
+        `hurry`: do not wait for these for more than a few seconds.
+        """
+        self._metrics.close()
+        try:
+            self.status(state, error)
+        finally:
+            closing = threading.Thread(target=self._loggers.close, args=(state == "failed",), daemon=True)
+            closing.start()
+            closing.join(LAST_WRITE_SECONDS if hurry else None)
+
+    @main_rank_only
     def fail(self, reason: str) -> None:
+        """End a run that fails: give the running save a few seconds, and write the reason. Raises nothing."""
         if self._metrics.is_removed:
             return
         with suppress(Exception):  # of two errors the first one counts
             self.finish(LAST_WRITE_SECONDS)
         with suppress(Exception):
-            self.status("failed", reason)
-        self.close()
-        self.hurry_loggers(failed=True)
-
-    def close(self) -> None:
-        self._metrics.close()
-
-    def close_loggers(self, failed: bool = False) -> None:
-        self._loggers.close(failed)
-
-    def hurry_loggers(self, failed: bool) -> None:
-        closing = threading.Thread(target=self.close_loggers, args=(failed,), daemon=True)
-        closing.start()
-        closing.join(LAST_WRITE_SECONDS)
+            self.end("failed", hurry=True, error=reason)

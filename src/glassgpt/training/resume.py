@@ -1,4 +1,5 @@
-"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what has changed since."""
+"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what has changed
+since."""
 
 import shlex
 import time

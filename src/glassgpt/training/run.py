@@ -24,7 +24,7 @@ from glassgpt.training.loggers import require_loggers
 from glassgpt.training.loop import training_loop
 from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
-from glassgpt.training.recorder import Recorder, RunRecorder
+from glassgpt.training.recorder import Recorder
 from glassgpt.training.resume import (
     SETTLING_SECONDS,
     find_resume_point,
@@ -64,10 +64,10 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. `execution`: settings of
-    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`). They change losses by rounding only, as another
-    number of processes does; with dropout both also change its masks. A finished run is left as it is. Raises `UserError`
-    for a directory that is not a run, for changed data, for a changed setting that determines the numbers, and if no
-    checkpoint passes verification.
+    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`). They change losses by rounding only, as
+    another number of processes does; with dropout both also change its masks. A finished run is left as it is. Raises
+    `UserError` for a directory that is not a run, for changed data, for a changed setting that determines the numbers,
+    and if no checkpoint passes verification.
     """
     directory = RunDirectory(run)
     with _interrupts() as interrupts, process_group() as ranks:
@@ -93,7 +93,7 @@ def _train(
         run.require_free(overwrite)
         require_loggers(config.log)
     state = setup_training(config, ranks, progress)
-    recorder = RunRecorder(run, state, progress, _request_of(config)) if ranks.is_main else Recorder()
+    recorder = Recorder(run, state, progress, _request_of(config))
     with _lock(run, ranks):
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
@@ -121,7 +121,7 @@ def _resume(
             fingerprint = point.environment["data_fingerprint"]
             state = setup_training(point.config, ranks, progress, point.checkpoint, fingerprint)
             warn_of_changed_environment(point.environment, environment_of(state), progress)
-            recorder = RunRecorder(run, state, progress, point.request) if ranks.is_main else Recorder()
+            recorder = Recorder(run, state, progress, point.request)
             if state.step >= state.steps:
                 if run.read_status().get("state") != "finished":  # perhaps killed before this was written
                     recorder.status("finished")
@@ -153,20 +153,13 @@ def _run_to_end(
     except NonFiniteError as error:
         raise _record_failure(error, run, state, recorder) from None
     except KeyboardInterrupt:  # a second one: whatever is not saved is lost
-        try:
-            recorder.status("interrupted")
-        finally:
-            recorder.hurry_loggers(failed=False)
+        recorder.end("interrupted", hurry=True)
         raise
-    recorder.close()
-    state.ranks.on_failure(Recorder().fail)  # all is written: losing a rank now is not a failure of the run
+    state.ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
+    recorder.end("finished" if stopped_by is None else "interrupted" if stopped_by == signal.SIGINT else "preempted")
     if stopped_by is None:
-        recorder.status("finished")
-        recorder.close_loggers()
         progress.finished(run.path)
         return None
-    recorder.status("interrupted" if stopped_by == signal.SIGINT else "preempted")
-    recorder.close_loggers()
     command = "torchrun … -m glassgpt" if under_torchrun() else program()
     resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
     progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
@@ -211,7 +204,7 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
         return False
     if overwrite and not restarts:
         raise UserError(
-            f"a torchrun job with this --rdzv-id began {run.path}: choose another id for --overwrite to replace the run, "
+            f"a torchrun job with this --rdzv-id began {run.path}: choose another id to --overwrite the run, "
             "or leave out --overwrite to resume it"
         )
     return True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.schema import SampleConfig, TrainConfig
+from glassgpt.config.schema import SampleConfig, SamplingConfig, TrainConfig
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import Ids
 from glassgpt.data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
@@ -109,7 +109,7 @@ class TrainState:
 
     def _read_local_rows(self, step: int) -> Tensor:
         rows = torch.from_numpy(self.rows(step, self.ranks.slice_of))
-        return rows.pin_memory() if self.device.type == "cuda" else rows  # a GPU copies pinned memory by itself
+        return rows.pin_memory() if self.device.type == "cuda" else rows  # for asynchronous copies
 
 
 class Prefetcher:
@@ -221,7 +221,7 @@ def _build_model(
     elif ranks.size not in config.valid_process_counts:
         valid = ", ".join(map(str, config.valid_process_counts))
         raise UserError(
-            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per step; resume it on {valid}"
+            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per update; use {valid}"
         )
     require_kernel(config.model.attention, device)
     if model is None:
@@ -342,20 +342,10 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
-    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate them."""
-    return generate(
-        model,
-        tokenizer,
-        settings.prompt,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        n=settings.count,
-        seed=seed,
-        precision="float32",
-    )
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate
+    them."""
+    sampling = {each.name: getattr(settings, each.name) for each in dataclasses.fields(SamplingConfig)}
+    return generate(model, tokenizer, settings.prompt, **sampling, n=settings.count, seed=seed, precision="float32")
 
 
 def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[Prompt]:

@@ -75,7 +75,8 @@ class Update:
 
 
 class UpdateQueue:
-    """Starts updates and records them. A device that judges updates itself computes one while the host starts the next."""
+    """Starts updates and records them. A device that judges updates itself computes one while the host starts the
+    next."""
 
     def __init__(self, state: TrainState, recorder: Recorder) -> None:
         self._state = state
@@ -123,8 +124,9 @@ class UpdateQueue:
 def train_step(state: TrainState, lr: float) -> dict[str, Any]:
     """One update, waited for. Returns its record, with the batch's mean loss (see `Update.read`).
 
-    Raises `NonFiniteError`, with the weights untouched, if the loss or the gradient norm is not finite. In float16 infinite
-    gradients are normal now and then: the update is skipped and the loss scale halved. All ranks reach the same verdict.
+    Raises `NonFiniteError`, with the weights untouched, if the loss or the gradient norm is not finite. In float16
+    infinite gradients are normal now and then: the update is skipped and the loss scale halved. All ranks reach the
+    same verdict.
     """
     return start_update(state, lr).read()
 
@@ -164,7 +166,8 @@ def _is_accepted(state: TrainState, update: Update) -> bool:
 
 
 def _apply(state: TrainState, lr: float) -> None:
-    """Let the optimizers change the weights. Where `state.found_inf` is 1, they leave them (and their state) unchanged."""
+    """Let the optimizers change the weights. Where `state.found_inf` is 1, they leave them (and their state)
+    unchanged."""
     state.ranks.enter_phase(f"the optimizer in update {state.step + 1}")
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -173,9 +176,11 @@ def _apply(state: TrainState, lr: float) -> None:
 
 
 def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The clipped gradients of the batch. Returns this rank's mean loss () and the norm () before clipping, on the device.
+    """The clipped gradients of the batch. Returns this rank's mean loss () and the norm () before clipping, on the
+    device.
 
-    If an evaluation follows, the norms by parameter group as well. Their sums involve every rank, and each knows this in advance.
+    If an evaluation follows, the norms by parameter group as well. Their sums involve every rank, and each knows this
+    in advance.
     """
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
@@ -197,7 +202,8 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
 
 
 def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, the norms by parameter group."""
+    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, the norms by parameter
+    group."""
     strategy, grad_clip = state.strategy, state.config.optim.grad_clip
     state.ranks.enter_phase(f"the gradient norm of update {state.step + 1}")
     for optimizer in state.optimizers:

@@ -1,4 +1,4 @@
-"""Downloads of single files of a few megabytes, verified by their sha256. Proxies come from `https_proxy`, `no_proxy`, ..."""
+"""Downloads of files of a few megabytes, verified by their sha256, through proxies of `https_proxy`, `no_proxy`, ..."""
 
 import hashlib
 import http.client
@@ -21,15 +21,15 @@ _TIMEOUT = 30.0  # seconds of silence that break an attempt
 
 
 def cache_directory() -> Path:
-    """Return the directory of downloads and prepared datasets: $GLASSGPT_CACHE, or the user's cache directory of this system."""
+    """Return the directory of downloads and prepared datasets: $GLASSGPT_CACHE, or the system's for the user."""
     return Path(os.environ.get("GLASSGPT_CACHE") or platformdirs.user_cache_dir("glassgpt")).expanduser().absolute()
 
 
 def download(url: str, path: Path, sha256: str, what: str | None = None, manual: str | None = None) -> Path:
     """Download `url` to `path`, unless a file with this sha256 is there already, and return `path`.
 
-    `what` names the file in errors, and `manual` says there what to do without network. Raises `UserError` if the download fails
-    or is another file; nothing is left at `path` then.
+    `what` names the file in errors, and `manual` says there what to do without network. Raises `UserError` if the
+    download fails or is another file; nothing is left at `path` then.
     """
     what = what or path.name
     manual = manual or f"without network: get {url} on another machine and put it at {path}"

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and helpers for their texts: what is wrong, where, and how to fix it, in a line or two."""
+"""Errors that a user can fix, and helpers for their texts: what is wrong, where, and how to fix it."""
 
 import difflib
 import os

@@ -74,7 +74,7 @@ def sha256_of(path: Path) -> str:
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool], left_out: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield the files below a folder whose names are wanted, without hidden ones, linked folders and folders in `left_out`."""
+    """Yield the files below a folder with wanted names, except in hidden, linked and `left_out` folders."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
@@ -86,11 +86,8 @@ def files_below(folder: Path, wanted: Callable[[str], bool], left_out: Iterable[
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or a directory's entries, are on the disk. Windows cannot flush directories."""
-    if os.name == "nt" and path.is_dir():
-        return
-    # Windows flushes only files that are open for writing.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Wait until a file, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -100,8 +97,8 @@ def flush_to_disk(path: Path) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
 
-    If several threads or processes write the same file, the last one wins. After a SIGKILL a file with `PARTIAL_PREFIX` remains.
-    A path that is not a regular file (`/dev/stdout`, a named pipe) is written to directly.
+    If several threads or processes write the same file, the last one wins. After a SIGKILL a file with `PARTIAL_PREFIX`
+    remains. A path that is not a regular file (`/dev/stdout`, a named pipe) is written to directly.
     """
     data = content.encode() if isinstance(content, str) else content
     with explain_os_errors("write", path):
@@ -152,7 +149,7 @@ def remove_partials(directory: Path, pattern: str = "*") -> None:
 
 
 def finite(value: Any) -> Any:
-    """Return the value with None instead of every number that is not finite, which JSON cannot hold; tuples become lists."""
+    """Return the value with None instead of numbers that JSON cannot hold (infinite, NaN), and tuples as lists."""
     if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -41,7 +41,8 @@ def excerpt(text: str, length: int) -> str:
 
 
 _MARKS = {" ": "␣", "\n": "⏎", "\t": "→", "\r": "␍"}
-# Printable in Python's view, but invisible in every font: fillers, joiners, variation selectors, the empty Braille pattern.
+# Printable in Python's view, but invisible in every font: fillers, joiners, variation selectors, the empty Braille
+# pattern.
 _INVISIBLE = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -50,8 +51,8 @@ _INVISIBLE = re.compile(
 def escape_token(data: bytes) -> str:
     """Return a token's bytes as text in which everything is visible.
 
-    White space becomes ␣ ⏎ → ␍, a byte outside a whole character <e2>, an invisible character <U+200B>; a combining mark at the
-    beginning gets a ◌ to stand on.
+    White space becomes ␣ ⏎ → ␍, a byte outside a whole character <e2>, an invisible character <U+200B>; a combining
+    mark at the beginning gets a ◌ to stand on.
     """
     # A byte that cannot be decoded becomes the lone surrogate 0xDC00 + byte, which no UTF-8 decodes to.
     text = data.decode("utf-8", errors="surrogateescape")

@@ -1,7 +1,7 @@
 """The Hugging Face Hub, through its own library: which references are hub ids, models, and the files of datasets.
 
-Everything is kept in the library's cache. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_DOWNLOAD_TIMEOUT` and the
-usual proxy variables apply.
+Everything is kept in the library's cache. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`,
+`HF_HUB_DOWNLOAD_TIMEOUT` and the usual proxy variables apply.
 """
 
 import hashlib
@@ -44,11 +44,11 @@ class DownloadCancelledError(Exception):
 
 
 def find_hub_id(reference: str) -> str | None:
-    """Return the hub id that a reference to a model or dataset names, or None if it is a local path, existing or mistyped.
+    """Return the hub id that a reference to a model or dataset names, None for a local path, existing or mistyped.
 
-    `hf:owner/name` is always an id. `owner/name` and GPT-2's names without an owner are ids if nothing local has that name and it
-    does not look like a path: below `runs` or an existing folder, with a file's suffix, or one typo away from an existing path.
-    Raises `UserError` if what follows `hf:` is not an id.
+    `hf:owner/name` is always an id. `owner/name` and GPT-2's names without an owner are ids if nothing local has that
+    name and it does not look like a path: below `runs` or an existing folder, with a file's suffix, or one typo away
+    from an existing path. Raises `UserError` if what follows `hf:` is not an id.
     """
     plain = reference.removeprefix("hf:")
     is_id = plain in _BARE_IDS or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", plain, re.ASCII) is not None
@@ -67,7 +67,7 @@ def find_hub_id(reference: str) -> str | None:
 
 
 def download_model(hub_id: str) -> Path:
-    """Return a directory with a model's config, weights and tokenizer: the newest commit, or the cached one without network.
+    """Return a directory with a model's newest config, weights and tokenizer, or without network the cached ones.
 
     Raises `UserError` if the model cannot be downloaded.
     """
@@ -107,18 +107,15 @@ class DatasetRepository:
 
     @classmethod
     def open(cls, hub_id: str, revision: str | None = None, attempts: int = ATTEMPTS) -> "DatasetRepository":
-        """Resolve a branch, tag or commit (None: the default branch).
-
-        Raises `HubUnreachableError` if the hub cannot be reached, and `UserError` if there is no such dataset for this user.
-        """
+        """Resolve a branch, tag or commit (None: the default branch). Raises `HubUnreachableError` and `UserError`."""
         from huggingface_hub import HfApi, constants
 
-        ask = partial(HfApi().dataset_info, hub_id, revision=revision, timeout=float(constants.HF_HUB_DOWNLOAD_TIMEOUT))
+        timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         with explain_hub_errors(hub_id, "dataset", revision):
-            info = retry(ask, attempts)
-            if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
-                raise ValueError(f"its answer has no commit, but {info.sha!r}")
-        return cls(info.id, str(info.sha))  # another id if the repository was renamed
+            info = retry(partial(HfApi().dataset_info, hub_id, revision=revision, timeout=timeout), attempts)
+            if info.sha is None:
+                raise ValueError("its answer has no commit")
+        return cls(info.id, info.sha)  # another id if the repository was renamed
 
     @property
     def cache(self) -> Path:
@@ -132,14 +129,12 @@ class DatasetRepository:
         from huggingface_hub import hf_hub_download, metadata_load
         from huggingface_hub.errors import EntryNotFoundError
 
+        path = None
         readme = partial(hf_hub_download, self.hub_id, "README.md", repo_type="dataset", revision=self.commit)
-        with explain_hub_errors(self.hub_id, "dataset"):
-            try:
-                path = retry(readme)
-            except EntryNotFoundError:
-                return {}
+        with explain_hub_errors(self.hub_id, "dataset"), suppress(EntryNotFoundError):
+            path = retry(readme)
         try:
-            return metadata_load(path) or {}
+            return (path and metadata_load(path)) or {}
         except Exception as error:  # of the YAML library that the hub's library uses
             reason = str(error).splitlines()[0]
             raise UserError(f"the metadata in README.md of {self.hub_id} is not valid: {reason}") from None
@@ -189,20 +184,15 @@ class DatasetRepository:
                 if cancelled.is_set():
                     raise DownloadCancelledError
 
-        what = partial(
-            hf_hub_download, self.hub_id, file.name, repo_type="dataset", revision=self.commit, tqdm_class=Bar
-        )
-        with (
-            explain_os_errors("write", self.local_path(file)),
-            explain_hub_errors(self.hub_id, "dataset", file=file.name),
-        ):
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
+        what = partial(hf_hub_download, self.hub_id, file.name, **where)
+        path = self.local_path(file)
+        with explain_os_errors("write", path), explain_hub_errors(self.hub_id, "dataset", file=file.name):
             for force in (False, True):  # the library compares sizes only
                 path = Path(retry(partial(what, force_download=force), cancelled=cancelled))
                 if file.is_at(path):
                     return path
-        raise UserError(
-            f"{file.name} of the dataset {self.hub_id} has another hash than the hub lists; try again later"
-        )
+        raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
 
 
 def git_sha1_of(path: Path) -> str:
@@ -268,7 +258,6 @@ def explain_hub_errors(hub_id: str, kind: str, revision: str | None = None, file
 
 def _without_network(kind: str, hub_id: str) -> str:
     if kind == "model":
-        return (
-            "without network: name a directory that has the model's config.json, model.safetensors and tokenizer.json"
-        )
-    return f"without network: run `hf download --repo-type dataset {hub_id} --local-dir DIR` on another machine, and name that folder"
+        return "without network: name a directory with the model's config.json, model.safetensors and tokenizer.json"
+    command = f"hf download --repo-type dataset {hub_id} --local-dir DIR"
+    return f"without network: run `{command}` on another machine, and name that folder"

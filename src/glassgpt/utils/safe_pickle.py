@@ -10,7 +10,7 @@ from glassgpt.utils.errors import UserError
 
 
 def read_pickle(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
-    """Read a file of PyTorch's. `stand_ins` are classes without code, and the names of the pickled classes that they replace.
+    """Read a PyTorch file. `stand_ins` are classes without code, and the names of the pickled classes they replace.
 
     Raises `UserError` for a file that needs any other class or function, and for a damaged one.
     """
@@ -41,7 +41,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """Read a pickle of plain values. Raises `UserError` for one that needs any class or function, and for a damaged one."""
+    """Read a pickle of plain values. Raises `UserError` for one that needs a class or function, or is damaged."""
     with path.open("rb") as file:
         try:
             return _PlainUnpickler(file).load()

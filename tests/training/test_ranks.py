@@ -1,0 +1,51 @@
+"""Updates of several ranks that run ahead of the host, as on GPUs; here the CPU is made to judge them itself."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassgpt.runs.checkpoint import checkpoint_paths
+from kill_harness import differences, records_of, tiny_config
+from rank_harness import Harness
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+BATCH = {"batch_tokens": 192, "micro_batch_size": 3, "eval_every": 4, "checkpoint_every": 5, "sample": {"count": 0}}
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[Harness]:
+    started = Harness()
+    yield started
+    started.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"strategy": "fsdp"}, {"optim": {"name": "muon"}}, {"strategy": "fsdp", "optim": {"name": "muon"}}],
+    ids=str,
+)
+def test_ranks_that_run_ahead_compute_the_same(
+    harness: Harness, tmp_path: Path, text: Path, change: dict[str, Any]
+) -> None:
+    config = tiny_config(text, **BATCH, **change).to_dict()
+    harness.run(2, "train", config=config, out=str(tmp_path / "waiting"))
+    arguments = {"accidents": {"judging_on_device": {}}, "config": config}
+    harness.run(2, "train_with", **arguments, out=str(tmp_path / "ahead"))
+    assert differences(tmp_path / "ahead", tmp_path / "waiting") == []
+
+
+def test_a_bad_batch_of_one_rank_stops_all_and_names_it(harness: Harness, tmp_path: Path, text: Path) -> None:
+    config = tiny_config(text, **{**BATCH, "eval_every": 0, "checkpoint_every": 3}).to_dict()
+    accidents = {"judging_on_device": {}, "poisoned": {"rank": 1, "step": 5, "what": "loss"}}
+    harness.start(2, "train_with", accidents=accidents, config=config, out=str(tmp_path / "run"))
+    ended = harness.ended()
+    assert all(each.status != 0 for each in ended)
+    assert any("step 5" in each.errors and "rank 1" in each.errors for each in ended)
+    assert json.loads((tmp_path / "run" / "nonfinite-000005.json").read_text())["step"] == 5
+    assert [path.name for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["000003"]
+    assert math.isfinite(records_of(tmp_path / "run")[-2]["loss"])
