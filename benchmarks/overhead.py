@@ -1,11 +1,13 @@
 """How much of a small model's update is matrix products: the update, and then its products alone, by turns.
 
-    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another one
+    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another
+    one
 
-The products are those that one update of the trainer's `train_step` was seen to make, forward and backward: the same operators on
-tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a softmax between them, counts
-as products, and its share is told. What is left, as a share of the update, is the overhead: norms, activations, the loss, clipping, the
-optimizer, the batch, and the calls themselves. Prints Markdown: medians, fastest and slowest. Leave the machine alone meanwhile.
+The products are those that one update of the trainer's `train_step` was seen to make, forward and backward: the same
+operators on tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a
+softmax between them, counts as products, and its share is told. What is left, as a share of the update, is the
+overhead: norms, activations, the loss, clipping, the optimizer, the batch, and the calls themselves. Prints Markdown:
+medians, fastest and slowest. Leave the machine alone meanwhile.
 """
 
 import argparse
@@ -88,14 +90,14 @@ def main() -> int:
     found = {name: [1e3 * each for each in series[20:]] for name, series in times.items()}
     whole = statistics.median(found["update"])
     print(
-        f"{options.recipe}, {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {options.rounds} rounds\n"
+        f"{options.recipe}, {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{options.rounds} rounds\n"
     )
     print("| what | ms, median (fastest – slowest) | share of the update |\n| --- | --- | --- |")
     for name, count in (("update", 1), ("products", len(recorder.products)), ("attention", len(recorder.attention))):
         median = statistics.median(found[name])
-        print(
-            f"| {name} ({count}) | {median:.2f} ({min(found[name]):.2f} – {max(found[name]):.2f}) | {median / whole:.0%} |"
-        )
+        spread = f"{median:.2f} ({min(found[name]):.2f} – {max(found[name]):.2f})"
+        print(f"| {name} ({count}) | {spread} | {median / whole:.0%} |")
     overhead = 1 - sum(statistics.median(found[name]) for name in ("products", "attention")) / whole
     print(f"\noverhead {overhead:.1%}, bar {BAR:.0%}: {'met' if overhead < BAR else 'missed'}")
     return int(overhead >= BAR)

@@ -23,7 +23,8 @@ import numpy as np
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.dataset import open_dataset
-from glassgpt.data.sources import LocalFiles, read_source
+from glassgpt.data.local_files import LocalFiles
+from glassgpt.data.sources import read_source
 
 STAND_IN = """
 import os

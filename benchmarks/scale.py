@@ -3,10 +3,10 @@
     python benchmarks/scale.py --table    # memory, bytes sent and batches of GPT-2's sizes, as Markdown
     python benchmarks/scale.py --check    # runs on 1, 2 and 4 CPU ranks, formula beside measurement: some minutes, 4 GB
 
-A check trains a model of 30M parameters under torchrun. Each rank reads its own peak of resident memory (VmHWM) over the second
-and third update, less what it had resident before the model was made, behind a warm-up by a tiny model; and the bytes that it has
-written to its sockets in the third update, from /proc/self/io. malloc gives every block of 64 KiB and more back at once, so that
-resident memory is what tensors take. Linux only.
+A check trains a model of 30M parameters under torchrun. Each rank reads its own peak of resident memory (VmHWM) over
+the second and third update, less what it had resident before the model was made, behind a warm-up by a tiny model; and
+the bytes that it has written to its sockets in the third update, from /proc/self/io. malloc gives every block of 64 KiB
+and more back at once, so that resident memory is what tensors take. Linux only.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def _of_host(name: str) -> list[str]:
     return [f"{count:,}", gigabytes(12 * count), gigabytes(4 * count)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- the check
+# The check
 
 
 def cases() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -146,7 +146,8 @@ def checked_config(text: Path, settings: dict[str, Any]) -> TrainConfig:
 def check(folder: Path) -> None:
     """Print a row for each case as soon as it is measured."""
     text = write_text(folder / "text.txt", 60_000)
-    header = "ranks|strategy|precision|besides|micro-steps|formula, MB|measured, MB|ratio|sent: formula, MB|with gloo's, MB|measured, MB|ratio"
+    memory, sent = "formula, MB|measured, MB|ratio", "sent: formula, MB|with gloo's, MB|measured, MB|ratio"
+    header = f"ranks|strategy|precision|besides|micro-steps|{memory}|{sent}"
     print(markdown(header, []), end="", flush=True)
     for ranks, settings in cases():
         config = checked_config(text, settings)

@@ -110,7 +110,8 @@ def main() -> int:
         for precision, checkpointing in SETTINGS:
             sides[f"glassgpt, {precision}, checkpointing {checkpointing}"] = (precision, scratch, checkpointing)
         print(
-            f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, {options.rounds} rounds behind one that warms up\n"
+            f"{cpu_name()}, {options.threads} threads, torch {torch.__version__}, "
+            f"{options.rounds} rounds after a warm-up\n"
         )
         contenders = {}
         for name, side in sides.items():
@@ -145,9 +146,8 @@ def print_table(found: dict[str, dict[str, Any]]) -> bool:
             ratios = statistics.median(base["seconds"]) / median, side["peak"] / base["peak"]
             faster, smaller = (f"{ratio:.2f}" for ratio in ratios)
             met += [name] if ratios[0] >= FASTER and ratios[1] <= SMALLER else []
-        print(
-            f"| {name} | {spread} | {SEQUENCES * LENGTH / median:,.0f} | {faster} | {side['peak'] / 1e9:.2f} | {smaller} |"
-        )
+        rate, peak = SEQUENCES * LENGTH / median, side["peak"] / 1e9
+        print(f"| {name} | {spread} | {rate:,.0f} | {faster} | {peak:.2f} | {smaller} |")
     if base is not None:
         verdict = f"met by {'; '.join(met)}" if met else "missed"
         print(f"\n{FASTER} times nanoGPT's tokens/s (float32) and {SMALLER} of its memory: {verdict}")

@@ -1,7 +1,7 @@
 """Starts several ranks within a second: a process that has imported torch forks them at a caller's request.
 
-As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A request names
-one of the functions under "tasks". `Harness` is the caller's side.
+As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A
+request names one of the functions under "tasks". `Harness` is the caller's side.
 """
 
 import builtins
@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# ------------------------------------------------------------------------------------------------------------ caller's side
+# Caller's side
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many seconds."""
+    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many
+    seconds."""
 
     status: int
     value: Any
@@ -71,7 +72,7 @@ class Harness:
         self._process.wait(timeout=60)
 
 
-# -------------------------------------------------------------------------------------------------------------------- tasks
+# Tasks
 
 
 def train(config: dict[str, Any], out: str, *, overwrite: bool = False) -> None:
@@ -173,7 +174,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     for f in (train, resume, train_twice, first_weights, evaluate, train_with, compiled_operators, compiled_frames)
 }
 
-# ---------------------------------------------------------------------------------------------------------------- accidents
+# Accidents
 
 
 def _rank() -> int:
@@ -376,7 +377,7 @@ ACCIDENTS: dict[str, Callable[..., None]] = {
     f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save, judging_on_device)
 }
 
-# ------------------------------------------------------------------------------------------------------------------ program
+# Program
 
 
 def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], folder: Path) -> int:

@@ -25,7 +25,8 @@ from glassgpt.tokenizers.builtin import CharacterTokenizer
 V, T = 11, 10
 TINY: dict[str, Any] = {"vocab_size": V, "context_length": T, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
-# Slot by slot, the settings that make each of its values. Even GPT-2's own are named, so that a combination reads whole.
+# Slot by slot, the settings that make each of its values. Even GPT-2's own are named, so that a combination reads
+# whole.
 SLOTS: dict[str, dict[str, dict[str, Any]]] = {
     "position": {
         "learned": {"position": "learned"},
@@ -88,7 +89,8 @@ def token_ids(rows: int = 2, length: int = T) -> Tensor:
 
 
 def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tensor:
-    """Logits (T, V) of one sequence, written from the papers: one head and one query at a time, no code of the package."""
+    """Logits (T, V) of one sequence, written from the papers: one head and one query at a time, no code of the
+    package."""
     C, H = shape.n_embd, shape.n_head
     D = shape.head_dim or C // H
     shared_by = H // (shape.n_kv_head or H)
@@ -205,7 +207,8 @@ def check_logits(model: GPT) -> None:
 
 
 def check_kernels(model: GPT) -> None:
-    """The explicit kernel gives the same logits and gradients as the fast one, to 1e-12 (float64, another order of sums)."""
+    """The explicit kernel gives the same logits and gradients as the fast one, to 1e-12 (float64, another order of
+    sums)."""
     explicit = GPT.empty(dataclasses.replace(model.config, attention="explicit")).double().eval()
     explicit.load_state_dict(model.state_dict())
     ids, targets = token_ids(), token_ids().roll(1, dims=1)
@@ -218,11 +221,12 @@ def check_kernels(model: GPT) -> None:
 
 
 def check_gradients(model: GPT) -> None:
-    """The gradient of one parameter of each kind is the slope of the loss along a random direction, by central differences.
+    """The gradient of one parameter of each kind is the slope of the loss along a random direction, by central
+    differences.
 
-    Rounding puts 1e-15 / h = 1e-8 on the slope, curvature far less: 1e-7 leaves room. At a bend of ReLU the loss has no slope, and of
-    2,560 units one lies within h of its bend in about one of a thousand models: there a hundredth of h, with the rounding that goes
-    with it, speaks for both.
+    Rounding puts 1e-15 / h = 1e-8 on the slope, curvature far less: 1e-7 leaves room. At a bend of ReLU the loss has no
+    slope, and of 2,560 units one lies within h of its bend in about one of a thousand models: there a hundredth of h,
+    with the rounding that goes with it, speaks for both.
     """
     ids, targets = token_ids(), token_ids().roll(1, dims=1)
     model.zero_grad()
@@ -256,7 +260,8 @@ def _slope(model: GPT, parameter: Tensor, direction: Tensor, h: float, ids: Tens
 
 @torch.no_grad()
 def check_causality(model: GPT) -> None:
-    """Bitwise: another token at t changes no logit before t, and does change the one at t, for t at the windows' edges too."""
+    """Bitwise: another token at t changes no logit before t, and does change the one at t, for t at the windows' edges
+    too."""
     ids = token_ids(rows=1)
     logits = model(ids)
     for t in range(1, T):

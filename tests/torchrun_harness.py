@@ -1,9 +1,11 @@
-"""Kills ranks under `torchrun --max-restarts` by SIGKILL, again and again, and compares the end with a run that nobody disturbed.
+"""Kills ranks under `torchrun --max-restarts` by SIGKILL, again and again, and compares the end with a run that nobody
+disturbed.
 
     python tests/torchrun_harness.py --ranks 3 --kills 20
 
-A rank is killed at a random moment between two steps, inside a save, or inside an evaluation; torchrun starts all of them again,
-and they go on by themselves. `tests/test_distributed.py` and `benchmarks/rank_kills.py` run this file as a program.
+A rank is killed at a random moment between two steps, inside a save, or inside an evaluation; torchrun starts all of
+them again, and they go on by themselves. `tests/test_distributed.py` and `benchmarks/rank_kills.py` run this file as a
+program.
 """
 
 import argparse
@@ -121,7 +123,8 @@ def _is_evaluating(run: Path) -> bool:
 
 
 def wait_for(agent: psutil.Process, happens: Callable[[], bool], limit: float = 90.0) -> None:
-    """Return as soon as something happens. Raises `SystemExit` where torchrun has ended, or nothing happens for long."""
+    """Return as soon as something happens. Raises `SystemExit` where torchrun has ended, or nothing happens for
+    long."""
     give_up = time.monotonic() + limit
     while not happens():
         if not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE:
@@ -181,9 +184,8 @@ def harness(
         draw.shuffle(kinds)
         for number, kind in enumerate(kinds, start=1):
             killer.kill_once(agent, kind)
-            progress(
-                f"{time.monotonic() - begin:4.0f} s  kill {number} of {kills} ({kind}), went on from step {killer.status()['step']}"
-            )
+            step = killer.status()["step"]
+            progress(f"{time.monotonic() - begin:4.0f} s  kill {number} of {kills} ({kind}), resumed from step {step}")
         status = process.wait()
     except BaseException:
         print((folder / "killed.log").read_text(errors="replace")[-6000:], file=sys.stderr)

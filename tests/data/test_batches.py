@@ -16,7 +16,7 @@ keys = st.integers(0, 2**63 - 1)
 
 
 def counting(tokens: int) -> TokenStream:
-    """A stream in which each token is its own position, so a window's content tells where it starts."""
+    """A stream in which each token is its own position, so the first token of a window is its start."""
     return TokenStream([np.arange(tokens, dtype="<u4")])
 
 
@@ -32,7 +32,7 @@ def test_the_shuffle_is_a_permutation(n: int, key: int) -> None:
 
 
 @pytest.mark.parametrize("n", [2**k + d for k in (6, 8, 16) for d in (-1, 0, 1)])
-def test_the_shuffle_is_a_permutation_where_the_bits_change(n: int) -> None:
+def test_the_shuffle_is_a_permutation_around_powers_of_two(n: int) -> None:
     assert np.array_equal(np.sort(shuffled(np.arange(n), n, 7)), np.arange(n))
 
 
@@ -72,9 +72,7 @@ def test_the_shuffle_never_changes() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.integers(2, 400), context=st.integers(1, 40), batch_size=st.integers(1, 9), seed=st.integers(0, 99))
-def test_each_epoch_tiles_the_text_once_in_an_order_of_its_own(
-    tokens: int, context: int, batch_size: int, seed: int
-) -> None:
+def test_each_epoch_tiles_the_text_once_in_its_own_order(tokens: int, context: int, batch_size: int, seed: int) -> None:
     context = min(context, tokens - 1)
     batches = Batches([counting(tokens)], context, batch_size, seed)
     n = batches.windows_per_epoch
@@ -150,7 +148,7 @@ def test_draws_are_splitmix64() -> None:
 @given(weights=st.lists(st.floats(0.5, 10), min_size=1, max_size=60))
 @example(weights=[0.5] + [0.01] * 50)
 @example(weights=[0.5] + [0.05] * 10)
-def test_every_stretch_of_a_mixture_has_the_shares_of_its_weights(weights: list[float]) -> None:
+def test_every_range_of_a_mixture_has_the_shares_of_its_weights(weights: list[float]) -> None:
     """To less than two sequences, wherever it begins and ends; the weights are rounded to one in `MIXTURE_PERIOD`."""
     texts, ranks = spread(weights)
     period = len(texts)
@@ -164,7 +162,7 @@ def test_every_stretch_of_a_mixture_has_the_shares_of_its_weights(weights: list[
 
 
 def test_each_text_of_a_mixture_is_read_as_it_is_alone() -> None:
-    """In an order of its own, all of it once an epoch, whatever the others are."""
+    """In its own order, all of it once per epoch, whatever the others are."""
     one, two, three = counting(805), TokenStream([np.arange(1000, 1405)]), TokenStream([np.arange(2000, 2085)])
     batches = Batches([one, two, three], 8, 7, seed=3, weights=[3, 2, 1])
     assert batches.windows_per_epoch == 99 + 49 + 9
@@ -233,9 +231,7 @@ def test_evaluation_predicts_every_token_but_the_first_once(
 @given(
     tokens=st.integers(2, 200), context=st.integers(1, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5)
 )
-def test_the_ranks_share_the_batches_of_an_evaluation(
-    tokens: int, context: int, batch_size: int, world_size: int
-) -> None:
+def test_ranks_share_the_batches_of_an_evaluation(tokens: int, context: int, batch_size: int, world_size: int) -> None:
     """Each batch as it is in one process, on one rank; there may be more ranks than batches."""
     whole = list(counting(tokens).evaluation_batches(context, batch_size))
     shares = [

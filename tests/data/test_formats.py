@@ -61,7 +61,7 @@ def test_the_tokens_are_read_in_place(kind: str, tmp_path: Path) -> None:
     verify(tmp_path)
 
 
-def test_the_same_tokens_have_the_same_fingerprint_wherever_they_are(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_directory(tmp_path: Path) -> None:
     prints = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -91,7 +91,7 @@ def test_verify_finds_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
         verify(tmp_path, force=True)
 
 
-def test_nanogpts_characters_come_with_it(tmp_path: Path) -> None:
+def test_nanogpts_characters_are_read_from_meta_pkl(tmp_path: Path) -> None:
     nanogpt(tmp_path)
     characters = "".join(map(chr, range(32, 332)))
     meta = {"vocab_size": 300, "itos": dict(enumerate(characters)), "stoi": {c: i for i, c in enumerate(characters)}}

@@ -159,8 +159,8 @@ def test_samples_are_the_first_the_middle_and_the_last_document(tmp_path: Path) 
         assert all(line.startswith("token") and "…" in line for line in facts_text(facts).splitlines()[-3:])
 
 
-def test_samples_leave_out_what_each_text_begins_with(tmp_path: Path) -> None:
-    """Such as <s> of Llama, behind the end of the document before it."""
+def test_samples_leave_out_the_marks_of_documents(tmp_path: Path) -> None:
+    """Such as <s> of Llama, after the end-of-text token."""
     content = json.loads(MINE.to_json())
     single = [{"SpecialToken": {"id": "mark", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     named = {"mark": {"id": "mark", "ids": [A], "tokens": ["mark"]}}
@@ -177,7 +177,7 @@ def test_samples_leave_out_what_each_text_begins_with(tmp_path: Path) -> None:
     assert facts["lengths"]["histogram"] == [[2, 3, 9]]
 
 
-def test_a_text_without_documents_gives_stretches(tmp_path: Path) -> None:
+def test_a_single_document_is_sampled_at_three_places(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("a" * 500 + "b" * 500 + "日" * 500)
     facts = dataset_facts(prepare(DataConfig(source=str(path), tokenizer="bytes", validation_fraction=0.1)))
@@ -334,7 +334,7 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
         ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is not JSON"),
     ],
 )
-def test_mistakes_get_a_line(
+def test_mistakes_are_named(
     arguments: str, expected: str, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(dataset.parent)
@@ -371,7 +371,7 @@ def file_texts() -> st.SearchStrategy[list[list[str]]]:
 
 
 def read_back(dataset: Dataset) -> dict[str, list[str]]:
-    """Each split's documents, by index, as text without marks; separators, where there are no marks, stay."""
+    """Each split's documents by index, as text without marks; separators stay."""
     found = {}
     for split, stream in zip(SPLITS, (dataset.train, dataset.validation), strict=True):
         starts = stream.document_starts()

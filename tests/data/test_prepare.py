@@ -30,6 +30,7 @@ from glassgpt.data.shards import ShardWriter
 from glassgpt.data.source_files import SourceFile, fetch_all
 from glassgpt.tokenizers.builtin import BPETokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
+from prepare_harness import contents
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20 + "Ça va?\r\n"
 
@@ -58,10 +59,6 @@ def decoded(dataset: Dataset) -> str:
     return dataset.tokenizer.decode_bytes(all_of(dataset.train) + all_of(dataset.validation)).decode()
 
 
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
 def end_of_text_tokenizer() -> BPETokenizer:
     """The 256 bytes as GPT-2's files spell them, no merges, and end-of-text as id 256."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -70,7 +67,7 @@ def end_of_text_tokenizer() -> BPETokenizer:
     return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
 
 
-def test_a_text_of_tinyshakespeares_size_is_split_and_numbered_as_nanogpt_does(tmp_path: Path) -> None:
+def test_a_single_text_is_split_and_numbered_as_in_nanogpt(tmp_path: Path) -> None:
     """1,115,394 characters, 65 of them distinct, split 90/10."""
     path = tmp_path / "input.txt"
     letters = "\n !$&',-.3:;?" + string.ascii_letters
@@ -165,7 +162,7 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
 
 
-def test_a_document_begins_as_the_tokenizers_texts_do(tmp_path: Path) -> None:
+def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:
     """With the end of text, then <s> if the tokenizer has one (Llama's); once if both are the same id."""
     (tmp_path / "texts").mkdir()
     for name, content in (("a.txt", "aa"), ("b.txt", "bb")):
@@ -252,7 +249,7 @@ def test_another_text_or_request_is_prepared(text: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
 def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
     directory = prepare(config(text))
-    whole = files_of(directory)
+    whole = contents(directory)
     match damage:
         case "missing":
             (directory / "validation-00000-00000.bin").unlink()
@@ -265,7 +262,7 @@ def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
     with pytest.raises(UserError):
         open_dataset(directory)
     assert prepare(config(text)) == directory
-    assert files_of(directory) == whole
+    assert contents(directory) == whole
 
 
 def test_verify_finds_a_flipped_bit(text: Path) -> None:
@@ -279,7 +276,7 @@ def test_verify_finds_a_flipped_bit(text: Path) -> None:
 
 def test_the_same_bytes_in_any_directory(text: Path, tmp_path: Path) -> None:
     first, second = prepare(config(text), tmp_path / "one"), prepare(config(text), tmp_path / "deep" / "two")
-    assert files_of(first) == files_of(second)
+    assert contents(first) == contents(second)
     elsewhere = tmp_path / "renamed.txt"
     elsewhere.write_bytes(text.read_bytes())
     fingerprints = {open_dataset(prepare(config(path), tmp_path / path.stem)).fingerprint for path in (text, elsewhere)}
@@ -345,7 +342,7 @@ def test_a_file_without_text_is_refused(text: Path, tmp_path: Path, content: byt
     assert not (tmp_path / "out").exists()
 
 
-def test_an_out_that_holds_something_else_is_left_alone(text: Path, tmp_path: Path) -> None:
+def test_an_out_with_other_content_is_left_alone(text: Path, tmp_path: Path) -> None:
     precious = tmp_path / "thesis" / "chapter.tex"
     precious.parent.mkdir()
     precious.write_text("years of work")
@@ -434,7 +431,7 @@ def test_a_killed_process_leaves_no_dataset_and_no_lock(text: Path, tmp_path: Pa
     assert not (out.parent / ".partial-out").exists()
 
 
-def test_of_processes_that_prepare_at_once_one_does_it(text: Path, tmp_path: Path) -> None:
+def test_one_of_several_concurrent_processes_prepares(text: Path, tmp_path: Path) -> None:
     (tmp_path / "waiting").mkdir()
     processes = [start(AT_ONCE, text, tmp_path / "out", tmp_path / "waiting") for _ in range(3)]
     lines = [line for process in processes for line in process.communicate()[0].split()]
@@ -475,7 +472,7 @@ def test_the_rest_of_a_single_document_is_not_written_twice(
     whole = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
     stopped_after_the_last_shard(text, tmp_path / "stopped", monkeypatch)
     again = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "stopped")
-    assert files_of(again) == files_of(whole)
+    assert contents(again) == contents(whole)
     verify(again)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from glassgpt.data.shards import ShardWriter, finished_shards, index_path, read_index, text_hash
 from glassgpt.utils.files import sha256_of
+from prepare_harness import contents
 
 # A document is the lengths of its parts, in characters. A character is one token here, and each document has a mark.
 Documents = list[list[int]]
@@ -38,10 +39,6 @@ def write(folder: Path, documents: Documents, limit: int, upto: int | None = Non
         if number >= writer.done:
             writer.add(ids, text, begins)
     writer.close()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @settings(deadline=None, max_examples=25)

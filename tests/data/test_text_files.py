@@ -1,4 +1,4 @@
-"""Parts of long texts make up the text, and leave GPT-2's tokens alone."""
+"""Parts of long texts join to the text, and keep GPT-2's tokens."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def parts_of(text: str, limit: int, piece: int = 7) -> list[str]:
 
 @settings(max_examples=500)
 @given(MIXED, st.integers(2, 12), st.integers(1, 9))
-def test_parts_make_up_the_text_however_it_arrives(text: str, limit: int, piece: int) -> None:
+def test_parts_join_to_the_text_however_it_arrives(text: str, limit: int, piece: int) -> None:
     parts = parts_of(text, limit, piece)
     assert "".join(parts) == text
     assert all(0 < len(part) <= limit for part in parts) or parts == [""]
@@ -69,7 +69,7 @@ def is_safe(text: str, place: int) -> bool:
 @example("a\n\nb  c", 3)
 @example("      ab", 7)
 @example("!\x1c!\x1c!", 3)
-def test_a_cut_keeps_gpt2s_splitting_wherever_white_space_lets_it(text: str, limit: int) -> None:
+def test_a_split_keeps_gpt2s_splitting_if_white_space_allows_it(text: str, limit: int) -> None:
     """Against every other place at white space, tried one by one."""
     if len(text) <= limit or is_safe(text, split_point(text, 0, limit)):
         return
@@ -84,7 +84,7 @@ def test_a_cut_keeps_gpt2s_splitting_wherever_white_space_lets_it(text: str, lim
 
 @settings(max_examples=300, deadline=None)
 @given(text=MIXED, limit=st.integers(2, 12))
-def test_a_cut_that_keeps_the_splitting_keeps_the_tokens(gpt2: Tokenizer, text: str, limit: int) -> None:
+def test_a_split_that_keeps_gpt2s_splitting_keeps_the_tokens(gpt2: Tokenizer, text: str, limit: int) -> None:
     parts = parts_of(text, limit)
     if list(itertools.chain.from_iterable(map(gpt2_pieces, parts))) == gpt2_pieces(text):
         assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
@@ -95,9 +95,7 @@ def test_a_cut_that_keeps_the_splitting_keeps_the_tokens(gpt2: Tokenizer, text: 
     words=st.lists(st.sampled_from(["the", "it's", "1984", "x+y", "¿qué?", "漢字"]), min_size=1, max_size=60),
     data=st.data(),
 )
-def test_text_of_words_in_parts_has_the_tokens_of_the_whole(
-    gpt2: Tokenizer, words: list[str], data: st.DataObject
-) -> None:
+def test_words_in_parts_have_the_tokens_of_the_whole(gpt2: Tokenizer, words: list[str], data: st.DataObject) -> None:
     gaps = data.draw(
         st.lists(
             st.sampled_from([" ", "\n", "\n\n", "\r\n", "  ", "\n\t", "\u3000"]),
@@ -110,7 +108,7 @@ def test_text_of_words_in_parts_has_the_tokens_of_the_whole(
     assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
 
 
-def test_a_cut_prefers_a_line_then_a_word() -> None:
+def test_a_split_prefers_a_line_then_a_word() -> None:
     assert parts_of("one two\nthree four five", 12) == ["one two\n", "three four", " five"]
     assert parts_of("a\nb" + " word" * 6, 16) == ["a\nb word word", " word word word", " word"]
     assert parts_of("x" * 9 + "\r\n" + "y", 10) == ["x" * 9, "\r\ny"]

@@ -57,7 +57,7 @@ def test_names_are_absolute_and_unique() -> None:
         pinned(DataConfig(mixture={"a.txt": 0.5, "./a.txt": 0.25, "b.txt": 0.25}))
 
 
-def test_a_prepared_dataset_in_a_mixture_brings_its_tokenizer_unless_another_is_named() -> None:
+def test_a_mixture_uses_the_tokenizer_of_a_prepared_dataset() -> None:
     bpe("one.json", "a b")
     bpe("two.json", "a b", "x y")
     dataset = str(prepare(DataConfig(source="a.txt", tokenizer="one.json"), Path("d")).resolve())
@@ -75,7 +75,7 @@ def test_a_prepared_dataset_in_a_mixture_brings_its_tokenizer_unless_another_is_
         open_training_data(dataclasses.replace(mixed, tokenizer="two.json"), None, quiet)
 
 
-def test_a_mixture_has_no_validation_source_and_no_weight_of_zero() -> None:
+def test_a_mixture_refuses_a_validation_source_and_weights_of_zero() -> None:
     with pytest.raises(UserError, match="validation_source"):
         DataConfig(mixture={"a.txt": 1}, validation_source="b.txt")
     for weight in (0.0, -1.0):

@@ -1,6 +1,7 @@
 """Several ranks: the same numbers as one process, no lost runs, and failures that name the rank.
 
-Real processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself. The unmarked tests are the fast core.
+Real processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself. The unmarked tests are the
+fast core.
 """
 
 import json
@@ -64,7 +65,8 @@ def status_of(run: Path) -> dict[str, Any]:
 
 
 def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference of two models' weights, the keys' biases aside: their gradient is zero but for rounding."""
+    """The largest difference of two models' weights, the keys' biases aside: their gradient is zero but for
+    rounding."""
     assert one.keys() == other.keys()
     largest = 0.0
     for name, tensor in one.items():
@@ -76,7 +78,7 @@ def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
     return largest
 
 
-# -------------------------------------------------------------------------------------------------------------------- equal
+# Equal
 
 
 def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: Harness, text: Path) -> None:
@@ -109,7 +111,8 @@ MODERN = {
 def test_fifty_steps_are_the_same_on_any_number_of_processes(
     harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool, processes: list[tuple[int, str]]
 ) -> None:
-    """Losses and gradient norms to 1e-5 relative, weights to 1e-5: DDP and FSDP, Muon on sharded fused matrices included."""
+    """Losses and gradient norms to 1e-5 relative, weights to 1e-5: DDP and FSDP, Muon on sharded fused matrices
+    included."""
     config = settings(
         text,
         model=MODERN if optimizer == "muon" else {},
@@ -212,7 +215,8 @@ def test_two_runs_in_one_process(harness: Harness, tmp_path: Path, text: Path) -
 def test_sharded_training_in_bfloat16_is_that_of_autocast_up_to_rounding(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    """Blocks are gathered in bfloat16; the residual stream and the sums of the gradients stay in float32, as under DDP."""
+    """Blocks are gathered in bfloat16; the residual stream and the sums of the gradients stay in float32, as under
+    DDP."""
     config = settings(text, steps=10, precision="bfloat16")
     for strategy in ("ddp", "fsdp"):
         harness.run(2, "train", config={**config, "strategy": strategy}, out=tmp_path / strategy)
@@ -263,7 +267,7 @@ def test_blocks_are_compiled_under_each_strategy(
     assert min(found) >= 15  # a block has some twenty
 
 
-# -------------------------------------------------------------------------------------------------------------- unbreakable
+# Unbreakable
 
 
 @pytest.mark.slow
@@ -510,7 +514,8 @@ def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_pat
 
 @pytest.mark.slow
 def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """A name for the rendezvous that is used again: the same request goes on, another one is refused or, if asked to, replaces."""
+    """A name for the rendezvous that is used again: the same request goes on, another one is refused or, if asked to,
+    replaces."""
     environment, run = {"TORCHELASTIC_RUN_ID": "nightly"}, tmp_path / "run"
     for steps, overwrite, expected in ((3, False, 0), (3, True, 0), (4, False, 2), (4, True, 0)):
         harness.start(
@@ -562,7 +567,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     assert differences(whole, run) == []
 
 
-# ----------------------------------------------------------------------------------------------------------------- torchrun
+# Torchrun
 
 
 def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +581,8 @@ def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_ranks_that_are_killed_under_torchrun_restart_and_end_with_the_same_bits() -> None:
-    """Three ranks, a kill each between steps, in a save and in an evaluation. `benchmarks/rank_kills.py` has 20 of them."""
+    """Three ranks, a kill each between steps, in a save and in an evaluation. `benchmarks/rank_kills.py` has 20 of
+    them."""
     harness = Path(__file__).parents[1] / "torchrun_harness.py"
     result = subprocess.run(
         [sys.executable, str(harness), "--ranks", "3", "--kills", "3", "--seed", "5"], capture_output=True, text=True

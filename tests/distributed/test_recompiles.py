@@ -32,7 +32,8 @@ def harness() -> Iterator[Harness]:
 
 @pytest.mark.parametrize(("layers", "kind"), [(2, "none"), (2, "full")])
 def test_growing_contexts_compile_one_graph_per_shape(layers: int, kind: str) -> None:
-    """From 16 to 1024 tokens by doubling: seven shapes, each in two micro-batch sizes; evaluations in between are not compiled."""
+    """From 16 to 1024 tokens by doubling: seven shapes, each in two micro-batch sizes; evaluations in between are not
+    compiled."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = GPT.create(ModelConfig(n_layer=layers, context_length=1024, **WIDTHS), 0).train()

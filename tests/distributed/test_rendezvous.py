@@ -22,8 +22,8 @@ from torchrun_harness import environment, ranks_below, torchrun, wait_for
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-# Waits, then becomes torchrun: agents get their ranks in the order of their process ids, so the one that is started first has rank 0,
-# also where it comes last and the other one holds the store.
+# Waits, then becomes torchrun: agents get their ranks in the order of their process ids, so the one that is started
+# first has rank 0, also where it comes last and the other one holds the store.
 _LATER = "import os, sys; sys.stdin.read(); os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -45,7 +45,8 @@ class Host:
         options = [*meeting, "--rdzv-conf", "keep_alive_interval=1"]
         train = ["-m", "glassgpt", "train", str(folder / "config.toml"), "--out", str(folder / "run")]
         command = torchrun(train, ranks=1, restarts=3, options=options)
-        # Else torch 2.13 tells the address of its store in the first round only, and who comes back waits for it in vain.
+        # Else torch 2.13 tells the address of its store in the first round only, and who comes back waits for it in
+        # vain.
         variables = {**environment(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self.log = folder / f"{name}.log"
         with open(self.log, "wb") as log:
@@ -122,7 +123,8 @@ def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
 def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(
     quiet: tuple[TrainConfig, Path], tmp_path: Path, rank: int
 ) -> None:
-    """The host that dies does not hold the store of the rendezvous. Where it had rank 0, the other one has it afterwards, and writes."""
+    """The host that dies does not hold the store of the rendezvous. Where it had rank 0, the other one has it
+    afterwards, and writes."""
     config, undisturbed = quiet
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     with socket.socket() as free:

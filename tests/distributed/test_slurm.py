@@ -1,4 +1,5 @@
-"""The Slurm script's own logic, with stand-ins for Slurm's commands: what it starts, how it ends, and when it comes back."""
+"""The Slurm script's own logic, with stand-ins for Slurm's commands: what it starts, how it ends, and when it comes
+back."""
 
 import json
 import os
@@ -75,7 +76,8 @@ class Slurm:
         }
 
     def stand_in(self, state: str, code: int = 0, **more: str) -> None:
-        """Put a script in place of python and torchrun, which ends with that status.json (LAUNCH is its own) and exit code."""
+        """Put a script in place of python and torchrun, which ends with that status.json (LAUNCH is its own) and exit
+        code."""
         self.python = self.folder / "bin" / "python"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)

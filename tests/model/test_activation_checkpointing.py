@@ -71,7 +71,8 @@ def test_full_computes_all_again_and_selective_all_but_products_and_attention() 
 
 
 def test_full_keeps_little_but_the_blocks_inputs() -> None:
-    """Bytes that autograd keeps between the passes. (What `selective` stores is not among them: tests/test_scale.py counts that.)"""
+    """Bytes that autograd keeps between the passes. (What `selective` stores is not among them: tests/test_scale.py
+    counts that.)"""
 
     def kept(kind: str) -> int:
         model = GPT.create(SHAPE, seed=1)

@@ -1,7 +1,8 @@
-"""Attention: kernels against the formula written as loops, rotary positions against complex numbers, caches against the whole.
+"""Attention: kernels against the formula written as loops, rotary positions against complex numbers, caches against the
+whole.
 
-float64 throughout, so a tolerance of 1e-12 leaves rounding three digits and a mistake none. Rotary angles are float32 in
-any model (1e-7 of an angle up to a few turns): there the tolerance is 1e-5.
+float64 throughout, so a tolerance of 1e-12 leaves rounding three digits and a mistake none. Rotary angles are float32
+in any model (1e-7 of an angle up to a few turns): there the tolerance is 1e-5.
 """
 
 import dataclasses
@@ -49,7 +50,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of the last T of S positions, number by number; query heads share key/value heads in turn."""
+    """softmax(q k^T / sqrt(D)) v of the last T of S positions, number by number; query heads share key/value heads in
+    turn."""
     rows, before = q.shape[-2], k.shape[-2] - q.shape[-2]
     y = torch.zeros_like(q)
     for b in range(q.shape[0]):
@@ -83,7 +85,8 @@ def test_kernel_is_the_formula_forward_and_backward(kernel: Kernel, span: Span, 
 @settings(deadline=None)
 @given(length=st.integers(1, 40), window=st.integers(1, 45), n_global=st.integers(0, 12), grouped=st.booleans())
 def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int, n_global: int, grouped: bool) -> None:
-    """Lengths that are no multiple of the window, windows wider than the text, more global tokens than a window holds: both ways."""
+    """Lengths that are no multiple of the window, windows wider than the text, more global tokens than a window holds:
+    both ways."""
     span = Span(window, n_global)
     heads = 1 if grouped else 2
     q, k, v = random(1, 2, length, 4, seed=1), random(1, heads, length, 4, seed=2), random(1, heads, length, 4, seed=3)
@@ -98,7 +101,8 @@ def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int
 @pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
 @pytest.mark.parametrize("heads", [2, 1])
 def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
-    """Forward only, since FlexAttention has no gradients on a CPU (`test_cuda.py` has them); at several lengths, for the mask it keeps.
+    """Forward only, since FlexAttention has no gradients on a CPU (`test_cuda.py` has them); at several lengths, for
+    the mask it keeps.
 
     float32 is its way on a CPU, so the tolerance is 1e-6.
     """
@@ -201,7 +205,8 @@ def test_attention_over_a_cache_is_attention_over_the_whole(
 
 
 def test_the_kernel_shows_queries_keys_and_values_to_a_hook() -> None:
-    """The seam of the glass: q, k and v caught in front of the fused kernel give its output by the formula, and no kernel has weights."""
+    """The seam of the glass: q, k and v caught in front of the fused kernel give its output by the formula, and no
+    kernel has weights."""
     attention = _attention("rope")
     caught: list[Tensor] = []
     attention.kernel.register_forward_pre_hook(lambda _, inputs: caught.extend(inputs[:3]))
@@ -254,7 +259,8 @@ def test_a_cache_beyond_the_context_is_refused() -> None:
 
 
 def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
-    """Elsewhere, and where it is too small for a window, its capacity is the limit. A rotary distance to a global token is no window's."""
+    """Elsewhere, and where it is too small for a window, its capacity is the limit. A rotary distance to a global token
+    is no window's."""
     positions: tuple[Literal["rope", "none", "learned", "sinusoidal"], ...] = ("rope", "none", "learned", "sinusoidal")
     endless = set()
     for position, pattern, n_global, capacity in itertools.product(positions, ("S", "SL"), (0, 1), (3, 4, 8)):

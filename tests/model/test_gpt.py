@@ -1,6 +1,8 @@
-"""The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout, compile. `test_slots.py` has its mathematics.
+"""The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout, compile. `test_slots.py` has its
+mathematics.
 
-Where weights matter they are drawn large (`lively`), since at GPT-2's initialisation a mistake in attention hardly shows.
+Where weights matter they are drawn large (`lively`), since at GPT-2's initialisation a mistake in attention hardly
+shows.
 """
 
 import math
@@ -80,7 +82,8 @@ def test_rotary_positions_replace_the_learned_ones() -> None:
 
 @pytest.mark.parametrize("residual_init", ["scaled", "zero"])
 def test_initialisation_follows_its_formula(residual_init: str) -> None:
-    """Every tensor against GPT-2's rule, within five standard errors of a standard deviation, s / sqrt(2n), and of a mean, s / sqrt(n).
+    """Every tensor against GPT-2's rule, within five standard errors of a standard deviation, s / sqrt(2n), and of a
+    mean, s / sqrt(n).
 
     Seed A assigned (2L)^-0.5 to the residual projections; seed B's misspelt flag left the feed-forward's unscaled.
     """
@@ -218,7 +221,8 @@ def test_dropout_stands_in_its_four_places() -> None:
 
 @pytest.mark.parametrize("position", ["rope", "sinusoidal"])
 def test_half_precision_weights_compute_in_half_precision(position: str) -> None:
-    """Angles are float32, and what they turn is not; bfloat16 keeps 8 bits, so a loss of 3 nats is known to about 1 %."""
+    """Angles are float32, and what they turn is not; bfloat16 keeps 8 bits, so a loss of 3 nats is known to about 1
+    %."""
     model, ids, targets = (
         GPT.create(config(position=position, qk_norm=True), 0),
         token_ids(),
@@ -255,7 +259,8 @@ def test_compile_in_place_keeps_names_and_values() -> None:
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
-    """bfloat16 has 8 bits, so a loss of 3 nats is known to about 1 %; bitwise equality would mean that autocast was ignored."""
+    """bfloat16 has 8 bits, so a loss of 3 nats is known to about 1 %; bitwise equality would mean that autocast was
+    ignored."""
     model, ids, targets = GPT.create(config(), 0), token_ids(), token_ids().roll(1, dims=1)
     exact = model(ids, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -271,7 +276,8 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_with_flex_attention_too_a_model_is_compiled_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mask of the first pass once was in a graph of its own; and a shorter text in between, not compiled, takes it away from none."""
+    """The mask of the first pass once was in a graph of its own; and a shorter text in between, not compiled, takes it
+    away from none."""
     model = GPT.create(config(context_length=256, window=64, attention="flex", position="rope"), 0)
     ids = torch.zeros(1, 256, dtype=torch.int64)
     graphs: list[torch.fx.GraphModule] = []

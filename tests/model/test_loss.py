@@ -65,7 +65,8 @@ def test_loss_and_gradients_are_those_of_full_logits(
     ("hidden_grad", "weight_grad", "products"), [(True, True, 3), (True, False, 2), (False, True, 2), (False, False, 1)]
 )
 def test_only_the_gradients_that_are_needed_are_computed(hidden_grad: bool, weight_grad: bool, products: int) -> None:
-    """Counted by PyTorch: the logits are one product, and each gradient is one more. Without autograd the loss is the same."""
+    """Counted by PyTorch: the logits are one product, and each gradient is one more. Without autograd the loss is the
+    same."""
     hidden, weight, targets = inputs()
     expected = torch.autograd.grad(cross_entropy(hidden, weight, targets, V), (hidden, weight))
     hidden.requires_grad_(hidden_grad), weight.requires_grad_(weight_grad)
@@ -158,7 +159,8 @@ def test_evaluation_holds_no_graph() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_is_what_pytorchs_own_operations_make_of_it(dtype: torch.dtype) -> None:
-    """The same loss as a plain head and loss under autocast, whose logits are rounded in the same place: 1e-6 is float32's sum.
+    """The same loss as a plain head and loss under autocast, whose logits are rounded in the same place: 1e-6 is
+    float32's sum.
 
     Gradients agree with the exact ones to a few units of the type's last place; they and the losses stay float32.
     """
@@ -177,10 +179,12 @@ def test_autocast_is_what_pytorchs_own_operations_make_of_it(dtype: torch.dtype)
 
 
 def test_float16_gradients_neither_vanish_nor_overflow() -> None:
-    """Many rows, each with a small gradient: divided by their number first, most of it would fall below float16's smallest.
+    """Many rows, each with a small gradient: divided by their number first, most of it would fall below float16's
+    smallest.
 
-    16,384 rows of a normalised hidden state, as a batch on a GPU has, at nearly equal probabilities of 1/512: an entry is 1e-7 after
-    the division, where float16 counts in steps of 6e-8. The weights' gradient sums all rows. 1 % is ten units of float16.
+    16,384 rows of a normalised hidden state, as a batch on a GPU has, at nearly equal probabilities of 1/512: an entry
+    is 1e-7 after the division, where float16 counts in steps of 6e-8. The weights' gradient sums all rows. 1 % is ten
+    units of float16.
     """
     rows, width, vocab = 16384, 8, 512
     generator = torch.Generator().manual_seed(0)
@@ -197,7 +201,8 @@ def test_float16_gradients_neither_vanish_nor_overflow() -> None:
 
 
 def test_a_compiler_leaves_the_gradient_in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put off to the backward pass, all logits would have to be kept: that the partitioner sees, where they are the larger ones.
+    """Put off to the backward pass, all logits would have to be kept: that the partitioner sees, where they are the
+    larger ones.
 
     And it meets no scatter, which would part the pass over the logits in two.
     """

@@ -55,7 +55,8 @@ def test_every_parameter_is_in_one_part(slot: str, value: str) -> None:
 def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipping(
     tmp_path: Path, text: Path, changes: dict[str, Any]
 ) -> None:
-    """By the saved weights, summed in float64, and by the whole gradient's norm in the record of the same update. A float32 sum of
+    """By the saved weights, summed in float64, and by the whole gradient's norm in the record of the same update. A
+    float32 sum of
     16,000 squares is good to 1e-5."""
     config = tiny_config(text, optim={"grad_clip": 1e-3}, **changes)
     with lightly():

@@ -13,7 +13,8 @@ from slot_harness import SLOTS, check_everything, combined
 PAIRWISE = [dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])]
 
 
-# Sizes, and what has tests of its own: dropout and initialisation (test_gpt.py); kernels, which `check_everything` compares.
+# Sizes, and what has tests of its own: dropout and initialisation (test_gpt.py); kernels, which `check_everything`
+# compares.
 NOT_SLOTS = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
 NOT_SLOTS |= {"dropout", "residual_init", "attention"}
 

@@ -67,7 +67,8 @@ def test_parameters_are_the_models(changes: dict[str, Any]) -> None:
 
 @EACH
 def test_flops_are_those_that_pytorch_counts(changes: dict[str, Any]) -> None:
-    """`FlopCounterMode` over a forward pass, and over loss and backward: exactly, since both count two FLOPs a product."""
+    """`FlopCounterMode` over a forward pass, and over loss and backward: exactly, since both count two FLOPs a
+    product."""
     config = shape(changes)
     model, ids = GPT.create(config, 0), torch.zeros(2, config.context_length, dtype=torch.long)
     summary = ModelSummary(config)

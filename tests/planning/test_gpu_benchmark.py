@@ -108,7 +108,7 @@ def test_a_peer_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     """As the compiler's workers are, which would else keep their memory on the GPU."""
-    script = "import os, subprocess, sys; p = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
+    script = "import subprocess; p = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
     with pytest.raises(gpu.PartError, match="ended after"):
         gpu.output_of([sys.executable, "-c", script], 2, cwd=tmp_path)
     pid = int((tmp_path / "pid").read_text())

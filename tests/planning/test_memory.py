@@ -92,7 +92,8 @@ class Ledger(TorchDispatchMode):
 @PRECISION
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
 def test_the_peak_of_an_update_is_that_of_real_tensors(changes: dict[str, Any], precision: str, kind: str) -> None:
-    """Within 15 % at this size, where small tensors that the formulas leave out weigh most (docs: within 10 % of real runs)."""
+    """Within 15 % at this size, where small tensors that the formulas leave out weigh most (docs: within 10 % of real
+    runs)."""
     run = config(changes, activation_checkpointing=kind)
     model = GPT.create(run.model, 0).train()
     for block in model.blocks:
@@ -111,7 +112,8 @@ def test_the_peak_of_an_update_is_that_of_real_tensors(changes: dict[str, Any], 
 
 @PRECISION
 def test_gpt2s_block_keeps_what_the_docs_say(precision: str) -> None:
-    """Per token 8 C + 14 e C + 4 H + 16 bytes; the input only if recomputed in full; selectively what products and attention give."""
+    """Per token 8 C + 14 e C + 4 H + 16 bytes; the input only if recomputed in full; selectively what products and
+    attention give."""
     e = 2 if precision == "bfloat16" else 4
     kept = {kind: block_activations(GPT2, 1, precision, kind) for kind in ("none", "selective", "full")}
     assert kept["none"] == 8 * 768 + 14 * e * 768 + 4 * 12 + 16
@@ -181,7 +183,8 @@ def test_the_total_is_the_sum_at_the_peak() -> None:
 
 @PRECISION
 def test_dropout_costs_attention_weights_on_a_cpu_only(precision: str) -> None:
-    """Fused kernels on a GPU draw the mask again; a CPU's have no dropout, and the formula in their place keeps the weights."""
+    """Fused kernels on a GPU draw the mask again; a CPU's have no dropout, and the formula in their place keeps the
+    weights."""
     kept = {
         (device, dropout): memory_per_rank(
             GPT2.override(device=device, model={"dropout": dropout}, micro_batch_size=2), 1, "single", precision

@@ -107,7 +107,8 @@ def test_a_micro_batch_that_takes_too_long_is_measured_in_part(monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest resident memory is read from /proc")
 def test_a_runs_memory_is_about_the_estimate(tmp_path: Path) -> None:
-    """Of a fresh process that trains: within a quarter (benchmarks/plan.py measures three sizes, with a bar of 10 %)."""
+    """Of a fresh process that trains: within a quarter (benchmarks/plan.py measures three sizes, with a bar of 10
+    %)."""
     write_text(tmp_path / "text.txt", 60_000)
     estimate, real = (benchmark_child(what, tmp_path) for what in ("predict", "train"))
     assert 0.8 < estimate["memory"] / (real["memory"] - estimate["libraries"]) < 1.25
@@ -115,7 +116,7 @@ def test_a_runs_memory_is_about_the_estimate(tmp_path: Path) -> None:
 
 def benchmark_child(what: str, folder: Path) -> dict[str, float]:
     """The figures of one process of benchmarks/plan.py."""
-    command = [sys.executable, str(BENCHMARK), "--child", what, "shakespeare-cpu", str(folder)]
+    command = [sys.executable, str(BENCHMARK), "shakespeare-cpu", "--child", what, "--folder", str(folder)]
     environment = {**os.environ, "GLASSGPT_CACHE": str(folder)}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
     figures: dict[str, float] = json.loads(done.stdout)

@@ -157,7 +157,8 @@ def test_the_environment_records_what_bits_depend_on() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_freed_memory_is_kept_for_the_next_tensors() -> None:
-    # Ten tensors of 1.5 MB a round, all freed: 4,000 pages of 4 KiB, which the kernel has to clear anew each time they come back.
+    # Ten tensors of 1.5 MB a round, all freed: 4,000 pages of 4 KiB, which the kernel has to clear anew each time they
+    # come back.
     code = """
 import resource, sys, torch
 from glassgpt.utils.device import keep_freed_memory

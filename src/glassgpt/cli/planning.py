@@ -23,8 +23,8 @@ class PlanOptions(TrainOptions):
 def plan(arguments: Sequence[str]) -> None:
     """Estimate what a run needs: memory by component, the micro-batch that fits, tokens/s and hours.
 
-    Takes a recipe's name or .toml file and the options of train. Nothing is written, and no text is read.
-    --device here (or auto, cpu, cuda) measures this machine for some seconds to a minute. The name of a GPU uses its data sheet:
+    Takes a recipe's name or .toml file and the options of train. Nothing is written, and no text is read. --device here
+    (or auto, cpu, cuda) measures this machine for some seconds to a minute. The name of a GPU uses its data sheet:
     b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
     """
     options = parse_settings(PlanOptions, "plan", plan, arguments)
@@ -48,7 +48,7 @@ class BenchOptions:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure this machine: products, memory bandwidth, training and generation, each with its limit (a minute or two)."""
+    """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
     options = parse(BenchOptions, "bench", bench, arguments)
     if options.json is not None:
         require_json(options.json)

@@ -1,7 +1,8 @@
 """The processes of a run: their ranks, what they exchange, and how they end together.
 
-`torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory). A single process has
-the same methods, which then do nothing, so that training code is the same for 1 and for 64 processes.
+`torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory). A
+single process has the same methods, which then do nothing, so that training code is the same for 1 and for 64
+processes.
 
 Shapes: `W` ranks.
 """
@@ -36,7 +37,7 @@ SHUTDOWN_SECONDS = 6.0
 
 
 class Ranks:
-    """The ranks of a run, seen from this process. `Ranks()` is a process that trains alone; `process_group` connects several."""
+    """The ranks of a run. `Ranks()` is a process that trains alone; `process_group` connects several."""
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
@@ -85,7 +86,7 @@ class Ranks:
         return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
 
     def device(self, name: str) -> torch.device:
-        """The device of that name; with several GPUs, the one of this rank. Raises `UserError` if it is not available."""
+        """The device of that name; with several GPUs, this rank's. Raises `UserError` if it is not available."""
         if self._watchdog is None:
             return find_device(name)
         if name not in ("auto", "cpu", "cuda"):
@@ -127,7 +128,7 @@ class Ranks:
         return [json.loads(row[:length].tobytes()) for row, length in zip(table, lengths, strict=True)]
 
     def enter_phase(self, name: str, *, may_take_long: bool = False) -> None:
-        """Report what this rank does next, for messages about hangs. `may_take_long`: others may wait for it without limit."""
+        """Report what this rank does next. `may_take_long`: other ranks may wait for it without limit."""
         if self._watchdog is not None:
             self._watchdog.enter_phase(name, may_take_long)
 
@@ -171,17 +172,18 @@ class Ranks:
             self._watchdog.stop()
 
     def on_failure(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the reason if a failure here or on another rank ends this rank; maybe in another thread."""
+        """Call `callback` with the reason if a failure on any rank ends this one; maybe in another thread."""
         self._on_failure = callback
         if self._watchdog is not None:
             self._watchdog.on_failure = callback
 
     def fail(self, error: Exception) -> NoReturn:
-        """Announce an exception to all ranks, which ends them. Raises it again, or ends silently if another rank failed first."""
+        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
         if self._watchdog is None:
             self._on_failure(first_line(error))
             raise error
-        # A collective fails when another rank ends, under gloo with a plain RuntimeError. Then that rank is lost, or announces why.
+        # A collective fails when another rank ends, under gloo with a plain RuntimeError. Then that rank is lost, or
+        # announces why.
         may_be_echo = isinstance(error, dist.DistError) or type(error) is RuntimeError
         lost = self._watchdog.lost_ranks(wait=3 * PERIOD) if may_be_echo else []
         cause = f"lost the connection to {', '.join(lost)}, which was killed or whose host is down" if lost else None
@@ -238,7 +240,7 @@ def first_line(error: BaseException) -> str:
 
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a fact differs between ranks, such as the version of the code or of the data; it names the rank."""
+    """Raise `UserError`, which names the rank, if a fact such as the version of the code differs."""
     everywhere = ranks.all_gather_object({**facts, "host": socket.gethostname()})
     first = everywhere[0]
     for rank, own in enumerate(everywhere):

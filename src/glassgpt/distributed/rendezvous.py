@@ -33,8 +33,9 @@ def connect(is_holder: bool) -> TCPStore:
 def agree_on_prefix(store: TCPStore, rank: int, size: int) -> str:
     """A name that the ranks of this start share, and no earlier start of theirs.
 
-    torchrun 2.13 keeps its store when it restarts the ranks, so that they would find the addresses of the dead ones in it
-    (pytorch/pytorch#135712). Each rank therefore sends a new word, and rank 0 answers the latest word of each with the name.
+    torchrun 2.13 keeps its store when it restarts the ranks, so that they would find the addresses of the dead ones in
+    it (pytorch/pytorch#135712). Each rank therefore sends a new word, and rank 0 answers the latest word of each with
+    the name.
     """
     word = uuid.uuid4().hex
     if rank > 0:

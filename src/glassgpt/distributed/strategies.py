@@ -18,8 +18,8 @@ from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
-# Shapes that a run may have: contexts and batches that double, each in two sizes of micro-batch. With PyTorch's limit of 8 the rest
-# would run uncompiled, after one warning.
+# Shapes that a run may have: contexts and batches that double, each in two sizes of micro-batch. With PyTorch's limit
+# of 8 the rest would run uncompiled, after one warning.
 RECOMPILE_LIMIT = 64
 
 
@@ -36,11 +36,12 @@ class Strategy:
     def compile(self, backend: str) -> None:
         """Compile the model in place: without a wrapper, names stay the same."""
         build_block_masks(self.model)
-        # For each shape on its own: dynamic shapes that an evaluation brings in would make the kernels of training slower.
+        # For each shape on its own: dynamic shapes that an evaluation brings in would make the kernels of training
+        # slower.
         self.model.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
-        """Wraps the forward and backward pass of a micro-step. Gradients are summed over the ranks by the last one at the latest."""
+        """Wraps a micro-step's forward and backward pass. The last one sums gradients over the ranks."""
         return nullcontext()
 
     def finish_update(self) -> None:
@@ -58,7 +59,7 @@ class Strategy:
 
     @contextmanager
     def full_model(self) -> Iterator[GPT]:
-        """The model with all of its weights on each rank, for evaluation and generation, in which ranks do different work."""
+        """The model with all weights on each rank, for evaluation and generation, where ranks work apart."""
         yield self.model
 
     def distributed_map(self, function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
@@ -86,8 +87,9 @@ class DataParallel(Strategy):
     def _settle_buckets(self, device: torch.device) -> None:
         """Let DDP arrange its buckets in the order of the gradients, which it does once, after its first backward pass.
 
-        If the first update did that, a resumed run would sum it in another order than a run that never stopped, which changes bits with
-        3 ranks and more. (`find_unused_parameters=True` keeps the first order, but walks the graph and warns on each rank.)
+        If the first update did that, a resumed run would sum it in another order than a run that never stopped, which
+        changes bits with 3 ranks and more. (`find_unused_parameters=True` keeps the first order, but walks the graph
+        and warns on each rank.)
         """
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for _ in range(2):  # the second forward pass arranges them
@@ -107,9 +109,9 @@ class DataParallel(Strategy):
 class FullySharded(Strategy):
     """FSDP2 (Zhao et al., 2023; PyTorch's `fully_shard`): each rank holds a shard of every weight, gradient and moment.
 
-    The weights of a block are gathered before it computes, forward and backward, and dropped after it; a tied head stays with the
-    embedding in the root's group. In bfloat16, blocks are gathered in bfloat16, gradients are summed in float32, and the residual stream
-    stays in float32 as under autocast.
+    The weights of a block are gathered before it computes, forward and backward, and dropped after it; a tied head
+    stays with the embedding in the root's group. In bfloat16, blocks are gathered in bfloat16, gradients are summed in
+    float32, and the residual stream stays in float32 as under autocast.
     """
 
     name = "fsdp"
@@ -175,14 +177,14 @@ def build_block_masks(model: GPT) -> None:
             module.block_mask(model.config.context_length, model.embedding.weight.device)
 
 
-# `auto` shards weights, gradients and AdamW's moments if they would take more than this share of a GPU's memory: activations and logits
-# need the rest.
+# `auto` shards weights, gradients and AdamW's moments if they would take more than this share of a GPU's memory:
+# activations and logits need the rest.
 _REPLICATED_SHARE = 0.4
 _BYTES_PER_PARAMETER = 16
 
 
 def parallelize(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device, precision: str) -> Strategy:
-    """Lay out a model, full and equal on each rank, over the ranks. Raises `UserError` for what the strategy does not support."""
+    """Lay out a model that is equal on all ranks. Raises `UserError` for what the strategy does not support."""
     strategy = config.strategy if under_torchrun() else "single"
     if strategy == "auto":
         need = _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())

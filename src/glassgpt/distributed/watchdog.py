@@ -17,7 +17,8 @@ from glassgpt.utils.errors import UserError
 
 # Seconds between two looks at the store.
 PERIOD = 1.0
-# How much longer a rank may take before its first update is complete: the first step compiles, and reads data for the first time.
+# How much longer a rank may take before its first update is complete: the first step compiles, and reads data for the
+# first time.
 FIRST_UPDATE_FACTOR = 6
 
 
@@ -58,8 +59,8 @@ class Failure:
 class Watchdog(threading.Thread):
     """Ends this process if another rank fails or is missing.
 
-    Ranks write their `Status` into the store of the group (torchrun's, or rank 0's). A rank is missing if it no longer reports, or if it
-    is in an earlier phase than the others and makes no progress.
+    Ranks write their `Status` into the store of the group (torchrun's, or rank 0's). A rank is missing if it no longer
+    reports, or if it is in an earlier phase than the others and makes no progress.
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
@@ -161,7 +162,7 @@ class Watchdog(threading.Thread):
         return failure.reason
 
     def _find_missing(self, beat: int) -> str | None:
-        """Report this rank's status. Returns the reason to end if a rank is missing; the first rank to notice prints it."""
+        """Report this rank's status; return the reason to end if a rank is missing. The first to notice prints it."""
         self._report(beat)
         statuses, now = self._statuses(), time.monotonic()
         if now - self._last_look > 5 * PERIOD:  # this process itself was stopped, and perhaps all of them were

@@ -1,7 +1,7 @@
-"""Activation checkpointing (Chen et al., 2016): keep less of each block for the backward pass, and compute the rest again there.
+"""Activation checkpointing (Chen et al., 2016): recompute parts of each block in the backward pass to save memory.
 
-`full` keeps the input of a block only, for one more forward pass: a third more arithmetic. `selective` also keeps the results of
-matrix products and of attention, and recomputes what is between them: norms, activations and residual sums.
+`full` keeps the input of a block only, for one more forward pass: a third more arithmetic. `selective` also keeps the
+results of matrix products and of attention, and recomputes what is between them: norms, activations and residual sums.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from glassgpt.utils.torch_internals import CHECKPOINTED_OPERATORS
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Let a block recompute its activations, in place: `none`, `selective` or `full`. Gradients and dropout masks do not change."""
+    """Let a block recompute its activations, in place: `none`, `selective` or `full`. Results do not change."""
     if kind == "none":
         return
     contexts: dict[str, Any] = {}
@@ -25,8 +25,8 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     def forward(*arguments: Any) -> Any:
         return checkpoint(inner, *arguments, use_reentrant=False, **contexts)
 
-    # On the instance: hooks on the block, such as FSDP's, stay outside the recomputation, and no parameter changes its name. A function
-    # rather than a `partial`: inside FSDP's hooks it is the frame that torch.compile starts from.
+    # On the instance: hooks on the block, such as FSDP's, stay outside the recomputation, and no parameter changes its
+    # name. A function rather than a `partial`: inside FSDP's hooks it is the frame that torch.compile starts from.
     block.forward = forward
 
 

@@ -1,7 +1,7 @@
 """Causal self-attention (Vaswani et al., 2017): spans, kernels, rotary positions and norms.
 
-A kernel is a module without parameters, `kernel(q, k, v, mask, bias)`. Fast kernels train; `ExplicitKernel` is the formula written out
-and the reference for the others. A hook on the kernel sees q, k, v, the mask and the bias.
+A kernel is a module without parameters, `kernel(q, k, v, mask, bias)`. Fast kernels train; `ExplicitKernel` is the
+formula written out and the reference for the others. A hook on the kernel sees q, k, v, the mask and the bias.
 
 Shapes: `B` batch, `T` queries, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Span:
     """How far a layer looks back: over the whole text, or over a window and the first tokens of the text.
 
-    The window is the sliding window of Longformer (Beltagy et al., 2020) made causal; the global tokens are visible to every later
-    token. The window counts the token itself, as Hugging Face does.
+    The window is the sliding window of Longformer (Beltagy et al., 2020) made causal; the global tokens are visible to
+    every later token. The window counts the token itself, as Hugging Face does.
     """
 
     window: int | None = None
@@ -47,7 +47,7 @@ class Span:
         return self.mask(positions[-n_queries:], positions)
 
     def cached_mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
-        """The mask over a cache; None if the kernel needs none: the first T positions, or one query that sees all keys."""
+        """The mask over a cache; None for the first T positions, and for one query that sees all keys."""
         if len(q_pos) == len(k_pos) or (len(q_pos) == 1 and self.window is None):
             return None
         return self.mask(q_pos, k_pos)
@@ -59,7 +59,7 @@ def spans(config: ModelConfig) -> list[Span]:
 
 
 def attention_scores(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """q k^T / sqrt(D), plus the bias: q (B, H, T, D), k (B, K, S, D), bias (H, T, S) -> (B, H, T, S), before the mask."""
+    """q (B, H, T, D), k (B, K, S, D), bias (H, T, S) -> q k^T / sqrt(D) + bias (B, H, T, S), before the mask."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     return scores if bias is None else scores + bias
@@ -118,9 +118,10 @@ class SDPAKernel(nn.Module):
 
 
 class WindowKernel(SDPAKernel):
-    """Sliding-window attention in time and memory linear in the length: each block of W queries sees its own and the previous block.
+    """Sliding-window attention in time and memory linear in the length.
 
-    The global tokens come before both. On a GPU `FlexKernel` takes fewer steps.
+    Each block of W queries sees its own and the previous block. The global tokens come before both. On a GPU
+    `FlexKernel` takes fewer steps.
     """
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -164,8 +165,8 @@ class FlexKernel(SDPAKernel):
     def block_mask(self, length: int, device: torch.device) -> "BlockMask":
         """The block mask of texts of this length; the longest so far is kept.
 
-        Call it before compiling the model: a mask built during compilation would be compiled with the model, which would then be
-        compiled again without it.
+        Call it before compiling the model: a mask built during compilation would be compiled with the model, which
+        would then be compiled again without it.
         """
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -192,8 +193,8 @@ def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel
 class LayerNorm(nn.LayerNorm):
     """LayerNorm (Ba et al., 2016) over the last dimension, with its weights in the dtype of its input.
 
-    Autocast on a CPU does not cast them, and the fused kernel has no mixed dtypes; sharded bfloat16 training has bfloat16 weights and
-    a float32 residual stream.
+    Autocast on a CPU does not cast them, and the fused kernel has no mixed dtypes; sharded bfloat16 training has
+    bfloat16 weights and a float32 residual stream.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al., 2021): the two halves of a head's width are rotated by angles that grow with the position."""
+    """Rotary positions (Su et al., 2021): angles that grow with the position rotate the halves of a head."""
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
@@ -221,7 +222,8 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x rotated, (B, H, T, D)."""
-        # Keep exactly these steps: the last bit of a frequency changes the angle at position 10,000, and checkpoints depend on it.
+        # Keep exactly these steps: the last bit of a frequency changes the angle at position 10,000, and checkpoints
+        # depend on it.
         frequencies = 1.0 / self.base ** (torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim)
         angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -245,7 +247,7 @@ class NoBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with a fused projection; several query heads may share a key/value head (Ainslie et al., 2023)."""
+    """Causal self-attention. Query heads may share key/value heads (Ainslie et al., 2023)."""
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
@@ -260,7 +262,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds the keys and values before x, and takes in those of x."""
+        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds earlier keys and values, and takes in those of
+        x."""
         B, T, _ = x.shape
         q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)

@@ -52,7 +52,8 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, sections 3.4 and 3.5).
 
-    The embedding is first multiplied by sqrt(C), as in the paper: drawn from normal(0, 0.02), it is far smaller than they are.
+    The embedding is first multiplied by sqrt(C), as in the paper: drawn from normal(0, 0.02), it is far smaller than
+    they are.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -173,8 +174,9 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
 
-        The loss is the mean, with gradients; with `reduction="none"` it is that of each token, (B, T), without gradients.
-        Padded ids have no logits and no probability. Raises `ValueError` for more tokens than learned positions or the cache allow.
+        The loss is the mean, with gradients; with `reduction="none"` it is that of each token, (B, T), without
+        gradients. Padded ids have no logits and no probability. Raises `ValueError` for more tokens than learned
+        positions or the cache allow.
         """
         hidden = self.hidden(ids, cache)
         if targets is None:
@@ -183,7 +185,7 @@ class GPT(nn.Module):
         return loss(hidden, self.head.weight, targets, self.vocab_size, self.config.logit_softcap)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache holds the tokens before, and takes in these."""
+        """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache takes in these tokens."""
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
         limit = cache.limit if cache is not None else self.limit
@@ -211,9 +213,10 @@ class GPT(nn.Module):
 def initialize(model: GPT, seed: int) -> None:
     """Draw all weights: normal(0, 0.02), biases 0, norms 1.
 
-    The two projections that write into the residual stream have 0.02 / sqrt(2 n_layer) instead, so that the variance of the stream
-    does not grow with depth (Radford et al., 2019, section 2.3), or start at zero if the config asks for it. Each parameter is drawn
-    on the CPU from a generator named after it, so other parameters, the device and the number of processes do not change it.
+    The two projections that write into the residual stream have 0.02 / sqrt(2 n_layer) instead, so that the variance of
+    the stream does not grow with depth (Radford et al., 2019, section 2.3), or start at zero if the config asks for it.
+    Each parameter is drawn on the CPU from a generator named after it, so other parameters, the device and the number
+    of processes do not change it.
     """
     residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
     for name, module in model.named_modules():

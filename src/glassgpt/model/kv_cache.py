@@ -1,6 +1,7 @@
 """Keys and values of past tokens, so that each new token needs one position's computation only.
 
-Shapes: `B` batch, `T` new positions, `S` positions returned, `K` key/value heads, `D` head width, `W` window, `G` global tokens.
+Shapes: `B` batch, `T` new positions, `S` positions returned, `K` key/value heads, `D` head width, `W` window, `G`
+global tokens.
 """
 
 import copy
@@ -14,7 +15,8 @@ from glassgpt.config.model import ModelConfig
 class LayerCache:
     """Keys and values that one layer may still need: all of them, or the last W and the first G.
 
-    Buffers are (B, K, slots, D). Position p is in slot p; after the buffer is full, the slots after the first G form a ring.
+    Buffers are (B, K, slots, D). Position p is in slot p; after the buffer is full, the slots after the first G form a
+    ring.
     """
 
     def __init__(
@@ -37,7 +39,8 @@ class LayerCache:
     def append(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store k and v (B, K, T, D) of the next positions (T,).
 
-        Returns the keys and values that these may see, (B, K, S, D) each, and their positions (S,), which need not be in order.
+        Returns the keys and values that these may see, (B, K, S, D) each, and their positions (S,), which need not be
+        in order.
         """
         slots = self.k.shape[-2]
         filled = min(self.length, slots)
@@ -78,8 +81,8 @@ class LayerCache:
 class KVCache:
     """One `LayerCache` per layer, for `batch_size` sequences of up to `capacity` tokens.
 
-    `limit` is the capacity. It is None (no limit) if positions are relative, all layers have windows, and the capacity holds a window.
-    Raises `ValueError` for a capacity over a limited model's context length.
+    `limit` is the capacity. It is None (no limit) if positions are relative, all layers have windows, and the capacity
+    holds a window. Raises `ValueError` for a capacity over a limited model's context length.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class KVCache:
         return self.layers[0].length
 
     def select(self, rows: Tensor) -> "KVCache":
-        """A copy with these rows (n,) of the batch, in this order. Repeat a row to continue one text in several ways."""
+        """A copy with these rows (n,) of the batch. Repeat a row to continue one text in several ways."""
         chosen = copy.copy(self)
         chosen.layers = [layer.select(rows) for layer in self.layers]
         return chosen

@@ -1,7 +1,7 @@
 """Output head and cross-entropy in one: from hidden states to the loss, without holding all logits at once.
 
-At a vocabulary of 50,304 the logits of 16 x 1024 tokens take 3.3 GB in float32, and their gradient as much again. Here rows go
-through the head in chunks, and the gradient of a chunk is formed while its logits exist.
+At a vocabulary of 50,304 the logits of 16 x 1024 tokens take 3.3 GB in float32, and their gradient as much again. Here
+rows go through the head in chunks, and the gradient of a chunk is formed while its logits exist.
 
 Shapes: `N` rows (batch x time), `C` channels, `V` padded vocabulary.
 """
@@ -19,12 +19,13 @@ IGNORED = -100
 CHUNK_ELEMENTS = 2**24
 # Rows per chunk: their products are summed in the compute dtype, and more of them could overflow float16.
 CHUNK_ROWS = 2048
-# On a GPU: GPT-2's 50,304 logits of this many rows are 1.6 GB; a larger vocabulary gets fewer rows. Smaller chunks read and write the
-# head's gradient more often, and compiled code repeats per chunk: with `CHUNK_ELEMENTS` 197 times for 64 x 1024 tokens.
+# On a GPU: GPT-2's 50,304 logits of this many rows are 1.6 GB; a larger vocabulary gets fewer rows. Smaller chunks read
+# and write the head's gradient more often, and compiled code repeats per chunk: with `CHUNK_ELEMENTS` 197 times for 64
+# x 1024 tokens.
 GPU_CHUNK_ROWS = 8192
 GPU_CHUNK_ELEMENTS = 2**29
-# Rows of the head that a CPU handles at once: in evaluation they stay in its cache (1.5 times as fast), and their gradient in bfloat16
-# is converted to float32 before it is added.
+# Rows of the head that a CPU handles at once: in evaluation they stay in its cache (1.5 times as fast), and their
+# gradient in bfloat16 is converted to float32 before it is added.
 CPU_VOCAB_BLOCK = 4096
 
 
@@ -78,7 +79,7 @@ def _minus_one_at(target: Tensor, p: Tensor) -> Tensor:
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over the rows that are not ignored; gradients are formed in the forward pass, for the inputs that need them."""
+    """Mean cross-entropy over rows that are not ignored. The forward pass forms the gradients that are needed."""
 
     @staticmethod
     def forward(
@@ -97,7 +98,8 @@ class _MeanCrossEntropy(torch.autograd.Function):
                     (chunk @ w.T).to(total.dtype), targets[start : start + rows], vocab_size, cap
                 )
                 total += losses.sum()
-                # Not divided by the number of rows yet: the result would underflow in float16. The backward pass divides.
+                # Not divided by the number of rows yet: the result would underflow in float16. The backward pass
+                # divides.
                 grad = grad.to(h.dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + rows] = grad @ w
@@ -128,8 +130,8 @@ def cross_entropy(
 ) -> Tensor:
     """Mean next-token loss in nats: a scalar, at least float32. Gradients are computed only for inputs that need them.
 
-    hidden (..., C); weight (V, C), whose rows from `vocab_size` on are padding, without probability or gradient; targets (...), with
-    `IGNORED` for positions to leave out.
+    hidden (..., C); weight (V, C), whose rows from `vocab_size` on are padding, without probability or gradient;
+    targets (...), with `IGNORED` for positions to leave out.
     """
     if not torch.is_grad_enabled():
         losses = token_losses(hidden, weight, targets, vocab_size, cap)
@@ -157,7 +159,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
 
 
 def _losses_of_rows(h: Tensor, w: Tensor, targets: Tensor, vocab_size: int, cap: float | None, block: int) -> Tensor:
-    """log(sum(exp(logits))) - logits[target], summed over blocks of the vocabulary, scaled by the largest logit so far."""
+    """log(sum(exp(logits))) - logits[target], block by block of the vocabulary."""
     dtype = torch.promote_types(h.dtype, torch.float32)
     largest = torch.full((len(h),), -torch.inf, dtype=dtype, device=h.device)
     total = torch.zeros_like(largest)

@@ -28,7 +28,7 @@ def param_groups(model: "nn.Module") -> dict[str, "list[nn.Parameter]"]:
 
 
 def group_weight_norms(model: "nn.Module") -> dict[str, float]:
-    """The Euclidean norm of each group's weights; the rows that pad the vocabulary count too. The model must not be sharded."""
+    """The Euclidean norm of each group's weights, padding included. The model must not be sharded."""
     from torch.nn.utils import get_total_norm
 
     return {key: get_total_norm([p.detach() for p in group]).item() for key, group in param_groups(model).items()}

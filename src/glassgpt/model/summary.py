@@ -68,7 +68,7 @@ class ModelSummary:
 
     @property
     def forward_flops_per_token(self) -> int:
-        """FLOPs of matrix products for one token in a full context, forward: 2 per weight, and 4 H D per key of attention.
+        """Forward FLOPs of matrix products per token in a full context: 2 per weight, and 4 H D per key of attention.
 
         Attention counts every pair of positions within its span, visible or not (Chowdhery et al., 2022, appendix B).
         """

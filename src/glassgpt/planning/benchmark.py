@@ -55,7 +55,8 @@ def _short(value: float) -> str:
 def measure(device: torch.device) -> Iterator[Figure]:
     """Measure a CPU or a CUDA device for a minute or two; yields each figure as soon as it is measured.
 
-    Models have random weights, which take as long as any others. GPT-2 is left out if it does not fit into the free memory.
+    Models have random weights, which take as long as any others. GPT-2 is left out if it does not fit into the free
+    memory.
     """
     peaks: dict[str, float] = {}
     for precision in ("float32", "bfloat16"):

@@ -2,8 +2,8 @@
 
 `docs/scale.md` explains the formulas and shows how close they come to real runs.
 
-Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` padded vocabulary, `H` heads, `D` head width, `K` key/value
-heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.
+Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` padded vocabulary, `H` heads, `D` head
+width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.
 """
 
 import dataclasses
@@ -22,11 +22,14 @@ from glassgpt.utils.device import available_memory
 from glassgpt.utils.formatting import format_bytes
 
 FLOAT32 = 4
-# Share of the free memory that a suggested micro-batch may take: allocators round up, libraries have buffers, evaluation needs some.
+# Share of the free memory that a suggested micro-batch may take: allocators round up, libraries have buffers,
+# evaluation needs some.
 COMFORT = 0.9
-# A run is refused if it needs this much more than the free memory. Real runs have needed up to 8 % more than the formulas, never less.
+# A run is refused if it needs this much more than the free memory. Real runs have needed up to 8 % more than the
+# formulas, never less.
 DOUBT = 1.05
-# An update with one micro-step keeps no earlier gradients, so up to this many tokens it may need less than one with more micro-steps.
+# An update with one micro-step keeps no earlier gradients, so up to this many tokens it may need less than one with
+# more micro-steps.
 LIGHT_TOKENS = 2**16
 # Full-size copies of the hidden gradient that live together in the backward pass of the nonlinearity; 1 for all others.
 _FEED_FORWARD_GRADIENTS = {"relu": 2, "swiglu": 2, "relu_squared": 3}
@@ -92,16 +95,18 @@ def memory_per_rank(config: TrainConfig, processes: int, strategy: str, precisio
 def moments(config: TrainConfig, processes: int, strategy: str, precision: str) -> dict[str, Memory]:
     """The moments at which the memory of an update can peak.
 
-    `loss`: all activations exist. `head`, `block`, `embedding`: the backward passes of the head, of the last block and, with all
-    gradients and no activations, of the embedding. `update`: the optimizer. `strategy` is single, ddp or fsdp.
-    Not counted: the device's context, buffers of libraries and collectives, what the allocator reserves, evaluation, `cpu_offload`.
+    `loss`: all activations exist. `head`, `block`, `embedding`: the backward passes of the head, of the last block and,
+    with all gradients and no activations, of the embedding. `update`: the optimizer. `strategy` is single, ddp or fsdp.
+    Not counted: the device's context, buffers of libraries and collectives, what the allocator reserves, evaluation,
+    `cpu_offload`.
     """
     c, summary, batch = config.model, ModelSummary(config.model), batch_per_rank(config, processes)
     tokens, kind = batch.micro_batch * c.context_length, config.activation_checkpointing
     sharded = strategy == "fsdp"
     shards = processes if sharded else 1
     weights = -(-summary.parameters * FLOAT32 // shards)
-    # DDP's buckets always exist and are the gradients. Otherwise the first backward pass of an update makes the gradients.
+    # DDP's buckets always exist and are the gradients. Otherwise the first backward pass of an update makes the
+    # gradients.
     earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
     if sharded and config.fsdp_gradient_sync == "update" and batch.micro_steps > 1:
         earlier = summary.parameters * FLOAT32
@@ -128,7 +133,7 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
 
 
 def block_activations(config: TrainConfig, tokens: int, precision: str, kind: str) -> int:
-    """Bytes that one block keeps for the backward pass by kind of activation checkpointing, its result included, its input not."""
+    """Bytes that one block keeps for the backward pass, its result included, its input not."""
     c, e = config.model, _width(precision)
     C, F, q_width, kv_width = (
         c.n_embd,
@@ -141,7 +146,8 @@ def block_activations(config: TrainConfig, tokens: int, precision: str, kind: st
     products = (q_width + 2 * kv_width) + q_width + C + (2 if c.activation == "swiglu" else 1) * F + C
     if kind == "selective":
         return tokens * (FLOAT32 * C + e * products + FLOAT32 * c.n_head + _attention_weights(config, e))
-    # The inputs of both norms and their statistics, and for RMSNorm the normalised values; the inputs of the matrices; q, k and v.
+    # The inputs of both norms and their statistics, and for RMSNorm the normalised values; the inputs of the matrices;
+    # q, k and v.
     per_token = 2 * (FLOAT32 * C + 8) + (2 * FLOAT32 * C if c.norm == "rmsnorm" else 0)
     hidden = {"relu": 1, "swiglu": 4}.get(c.activation, 2) * F
     per_token += e * (2 * C + q_width + 2 * kv_width + q_width + hidden) + FLOAT32 * c.n_head
@@ -167,7 +173,7 @@ def _attention_weights(config: TrainConfig, e: int) -> int:
 
 
 def _window_copies(config: TrainConfig, e: int) -> int:
-    """Bytes per token of the keys and values that `WindowKernel` copies for each block, and of the result, in an average layer."""
+    """Bytes per token of the keys, values and results that `WindowKernel` copies, in an average layer."""
     c = config.model
     if c.attention != "sdpa" or c.window is None:
         return 0
@@ -213,7 +219,8 @@ def _gathered(config: TrainConfig, processes: int, precision: str, kept: int) ->
     root = (summary.parameters - _block_parameters(config)) * FLOAT32
     block = summary.block_parameters * _width(precision)
     buffer = block if processes > 1 else 0  # one process gathers nothing into a buffer first, but copies the weights
-    # The gradients of the last block are being sent while the block before goes backward, without the activations of the last.
+    # The gradients of the last block are being sent while the block before goes backward, without the activations of
+    # the last.
     sending = max(0, summary.block_parameters * FLOAT32 - kept) if config.model.n_layer > 1 else 0
     return {
         "loss": root + buffer,
@@ -243,8 +250,10 @@ def _optimizer_moments(config: TrainConfig) -> int:
 
 
 def _optimizer_working(config: TrainConfig) -> int:
-    """Fused AdamW needs nothing. Muon needs the directions of the matrices that it handles together, and five times those of one shape
-    (the batch, filled up and orthogonalised in part, and two more terms); a third of GPT-2's matrices have one shape.
+    """Fused AdamW needs nothing; Muon needs the directions of the matrices that it handles together, and work space.
+
+    The work space is five times the matrices of one shape: the batch, filled up, orthogonalised in part, and two terms.
+    A third of GPT-2's matrices have one shape.
     """
     return 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config)) // 3 if config.optim.name == "muon" else 0
 
@@ -252,7 +261,7 @@ def _optimizer_working(config: TrainConfig) -> int:
 def largest_micro_batch(
     config: TrainConfig, processes: int, need: Callable[[TrainConfig], float], available: float
 ) -> int | None:
-    """The largest micro-batch whose `need` (bytes) fits into `available` bytes, at most the share of a rank; None if not even 1 fits."""
+    """The largest micro-batch whose `need` fits into `available` bytes; None if not even 1 fits."""
     share = config.sequences_per_process(processes)
     sizes = sorted({-(-share // steps) for steps in range(1, share + 1)}, reverse=True)
     return next((size for size in sizes if need(config.override(micro_batch_size=size)) <= available), None)
@@ -261,8 +270,8 @@ def largest_micro_batch(
 def check_memory(config: TrainConfig, processes: int, device: torch.device, precision: str) -> str | None:
     """Why an update cannot fit into the memory that is free now, with what to change; None if it may fit.
 
-    Refuses only what certainly does not fit: on a CPU, swap counts as free, and of a compiled model only what no compiler can drop is
-    counted. Call it before the model is made. `cpu_offload` is not checked.
+    Refuses only what certainly does not fit: on a CPU, swap counts as free, and of a compiled model only what no
+    compiler can drop is counted. Call it before the model is made. `cpu_offload` is not checked.
     """
     free = available_memory(device, swap=True)
     if free is None or config.cpu_offload:
@@ -289,7 +298,7 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
 
 
 def _least(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
-    """Bytes that an update needs at least. A compiler must keep the results of products and of attention, and may drop the rest."""
+    """Bytes that an update needs at least: a compiler may drop all but the results of products and of attention."""
     if not config.compiles_on(config.device):
         return memory_per_rank(config, processes, strategy, precision).total
     if config.activation_checkpointing == "none":

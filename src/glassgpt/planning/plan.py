@@ -1,4 +1,4 @@
-"""What a run needs before it starts: memory by component, the largest micro-batch that fits, tokens/s and hours, for each strategy.
+"""What a run needs: memory by component, the largest micro-batch that fits, tokens/s and hours.
 
 A GPU is judged by its data sheet and named assumptions, this machine by a short measurement.
 """
@@ -44,18 +44,19 @@ from glassgpt.utils.hub import find_hub_id
 # Of a GPU's memory: the CUDA context with the buffers of cuBLAS and NCCL, and the share that the allocator wastes.
 CONTEXT = 1e9
 FRAGMENTED = 0.05
-# On a CPU glibc keeps freed blocks (`keep_freed_memory`): 18 to 26 % of activations and working memory at the sizes of shakespeare-char.
-# oneDNN and others have buffers of 10 to 13 MB, larger ones for larger matrices (docs/scale.md).
+# On a CPU glibc keeps freed blocks (`keep_freed_memory`): 18 to 26 % of activations and working memory at the sizes of
+# shakespeare-char. oneDNN and others have buffers of 10 to 13 MB, larger ones for larger matrices (docs/scale.md).
 HEAP = 0.2
 BUFFERS = 30e6
-# Seconds of a pass on a GPU below which its host may not start kernels fast enough: hundreds of kernels, some microseconds each.
+# Seconds of a pass on a GPU below which its host may not start kernels fast enough: hundreds of kernels, some
+# microseconds each.
 SHORT_PASS = 0.01
 _LABELS = {"working": "logits and working", "copies": "copies for products", "gathered": "gathered by FSDP"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a run needs with one strategy, with the recipe's micro-batch or, if that does not fit, the largest that does."""
+    """What a run needs with one strategy, with the recipe's micro-batch or the largest that fits."""
 
     strategy: str  # single, ddp or fsdp
     batch: RankBatch
@@ -97,10 +98,10 @@ class Plan:
 
 
 def plan(config: TrainConfig, gpus: int = 1) -> Plan:
-    """Plan a run on `config.device`: a name of `gpu_specs.GPUS`, or a device of this machine, which is measured for some seconds.
+    """Plan a run on `config.device`: a name of `gpu_specs.GPUS`, or a device of this machine, which is measured.
 
-    `auto` and `here` are the best device of this machine. Raises `UserError` for an unknown device, one that lacks the precision, or GPUs
-    that cannot share the batch evenly.
+    `auto` and `here` are the best device of this machine. Raises `UserError` for an unknown device, one that lacks the
+    precision, or GPUs that cannot share the batch evenly.
     """
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
@@ -202,7 +203,7 @@ def _measured(config: TrainConfig, device: torch.device, assumptions: Sequence[s
 
 
 def _libraries() -> int:
-    """Resident bytes of a training process before its model is made: those of this process, with everything that training imports."""
+    """Resident bytes of a training process before its model is made: this process, with what training imports."""
     importlib.import_module("glassgpt.training.run")
     return memory_used(torch.device("cpu"))
 
@@ -238,8 +239,8 @@ _UPDATES_ONLY = "hours: updates only; evaluations, samples and checkpoints add t
 
 def _gpu_assumptions(gpu: Gpu, gpus: int, precision: str, peak: float) -> Iterator[str]:
     yield (
-        f"time: products at {ASSUMED_SHARE:.0%} of the data sheet's {peak / 1e12:,.0f} TFLOP/s in {precision}; the best published figures "
-        "of GPT-2's sizes are close to that, and narrow models (below 768) reach less"
+        f"time: products at {ASSUMED_SHARE:.0%} of the data sheet's {peak / 1e12:,.0f} TFLOP/s in {precision}; "
+        "the best published figures of GPT-2's sizes are close to that, narrow models (below 768) reach less"
     )
     if gpus > 1:
         per_host = f", {GPUS_PER_HOST} GPUs per host, {BETWEEN_HOSTS / 1e9:.0f} GB/s for each between hosts"

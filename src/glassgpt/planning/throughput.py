@@ -18,14 +18,16 @@ from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.device import autocast, matmul_precision, synchronize
 from glassgpt.utils.gpu_specs import Gpu
 
-# Share of a GPU's peak that training is assumed to reach: the best published figures of GPT-2-sized runs are close to it.
+# Share of a GPU's peak that training is assumed to reach: the best published figures of GPT-2-sized runs are close to
+# it.
 ASSUMED_SHARE = 0.40
 # Bytes/s per GPU of the network between hosts (400 Gbit/s InfiniBand, one card per GPU), and GPUs per host.
 BETWEEN_HOSTS = 50e9
 GPUS_PER_HOST = 8
 # Bytes per parameter that clipping (reads, scales) and AdamW (weight, gradient, two moments; writes three) move.
 _BYTES_PER_UPDATE = 12 + 28
-# Seconds that one measured pass should take at most: larger micro-batches are measured in part and scaled up. Repetitions; seconds in all.
+# Seconds that one measured pass should take at most: larger micro-batches are measured in part and scaled up.
+# Repetitions; seconds in all.
 _PASS_SECONDS = 2.5
 _REPETITIONS = 3
 _TOTAL_SECONDS = 2.0
@@ -66,14 +68,14 @@ def estimated_step_time(config: TrainConfig, gpu: Gpu, processes: int, strategy:
 
 
 def link_bandwidth(gpu: Gpu, processes: int) -> float:
-    """Bytes/s that a rank can send: over the host's links, and at most the network's rate if there are several hosts."""
+    """Bytes/s that a rank can send: over the host's links, or between hosts at most the network's rate."""
     return gpu.link if processes <= GPUS_PER_HOST else min(gpu.link, BETWEEN_HOSTS)
 
 
 def measured_step_time(
     config: TrainConfig, device: torch.device, precision: str, clock: Callable[[], float] = time.perf_counter
 ) -> StepTime:
-    """Measure a forward and backward pass and an update of the run's model on this machine, in one process, for a few seconds.
+    """Measure passes and updates of the run's model on this machine, in one process, for a few seconds.
 
     On a CPU a micro-batch that would take too long is measured in part and scaled up.
     """

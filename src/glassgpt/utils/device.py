@@ -23,7 +23,7 @@ M_MMAP_THRESHOLD = -3
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA, otherwise MPS, otherwise the CPU. Raises `UserError` if it is not available."""
+    """The device of that name; `auto` is CUDA, MPS or the CPU. Raises `UserError` if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -43,11 +43,11 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The precision that `auto` or `native` means on a device, or the named one. Raises `UserError` if the device lacks it."""
+    """The precision that a name means on a device. Raises `UserError` if the device lacks it."""
     if name == "native" or (name == "auto" and device.type == "cuda"):
         return "bfloat16" if _has_bfloat16(device) else "float32"
     if name == "auto":
-        return "float32"  # on a CPU bfloat16 does not speed up every model: PyTorch's attention is slow in it on short texts
+        return "float32"  # on a CPU bfloat16 does not speed up every model: its attention is slow on short texts
     if name == "tf32" and device.type != "cuda":
         raise UserError(f"precision 'tf32' needs a CUDA device, and this run uses {device.type}; use float32")
     if name == "float16" and device.type == "cpu":
@@ -124,8 +124,8 @@ def memory_used(device: torch.device) -> int:
 def available_memory(device: torch.device, *, swap: bool = False) -> int | None:
     """Bytes that this process could still take: on a GPU, or in RAM within the limits of its control groups.
 
-    Memory that this process's GPU allocator reserves counts as free, and so do cached files. `swap` adds free swap space. None if
-    unknown (MPS, whose memory grows as the system allows).
+    Memory that this process's GPU allocator reserves counts as free, and so do cached files. `swap` adds free swap
+    space. None if unknown (MPS, whose memory grows as the system allows).
     """
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -173,8 +173,9 @@ def _free_in_group(folder: Path) -> Iterator[int]:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that its tensors free, for the next ones; for a process that only computes.
 
-    glibc returns the top of its heap to the kernel again and again: at the size of `shakespeare-cpu` a training step then takes a
-    thousand page faults. Without them a step took 4 % and an evaluation 20 % less time on two cores. Does nothing with another C library.
+    glibc returns the top of its heap to the kernel again and again: at the size of `shakespeare-cpu` a training step
+    then takes a thousand page faults. Without them a step took 4 % and an evaluation 20 % less time on two cores. Does
+    nothing with another C library.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-# Dense peak in FLOP/s by precision (without sparsity). The first name that occurs as whole words in a device's name counts, so longer
-# names come first; an L40 is not an L4, and an RTX A1000 is not an A100.
+# Dense peak in FLOP/s by precision (without sparsity). The first name that occurs as whole words in a device's name
+# counts, so longer names come first; an L40 is not an L4, and an RTX A1000 is not an A100.
 GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     ("B200", {"bfloat16": 2250e12, "float16": 2250e12, "tf32": 1100e12, "float32": 75e12}),
     ("H200", {"bfloat16": 989e12, "float16": 989e12, "tf32": 495e12, "float32": 67e12}),
@@ -65,7 +65,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def data_sheet(device_name: str) -> tuple[str, dict[str, float]]:
-    """The name in `GPU_PEAKS` that a device's own name contains, and its peaks; empty for other devices and for laptops."""
+    """The name in `GPU_PEAKS` that a device's name contains, and its peaks; empty for others and laptops."""
     if "Laptop" in device_name:
         return "", {}
     return next(((name, peaks) for name, peaks in GPU_PEAKS if re.search(rf"\b{name}\b", device_name)), ("", {}))

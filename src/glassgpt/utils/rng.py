@@ -1,4 +1,4 @@
-"""Random generators seeded by what they are for, so that one more sample or layer never changes another draw of the run."""
+"""Random generators seeded by what they are for, so that one more sample never changes another draw."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, such as `seed_for(1337, "batch", epoch)`: the same on every machine and version."""
+    """A 63-bit seed for one purpose, such as `seed_for(1337, "batch", epoch)`, the same everywhere."""
     key = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
