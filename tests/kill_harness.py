@@ -145,7 +145,7 @@ def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
 
 
 def _partials(folder: Path) -> set[tuple[str, int, int]]:
-    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus told apart."""
+    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus reported apart."""
     found = set()
     for path in folder.glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
@@ -182,7 +182,7 @@ class Killer:
             self._sleep({"save": 0.02, "probe": 0.001}.get(kind, 0.1))
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            raise SystemExit(f"training ended by itself after {self.kills} kills: too few steps, or an error above")
+            raise SystemExit(f"training ended after {self.kills} kills: too few steps, or an error above")
         self.kills += 1
         self.in_save += bool(_partials(self.folders["save"]) - known["save"])
         self.in_probe += bool(_partials(self.folders["probe"]) - known["probe"])

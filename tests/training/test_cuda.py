@@ -72,7 +72,7 @@ KERNELS: dict[str, tuple[Callable[[], SDPAKernel], Span]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_fused_attention_and_its_gradients_are_the_formulas(name: str, dtype: torch.dtype) -> None:
-    """Two query heads share a key/value head; 300 tokens are no multiple of a block. FlexAttention as it is used:
+    """Two query heads share a key/value head; 300 tokens are not a multiple of a block. FlexAttention as it is used:
     compiled."""
     make, span = KERNELS[name]
     kernel: Callable[..., Tensor] = make()
@@ -207,8 +207,8 @@ def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path: Path, 
 
 def test_a_checkpoint_is_evaluated_alike_on_the_cpu(tmp_path: Path, text: Path) -> None:
     run = train(cuda_config(text), tmp_path / "run", progress=Quiet())
-    told = [record["val_loss"] for record in records_of(run) if "val_loss" in record][-1]
-    assert evaluate(run, device="cpu")["loss"] == pytest.approx(told, rel=1e-4)
+    reported = [record["val_loss"] for record in records_of(run) if "val_loss" in record][-1]
+    assert evaluate(run, device="cpu")["loss"] == pytest.approx(reported, rel=1e-4)
 
 
 @pytest.mark.parametrize(
