@@ -36,8 +36,7 @@ from glassgpt.utils.torch_internals import uncompiled
 def require_index(what: str, index: int, count: int) -> None:
     """Raise `UserError` unless there is a layer, head, position or token id with this number."""
     if not 0 <= index < count:
-        valid = "only 0" if count == 1 else f"0 to {count - 1}"
-        raise UserError(f"there is no {what} {index}; valid: {valid}")
+        raise UserError(f"there is no {what} {index}; valid: 0 to {count - 1}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -167,11 +166,8 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
             handle.remove()
 
 
-Inputs = tuple[Any, ...]
-
-
 def _store(
-    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Inputs, output: Tensor
+    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Any, output: Tensor
 ) -> None:
     """A forward hook that stores a module's first input and its output as attributes of `target`."""
     for name, value in ((input_name, inputs[0]), (output_name, output)):
@@ -182,15 +178,15 @@ def _store(
 def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
     attention, feed_forward = block.attention, block.feed_forward
 
-    def after_kernel(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_kernel(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
         layer.kernel_mask, layer.kernel_bias = inputs[3:]
         layer.kernel_out = output.detach()
 
-    def after_out(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_out(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
-    def after_attention(_: nn.Module, inputs: Inputs, output: Tensor) -> None:
+    def after_attention(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.attn_out = output.detach()
         if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()

@@ -3,7 +3,6 @@
 Shapes: `L` layers, `T` tokens, `n` positions, `C` channels, `H` heads, `D` head width, `V` vocabulary, `W` watched ids.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,8 +100,7 @@ def _predict(model: GPT, hidden: Tensor, next_ids: Tensor, k: int, watch: Sequen
     watched = torch.tensor(watch, dtype=torch.int64, device=hidden.device)
     starts = range(0, len(hidden), rows)
     chunks = [_summarize(model.logits(hidden[i : i + rows]), next_ids[i : i + rows], k, watched) for i in starts]
-    names = [field.name for field in dataclasses.fields(Predictions)]
-    return Predictions(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
+    return Predictions(**{name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in vars(chunks[0])})
 
 
 def _summarize(logits: Tensor, next_ids: Tensor, k: int, watched: Tensor) -> Predictions:

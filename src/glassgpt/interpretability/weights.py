@@ -4,7 +4,6 @@ Shapes: `N` rows and `C` columns of a table or matrix, `T` tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -125,19 +124,10 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
 
 
-@dataclass(frozen=True)
-class ParameterNorms:
-    """Norms of a parameter and of its gradient."""
+def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
+    """The mean loss of texts ids (B, T) in nats; by parameter name, the norms of the parameter and of its gradient.
 
-    name: str
-    weight_norm: float
-    gradient_norm: float
-
-
-def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, list[ParameterNorms]]:
-    """The mean loss of texts ids (B, T) in nats, and the norms of each parameter and its gradient.
-
-    `.grad` is left unchanged.
+    The parameters' `.grad` is left unchanged.
     Raises `UserError` for a text of one token, a kernel without gradients on this device, and an inference model.
     """
     if ids.shape[1] < 2:
@@ -151,8 +141,7 @@ def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, list[ParameterNorms]
             raise UserError("a model prepared for inference has no gradients; use the original model")
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     pairs = zip(parameters.items(), gradients, strict=True)
-    norms = [ParameterNorms(name, _norm(weight), _norm(gradient)) for (name, weight), gradient in pairs]
-    return float(loss.detach()), norms
+    return float(loss.detach()), {name: (_norm(weight), _norm(gradient)) for (name, weight), gradient in pairs}
 
 
 def _norm(x: Tensor) -> float:

@@ -344,4 +344,5 @@ def spectrum(loaded: LoadedModel, request: schemas.WeightRequest) -> Answer:
 def gradients(loaded: LoadedModel, request: schemas.TextRequest) -> Answer:
     """The norm of each parameter's gradient for a text."""
     loss, norms = weights.gradient_norms(loaded.model, ids_on_device(loaded, request.ids))
-    return {"loss": loss, "parts": [vars(each) for each in norms]}
+    parts = [{"name": name, "weight_norm": w, "gradient_norm": g} for name, (w, g) in norms.items()]
+    return {"loss": loss, "parts": parts}
