@@ -455,6 +455,17 @@ def test_typing_triggers_no_keys(page: Watched, models: dict[str, Path]) -> None
     page.ready("heads")
 
 
+def test_an_emptied_text_shows_the_default_text(page: Watched, models: dict[str, Path]) -> None:
+    shown = page.open("text", model=models["windowed"], text="abc")
+    area = shown.locator("#text")
+    area.fill("")
+    page.wait("document.querySelectorAll('.tokens .token').length > 3")
+    default = area.get_attribute("placeholder")
+    assert default
+    area.blur()
+    assert area.input_value() == default
+
+
 def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     shown.locator(".tokens .token").first.focus()

@@ -492,9 +492,7 @@ def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
     ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
     with torch.no_grad(), capture(case.model) as source:
         case.model(torch.tensor([ids]))
-    field = hook(shown, "second-text")
-    field.fill(second)
-    field.press("Enter")
+    hook(shown, "second-text").fill(second)  # read without Enter
     card = hook(shown, "patching")
     hook(shown, "patch").click()
     check_effect(shown, case, [Edit("residual", layer=0, by="patch")], source)
@@ -602,6 +600,14 @@ def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
         slide(shown, name, to)
         assert np.abs(bars_of(shown) - before).max() > 0.01, name
         check_distribution(shown, case, **settings)
+
+
+def test_sliders_follow_a_link(shown: Watched, case: Case) -> None:
+    page = shown.open("generation", model=case.name, text=case.text)
+    go(shown, temperature=1.6, top_p=0.5, seed=7)
+    check_distribution(shown, case, temperature=1.6, top_p=0.5)
+    for label, value in (("temperature", "1.6"), ("top-p", "0.5"), ("top-k", "100"), ("seed", "7")):
+        assert page.get_by_label(label, exact=True).input_value() == value
 
 
 def written(shown: Watched) -> tuple[list[int], Floats]:
@@ -866,6 +872,22 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
         same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen.surprisal)
         same(column(shown.csv_of("Head scores"), "score"), taken.head_scores.flatten())
     assert np.abs(found[0] - found[1]).max() > 1 / 255
+
+
+def test_a_damaged_snapshot_hides_the_cards(shown: Watched, trained: Path) -> None:
+    """The cards of another step must not stand under the error."""
+    page = shown.open("training", model=str(trained))
+    body = '{"error": "the snapshot is damaged"}'
+    page.route("**/api/snapshot*", lambda route: route.fulfill(status=400, content_type="application/json", body=body))
+    try:
+        page.evaluate("location.reload()")
+        page.wait_for_selector('[data-test="snapshot-problem"] .notice.error:has-text("damaged")')
+        assert not hook(shown, "snapshot-head").is_visible()
+    finally:
+        page.unroute("**/api/snapshot*")
+    assert shown.problems
+    assert all("400" in problem for problem in shown.problems)
+    shown.problems.clear()
 
 
 # --- compare -----------------------------------------------------------------------------------------------------------------

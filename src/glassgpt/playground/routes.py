@@ -195,27 +195,27 @@ class Api:
 
     # runs
 
-    def _run(self, query: schemas.RunRequest) -> RunDirectory:
-        entry = self._pool.catalog[query.model]
+    def _run(self, number: int) -> RunDirectory:
+        entry = self._pool.catalog[number]
         if entry.run is None:
             raise UserError(f"{entry.reference} is not a run: it has no history")
         return entry.run
 
     async def _history(self, request: Request) -> Response:
-        run = self._run(schemas.parse_query(schemas.RunRequest, request.query_params.multi_items()))
+        [number] = schemas.parse_query(request.query_params.multi_items(), "model")
+        run = self._run(number)
         return await asyncio.to_thread(lambda: _response(event_stream.history(run)))
 
     async def _snapshot(self, request: Request) -> Response:
-        query = schemas.parse_query(schemas.SnapshotRequest, request.query_params.multi_items())
-        run = self._run(query)
-        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, query.step)))
+        number, step = schemas.parse_query(request.query_params.multi_items(), "model", "step")
+        run = self._run(number)
+        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, step)))
 
     async def _events(self, request: Request) -> Response:
-        parameters = request.query_params.multi_items()
-        after = [value for name, value in parameters if name == "after"]
-        query = schemas.parse_query(schemas.RunRequest, [pair for pair in parameters if pair[0] != "after"])
-        cursor = request.headers.get("last-event-id") or (after[-1] if after else None)
-        run = self._run(query)
+        parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "after"]
+        [number] = schemas.parse_query(parameters, "model")
+        cursor = request.headers.get("last-event-id") or request.query_params.get("after")
+        run = self._run(number)
         follower = await asyncio.to_thread(lambda: event_stream.Follower(run, cursor))
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
 

@@ -7,7 +7,7 @@ such as token ids.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig, build
@@ -36,17 +36,8 @@ class LoginRequest(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRequest(StrictConfig):
+class ModelRequest(StrictConfig):
     model: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnapshotRequest(RunRequest):
-    step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRequest(RunRequest):
     step: int | None = None
     """Of a run's checkpoint; None is the newest."""
 
@@ -158,16 +149,13 @@ def parse_body(schema: type[R], body: bytes) -> R:
     return build(schema, values)
 
 
-def parse_query(schema: type[R], parameters: list[tuple[str, str]]) -> R:
-    """A request from an address's parameters, all of them whole numbers. Raises `UserError` for anything else."""
-    values: dict[str, Any] = {}
-    for name, text in parameters:
-        if name in values:
-            raise UserError(f"{name} appears twice")
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise UserError(f"{name} must be a whole number")
-        values[name] = int(text)
-    return build(schema, values)
+def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
+    """The whole numbers that an address gives for these names. Raises `UserError` for anything else."""
+    values = dict(parameters)
+    is_complete = len(parameters) == len(names) and set(values) == set(names)
+    if not is_complete or not all(text.isascii() and text.isdigit() and len(text) <= 18 for text in values.values()):
+        raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
+    return [int(values[name]) for name in names]
 
 
 def _require_range(what: str, value: float, least: float, most: float, unit: str = "") -> None:

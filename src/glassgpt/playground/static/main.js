@@ -1,10 +1,8 @@
 // The page's frame: which model, which text, which view.
-
 import {button, checkpointOptions, choice, count, encode, findEntry, h, isDark, loadCatalog, login, LoginError, notice,
   openModel, RequestError, setTheme, state, tokenCount, unreachable} from './core/index.js';
 
-// id: the file in views/. needs: what the view shows: a 'text' in a model, a 'model', or a 'run', which may have no
-// model yet.
+// id: the file in views/. needs: a 'text' in a model, a 'model', or a 'run', which may have no model yet.
 const VIEWS = [
   {id: 'text', title: 'Text', needs: 'text'},
   {id: 'heads', title: 'Attention heads', needs: 'text'},
@@ -56,15 +54,12 @@ async function render() {
   }
 }
 
-/** Import the view's module. Browsers report a failed download only in the error's text. */
+// Import the view's module. Browsers report a failed download only in the error's text.
 const loadView = ({id}) => import(`./views/${id}.js`).catch(error => {
   throw /dynamically imported|Importing a module/.test(error.message) ? unreachable() : error;
 });
 
-/**
- * What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts when it is
- * left.
- */
+// What a view gets: the catalog, the entry, the opened model, the text's tokens, and a signal that aborts at its end.
 async function contextOf(view, signal) {
   // B is chosen from the checkpoints that exist now: a run in training deletes some.
   let catalog = await loadCatalog(view.id === 'compare'), entry = findEntry(catalog, state.text('model'));
@@ -93,7 +88,7 @@ async function contextOf(view, signal) {
   return Object.assign(context, {text}, encoded);
 }
 
-/** Ask for the access token. */
+// Ask for the access token.
 function loginForm(message) {
   const field = h('input', {type: 'password', 'aria-label': 'Access token', autocomplete: 'off', spellcheck: false,
     test: 'token'});
@@ -106,8 +101,6 @@ function loginForm(message) {
   return h('div.notice', {role: 'alert', test: 'login'}, message, h('p', {}, 'Open the address that ',
     h('code', {}, 'glassgpt play'), ' printed, or enter its token:'), h('div.row', {}, field, button('Log in', send)));
 }
-
-// --- the model -------------------------------------------------------------------------------------------------------
 
 function showModels(catalog, entry) {
   const shown = JSON.stringify([catalog.entries.map(o => [o.name, o.state]), entry.name, entry.steps, entry.best,
@@ -129,8 +122,6 @@ function showModels(catalog, entry) {
     options: checkpointOptions(entry), onInput: step => state.set({step}, {push: true})}));
 }
 
-// --- the text --------------------------------------------------------------------------------------------------------
-
 const area = h('textarea', {id: 'text', rows: 2, spellcheck: false, 'aria-label': 'Text that the model reads',
   oninput() {
   clearTimeout(timer);
@@ -145,8 +136,6 @@ function showText(text) {
   area.style.height = 'auto';
   area.style.height = `${Math.min(area.scrollHeight + 2, 180)}px`;
 }
-
-// --- the frame -------------------------------------------------------------------------------------------------------
 
 const keys = h('dialog.keys', {'aria-label': 'Keys', onclick: () => keys.close()},
   h('h2', {}, 'Keys'),

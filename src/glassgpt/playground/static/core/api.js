@@ -1,5 +1,4 @@
 // Requests to the server: JSON in, JSON or packed arrays out. Answers are cached.
-
 import {PromiseCache} from './cache.js';
 
 const TYPES = {float32: Float32Array, int32: Int32Array, uint8: Uint8Array, uint16: Uint16Array};
@@ -8,27 +7,25 @@ const cache = new PromiseCache(64e6);
 let running = 0;
 let wasAccepted = false;  // whether the server has accepted a request of this page
 
-/** A request that failed; the message is for the user. */
+// A request that failed; the message is for the user.
 export class RequestError extends Error {}
 
-/** The server needs the access token. */
+// The server needs the access token.
 export class LoginError extends RequestError {}
 
 export const unreachable = () => new RequestError('The server does not answer. Is `glassgpt play` still running?');
-
-/** Exchange the access token for a cookie. */
+// Exchange the access token for a cookie.
 export const login = token => send('/api/login', asJson({token}));
-
-/** GET `path?parameters`, not cached. */
+// GET `path?parameters`, not cached.
 export const get = (path, parameters = {}, signal) => send(`${path}?${new URLSearchParams(parameters)}`, {signal});
 
-/** POST a JSON body. The answer is cached and shared: do not change it. */
+// POST a JSON body. The answer is cached and shared: do not change it.
 export function post(path, body, signal) {
   // Without the caller's signal: others may wait for the same answer.
   return abortable(cache.get(`${path} ${JSON.stringify(body)}`, () => send(path, asJson(body))), signal);
 }
 
-/** Yield the objects of an answer of JSON lines. */
+// Yield the objects of an answer of JSON lines.
 export async function* lines(path, body, signal) {
   setBusy(1);
   try {
@@ -48,17 +45,7 @@ export async function* lines(path, body, signal) {
   }
 }
 
-/** Call `listeners[event](data)` for server-sent events until `signal` aborts. The browser reconnects automatically. */
-export function subscribe(path, listeners, signal) {
-  const source = new EventSource(path);
-  for (const [name, listener] of Object.entries(listeners)) {
-    source.addEventListener(name, event => listener(JSON.parse(event.data)));
-  }
-  signal.addEventListener('abort', () => source.close());
-  return source;
-}
-
-/** Return a function that runs `work`, one run at a time. Calls during a run lead to one further run. */
+// Return a function that runs `work`, one run at a time. Calls during a run lead to one further run.
 export function latest(work) {
   let current = null, isRequested = false;
   return () => {
@@ -133,7 +120,7 @@ async function errorOf(response) {
   }
 }
 
-/** Read a packed answer: plain values, and each array as a typed array with its `shape`. */
+// Read a packed answer: plain values, and each array as a typed array with its `shape`.
 export function unpack(buffer) {
   const size = new DataView(buffer).getUint32(0, true);
   const {arrays, ...result} = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));

@@ -1,28 +1,22 @@
-// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one hue for magnitudes, and
-// blue to vermillion for signed values.
+// Colors that color-blind readers can distinguish: Okabe and Ito's eight for categories, one or two hues for scales.
 
-const dark = matchMedia('(prefers-color-scheme: dark)');
+const darkSystem = matchMedia('(prefers-color-scheme: dark)');
+let chosen = null;
+export const isDark = () => document.documentElement.dataset.theme === 'dark';
+// Call `listener` when the page turns dark or light, until `signal` aborts.
+export const onTheme = (listener, signal) => addEventListener('themechange', listener, {signal});
 
-/** Whether the page is dark now: by the user's choice, otherwise by the system's setting. */
-export const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? 'dark' : 'light')) === 'dark';
-
-/** Call `listener` when the page turns dark or light, until `signal` aborts. */
-export function onTheme(listener, signal) {
-  addEventListener('themechange', listener, {signal});
-  dark.addEventListener('change', listener, {signal});
-}
-
-/** Set the theme to 'dark', 'light', or the system's (null). */
+// Set the theme to 'dark', 'light', or the system's (null).
 export function setTheme(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
+  chosen = theme;
+  document.documentElement.dataset.theme = chosen ?? (darkSystem.matches ? 'dark' : 'light');
   dispatchEvent(new Event('themechange'));
 }
+darkSystem.addEventListener('change', () => setTheme(chosen));
 
-/** The value of a color of the style sheet: ink, soft, line, page, card, ground, accent, warm. */
+// The value of a color of the style sheet: ink, soft, line, page, card, ground, accent, warm.
 export const css = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-
-/** The same as [r, g, b]. */
+// The same as [r, g, b].
 export const rgb = name => [1, 3, 5].map(i => parseInt(css(name).slice(i, i + 2), 16));
 
 const CATEGORIES = {
@@ -41,16 +35,13 @@ const SCALES = {
   },
 };
 const theme = () => (isDark() ? 'dark' : 'light');
-
-/** The color of the i-th category. */
+// The color of the i-th category.
 export const category = i => CATEGORIES[theme()][i % 8];
-
-/** The color of a signed number: blue below 0, orange from 0 on. */
+// The color of a signed number: blue below 0, orange from 0 on.
 export const signColor = x => category(x < 0 ? 0 : 1);
-
 const tables = new Map();
 
-/** A scale's 256 colors as [r, g, b]. scale: 'magnitude', or 'signed' (0 in the middle). */
+// A scale's 256 colors as [r, g, b]. scale: 'magnitude', or 'signed' (0 in the middle).
 export function colorTable(scale) {
   const key = `${scale} ${theme()}`;
   if (!tables.has(key)) {
@@ -64,11 +55,10 @@ export function colorTable(scale) {
 }
 
 const entryAt = (scale, share) => colorTable(scale)[Math.round(255 * Math.min(1, Math.max(0, share || 0)))];
-
-/** The CSS color at a share from 0 to 1 of a scale. */
+// The CSS color at a share from 0 to 1 of a scale.
 export const shade = (scale, share) => `rgb(${entryAt(scale, share).join(' ')})`;
 
-/** Black or white, whichever is easier to read on that color. */
+// Black or white, whichever is easier to read on that color.
 export function inkOn(scale, share) {
   const [r, g, b] = entryAt(scale, share);
   return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? '#111' : '#fff';

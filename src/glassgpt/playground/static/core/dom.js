@@ -1,6 +1,6 @@
 // Creating elements. Text from outside is only ever set as text, so nothing in it can become markup.
 
-/** Create an element: h('button.small', {onclick, title}, 'text', child, ...). Unknown properties become attributes. */
+// Create an element: h('button.small', {onclick, title}, 'text', child, ...). Unknown properties become attributes.
 export function h(tag, properties = {}, ...children) {
   const [name, ...classes] = tag.split('.');
   const element = document.createElement(name);
@@ -16,12 +16,11 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Announce a text to screen readers. */
+// Announce a text to screen readers.
 export const announce = text => { document.getElementById('live').textContent = text; };
-
 const floating = h('div.tip', {hidden: true, role: 'tooltip'});
 
-/** Show a tooltip at a point of the window. lines: its texts, or null to hide it. */
+// Show a tooltip at a point of the window. lines: its texts, or null to hide it.
 export function tip(lines, x, y) {
   if (!floating.isConnected) document.body.append(floating);
   floating.hidden = !lines;

@@ -4,7 +4,7 @@
 const KINDS = {h: 'head', a: 'attention', f: 'feed_forward', b: 'block', r: 'residual', p: 'position'};
 const NAMES = {h: 'head', a: 'attention', f: 'feed-forward', b: 'block', r: 'residual stream'};
 
-/** The codes in a text that are valid for the model and the text, as a Set. */
+// The codes in a text that are valid for the model and the text, as a Set.
 export function parseEdits(text, {layers, heads, tokens}) {
   return new Set(text.split(',').filter(code => {
     const edit = parse(code);
@@ -16,14 +16,14 @@ export function parseEdits(text, {layers, heads, tokens}) {
   }));
 }
 
-/** An edit as the server takes it. by: 'zero', 'mean' or 'patch'. */
+// An edit as the server takes it. by: 'zero', 'mean' or 'patch'.
 export function editRequest(code, by) {
   const {letter, number, head, position} = parse(code);
   return letter === 'p' ? {kind: 'position', position: number} : {kind: KINDS[letter], layer: number, head, position,
     by};
 }
 
-/** An edit in words. */
+// An edit in words.
 export function editText(code) {
   const {letter, number, head, position} = parse(code);
   if (letter === 'p') return `token ${number} hidden`;

@@ -1,5 +1,4 @@
 // Everything in this folder, in one import.
-
 export * from './api.js';
 export * from './attention.js';
 export * from './cache.js';

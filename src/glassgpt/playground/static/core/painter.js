@@ -1,25 +1,19 @@
 // Painting on a canvas or as SVG by the same calls, so that an exported picture is what the page shows.
-
 import {css} from './colors.js';
 
 const FONT = 'system-ui, sans-serif';
 const MONO = 'ui-monospace, "DejaVu Sans Mono", monospace';
 
 export class CanvasPainter {
-  constructor(context) {
-    this.context = context;
-  }
-
+  constructor(context) { this.context = context; }
   rect(x, y, width, height, fill) {
     this.context.fillStyle = fill;
     this.context.fillRect(x, y, width, height);
   }
-
   frame(x, y, width, height, stroke, thickness = 1) {
     Object.assign(this.context, {strokeStyle: stroke, lineWidth: thickness});
     this.context.strokeRect(x, y, width, height);
   }
-
   line(x1, y1, x2, y2, stroke, thickness = 1) {
     Object.assign(this.context, {strokeStyle: stroke, lineWidth: thickness});
     this.context.beginPath();
@@ -27,15 +21,13 @@ export class CanvasPainter {
     this.context.lineTo(x2, y2);
     this.context.stroke();
   }
-
   dot(x, y, radius, fill) {
     this.context.fillStyle = fill;
     this.context.beginPath();
     this.context.arc(x, y, radius, 0, 2 * Math.PI);
     this.context.fill();
   }
-
-  /** Text whose vertical middle is at y. align: start, center or end; turn: degrees around (x, y); room: pixels. */
+  // Text whose vertical middle is at y. align: start, center or end; turn: degrees around (x, y); room: pixels.
   text(x, y, string, {fill, size = 12, align = 'start', bold = false, mono = false, turn = 0, room = Infinity} = {}) {
     const c = this.context;
     c.save();
@@ -46,8 +38,7 @@ export class CanvasPainter {
     c.fillText(shortened(string, room, size), 0, 0);
     c.restore();
   }
-
-  /** An ImageData, stretched without smoothing: each pixel becomes a cell. */
+  // An ImageData, stretched without smoothing: each pixel becomes a cell.
   image(x, y, width, height, pixels) {
     this.context.imageSmoothingEnabled = false;
     this.context.drawImage(canvasOf(pixels), x, y, width, height);
@@ -59,23 +50,18 @@ export class SvgPainter {
     this.size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;
     this.parts = [];
   }
-
   rect(x, y, width, height, fill, more = '') {
     this.parts.push(`<rect x="${x}" y="${y}" width="${width}" height="${height}" fill="${fill}"${more}/>`);
   }
-
   frame(x, y, width, height, stroke, thickness = 1) {
     this.rect(x, y, width, height, 'none', ` stroke="${stroke}" stroke-width="${thickness}"`);
   }
-
   line(x1, y1, x2, y2, stroke, thickness = 1) {
     this.parts.push(`<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${stroke}" stroke-width="${thickness}"/>`);
   }
-
   dot(x, y, radius, fill) {
     this.parts.push(`<circle cx="${x}" cy="${y}" r="${radius}" fill="${fill}"/>`);
   }
-
   text(x, y, string, {fill, size = 12, align = 'start', bold = false, mono = false, turn = 0, room = Infinity} = {}) {
     const anchor = {start: 'start', center: 'middle', end: 'end'}[align];
     this.parts.push(`<text x="${x}" y="${y}" fill="${fill ?? css('ink')}" font-size="${size}" `
@@ -83,12 +69,10 @@ export class SvgPainter {
       + `dominant-baseline="central" xml:space="preserve"${turn ? ` transform="rotate(${turn} ${x} ${y})"` : ''}>`
       + `${escaped(shortened(string, room, size))}</text>`);
   }
-
   image(x, y, width, height, pixels) {
     this.parts.push(`<image x="${x}" y="${y}" width="${width}" height="${height}" preserveAspectRatio="none" `
       + `style="image-rendering:pixelated" href="${canvasOf(pixels).toDataURL()}"/>`);
   }
-
   toString() {
     return `<svg xmlns="http://www.w3.org/2000/svg" ${this.size}>${this.parts.join('')}</svg>`;
   }
@@ -104,15 +88,13 @@ function canvasOf(pixels) {
 const escaped = text => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f]/g, '\ufffd')
   .replace(/[&<>"]/g, c => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'})[c]);
 
-/** Shorten a text to about `room` pixels. */
+// Shorten a text to about `room` pixels.
 function shortened(text, room, size) {
   const characters = [...String(text)], fits = Math.max(1, Math.floor(room / (0.62 * size)));
   return characters.length <= fits ? String(text) : `${characters.slice(0, fits - 1).join('')}…`;
 }
 
-/**
- * The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
- */
+// The picture that `paint(p, width, height)` paints, as `png()` (a Blob) and `svg()` (text). size(): [width, height].
 export function exportable(size, paint) {
   const onCard = (p, [width, height]) => {
     p.rect(0, 0, width, height, css('card'));
@@ -131,7 +113,7 @@ export function exportable(size, paint) {
   };
 }
 
-/** The picture of an element of boxes and texts, as the browser laid it out. */
+// The picture of an element of boxes and texts, as the browser laid it out.
 export function exportableElement(element) {
   return exportable(() => [element.clientWidth, element.scrollHeight], p => {
     const {left, top} = element.getBoundingClientRect();

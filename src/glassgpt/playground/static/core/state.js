@@ -2,26 +2,21 @@
 
 const values = new Map(new URLSearchParams(location.hash.slice(1)));
 const listeners = new Set();
-
-/** The text of a key. */
+// The text of a key.
 export const text = (key, fallback = '') => values.get(key) ?? fallback;
 
-/** The number of a key. */
+// The number of a key.
 export function number(key, fallback = null) {
   const value = values.get(key);
   return value === undefined || value === '' || !Number.isFinite(Number(value)) ? fallback : Number(value);
 }
 
-/** The value of a key if it is one of `options`. */
+// The value of a key if it is one of `options`.
 export const option = (key, options, fallback = options[0]) => (options.includes(text(key)) ? text(key) : fallback);
-
-/** The number of a key as an index: rounded, and clamped to 0 ... size - 1. */
+// The number of a key as an index: rounded, and clamped to 0 ... size - 1.
 export const index = (key, size, fallback = 0) => Math.max(0, Math.min(size - 1, Math.round(number(key, fallback))));
 
-/**
- * Set keys (null, undefined and '' remove one) and notify listeners. `push` makes a step that the browser's Back
- * undoes.
- */
+// Set keys (null, undefined and '' remove one) and notify listeners. `push`: Back undoes it.
 export function set(changes, {push = false} = {}) {
   const changed = [];
   for (const [key, value] of Object.entries(changes)) {
@@ -35,14 +30,14 @@ export function set(changes, {push = false} = {}) {
   notify(changed);
 }
 
-/** Call `listener(changed keys)` whenever one of `keys` changes, until `signal` aborts. */
+// Call `listener(changed keys)` whenever one of `keys` changes, until `signal` aborts.
 export function on(keys, listener, signal) {
   const entry = {keys, listener};
   listeners.add(entry);
   signal?.addEventListener('abort', () => listeners.delete(entry));
 }
 
-/** Remove the access token from the address, and return it or null. */
+// Remove the access token from the address, and return it or null.
 export function takeToken() {
   const token = values.get('token') ?? null;
   values.delete('token');

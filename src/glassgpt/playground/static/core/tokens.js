@@ -1,9 +1,9 @@
 // Searching a vocabulary, and aligning the tokens of two tokenizers.
 
-/** A text as the vocabulary shows it, with visible white space. */
+// A text as the vocabulary shows it, with visible white space.
 export const visible = text => text.replaceAll(' ', '␣').replaceAll('\n', '⏎').replaceAll('\t', '→');
 
-/** Ids of the tokens that contain a text, ignoring case; exact matches first, then in the order of `ids`. */
+// Ids of the tokens that contain a text, ignoring case; exact matches first, then in the order of `ids`.
 export function findTokens(names, text, ids = names.keys()) {
   const wanted = visible(text).toLowerCase(), exactMatches = [], others = [];
   if (!wanted) return [];
@@ -15,10 +15,8 @@ export function findTokens(names, text, ids = names.keys()) {
   return [...exactMatches, ...others];
 }
 
-/**
- * Align two tokenizations {ids, pieces, bytes} of a text at the places where both start a token. Returns segments
- * {a: [from, to], b: [from, to], bytes} of tokens in order, or null if the tokens are not the text's bytes.
- */
+// Align two tokenizations {ids, pieces, bytes} of a text at the places where both start a token. Returns segments {a:
+// [from, to], b: [from, to], bytes} of tokens in order, or null if the tokens are not the text's bytes.
 export function alignTokens(a, b, text) {
   const isSame = a.ids.length === b.ids.length && a.ids.every((id, i) => id === b.ids[i]
     && a.pieces[i] === b.pieces[i]);
@@ -35,20 +33,20 @@ export function alignTokens(a, b, text) {
   return segments;
 }
 
-/** How many tokens precede the text: 0, or 1 for a start token. Null if the rest is not the text. */
+// How many tokens precede the text: 0, or 1 for a start token. Null if the rest is not the text.
 function prefixLength({bytes}, text) {
   const hex = Array.from(new TextEncoder().encode(text), byte => byte.toString(16).padStart(2, '0')).join('');
   const length = [0, 1].find(skipped => bytes.slice(skipped).join('') === hex);
   return hex && length !== undefined ? length : null;
 }
 
-/** The byte of the text at which each token ends. */
+// The byte of the text at which each token ends.
 function byteEnds({bytes}, prefix) {
   let end = 0;
   return bytes.map((hex, i) => (i < prefix ? 0 : end += hex.length / 2));
 }
 
-/** The bits of the tokens [from, to): NaN if one of them has no probability (the first of the text). */
+// The bits of the tokens [from, to): NaN if one of them has no probability (the first of the text).
 export function bitsOf(surprisal, [from, to]) {
   let bits = 0;
   for (let i = from; i < to; i++) bits += i ? surprisal[i] : NaN;

@@ -1,16 +1,11 @@
 // Cards, controls and tables.
-
 import {onTheme, shade} from './colors.js';
 import {h} from './dom.js';
 import {csv} from './format.js';
 import * as state from './state.js';
 
-// --- cards -----------------------------------------------------------------------------------------------------------
-
-/**
- * A card. about: one or two sentences of explanation. save: what `exportButtons` takes. wide: whether it takes the full
- * width. The element's `body` takes the content, its `tools` the controls at the right of the heading.
- */
+// A card. about: one or two sentences of explanation. save: what `exportButtons` takes. wide: whether it takes the full
+// width. The element's `body` takes the content, its `tools` the controls at the right of the heading.
 export function card(title, {about = '', wide = false, test, save = null} = {}, ...children) {
   const tools = h('div.card-tools', {}, save && exportButtons(save)), body = h('div.card-body', {}, children);
   const element = h(wide ? 'section.card.wide' : 'section.card', {'aria-label': title, test},
@@ -18,10 +13,8 @@ export function card(title, {about = '', wide = false, test, save = null} = {}, 
   return Object.assign(element, {body, tools});
 }
 
-/**
- * Buttons that save a figure and its numbers. name: of the files. figure: an element with `figure.png()` and
- * `figure.svg()`, or a function that returns it. rows(): the rows of the CSV, column names first.
- */
+// Buttons that save a figure and its numbers. name: of the files. figure: an element with `figure.png()` and
+// `figure.svg()`, or a function that returns it. rows(): the rows of the CSV, column names first.
 export function exportButtons({name, figure = null, rows = null}) {
   const picture = () => (typeof figure === 'function' ? figure() : figure).figure;
   const types = [
@@ -39,11 +32,11 @@ function download(content, type, name) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
-/** A message in place of content. */
+// A message in place of content.
 export const notice = (text, kind = '') =>
   h(kind ? `p.notice.${kind}` : 'p.notice', {role: kind === 'error' ? 'alert' : 'status'}, text);
 
-/** Run `work`, and show in `place` why it failed. An aborted `signal` silences errors. Returns whether it succeeded. */
+// Run `work`, and show in `place` why it failed. An aborted `signal` silences errors. Returns whether it succeeded.
 export async function attempt(place, signal, work) {
   try {
     await work();
@@ -55,8 +48,6 @@ export async function attempt(place, signal, work) {
   }
 }
 
-// --- controls. Each has `set(value)`, which shows a value without reporting it. --------------------------------------
-
 let controls = 0;
 
 function labelled(label, input, ...more) {
@@ -64,13 +55,13 @@ function labelled(label, input, ...more) {
   return h('div.control', {}, h('label', {htmlFor: input.id}, label), input, more);
 }
 
-/** Let a control follow a key of the state: `read()` gives the value to show. */
+// Let a control follow a key of the state: `read()` gives the value to show.
 export function bound(control, key, read, signal) {
   state.on([key], () => control.set(read()), signal);
   return control;
 }
 
-/** A range. show(value): the text at its right. */
+// A range. show(value): the text at its right.
 export function slider({label, min, max, step = 1, value, show = String, onInput, title}) {
   const output = h('output', {}, show(value));
   const input = h('input', {type: 'range', min, max, step, value, title, oninput() {
@@ -83,7 +74,7 @@ export function slider({label, min, max, step = 1, value, show = String, onInput
   }});
 }
 
-/** A number. An emptied or invalid field takes back its last value. */
+// A number. An emptied or invalid field takes back its last value.
 export function numberField({label, min, max, value, onInput}) {
   const input = h('input', {type: 'number', min, max, step: 1, value, onchange() {
     if (input.value !== '' && Number.isFinite(Number(input.value))) {
@@ -95,14 +86,14 @@ export function numberField({label, min, max, value, onInput}) {
   return Object.assign(labelled(label, input), {set(now) { input.value = value = now; }});
 }
 
-/** A menu. options: [value, text] pairs. */
+// A menu. options: [value, text] pairs.
 export function choice({label, options, value, onInput, test}) {
   const select = h('select', {test, onchange: () => onInput(select.value)}, options.map(([v, text]) =>
     h('option', {value: v, selected: String(v) === String(value)}, text)));
   return Object.assign(labelled(label, select), {select, set(now) { select.value = now; }});
 }
 
-/** Buttons of which one is pressed. options: [value, text] pairs. */
+// Buttons of which one is pressed. options: [value, text] pairs.
 export function segmented({label, options, value, onInput}) {
   const buttons = options.map(([v, text]) => h('button', {type: 'button', onclick() {
     set(v);
@@ -118,13 +109,15 @@ export function checkbox({label, checked, onInput, title, test}) {
   return Object.assign(h('label.check', {title}, input, label), {set(now) { input.checked = now; }});
 }
 
-/** A button. */
+// The labels of layers, and of heads.
+export const layerNames = n => Array.from({length: n}, (_, i) => `layer ${i}`);
+export const headNames = n => Array.from({length: n}, (_, i) => String(i));
+
+// A button.
 export const button = (text, onclick, {kind = 'button', ...properties} = {}) =>
   h(kind, {type: 'button', onclick, ...properties}, text);
 
-// --- tables and legends ----------------------------------------------------------------------------------------------
-
-/** A table. The first column is the rows' heading; cells are texts, numbers or elements. */
+// A table. The first column is the rows' heading; cells are texts, numbers or elements.
 export function table(heads, rows, test) {
   return h('div.table', {test}, h('table', {},
     h('thead', {}, h('tr', {}, heads.map(text => h('th', {scope: 'col'}, text)))),
@@ -132,18 +125,18 @@ export function table(heads, rows, test) {
       h('tr', {}, h('th', {scope: 'row'}, first), rest.map(cell => h('td', {}, cell)))))));
 }
 
-/** Pairs of name and value. */
+// Pairs of name and value.
 export const facts = pairs =>
   h('dl.facts', {}, pairs.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
 
-/** A number with its full value for tests. */
+// A number with its full value for tests.
 export const exact = (test, x, text) => h('span.number', {test, 'data-value': x}, text);
 
-/** A bar from 0 to a share of the width. */
+// A bar from 0 to a share of the width.
 export const bar = (share, color) => h('span.meter', {}, h('span', {
   style: {width: `${100 * Math.min(1, Math.max(0, share || 0))}%`, background: color}}));
 
-/** A patch of a color that may change with the theme: `color()` gives it. */
+// A patch of a color that may change with the theme: `color()` gives it.
 export function swatch(color, signal) {
   const patch = h('span.swatch'), paint = () => { patch.style.background = color(); };
   onTheme(paint, signal);
@@ -151,10 +144,10 @@ export function swatch(color, signal) {
   return patch;
 }
 
-/** What colors stand for. pairs: [name, color()]. */
+// What colors stand for. pairs: [name, color()].
 export const legend = (pairs, signal, test) => h('p.about.legend', {test}, pairs.map(([name, color]) =>
   h('span', {}, swatch(color, signal), ` ${name}`)));
 
-/** The colors of a scale between its lowest and highest value. */
+// The colors of a scale between its lowest and highest value.
 export const ramp = (scale, low, high, signal) => [`${low} `,
   ...Array.from({length: 9}, (_, i) => swatch(() => shade(scale, i / 8), signal)), ` ${high}`];

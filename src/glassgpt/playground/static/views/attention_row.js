@@ -1,19 +1,17 @@
 // One row of one head, number by number: q·k, scale, mask, softmax, weighted values.
-
 import {attentionRow, card, category, exact, facts, h, largest, norm, percent, precise, products, short, signColor,
   state, sum, table} from '../core/index.js';
-import {bars} from '../widgets/bars.js';
-import {matrix} from '../widgets/matrix.js';
+import {bars, matrix} from '../widgets/index.js';
 
 const LISTED = 8;  // keys that have a line; the others are summed in one
 
 const rowAt = (array, i) => array.subarray(i * array.shape[1], (i + 1) * array.shape[1]);
 
-/** Strips of {name, values} as rows of a CSV. */
+// Strips of {name, values} as rows of a CSV.
 export const stripRows = strips => [['', ...strips[0].values.keys()],
   ...strips.map(({name, values}) => [name, ...values])];
 
-/** The three cards; `show({vectors, weights, span, t, s})` shows the query at t and the key at s. */
+// The three cards; `show({vectors, weights, span, t, s})` shows the query at t and the key at s.
 export function rowCards(context) {
   const cards = [scoresCard, productsCard, valuesCard].map(create => create(context));
   return {cards: cards.map(({element}) => element), show(found) {
@@ -35,18 +33,18 @@ function scoresCard({signal, pieces}) {
       now.row.visible[s] ? `weight ${precise(now.weights[s])}` : 'masked'],
   });
   const element = card('Attention row', {
-    about: 'The scores of one query, q·k / √D, and its weights, the softmax of the scores over the visible keys. Gray: '
-      + 'masked.',
+    about: 'The scores of one query, q·k / √D, and its weights, the softmax over the visible keys. Gray: masked.',
     save: {name: 'row', figure, rows: () => [['key', 'token', 'score', 'visible', 'weight', 'norm of value'],
-      ...pieces.map((piece, s) => [s, piece, now.row.scores[s], Number(now.row.visible[s]), now.weights[s],
-        valueNorm(s)])]},
+      ...pieces.map((piece, s) => {
+        const {row: {scores, visible}, weights} = now;
+        return [s, piece, scores[s], Number(visible[s]), weights[s], valueNorm(s)];
+      })]},
   }, lead, figure, list);
   return {element, show(found) {
     now = found;
     const {row, weights, order, t, s} = now, shown = row.scores.filter((_, i) => row.visible[i]);
     lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]), ` at ${t} sees ${order.length} of ${pieces.length} `
-      + `keys. `
-      + 'Sum of the weights: ', exact('weights-sum', sum(weights), precise(sum(weights))));
+      + `keys. Sum of the weights: `, exact('weights-sum', sum(weights), precise(sum(weights))));
     figure.show({selected: s, labels: pieces, lanes: [
       {title: 'scores, q·k / √D', values: row.scores, color: i => signColor(row.scores[i]),
         range: [Math.min(0, ...shown), Math.max(0, ...shown)]},
@@ -64,15 +62,13 @@ function productsCard({signal, pieces}) {
   const lead = h('p', {test: 'score-lead'}), list = h('div');
   let terms = [0], q = [0], k = [0];
   const figure = bars({
-    label: 'The products of query and key, per dimension', signal, test: 'term-bars',
-      lanes: [{title: '', values: terms}],
+    label: 'The products of query and key', signal, test: 'term-bars', lanes: [{title: '', values: terms}],
     describe: d => [`dimension ${d}`, `q ${precise(q[d])} × k ${precise(k[d])}`, `= ${precise(terms[d])}`],
   });
   const element = card('Attention score', {
-    about: 'The dot product q·k, term by term: each of the head’s D dimensions gives one product. Their sum over √D is '
-      + 'the score.',
-    save: {name: 'score', figure, rows: () =>
-      [['dimension', 'q', 'k', 'product'], ...Array.from(terms, (x, d) => [d, q[d], k[d], x])]},
+    about: 'The dot product q·k, term by term: one product per dimension. Their sum over √D is the score.',
+    save: {name: 'score', figure,
+      rows: () => [['dimension', 'q', 'k', 'product'], ...Array.from(terms, (x, d) => [d, q[d], k[d], x])]},
   }, lead, figure, list);
   return {element, show({row, weights, vectors, t, s}) {
     [q, k] = [rowAt(vectors.rot_q, t), rowAt(vectors.rot_k, s)];
@@ -101,14 +97,12 @@ function valuesCard({signal, pieces}) {
   let lines = [];
   const strips = matrix({
     label: 'Weighted values of the strongest keys, their sum, and the head’s output', signal, scale: 'signed', rows: 1,
-      cols: 1,
-    value: () => 0, cellY: 18, cell: 40, rowLabels: [''], test: 'value-strips',
+    cols: 1, value: () => 0, cellY: 18, cell: 40, rowLabels: [''], test: 'value-strips',
     describe: (r, d) => [lines[r].name, `dimension ${d}: ${precise(lines[r].values[d])}`],
   });
   const element = card('Weighted values', {
     wide: true, save: {name: 'weighted-values', figure: strips, rows: () => stripRows(lines)},
-    about: 'The head’s output for this query: Σ weight × v over the keys. The strongest keys have a line each; the '
-    + 'last line is the kernel’s output.',
+    about: 'The head’s output for this query, Σ weight × v: a line per key, and the kernel’s output last.',
   }, strips, lead);
   return {element, show({vectors: {v, kernel_out: kernelOutput}, weights, order, t}) {
     const D = v.shape[1], rest = order.slice(LISTED), output = rowAt(kernelOutput, t);
@@ -124,7 +118,6 @@ function valuesCard({signal, pieces}) {
     const most = largest(lines.flatMap(({values}) => Array.from(values, Math.abs)));
     const difference = largest(total.map((x, d) => Math.abs(x - output[d])));
     lead.replaceChildren(`Blue: negative, orange: positive, up to ±${short(most)}. The sum and the head’s output `
-      + `differ by at `
-      + 'most ', exact('output-difference', difference, short(difference)), '.');
+      + `differ by at most `, exact('output-difference', difference, short(difference)), '.');
   }};
 }

@@ -1,19 +1,15 @@
-// Direct logit attribution (Elhage et al., 2021): a logit as the sum of what each component wrote to the residual
-// stream.
-
-import {button, card, category, choice, exact, h, largest, legend, precise, ramp, short, state, sum,
-  table} from '../core/index.js';
-import {bars} from '../widgets/bars.js';
-import {matrix} from '../widgets/matrix.js';
+// Direct logit attribution (Elhage et al., 2021): a logit as the sum of the contributions of all components.
+import {button, card, category, choice, exact, h, headNames, largest, layerNames, legend, precise, ramp, short, state,
+  sum, table} from '../core/index.js';
+import {bars, matrix} from '../widgets/index.js';
 
 const LISTED = 10;
 const KINDS = {  // name and color of each kind of component
   embedding: ['embedding', 2], attention: ['a layer’s heads, and its bias if it has one', 0],
-    feed_forward: ['feed-forward', 1],
-  norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
+  feed_forward: ['feed-forward', 1], norm_bias: ['bias of the final norm', 4], patch: ['patched in', 3],
 };
 
-/** The components by block: the heads and the bias of a layer's attention become one. In the model's order. */
+// The components by block: the heads and the bias of a layer's attention become one. In the model's order.
 export function byBlock(parts) {
   const blocks = [];
   for (const {name, kind, layer, value} of parts) {
@@ -27,14 +23,13 @@ export function byBlock(parts) {
 
 const total = parts => sum(parts.map(({value}) => value));
 
-/** Two cards: by block and by head. show({answer, position, target, against, choices}): choices are the menus' ids. */
+// Two cards: by block and by head. show({answer, position, target, against, choices}): choices are the menus' ids.
 export function attributionCards({signal, info, names}) {
   const menus = h('div.row'), lead = h('p', {test: 'attribution-sum'}), colors = h('div');
   let blocks = [], answer = null;
   const figure = bars({
     label: 'Contribution of each block to the logit', signal, height: 150, lanes: [{title: '', values: [0]}],
-      test: 'attribution-bars',
-    describe: i => (blocks[i] ? [blocks[i].name, precise(blocks[i].value),
+    test: 'attribution-bars', describe: i => (blocks[i] ? [blocks[i].name, precise(blocks[i].value),
       `sum up to here ${precise(total(blocks.slice(0, i + 1)))}`] : []),
   });
   const element = card('Logit attribution', {
@@ -44,7 +39,6 @@ export function attributionCards({signal, info, names}) {
       ...answer.parts.map(({name, kind, layer, head, value}) => [name, kind, layer ?? '', head ?? '', value])]},
   }, menus, lead, figure, colors);
   const heads = headsCard({signal, info});
-
   return {cards: [element, heads.element], show({answer: now, position, target, against, choices}) {
     answer = now;
     blocks = byBlock(answer.parts);
@@ -76,8 +70,7 @@ function headsCard({signal, info}) {
   let values = new Float64Array(rows * cols), position = 0;
   const grid = matrix({
     label: 'Contribution of each head to the logit', signal, scale: 'signed', rows, cols, values, cell: 44,
-    cellY: rows > 24 ? 14 : 22, test: 'attribution-heads',
-    rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: [...Array(cols).keys()],
+    cellY: rows > 24 ? 14 : 22, test: 'attribution-heads', rowLabels: layerNames(rows), colLabels: headNames(cols),
     describe: (r, c) => [`layer ${r}, head ${c}`, precise(values[r * cols + c])],
     onSelect: (layer, head) => state.set({layer, head}),
   });
@@ -87,13 +80,11 @@ function headsCard({signal, info}) {
     about: 'What each head wrote for (orange) or against (blue) the token. Rows: layers, columns: heads.',
     save: {name: 'attribution-heads', figure: grid, rows: grid.rows},
   }, grid, scale, open, h('h3', {}, 'Largest contributions'), list);
-
   function select() {
     const row = state.index('layer', rows), col = state.index('head', cols);
     grid.show({selected: {row, col}});
     open.textContent = `Open layer ${row}, head ${col}`;
   }
-
   state.on(['layer', 'head'], select, signal);
   return {element, show({parts}, at) {
     position = at;

@@ -1,19 +1,17 @@
 // Compare: two checkpoints of a run, or two models, on the same text.
-
 import {alignTokens, attempt, bitsOf, card, checkpointOptions, choice, count, encode, findEntry, h, loadCatalog,
   modelLabel, notice, openModel, post, ramp, RequestError, short, state, sum, table,
   vocabulary} from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
-import {headsCard, predictionCards} from './compare_cards.js';
+import {SURPRISAL_ENDS, surprisalStrip, tokenStrip} from '../widgets/index.js';
+import {columns, headsCard, predictionCards} from './compare_cards.js';
 
-const MAX_BITS = 12, MAX_DIFFERENCE = 6;  // at which colors are strongest
+const MAX_DIFFERENCE = 6;  // bits at which colors are strongest
 
 export default async function show(page, {signal, catalog, entry, opened, info, text, ids, pieces, partial, bytes}) {
   const chooser = h('div.row'), control = card('Models', {
     about: 'A is the model selected at the top of the page, B is selected here. Both read the text above.'}, chooser);
   const show = (...cards) => page.replaceChildren(control, ...cards);
   let stage = new AbortController();
-
   async function showPair() {
     stage.abort();
     stage = new AbortController();
@@ -26,8 +24,7 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     });
     if (!isShown && !until.aborted) show(problem);
   }
-
-  /** Open B. If the page selected it and the run has deleted it since, select again from what exists now. */
+  // Open B. If the page selected it and the run has deleted it since, select again from what exists now.
   async function openOther(until) {
     const first = showChoice(catalog);
     try {
@@ -38,7 +35,6 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
       return openModel(now.entry, now.step, until);
     }
   }
-
   function showChoice(listed) {
     const other = defaultOther(listed, findEntry(listed, entry.name) ?? entry, info.step);
     const model = choice({label: 'B', value: other.entry.name, options: listed.entries.map(({name}) => [name, name]),
@@ -51,13 +47,12 @@ export default async function show(page, {signal, catalog, entry, opened, info, 
     show(notice('Computing…'));
     return other;
   }
-
   signal.addEventListener('abort', () => stage.abort());
   state.on(['other', 'other_step'], showPair, signal);
   await showPair();
 }
 
-/** B of the address; otherwise another checkpoint of the same run; otherwise the next model. */
+// B of the address; otherwise another checkpoint of the same run; otherwise the next model.
 function defaultOther(catalog, entry, step) {
   const wanted = state.text('other') && findEntry(catalog, state.text('other'));
   if (wanted) return {entry: wanted, step: state.text('other_step')};
@@ -68,7 +63,7 @@ function defaultOther(catalog, entry, step) {
   return {entry: entries[(entries.indexOf(entry) + 1) % entries.length], step: state.text('other_step')};
 }
 
-/** Everything about one side: its tokens, predictions and attention. */
+// Everything about one side: its tokens, predictions and attention.
 async function loadSide(mark, opened, tokens, signal) {
   const body = opened.request({ids: tokens.ids});
   const [predictions, picture, names] = await Promise.all([
@@ -97,7 +92,7 @@ async function showCards(show, pair, text, signal) {
 
 const difference = ({bits: [a, b]}) => b - a;
 
-/** The segment of the address, otherwise the one with the largest difference. */
+// The segment of the address, otherwise the one with the largest difference.
 function selectedSegment(segments) {
   const position = state.number('position');
   const at = position === null ? -1 : segments.findIndex(({a}) => position >= a[0] && position < a[1]);
@@ -132,33 +127,30 @@ function totalsCard(pair, segments) {
 function surprisalCard(pair, segments, {selected, signal}) {
   const select = i => state.set({position: segments[i].a[0]});
   const pieceOf = ({a}) => pair[0].tokens.pieces.slice(...a).join('');
-  const strips = pair.map(({label, surprisal, tokens: {pieces, ids, partial}}, k) => tokenStrip({
-    pieces, partial, label: `Surprisal under ${label}`, share: i => (i ? surprisal[i] / MAX_BITS : null),
-      test: `strip-${'ab'[k]}`, signal,
-    hint: i => `${pieces[i]} · id ${ids[i]}${i ? ` · ${surprisal[i].toFixed(2)} bits` : ''}`,
-    onSelect: i => segments && select(segments.findIndex(each => i >= each['ab'[k]][0] && i < each['ab'[k]][1])),
+  const isIn = (i, [from, to]) => i >= from && i < to;
+  const strips = pair.map(({label, surprisal, tokens}, k) => surprisalStrip({...tokens, surprisal}, {
+    label: `Surprisal under ${label}`, test: `strip-${'ab'[k]}`, signal,
+    onSelect: i => segments && select(segments.findIndex(each => isIn(i, each['ab'[k]]))),
   }));
   const differences = segments && tokenStrip({
     pieces: segments.map(pieceOf), label: 'Difference of surprisal', scale: 'signed', onSelect: select,
-      test: 'difference', signal,
+    test: 'difference', signal,
     share: i => (Number.isNaN(difference(segments[i])) ? null : 0.5 + difference(segments[i]) / (2 * MAX_DIFFERENCE)),
     hint: i => `${pieceOf(segments[i])} · A ${short(segments[i].bits[0])}, B ${short(segments[i].bits[1])} bits`,
   });
   const element = card('Surprisal', {
-    wide: true, about: 'Color: surprisal. In the difference, orange: B needs more bits, blue: fewer. Select a token '
-      + 'for its predictions.',
+    wide: true, about: 'Color: surprisal. Difference: orange if B needs more bits, blue if fewer.',
     save: segments && {name: 'difference', figure: differences,
       rows: () => [['segment', 'bytes', 'bits under A', 'bits under B', 'B - A'],
       ...segments.map(each => [pieceOf(each), each.bytes, ...each.bits, difference(each)])]},
-  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`), strips[k]))),
-  h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)),
+  }, columns(pair, strips), h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)),
   differences && [h('h3', {}, 'Difference, B − A'), differences, h('p.about', {},
     ramp('signed', `B ${MAX_DIFFERENCE} bits better`, `B ${MAX_DIFFERENCE} bits worse`, signal))]);
   return {element, update() {
     if (!segments?.length) return;
     const at = segments[selected()];
     differences.select(selected());
-    strips.forEach((strip, k) => strip.press(i => i >= at['ab'[k]][0] && i < at['ab'[k]][1]));
+    strips.forEach((strip, k) => strip.press(i => isIn(i, at['ab'[k]])));
   }};
 }
 

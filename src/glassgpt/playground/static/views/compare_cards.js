@@ -1,24 +1,21 @@
 // Two models on one text: their attention heads, their predictions, and how far these are apart.
-
 import {attempt, bar, bound, card, category, entropy, exportButtons, facts, h, jensenShannon, klDivergence, latest,
   notice, numberField, percent, post, ramp, ranked, softmax, spanOf, state, table} from '../core/index.js';
-import {axis, chart, line} from '../widgets/chart.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
-import {depthName} from '../widgets/lens_grid.js';
+import {axis, chart, depthName, headGrid, headMatrix, line} from '../widgets/index.js';
 
 const TOP = 10;
 const RANK_TICKS = [0, 1, 2, 3, 4, 5].flatMap(power => [1, 2, 5].map(digit => digit * 10 ** power));
 const HEAD_KEYS = [['layer', 'head'], ['other_layer', 'other_head']];  // of the address
 
+// The sides next to each other, each with an element.
+export const columns = (pair, elements) => h('div.split', {}, pair.map(({mark, label}, k) =>
+  h('div', {}, h('h3', {}, `${mark} · ${label}`), elements[k])));
+
 export function headsCard(pair, signal) {
   const parts = pair.map((side, k) => headsOf(side, HEAD_KEYS[k], signal));
   const element = card('Attention heads', {
-    wide: true, about: 'Each row is a layer, each column a head. Below, the selected head: rows are queries, columns '
-      + 'are keys. Gray: masked.',
-  }, h('div.split', {}, pair.map(({mark, label}, k) => h('div', {}, h('h3', {}, `${mark} · ${label}`),
-    parts[k].element))),
-  h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal)));
+    wide: true, about: 'Above: layers by heads. Below, the selected head: queries by keys. Gray: masked.',
+  }, columns(pair, parts.map(part => part.element)), h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal)));
   return {element, update: () => Promise.all(parts.map(part => part.update()))};
 }
 
@@ -48,7 +45,7 @@ function headsOf({mark, opened, tokens: {ids, pieces}, picture, info}, [layerKey
   };
 }
 
-/** Predictions, ranks and divergences before the selected segment. */
+// Predictions, ranks and divergences before the selected segment.
 export function predictionCards(pair, segments, {selected, signal}) {
   const place = h('div', {test: 'expected'}), problem = h('div'), list = h('div');
   let rows = [], lenses = [], divergences = [];
@@ -65,13 +62,11 @@ export function predictionCards(pair, segments, {selected, signal}) {
   });
   const next = card('Predictions at this position', {about: 'The top tokens of both models before the selected token.',
     save: {name: 'predictions', rows: () => [['token', 'probability under A', 'under B'], ...rows]}}, place);
-  const ranks = card('Rank by depth', {about: 'The rank of the actual token in the logit lens (1 is the top '
-    + 'prediction), from the embedding (depth 0) to the last layer (depth 1).',
-    save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
+  const ranks = card('Rank by depth', {about: 'The rank of the actual token from the embedding (0) to the last layer '
+    + '(1).', save: {name: 'rank-by-depth', figure: drawing, rows: drawing.rows}},
   problem, drawing);
   const apart = card('Divergence', {about: 'The two distributions over the whole vocabulary.',
     save: {name: 'divergence', rows: () => [['', 'value'], ...divergences]}}, list);
-
   const update = latest(() => attempt(problem, signal, async () => {
     ranks.hidden = apart.hidden = !segments?.length;
     if (!segments?.length) return void place.replaceChildren(notice('The positions of the two models cannot be '
@@ -87,7 +82,7 @@ export function predictionCards(pair, segments, {selected, signal}) {
     divergences = divergencesOf(pair, logits, isSame);
     place.replaceChildren(...predictionTable(pair, rows, first));
     list.replaceChildren(facts(divergences.map(([name, bits]) => [name, `${bits.toFixed(4)} bits`])), isSame ? ''
-      : h('p.about', {}, 'The vocabularies differ: tokens are matched by their text, and the divergence is not defined.'));
+      : h('p.about', {}, 'The vocabularies differ, so the divergence is not defined; tokens are matched by text.'));
     drawing.redraw();
   }));
   return {cards: [next, h('div.stack', {}, ranks, apart)], update};
@@ -104,7 +99,7 @@ async function lensRanks({opened, tokens: {ids}}, first, signal) {
 const hasSameVocabulary = ([a, b], [p, q]) =>
   p.length === q.length && a.names.slice(0, p.length).every((name, id) => name === b.names[id]);
 
-/** The top tokens of both: [piece, probability under A, under B], null if a vocabulary has no such token. */
+// The top tokens of both: [piece, probability under A, under B], null if a vocabulary has no such token.
 function topTokens(pair, logits, isSame) {
   const p = logits.map(softmax), rows = new Map();
   const ids = pair.map(({names}, k) => new Map(names.slice(0, logits[k].length).map((name, id) => [name, id])));

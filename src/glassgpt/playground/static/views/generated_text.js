@@ -1,67 +1,58 @@
 // The generated text: tokens sampled, taken back, branched from; and the sampling settings.
-
-import {bound, button, card, count, h, notice, numberField, percent, slider, state, sum,
-  tokenCount} from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {bound, button, card, count, h, numberField, percent, slider, state, sum, tokenCount} from '../core/index.js';
+import {tokenStrip} from '../widgets/index.js';
 
 const PROMPT_SHOWN = 400, BRANCH_SHOWN = 80;  // characters
 
-/** The sampling settings of the address; the defaults are those of `glassgpt generate`. */
+// The sampling settings of the address; the defaults are those of `glassgpt generate`.
 export const settings = vocabSize => ({
   temperature: Math.min(2, Math.max(0, state.number('temperature', 0.8))),
   topK: state.number('top_k') === null ? null : Math.min(vocabSize, Math.max(1, Math.round(state.number('top_k')))),
   topP: share('top_p'), minP: share('min_p'),
 });
 const share = name => (state.number(name) > 0 && state.number(name) < 1 ? state.number(name) : null);
-
-/** The seed of the steps and of the continuations. */
+// The seed of the steps and of the continuations.
 export const seed = () => Math.round(Math.max(0, state.number('seed', 1337)));
 
-/** The card, with `show(paths, isReady)`, `fail(message)` and `hasFailed()`. */
-export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, onReject, onBack, onBranch, onSelect,
-  onRemove}) {
+// The card, with `show(paths, isReady)`. edit(method, ...values): change the paths by one of their methods.
+export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, onReject, edit}) {
   const step = button('Sample', onStep, {title: 'Sample the next token', test: 'step', kind: 'button.main'});
   const top = button('Take the top token', onTop, {title: 'Append the most likely token', test: 'accept'});
   const reject = button('Reject', onReject, {title: 'Take back the last token and sample again without it',
     test: 'reject'});
-  const back = button('Back', onBack, {title: 'Take back the last token', test: 'back'});
-  const branch = button('Branch', () => onBranch(), {title: 'Keep this text as a branch, and continue a copy',
+  const back = button('Back', () => edit('back'), {title: 'Take back the last token', test: 'back'});
+  const branch = button('Branch', () => edit('branch'), {title: 'Keep this text as a branch, and continue a copy',
     test: 'branch'});
   const seedField = bound(numberField({label: 'seed', min: 0, max: 2 ** 32 - 1, value: seed(),
     onInput: value => state.set({seed: value})}), 'seed', seed, signal);
   const text = h('div.tokens.tall.so-far', {test: 'generated'}), problem = h('div');
   const list = h('div.branches', {role: 'group', 'aria-label': 'Branches', test: 'branches'});
+  const controls = settingsControls(vocabSize, signal);
   let shown = {paths: [], at: 0};
   const element = card('Generated text', {
     wide: true, about: 'Generated tokens are colored by their probability under the model. Select one to continue from '
       + 'before it; what followed is kept as a branch.',
-    save: {name: 'generated', rows: () => [['branch', 'position', 'id', 'token', 'probability'],
-      ...shown.paths.flatMap((path, b) =>
+    save: {name: 'generated', rows: () => [
+      ['branch', 'position', 'id', 'token', 'probability'], ...shown.paths.flatMap((path, b) =>
       path.map(({id, p}, i) => [b === shown.at ? 'current' : b, i, id, names[id], p ?? '']))]},
-  }, text, h('div.row', {}, step, top, reject, back, branch, seedField), problem, list,
-  settingsControls(vocabSize, signal),
+  }, text, h('div.row', {}, step, top, reject, back, branch, seedField), problem, list, controls,
   h('p.about', {}, 'Sampled from p ∝ exp(logit / temperature) over the tokens that top-k, then top-p, then min-p keep. '
-    + 'The random number of a step is computed in this page from the seed, the position and the number of rejections, '
-    + 'so a seed repeats its tokens. The continuations below use torch’s generator, like glassgpt generate.'));
-
+    + 'This page derives the random number of a step from seed, position and rejections, not from torch’s generator.'));
   const wordsOf = path => path.map(({id}) => names[id]).join('').slice(-BRANCH_SHOWN) || 'empty';
   const branchRow = (path, i) => h('div.row', {},
-    button(`${i === shown.at ? 'current: ' : ''}${wordsOf(path)}`, () => onSelect(i),
-      {kind: 'button.branch', 'aria-pressed': String(i === shown.at)}),
+    button(wordsOf(path), () => edit('select', i), {kind: 'button.branch', 'aria-pressed': String(i === shown.at)}),
     h('span.soft', {}, pathSummary(path)),
-    button('×', () => onRemove(i), {kind: 'button.small', 'aria-label': `Remove branch ${i + 1}`, title: 'Remove'}));
-
+    button('×', () => edit('remove', i), {kind: 'button.small', 'aria-label': `Remove branch ${i + 1}`,
+      title: 'Remove'}));
   return {
-    element, hasFailed: () => problem.childElementCount > 0,
-    fail: message => problem.replaceChildren(notice(message, 'error')),
-    show(paths, isReady) {
+    element, problem, show(paths, isReady) {
       shown = paths;
-      problem.replaceChildren();
       const {current} = paths;
       const strip = tokenStrip({pieces: current.map(({id}) => names[id]), selectOnMove: false,
-        onSelect: i => onBranch(i), signal, label: 'Generated tokens', share: i => current[i].p,
+        onSelect: i => edit('branch', i), signal, label: 'Generated tokens', share: i => current[i].p,
         hint: i => `${names[current[i].id]} · ${percent(current[i].p)} · continue from before it`});
-      strip.className = 'inline';
+      strip.style.display = 'inline';
+      strip.classList.remove('tall');
       const start = prompt.length > PROMPT_SHOWN ? `…${prompt.slice(-PROMPT_SHOWN)}` : prompt;
       text.replaceChildren(h('span.mono.soft.before', {}, start), strip);
       for (const each of [reject, back]) each.disabled = !current.length;
@@ -77,7 +68,7 @@ function pathSummary(path) {
   return tokenCount(path.length) + (isKnown ? `, ${sum(path.map(({p}) => -Math.log2(p))).toFixed(1)} bits` : '');
 }
 
-/** Sliders for temperature, top-k, top-p and min-p. */
+// Sliders for temperature, top-k, top-p and min-p.
 function settingsControls(vocabSize, signal) {
   // Slider positions of top-k: 0 to 100 on a logarithmic scale; 100 disables it.
   const kAt = place => Math.max(1, Math.round(vocabSize ** (place / 100)));

@@ -1,11 +1,8 @@
 // Generation: the distribution of the next token, sampling token by token with branches, and whole continuations.
-
-import {announce, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme,
-  parsePaths, percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
-  vocabulary}
-  from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {axis, chart, line, verticalLine} from '../widgets/chart.js';
+import {announce, attempt, card, count, css, droppedTokens, entropy, facts, findTokens, h, latest, onTheme, parsePaths,
+  percent, post, randomShare, ranked, samplingDistribution, short, softmax, state, sum, tagOf, tokenAt,
+  vocabulary} from '../core/index.js';
+import {axis, barLegend, barList, chart, line, verticalLine} from '../widgets/index.js';
 import {continuationsCard} from './continuations.js';
 import {generatedCard, seed, settings} from './generated_text.js';
 
@@ -20,38 +17,29 @@ export default async function show(page, context) {
   const tag = tagOf(`${info.name} ${info.step}`, prompt);
   let paths = parsePaths(state.text('paths'), tag, vocabSize);
   const currentIds = () => [...prompt, ...paths.current.map(({id}) => id)];
-  let point = null;  // the distribution after the current ids; null while it loads
-
+  let point = null, updating = null;  // the distribution after the current ids; null while it loads
   const generated = generatedCard({
     prompt: pieces.join(info.tokenizer === null ? ' ' : ''), names, vocabSize, signal,
-    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject,
-    onBack: () => change(() => paths.back()),
-    onBranch: length => change(() => paths.branch(length)), onSelect: i => change(() => paths.select(i)),
-    onRemove: i => change(() => paths.remove(i)),
+    onStep: step, onTop: () => point && append(point.order[0]), onReject: reject, edit: change,
   });
   const cards = [nextCard, ranksCard, searchCard].map(create => create({names, vocabSize, signal, onSelect: append}));
   page.append(generated.element, cards[0].element, h('div.stack', {}, cards[1].element, cards[2].element),
     continuationsCard({...context, currentIds}));
-
   async function update() {
     const ids = currentIds(), visible = ids.slice(droppedTokens(ids.length, info.most_tokens));
     point = null;
     generated.show(paths, false);
-    try {
+    await attempt(generated.problem, signal, async () => {
       const {logits} = await post('/api/next', opened.request({ids: visible}), signal);
       await fillIn(ids, visible);
       if (signal.aborted || String(ids) !== String(currentIds())) return;
       const p = softmax(logits);
       point = {ids, logits, order: ranked(logits), p, entropy: entropy(p), isCut: visible.length < ids.length};
-    } catch (error) {
-      if (!signal.aborted) generated.fail(error.message);
-      return;
-    }
-    generated.show(paths, true);
-    refresh();
+      generated.show(paths, true);
+      refresh();
+    });
   }
-
-  /** Add the probabilities of tokens that came with a link. */
+  // Add the probabilities of tokens that came with a link.
   async function fillIn(ids, visible) {
     if (paths.current.every(({p}) => p !== null)) return;
     const path = paths.current;
@@ -61,40 +49,33 @@ export default async function show(page, context) {
       token.p ??= position > 0 ? 2 ** -surprisal[position] : null;
     });
   }
-
   function refresh() {
     if (!point) return;
     point.rejected = paths.rejected;
     point.q = samplingDistribution(point.logits, settings(vocabSize), {order: point.order, without: point.rejected});
     for (const each of cards) each.show(point);
   }
-
-  function change(edit) {
-    edit();
+  function change(method, ...values) {
+    paths[method](...values);
     state.set({paths: paths.toText(tag)});
-    update();
+    updating = update();
   }
-
   function append(id) {
     if (!point) return;
     announce(`${names[id]}, ${percent(point.p[id])}`);
-    change(() => paths.append({id, p: point.p[id]}));
+    change('append', {id, p: point.p[id]});
   }
-
   function step() {
     if (!point) return;
     // The place and the number of rejections select the random number: the same seed repeats the same text.
     append(tokenAt(point.q, randomShare(seed(), point.ids.length, paths.rejected.size)));
   }
-
   async function reject() {
     if (!point || !paths.current.length) return;
-    change(() => paths.reject(vocabSize));
-    while (!point && !signal.aborted && !generated.hasFailed()) await new Promise(resolve =>
-      requestAnimationFrame(resolve));
+    change('reject', vocabSize);
+    await updating;
     step();
   }
-
   state.on(['temperature', 'top_k', 'top_p', 'min_p', 'seed'], refresh, signal);
   state.on(['paths'], () => {
     if (state.text('paths') === paths.toText(tag)) return;
@@ -116,11 +97,10 @@ function nextCard({names, vocabSize, signal, onSelect}) {
     full: largest => FULL_BARS.find(value => largest <= value) ?? 1});
   const full = h('span.soft');
   const element = card('Next token', {
-    about: `The top ${SHOWN} of ${count(vocabSize)} tokens: softmax of the logits, and the distribution after the `
-      + `sampling settings. `
-      + 'Select a token to append it.',
-    save: {name: 'next-token', figure: list, rows: () => [['rank', 'id', 'token', 'logit', 'probability',
-      'sampled from'],
+    about: `The top ${SHOWN} of ${count(vocabSize)} tokens, before and after the sampling settings. Select one to `
+      + `append.`,
+    save: {name: 'next-token', figure: list, rows: () => [
+      ['rank', 'id', 'token', 'logit', 'probability', 'sampled from'],
       ...Array.from(point.order, (id, i) => [i + 1, id, names[id], point.logits[id], point.p[id], point.q[id]])]},
   }, h('div.row', {}, barLegend(SERIES, signal), full), list);
   return {element, show(now) {
@@ -180,7 +160,6 @@ function searchCard({names, onSelect}) {
     about: 'Tokens that contain a text, by probability. A space is shown as ␣.',
     save: {name: 'matches', figure: list, rows: list.rows},
   }, field, summary, list);
-
   function update() {
     if (!point) return;
     const found = findTokens(names, field.value, point.order), shown = found.slice(0, MATCHES);

@@ -1,8 +1,6 @@
 // Head scores: how much each head behaves like a known type, at one step and over all steps.
-
-import {argmax, card, count, exportButtons, h, ramp, state} from '../core/index.js';
-import {axis, chart, line, verticalLine} from '../widgets/chart.js';
-import {matrix} from '../widgets/matrix.js';
+import {argmax, card, count, exportButtons, h, headNames, layerNames, ramp, state} from '../core/index.js';
+import {axis, chart, line, matrix, verticalLine} from '../widgets/index.js';
 
 const MAX_LOADED = 60;  // snapshots in the chart over steps
 const MEANINGS = {
@@ -12,24 +10,21 @@ const MEANINGS = {
   'first-token sink': 'w[t, 0]: attends to the first token (Xiao et al., 2023)',
 };
 
-/** The scores (layers x heads) of the k-th type. */
+// The scores (layers x heads) of the k-th type.
 function scoresOf({head_scores: scores}, k) {
   const size = scores.shape[1] * scores.shape[2];
   return scores.subarray(k * size, (k + 1) * size);
 }
 
-/** The scores of all heads at a step; `show(snapshot)`. */
+// The scores of all heads at a step; `show(snapshot)`.
 export function headScoresCard({signal}) {
   const place = h('div.head-types');
   let now = null, grids = null;
-
   function createGrid(type, k) {
     const [, rows, cols] = now.head_scores.shape, at = (r, c) => scoresOf(now, k)[r * cols + c];
     const grid = matrix({
       label: `Scores of the type ${type}`, signal, rows, cols, range: [0, 1], cell: 34, cellY: 22, value: at,
-        test: `head-type-${k}`,
-      rowLabels: Array.from({length: rows}, (_, i) => `layer ${i}`), colLabels: Array.from({length: cols},
-        (_, i) => String(i)),
+      test: `head-type-${k}`, rowLabels: layerNames(rows), colLabels: headNames(cols),
       words: (r, c) => at(r, c).toFixed(2), onSelect: (layer, head) => state.set({layer, head}),
       describe: (r, c) => [type, `layer ${r}, head ${c}: ${at(r, c).toFixed(3)}`],
     });
@@ -37,10 +32,9 @@ export function headScoresCard({signal}) {
       exportButtons({name: `${type}-heads`, figure: grid})), grid, h('p.about', {}, MEANINGS[type] ?? '')));
     return grid;
   }
-
   const element = card('Head scores', {
-    wide: true, about: 'Measured on p random tokens that are repeated once: the mean weight on one earlier token, over '
-      + 'the queries t of the second half. The four scores of a head sum to at most 1.',
+    wide: true, about: 'The mean weight on one earlier token, for queries t in the second half of p random tokens, '
+      + 'repeated once. The four scores of a head sum to at most 1.',
     save: {name: 'head-scores', rows: () => {
       const [, layers, heads] = now.head_scores.shape;
       return [['step', 'type', 'layer', 'head', 'score'], ...Array.from(now.head_scores, (score, i) => [now.step,
@@ -54,13 +48,12 @@ export function headScoresCard({signal}) {
   }};
 }
 
-/** The best head of each type over the steps. load(step): a promise of a snapshot, loaded one after the other. */
+// The best head of each type over the steps. load(step): a promise of a snapshot, loaded one after the other.
 export function scoresOverSteps({load, steps, marked, signal}) {
   const about = h('p.about', {test: 'scores-count'}), best = new Map();  // by step: the best head of each type
   let types = [], loading = Promise.resolve();
   const drawing = chart({
-    label: 'Best head of each type over the steps', signal, test: 'scores-over-steps',
-    traces() {
+    label: 'Best head of each type over the steps', signal, test: 'scores-over-steps', traces() {
       const found = [...best].sort(([a], [b]) => a - b);
       return types.map((type, k) => line(type, found.map(([step]) => step), found.map(([, heads]) => heads[k].score), k,
         {
@@ -75,7 +68,6 @@ export function scoresOverSteps({load, steps, marked, signal}) {
     wide: true, about: 'The highest score among all heads, from 0 to 1: when heads of a type emerge.',
     save: {name: 'scores-over-steps', figure: drawing, rows: drawing.rows},
   }, drawing, about);
-
   async function gather() {
     for (const step of evenlySpaced(steps(), MAX_LOADED)) {
       if (best.has(step)) continue;
@@ -92,10 +84,9 @@ export function scoresOverSteps({load, steps, marked, signal}) {
     about.textContent = `${count(best.size)} of ${count(steps().length)} snapshots.`;
     drawing.redraw();
   }
-
   return {element, update: () => (loading = loading.then(gather)), clear: () => best.clear(), redraw: drawing.redraw};
 }
 
-/** At most `max` of the values, evenly spaced, with the first and the last. */
+// At most `max` of the values, evenly spaced, with the first and the last.
 const evenlySpaced = (all, max) => (all.length <= max ? all
   : Array.from({length: max}, (_, i) => all[Math.round(i * (all.length - 1) / (max - 1))]));

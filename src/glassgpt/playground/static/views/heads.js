@@ -1,9 +1,7 @@
 // Attention heads: all of them, then one, then one of its rows, number by number.
-
-import {argmax, attempt, bound, card, category, checkbox, count, exact, h, kvHeadOf, latest, legend, post, ramp, short,
-  slider, spanOf, spanText, state} from '../core/index.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
+import {argmax, attempt, bound, card, category, checkbox, exact, h, kvHeadOf, latest, legend, post, ramp, short, slider,
+  spanOf, spanText, state} from '../core/index.js';
+import {headGrid, headMatrix} from '../widgets/index.js';
 import {rowCards} from './attention_row.js';
 import {rotaryCards} from './rotary.js';
 
@@ -18,7 +16,6 @@ export default async function show(page, context) {
   const parts = [rowCards(context), ...info.config.position === 'rope' ? [rotaryCards(context)] : []];
   page.append(grid.element, one.element, ...parts.flatMap(({cards}) => cards));
   let found = null;
-
   function showRow() {
     if (!found) return;
     const t = state.index('query', ids.length, ids.length - 1);
@@ -27,7 +24,6 @@ export default async function show(page, context) {
     one.select(t, s);
     for (const part of parts) part.show({...found, t, s});
   }
-
   const showHead = latest(() => attempt(one.problem, signal, async () => {
     const now = place();
     grid.canvas.show({selected: now});
@@ -38,7 +34,6 @@ export default async function show(page, context) {
     one.show(found);
     showRow();
   }));
-
   state.on(['layer', 'head'], showHead, signal);
   state.on(['query', 'key'], showRow, signal);
   state.on(['sqrt'], () => {
@@ -57,8 +52,7 @@ function gridCard({signal, info}, picture, selected) {
   });
   const most = Math.max(...picture.differences);
   const element = card('All heads', {
-    about: 'Each row is a layer, each column a head. In a head, rows are queries and columns are keys; color: '
-      + 'attention weight. Gray: masked.',
+    about: 'Layers by heads; in each, queries by keys. Color: attention weight. Gray: masked.',
     save: {name: 'heads', figure: canvas, rows: () => [
       ['layer', 'head', 'key/value head', 'mean entropy in bits', 'difference of the layer'],
       ...Array.from(picture.entropies, (bits, i) => {
@@ -66,9 +60,7 @@ function gridCard({signal, info}, picture, selected) {
         return [layer, head, kvHeadOf(info, head) ?? head, bits, picture.differences[layer]];
       })]},
   }, canvas, kvLegend(info, signal),
-  cells < picture.tokens && h('p.about', {}, `${count(picture.tokens)} tokens in ${cells} × ${cells} cells: a cell `
-    + `shows the `
-    + 'largest of its weights.'),
+  cells < picture.tokens && h('p.about', {}, `${cells} × ${cells} cells; a cell shows the largest of its weights.`),
   h('p.about', {}, 'The weights are recomputed from q and k. Σ weight × v differs from the attention kernel’s output '
     + 'by at most ', exact('difference', most, short(most)), ` (layer ${picture.differences.indexOf(most)}).`));
   element.tools.prepend(bound(checkbox({label: 'square root', title: 'Color by the square root, to show small weights',
@@ -76,7 +68,7 @@ function gridCard({signal, info}, picture, selected) {
   return {element, canvas};
 }
 
-/** Which query heads share a key/value head. */
+// Which query heads share a key/value head.
 function kvLegend(info, signal) {
   if (kvHeadOf(info, 0) === null) return h('p.about', {}, 'Each query head has its own key/value head.');
   const size = info.config.n_head / info.kv_heads;
@@ -95,13 +87,11 @@ function headCard({signal, info, pieces}) {
     about: 'Rows are queries, columns are keys. Select a query with ↑ ↓ and a key with ← →.',
     save: {name: 'head', figure: canvas, rows: canvas.rows},
   }, problem, lead, h('div.controls.short-labels', {}, query, key), canvas, scale, explanation);
-
   function tint() {
     if (!now) return;
     canvas.showHead({pieces, labels, weights: now.weights, span: now.span, isSqrt: isSqrt()});
     scale.replaceChildren(...ramp('magnitude', 'weight 0', isSqrt() ? '1, by its square root' : 1, signal));
   }
-
   return {element, problem, tint, show(found) {
     now = found;
     const kv = kvHeadOf(info, now.head);

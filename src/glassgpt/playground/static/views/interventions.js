@@ -1,18 +1,13 @@
 // Interventions: ablate components, hide tokens, patch activations from a second text, and see what changes.
-
-import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, klDivergence, notice,
-  onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
+import {attempt, bound, button, card, editRequest, editText, entropy, exportableElement, facts, h, headNames,
+  klDivergence, layerNames, notice, onTheme, parseEdits, percent, post, ranked, segmented, short, softmax, state, sum,
   vocabulary} from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {sweep} from '../widgets/sweep.js';
-import {switchGrid} from '../widgets/switch_grid.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {barLegend, barList, sweep, switchGrid, tokenStrip} from '../widgets/index.js';
 import {patchingCard} from './patching.js';
 
 const TOP = 10, CHANGED = 8;
 const MAX_CHANGE = 4;  // bits of change at which a token's color is strongest
 const SERIES = [{name: 'before', color: 'accent'}, {name: 'after', color: 'warm'}];
-
 const ablateBy = () => state.option('by', ['zero', 'mean']);
 
 export default async function show(page, context) {
@@ -28,15 +23,12 @@ export default async function show(page, context) {
   page.append(ablation.element, next.element, h('div.stack', {}, changes.element, importanceCard(view)),
     surprisal.element, patching.element);
   let turn = 0;
-
-  /** The body of a request about the changed model. */
+  // The body of a request about the changed model.
   function edited(more) {
-    const patches = patching.edits(), edits = [...[...ablated()].map(code => editRequest(code, ablateBy())),
-      ...patches];
-    return opened.request({ids, ...more, ...(edits.length && {edits}),
-      ...(patches.length && {source: patching.source()})});
+    const patches = patching.edits();
+    const edits = [...Array.from(ablated(), code => editRequest(code, ablateBy())), ...patches];
+    return opened.request({ids, ...more, ...edits.length && {edits}, ...patches.length && {source: patching.source()}});
   }
-
   async function update() {
     const mine = ++turn, at = {position: position()};
     ablation.show();
@@ -53,7 +45,6 @@ export default async function show(page, context) {
       surprisal.show(answers[2].surprisal, answers[3].surprisal);
     });
   }
-
   state.on(['ablate', 'by', 'patch', 'position'], update, signal);
   onTheme(update, signal);
   await patching.start(update);
@@ -62,8 +53,7 @@ export default async function show(page, context) {
 
 function ablationCard({shape, pieces, partial, ablated, signal}) {
   const columns = [
-    ...Array.from({length: shape.heads}, (_, i) => ({code: layer => `h${layer}.${i}`, name: `head ${i}`,
-      short: String(i)})),
+    ...headNames(shape.heads).map(i => ({code: layer => `h${layer}.${i}`, name: `head ${i}`, short: i})),
     {code: layer => `a${layer}`, name: 'attention', short: 'att'},
     {code: layer => `f${layer}`, name: 'feed-forward', short: 'ff'},
     {code: layer => `b${layer}`, name: 'block', short: 'all'},
@@ -73,14 +63,13 @@ function ablationCard({shape, pieces, partial, ablated, signal}) {
     if (!now.delete(code)) now.add(code);
     state.set({ablate: [...now].join(',')});
   };
-  const grid = switchGrid({rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), columns, onToggle: toggle,
+  const grid = switchGrid({rows: layerNames(shape.layers), columns, onToggle: toggle,
     isOn: code => ablated().has(code), label: 'Components by layer', test: 'switches'});
   const strip = tokenStrip({pieces, partial, selectOnMove: false, label: 'Tokens to hide',
     onSelect: i => toggle(`p${i}`), hint: i => `Hide «${pieces[i]}» from all later tokens`, test: 'hide', signal});
   const summary = h('p', {role: 'status', test: 'ablated'}), problem = h('div');
   const element = card('Ablation', {
-    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the '
-      + 'positions of the text. A block is its attention and its feed-forward together.',
+    wide: true, about: 'Replace what a component writes to the residual stream by zero, or by its mean over the text.',
   }, h('div.row', {},
     bound(segmented({label: 'Replace by', options: [['zero', 'by zero'], ['mean', 'by the mean']], value: ablateBy(),
       onInput: value => state.set({by: value === 'zero' ? null : value})}), 'by', ablateBy, signal),
@@ -135,15 +124,14 @@ function changesCard({names}) {
   const problem = h('div');
   const element = card('Largest changes', {
     about: 'The change of each token, after − before. A constant added to all logits changes no probability.',
-    save: {name: 'changes', figure: list, rows: () => [['id', 'token', 'logit', 'probability'],
-      ...Array.from(effect.order, id =>
+    save: {name: 'changes', figure: list, rows: () => [
+      ['id', 'token', 'logit', 'probability'], ...Array.from(effect.order, id =>
       [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
   }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]),
     onInput(value) {
     measure = value;
     draw();
   }}), problem, list);
-
   function draw() {
     const {change, text} = measures[measure], {before, after, p, q} = effect;
     const changes = Float64Array.from(p, (_, id) => change(effect, id)), order = ranked(changes);
@@ -167,9 +155,7 @@ function surprisalCard({pieces, partial, ids, position, signal}) {
     test: 'change'});
   const summary = h('div', {test: 'bits'});
   const element = card('Surprisal change', {
-    wide: true, about: 'The change of each token’s surprisal, −log₂ of its probability. Orange: the changed model is '
-      + 'more surprised, '
-      + `blue: less. The color is strongest at ${MAX_CHANGE} bits. Select a token to see the prediction after it.`,
+    wide: true, about: `Orange: the changed model is more surprised, blue: less, strongest at ${MAX_CHANGE} bits.`,
     save: {name: 'surprisal', figure: strip, rows: () => [['position', 'id', 'token', 'bits before', 'bits after'],
       ...ids.map((id, i) => [i, id, pieces[i], i ? before[i] : '', i ? after[i] : ''])]},
   }, strip, summary);
@@ -190,10 +176,8 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   const request = (more, stopped) => post('/api/next', opened.request({ids, position: position(), ...more}), stopped);
   const view = sweep({
     test: 'heads-sweep', title: 'Measure all heads', signal,
-    rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: Array.from({length: shape.heads},
-      (_, i) => String(i)),
-    measures: [{name: 'bits', text: 'divergence in bits', scale: 'magnitude'}, {name: 'logit', text: 'logit change',
-      scale: 'signed'}],
+    rows: layerNames(shape.layers), cols: headNames(shape.heads),
+    measures: [['bits', 'divergence in bits', 'magnitude'], ['logit', 'logit change', 'signed']],
     describe: (layer, head) => `layer ${layer}, head ${head}`,
     action: ['Ablate it', (layer, head) => state.set({ablate: [...ablated().add(`h${layer}.${head}`)].join(',')})],
     async prepare(stopped) {
@@ -208,8 +192,7 @@ function importanceCard({opened, ids, names, shape, position, ablated, signal}) 
   });
   state.on(['position', 'by'], view.clear, signal);
   return card('Head importance', {
-    about: 'Each head ablated alone: the divergence of the next token’s distribution, and the change of the top '
-      + 'token’s logit.',
+    about: 'Each head ablated alone: divergence of the next token’s distribution, and change of the top logit.',
     save: {name: 'heads', figure: view, rows: view.rows},
   }, view, about);
 }

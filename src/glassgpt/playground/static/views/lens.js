@@ -1,9 +1,7 @@
 // Logit lens: the residual stream by depth, predictions and ranks over the layers, and what made a logit.
-
 import {attempt, card, category, h, latest, onTheme, percent, post, state, table, vocabulary} from '../core/index.js';
-import {axis, chart, line, plain} from '../widgets/chart.js';
-import {depthName, lensCard, normCard, pager, windowSize} from '../widgets/lens_grid.js';
-import {trackedTokens, trackField} from '../widgets/track_field.js';
+import {axis, chart, depthName, lensCard, line, normCard, pager, plain, trackedTokens, trackField,
+  windowSize} from '../widgets/index.js';
 import {attributionCards} from './attribution.js';
 
 const TOP = 5;
@@ -25,7 +23,6 @@ export default async function show(page, context) {
   page.append(problem, lens.element, norms.element, ranks.element, ...attribution.cards);
   const request = (path, more) => post(path, opened.request({ids, ...more}), signal);
   const select = () => [lens, norms].forEach(grid => grid.select(depth(), position()));
-
   async function showGrids() {
     controls.show();
     const start = from();
@@ -36,7 +33,6 @@ export default async function show(page, context) {
     [lens, norms].forEach(grid => grid.show(data));
     select();
   }
-
   async function showPosition() {
     const at = position(), tracked = trackedTokens(names.length), next = ids[at + 1] ?? null;
     const range = {start: at, stop: at + 1, k: TOP};
@@ -51,7 +47,6 @@ export default async function show(page, context) {
     const choices = [...new Set([...top, ...series, target, against])].filter(id => id !== null);
     attribution.show({answer, position: at, target, against, choices});
   }
-
   const [updateGrids, updatePosition] = [showGrids, showPosition].map(work => latest(() => attempt(problem, signal,
     work)));
   state.on(['from'], updateGrids, signal);
@@ -64,7 +59,7 @@ export default async function show(page, context) {
   await Promise.all([updateGrids(), updatePosition()]);
 }
 
-/** Rank and probability of some tokens by layer, after one position, and the top tokens at one depth. */
+// Rank and probability of some tokens by layer, after one position, and the top tokens at one depth.
 function ranksCard({signal, names}) {
   const lead = h('p', {test: 'lens-position'}), list = h('div', {test: 'lens-top'});
   let now = null;
@@ -73,7 +68,6 @@ function ranksCard({signal, names}) {
   const depths = () => [...Array(now.found.norm.shape[0]).keys()];
   const at = (depth, i) => depth * now.series.length + i;
   const nameOf = id => `${names[id]}${id === now.next ? ' (next token)' : id === now.top ? ' (top prediction)' : ''}`;
-
   const lines = chart({
     label: 'Rank and probability by layer', signal, height: 380, test: 'rank-chart',
     traces: () => (now ? now.series.flatMap((id, i) => {
@@ -89,14 +83,11 @@ function ranksCard({signal, names}) {
     }),
   });
   const element = card('Rank by layer', {
-    wide: true, about: 'After one position: the rank that the logit lens gives each token at each depth (1 is the top '
-      + 'prediction), and its probability.',
-    save: {name: 'ranks', figure: lines, rows: () => [['depth', 'id', 'token', 'rank', 'probability'],
-      ...depths().flatMap(d =>
-      now.series.map((id, i) =>
+    wide: true, about: 'The rank (1: top prediction) and the probability of tokens at each depth, after one position.',
+    save: {name: 'ranks', figure: lines, rows: () => [
+      ['depth', 'id', 'token', 'rank', 'probability'], ...depths().flatMap(d => now.series.map((id, i) =>
         [depthName(d), id, names[id], now.found.watch_rank[at(d, i)] + 1, now.found.watch_p[at(d, i)]]))]},
   }, lead, field, h('div.split.ranks', {}, lines, list));
-
   function showDepth(depth) {
     if (!now) return;
     const {found, series} = now, k = found.top_ids.shape[2];
@@ -110,7 +101,6 @@ function ranksCard({signal, names}) {
       table(['token', 'rank', 'probability'], series.map((id, i) => [nameOf(id),
         h('span', {'data-rank-of': id}, found.watch_rank[at(depth, i)] + 1), percent(found.watch_p[at(depth, i)])])));
   }
-
   return {element, showDepth, show(data, depth) {
     now = data;
     lead.replaceChildren('After ', h('strong.mono', {}, now.piece), ` at ${now.position}`,

@@ -1,10 +1,7 @@
 // One parameter as a picture with its spectrum, and the norms of all parameters and their gradients.
-
 import {attempt, bound, button, card, category, choice, count, encode, exportButtons, facts, h, largest, legend, post,
   segmented, short, state, sum} from '../core/index.js';
-import {barLegend, barList} from '../widgets/bar_list.js';
-import {axis, chart, line} from '../widgets/chart.js';
-import {matrix} from '../widgets/matrix.js';
+import {axis, barLegend, barList, chart, line, matrix} from '../widgets/index.js';
 
 const CELLS = 256, PICTURE_HEIGHT = 440;
 const NORMS = [{name: 'weights', color: 'accent'}, {name: 'gradient', color: 'warm'}];
@@ -15,7 +12,6 @@ export function parameterCard({opened, info, signal}) {
   const name = () => state.option('parameter', all, all.includes(DEFAULT_PARAMETER) ? DEFAULT_PARAMETER : all[0]);
   const problem = h('div'), place = h('div'), spectrum = h('div');
   let picture = null, stage = new AbortController();
-
   function update() {
     stage.abort();
     stage = new AbortController();
@@ -35,15 +31,13 @@ export function parameterCard({opened, info, signal}) {
         : []);
     });
   }
-
   state.on(['parameter'], update, signal);
   update();
   return card('Parameter', {
-    about: 'Blue: negative, orange: positive. If the matrix is larger than the picture, a cell is the mean of several '
-      + 'weights.',
+    about: 'Blue: negative, orange: positive. In a large matrix, a cell is the mean of several weights.',
     save: {name: 'weights', figure: () => picture, rows: () => picture.rows()},
   }, bound(choice({label: 'parameter', value: name(), onInput: value => state.set({parameter: value}),
-    options: info.weights.map(one => [one.name, `${one.name} (${one.shape.join(' × ')})`])}), 'parameter', name,
+    options: info.weights.map(({name: full, shape}) => [full, `${full} (${shape.join(' × ')})`])}), 'parameter', name,
     signal),
   problem, place, spectrum);
 }
@@ -62,7 +56,7 @@ function pictureOf({picture, shape}, name, signal) {
     onSelect: (r, c) => { selection.textContent = describe(r, c).join(': '); }}), {selection});
 }
 
-/** A chart of descending singular values, and what they say about the matrix. */
+// A chart of descending singular values, and what they say about the matrix.
 function spectrumOf(values, norm, signal) {
   const total = sum(values), nats = sum(values.map(x => (x > 0 ? -x / total * Math.log(x / total) : 0)));
   const drawing = chart({label: 'Singular values', height: 220, signal,
@@ -72,19 +66,18 @@ function spectrumOf(values, norm, signal) {
     exportButtons({name: 'singular-values', figure: drawing, rows: drawing.rows})), drawing,
   h('div', {test: 'spectrum-facts'}, facts([
     ['spectral norm', short(values[0])],
-    ['effective rank, exp of the entropy of σ / Σσ (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of `
-      + `${values.length}`],
+    ['effective rank (Roy and Vetterli, 2007)', `${Math.exp(nats).toFixed(1)} of ${values.length}`],
     ['stable rank, ‖W‖² / σ₁²', (norm ** 2 / values[0] ** 2).toFixed(1)],
   ])));
 }
 
 const MEASURES = {
-  weight_norm: ['norm of the weights', part => part.weight_norm], gradient_norm: ['norm of the gradient',
-    part => part.gradient_norm],
+  weight_norm: ['norm of the weights', part => part.weight_norm],
+  gradient_norm: ['norm of the gradient', part => part.gradient_norm],
   ratio: ['gradient / weights', part => part.gradient_norm / part.weight_norm],
 };
 
-/** The norms of all parameters, and of their gradients for the loss of the text. */
+// The norms of all parameters, and of their gradients for the loss of the text.
 export function normsCard({opened, info, signal}) {
   const problem = h('div'), place = h('div'), start = button('Measure all parameters', measure, {test: 'gradients'});
   let parts = [], shown = 'weight_norm';
@@ -99,7 +92,6 @@ export function normsCard({opened, info, signal}) {
   };
   const drawing = chart({label: 'Norms by layer', signal, traces: byLayer, layout: () => ({
     xaxis: axis('layer', {dtick: info.config.n_layer > 16 ? 4 : 1}), yaxis: axis(MEASURES[shown][0], {type: 'log'})})});
-
   async function measure() {
     start.disabled = true;
     await attempt(problem, signal, async () => {
@@ -110,7 +102,6 @@ export function normsCard({opened, info, signal}) {
     });
     start.disabled = false;
   }
-
   function showAll(loss, tokens) {
     const list = barList({label: 'All parameters', series: NORMS, ownScales: true, test: 'gradient-bars'});
     list.classList.add('long-names');
@@ -132,9 +123,7 @@ export function normsCard({opened, info, signal}) {
       ...parts.map(part => [part.name, part.weight_norm, part.gradient_norm])]}));
     drawing.redraw();
   }
-
   const element = card('Weight and gradient norms', {
-    about: 'The Frobenius norm of each parameter, and of its gradient for the loss of the text.'}, start, problem,
-      place);
+    about: 'The Frobenius norm of each parameter, and of its gradient for the text.'}, start, problem, place);
   return element;
 }

@@ -1,17 +1,13 @@
 // Activation patching: activations from a second text put into the pass over the first (Vig et al., 2020).
-
-import {attempt, button, card, choice, editRequest, editText, encode, h, klDivergence, numberField, parseEdits, percent,
-  post, ranked, softmax, state} from '../core/index.js';
-import {sweep} from '../widgets/sweep.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {attempt, button, card, choice, editRequest, editText, encode, h, klDivergence, layerNames, numberField,
+  parseEdits, percent, post, ranked, softmax, state} from '../core/index.js';
+import {sweep, tokenStrip} from '../widgets/index.js';
 
 const COMPONENTS = [['r', 'residual stream'], ['a', 'attention'], ['f', 'feed-forward'], ['h', 'head']];
 const TYPING_MS = 500;
 
-/**
- * The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the
- * second text of the address and calls `onChange` when it changes.
- */
+// The card, with `source()`: the second text's ids, `edits()`: the patches, and `start(onChange)`, which reads the
+// second text of the address and calls `onChange` when it changes.
 export function patchingCard({signal, opened, ids, pieces, names, shape, position}) {
   const body = h('div'), problem = h('div');
   const codes = () => parseEdits(state.text('patch'), shape);
@@ -27,17 +23,15 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
       timer = setTimeout(read, TYPING_MS);
     }});
   const element = card('Activation patching', {
-    wide: true, test: 'patching', about: 'In the pass over the text above, replace a component’s activations by those '
-      + 'from a second text, which must have the same number of tokens.',
-    save: {name: 'patching', figure: () => tracing ?? {figure: {png() {}, svg() {}}}, rows: () => tracing?.rows()
-      ?? []},
+    wide: true, test: 'patching', about: 'Replace activations by those from a second text with as many tokens.',
+    save: {name: 'patching', figure: () => tracing, rows: () => tracing.rows()},
   }, field, problem, body);
-
   async function load() {
     second = tracing = null;
     stage.abort();
     stage = new AbortController();
     body.replaceChildren();
+    element.tools.hidden = true;
     const text = state.text('source');
     if (document.activeElement !== field) field.value = text;  // do not change what the user is typing
     await attempt(problem, signal, async () => {
@@ -48,10 +42,10 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
           + `same`);
       }
       second = found;
+      element.tools.hidden = false;
       build(AbortSignal.any([signal, stage.signal]));
     });
   }
-
   function build(stopped) {
     const differs = i => second.ids[i] !== ids[i];
     const strip = tokenStrip({pieces: second.pieces, partial: second.partial, label: 'Tokens of the second text',
@@ -74,13 +68,11 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
         + '− D(second ‖ patched) / D(second ‖ text), where D is the Kullback–Leibler divergence of the next token’s '
         + 'distribution. 1: the patch alone gives the second text’s prediction.'), map);
   }
-
   function change(edit) {
     const now = codes();
     edit(now);
     state.set({patch: [...now].join(',')});
   }
-
   function picker() {
     const chosen = {component: 'r', layer: 0, head: 0, position: ''};
     const set = key => value => { chosen[key] = value; };
@@ -98,7 +90,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
         options: [['', 'all tokens'], ...pieces.map((piece, i) => [i, `${i}: ${piece}`])]}),
       button('Patch', () => change(now => now.add(code())), {test: 'patch'}));
   }
-
   function tracingMap(stopped) {
     const last = position(), first = ids.findIndex((id, i) => id !== second.ids[i]);
     const about = h('p.about', {role: 'status'});
@@ -107,9 +98,8 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     let text = null, other = null, top = 0;
     const map = sweep({
       test: 'tracing', title: 'Patch each place alone', signal: stopped,
-      rows: Array.from({length: shape.layers}, (_, i) => `layer ${i}`), cols: pieces.slice(0, last + 1),
-      measures: [{name: 'recovery', text: 'recovery', scale: 'signed'}, {name: 'p', text: 'probability change',
-        scale: 'signed'}],
+      rows: layerNames(shape.layers), cols: pieces.slice(0, last + 1),
+      measures: [['recovery', 'recovery', 'signed'], ['p', 'probability change', 'signed']],
       describe: (layer, i) => `layer ${layer}, token ${i} «${pieces[i]}»`,
       action: ['Patch', (layer, i) => change(now => now.add(`r${layer}@${i}`))],
       async prepare(aborted) {
@@ -130,7 +120,6 @@ export function patchingCard({signal, opened, ids, pieces, names, shape, positio
     });
     return Object.assign(h('div', {}, map, about), {figure: map.figure, rows: map.rows});
   }
-
   return {
     element, source: () => second?.ids ?? null,
     edits: () => (second ? [...codes()].map(code => editRequest(code, 'patch')) : []),

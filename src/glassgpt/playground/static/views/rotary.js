@@ -1,15 +1,12 @@
 // Rotary positions (Su et al., 2021): what rotating queries and keys does to a score.
-
 import {attentionRow, card, count, css, exact, facts, h, largest, norm, precise, products, rotaryAngles,
   scoreAtDistance, short, sum} from '../core/index.js';
-import {axis, chart, line, plain} from '../widgets/chart.js';
-import {figure, selectable} from '../widgets/figure.js';
-import {matrix} from '../widgets/matrix.js';
+import {axis, chart, figure, line, matrix, plain, selectable} from '../widgets/index.js';
 import {stripRows} from './attention_row.js';
 
 const DIAL = 46, DIAL_LABEL = 12;  // pixels
 
-/** The cards; `show(found)` as in `rowCards`. */
+// The cards; `show(found)` as in `rowCards`.
 export function rotaryCards({signal, info, pieces}) {
   const angles = rotaryAngles(info.head_width, info.config.rope_base);
   const cards = [stripsCard, dialsCard, distanceCard].map(create => create({signal, info, pieces, angles}));
@@ -32,8 +29,8 @@ function stripsCard({signal, info, pieces}) {
   }, strips, list);
   return {element, show(found) {
     const {vectors, t, s} = found, {scores} = attentionRow(found);
-    lines = [['q before', vectors.q_norm, t], ['q after', vectors.rot_q, t], ['k before', vectors.k_norm, s],
-      ['k after', vectors.rot_k, s]]
+    const {q_norm: q, rot_q: rotQ, k_norm: k, rot_k: rotK} = vectors;
+    lines = [['q before', q, t], ['q after', rotQ, t], ['k before', k, s], ['k after', rotK, s]]
       .map(([name, array, i]) => ({name, values: array.subarray(2 * half * i, 2 * half * (i + 1))}));
     strips.show({value: (r, d) => lines[r].values[d]});
     const norms = lines.map(({values}) => short(norm(values)));
@@ -72,20 +69,15 @@ function dialsCard({signal, info, angles, pieces}) {
       });
     }});
   selectable(dials, {
-    signal,
-    partAt(x, y) {
-      const col = Math.floor(x / DIAL), j = Math.floor(y / (DIAL + DIAL_LABEL)) * perRow + col;
-      return now && col < perRow && j < half ? j : null;
-    },
-    lines: j => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(angles[j])} rad per position`,
+    signal, grid: () => ({rows: now ? 1 : 0, cols: half}),
+    cellAt: (x, y) => [0, x < perRow * DIAL ? Math.floor(y / (DIAL + DIAL_LABEL)) * perRow + x / DIAL : -1],
+    lines: (_, j) => [`pair ${j}: dimensions ${j} and ${j + half}`, `θ = ${precise(angles[j])} rad per position`,
       `rotated by ${precise(now.t * angles[j])} rad = ${short(now.t * angles[j] / (2 * Math.PI))} turns`,
       `a full turn takes ${short(2 * Math.PI / angles[j])} positions`],
   });
   const element = card('Rotation angles', {
-    about: 'Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, '
-      + `θ_d = ${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast and distinguish near `
-      + `positions; `
-      + 'the last ones hardly rotate and carry content.',
+    about: `Each pair of the query as a hand: thin before, thick after rotation by t × θ_d, where θ_d = `
+      + `${count(info.config.rope_base)}^(−2d/${2 * half}). The first pairs rotate fast, the last ones hardly.`,
     save: {name: 'rotary-angles', figure: dials, rows: () => [
       ['pair', 'theta in radians', 'angle in radians', 'before 1', 'before 2', 'after 1', 'after 2'],
       ...Array.from(angles, (angle, j) => [j, angle, now.t * angle, ...hand('q_norm', j), ...hand('rot_q', j)])]},
@@ -120,8 +112,7 @@ function distanceCard({signal, pieces, angles}) {
     layout: () => ({showlegend: true, margin: {t: 28}, xaxis: axis('distance t − s'), yaxis: axis('score')})});
   const element = card('Score by distance', {
     wide: true, save: {name: 'score-by-distance', figure: lines, rows: lines.rows},
-    about: 'The score of each key with this query, with and without rotation, by distance. Dotted: the selected key, '
-    + 'if it were at another distance.',
+    about: 'The score of each key with this query by distance. Dotted: the selected key at other distances.',
   }, lines);
   return {element, show(found) {
     now = found;

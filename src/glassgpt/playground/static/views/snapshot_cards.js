@@ -1,14 +1,10 @@
 // The cards of a snapshot's prompt: attention, logit lens, surprisal.
-
 import {card, count, exportButtons, h, ramp, short, spanOf, state, sum} from '../core/index.js';
-import {headGrid} from '../widgets/head_grid.js';
-import {headMatrix} from '../widgets/head_matrix.js';
-import {lensCard, pager, windowSize} from '../widgets/lens_grid.js';
-import {tokenStrip} from '../widgets/token_strip.js';
+import {headGrid, headMatrix, lensCard, pager, SURPRISAL_ENDS, surprisalStrip, windowSize} from '../widgets/index.js';
 
-const MAX_BITS = 12, LEVELS = 255;  // weights are stored as 0 to 255
+const LEVELS = 255;  // weights are stored as 0 to 255
 
-/** model: {info, names} of a checkpoint, both null while unknown. Each card has `show(prompt)`. */
+// model: {info, names} of a checkpoint, both null while unknown. Each card has `show(prompt)`.
 export const snapshotCards = context => [attentionCard, depthCard, surprisalCard].map(create => create(context));
 
 function attentionCard({model, signal}) {
@@ -16,14 +12,12 @@ function attentionCard({model, signal}) {
   const one = headMatrix({signal, cell: 22, test: 'snapshot-head-matrix'});
   let now = null, grid = null;
   const element = card('Attention', {
-    wide: true, about: 'Left: each row is a layer, each column a head. Right: the selected head; rows are queries, '
-      + 'columns are keys.',
+    wide: true, about: 'Left: layers by heads. Right: the selected head, queries by keys.',
     save: {name: 'heads-of-a-step', figure: () => grid, rows: () =>
       [['step', 'layer', 'head', 'query', 'key', 'weight'], ...weightRows(now)]},
   }, h('div.split', {}, left, h('div', {}, h('div.row.headed', {}, lead,
     exportButtons({name: 'head-of-a-step', figure: one, rows: one.rows})), one)),
   h('p.about', {}, ramp('magnitude', 'weight 0', 1, signal), '. Stored in 256 levels. Gray: masked.'));
-
   function showOne() {
     if (!now) return;
     const layer = state.index('layer', now.layers), head = state.index('head', now.heads), size = now.ids.length ** 2;
@@ -34,7 +28,6 @@ function attentionCard({model, signal}) {
     one.showHead({pieces: now.pieces, weights: now.attention.subarray(start, start + size), scale: LEVELS,
       span: spanOf(model.info, layer)});
   }
-
   state.on(['layer', 'head'], showOne, signal);
   return {element, show(prompt) {
     now = prompt;
@@ -62,7 +55,6 @@ function depthCard({model, signal}) {
   const {element, ...lens} = lensCard({
     names: () => model.names, controls: place, name: 'lens-of-a-step', test: 'snapshot-lens', signal,
     vocabSize: () => model.info?.vocab_size ?? now.nextRank.reduce((a, b) => Math.max(a, b + 1), 2)});
-
   function draw() {
     if (!now) return;
     const key = `${element.body.clientWidth} ${now.pieces.join()}`;
@@ -75,7 +67,6 @@ function depthCard({model, signal}) {
     lens.show({...now, k: now.topIds.shape[2], depths: now.layers + 1, start: 0, stride: now.ids.length, from: from(),
       size});
   }
-
   state.on(['from'], draw, signal);
   addEventListener('resize', draw, {signal});
   return {element, show(prompt) {
@@ -91,12 +82,10 @@ function surprisalCard({signal}) {
     wide: true, about: 'Color: surprisal, −log₂ of the probability that the model of that step gave the token.',
     save: {name: 'surprisal-of-a-step', rows: () => [['step', 'position', 'id', 'token', 'surprisal in bits'],
       ...now.ids.map((id, i) => [now.step, i, id, now.pieces[i], i ? now.surprisal[i] : ''])]},
-  }, place, mean, h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more`, signal)));
+  }, place, mean, h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal)));
   return {element, show(prompt) {
     now = prompt;
-    place.replaceChildren(tokenStrip({pieces: now.pieces, label: 'Tokens of the prompt', test: 'snapshot-surprisal',
-      signal, share: i => (i ? now.surprisal[i] / MAX_BITS : null),
-      hint: i => `${now.pieces[i]} · id ${now.ids[i]}${i ? ` · ${now.surprisal[i].toFixed(2)} bits` : ''}`}));
+    place.replaceChildren(surprisalStrip(now, {label: 'Tokens of the prompt', test: 'snapshot-surprisal', signal}));
     const bits = now.surprisal.subarray(1);
     mean.textContent = bits.length ? `Mean: ${short(sum(bits) / bits.length)} bits per token at step `
       + `${count(now.step)}.` : '';

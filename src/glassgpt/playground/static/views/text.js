@@ -1,31 +1,23 @@
 // Text: how it is split into tokens, and how much each token surprised the model.
+import {attempt, bar, button, card, count, facts, h, notice, percent, post, ramp, shade, state, sum, table,
+  vocabulary} from '../core/index.js';
+import {SURPRISAL_ENDS, surprisalStrip} from '../widgets/index.js';
 
-import {attempt, bar, button, card, count, facts, h, notice, percent, post, ramp, shade, state, sum, table, vocabulary}
-  from '../core/index.js';
-import {tokenStrip} from '../widgets/token_strip.js';
-
-const MAX_BITS = 12;  // at which a token's color is strongest
 const MAX_MERGE_CHARACTERS = 64;
 
 export default async function show(page, {signal, opened, info, text, ids, pieces, partial, bytes}) {
   const [{surprisal, entropy, top_ids: topIds, top_p: topP}, names] = await Promise.all([
     post('/api/predictions', opened.request({ids}), signal), vocabulary(opened, signal)]);
   const selected = () => state.index('position', ids.length);
-  const strip = tokenStrip({
-    pieces, partial, selected: selected(), onSelect: i => state.set({position: i}), signal,
-    share: i => (i ? surprisal[i] / MAX_BITS : null),
-    hint: i => `${pieces[i]} · id ${ids[i]}` + (i ? ` · ${surprisal[i].toFixed(2)} bits` : ''),
-  });
+  const strip = surprisalStrip({pieces, ids, surprisal, partial},
+    {selected: selected(), onSelect: i => state.set({position: i}), signal});
   const token = card('Token'), predictions = card('Predictions at this position');
   page.append(card('Tokens', {
-    wide: true, about: 'The text as the model reads it. Color: surprisal, −log₂ of the probability that the model gave '
-      + 'the token.',
+    wide: true, about: 'The tokens that the model reads. Color: surprisal, −log₂ of a token’s probability.',
     save: {name: 'tokens', figure: strip, rows: () => [['position', 'id', 'token', 'bytes', 'surprisal in bits'],
       ...ids.map((id, i) => [i, id, pieces[i], bytes[i], i ? surprisal[i] : ''])]},
-  }, strip, h('p.about', {}, ramp('magnitude', '0 bits', `${MAX_BITS} bits or more. Dashed: part of a character.`,
-    signal))),
+  }, strip, h('p.about', {}, ramp('magnitude', ...SURPRISAL_ENDS, signal), '. Dashed: part of a character.')),
   token, predictions, card('Text statistics', {}, facts(statistics(text, ids, bytes, [...surprisal].slice(1)))));
-
   function showToken() {
     const i = selected();
     strip.select(i);
@@ -41,7 +33,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
     predictions.body.replaceChildren(i ? topTokens(i - 1, ids[i])
       : notice('The model gives no probability to the first token.'));
   }
-
   function topTokens(before, actual) {
     const k = topIds.shape[1];
     return table(['token', '', 'probability'], Array.from({length: k}, (_, j) => {
@@ -49,7 +40,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
       return [id === actual ? h('strong', {}, names[id]) : names[id], bar(p, shade('magnitude', 0.75)), percent(p)];
     }));
   }
-
   function mergeList(i) {
     const problem = h('div'), list = h('div');
     return h('div', {}, button('Show BPE merges', () => attempt(problem, signal, async () => {
@@ -59,7 +49,6 @@ export default async function show(page, {signal, opened, info, text, ids, piece
         states.map((parts, n) => [n || 'bytes', h('span.mono', {}, parts.join(' │ '))])));
     }), {kind: 'button.small'}), problem, list);
   }
-
   state.on(['position'], showToken, signal);
   showToken();
 }
@@ -78,7 +67,7 @@ function statistics(text, ids, bytes, surprisal) {
   ];
 }
 
-/** The text of the tokens around token i, from one space to the next. */
+// The text of the tokens around token i, from one space to the next.
 function wordAround(pieces, bytes, i) {
   const startsWord = j => j === 0 || /^[␣⏎→␍]/.test(pieces[j]) || /[␣⏎→␍]$/.test(pieces[j - 1]);
   let from = i, to = i + 1;

@@ -1,19 +1,15 @@
 // Training: the records of a run, finished or in progress, and its snapshots step by step.
-
-import {attempt, bar, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel, PromiseCache,
-  Records, short, state, subscribe, vocabulary} from '../core/index.js';
-import {scrubber} from '../widgets/scrubber.js';
+import {attempt, bar, button, card, choice, count, duration, exact, facts, get, h, latest, notice, openModel,
+  PromiseCache, Records, short, state, vocabulary} from '../core/index.js';
+import {scrubber} from '../widgets/index.js';
 import {headScoresCard, scoresOverSteps} from './head_scores.js';
 import {snapshotCards} from './snapshot_cards.js';
 import {trainingCharts} from './training_charts.js';
 
 const MAX_ADDED_ROWS = 1500;  // before the history is loaded again, so that charts stay small
 const SNAPSHOT_BYTES = 48e6;
-const STATES = {
-  stopped: 'stopped: its process is gone; resume it with `glassgpt train --resume`',
-  interrupted: 'interrupted; resume it with `glassgpt train --resume`',
-  preempted: 'preempted by the system; resume it with `glassgpt train --resume`',
-};
+const RESUME = 'resume it with `glassgpt train --resume`';
+const withAdvice = name => (['stopped', 'interrupted', 'preempted'].includes(name) ? `${name}; ${RESUME}` : name);
 
 export default async function show(page, {entry, catalog, signal}) {
   if (entry.kind !== 'run') return void page.append(notARun(entry, catalog));
@@ -40,8 +36,7 @@ export default async function show(page, {entry, catalog, signal}) {
       run.history.samples.push(...sections.filter(({step}) => step > last));
     },
     snapshots(list) { run.history.snapshots = list; }, checkpoints(list) { run.history.checkpoints = list; },
-    status(status) { run.history.status = status; },
-    changed(name) {
+    status(status) { run.history.status = status; }, changed(name) {
       overview.show(run);
       if (name === 'samples' || name === 'snapshots') steps.grow();
     },
@@ -54,14 +49,10 @@ export default async function show(page, {entry, catalog, signal}) {
   await steps.start();
 }
 
-/**
- * Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
- * reset or grew much; one per event, which returns true to load the history again; changed(event); connected(isOpen,
- * reason).
- */
+// Load a run's history, and follow its events until `signal` aborts. handlers: loaded(history), also when the run was
+// reset or grew much; one per event, which returns true to load the history again; changed(event); connected().
 async function followRun(model, signal, {loaded, changed, connected, ...handlers}) {
   let waiting = null;  // events that arrive while the history loads
-
   async function load() {
     waiting = [];
     try {
@@ -74,21 +65,20 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
       events.forEach(([name, data]) => handle(name, data));
     }
   }
-
   const failed = error => signal.aborted || connected(false, error.message);
   const reload = latest(() => load().catch(failed));
-
   function handle(name, data) {
     if (name === 'reset') return void reload();
     if (waiting) return void waiting.push([name, data]);
     if (handlers[name](data)) reload();
     changed(name);
   }
-
   const {cursor} = await load();
-  const listeners = Object.fromEntries([...Object.keys(handlers),
-    'reset'].map(name => [name, data => handle(name, data)]));
-  const source = subscribe(`/api/events?${new URLSearchParams({model, after: cursor})}`, listeners, signal);
+  const source = new EventSource(`/api/events?${new URLSearchParams({model, after: cursor})}`);
+  signal.addEventListener('abort', () => source.close());
+  for (const name of [...Object.keys(handlers), 'reset']) {
+    source.addEventListener(name, event => handle(name, JSON.parse(event.data)));
+  }
   source.addEventListener('open', () => connected(true));
   source.addEventListener('error', () => {
     connected(false);
@@ -97,13 +87,12 @@ async function followRun(model, signal, {loaded, changed, connected, ...handlers
   });
 }
 
-/** For a model that is not a run: which of the served ones are. */
+// For a model that is not a run: which of the served ones are.
 function notARun(entry, {entries}) {
   const runs = entries.filter(({kind}) => kind === 'run').map(({name}) =>
-    h('button', {type: 'button', onclick: () => state.set({model: name, step: null}, {push: true})}, name));
-  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no training `
-    + `history. `, runs.length ? 'Runs: ' : 'None of the served models is a run. `glassgpt train` creates one.',
-    h('div.row', {}, runs));
+    button(name, () => state.set({model: name, step: null}, {push: true})));
+  return h('div.notice', {role: 'status', test: 'no-run'}, `${entry.name} is a model, not a run: it has no history. `,
+    runs.length ? 'Runs: ' : 'No run is served; create one with `glassgpt train`.', h('div.row', {}, runs));
 }
 
 function runCard() {
@@ -111,8 +100,7 @@ function runCard() {
   let wasLost = false;
   return {
     element: card('Run', {wide: true}, lost, place),
-    connected(isOpen, reason = 'The connection to the server is lost; the page reconnects. Is `glassgpt play` still '
-      + 'running?') {
+    connected(isOpen, reason = 'Connection lost; reconnecting. Is `glassgpt play` still running?') {
       if (isOpen && !wasLost) return;
       wasLost = !isOpen;
       lost.replaceChildren(isOpen ? h('p.about', {}, 'Connected again.') : notice(reason, 'error'));
@@ -122,14 +110,12 @@ function runCard() {
 }
 
 function runFacts({history: {status, environment, checkpoints}, records}) {
-  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, steps = status.steps ?? null,
-    {best} = records;
+  const step = records.last('step') ?? records.evaluations.at(-1)?.step ?? 0, {best} = records, {steps = null} = status;
   const left = status.state === 'running' && steps !== null ? records.secondsLeft(steps) : null;
   const loss = records.last('loss');
   return [
     h('div.row', {},
-      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, STATES[status.state] ?? status.state
-        ?? 'unknown state'),
+      h('strong', {test: 'run-state', 'data-state': status.state ?? ''}, withAdvice(status.state) ?? '–'),
       h('span', {test: 'run-step', 'data-step': step},
         `step ${count(step)}${steps === null ? '' : ` of ${count(steps)}`}`),
       left !== null && h('span', {}, `about ${duration(left)} left`)),
@@ -151,24 +137,22 @@ function runFacts({history: {status, environment, checkpoints}, records}) {
   ];
 }
 
-/** The steps that have a snapshot or samples, and the cards of the selected one. */
+// The steps that have a snapshot or samples, and the cards of the selected one.
 function stepCards(run, entry, signal) {
   const snapshots = new PromiseCache(SNAPSHOT_BYTES);
   const load = step => snapshots.get(step, () => get('/api/snapshot', {model: entry.id, step}));
   const model = {info: null, names: null}, problem = h('div', {test: 'snapshot-problem'}), tools = h('div.row');
   let steps = [], current = Promise.resolve();
   const range = scrubber({signal, steps: () => steps, shown: () => current});
-  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts, and what it '
-    + 'generated.'}, range, tools, problem);
+  const control = card('Snapshots', {wide: true, about: 'The model of each evaluation on fixed prompts.'}, range, tools,
+    problem);
   control.classList.add('sticky');
   const samples = samplesCard({all: () => run.history.samples, signal});
   const marked = () => (state.number('at') === null ? null : range.step());
-  const scores = headScoresCard({signal}), overSteps = scoresOverSteps({load, steps: () => run.history.snapshots,
-    marked, signal});
-  const ofPrompt = snapshotCards({model, signal});
+  const scores = headScoresCard({signal}), ofPrompt = snapshotCards({model, signal});
+  const overSteps = scoresOverSteps({load, steps: () => run.history.snapshots, marked, signal});
   const elements = [...ofPrompt, scores, overSteps].map(({element}) => element);
   const hide = isHidden => elements.forEach(element => { element.hidden = isHidden; });
-
   const present = latest(async () => {
     range.update();
     const step = range.step(), shot = run.history.snapshots.findLast(each => each <= step) ?? null;
@@ -182,25 +166,21 @@ function stepCards(run, entry, signal) {
       const prompt = promptOf(snapshot, promptIndex(snapshot));
       ofPrompt.forEach(part => part.show(prompt));
       scores.show(snapshot);
-      const i = run.history.snapshots.indexOf(shot);
-      for (const near of [i + 1, i - 1]) if (run.history.snapshots[near]) load(run.history.snapshots[near]).catch(() =>
-        {});
+      const all = run.history.snapshots, i = all.indexOf(shot);
+      for (const near of [all[i + 1], all[i - 1]]) if (near !== undefined) load(near).catch(() => {});
     });
     hide(!isShown);  // the cards of another step would stand under the error
-    if (isShown && shot !== step) problem.replaceChildren(
-      notice(`Step ${step} has no snapshot: this is step ${shot}.`));
+    if (isShown && shot !== step) problem.replaceChildren(notice(`Step ${step} has no snapshot: this is ${shot}.`));
   });
   const showStep = () => (current = present());
   const promptIndex = ({prompts}) => state.index('prompt', prompts.length);
-
   function showPrompts(snapshot) {
     const {prompts} = snapshot;
     tools.replaceChildren(...prompts.length < 2 ? [] : [choice({label: 'Prompt', value: promptIndex(snapshot),
       onInput: value => state.set({prompt: value}),
       options: prompts.map(({pieces}, i) => [i, pieces.join('').slice(0, 60)])})]);
   }
-
-  /** The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids. */
+  // The vocabulary, windows and shared heads come from a checkpoint: without one, tokens are shown by their ids.
   async function loadModel() {
     if (!run.history.checkpoints.length || model.info) return;
     try {
@@ -211,7 +191,6 @@ function stepCards(run, entry, signal) {
       // The checkpoint was removed or is being written: try again with the next.
     }
   }
-
   async function grow() {
     const {snapshots: list, samples: sections} = run.history;
     steps = [...new Set([...list, ...sections.map(({step}) => step)])].sort((a, b) => a - b);
@@ -219,7 +198,6 @@ function stepCards(run, entry, signal) {
     overSteps.update();
     await loadModel();
   }
-
   state.on(['at', 'prompt'], () => {
     showStep();
     overSteps.redraw();
@@ -231,12 +209,12 @@ function stepCards(run, entry, signal) {
   }};
 }
 
-/** One prompt of a snapshot. */
+// One prompt of a snapshot.
 function promptOf(snapshot, prompt) {
   const part = name => snapshot[`${name}.${prompt}`], attention = part('attention');
   return {...snapshot.prompts[prompt], step: snapshot.step, layers: attention.shape[0], heads: attention.shape[1],
-    attention,
-    topIds: part('lens_ids'), topP: part('lens_p'), nextRank: part('next_rank'), surprisal: part('surprisal')};
+    attention, topIds: part('lens_ids'), topP: part('lens_p'), nextRank: part('next_rank'),
+    surprisal: part('surprisal')};
 }
 
 function whyNoSnapshot({snapshots, status}) {
@@ -245,7 +223,7 @@ function whyNoSnapshot({snapshots, status}) {
     : 'This run has no snapshots: it was written by an older version, or with probe.tokens = 0.';
 }
 
-/** What the run generated at a step next to another. all(): [{step, texts}], increasing. */
+// What the run generated at a step next to another. all(): [{step, texts}], increasing.
 function samplesCard({all, signal}) {
   const place = h('div'), tools = h('div.row');
   let step = null;
@@ -254,7 +232,6 @@ function samplesCard({all, signal}) {
     save: {name: 'samples', rows: () => [['step', 'sample', 'text'],
       ...all().flatMap(each => each.texts.map((text, i) => [each.step, i + 1, text]))]},
   }, tools, place);
-
   function draw() {
     if (!all().length) return void place.replaceChildren(notice('No samples yet.'));
     const left = all().find(each => each.step === state.number('compare_step')) ?? all()[0];
@@ -268,7 +245,6 @@ function samplesCard({all, signal}) {
       onInput: value => state.set({compare_step: value}),
       options: all().map(each => [each.step, `step ${count(each.step)}`])}));
   }
-
   state.on(['compare_step'], draw, signal);
   return {element, show(now) {
     step = now;

@@ -1,7 +1,6 @@
 // The charts of a run's training over steps, tokens or time.
-
 import {AXES, bound, card, count, h, notice, segmented, state} from '../core/index.js';
-import {axis as chartAxis, chart, line, verticalLine} from '../widgets/chart.js';
+import {axis as chartAxis, chart, line, verticalLine} from '../widgets/index.js';
 
 const GROUPS = {embedding: 'token embedding', positions: 'position embedding', attention: 'attention',
   feed_forward: 'feed-forward', norms: 'normalisation', head: 'output head'};
@@ -11,10 +10,8 @@ const MAX_MARKERS = 60;  // of evaluations: more markers than this would hide th
 
 const axisName = () => state.option('axis', Object.keys(AXES));
 
-/**
- * The charts: their `cards`. records(), environment(): of the run. marked(): a step to mark, or null. `update()` draws
- * them at most once per second, `draw()` at once.
- */
+// The charts: their `cards`. records(), environment(): of the run. marked(): a step to mark, or null. `update()` draws
+// them at most once per second, `draw()` at once.
 export function trainingCharts({records, environment, marked, signal}) {
   const charts = SPECS.map(spec => specChart({spec, records, environment, marked, signal}));
   charts[0].element.tools.prepend(bound(segmented({label: 'Axis', options: Object.keys(AXES).map(name => [name, name]),
@@ -48,22 +45,19 @@ function specChart({spec, records, environment, marked, signal}) {
         : [verticalLine(records().placeOf(marked(), axisName()) / unit()[0], spec.wide ? `step ${marked()}` : '')],
       xaxis: chartAxis(unit()[1], {rangemode: 'tozero', hoverformat: axisName() === 'time' ? '.4~g' : ',',
         tickformat: {step: ',', tokens: '~s', time: '~g'}[axisName()]}),
-      yaxis: chartAxis('', {type: spec.log ? 'log' : 'linear', dtick: spec.log ? 'D2' : undefined,
-        tickformat: spec.format,
+      yaxis: chartAxis('', {type: spec.log ? 'log' : 'linear', dtick: spec.log && 'D2', tickformat: spec.format,
         hoverformat: spec.hover ?? spec.format, ticksuffix: spec.suffix, rangemode: spec.zero ? 'tozero' : 'normal'}),
     }),
   });
   const element = card(spec.title, {about: spec.about, wide: spec.wide, test: `chart-${spec.id}`,
     save: {name: spec.id, figure: drawing, rows: drawing.rows}}, absent, drawing);
-
-  /** How many of the records' units the axis counts in, and its name. */
+  // How many of the records' units the axis counts in, and its name.
   function unit() {
     if (axisName() !== 'time') return [1, {step: 'step', tokens: 'tokens seen'}[axisName()]];
     const last = records().places('time').at(-1) ?? 0;
     const [seconds, name] = TIME_UNITS.find(([size]) => last >= 3 * size) ?? TIME_UNITS.at(-1);
     return [seconds, `${name} in training steps`];
   }
-
   return {spec, element, draw() {
     const exists = spec.exists(records());
     drawing.hidden = !exists;
@@ -72,8 +66,6 @@ function specChart({spec, records, environment, marked, signal}) {
     if (exists) drawing.redraw();
   }};
 }
-
-// --- what each chart shows -------------------------------------------------------------------------------------------
 
 const column = (name, key) => ({exists: records => records.has(key),
   traces: (records, axis) => [line(name, records.places(axis), records.columns[key], 0, {mode: 'lines'})]});
@@ -92,8 +84,7 @@ const groups = key => ({
 const noSteps = () => 'No training step yet.';
 const noUtilization = (records, {device, precision}) => (records.size
   ? `Not recorded: the peak of the device${device ? ` (${device})` : ''} in ${precision ?? 'its precision'} is `
-  + `unknown. It is measured `
-    + 'on a CPU, and taken from the data sheet of common GPUs.' : noSteps());
+  + 'unknown. It is measured on a CPU, and taken from the data sheet of common GPUs.' : noSteps());
 const loss = noisyColumn('loss');
 
 const SPECS = [
@@ -108,13 +99,11 @@ const SPECS = [
     ...noisyColumn('tokens_per_second')},
   {id: 'memory', title: 'Memory', about: 'On a GPU the peak allocation, otherwise the memory of the process.',
     format: '.4~s', suffix: 'B', zero: true, ...column('memory', 'memory_bytes')},
-  {id: 'peak-share', title: 'Model FLOPs utilization', about: 'The FLOPs that the model needs, as a share of the '
-    + 'device’s peak.',
+  {id: 'peak-share', title: 'Model FLOPs utilization', about: 'As a share of the device’s peak.',
     format: '.3~%', zero: true, absent: noUtilization, ...column('share of the peak', 'peak_share')},
   {id: 'hellaswag', title: 'HellaSwag', about: 'Accuracy, by the probability per token of each ending.', format: '.1~%',
     exists: records => records.evaluated(r => r.hellaswag_acc_norm, 'step').y.length > 0,
-    traces: (records, axis) => [evaluations('HellaSwag, normalised', records.evaluated(r => r.hellaswag_acc_norm, axis),
-      2)]},
+    traces: (records, axis) => [evaluations('accuracy', records.evaluated(r => r.hellaswag_acc_norm, axis), 2)]},
   {id: 'weight-norms', title: 'Weight norms by parameter group', about: '‖W‖ of each group, at the evaluations.',
     ...groups('weight_norms')},
   {id: 'gradient-norms', title: 'Gradient norms by parameter group', ...groups('grad_norms'),

@@ -1,9 +1,7 @@
 // Weights: maps of the embedding tables, nearest neighbours, parameters, and gradients.
-
 import {attempt, bound, button, card, category, choice, count, findTokens, h, latest, legend, onTheme, post, shade,
   short, state, vocabulary} from '../core/index.js';
-import {barList} from '../widgets/bar_list.js';
-import {pointMap} from '../widgets/point_map.js';
+import {barList, pointMap} from '../widgets/index.js';
 import {normsCard, parameterCard} from './parameters.js';
 
 const COMPONENTS = [['01', '1 and 2'], ['02', '1 and 3'], ['12', '2 and 3']];
@@ -21,7 +19,6 @@ export default async function show(page, {signal, opened, info}) {
   const select = row => state.set({row}, {push: true});
   const map = mapCard({info, names, table, nameOf, select, signal}), near = nearCard({nameOf, select});
   page.append(map.element, near.element, parameterCard({opened, info, signal}), normsCard({opened, info, signal}));
-
   // One request after the other: a slow answer for an earlier selection must not replace a later one.
   const update = latest(() => attempt(near.problem, signal, async () => {
     const found = await post('/api/map', opened.request({table: table()}), signal);
@@ -31,7 +28,6 @@ export default async function show(page, {signal, opened, info}) {
     map.show(found, id, neighbours.ids);
     near.show(id, neighbours);
   }));
-
   state.on(['table', 'row', 'components', 'color'], update, signal);
   onTheme(update, signal);
   await update();
@@ -44,7 +40,6 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   const colors = h('div'), shares = h('p.about', {test: 'explained'}), summary = h('span.soft', {role: 'status'});
   let points = null, shown = '', neighbours = [];
   const coordinates = i => points.subarray(3 * i, 3 * i + 3);
-
   const map = pointMap({title: 'Map of the table', signal, name: nameOf, onSelect: select, test: 'map',
     describe: i => [nameOf(i),
     table() === 'positions' ? `position ${i}` : `id ${i}`, Array.from(coordinates(i), short).join(' · ')]});
@@ -55,24 +50,20 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   const menu = (label, key, options, read) => bound(choice({label, value: read(), options,
     onInput: value => state.set({[key]: value, ...key === 'table' && {row: null}})}), key, read, signal);
   const element = card('Embedding map', {
-    about: 'The rows of a table by two of its first three principal components. Move and zoom with wheel and drag, two '
-      + 'fingers, or the arrow keys, + and −. Select a point for its neighbours.',
+    about: 'The rows of a table by two principal components. Drag to move, scroll or pinch to zoom, click to select.',
     save: {name: 'map', figure: map, rows: () => [['id', 'token', 'first', 'second', 'third'],
       ...Array.from({length: points.shape[0]}, (_, i) => [i, nameOf(i), ...coordinates(i)])]},
   }, h('div.row', {}, menu('table', 'table', info.tables.map(name => [name, name]), table),
     menu('components', 'components', COMPONENTS, components),
     menu('color', 'color', [['type', 'type of token'], ['id', 'id']], color), search, summary,
     button('all', map.showAll, {kind: 'button.small', title: 'Show all (0)'})), map, shares, colors);
-
   const matches = () => (table() === 'positions' ? [] : findTokens(names, search.value));
-
   function mark() {
     const found = matches();
     summary.textContent = search.value ? `${count(found.length)} found` : '';
     map.show({marked: search.value ? found.slice(0, MAX_MARKED) : neighbours});
   }
-
-  /** The points' groups and their colors. */
+  // The points' groups and their colors.
   function colored(size) {
     if (color() === 'type' && table() !== 'positions') {
       const counts = TOKEN_TYPES.map((_, i) => types.reduce((n, type) => n + (type === i), 0));
@@ -85,7 +76,6 @@ function mapCard({info, names, table, nameOf, select, signal}) {
       h('span.swatch', {style: {background: at(i / 8)}})), ` to ${size - 1}`));
     return {groups: Uint8Array.from({length: size}, (_, i) => i * SHADES / size), color: group => at(group / SHADES)};
   }
-
   return {element, show(found, id, ids) {
     points = found.points;
     neighbours = ids;
@@ -105,8 +95,7 @@ function nearCard({nameOf, select}) {
     onSelect: row => select(row.id), full: () => 1, test: 'near-bars'});
   const title = h('h3', {test: 'near-of'}), problem = h('div');
   const element = card('Nearest neighbours', {
-    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖). Select one to continue from '
-      + 'it.',
+    about: 'The rows of the table with the largest cosine similarity, a · b / (‖a‖ ‖b‖).',
     save: {name: 'neighbours', figure: list, rows: () => [['', 'cosine'], ...list.rows().slice(1)]},
   }, problem, title, list);
   return {element, problem, show(id, {ids, cosines}) {

@@ -1,22 +1,19 @@
 // Horizontal bars with names and numbers: elements, so that they can be read, focused and selected.
-
 import {css, exportableElement, h, legend} from '../core/index.js';
+import {roving} from './figure.js';
 
-/**
- * series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
- * per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
- * full bar. ownScales: whether each series has its own scale. The element's `show(rows)` shows rows, and `scale()`
- * gives the value of a full bar.
- */
+// series: [{name, color: 'accent' or 'warm'}]. A row has {label, values, texts, title, faint}, with a value and a text
+// per series. signed: bars start in the middle, colored by sign. onSelect(row): optional. full(largest): the value of a
+// full bar. ownScales: whether each series has its own scale. The element has `show(rows)` and `scale()`, a full bar's
+// value.
 export function barList({label, series, signed = false, onSelect = null, full = largest => largest, ownScales = false,
   test}) {
-  const list = h('div.bars', {role: 'group', 'aria-label': label, onkeydown: moveFocus, test});
+  const list = h('div.bars', {role: 'group', 'aria-label': label, test});
   const lines = [];
   let shown = [];
   const color = (s, value) => (!signed ? series[s].color : value < 0 ? 'accent' : 'warm');
   const largest = s => shown.reduce((most, {values}) => Math.max(most, Math.abs(values[s])), 0);
   const scale = s => full(ownScales ? largest(s) : Math.max(...series.map((_, i) => largest(i)))) || 1;
-
   function createLine(i) {
     const name = h('span.bars-name'), fills = series.map(() => h('span')),
       numbers = series.map(() => h('span.bars-number'));
@@ -25,7 +22,6 @@ export function barList({label, series, signed = false, onSelect = null, full = 
       name, h(signed ? 'span.bars-track.signed' : 'span.bars-track', {}, fills), numbers);
     return {element, name, fills, numbers};
   }
-
   function fillLine({element, name, fills, numbers}, row) {
     name.textContent = row.label;
     element.title = row.title ?? '';
@@ -37,20 +33,9 @@ export function barList({label, series, signed = false, onSelect = null, full = 
       numbers[s].textContent = row.texts[s];
     });
   }
-
-  function moveFocus(event) {
-    const at = lines.findIndex(({element}) => element === document.activeElement);
-    const to = {ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: shown.length - 1}[event.key];
-    if (!onSelect || at < 0 || to === undefined || to < 0 || to >= shown.length) return;
-    event.preventDefault();
-    lines[at].element.tabIndex = -1;
-    lines[to].element.tabIndex = 0;
-    lines[to].element.focus();
-  }
-
+  if (onSelect) roving(list, () => [...list.children], {columns: 1});
   return Object.assign(list, {
-    scale: () => scale(0),
-    show(rows) {
+    scale: () => scale(0), show(rows) {
       shown = rows;
       while (lines.length < rows.length) lines.push(createLine(lines.length));
       rows.forEach((row, i) => fillLine(lines[i], row));
@@ -61,5 +46,5 @@ export function barList({label, series, signed = false, onSelect = null, full = 
   });
 }
 
-/** What the colors of the series stand for. */
+// What the colors of the series stand for.
 export const barLegend = (series, signal) => legend(series.map(({name, color}) => [name, () => css(color)]), signal);

@@ -1,15 +1,12 @@
 // Vertical bars, in one lane or several over the same categories, with a tooltip and a bar that the arrow keys move.
-
 import {category, css, short} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const AXIS = 46, GAP = 32, HEAD = 20;  // pixels for the values at the left, between lanes, and for a lane's title
 
-/**
- * lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars,
- * shown if there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i),
- * selected. height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
- */
+// lanes: [{title, values, color(i), range}], all of one length; the default range includes 0. labels: of the bars,
+// shown if there is room. hidden(i): no value, shown as background. describe(i): the lines of a tooltip. onSelect(i),
+// selected. height: of a lane in pixels. The canvas' `show(changes)` repaints with other settings.
 export function bars(settings) {
   let b = {labels: null, selected: null, height: 90, ...settings};
   let step = 1;
@@ -17,7 +14,6 @@ export function bars(settings) {
   const bottom = () => b.lanes.length * (b.height + GAP) - GAP + HEAD;
   const labelRoom = () => (!b.labels || step < 9 ? 0
     : Math.min(110, 0.62 * Math.min(12, step) * Math.max(...b.labels.map(label => [...label].length))));
-
   function paint(p, width) {
     step = (width - AXIS) / count();
     b.lanes.forEach((lane, n) => paintLane(p, lane, n * (b.height + GAP), width));
@@ -30,7 +26,6 @@ export function bars(settings) {
       p.frame(AXIS + b.selected * step, HEAD, Math.max(2, step), bottom() - HEAD, css('warm'), 1.5);
     }
   }
-
   function paintLane(p, {title, values, color = () => category(0), range}, top, width) {
     const [low, high] = range ?? [Math.min(0, ...values), Math.max(0, ...values)];
     const y = value => top + HEAD + b.height * (1 - (value - low) / (high - low || 1));
@@ -47,27 +42,17 @@ export function bars(settings) {
       if (!isCrowded) p.text(AXIS - 5, y(value), short(value), {align: 'end', size: 11, fill: css('soft')});
     }
   }
-
   const canvas = figure({label: b.label, test: b.test, signal: b.signal, paint, size(width) {
     step = (width - AXIS) / count();
     return bottom() + (labelRoom() ? labelRoom() + 12 : 6);
   }});
-
   selectable(canvas, {
-    signal: b.signal,
-    partAt(x) {
-      const i = Math.floor((x - AXIS) / step);
-      return i >= 0 && i < count() ? i : null;
-    },
-    lines: i => b.describe?.(i) ?? null,
-    onSelect: b.onSelect && (i => {
+    signal: b.signal, grid: () => ({rows: 1, cols: count(), selected: [0, b.selected ?? 0]}),
+    cellAt: x => [0, (x - AXIS) / step], lines: (_, i) => b.describe?.(i), onSelect: b.onSelect && ((_, i) => {
       canvas.show({selected: i});
       b.onSelect(i);
     }),
-    next: key => (key.endsWith('Up') || key.endsWith('Down') ? undefined
-      : cellAfterKey(key, [0, b.selected ?? 0], 1, count())?.[1]),
   });
-
   return Object.assign(canvas, {show(changes) {
     b = {...b, ...changes};
     canvas.figure.redraw();

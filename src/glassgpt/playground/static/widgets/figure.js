@@ -1,11 +1,8 @@
-// A canvas that repaints when its width or the theme changes, and whose parts can be pointed at, selected and exported.
-
+// A canvas that repaints when its width or the theme changes, and whose cells can be pointed at, selected and exported.
 import {announce, CanvasPainter, exportable, onTheme, tip} from '../core/index.js';
 
-/**
- * size(width): the height for a width, in CSS pixels. paint(p, width, height). label: for screen readers. The element's
- * `figure` has `redraw()`, `png()` and `svg()`.
- */
+// size(width): the height for a width, in CSS pixels. paint(p, width, height). label: for screen readers. The element's
+// `figure` has `redraw()`, `png()` and `svg()`.
 export function figure({size, paint, label, test, signal}) {
   const canvas = document.createElement('canvas');
   canvas.className = 'figure';
@@ -13,19 +10,16 @@ export function figure({size, paint, label, test, signal}) {
   canvas.setAttribute('aria-label', label);
   if (test) canvas.dataset.test = test;
   let width = 0, height = 0;
-
   function redraw() {
     if (!width) return;
     height = size(width);
     canvas.style.height = `${height}px`;
-    const scale = devicePixelRatio || 1;
+    const scale = devicePixelRatio || 1, context = canvas.getContext('2d');
     canvas.width = Math.max(1, Math.round(width * scale));
     canvas.height = Math.max(1, Math.round(height * scale));
-    const context = canvas.getContext('2d');
     context.scale(scale, scale);
     paint(new CanvasPainter(context), width, height);
   }
-
   const observer = new ResizeObserver(() => {
     const now = Math.floor(canvas.parentElement?.clientWidth ? canvas.clientWidth : 0);
     if (!now || now === width) return;
@@ -39,48 +33,60 @@ export function figure({size, paint, label, test, signal}) {
   return canvas;
 }
 
-/** The place of a pointer event within an element. */
+// The place of a pointer event within an element.
 export function pointIn(element, event) {
   const box = element.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
-}
-
-/**
- * Let parts of a figure be pointed at and selected. partAt(x, y): the part there, or null. lines(part): its tooltip, or
- * null. onSelect(part): optional. next(key): the part that a key leads to from the selected one, or undefined.
- */
-export function selectable(canvas, {partAt, lines, onSelect, next, signal}) {
-  canvas.addEventListener('pointermove', event => {
-    const part = partAt(...pointIn(canvas, event));
-    canvas.style.cursor = part !== null && onSelect ? 'pointer' : '';
-    tip(part === null ? null : lines(part), event.clientX, event.clientY);
-  });
-  canvas.addEventListener('pointerleave', () => tip(null));
-  signal?.addEventListener('abort', () => tip(null));
-  if (!onSelect) return;
-  const select = part => {
-    onSelect(part);
-    announce(lines(part)?.join(', ') ?? '');
-  };
-  canvas.tabIndex = 0;
-  canvas.addEventListener('click', event => {
-    const part = partAt(...pointIn(canvas, event));
-    if (part !== null) select(part);
-  });
-  canvas.addEventListener('keydown', event => {
-    const part = event.ctrlKey || event.metaKey || event.altKey ? undefined : next(event.key);
-    if (part === undefined) return;
-    event.preventDefault();
-    select(part);
-  });
 }
 
 const MOVES = {
   ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity],
     End: [0, Infinity]};
 
-/** The cell [row, col] that a key leads to in a grid, or undefined for any other key. */
-export function cellAfterKey(key, [row, col], rows, cols) {
-  const move = MOVES[key], clamp = (i, size) => Math.min(size - 1, Math.max(0, i));
-  return move && [clamp(row + move[0], rows), clamp(col + move[1], cols)];
+// Let the cells of a grid be pointed at, and selected by clicks and arrow keys. grid(): {rows, cols, selected: [row,
+// col]}. cellAt(x, y): row and col there, also outside of the grid. lines(row, col): a tooltip. onSelect: optional.
+export function selectable(canvas, {grid, cellAt, lines, onSelect, signal}) {
+  const cellUnder = event => {
+    const [row, col] = cellAt(...pointIn(canvas, event)).map(Math.floor), {rows, cols} = grid();
+    return row >= 0 && row < rows && col >= 0 && col < cols ? [row, col] : null;
+  };
+  canvas.addEventListener('pointermove', event => {
+    const cell = cellUnder(event);
+    canvas.style.cursor = cell && onSelect ? 'pointer' : '';
+    tip(cell && (lines(...cell) ?? null), event.clientX, event.clientY);
+  });
+  canvas.addEventListener('pointerleave', () => tip(null));
+  signal?.addEventListener('abort', () => tip(null));
+  if (!onSelect) return;
+  const select = (event, cell) => {
+    if (!cell) return;
+    event.preventDefault();
+    onSelect(...cell);
+    announce(lines(...cell)?.join(', ') ?? '');
+  };
+  canvas.tabIndex = 0;
+  canvas.addEventListener('click', event => select(event, cellUnder(event)));
+  canvas.addEventListener('keydown', event => {
+    const {rows, cols, selected} = grid(), move = MOVES[event.key];
+    if (!move || (rows === 1 && move[0]) || event.ctrlKey || event.metaKey || event.altKey) return;
+    select(event, [rows, cols].map((size, i) => Math.min(size - 1, Math.max(0, selected[i] + move[i]))));
+  });
+}
+
+// Let arrow keys, Home and End move the focus through buttons, of which one at a time is reachable by Tab. buttons():
+// all. columns: of a grid; a list moves with the horizontal keys, or with the vertical ones if columns is 1.
+export function roving(container, buttons, {columns = Infinity, onMove} = {}) {
+  const reachable = i => buttons().forEach((button, j) => { button.tabIndex = j === i ? 0 : -1; });
+  container.addEventListener('keydown', event => {
+    const all = buttons(), at = all.indexOf(document.activeElement), isList = columns === 1 || columns === Infinity;
+    const steps = {ArrowUp: -columns, ArrowDown: columns, ...columns !== 1 && {ArrowLeft: -1, ArrowRight: 1},
+      ...isList && {Home: -at, End: all.length - 1 - at}};
+    const to = at + (steps[event.key] ?? NaN);
+    if (at < 0 || !all[to]) return;
+    event.preventDefault();
+    reachable(to);
+    onMove?.(to);
+    all[to].focus();
+  });
+  return reachable;
 }

@@ -1,22 +1,18 @@
 // All attention heads at a glance: layers as rows, heads as columns, on one canvas.
-
 import {category, colorTable, css, isAnyVisible, isDark, kvHeadOf, rgb, spanOf} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const GAP = 4, LEFT = 26, TOP = 20, STRIPE = 3;
 
-/**
- * picture: {thumbnails (layers, heads, cells, cells) of 0 to 255, tokens}. info: of the model, or null if unknown.
- * selected: {layer, head}. isSqrt: color by the square roots of the weights. describe(layer, head): more lines of a
- * tooltip. The canvas' `show(changes)` repaints with other settings; layers and heads stay.
- */
+// picture: {thumbnails (layers, heads, cells, cells) of 0 to 255, tokens}. info: of the model, or null if unknown.
+// selected: {layer, head}. isSqrt: color by the square roots of the weights. describe(layer, head): more lines of a
+// tooltip. The canvas' `show(changes)` repaints with other settings; layers and heads stay.
 export function headGrid({describe = () => [], onSelect, test, signal, ...settings}) {
   let g = {selected: null, isSqrt: false, info: null, ...settings};
   const [layers, heads] = g.picture.thumbnails.shape;
   let images = {key: null}, side = 1;
   const xOf = head => LEFT + head * (side + GAP), yOf = layer => TOP + layer * (side + GAP);
   const kvOf = head => kvHeadOf(g.info, head);
-
   function cellImages() {
     const key = `${isDark()} ${g.isSqrt} ${Boolean(g.info)}`;
     if (images.key !== key || images.picture !== g.picture) {
@@ -24,8 +20,7 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     return images.all;
   }
-
-  /** A head's picture. A cell of a long text is the largest of several weights. */
+  // A head's picture. A cell of a long text is the largest of several weights.
   function imageOf(i) {
     const {thumbnails, tokens} = g.picture, cells = thumbnails.shape[2];
     const colors = colorTable('magnitude'), ground = rgb('ground'), span = spanOf(g.info, Math.floor(i / heads));
@@ -39,7 +34,6 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     return pixels;
   }
-
   function paint(p) {
     const all = cellImages(), size = Math.max(8, Math.min(12, side / 2));
     const style = isSelected => ({size, fill: css(isSelected ? 'accent' : 'soft'), bold: isSelected});
@@ -58,28 +52,19 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     if (g.selected) p.frame(xOf(g.selected.head) - 2, yOf(g.selected.layer) - 2, side + 4, side + 4, css('warm'), 2.5);
   }
-
   const canvas = figure({label: `Attention of ${layers} layers with ${heads} heads each`, test, signal, paint,
     size(width) {
     side = Math.max(4, Math.min(120, (width - LEFT - 4) / heads - GAP));
     return Math.ceil(yOf(layers) + 2);
   }});
-
   selectable(canvas, {
-    signal,
-    partAt(x, y) {
-      const head = Math.floor((x - LEFT) / (side + GAP)), layer = Math.floor((y - TOP) / (side + GAP));
-      return head >= 0 && head < heads && layer >= 0 && layer < layers ? {layer, head} : null;
-    },
-    lines: ({layer, head}) => [`layer ${layer}, head ${head}`,
+    signal, grid: () => ({rows: layers, cols: heads, selected: [g.selected.layer, g.selected.head]}),
+    cellAt: (x, y) => [(y - TOP) / (side + GAP), (x - LEFT) / (side + GAP)],
+    lines: (layer, head) => [`layer ${layer}, head ${head}`,
       ...kvOf(head) === null ? [] : [`key/value head ${kvOf(head)}`], ...describe(layer, head)],
-    onSelect(selected) {
-      canvas.show({selected});
-      onSelect(selected);
-    },
-    next(key) {
-      const to = cellAfterKey(key, [g.selected.layer, g.selected.head], layers, heads);
-      return to && {layer: to[0], head: to[1]};
+    onSelect(layer, head) {
+      canvas.show({selected: {layer, head}});
+      onSelect({layer, head});
     },
   });
   return Object.assign(canvas, {show(changes) {

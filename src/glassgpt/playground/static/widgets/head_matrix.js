@@ -1,22 +1,16 @@
 // The attention weights of one head: rows are queries, columns are keys.
-
 import {css, isVisible, percent, precise} from '../core/index.js';
 import {matrix} from './matrix.js';
 
-/**
- * The canvas; `showHead({pieces, labels, weights, scale, isSqrt, span})` shows a head. labels: of the rows, default
- * `pieces`. weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Other settings are those
- * of `matrix`.
- */
+// The canvas; `showHead({pieces, labels, weights, scale, isSqrt, span})` shows a head. labels: of the rows, default
+// `pieces`. weights: (T, T), divided by `scale` (default 1). isSqrt: color by the square root. Others: see `matrix`.
 export function headMatrix(settings) {
   let head = null;
   const weight = (t, s) => head.weights[t * head.pieces.length + s] / (head.scale ?? 1);
-
   function weightText(t, s) {
     if (isVisible(head.span, t, s)) return `weight ${precise(weight(t, s))} (${percent(weight(t, s))})`;
     return s > t ? 'masked: after the query' : 'masked: before the window';
   }
-
   const canvas = matrix({
     label: 'Attention weights of one head', rows: 1, cols: 1, value: () => 0, range: [0, 1], ...settings,
     hidden: (t, s) => head && !isVisible(head.span, t, s),
@@ -32,7 +26,7 @@ export function headMatrix(settings) {
   }});
 }
 
-/** The window's edge, and a frame around the columns of the global tokens. */
+// The window's edge, and a frame around the columns of the global tokens.
 function outlineWindow(p, {x, y, cell, cellY}, {window, globals}, size) {
   if (window === null || window >= size) return;
   const color = css('warm');

@@ -1,27 +1,22 @@
 // A matrix as a picture: cells, labels if there is room, a tooltip, and a cell that the arrow keys move.
-
 import {colorTable, css, inkOn, isDark, rgb} from '../core/index.js';
-import {cellAfterKey, figure, selectable} from './figure.js';
+import {figure, selectable} from './figure.js';
 
 const MIN_LABELLED = 9;  // pixels of the smallest cell that has labels
 const MAX_ROW_LABEL = 92, MAX_FONT = 12;
 
-/**
- * values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no
- * value, shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}.
- * cell: the largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell,
- * if there is room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The
- * canvas' `show(changes)` repaints with other settings.
- *
- * If there are more cells than pixels, a pixel shows the largest of its cells.
- */
+// values: row after row, or value(r, c). scale: 'magnitude' from range[0], or 'signed' around 0. hidden(r, c): no
+// value, shown as background (masked). describe(r, c): the lines of a tooltip. onSelect(r, c); selected: {row, col}.
+// cell: the largest width of a cell in pixels; cellY: its height if it is not square. words(r, c): the text in a cell,
+// if there is room. transform(value): before coloring. overlay(p, {x, y, cell, cellY}): painted over the cells. The
+// canvas' `show(changes)` repaints with other settings.
+// If there are more cells than pixels, a pixel shows the largest of its cells.
 export function matrix(settings) {
   let m = {scale: 'magnitude', range: null, cell: 26, selected: null, ...settings};
   const {signal} = m;
   let place = {x: 0, y: 0, cell: 1, cellY: 1};
   let picture = {key: null};  // the cells' image: a million cells at 1,024 tokens, and a selection changes none of them
   const at = (r, c) => (m.values ? m.values[r * m.cols + c] : m.value(r, c));
-
   function layOut(width) {
     const cellFor = labels => Math.min(m.cell, (width - labels - 1) / m.cols);
     let x = m.rowLabels ? Math.min(MAX_ROW_LABEL, 0.25 * width) : 0;
@@ -34,7 +29,6 @@ export function matrix(settings) {
     place.isFlat = longest <= cell;
     place.y = place.isFlat ? 18 : 10 + Math.min(54, longest);
   }
-
   function image() {
     const fold = size => Math.max(1, Math.ceil(1 / (size * (devicePixelRatio || 1))));
     const foldX = fold(place.cell), foldY = fold(place.cellY), key = `${isDark()} ${foldX} ${foldY}`;
@@ -48,7 +42,6 @@ export function matrix(settings) {
     });
     return picture = {key, foldX, foldY, pixels};
   }
-
   function folded(foldX, foldY, width, height) {
     const result = new Float32Array(width * height).fill(NaN);
     for (let r = 0; r < m.rows; r++) {
@@ -61,9 +54,7 @@ export function matrix(settings) {
     }
     return result;
   }
-
   const shareOf = (value, [low, high]) => (value - low) / (high - low || 1);
-
   function range() {
     if (m.range) return m.range;
     let most = 0, least = 0;
@@ -76,7 +67,6 @@ export function matrix(settings) {
     }
     return m.scale === 'signed' ? [-Math.max(most, -least), Math.max(most, -least)] : [least, most];
   }
-
   function paint(p, width) {
     layOut(width);
     const {x, y, cell, cellY, isFlat} = place, {pixels, foldX, foldY} = image();
@@ -99,7 +89,6 @@ export function matrix(settings) {
     if (col !== null) p.frame(x + col * cell, y + (row ?? 0) * cellY, cell, row === null ? cellY * m.rows : cellY,
       css('warm'), 2);
   }
-
   function paintWords(p) {
     const {x, y, cell, cellY} = place, limits = range(), size = Math.min(MAX_FONT, 0.75 * cellY);
     for (let r = 0; r < m.rows; r++) {
@@ -109,29 +98,18 @@ export function matrix(settings) {
       }
     }
   }
-
   const canvas = figure({label: m.label, test: m.test, signal, paint, size(width) {
     layOut(width);
     return Math.ceil(place.y + place.cellY * m.rows) + 1;
   }});
-
   selectable(canvas, {
-    signal,
-    partAt(px, py) {
-      const row = Math.floor((py - place.y) / place.cellY), col = Math.floor((px - place.x) / place.cell);
-      return row >= 0 && row < m.rows && col >= 0 && col < m.cols ? {row, col} : null;
-    },
-    lines: ({row, col}) => m.describe?.(row, col) ?? null,
-    onSelect: m.onSelect && (selected => {
-      canvas.show({selected});
-      m.onSelect(selected.row, selected.col);
+    signal, grid: () => ({rows: m.rows, cols: m.cols, selected: [m.selected?.row ?? 0, m.selected?.col ?? 0]}),
+    cellAt: (x, y) => [(y - place.y) / place.cellY, (x - place.x) / place.cell],
+    lines: (row, col) => m.describe?.(row, col), onSelect: m.onSelect && ((row, col) => {
+      canvas.show({selected: {row, col}});
+      m.onSelect(row, col);
     }),
-    next(key) {
-      const to = cellAfterKey(key, [m.selected?.row ?? 0, m.selected?.col ?? 0], m.rows, m.cols);
-      return to && {row: to[0], col: to[1]};
-    },
   });
-
   const indices = size => Array.from({length: size}, (_, i) => i);
   return Object.assign(canvas, {
     show(changes) {
@@ -141,7 +119,7 @@ export function matrix(settings) {
       canvas.figure.redraw();
       return canvas;
     },
-    /** The values with their labels, for a CSV. */
+    // The values with their labels, for a CSV.
     rows: () => [['', ...indices(m.cols).map(c => m.colLabels?.[c] ?? c)],
       ...indices(m.rows).map(r => [m.rowLabels?.[r] ?? r,
         ...indices(m.cols).map(c => (m.hidden?.(r, c) ? '' : at(r, c)))])],

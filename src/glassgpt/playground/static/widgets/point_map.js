@@ -1,32 +1,25 @@
 // Many points on a plane, moved and zoomed by wheel and drag, by two fingers, and by keys.
-
 import {css, tip} from '../core/index.js';
 import {figure, pointIn} from './figure.js';
 
 const NEAR = 14;  // pixels within which a point is hit
 const MAX_LABELS = 40, CLICK_PIXELS = 5;
 
-/**
- * describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
- * y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
- * and selected (a point or null). New x and y show all points; a selected point that is out of sight moves to the
- * middle.
- */
+// describe(i): the lines of a point's tooltip; name(i): its label; onSelect(i). The element's `show(changes)` takes x,
+// y, groups (a number per point), color(group), isPath (whether lines connect the points), marked (points to label),
+// and selected (a point or null). New x and y show all points; a selected point out of sight moves to the middle.
 export function pointMap({title, describe, name, onSelect, test, signal}) {
   let m = {x: [], y: [], groups: [], color: () => css('accent'), isPath: false, marked: [], selected: null};
   let order = [];  // by group, so that the color changes rarely
   let view = {x: 0, y: 0, scale: 1}, home = null;  // the point in the middle, and pixels per unit
   let size = {width: 1, height: 1}, isWaiting = false;
-
   const toX = x => size.width / 2 + (x - view.x) * view.scale, toY = y => size.height / 2 - (y - view.y) * view.scale;
   const isInside = (x, y) => x > -4 && x < size.width + 4 && y > -4 && y < size.height + 4;
   const isInSight = i => isInside(toX(m.x[i]), toY(m.y[i]));
-
   const canvas = figure({label: `${title}. Arrow keys move, + and − zoom, 0 shows all.`, test, signal, paint,
     size: width => Math.round(Math.min(560, Math.max(300, 0.72 * width)))});
   canvas.classList.add('map');
   canvas.tabIndex = 0;
-
   function paint(p, width, height) {
     size = {width, height};
     if (!home) fit();
@@ -45,8 +38,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     paintLabels(p);
     p.frame(0.5, 0.5, width - 1, height - 1, css('line'));
   }
-
-  /** Mark points, and write a name at each unless it would cover another. */
+  // Mark points, and write a name at each unless it would cover another.
   function paintLabels(p) {
     const boxes = [], marked = m.marked.filter(isInSight);
     const label = (i, fill, bold) => {
@@ -64,7 +56,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     for (const i of marked) label(i, css('ink'), false);
   }
-
   function fit() {
     const range = values => values.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)],
       [Infinity, -Infinity]);
@@ -72,7 +63,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     const scale = 0.92 * Math.min(size.width / (right - left || 1), size.height / (top - bottom || 1));
     home = view = {x: (left + right) / 2, y: (bottom + top) / 2, scale};
   }
-
   function redraw() {
     if (isWaiting) return;
     isWaiting = true;
@@ -81,25 +71,21 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
       if (!signal?.aborted) canvas.figure.redraw();
     });
   }
-
-  /** Zoom, with the point at (px, py) fixed. */
+  // Zoom, with the point at (px, py) fixed.
   function zoom(factor, px = size.width / 2, py = size.height / 2) {
     const scale = Math.min(400, Math.max(0.3, factor * view.scale / home.scale)) * home.scale;
     const [dx, dy] = [px - size.width / 2, size.height / 2 - py], change = 1 / view.scale - 1 / scale;
     view = {x: view.x + dx * change, y: view.y + dy * change, scale};
     redraw();
   }
-
   function move(dx, dy) {
     view = {...view, x: view.x - dx / view.scale, y: view.y + dy / view.scale};
     redraw();
   }
-
   function showAll() {
     home = null;
     redraw();
   }
-
   function nearest(px, py) {
     let best = null, least = NEAR ** 2;
     for (let i = 0; i < m.x.length; i++) {
@@ -108,10 +94,8 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     return best;
   }
-
   const pointers = new Map();  // by id: where a finger or the pressed mouse is
   let travelled = 0;
-
   function drag(id, before, now) {
     const other = [...pointers].find(([each]) => each !== id)?.[1];
     travelled += Math.hypot(now[0] - before[0], now[1] - before[1]);
@@ -123,7 +107,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
     }
     move(share * (now[0] - before[0]), share * (now[1] - before[1]));
   }
-
   const keys = {ArrowLeft: () => move(40, 0), ArrowRight: () => move(-40, 0), ArrowUp: () => move(0, 40),
     ArrowDown: () => move(0, -40), '+': () => zoom(1.4), '=': () => zoom(1.4), '-': () => zoom(1 / 1.4), 0: showAll};
   const handlers = {
@@ -149,8 +132,7 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
       pointers.delete(event.pointerId);
       if (over !== null) onSelect(over);
     },
-    pointercancel: event => pointers.delete(event.pointerId), pointerleave: () => tip(null),
-    keydown(event) {
+    pointercancel: event => pointers.delete(event.pointerId), pointerleave: () => tip(null), keydown(event) {
       if (!keys[event.key]) return;
       event.preventDefault();
       keys[event.key]();
@@ -158,7 +140,6 @@ export function pointMap({title, describe, name, onSelect, test, signal}) {
   };
   for (const [type, handler] of Object.entries(handlers)) canvas.addEventListener(type, handler, {passive: false});
   signal?.addEventListener('abort', () => tip(null));
-
   return Object.assign(canvas, {showAll, show(changes) {
     m = {...m, ...changes};
     if (changes.x) home = null;

@@ -1,14 +1,10 @@
 // A slider over the steps of a run, which can also play them one after the other.
-
 import {button, checkbox, count, h, state} from '../core/index.js';
 
 const STEP_MS = 450;
 
-/**
- * steps(): the steps, increasing. The selected one is the state's `at`; without it, the newest. shown(): a promise that
- * the step is shown, awaited while playing. The element's `update()` follows changes, and `step()` is the shown step or
- * null.
- */
+// steps(): the steps, increasing. The selected one is the state's `at`; without it, the newest. shown(): a promise that
+// the step is shown, awaited while playing. The element's `update()` follows changes, and `step()` is the shown one.
 export function scrubber({steps, shown, signal}) {
   const input = h('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Step', test: 'step-range',
     oninput: () => choose(Number(input.value))});
@@ -22,27 +18,22 @@ export function scrubber({steps, shown, signal}) {
   }});
   const element = h('div.row.scrubber', {}, play, previous, input, next, output, newest);
   let playing = null;  // aborts to stop
-
-  /** The index of the selected step, or of the nearest one before it. */
+  // The index of the selected step, or of the nearest one before it.
   function index() {
     const all = steps(), wanted = state.number('at');
     return wanted === null ? all.length - 1 : Math.max(0, all.findLastIndex(each => each <= wanted));
   }
-
   const step = () => steps()[index()] ?? null;
   const select = i => state.set({at: steps()[i]});
-
   function choose(i) {
     stop();
     select(Math.min(steps().length - 1, Math.max(0, i)));
   }
-
   function stop() {
     playing?.abort();
     playing = null;
     update();
   }
-
   async function start() {
     const mine = playing = new AbortController();
     if (index() === steps().length - 1) select(0);
@@ -54,7 +45,6 @@ export function scrubber({steps, shown, signal}) {
       select(index() + 1);
     }
   }
-
   function update() {
     const all = steps(), i = index();
     input.max = Math.max(0, all.length - 1);
@@ -69,7 +59,6 @@ export function scrubber({steps, shown, signal}) {
     play.title = playing ? 'Stop' : 'Play';
     play.setAttribute('aria-label', play.title);
   }
-
   signal.addEventListener('abort', () => playing?.abort());
   update();
   return Object.assign(element, {update, step});
