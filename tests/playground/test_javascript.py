@@ -1,4 +1,4 @@
-"""The page's computations in JavaScript, tested in node or in a browser; sampling and visibility against the library."""
+"""The page's computations in JavaScript, in node or a browser; sampling and visibility against the library."""
 
 import json
 import math
