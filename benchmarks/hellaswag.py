@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.evaluation.hellaswag import NEAR_TIE, Batch, Question, Score, encode, make_batches, score_batch
+from glassgpt.evaluation.hellaswag import NEAR_TIE, Question, Score, encode, make_batches, score_batch
 from glassgpt.evaluation.hellaswag_items import STYLES, find_items, read_items
 from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import token_losses
@@ -46,9 +46,9 @@ def _losses(model: GPT, ids: Tensor, scored: int, spare_head: bool) -> Tensor:
     return model(ids[:, :-1], ids[:, 1:], reduction="none")[:, -scored:]  # type: ignore[no-any-return]
 
 
-def sample(batches: list[Batch], items: int) -> list[Batch]:
+def sample(batches: list[list[Question]], items: int) -> list[list[Question]]:
     """Batches at even distances, with about `items` items in all."""
-    count = max(1, round(items * len(batches) / sum(len(batch.questions) for batch in batches)))
+    count = max(1, round(items * len(batches) / sum(len(batch) for batch in batches)))
     return [batches[int((i + 0.5) * len(batches) / count)] for i in range(count)]
 
 
@@ -89,7 +89,7 @@ def main() -> int:
     model = GPT.create(ModelConfig(vocab_size=50257), seed=1).eval()
     items = read_items(find_items(options.items))
     batches = sample(make_batches(encode(items, BPETokenizer.gpt2(), options.style, 1024, 50257)), options.count)
-    questions = [question for batch in batches for question in batch.questions]
+    questions = [question for batch in batches for question in batch]
     print(f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")
     seconds: dict[str, list[float]] = {"shared": [], "loop": []}

@@ -87,7 +87,8 @@ def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -
     """Resume a run."""
     from glassgpt.training.run import resume
 
-    resume(run, steps=steps, **({} if strategy is None else {"strategy": strategy}))
+    changes: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
+    resume(run, steps=steps, **changes)
 
 
 def train_twice(config: dict[str, Any], outs: list[str]) -> None:

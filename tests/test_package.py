@@ -1,5 +1,6 @@
-"""What is published: sdist and wheel, and the wheel in an environment that has never seen the sources."""
+"""The published package: sdist and wheel, the wheel in a fresh environment, and the public names."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import glassgpt
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,36 +46,41 @@ def test_the_sdist_holds_the_tests_and_the_licence(distributions: tuple[Path, Pa
     assert {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "Makefile", "tests/test_package.py"} <= names
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it downloads and installs torch
 def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path], tmp_path: Path) -> None:
-    """With its dependencies alone, in the versions of constraints.txt: what the package forgot to name would be
-    missing.
-    """
+    """With its dependencies alone, in the versions of constraints.txt: finds undeclared dependencies."""
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = Path(sysconfig.get_path("scripts", scheme="venv", vars={"base": str(tmp_path / "venv")}))
-    install = [
-        str(scripts / "python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        str(ROOT / "constraints.txt"),
-    ]
-    subprocess.run([*install, str(distributions[1])], check=True)
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200, encoding="utf-8")
+    # PYTHONPATH would put the sources, or other packages, before the installed ones.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
-    def run(*command: str) -> str:
-        program = str(scripts / command[0])
+    def run(program: str, *arguments: str) -> str:
+        command = [str(scripts / program), *arguments]
         done = subprocess.run(
-            [program, *command[1:]], cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8"
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8", check=False
         )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    where = run("python", "-c", "import glassgpt; print(glassgpt.__file__)")
-    assert Path(where.strip()).is_relative_to(tmp_path)
+    constraints = str(ROOT / "constraints.txt")
+    run("python", "-m", "pip", "install", "--quiet", "--constraint", constraints, str(distributions[1]))
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200, encoding="utf-8")
+    installed = run("python", "-c", "import glassgpt; print(glassgpt.__file__)")
+    assert Path(installed.strip()).is_relative_to(tmp_path)
     assert "shakespeare-cpu" in run("glassgpt", "recipes")
     options = ["--steps", "2", "--model.n-layer", "1", "--sample.max-new-tokens", "4"]
     run("glassgpt", "train", "demo", "--data", "text.txt", "--out", "run", *options)
     assert "29 ids" in run("glassgpt", "info", "run")
     assert run("glassgpt", "generate", "run", "--prompt", "The ", "--max-new-tokens", "3").startswith("The ")
     assert Path(run("glassgpt", "report", "run").strip()).name == "report.html"
+
+
+def test_public_names() -> None:
+    """Each name in `__all__` is imported on first use, from one place; there are no others."""
+    names = [name for group in glassgpt._NAMES_BY_MODULE.values() for name in group]
+    assert sorted(names) == sorted(glassgpt.__all__) == sorted(dir(glassgpt))
+    for name in names:
+        assert callable(getattr(glassgpt, name))
+    with pytest.raises(AttributeError, match="evaluate_reference"):
+        glassgpt.evaluate_reference  # noqa: B018

@@ -693,8 +693,7 @@ def test_a_full_disk_behind_standard_output_is_said_without_a_traceback() -> Non
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
-    [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")],
+    ("found", "expected"), [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")]
 )
 def test_advice_names_this_command_line_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str

@@ -25,7 +25,7 @@ from glassgpt.evaluation.hellaswag import (
     Score,
     encode,
     evaluate_hellaswag,
-    group_rows,
+    group_by_length,
     hash_model,
     make_batches,
     results_name,
@@ -186,14 +186,14 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
         for i, word in enumerate(words.split())
     ]
     with torch.no_grad():
-        (batch,) = make_batches(questions)
-        for question, losses in zip(batch.questions, score_batch(model, batch), strict=True):
-            log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
-            assert losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
+        for batch in make_batches(questions):
+            for question, losses in zip(batch, score_batch(model, batch), strict=True):
+                log_p = model(torch.from_numpy(question.context)[None])[0, -1].double().log_softmax(dim=-1)
+                assert losses == pytest.approx([-float(log_p[ids[0]]) for ids in question.endings], rel=1e-5)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_what_a_text_begins_with_goes_first(style: str) -> None:
+def test_prompts_start_with_the_tokenizers_prefix(style: str) -> None:
     tokenizer = prefixed()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
@@ -202,7 +202,7 @@ def test_what_a_text_begins_with_goes_first(style: str) -> None:
         assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
 
-def test_the_figures_are_counted_from_the_choices() -> None:
+def test_figures_count_the_choices() -> None:
     scores = [
         Score(0, 1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7), False),  # plain right; normalised the first of three equal ones
         Score(1, 0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), True),  # plain right by a hair; normalised wrong
@@ -216,7 +216,7 @@ def test_the_figures_are_counted_from_the_choices() -> None:
     assert math.isnan(summarize(scores[:1])["stderr"])
 
 
-def test_precision_and_training_mode_are_put_back_and_dropout_is_off() -> None:
+def test_training_mode_is_restored_and_dropout_is_off() -> None:
     items, model = some_items(6), model_for(BYTES).train()
     exact = evaluate_hellaswag(model, BYTES, items)
     assert evaluate_hellaswag(model, BYTES, items) == exact
@@ -254,23 +254,25 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
 # ranks
 
 
-def test_every_item_is_in_one_batch_and_shares_what_it_can() -> None:
-    items = some_items(60)
-    batches = make_batches(encode(items, BYTES, "build-nanogpt", 100, 256))
-    assert sorted(q.number for batch in batches for q in batch.questions) == list(range(60))
+def test_every_item_is_in_one_batch_with_contexts_of_its_length() -> None:
+    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100, 256))
+    assert sorted(q.number for batch in batches for q in batch) == list(range(60))
+    assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
-        assert len({q.cut for q in batch.questions}) == 1
-        assert batch.shared == (0 if batch.questions[0].cut else min(len(q.context) for q in batch.questions))
-        assert sum(4 * q.tokens for q in batch.questions) <= module.BATCH_TOKENS or len(batch.questions) == 1
-        rows = batch.rows(100)
-        groups = list(group_rows(rows))
-        assert sorted(map(id, rows)) == sorted(id(row) for group in groups for row in group)
-        for group in groups:
-            assert sum(len(group[0].tokens) - len(row.tokens) for row in group) <= module.PASS_TOKENS
+        assert len({(q.cut, q.cut or len(q.context)) for q in batch}) == 1
+        assert 4 * len(batch) * max(q.tokens for q in batch) <= module.BATCH_TOKENS or len(batch) == 1
+
+
+def test_rows_of_a_pass_have_little_padding() -> None:
+    lengths = [5, 40, 38, 6, 39, 5, 70]
+    groups = list(group_by_length(lengths))
+    assert groups == [[6, 1], [4, 2], [3, 0, 5]]
+    for group in groups:
+        assert sum(lengths[group[0]] - lengths[row] for row in group) <= module.PADDING_TOKENS
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
-def test_the_ranks_shares_together_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shares_of_all_ranks_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model = some_items(20), model_for(BYTES, context_length=100)
     whole = score_hellaswag(model, BYTES, items)
@@ -301,9 +303,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"number": 3, "losses": [1.0', b"\xff\xfe", b'{"number": 19}\n'])
-def test_an_evaluation_goes_on_where_it_was_stopped(
-    tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model, path = some_items(20), model_for(BYTES), tmp_path / "new" / "results.jsonl"
     whole = score_hellaswag(model, BYTES, items)
@@ -319,8 +319,8 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
         file.write(torn)
     computed: list[int] = []
 
-    def counted(m: GPT, batch: module.Batch) -> list[tuple[float, ...]]:
-        computed.extend(question.number for question in batch.questions)
+    def counted(m: GPT, batch: list[Question]) -> list[tuple[float, ...]]:
+        computed.extend(question.number for question in batch)
         return score_batch(m, batch)
 
     monkeypatch.setattr(module, "score_batch", counted)
@@ -331,7 +331,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(
     assert computed == []
 
 
-def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path) -> None:
+def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> None:
     items = [
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
@@ -343,7 +343,7 @@ def test_a_batch_of_which_only_a_part_was_kept_is_computed_again(tmp_path: Path)
     assert score_hellaswag(model, BYTES, items, results=path) == whole
 
 
-def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
     items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
@@ -352,7 +352,7 @@ def test_losses_that_are_no_numbers_are_kept_and_count_as_wrong(tmp_path: Path) 
         assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
 
 
-def test_results_are_kept_apart_for_everything_that_scores_depend_on() -> None:
+def test_results_have_a_file_for_everything_that_scores_depend_on() -> None:
     items, model, other = some_items(3), model_for(BYTES), model_for(BYTES)
     with torch.no_grad():
         other.embedding.weight[5, 5] += 1e-6
@@ -396,7 +396,7 @@ def written(path: Path, *records: object) -> Path:
     return path
 
 
-def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> None:
+def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
     reduced = {key: OFFICIAL[key] for key in ("ind", "activity_label", "ctx", "label", "endings", "split")}
     path = written(tmp_path / "items.jsonl", OFFICIAL, reduced, OFFICIAL | {"label": "2"})
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n"))
@@ -411,7 +411,7 @@ def test_the_published_fields_and_the_reduced_ones_are_read(tmp_path: Path) -> N
     )
 
 
-def test_the_two_wordings(tmp_path: Path) -> None:
+def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
     plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
     assert plain.context == "A man is sitting on a roof. he"
@@ -448,7 +448,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         read_items(path)
 
 
-def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
+def test_files_without_items_are_errors(tmp_path: Path) -> None:
     for content, message in ((b"\n \n", "is empty"), (b"\xff\xfe", "line 1: broken JSON")):
         (tmp_path / "items.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -457,7 +457,7 @@ def test_what_is_no_file_of_items_is_explained(tmp_path: Path) -> None:
         read_items(tmp_path / "missing.jsonl")
 
 
-def test_what_cannot_be_scored_is_explained() -> None:
+def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     items, model = some_items(2), model_for(BYTES)
     with pytest.raises(UserError, match="tokenizer"):
         evaluate_hellaswag(model, None, items)
@@ -473,9 +473,7 @@ def test_what_cannot_be_scored_is_explained() -> None:
         evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
 
 
-def test_the_published_file_is_taken_from_the_cache_or_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path, str]] = []
 
     def download(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def trained(tmp_path: Path, file: Path, progress: Progress | None = None, **chan
     return train(config, tmp_path / "run", progress=progress or Quiet())
 
 
-def test_a_run_answers_a_subset_at_its_interval_and_says_so(tmp_path: Path, file: Path) -> None:
+def test_a_run_evaluates_a_subset_at_its_interval_and_logs_it(tmp_path: Path, file: Path) -> None:
     stream = io.StringIO()
     run = trained(tmp_path, file, Progress(stream=stream))
     records = {record["step"]: record for record in records_of(run) if "val_loss" in record}
@@ -70,7 +71,7 @@ def test_a_run_answers_a_subset_at_its_interval_and_says_so(tmp_path: Path, file
     assert line.endswith(f"HellaSwag {expected['acc_norm']:.1%} of 8")
 
 
-def test_the_questions_do_not_move_a_run(tmp_path: Path, file: Path) -> None:
+def test_hellaswag_does_not_change_a_run(tmp_path: Path, file: Path) -> None:
     (tmp_path / "other").mkdir()
     runs = [trained(tmp_path, file), trained(tmp_path / "other", file, hellaswag_every=0)]
     losses = [
@@ -80,20 +81,20 @@ def test_the_questions_do_not_move_a_run(tmp_path: Path, file: Path) -> None:
     assert len(losses[0]) == 13
 
 
-def test_the_interval_must_be_one_of_evaluations(tmp_path: Path, file: Path) -> None:
+def test_the_interval_must_be_a_multiple_of_eval_every(tmp_path: Path, file: Path) -> None:
     with pytest.raises(UserError, match="must be a multiple of eval_every = 5"):
         trained(tmp_path, file, hellaswag_every=7)
     with pytest.raises(UserError, match="must be a multiple of eval_every = 0"):
         trained(tmp_path, file, eval_every=0)
 
 
-def test_items_that_are_not_to_be_had_are_said_before_the_run_begins(tmp_path: Path) -> None:
+def test_missing_items_are_an_error_before_the_run_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.jsonl.*\n\(--hellaswag-every 0 trains without HellaSwag\)"):
         trained(tmp_path, tmp_path / "gone.jsonl")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(tmp_path: Path, file: Path) -> None:
+def test_the_report_shows_published_scores_for_the_same_items_only(tmp_path: Path, file: Path) -> None:
     run = trained(tmp_path, file)
     page = write_report(run).read_text()
     assert '"title": "HellaSwag"' in page
@@ -106,7 +107,7 @@ def test_the_report_draws_the_scores_and_published_ones_only_for_the_same_items(
     assert {name: trace["y"] for name, trace in drawn.items()} == expected
 
 
-def test_eval_prints_both_ways_and_writes_them(
+def test_eval_prints_and_saves_both_styles_and_resumes(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained(tmp_path, file)
@@ -116,6 +117,8 @@ def test_eval_prints_both_ways_and_writes_them(
     figures = json.loads((tmp_path / "out.json").read_text())
     own = figures["hellaswag"]["build-nanogpt"]
     assert own["n"] == 12
+    assert figures["hellaswag"]["glassgpt"] == version("glassgpt")
+    assert (figures["hellaswag"]["step"], figures["hellaswag"]["precision"]) == (10, "float32")
     assert f"{own['acc']:.2%}" in told
     assert "loss per character" in told
     assert "do not compare with published scores" in told
@@ -126,7 +129,7 @@ def test_eval_prints_both_ways_and_writes_them(
     assert json.loads((tmp_path / "out.json").read_text()) == figures
 
 
-def test_published_figures_stand_beside_those_of_the_published_file(
+def test_published_scores_are_shown_for_the_published_file_only(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hellaswag_report, "is_published", lambda path: True)
@@ -145,7 +148,7 @@ def test_published_figures_stand_beside_those_of_the_published_file(
     assert "28.59%" not in capsys.readouterr().out
 
 
-def test_missing_items_are_said_before_anything_is_measured(
+def test_missing_items_are_an_error_before_anything_is_measured(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained(tmp_path, file)
@@ -155,7 +158,7 @@ def test_missing_items_are_said_before_anything_is_measured(
     assert capsys.readouterr().out == ""
 
 
-def test_options_of_hellaswag_alone_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_need_or_exclude_hellaswag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "runs/x", "--hellaswag-items", "5"]) == 2
     assert "--hellaswag" in capsys.readouterr().err
     assert main(["eval", "runs/x", "--hellaswag", "--quantize", "int8"]) == 2

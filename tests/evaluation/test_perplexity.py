@@ -101,7 +101,7 @@ def test_a_limit_takes_the_first_tokens_and_reads_no_further(limit: int) -> None
     assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
 
 
-def test_a_guess_among_all_bytes_is_eight_bits_a_byte() -> None:
+def test_a_uniform_guess_among_bytes_is_eight_bits_per_byte() -> None:
     tokenizer = BytesTokenizer()
     found = measure_stream(
         undecided(tokenizer), TokenStream([tokenizer.encode("any text at all, naïve or not")]), tokenizer
@@ -121,7 +121,7 @@ def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
     assert found["tokens"] == 19
 
 
-def test_special_tokens_have_no_part_in_bits_per_byte() -> None:
+def test_bits_per_byte_exclude_special_tokens() -> None:
     """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are
     predicted.
     """
@@ -154,7 +154,7 @@ def test_a_loss_beyond_floating_point_has_an_infinite_perplexity() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_model_as_it_was_and_knows_no_dropout(training: bool) -> None:
+def test_evaluation_does_not_change_the_model_and_uses_no_dropout(training: bool) -> None:
     model, stream = model_for(LETTERS), stream_of(50)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model.train(training)
@@ -167,7 +167,7 @@ def test_evaluation_leaves_the_model_as_it_was_and_knows_no_dropout(training: bo
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_it_takes_two_tokens(tokens: int) -> None:
+def test_fewer_than_two_tokens_are_an_error(tokens: int) -> None:
     with pytest.raises(UserError, match=f"{tokens} tokens"):
         measure_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
 
@@ -177,7 +177,7 @@ def test_it_takes_two_tokens(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])
-def test_the_loss_by_position_is_the_mean_at_each_place(batch_size: int | None) -> None:
+def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int | None) -> None:
     model, stream = model_for(LETTERS), stream_of(119)
     losses = plain_losses(model, stream.read(0, 119))
     measured = measure_stream(model, stream, LETTERS, batch_size=batch_size)
@@ -221,7 +221,7 @@ def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size
         assert (told["document"], told["tokens"]) == ([number], [size])
 
 
-def test_the_worst_documents_come_first_and_short_ones_not_at_all(tmp_path: Path) -> None:
+def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:
     texts = [f"{letter * 20} and so on" for letter in "abcdefgh"] + ["z"]
     stream, tokenizer = documents_stream(tmp_path, texts)
     found = measure_stream(model_for(tokenizer), stream, tokenizer)
@@ -247,7 +247,7 @@ def test_token_losses_on_request(run: Path) -> None:
     assert "token_losses" not in evaluate(run)
 
 
-def test_windows_of_another_length(run: Path) -> None:
+def test_shorter_windows(run: Path) -> None:
     """Fewer tokens of context: as many windows of one token, each predicted from one token alone."""
     model, _ = load(run)
     result = evaluate(run, context_length=1, tokens=True)
@@ -272,7 +272,7 @@ def test_the_result_says_what_was_measured(run: Path) -> None:
     assert result["data_fingerprint"] == find_checkpoint(run).state.data_fingerprint
 
 
-def test_the_figures_of_every_document_are_made_only_where_asked_for(run: Path, tmp_path: Path) -> None:
+def test_figures_of_every_document_on_request(run: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "one text"}\n{"text": null}\n{"text": "another"}\n')
     source = str(tmp_path / "texts.jsonl")
     with pytest.raises(UserError, match="--skip-bad"):
@@ -345,7 +345,7 @@ def test_a_checkpoint_has_the_loss_that_its_run_recorded(run: Path, step: int) -
     assert {key: found[key] for key in figures} == figures
 
 
-def test_what_int8_costs_can_be_measured(run: Path) -> None:
+def test_the_loss_of_int8_can_be_measured(run: Path) -> None:
     """Another loss than the weights' own, but a near one; over the same tokens."""
     plain, rounded = (evaluate(run, quantize=kind) for kind in (None, "int8"))
     assert rounded["tokens"] == plain["tokens"]
@@ -354,7 +354,7 @@ def test_what_int8_costs_can_be_measured(run: Path) -> None:
         evaluate(run, quantize="int3")
 
 
-def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_path: Path) -> None:
+def test_other_splits_and_other_texts(run: Path, tmp_path: Path) -> None:
     text = run.parent / "text.txt"
     assert evaluate(run, split="train")["tokens"] == 3599
     # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
@@ -369,7 +369,7 @@ def test_the_training_split_and_another_text_can_be_asked_for(run: Path, tmp_pat
     assert figures_of(evaluate(run, source=str(tmp_path / "copy.txt"))) == figures_of(evaluate(run))
 
 
-def test_a_prepared_dataset_counts_its_validation_split(
+def test_a_prepared_dataset_is_evaluated_on_its_validation_split(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -380,7 +380,7 @@ def test_a_prepared_dataset_counts_its_validation_split(
         assert evaluate(run, source=source)["tokens"] == 799
 
 
-def test_a_run_of_a_gpus_precision_is_evaluated_on_a_cpu_in_float32(run: Path, tmp_path: Path) -> None:
+def test_a_precision_of_gpus_becomes_float32_on_a_cpu(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (checkpoint,) = [path for path in checkpoint_paths(copy / "checkpoints") if path.name == "000010"]
     config, manifest = checkpoint / "config.toml", checkpoint / "manifest.json"
@@ -405,7 +405,7 @@ def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Pat
         evaluate(run)
 
 
-def test_what_cannot_be_evaluated_is_explained(run: Path, tmp_path: Path) -> None:
+def test_references_and_texts_that_cannot_be_evaluated_are_errors(run: Path, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("the quick brown fox jumps over λ" * 9)
     with pytest.raises(UserError, match="'λ'"):
         evaluate(run, source=str(tmp_path / "greek.txt"))

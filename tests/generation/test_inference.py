@@ -17,7 +17,6 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.generation import inference
 from glassgpt.generation.generate import generate
 from glassgpt.generation.inference import InferenceGPT, Int8Linear, PackedLinear, prepare_for_inference, quantize
-from glassgpt.generation.sampling import draw
 from glassgpt.interop import references
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
@@ -71,7 +70,7 @@ def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packe
         )
 
 
-def test_a_linear_layer_in_int8_is_the_one_of_rounded_numbers() -> None:
+def test_an_int8_layer_computes_with_rounded_numbers() -> None:
     """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest
     number, 0 among them. A row of zeros gives the bias; rows of one sign only are there too.
     """
@@ -93,7 +92,7 @@ def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return (numbers / step).round() * step
 
 
-def test_without_int8_dot_products_the_numbers_are_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_int8_dot_products_activations_have_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it
     would.
     """
@@ -131,7 +130,7 @@ def test_int8_is_close(changes: dict[str, Any]) -> None:
     assert 0 < (logits - expected).std() < 0.1 * expected.std()
 
 
-def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_int8_rows_are_independent() -> None:
     """Though other rows are a thousand times as large. Rounding to the next integer, as one input in a million is,
     would be seen.
     """
@@ -146,7 +145,7 @@ def test_in_int8_a_row_does_not_depend_on_its_neighbours() -> None:
     assert (difference > 1e-5).sum() < 0.01 * len(x)
 
 
-def test_the_original_is_left_as_it_is() -> None:
+def test_the_original_is_not_changed() -> None:
     original = model().train()
     before = {name: value.clone() for name, value in original.state_dict().items()}
     ready = quantize(original)
@@ -201,7 +200,7 @@ def test_bfloat16_on_request_leaves_the_original_in_float32() -> None:
         prepare_for_inference(quantize(model()), 1, 9, "bfloat16")
 
 
-def test_hooks_see_what_is_written() -> None:
+def test_hooks_fire_in_prepared_models() -> None:
     """On a block, on a linear layer, which then stays what it is, and on a model that was given other parts."""
     original, seen = model(), []
     original.get_submodule("blocks.0").register_forward_hook(lambda *_: seen.append("block"))
@@ -219,7 +218,7 @@ def test_hooks_see_what_is_written() -> None:
         )
 
 
-def test_a_block_that_recomputes_is_made_ready_too() -> None:
+def test_a_block_with_activation_checkpointing_is_prepared_too() -> None:
     """It has a `forward` of its own, which a copy would go on with, and with the layers of the original."""
     original, recomputing = model(), model()
     for block in recomputing.blocks:
@@ -229,7 +228,7 @@ def test_a_block_that_recomputes_is_made_ready_too() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_writing_takes_the_fast_layers_where_they_are_worth_it(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_uses_fast_layers_if_they_pay_off(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And writes the same; a hook on the original's kernel still sees its queries."""
     original = model()
     seen: list[int] = []
@@ -258,7 +257,7 @@ def test_for_one_row_no_weights_are_copied() -> None:
     assert ready.weight.data_ptr() == original.get_parameter(f"{name}.weight").data_ptr()
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_quantized_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="'int3'"):
         quantize(model(), "int3")
     with pytest.raises(UserError, match="bfloat16"):
@@ -273,7 +272,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("options", "status"), [(["--quantize", "int8"], 0), (["--quantize", "int3"], 2)])
-def test_the_command_line_writes_in_int8(
+def test_the_command_line_generates_in_int8(
     options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`auto` is the CPU then, and another kind is refused in a line."""
@@ -309,25 +308,3 @@ def test_int8_takes_less_memory() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) > 70e6
     assert not result.stderr
-
-
-def test_draws_follow_the_distribution() -> None:
-    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even
-    at the ends.
-    """
-    p = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
-    drawn = draw(p.expand(20_000, -1), torch.Generator().manual_seed(0))
-    shares = drawn.bincount(minlength=6) / 20_000
-    assert ((shares - p).abs() <= 4 * (p * (1 - p) / 20_000).sqrt()).all()
-
-
-@pytest.mark.parametrize("share", [0.0, 1 - 2**-53])
-def test_draws_at_the_ends(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, share, dtype=torch.float64))
-    p = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.0, 1.0, 0.0]])
-    assert draw(p, torch.Generator()).tolist() == [2 if share else 1, 2]
-
-
-def test_a_diverged_model_is_told_of() -> None:
-    with pytest.raises(UserError, match="not finite"):
-        draw(torch.tensor([[0.5, float("nan"), 0.5]]), torch.Generator())

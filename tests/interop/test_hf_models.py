@@ -243,7 +243,7 @@ NO_HOME: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "message"), NO_HOME)
-def test_what_no_family_can_hold_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_settings_that_no_family_can_hold_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         family_for(ModelConfig(**{**SMALL, **settings}))
     with pytest.raises(UserError, match=message):
@@ -256,7 +256,7 @@ def family(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES])
-def test_a_key_left_out_has_transformers_default(name: str) -> None:
+def test_a_missing_key_has_transformers_default(name: str) -> None:
     # Apertus' own activation and rotary scaling have no slot, so these two are given; its rotary base is left to the
     # default.
     given = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default"}} if name == "Apertus" else {}
@@ -289,7 +289,7 @@ def test_rotary_settings_old_and_new() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.fixed.get("position") == "rope"])
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
-def test_a_rotary_base_left_out_is_transformers(name: str, key: str) -> None:
+def test_a_missing_rotary_base_is_transformers_default(name: str, key: str) -> None:
     """10,000 for all but Apertus, whose 12,000,000 would otherwise be silently wrong."""
     given = {key: {"rope_type": "default"}} | ({"hidden_act": "silu"} if name == "Apertus" else {})
     expected = transformers.AutoConfig.for_model(
@@ -384,9 +384,7 @@ PUBLISHED_CONFIGS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("model", "name", "config", "expected"), PUBLISHED_CONFIGS, ids=[model for model, *_ in PUBLISHED_CONFIGS]
 )
-def test_published_configs_are_understood(
-    model: str, name: str, config: dict[str, Any], expected: dict[str, Any]
-) -> None:
+def test_published_configs_are_read(model: str, name: str, config: dict[str, Any], expected: dict[str, Any]) -> None:
     shape = family(name).read_config({"model_type": family(name).model_type, **config})
     assert {key: getattr(shape, key) for key in expected} == expected
 
@@ -459,7 +457,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
-def test_what_has_no_slot_is_refused_by_name(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused_by_name(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": family(name).model_type, **changes}))
@@ -566,7 +566,7 @@ PUBLISHED = [(12, 768, 124_439_808), (24, 1024, 354_823_168), (36, 1280, 774_030
 
 @pytest.mark.parametrize(("n_layer", "n_embd", "parameters"), PUBLISHED)
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_a_published_gpt2_is_known_by_its_shapes(
+def test_a_published_gpt2_is_recognised_by_its_shapes(
     n_layer: int, n_embd: int, parameters: int, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = transformers.GPT2Config(n_layer=n_layer, n_embd=n_embd, n_head=n_embd // 64)
@@ -684,7 +684,7 @@ def small_bpe() -> BPETokenizer:
 TEXT = "the fox and the naïve 狐狸,\n  then the end"
 
 
-def test_an_exported_directory_is_whole(tmp_path: Path) -> None:
+def test_an_exported_directory_is_complete(tmp_path: Path) -> None:
     tokenizer = small_bpe()
     model = lively(vocab_size=260, vocab_multiple=128)
     export_hf(model, tokenizer, tmp_path / "out")
@@ -712,7 +712,7 @@ def test_an_exported_directory_is_whole(tmp_path: Path) -> None:
         export_hf(model, tokenizer, tmp_path / "out")
 
 
-def test_an_exported_model_begins_as_its_tokenizer_does(tmp_path: Path) -> None:
+def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) -> None:
     """Behind <s> where the tokenizer puts that first, as Llama's does: the model's config and the tokenizer's files
     agree.
     """
@@ -741,7 +741,7 @@ def test_an_exported_model_begins_as_its_tokenizer_does(tmp_path: Path) -> None:
     )
 
 
-def test_an_export_without_tokenizer_ends_nowhere(tmp_path: Path) -> None:
+def test_an_export_without_tokenizer_has_no_end_of_text(tmp_path: Path) -> None:
     export_hf(lively(**SWIGLU), None, tmp_path / "out")
     other = theirs(tmp_path / "out")
     assert other.config.bos_token_id is other.config.eos_token_id is other.generation_config.eos_token_id is None
@@ -773,7 +773,7 @@ def test_the_two_files_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_has_a_home(name: str) -> None:
+def test_every_recipe_can_be_exported(name: str) -> None:
     """So that whatever a recipe trains can be exported."""
     is_modern = name in ("demo", "speedrun", "shakespeare-best", "gpt2-speedrun")
     assert family_for(recipe(name, model={"vocab_size": 100}).model).name == ("Qwen3" if is_modern else "GPT2")

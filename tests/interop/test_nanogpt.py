@@ -142,7 +142,7 @@ def test_a_model_without_biases(tmp_path: Path) -> None:
         torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
 
 
-def test_the_padded_vocabulary_of_gpt2_is_known(tmp_path: Path) -> None:
+def test_gpt2s_padded_vocabulary_is_recognised(tmp_path: Path) -> None:
     """50,304 rows are 50,257 tokens, so the padding gets no probability; exported, it is gone."""
     args = {**SHAPE, "vocab_size": 50304, "bias": True, "dropout": 0.0}
     path = save_nanogpt(tmp_path / "ckpt.pt", hugging_face("gelu", 50304), model_args=args)
@@ -170,7 +170,7 @@ class Payload:
         return _touch, (str(self.path),)
 
 
-def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"model": {}, "model_args": Payload(tmp_path / "ran")}, path)
     with pytest.raises(UserError, match="would execute"):
@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_neither_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+def test_other_files_are_errors_with_the_reason(name: str, tmp_path: Path) -> None:
     content, reason = REFUSED[name]
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError) as caught:
@@ -226,7 +226,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
             g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors))
 
 
-def test_it_goes_on_training_and_is_exported(tmp_path: Path) -> None:
+def test_it_can_be_trained_further_and_exported(tmp_path: Path) -> None:
     """A nanoGPT model becomes a Hugging Face directory, and loads there: the same logits."""
     theirs = hugging_face("gelu")
     family = g.export(save_nanogpt(tmp_path / "ckpt.pt", theirs), tmp_path / "hf")

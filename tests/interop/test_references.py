@@ -83,7 +83,7 @@ def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) 
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "while it is verified", "before it is loaded"])
-def test_a_checkpoint_that_a_run_in_training_prunes_meanwhile_is_passed_over(
+def test_a_checkpoint_that_training_prunes_meanwhile_is_replaced_by_a_newer_one(
     run: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest, count = run / "checkpoints" / "000010", 0
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_a_run_in_training_prunes_meanwhile_is_passed_over(
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_the_best_is_what_the_newest_whole_checkpoint_says_it_is(run: Path) -> None:
+def test_the_newest_readable_state_names_the_best_checkpoint(run: Path) -> None:
     checkpoints = {int(path.name): path for path in checkpoint_paths(run / "checkpoints")}
     damage(checkpoints[6] / "state.json")  # neither the newest nor the best: nobody needs it
     assert find_checkpoint(f"{run}@best").state.step == 3
@@ -140,7 +140,7 @@ def test_a_path_may_have_an_at_sign_in_it(run: Path) -> None:
     assert find_checkpoint(f"{moved}@6").state.step == 6
 
 
-def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
+def test_references_to_nothing_are_errors(run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.toml", tmp_path / "begun")
@@ -158,7 +158,9 @@ def test_what_names_nothing_is_explained(run: Path, tmp_path: Path) -> None:
             find_checkpoint(reference)
 
 
-def test_a_damaged_newest_is_named_and_the_one_before_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(run / "checkpoints" / "000010" / "model.safetensors")
     assert find_checkpoint(run).state.step == 9
     assert "000010 is damaged: model.safetensors" in capsys.readouterr().err
@@ -168,13 +170,13 @@ def test_a_damaged_newest_is_named_and_the_one_before_taken(run: Path, capsys: p
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "config.toml"])
-def test_a_damaged_best_is_an_error_since_nothing_else_is_the_best(run: Path, name: str) -> None:
+def test_a_damaged_best_checkpoint_is_an_error(run: Path, name: str) -> None:
     damage(run / "checkpoints" / "000003" / name)
     with pytest.raises(UserError, match=f"000003 is damaged: {name}"):
         find_checkpoint(f"{run}@best")
 
 
-def test_where_all_are_damaged_that_is_an_error(run: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error(run: Path) -> None:
     for path in checkpoint_paths(run / "checkpoints"):
         (path / "state.json").unlink()
     for reference in (str(run), f"{run}@best", f"{run}@6"):
@@ -182,7 +184,7 @@ def test_where_all_are_damaged_that_is_an_error(run: Path) -> None:
             find_checkpoint(reference)
 
 
-def test_loading_gives_the_weights_in_evaluation_mode_and_the_tokenizer(run: Path) -> None:
+def test_load_returns_the_model_in_evaluation_mode_and_its_tokenizer(run: Path) -> None:
     model, tokenizer = load(f"{run}@6")
     assert not model.training
     assert glassgpt.load is load
@@ -196,7 +198,7 @@ def test_loading_gives_the_weights_in_evaluation_mode_and_the_tokenizer(run: Pat
     assert tokenizer.decode(ids[0].tolist()) == "the quick"
 
 
-def test_a_device_that_is_not_there_is_explained(run: Path) -> None:
+def test_an_unavailable_device_is_an_error(run: Path) -> None:
     with pytest.raises(UserError, match="'cuda:99' is not available"):
         load(run, device="cuda:99")
     with pytest.raises(UserError, match="'abacus' is unknown"):
@@ -310,7 +312,7 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     assert figures["loss"] == pytest.approx(evaluate(source, source=str(text), split="all")["loss"], rel=1e-6)
 
 
-def test_a_model_from_elsewhere_has_no_text_of_its_own(tmp_path: Path) -> None:
+def test_a_model_without_a_run_needs_a_text(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     source = train(tiny_config(text, steps=1), tmp_path / "source", progress=Quiet())
     export(source, tmp_path / "hf")
@@ -333,9 +335,7 @@ def test_an_export_replaces_nothing(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_an_empty_directory_is_filled_wherever_it_is(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_empty_directory_is_filled(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the user stands, behind a link, after a kill that left a part behind; and all files have the same mode."""
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / ".partial-.export").mkdir()

@@ -30,10 +30,7 @@ from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 DEVICE = "cuda"
 
 
@@ -61,8 +58,7 @@ def trainer_of(config: TrainConfig) -> TrainState:
     return setup_training(config.override(steps=10), Ranks(), Quiet())
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# attention
+# ------------------------------------------------------------------------------------------------------------ attention
 
 WINDOW = Span(40, 3)
 KERNELS: dict[str, tuple[Callable[[], SDPAKernel], Span]] = {
@@ -106,8 +102,7 @@ def test_in_bfloat16_the_flash_kernel_takes_our_attention(changes: dict[str, Any
         loss.backward()
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# precision
+# ------------------------------------------------------------------------------------------------------------ precision
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2e-2), ("tf32", 2e-3)])
@@ -145,8 +140,7 @@ def test_the_loss_in_chunks_is_that_of_full_logits(cap: float | None) -> None:
     torch.testing.assert_close(each, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-4, atol=1e-4)
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# compiled
+# ------------------------------------------------------------------------------------------------------------- compiled
 
 
 def test_compiled_a_run_has_the_losses_that_it_has_else(tmp_path: Path, text: Path) -> None:
@@ -165,8 +159,7 @@ def test_with_flex_attention_windows_train_as_with_the_formula(tmp_path: Path, t
     assert found == pytest.approx(expected, rel=2e-2)
 
 
-# ------------------------------------------------------------------------------------------------------ without
-# synchronising
+# without synchronising
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -201,8 +194,7 @@ def test_a_bad_batch_leaves_the_weights(text: Path, optimizer: str) -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------- whole
-# runs
+# ----------------------------------------------------------------------------------------------------------- whole runs
 
 
 def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path: Path, text: Path) -> None:

@@ -110,8 +110,7 @@ def plain_gradient(state: TrainState, step: int) -> tuple[float, dict[str, Tenso
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------ one
-# update
+# ----------------------------------------------------------------------------------------------------------- one update
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
@@ -299,8 +298,7 @@ def test_an_update_that_is_an_outlier_is_left_out_and_said(
     assert [record["step"] for record in steps_of(part) if record.get("skipped")] == [9]
 
 
-# ------------------------------------------------------------------------------- without waiting for the device (as on
-# a GPU)
+# ------------------------------------------------------------------------- without waiting for the device (as on a GPU)
 
 
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,8 +410,7 @@ def test_on_the_device_too_a_bad_batch_stops_the_run_as_it_does_else(
     assert differences(tmp_path / "run", fine) == []
 
 
-# -----------------------------------------------------------------------------------------------------------------
-# compiled
+# ------------------------------------------------------------------------------------------------------------- compiled
 
 
 def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
@@ -446,8 +443,7 @@ def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
     )
 
 
-# ------------------------------------------------------------------------------------------------------- what is
-# recorded
+# ----------------------------------------------------------------------------------------------------- what is recorded
 
 
 def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,8 +548,7 @@ def test_whoever_listens_hears_what_is_written(tmp_path: Path, text: Path) -> No
     assert listener.ends == [(0, 10), run]
 
 
-# ------------------------------------------------------------------------------------------------------- which data
-# count
+# ----------------------------------------------------------------------------------------------------- which data count
 
 
 def test_validation_is_the_last_tenth_of_the_text(tmp_path: Path, text: Path) -> None:
@@ -585,8 +580,7 @@ def test_neither_split_leaks_into_the_other(tmp_path: Path) -> None:
     assert first["ab"] == first["cb"] != first["ac"]  # other training text, same validation
 
 
-# ---------------------------------------------------------------------------------------------------------
-# reproducibility
+# ------------------------------------------------------------------------------------------------------ reproducibility
 
 
 def test_a_run_repeats_itself_bit_for_bit_and_another_seed_does_not(tmp_path: Path, text: Path) -> None:
@@ -658,11 +652,15 @@ def test_without_dropout_uneven_cuts_change_rounding_only_and_with_it_the_masks(
 def test_training_leaves_the_callers_random_state_and_threads(tmp_path: Path, text: Path) -> None:
     torch.manual_seed(5)
     np.random.seed(5)
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_num_threads())
+    before = (
+        torch.get_rng_state(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        torch.get_num_threads(),
+    )
     precision = torch.get_float32_matmul_precision()
     run_of(tiny_config(text, model={"dropout": 0.2}, steps=3), tmp_path / "run")
     assert torch.equal(before[0], torch.get_rng_state())
-    assert (np.random.get_state()[1].tolist(), torch.get_num_threads()) == before[1:]
+    assert (np.random.get_state(legacy=False)["state"]["key"].tolist(), torch.get_num_threads()) == before[1:]
     assert torch.get_float32_matmul_precision() == precision
 
 
@@ -708,8 +706,7 @@ def test_training_works_outside_the_main_thread(tmp_path: Path, text: Path) -> N
     assert differences(done[0], run_of(tiny_config(text), tmp_path / "main")) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- what goes
-# wrong
+# ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_batch_on_record(tmp_path: Path, text: Path) -> None:
@@ -817,11 +814,7 @@ def test_an_existing_run_is_refused_and_overwritten_on_request(tmp_path: Path, t
 def test_a_folder_of_other_files_and_a_file_are_refused(tmp_path: Path, text: Path, overwrite: bool) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    for out, message in (
-        (tmp_path / "thesis", "thesis"),
-        (text, "is a file"),
-        (text / "run", "text.txt/run"),
-    ):
+    for out, message in ((tmp_path / "thesis", "thesis"), (text, "is a file"), (text / "run", "text.txt/run")):
         with pytest.raises(UserError, match=message):
             train(tiny_config(text), out, overwrite=overwrite, progress=Quiet())
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]

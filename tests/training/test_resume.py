@@ -123,7 +123,7 @@ def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatc
     assert (state.best_step, state.best_val_loss) == (3, 2.0)
 
 
-# ------------------------------------------------------------------------------------------------------------- signals
+# -------------------------------------------------------------------------------------------------------------- signals
 
 PROGRAM = """
 import sys, time, torch
@@ -199,7 +199,7 @@ def test_a_signal_just_behind_the_decision_to_save_loses_no_step(
     assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
 
 
-# -------------------------------------------------------------------------------------------------- restarts by torchrun
+# ------------------------------------------------------------------------------------------------- restarts by torchrun
 
 
 def test_a_restart_resumes_and_a_second_job_of_the_same_id_cannot_overwrite(
@@ -269,8 +269,7 @@ def test_an_extension_that_was_interrupted_goes_on_to_the_new_end(tmp_path: Path
     assert differences(*runs) == []
 
 
-# ------------------------------------------------------------------------------------------- other ways to execute the
-# run
+# ---------------------------------------------------------------------------------------- other ways to execute the run
 
 
 def losses_of(run: Path) -> list[float]:
@@ -339,8 +338,7 @@ def test_a_setting_that_determines_the_numbers_is_refused_on_resume(
     assert contents(run) == before
 
 
-# ------------------------------------------------------------------------------------------------- what has changed
-# since
+# ----------------------------------------------------------------------------------------------- what has changed since
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
 """HellaSwag: which of four endings the model finds most likely, with each context read once for all four.
 
-Items whose contexts have nearly the same length go through the model together. First the contexts fill a cache, then
-each cache row is copied for its four endings. The head is computed only at positions that predict a token of an ending.
-Items longer than the model's context are cut on the left, as in lm-eval; their four contexts differ, so they are read
-without a shared cache.
-
-Shapes: `B` items of a batch, `R` endings of a forward pass, `T` time, `C` channels.
+Items whose contexts have the same length go through the model together: the contexts fill a cache, and each row of the
+cache is copied for its four endings. The head is computed only at positions that predict a token of an ending. Items
+longer than the model's context are cut on the left, as in lm-eval; their four contexts differ, so they share no cache.
 """
 
 import hashlib
@@ -25,7 +22,6 @@ from torch import Tensor
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.hellaswag_items import Item, fingerprint, prompt_of
 from glassgpt.model.gpt import GPT
-from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.device import autocast, matmul_precision
@@ -33,12 +29,10 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of a batch, each ending counted with its own context.
-BATCH_TOKENS = 8192
-# Tokens in the cache of one forward pass: 0.3 GB for GPT-2 small in float32.
-CACHE_TOKENS = 4096
+# Tokens of a batch's texts, which are in the cache of a forward pass: 0.3 GB for GPT-2 small in float32.
+BATCH_TOKENS = 4096
 # Padding that is cheaper than another pass: a CPU computes this many tokens in the time of reading the weights.
-PASS_TOKENS = 32
+PADDING_TOKENS = 32
 # Difference of losses in nats, normalised or not, below which the order of a sum may decide the choice.
 NEAR_TIE = 1e-4
 ENDINGS = 4
@@ -138,7 +132,7 @@ def score_hellaswag(
         raise UserError("HellaSwag needs a tokenizer, and this model has none")
     questions = encode(items, tokenizer, style, model.config.context_length, model.vocab_size)
     batches = make_batches(questions)[rank::world_size]
-    total = sum(len(batch.questions) for batch in batches)
+    total = sum(map(len, batches))
     saved = {} if results is None else _read_results(results)
     scores: dict[int, Score] = {}
     was_training, device = model.training, model.embedding.weight.device
@@ -146,14 +140,14 @@ def score_hellaswag(
     try:
         with uncompiled(model), matmul_precision(precision), autocast(device, precision):
             for batch in batches:
-                numbers = [question.number for question in batch.questions]
+                numbers = [question.number for question in batch]
                 # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
                 losses = [saved[number] for number in numbers if number in saved]
                 if len(losses) < len(numbers):
                     losses = score_batch(model, batch)
                     if results is not None:
                         _append_results(results, numbers, losses)
-                for q, four in zip(batch.questions, losses, strict=True):
+                for q, four in zip(batch, losses, strict=True):
                     scores[q.number] = Score(q.number, q.label, four, q.lengths, q.cut)
                 progress(len(scores), total)
     finally:
@@ -257,105 +251,82 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
     return [ids[start:end].astype(np.int64) for start, end in itertools.pairwise(offsets.tolist())]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A context and an ending: the item's index in its batch, the tokens, and how many of the last ones are scored."""
+def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
+    """All questions in batches: those that are cut first, then contexts of equal length together, the longest first.
 
-    item: int
-    tokens: Ids
-    scored: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Questions that go through the model together, and how many context tokens are read once for all endings."""
-
-    questions: list[Question]
-    shared: int
-
-    def rows(self, context_length: int) -> list[Row]:
-        """All endings, each after its own context, which is cut on the left to what the model can read."""
-        return [
-            Row(item, np.concatenate([question.context, ids])[-context_length - 1 :], len(ids))
-            for item, question in enumerate(self.questions)
-            for ids in question.endings
-        ]
-
-
-def make_batches(questions: Iterable[Question]) -> list[Batch]:
-    """All questions in batches: those that are cut first, then the longest first.
-
-    A batch shares as many tokens as its shortest context has; the rest of longer contexts is read again for each
-    ending. It is a pure function of the questions, so that every run and any number of ranks use the same batches.
+    A batch's texts have at most `BATCH_TOKENS` tokens. It is a pure function of the questions, so that every run and
+    any number of ranks use the same batches.
     """
     batches: list[list[Question]] = []
-    room, spare, shortest = 0, 0, 0
-    for question in sorted(questions, key=lambda q: (q.cut, len(q.context), q.tokens, q.number)):
-        repeated = 0 if question.cut else (ENDINGS - 1) * (len(question.context) - shortest)
-        if not batches or question.cut != batches[-1][0].cut or repeated > spare or ENDINGS * question.tokens > room:
-            batches.append([])
-            room, spare, shortest, repeated = BATCH_TOKENS, PASS_TOKENS, len(question.context), 0
-        batches[-1].append(question)
-        room, spare = room - ENDINGS * question.tokens, spare - repeated
-    return [Batch(batch, 0 if batch[0].cut else len(batch[0].context)) for batch in reversed(batches)]
+    for question in sorted(questions, key=lambda q: (q.cut, len(q.context), q.tokens, q.number), reverse=True):
+        first = batches[-1][0] if batches else None
+        same = (
+            first is not None
+            and question.cut == first.cut
+            and (first.cut or len(question.context) == len(first.context))
+        )
+        if first is not None and same and ENDINGS * first.tokens * (len(batches[-1]) + 1) <= BATCH_TOKENS:
+            batches[-1].append(question)
+        else:
+            batches.append([question])
+    return batches
 
 
-def group_rows(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows of nearly one length for each forward pass, longest first."""
-    group: list[Row] = []
-    spare = PASS_TOKENS
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        padding = len(group[0].tokens) - len(row.tokens) if group else 0
-        if padding > spare or (group and (len(group) + 1) * len(group[0].tokens) > CACHE_TOKENS):
+def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of rows for each forward pass, longest rows first, with at most `PADDING_TOKENS` of padding per pass."""
+    group: list[int] = []
+    padding = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        padding += lengths[group[0]] - lengths[row] if group else 0
+        if padding > PADDING_TOKENS:
             yield group
-            group, spare, padding = [], PASS_TOKENS, 0
+            group, padding = [], 0
         group.append(row)
-        spare -= padding
     yield group
 
 
-def score_batch(model: GPT, batch: Batch) -> list[tuple[float, ...]]:
-    """The losses of the four endings of each question."""
-    rows = batch.rows(model.config.context_length)
-    shared = None
-    if batch.shared:
-        contexts = torch.from_numpy(np.stack([question.context[: batch.shared] for question in batch.questions]))
-        cache = model.new_cache(len(batch.questions), max(len(row.tokens) for row in rows) - 1)
-        last = model.hidden(contexts.to(model.embedding.weight.device), cache)[:, -1:]
-        shared = (cache, last)
+def score_batch(model: GPT, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+    """The losses of the four endings of each question, summed over their tokens in float64."""
+    device, limit = model.embedding.weight.device, model.config.context_length + 1
+    endings = [ids for question in questions for ids in question.endings]
+    rows = [np.concatenate([q.context, ids])[-limit:] for q in questions for ids in q.endings]
+    lengths = [len(row) for row in rows]
+    shared = 0 if questions[0].cut else len(questions[0].context)
+    if shared:
+        contexts = torch.from_numpy(np.stack([question.context for question in questions])).to(device)
+        cache = model.new_cache(len(questions), max(lengths) - 1)
+        last = model.hidden(contexts, cache)[:, -1:]
     losses: dict[int, float] = {}
-    for group in group_rows(rows):
-        losses |= zip(map(id, group), _losses(model, group, shared), strict=True)
-    ordered = iter([losses[id(row)] for row in rows])
-    return [tuple(itertools.islice(ordered, ENDINGS)) for _ in batch.questions]
+    for group in group_by_length(lengths):
+        hidden, own_cache = [], None
+        if shared:
+            items = torch.tensor(group, device=device) // ENDINGS
+            hidden, own_cache = [last[items]], cache.select(items)
+        if shared + 1 < lengths[group[0]]:  # otherwise all endings have one token
+            # Padding comes after an ending, so no token of it attends to padding.
+            inputs = _padded([rows[row][shared:-1] for row in group], 0)
+            hidden.append(model.hidden(inputs.to(device), own_cache))
+        targets = [_targets(rows[row], len(endings[row]))[max(0, shared - 1) :] for row in group]
+        sums = _sum_losses(model, torch.cat(hidden, dim=1), _padded(targets, IGNORED))
+        losses |= zip(group, sums, strict=True)
+    ordered = iter([losses[row] for row in range(len(rows))])
+    return [tuple(itertools.islice(ordered, ENDINGS)) for _ in questions]
 
 
-def _losses(model: GPT, rows: Sequence[Row], shared: tuple[KVCache, Tensor] | None) -> list[float]:
-    """The loss of each row's ending, summed over its tokens in float64.
-
-    shared: the cache of the tokens that items share with their endings, and the last hidden states (B, 1, C).
-    """
-    device, read = model.embedding.weight.device, 0
-    hidden, cache = [], None
-    if shared is not None:
-        items = torch.tensor([row.item for row in rows], device=device)
-        read, cache, hidden = shared[0].length, shared[0].select(items), [shared[1][items]]
-    targets = _padded([_targets(row)[max(0, read - 1) :] for row in rows], IGNORED)
-    if read + 1 < len(rows[0].tokens):  # the longest row; otherwise all endings have one token
-        # Padding comes after an ending, so no token of it attends to padding.
-        hidden.append(model.hidden(_padded([row.tokens[read:-1] for row in rows], 0).to(device), cache))
+def _sum_losses(model: GPT, hidden: Tensor, targets: Tensor) -> list[float]:
+    """Sums of the losses of each row's targets (R, T), by hidden states (R, T, C) of the positions before them."""
     scored = targets != IGNORED
-    states, cap = torch.cat(hidden, dim=1)[scored.to(device)], model.config.logit_softcap
-    losses = token_losses(states, model.head.weight, targets[scored].to(device), model.vocab_size, cap)
-    row_numbers = np.repeat(np.arange(len(rows)), scored.sum(dim=1).numpy())
-    sums: list[float] = np.bincount(row_numbers, weights=losses.cpu().double().numpy()).tolist()
+    states, ids, cap = hidden[scored.to(hidden.device)], targets[scored].to(hidden.device), model.config.logit_softcap
+    losses = token_losses(states, model.head.weight, ids, model.vocab_size, cap).cpu().double().numpy()
+    rows = np.repeat(np.arange(len(targets)), scored.sum(dim=1).numpy())
+    sums: list[float] = np.bincount(rows, weights=losses).tolist()
     return sums
 
 
-def _targets(row: Row) -> Ids:
-    """The next token of each token but the last, `IGNORED` before the ending."""
-    targets = row.tokens[1:].copy()
-    targets[: len(targets) - row.scored] = IGNORED
+def _targets(row: Ids, scored: int) -> Ids:
+    """The next token of each token but the last, `IGNORED` before the last `scored` ones."""
+    targets = row[1:].copy()
+    targets[: len(targets) - scored] = IGNORED
     return targets
 
 

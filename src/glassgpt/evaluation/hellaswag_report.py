@@ -36,6 +36,7 @@ def evaluate_both_styles(
     model_hash = hash_model(model)
     published = len(chosen) == len(items) and is_published(file)
     figures: dict[str, Any] = {"items": len(chosen), "published": published, "precision": precision}
+    figures |= loaded.provenance
     for style in STYLES:
 
         def report(done: int, total: int, style: str = style) -> None:

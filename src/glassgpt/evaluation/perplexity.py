@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +253,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
-    split: `validation`, `train` or `all`; default: `validation` for the text that the model was trained on and for
-    prepared datasets, otherwise `all`. `column`, `encoding`, `errors` and `skip_bad` are as in `DataConfig`, by default
-    the run's. context_length: evaluate in shorter windows. `documents` and `tokens` add the figures of each. quantize:
-    `int8` measures `glassgpt.quantize(model)`. A model without a run needs a source. `log` is called with a line for
-    text that is prepared first.
+    split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
+    otherwise `all`. `column`, `encoding`, `errors` and `skip_bad`: as in `DataConfig`, by default the run's.
+    context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
+    `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called before text is prepared.
 
-    Returns `loss` (nats per token), `perplexity`, `bits_per_byte` and `tokens`; what was measured (model, step, data,
-    split, context length, precision, quantization, versions); and `details` (for a mixture, those of each text in
-    `texts`). Raises `UserError`.
+    Returns the `figures` of a `Measurement`, what was measured (model, step, data, split, context length, precision,
+    quantization, versions), and `details` (for a mixture, those of each text in `texts`). Raises `UserError`.
     """
     if split not in (None, *SPLITS, "all"):
         raise UserError(f"split must be validation, train or all, got {split!r}")
@@ -288,23 +285,14 @@ def evaluate(
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **combine(measured, data),
-        **_provenance(loaded, data),
+        **loaded.provenance,
+        "data": ", ".join(data.names),
+        "data_fingerprint": data.fingerprint,
         "split": split,
         "context_length": context_length or model.config.context_length,
         "precision": precision,
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
-    }
-
-
-def _provenance(loaded: LoadedModel, data: TrainingData) -> dict[str, Any]:
-    return {
-        "glassgpt": version("glassgpt"),
-        "torch": torch.__version__,
-        "model": loaded.reference,
-        "step": None if loaded.state is None else loaded.state.step,
-        "data": ", ".join(data.names),
-        "data_fingerprint": data.fingerprint,
     }
 
 

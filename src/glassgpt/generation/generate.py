@@ -67,8 +67,6 @@ def generate(
         raise UserError(f"n must be at least 1, got {n}")
     # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
-    if top_k is not None and top_k > vocab_size:
-        raise UserError(f"top_k must be from 1 to {vocab_size}, the vocabulary size, got {top_k}")
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
     if "" in stop:
         raise UserError("a stop string is empty; it would stop before the first token")

@@ -9,7 +9,7 @@ from glassgpt.utils.errors import UserError
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Set all but the k largest logits to -inf (Fan et al., 2018). Logits equal to the k-th largest are kept."""
-    threshold = logits.topk(k, dim=-1).values[:, -1:]
+    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 

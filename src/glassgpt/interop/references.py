@@ -6,8 +6,9 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -66,6 +67,13 @@ class LoadedModel:
     """The config of its run; None for a model from elsewhere."""
     state: TrainingState | None
     """The training state of its checkpoint; None for a model from elsewhere."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What every result of this model names: versions, reference and step."""
+        step = None if self.state is None else self.state.step
+        versions = {"glassgpt": version("glassgpt"), "torch": torch.__version__}
+        return {**versions, "model": self.reference, "step": step}
 
 
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:

@@ -160,7 +160,7 @@ class _Change:
 
 
 def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
-    """The modules that an edit changes: module, whether its input (else its output), change."""
+    """The modules that an edit changes: module, whether its input (otherwise its output) changes, change."""
     if edit.kind == "position":
         return
     assert edit.layer is not None

@@ -1,0 +1,79 @@
+"""Sampling: distributions and draws against numbers computed by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from glassgpt.config.schema import SamplingConfig
+from glassgpt.generation.sampling import draw, keep_top_k, sampling_distribution
+from glassgpt.utils.errors import UserError
+
+# Probabilities 0.4, 0.3, 0.2, 0.1, in another order.
+LOGITS = torch.tensor([[0.2, 0.4, 0.1, 0.3]]).log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [2, 4, 1, 3]),
+        ({"temperature": 0.5}, [4, 16, 1, 9]),  # squares
+        ({"temperature": 2.0}, [2**0.5, 4**0.5, 1, 3**0.5]),
+        ({"temperature": 0}, [0, 1, 0, 0]),
+        ({"temperature": 1e-40}, [0, 1, 0, 0]),
+        ({"temperature": 1.0, "top_k": 2}, [0, 4, 0, 3]),
+        ({"temperature": 1.0, "top_k": 4}, [2, 4, 1, 3]),
+        ({"temperature": 1.0, "top_k": 50}, [2, 4, 1, 3]),  # more than there are
+        ({"temperature": 1.0, "top_p": 0.65}, [0, 4, 0, 3]),  # 0.4 + 0.3 reach 0.65
+        ({"temperature": 1.0, "top_p": 0.75}, [2, 4, 0, 3]),
+        ({"temperature": 1.0, "top_p": 0.01}, [0, 4, 0, 0]),  # the likeliest always stays
+        ({"temperature": 1.0, "top_p": 1.0}, [2, 4, 1, 3]),
+        ({"temperature": 1.0, "min_p": 0.45}, [2, 4, 0, 3]),  # at least 0.45 x 0.4 = 0.18
+        ({"temperature": 1.0, "min_p": 0.55}, [0, 4, 0, 3]),
+        ({"temperature": 1.0, "min_p": 1.0}, [0, 4, 0, 0]),
+        (
+            {"temperature": 0.5, "top_p": 0.8},
+            [0, 16, 0, 9],
+        ),  # temperature first: 16/30 + 9/30 = 0.83; without it 3 would stay
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.7}, [0, 4, 0, 3]),  # top-k first: 4/9 + 3/9 = 0.78 reach 0.7
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.6}, [0, 4, 0, 3]),
+    ],
+    ids=str,
+)
+def test_the_distribution_by_hand(settings: dict[str, Any], expected: list[float]) -> None:
+    """float32 probabilities to 1e-6; a second row shows that rows do not mix."""
+    logits = torch.cat([LOGITS, LOGITS.flip(-1) + 7])
+    weights = torch.tensor([expected, expected[::-1]])
+    torch.testing.assert_close(
+        sampling_distribution(logits, SamplingConfig(**settings)),
+        weights / weights.sum(-1, keepdim=True),
+        atol=1e-6,
+        rtol=0,
+    )
+
+
+def test_top_k_keeps_ties_at_the_threshold() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[True, False, True, True, False]]
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Over 20,000 draws each share is within 4 standard deviations; a token without probability never comes, not even
+    at the ends.
+    """
+    p = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
+    drawn = draw(p.expand(20_000, -1), torch.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=6) / 20_000
+    assert ((shares - p).abs() <= 4 * (p * (1 - p) / 20_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1 - 2**-53])
+def test_draws_at_the_ends(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, share, dtype=torch.float64))
+    p = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    assert draw(p, torch.Generator()).tolist() == [2 if share else 1, 2]
+
+
+def test_probabilities_that_are_not_finite_are_an_error() -> None:
+    with pytest.raises(UserError, match="not finite"):
+        draw(torch.tensor([[0.5, float("nan"), 0.5]]), torch.Generator())
