@@ -203,20 +203,20 @@ def train(path: Path, out: Path) -> None:
         model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512
     )
     with process_group() as ranks:
-        trainer = setup_training(tiny, ranks, SilentProgress())
-        for trainer.step in range(2):
-            train_step(trainer, 1e-4)
+        state = setup_training(tiny, ranks, SilentProgress())
+        for state.step in range(2):
+            train_step(state, 1e-4)
         before = psutil.Process().memory_info().rss
-        trainer = setup_training(config, ranks, SilentProgress())
-        train_step(trainer, 1e-4)
+        state = setup_training(config, ranks, SilentProgress())
+        train_step(state, 1e-4)
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
-        for trainer.step in (1, 2):
+        for state.step in (1, 2):
             written = _of_process("io", "wchar")
-            train_step(trainer, 1e-4)
+            train_step(state, 1e-4)
         told = {
             "memory": _of_process("status", "VmHWM") * 1024 - before,
             "written": _of_process("io", "wchar") - written,
-            "vocab_size": trainer.config.model.vocab_size,
+            "vocab_size": state.config.model.vocab_size,
         }
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")
 
