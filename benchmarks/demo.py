@@ -48,7 +48,7 @@ def main() -> int:
     for piece in g.generate(
         model, tokenizer, config.sample.prompt, max_new_tokens=1000, temperature=temperature, n=arguments.samples
     ):
-        texts[piece.sample] += piece
+        texts[piece.sample] += piece.text
     # The last word of a sample may be cut off in its middle.
     words = [word.lower() for text in texts for word in WORD.findall(text)[:-1]]
     share = sum(word in known for word in words) / len(words)

@@ -20,14 +20,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = "The function returns the number of bytes. The function "
 # For each view: its state, color scheme and height. A screenshot shows the top of the view.
 DESKTOP: dict[str, tuple[dict[str, str], str, int]] = {
-    "text": ({"token": "8"}, "light", 720),
+    "text": ({"position": "8"}, "light", 720),
     "heads": ({"layer": "1", "head": "1"}, "light", 1000),
-    "mind": ({}, "dark", 1000),
-    "whatif": ({"off": "h1.1,f2"}, "light", 1000),
-    "write": ({"t": "0.8", "p": "0.9"}, "light", 1000),
-    "knows": ({}, "dark", 900),
-    "learned": ({}, "light", 1000),
-    "compare": ({"otherstep": "240"}, "light", 1000),
+    "lens": ({}, "dark", 1000),
+    "interventions": ({"ablate": "h1.1,f2"}, "light", 1000),
+    "generation": ({"temperature": "0.8", "top_p": "0.9"}, "light", 1000),
+    "weights": ({}, "dark", 900),
+    "training": ({}, "light", 1000),
+    "compare": ({"other_step": "240"}, "light", 1000),
 }
 
 

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, watched: nothing may leave the machine, and nothing may go wrong in its console."""
+"""The page in a real browser. Requests to other hosts and messages in the console are recorded."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Watched:
-    """A page of the playground, and all that was not as it should be."""
+    """A page of the playground. It collects errors, warnings, and requests to other hosts as `problems`."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Watched:
         return self.page
 
     def wait(self, condition: str, argument: Any = None) -> None:
-        """Wait until a JavaScript function gives true. (The page's policy forbids strings as code, but not functions.)"""
+        """Wait until a JavaScript expression is true. `argument` is available in it."""
         self.page.wait_for_function(f"(argument) => {condition}", arg=argument)
 
     def csv_of(self, card: str) -> list[list[str]]:
@@ -124,13 +124,13 @@ class Watched:
         return Path(download.value.path()).read_bytes()
 
     def close(self) -> None:
-        """Close it."""
+        """Close the page."""
         self._context.close()
 
 
 @contextmanager
 def watched(browser: Any, url: str, **size: Any) -> Iterator[Watched]:
-    """A page that fails the test where something was wrong: a request to elsewhere, an error or a warning in the console."""
+    """A page. The test fails if there are errors or warnings in the console, or requests to another host."""
     page = Watched(browser, url, **size)
     try:
         yield page

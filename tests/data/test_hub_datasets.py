@@ -309,6 +309,7 @@ print(json.dumps([{file.name: str(path) for file, path in fetch_all(dataset.file
 """
 
 
+@pytest.mark.slow
 def test_files_are_complete_whatever_the_server_does(home: Path) -> None:
     """Each file from a server that fails in its own way, several at once; the hub's library finds them in its cache."""
     faults: dict[str, list[Fault]] = {

@@ -347,7 +347,7 @@ def accident(
 def test_an_exception_on_any_rank_ends_all_and_names_the_rank(
     harness: Harness, tmp_path: Path, text: Path, rank: int, kind: str, words: str
 ) -> None:
-    options = {"rank": rank, "step": 4, "kind": kind, "words": words}
+    options: dict[str, Any] = {"rank": rank, "step": 4, "kind": kind, "words": words}
     ended = accident(harness, 3, "raising", settings(text), tmp_path / "run", **options)
     assert all(each.status == 1 for each in ended)
     assert [line.partition(" (")[0] for line in error_lines(ended)] == [f"glassgpt: error: rank {rank} of 3"]

@@ -3,7 +3,6 @@
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from glassgpt.distributed import watchdog as module
 from glassgpt.distributed.watchdog import FIRST_UPDATE_FACTOR, Watchdog, hang_timeout
 from glassgpt.utils.errors import UserError
 
@@ -12,7 +11,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, beh
     """What rank 0 of 2 finds within this many seconds, with a limit of 10, in which neither makes progress."""
     now = [0.0]
     monkeypatch.setenv("GLASSGPT_HANG_SECONDS", "10")
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("glassgpt.distributed.watchdog.time.monotonic", lambda: now[0])
     store = HashStore()
     ranks = [Watchdog(store, rank, 2) for rank in range(2)]
     for rank in ranks:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from allpairspy import AllPairs
-from torch import Tensor
+from torch import Tensor, nn
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.generation.inference import InferenceGPT, PackedLinear, quantize
@@ -16,6 +16,7 @@ from glassgpt.interpretability.capture import ActivationCache, LayerActivations,
 from glassgpt.interpretability.interventions import Edit, edited, effects
 from glassgpt.interpretability.logit_lens import logit_lens, predictions
 from glassgpt.model.activation_checkpointing import checkpoint_activations
+from glassgpt.model.attention import attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from slot_harness import SLOTS, TINY, T, combined, lively, token_ids
@@ -71,6 +72,28 @@ def test_activations_match_the_model(choice: dict[str, str], attention: str) -> 
     with torch.no_grad():
         torch.testing.assert_close(model.logits(cache.ln_final), model(token_ids()), rtol=0, atol=0)
     assert hooks_of(model) == 0
+
+
+class DistanceBias(nn.Module):
+    """As ALiBi: each head subtracts its slope times the distance."""
+
+    def forward(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        slopes = torch.tensor([0.0, 0.5, 1.0, 2.0])
+        return -slopes[:, None, None] * (q_pos[:, None] - k_pos)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "explicit"])
+@torch.no_grad()
+def test_a_position_bias_is_in_the_scores(attention: str) -> None:
+    model, ids = small(attention=attention), token_ids()
+    for block in cast(Iterable[Block], model.blocks):
+        block.attention.position_bias = DistanceBias()  # type: ignore[assignment]
+    layer = captured(model, ids).layers[1]
+    assert layer.kernel_error() < 1e-5
+    assert layer.kernel_error(head=3) < 1e-5
+    without = attention_scores(layer.rot_q, layer.rot_k)
+    assert layer.scores()[0, 3, 6, 2] == pytest.approx(float(without[0, 3, 6, 2]) - 2.0 * 4, abs=1e-5)
+    torch.testing.assert_close(layer.scores(head=3), layer.scores()[:, 3], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

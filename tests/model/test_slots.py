@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from allpairspy import AllPairs
 
-from glassgpt.config.schema import ModelConfig
+from glassgpt.config.model import ModelConfig
 from slot_harness import SLOTS, check_everything, combined
 
 PAIRWISE = [dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])]

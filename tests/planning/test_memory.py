@@ -61,11 +61,11 @@ def config(model: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
     return TrainConfig(model=shape, steps=1, batch_tokens=8 * T, micro_batch_size=B, device="cpu").override(**changes)
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that are made inside, while they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -139,7 +139,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_model(changes: dict[st
     run = config(changes)
     model = GPT.create(run.model, 0)
     optimizer = build_adamw(list(model.parameters()), run.optim)
-    torch.stack([p.sum() for p in model.parameters()]).sum().backward()
+    torch.stack([p.sum() for p in model.parameters()]).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     adamw = sum(t.nbytes for state in optimizer.state.values() for name, t in state.items() if name != "step")
     need = memory_per_rank(run, 1, "single", "float32")

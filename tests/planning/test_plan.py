@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,12 @@ def test_a_micro_batch_that_takes_too_long_is_measured_in_part(monkeypatch: pyte
     """At 1 s per sequence two fit into 2.5 s; four sequences take twice as long."""
     monkeypatch.setattr(throughput, "_TOTAL_SECONDS", 0.0)
     counts: list[int] = []
-    monkeypatch.setattr(throughput._Step, "measure", lambda self, count: (counts.append(count), (1.0 * count, 0.5))[1])
+
+    def measure(self: Any, count: int) -> tuple[float, float]:
+        counts.append(count)
+        return 1.0 * count, 0.5
+
+    monkeypatch.setattr(throughput._Step, "measure", measure)
     config = SMALL.override(model={"n_embd": 16, "context_length": 8}, batch_tokens=32, micro_batch_size=4)
     assert throughput.measured_step_time(config, CPU, "float32").seconds == 4.5
     assert set(counts) == {1, 2}

@@ -1,4 +1,4 @@
-"""The page's computations in JavaScript, tested in node or in a browser; sampling and visibility against the library."""
+"""The page's computations in JavaScript, in node or a browser; sampling and visibility against the library."""
 
 import json
 import math
@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
+from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.generate import window_start
-from glassgpt.generation.sampling import SamplingConfig, sampling_distribution
+from glassgpt.generation.sampling import sampling_distribution
 from glassgpt.model.attention import Span
 from page_harness import chromium
 

@@ -26,7 +26,8 @@ from play_harness import GPT2_LIKE, WINDOWED, Served, serving, small_bpe, write_
 
 TEXT = "the quick brown fox\nthe quick"
 HOSTILE = (
-    "<b>bold<!-->text</b><img src=x onerror=hacked=1></script><script>hacked=1</script><svg onload=hacked=1>&lt;b>]]>'\"`${hacked=1}"
+    "<b>bold<!-->text</b><img src=x onerror=hacked=1></script><script>hacked=1</script>"
+    "<svg onload=hacked=1>&lt;b>]]>'\"`${hacked=1}"
     "\0\1\x1b[31m\x7f\x85\ufffe\r\n\t=1+1\u202e\u0634\u0644\u0645\u2066e\u0301\u0489\u0489\U0001f469\u200d\U0001f680"
     + " " * 400
     + "a"
@@ -55,21 +56,21 @@ MARKUP = [merge.replace(" ", "") for merge in MERGES]
 
 
 def markup_bpe() -> BPETokenizer:
-    """Bytes, and some tokens that are markup. Only `<!-->`, an empty comment, comes of a text: the others have letters, and are cut."""
+    """Bytes, and some tokens that are markup. Encoding a text gives only `<!-->`: words are split before merging."""
     symbols = [*bytes_to_unicode(), *MARKUP, END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, MERGES)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One browser for the file; it ends with it, and Playwright's event loop too."""
+    """One browser for the file. Playwright's event loop ends with it."""
     with chromium() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs with two checkpoints each, by what is special about them."""
+    """Runs with two checkpoints each, by name."""
     folder = tmp_path_factory.mktemp("models")
     characters = CharacterTokenizer.from_texts([SENTENCE])
     kinds: dict[str, tuple[dict[str, Any], Any]] = {
@@ -87,20 +88,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, Path]) -> Iterator[Served]:
-    """Serves the page over all of them."""
+    """A server with all models."""
     with serving(*models.values()) as served:
         yield served
 
 
 @pytest.fixture
 def page(browser: Any, server: Served) -> Iterator[Watched]:
-    """A watched page of a laptop's width."""
+    """A page of the width of a laptop."""
     with watched(browser, server.url) as opened:
         yield opened
 
 
 def turn(page: Watched, view: str, **state: Any) -> Any:
-    """Go to a view by its link within the page that is open, as by a bookmark: its scripts stay loaded. Returns Playwright's page."""
+    """Go to a view by a link within the open page, whose scripts stay loaded. Returns Playwright's page."""
     if not page.page.url.startswith(page.url):
         return page.open(view, **state)
     script = """hash => new Promise(done => {
@@ -112,12 +113,12 @@ def turn(page: Watched, view: str, **state: Any) -> Any:
 
 
 def hook(name: str) -> str:
-    """A selector by a part's name."""
+    """The selector of an element for tests."""
     return f'[data-test="{name}"]'
 
 
 def colours(page: Any, name: str) -> int:
-    """How many different colours a canvas shows: 1 where nothing is drawn."""
+    """How many colours a canvas has; 1 if nothing is drawn."""
     script = """canvas => {
         const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
         return new Set(new Uint32Array(data.buffer)).size;
@@ -126,11 +127,11 @@ def colours(page: Any, name: str) -> int:
 
 
 def value(page: Any, name: str) -> float:
-    """The full number behind one that is shown."""
+    """The full value of a displayed number."""
     return float(page.locator(hook(name)).get_attribute("data-value"))
 
 
-# --- each view of each kind of model ---------------------------------------------------------------------------------------
+# --- views ------------------------------------------------------------------------------------------------------------
 
 
 def shows_text(page: Any, model: str) -> None:
@@ -158,7 +159,7 @@ def shows_lens(page: Any, model: str) -> None:
     assert (
         min(colours(page, name) for name in ("lens-grid", "stream-grid", "attribution-bars", "attribution-heads")) > 3
     )
-    # A level line has no height to be seen, so it need only be there.
+    # A horizontal line has no height, so Playwright does not consider it visible.
     page.wait_for_selector(f"{hook('rank-chart')} .scatterlayer .trace path.js-line", state="attached")
     assert page.locator(f"{hook('lens-top')} table").first.locator("tbody tr").count() == 5
     assert value(page, "parts-sum") == pytest.approx(value(page, "logit"), abs=1e-4)
@@ -217,9 +218,9 @@ def test_every_view(page: Watched, models: dict[str, Path], model: str) -> None:
         assert page.problems == [], view
 
 
-# --- a run that trains meanwhile -------------------------------------------------------------------------------------------
+# --- a run in training ------------------------------------------------------------------------------------------------
 
-# Training as it is, but no faster than a person's eye, and two of its steps wait for a sign: so the page is never late.
+# Slow training that waits for a file before two of its steps, so that the page is never late.
 TRAINER = """
 import sys, time
 from pathlib import Path
@@ -227,7 +228,8 @@ from kill_harness import Quiet, tiny_config
 from glassgpt.training.run import train
 
 text, run, signs = map(Path, sys.argv[1:])
-config = tiny_config(text, steps=300, eval_every=25, checkpoint_every=100, keep_checkpoints=3, batch_tokens=512, micro_batch_size=16)
+cadence = {"steps": 300, "eval_every": 25, "checkpoint_every": 100, "keep_checkpoints": 3}
+config = tiny_config(text, **cadence, batch_tokens=512, micro_batch_size=16)
 
 class Paced(Quiet):
     def step(self, record):
@@ -241,7 +243,7 @@ train(config, run, progress=Paced())
 
 @contextmanager
 def training(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A run that trains in a process of its own: the run, and the folder in which files named 60 and 300 let it go on from there."""
+    """A run that trains in another process, and the folder where files named 60 and 300 let it continue."""
     run, signs = folder / "run", folder / "signs"
     signs.mkdir()
     arguments = [sys.executable, "-c", TRAINER, str(write_text(folder / "text.txt")), str(run), str(signs)]
@@ -259,7 +261,7 @@ def training(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def steps_shown(page: Any) -> tuple[int, int, int]:
-    """The last step, how many steps can be scrubbed to, and how many points the loss has."""
+    """The last step, the number of steps on the slider, and the number of points of the loss."""
     points = page.locator("[data-test=chart-loss] .chart").evaluate("e => e.data[0].x.length")
     return (
         int(page.locator(hook("run-step")).get_attribute("data-step")),
@@ -269,7 +271,7 @@ def steps_shown(page: Any) -> tuple[int, int, int]:
 
 
 def snapshot_asked(addresses: list[str]) -> int:
-    """The step of the newest snapshot among what was asked for."""
+    """The step of the newest snapshot that was requested."""
     asked = [urlsplit(address) for address in addresses]
     return max((int(dict(parse_qsl(each.query))["step"]) for each in asked if each.path == "/api/snapshot"), default=-1)
 
@@ -359,16 +361,16 @@ def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: P
             opened.close()
 
 
-# --- links and keys --------------------------------------------------------------------------------------------------------
+# --- links and keys ---------------------------------------------------------------------------------------------------
 
 
 def state_of(page: Any) -> dict[str, str]:
-    """What the address keeps."""
+    """The state in the address."""
     return dict(parse_qsl(urlsplit(page.url).fragment))
 
 
 def focused(page: Any) -> str:
-    """What the focused element is called."""
+    """The name of the focused element."""
     return str(
         page.evaluate(
             "document.activeElement.id || document.activeElement.dataset.test || document.activeElement.dataset.i || ''"
@@ -377,7 +379,7 @@ def focused(page: Any) -> str:
 
 
 def texts_of_heads(page: Any) -> list[str]:
-    """All that the view of the heads says in numbers about its selection."""
+    """The texts about the selected head and row."""
     return [page.locator(hook(name)).inner_text() for name in ("head-facts", "span", "row-table", "weights-sum")] + [
         page.locator("#text").input_value()
     ]
@@ -433,7 +435,7 @@ def test_keys(page: Watched, models: dict[str, Path]) -> None:
     assert shown.evaluate(theme) == "dark"
     shown.keyboard.press("?")
     assert shown.locator("dialog.keys").is_visible()
-    shown.keyboard.press("2")  # no view is changed behind it
+    shown.keyboard.press("2")  # the view behind the dialog stays
     shown.keyboard.press("Escape")
     assert not shown.locator("dialog.keys").is_visible()
     assert state_of(shown)["view"] == "compare"
@@ -516,20 +518,21 @@ def test_tab_reaches_every_control(page: Watched, models: dict[str, Path], view:
         shown.keyboard.press("Tab")
         place, outline, name = shown.evaluate("""() => {
             const e = document.activeElement, {outlineStyle, outlineWidth} = getComputedStyle(e);
-            return [e.dataset.reached, outlineStyle === 'none' ? 0 : parseFloat(outlineWidth), e.outerHTML.slice(0, 200)];
+            const width = outlineStyle === 'none' ? 0 : parseFloat(outlineWidth);
+            return [e.dataset.reached, width, e.outerHTML.slice(0, 200)];
         }""")
         assert outline == 2, name
         reached.add(place)
     assert len(reached) == expected > 20
 
 
-# --- widths and colours ----------------------------------------------------------------------------------------------------
+# --- widths and themes ------------------------------------------------------------------------------------------------
 
 WIDTHS = (390, 820, 1280)
 
 
 def fits(page: Any) -> None:
-    """Nothing is wider than the window, once the charts have followed a change of it."""
+    """Assert that nothing is wider than the window, after the charts were resized."""
     script = """async () => {
         const isTooWide = () => document.documentElement.scrollWidth > innerWidth;
         for (let tries = 0; tries < 100 && isTooWide(); tries++) await new Promise(done => setTimeout(done, 20));
@@ -573,11 +576,11 @@ def test_dark_and_light(browser: Any, server: Served, models: dict[str, Path]) -
     assert light != dark_one
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------
+# --- exports ----------------------------------------------------------------------------------------------------------
 
 
 def size_of_png(content: bytes) -> tuple[int, int]:
-    """Width and height as its header says."""
+    """Width and height from the file's header."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
     return width, height
@@ -596,18 +599,18 @@ def test_figures_are_saved(page: Watched, models: dict[str, Path], view: str, ca
     width, height = size_of_png(page.saved(card, "png"))
     assert (width / 2, height / 2) == pytest.approx(
         (box["width"], box["height"]), abs=1
-    )  # twice as fine; the page rounds down to pixels
+    )  # at twice the resolution; the page rounds down to pixels
     svg = ElementTree.fromstring(page.saved(card, "svg"))
     assert svg.tag == "{http://www.w3.org/2000/svg}svg"
     assert float(svg.attrib["width"]) == pytest.approx(box["width"], abs=1)
     assert len(list(svg.iter())) > 30
     names, *rows = page.csv_of(card)
-    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # a row a head; a depth of the likeliest token
+    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # a row per head; a row per depth of the top token
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
 def test_tokens_are_saved(page: Watched, models: dict[str, Path]) -> None:
-    """Each token where it stands on the page."""
+    """The picture has each token as text."""
     shown = page.open("text", model=models["windowed"], text=TEXT)
     box = shown.locator(".tokens").bounding_box()
     width, _ = size_of_png(page.saved("Tokens", "png"))
@@ -617,7 +620,7 @@ def test_tokens_are_saved(page: Watched, models: dict[str, Path]) -> None:
     assert texts == shown.locator(".tokens button").all_text_contents()
 
 
-# --- what is there no more -------------------------------------------------------------------------------------------------
+# --- missing things ---------------------------------------------------------------------------------------------------
 
 
 def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, Path]) -> None:
@@ -680,12 +683,13 @@ def test_a_text_that_is_too_long_is_an_error(browser: Any, models: dict[str, Pat
         page.open("generation", text="abc" * 100)
 
 
-# --- hostile and long texts ------------------------------------------------------------------------------------------------
+# --- hostile and long texts -------------------------------------------------------------------------------------------
 
 
 def elements_of_text(page: Any) -> list[str]:
-    """Elements that only a text from outside could have made, and what one of them would have done."""
-    script = "() => [...document.querySelectorAll('main :is(img, script, b, i, iframe, object), main svg[onload]')].map(e => e.outerHTML)"
+    """Elements that a hostile text could have created, and whether its script ran."""
+    selector = "main :is(img, script, b, i, iframe, object), main svg[onload]"
+    script = f"() => [...document.querySelectorAll('{selector}')].map(e => e.outerHTML)"
     return [*page.evaluate(script), *(["ran"] if page.evaluate("() => 'hacked' in window") else [])]
 
 
@@ -755,7 +759,7 @@ def test_a_long_text_loads_one_head_at_a_time(page: Watched, models: dict[str, P
 
     first = asked()
     assert {name: len(sizes) for name, sizes in first.items()} == {"attention": 1, "head": 1, "vectors": 1}
-    assert first["head"][0] == pytest.approx(TILE_BYTES, abs=1000)  # and the description before it
+    assert first["head"][0] == pytest.approx(TILE_BYTES, abs=1000)  # and the header
     assert first["attention"][0] < TILE_BYTES / 10, "144 thumbnails"
     assert first["vectors"][0] < TILE_BYTES / 10
     for name, keys in (("head-matrix", ["ArrowUp", "ArrowLeft"] * 5), ("head-grid", ["ArrowRight", "ArrowDown"] * 3)):
@@ -769,7 +773,7 @@ def test_a_long_text_loads_one_head_at_a_time(page: Watched, models: dict[str, P
     assert [len(sizes) <= limit for sizes, limit in zip(asked().values(), (1, 7, 7), strict=True)] == [True] * 3
 
 
-# --- without a server ------------------------------------------------------------------------------------------------------
+# --- without a server -------------------------------------------------------------------------------------------------
 
 
 GONE = "The server does not answer. Is `glassgpt play` still running?"

@@ -1,8 +1,9 @@
-"""What the page shows, in a real Chromium, is what the model's tensors are.
+"""The numbers on the page, in a real browser, are those of the model's tensors.
 
-The tensors are computed here, by the library or by plain torch; what the page shows is read from its CSVs, which give numbers in full,
-from its elements, and from the pixels of its canvases. A float32 that JavaScript prints is exact, so where both sides are the same call
-the numbers are equal. `ROUNDING` is for what is summed in another order in float32, `PAGE` for what the page itself sums in float64.
+The tensors are computed by the library or by PyTorch. The page's numbers are read from its CSVs, which have them in
+full, from its elements, and from the pixels of its canvases. JavaScript prints float32 exactly, so results of the same
+call are equal.
+`ROUNDING` is for float32 sums in another order, `PAGE` for sums that the page computes in float64.
 """
 
 import csv
@@ -39,18 +40,18 @@ from page_harness import Watched, chromium, watched
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
 
 TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
-"""Of 20 tokens or so, with a character that is more than one."""
+"""About 20 tokens, with a character of several tokens."""
 ROUNDING = 2e-5
-"""Relative, and absolute around 0: some hundred roundings of float32, 6e-8 each."""
+"""Relative, and absolute near 0: about a hundred roundings of float32, 6e-8 each."""
 PAGE = 1e-6
-"""Relative: what float32 numbers are off by when they are formed anew from float32 vectors of 4 values."""
+"""Relative: the error of numbers recomputed in float64 from float32 vectors of 4 values."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass
 class Case:
-    """A model that the page shows, and what it computes over the text."""
+    """A model, and its activations over a text."""
 
     name: str
     text: str
@@ -61,16 +62,16 @@ class Case:
 
     @property
     def logits(self) -> Tensor:
-        """Behind each token (T, V)."""
+        """The logits after each token (T, V)."""
         return logits_of(self.model, self.ids)
 
     def piece(self, token: int) -> str:
-        """A token as the page names it."""
+        """The display form of a token."""
         return escape_token(self.tokenizer.decode_bytes([token], after=token))
 
 
 def logits_of(model: GPT, ids: Sequence[int]) -> Tensor:
-    """Straight from the model (T, V)."""
+    """The model's logits (T, V)."""
     with torch.no_grad():
         return model(torch.tensor([list(ids)]))[0]  # type: ignore[no-any-return]
 
@@ -83,7 +84,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`plain` is like GPT-2, with byte-level BPE; `windowed` writes bytes: grouped queries, a window, a soft-cap, rotary positions."""
+    """`plain` is like GPT-2 with byte-level BPE; `windowed` has bytes, grouped queries, a window, a soft-cap, RoPE."""
     folder = tmp_path_factory.mktemp("values")
     write_run(folder / "plain", GPT2_LIKE, small_bpe())
     write_run(folder / "windowed", WINDOWED)
@@ -117,9 +118,9 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def window(browser: Any, url: str) -> Iterator[Watched]:
-    """One page for all tests, each of which opens a view of its own.
+    """One page for all tests.
 
-    Charts are not drawn here: plotly's 5 MB would take half of all the time, and a chart's CSV is what it is told to draw.
+    Charts are not drawn: Plotly's 5 MB would take half of the time, and a chart's CSV has the same numbers.
     """
     with watched(browser, url) as found:
         script = "window.Plotly = {react: async () => {}, purge() {}};"
@@ -131,7 +132,7 @@ def window(browser: Any, url: str) -> Iterator[Watched]:
 
 @pytest.fixture
 def shown(window: Watched) -> Iterator[Watched]:
-    """The page, in which nothing may go wrong during the test."""
+    """The page. The test fails if a problem was recorded."""
     yield window
     problems = window.problems[:]
     window.problems.clear()
@@ -139,36 +140,36 @@ def shown(window: Watched) -> Iterator[Watched]:
 
 
 def same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    """Equal, or within a tolerance that is relative and, around 0, absolute."""
+    """Assert equality, or a tolerance that is relative, and absolute near 0."""
     expected = expected.detach().double().numpy() if isinstance(expected, Tensor) else np.asarray(expected, np.float64)
     assert np.shape(found) == expected.shape
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def column(rows: list[list[str]], name: str) -> Floats:
-    """A column of a CSV by its name: NaN where it is empty."""
+    """A column of a CSV by its name; empty cells are NaN."""
     at = rows[0].index(name)
     return np.array([float(row[at] or "nan") for row in rows[1:]])
 
 
 def texts(rows: list[list[str]], name: str) -> list[str]:
-    """A column of a CSV as it stands there. (What a spreadsheet takes for a formula has a quote before it.)"""
+    """A column of a CSV as texts, without the quote that precedes formulas."""
     at = rows[0].index(name)
     return [re.sub(r"^'(?=[=+\-@])", "", row[at]) for row in rows[1:]]
 
 
 def hook(shown: Watched, name: str) -> Any:
-    """The element with this hook."""
+    """An element by its name for tests."""
     return shown.page.locator(f'[data-test="{name}"]')
 
 
 def value(shown: Watched, name: str) -> float:
-    """The number in full of an element."""
+    """The full value of a displayed number."""
     return float(hook(shown, name).get_attribute("data-value"))
 
 
 def go(shown: Watched, **state: Any) -> None:
-    """Change the address as who edits it: what the view shows follows."""
+    """Change keys of the address."""
     shown.page.evaluate(
         """(state) => {
             const now = new URLSearchParams(location.hash.slice(1));
@@ -180,23 +181,23 @@ def go(shown: Watched, **state: Any) -> None:
 
 
 def facts(shown: Watched, card: str) -> dict[str, str]:
-    """Terms and what stands beside them, in a card."""
+    """The name and value pairs of a card."""
     place = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
     return {one.locator("dt").inner_text(): one.locator("dd").inner_text() for one in place.all()}
 
 
 def number(text: str) -> float:
-    """The first number of a text, as the page writes numbers."""
+    """The first number in a text of the page."""
     found = re.search(r"−?[\d,]+(\.\d+)?(e−?\d+)?", text)
     assert found, text
     return float(found[0].replace("−", "-").replace(",", ""))
 
 
-# --- text --------------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def test_surprisal(shown: Watched, case: Case) -> None:
-    """Of each token, and of the whole text by token and by byte: by torch's cross-entropy."""
+    """Surprisal per token, and of the whole text per token and per byte: PyTorch's cross-entropy."""
     shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
     rows = shown.csv_of("Tokens")
@@ -223,10 +224,10 @@ def test_surprisal(shown: Watched, case: Case) -> None:
     same([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
 
 
-# --- heads -------------------------------------------------------------------------------------------------------------------
+# --- heads ------------------------------------------------------------------------------------------------------------
 
 SIZES = [(255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107)]
-"""The page's colours for numbers from 0 to 1, in the light."""
+"""The page's colours for numbers from 0 to 1, in the light theme."""
 
 
 def colour_of(weight: float) -> list[int]:
@@ -236,33 +237,33 @@ def colour_of(weight: float) -> list[int]:
 
 
 def visible_keys(case: Case, layer: int) -> Tensor:
-    """Which key each query sees (T, T): by the rule, not by the mask."""
+    """Which key each query sees (T, T), by the rule."""
     window, first = case.model.config.windows[layer], case.model.config.window_globals
     t, s = torch.arange(len(case.ids))[:, None], torch.arange(len(case.ids))
     return (s <= t) & ((t - s < window) | (s < first) if window is not None else torch.ones(1, dtype=torch.bool))
 
 
 def scores_of(case: Case, layer: int, head: int) -> Tensor:
-    """A head's scores (T, T) before the mask: by plain torch from q and k."""
+    """A head's scores (T, T) before the mask, from q and k."""
     seen = case.seen.layers[layer]
     shared_by = seen.rot_q.shape[1] // seen.rot_k.shape[1]
     return seen.rot_q[0, head] @ seen.rot_k[0, head // shared_by].T / math.sqrt(seen.rot_q.shape[-1])
 
 
 def weights_of(case: Case, layer: int, head: int) -> Tensor:
-    """A head's weights (T, T), NaN where masked."""
+    """A head's weights (T, T); masked ones are NaN."""
     scores = scores_of(case, layer, head)
     masked = ~visible_keys(case, layer)
     return scores.masked_fill(masked, -torch.inf).softmax(dim=-1).masked_fill(masked, torch.nan)
 
 
 def matrix_of(rows: list[list[str]]) -> Floats:
-    """A CSV that is a matrix with names around it."""
+    """The values of a CSV with labels in the first row and column."""
     return np.array([[float(cell or "nan") for cell in row[1:]] for row in rows[1:]])
 
 
 def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
-    """Of two heads, the second reached by keys; the mask as it is; and each cell of the picture has its weight's colour."""
+    """Two heads, the second selected by keys: weights, mask, and the colour of each cell."""
     page = shown.open("heads", model=case.name, text=case.text)
     most = max(layer.kernel_error() for layer in case.seen.layers)
     assert value(shown, "difference") == most
@@ -279,8 +280,8 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
         same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
         window = case.model.config.windows[layer]
-        told = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
-        assert told in hook(shown, "span").inner_text()
+        expected_text = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
+        assert expected_text in hook(shown, "span").inner_text()
     entropies = torch.stack(
         [torch.special.entr(layer.pattern()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
@@ -304,18 +305,21 @@ def colours(weights: Tensor, seen: Tensor) -> Floats:
 
 
 def painted(page: Any, name: str, size: int) -> Floats:
-    """The pixel in the middle of each cell of a square matrix's canvas, which ends at its lower edge."""
+    """The pixel in the middle of each cell of a square matrix."""
     found = page.evaluate(
         """([name, size]) => {
             const canvas = document.querySelector(`[data-test="${name}"]`), scale = devicePixelRatio;
-            const left = Math.min(92, 0.25 * canvas.clientWidth), cell = Math.min(26, (canvas.clientWidth - left - 1) / size);
+            const left = Math.min(92, 0.25 * canvas.clientWidth);
+            const cell = Math.min(26, (canvas.clientWidth - left - 1) / size);
             const top = canvas.clientHeight - 1 - cell * size;
             // Of a copy: Chromium warns where the page's own canvas is read more than once.
             const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
             copy.drawImage(canvas, 0, 0);
             const {data, width} = copy.getImageData(0, 0, canvas.width, canvas.height);
-            const at = (r, c) => 4 * (Math.floor(scale * (top + (r + 0.5) * cell)) * width + Math.floor(scale * (left + (c + 0.5) * cell)));
-            return Array.from({length: size}, (_, r) => Array.from({length: size}, (_, c) => [...data.slice(at(r, c), at(r, c) + 3)]));
+            const middle = (start, i) => Math.floor(scale * (start + (i + 0.5) * cell));
+            const pixel = (r, c) => 4 * (middle(top, r) * width + middle(left, c));
+            const cells = Array.from({length: size}, (_, i) => i);
+            return cells.map(r => cells.map(c => [...data.slice(pixel(r, c), pixel(r, c) + 3)]));
         }""",
         [name, size],
     )
@@ -323,7 +327,7 @@ def painted(page: Any, name: str, size: int) -> Floats:
 
 
 def test_rows_number_by_number(shown: Watched, case: Case) -> None:
-    """Score, dot product, denominator, weight and output of picked queries and keys: seen, global, before the window, later."""
+    """Score, dot product, denominator, weight and output for visible, global and masked keys."""
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
     seen, sees = case.seen.layers[layer], visible_keys(case, layer)
@@ -362,11 +366,11 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
     same(lines["sum"], torch.nan_to_num(weights_of(case, layer, head)[row]).double() @ values, 1e-5)
 
 
-# --- what it thinks ----------------------------------------------------------------------------------------------------------
+# --- logit lens -------------------------------------------------------------------------------------------------------
 
 
 def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
-    """Last norm and head at each depth, by plain torch: what is likeliest, and where watched tokens stand."""
+    """Top tokens and ranks at each depth: final norm and output head, by PyTorch."""
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
     with torch.no_grad():
@@ -400,15 +404,15 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     ranks = (here[depth] > here[depth, own][:, None]).sum(dim=-1) + 1
     same(column(rows, "rank"), ranks)
     for token in watch:
-        told = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
-        assert int(told) == ranks[(depth == 1) & (own == token)].item()
+        rank = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
+        assert int(rank) == ranks[(depth == 1) & (own == token)].item()
     top = hook(shown, "lens-top").locator("table").first.locator("tbody th").all_inner_texts()
     assert top == [case.piece(i) for i in here[1].topk(5).indices.tolist()]
 
 
 @pytest.mark.parametrize("against", [None, 100])
 def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> None:
-    """The parts sum to the logit before the soft-cap, or to the difference of two; each is the library's."""
+    """The components sum to the logit before the soft-cap, or to the difference of two logits."""
     position, target = 5, 97
     state = {} if against is None else {"against": against}
     shown.open("lens", model=case.name, text=case.text, position=position, target=target, **state)
@@ -425,7 +429,7 @@ def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> N
     same(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
 
 
-# --- what if -----------------------------------------------------------------------------------------------------------------
+# --- interventions ----------------------------------------------------------------------------------------------------
 
 
 def bits_between(before: Tensor, after: Tensor) -> float:
@@ -435,13 +439,13 @@ def bits_between(before: Tensor, after: Tensor) -> float:
 
 
 def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
-    """What the page shows of the last position's logits, before and after, and of the whole text's surprisal."""
+    """Check the logits of the last position before and after, and the surprisal of the text."""
     ids = torch.tensor([case.ids])
     both = effects(case.model, ids, edits, source)
     before, after = (logits[0, -1] for logits in both)
-    assert bits_between(before, after) > 1e-4  # else nothing would be tested
-    told = f"{short(bits_between(before, after))} bits"
-    shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
+    assert bits_between(before, after) > 1e-4  # otherwise nothing would be tested
+    divergence = f"{short(bits_between(before, after))} bits"
+    shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", divergence)
     rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
@@ -458,7 +462,7 @@ def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: Acti
 
 
 def short(x: float) -> str:
-    """Three digits, or two and a power of ten, as the page writes a number below 1,000."""
+    """A number below 1,000 as the page formats it."""
     if x >= 0.001:
         return f"{float(f'{x:.3g}'):g}"
     digits, power = f"{x:.1e}".split("e")
@@ -466,7 +470,7 @@ def short(x: float) -> str:
 
 
 def test_parts_switched_off(shown: Watched, case: Case) -> None:
-    """By clicks: heads, a feed-forward block, all of an attention; by their mean; a token hidden; and all back again."""
+    """Ablate heads, a feed-forward, an attention; by the mean; hide a token; reset."""
     page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
     check_effect(shown, case, [Edit("head", layer=0, head=1)])
@@ -476,7 +480,7 @@ def test_parts_switched_off(shown: Watched, case: Case) -> None:
     check_effect(shown, case, [Edit("head", layer=0, head=1, by="mean"), Edit("feed_forward", layer=1, by="mean")])
     hook(shown, "reset").click()
     page.get_by_role("button", name="by zero").click()
-    hook(shown, "hide").locator('[data-i="0"]').click()  # a global one, which all see
+    hook(shown, "hide").locator('[data-i="0"]').click()  # a global token, visible to all
     check_effect(shown, case, [Edit("position", position=0)])
     page.locator('[data-code="a1"]').click()
     check_effect(shown, case, [Edit("position", position=0), Edit("attention", layer=1)])
@@ -486,9 +490,9 @@ def test_parts_switched_off(shown: Watched, case: Case) -> None:
 
 
 def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
-    """The residual stream at all tokens, then one head at one."""
+    """Patch the residual stream at all tokens, then a feed-forward at one."""
     page = shown.open("interventions", model=case.name, text=case.text)
-    second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that it shows
+    second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that the effect is large
     ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
     with torch.no_grad(), capture(case.model) as source:
         case.model(torch.tensor([ids]))
@@ -506,18 +510,20 @@ def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
 
 
 def test_each_head_alone(shown: Watched, case: Case) -> None:
-    """The sweep measures what switching off one head after the other does."""
+    """The sweep measures the ablation of each head."""
     shown.open("interventions", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
-    # Its cells are painted: once they stayed of the ground's colour, since the picture before was kept.
-    ground = (
-        "canvas => {const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height); let n = 0;"
-    )
-    ground += " for (let i = 0; i < data.length; i += 4) n += data[i] === 233 && data[i + 1] === 236 && data[i + 2] === 240; return n}"
+    # The cells must be repainted when their values change in place.
+    ground = """canvas => {
+        const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        let n = 0;
+        for (let i = 0; i < data.length; i += 4) n += data[i] === 233 && data[i + 1] === 236 && data[i + 2] === 240;
+        return n;
+    }"""
     assert (
         hook(shown, "heads-sweep").evaluate(ground) < 300
-    )  # less than half a cell: edges of letters have that colour, too
+    )  # less than half a cell: edges of letters have this colour, too
     ids, config = torch.tensor([case.ids]), case.model.config
     alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
     found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
@@ -525,15 +531,15 @@ def test_each_head_alone(shown: Watched, case: Case) -> None:
     same(matrix_of(shown.csv_of("Head importance")).flatten(), expected, ROUNDING)
 
 
-# --- what it writes ----------------------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------------------
 
 NAMES = ("temperature", "top-k", "top-p", "min-p")
 FULL = (0.05, 0.1, 0.25, 0.5, 1)
-"""What a full bar may stand for."""
+"""The values that a full bar can stand for."""
 
 
 def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **settings: Any) -> None:
-    """The next token's probabilities, what remains of them, their sums, and the bars as long as they say."""
+    """Check the next token's probabilities, the sampling distribution, their sums, and the lengths of the bars."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
     q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
@@ -570,14 +576,14 @@ def bars_of(shown: Watched) -> Floats:
 
 
 def slide(shown: Watched, name: str, to: float) -> None:
-    """Set a slider, as a hand does."""
+    """Move a slider."""
     shown.page.locator(f"[data-test=settings] input[type=range] >> nth={NAMES.index(name)}").evaluate(
         "(input, to) => { input.value = to; input.dispatchEvent(new Event('input', {bubbles: true})); }", to
     )
 
 
 def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
-    """By keys and by hand, alone and together: what is drawn from is `sampling_distribution` of the model's logits."""
+    """The sampling distribution is `sampling_distribution` of the model's logits for all sliders."""
     page = shown.open("generation", model=case.name, text=case.text)
     before = bars_of(shown)
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
@@ -611,14 +617,14 @@ def test_sliders_follow_a_link(shown: Watched, case: Case) -> None:
 
 
 def written(shown: Watched) -> tuple[list[int], Floats]:
-    """The ids that were written, and the probabilities that they have there."""
+    """The generated ids and their probabilities."""
     rows = shown.csv_of("Generated text")
     current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
     return [int(i) for i in texts(current, "id")], column(current, "probability")
 
 
 def press(shown: Watched, name: str, tokens: int) -> None:
-    """Press a button, and wait until so many tokens are written and what comes next is there."""
+    """Press a button, and wait for this many generated tokens and the next distribution."""
     hook(shown, name).click()
     shown.wait(
         "document.querySelectorAll('[data-test=generated] .token').length === argument"
@@ -628,7 +634,7 @@ def press(shown: Watched, name: str, tokens: int) -> None:
 
 
 def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
-    """Only tokens that top-k leaves; the same seed writes the same, another something else."""
+    """Steps sample only the tokens that top-k keeps; a seed repeats its tokens."""
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=6, temperature=1.5, seed=1)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     found = []
@@ -663,7 +669,7 @@ def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
     logits = logits_of(case.model, [*start, ids[0]])[-1]
     second, third = logits.topk(3).indices.tolist()[1:]
     assert rejected[0] == ids[0]
-    assert rejected[1] in (second, third)  # top-k of what is not rejected
+    assert rejected[1] in (second, third)  # top-k of the tokens that are not rejected
     press(shown, "back", 1)
     assert written(shown)[0] == ids[:1]
     hook(shown, "branches").locator(".branch").nth(0).click()
@@ -672,7 +678,7 @@ def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
 
 
 def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None:
-    """Three texts with the same seed and settings; and their tokens' probabilities."""
+    """The same seed and settings give the same texts and probabilities."""
     settings: dict[str, Any] = {
         "temperature": 1.2,
         "top_k": 50,
@@ -705,11 +711,11 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
     assert "27 tokens in" in hook(shown, "speed").inner_text()
 
 
-# --- what it knows -----------------------------------------------------------------------------------------------------------
+# --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def csv_at(shown: Watched, name: str) -> list[list[str]]:
-    """The CSV of what a card can save under a name of its own."""
+    """The CSV of an export by its name."""
     with shown.page.expect_download() as download:
         shown.page.locator(f'.exports[aria-label="Save {name}"] [data-export="csv"]').click()
     return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
@@ -717,7 +723,7 @@ def csv_at(shown: Watched, name: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
-    """Principal components of two tables, their shares, and the nearest rows by cosine."""
+    """Principal components of two tables, their explained variance, and the nearest rows by cosine."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
     shown.open("weights", model=case.name, table=name, row=token)
@@ -763,20 +769,20 @@ def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Pa
 
 
 def test_weights_and_gradients(shown: Watched, case: Case) -> None:
-    """A parameter's picture, numbers and singular values; and norms of all, and of their gradients, by plain torch."""
+    """A parameter's picture, statistics and singular values; norms of all parameters and gradients, by PyTorch."""
     name = "blocks.1.feed_forward.down.weight"
     shown.open("weights", model=case.name, text=case.text, parameter=name)
     weight = case.model.get_parameter(name).detach()
     hook(shown, "weight-facts").wait_for()
     same(matrix_of(shown.csv_of("Parameter")), weight)
-    told = facts(shown, "Parameter")
-    assert told["shape"] == " × ".join(map(str, weight.shape))
+    shown_facts = facts(shown, "Parameter")
+    assert shown_facts["shape"] == " × ".join(map(str, weight.shape))
     for key, exact in (
         ("Frobenius norm", weight.norm()),
         ("standard deviation", weight.std(correction=0)),
         ("largest magnitude", weight.abs().max()),
     ):
-        assert number(told[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
+        assert number(shown_facts[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
     hook(shown, "spectrum").click()
     hook(shown, "spectrum-facts").wait_for()
     singular = torch.linalg.svdvals(weight.double())
@@ -793,7 +799,7 @@ def test_weights_and_gradients(shown: Watched, case: Case) -> None:
     parameters = dict(case.model.named_parameters())
     assert texts(rows, "parameter") == list(parameters)
     same(column(rows, "norm of the weights"), [float(p.detach().norm()) for p in parameters.values()], ROUNDING)
-    # The loss in chunks and autograd's own order of sums: 10 times what forward passes round.
+    # The loss is computed in chunks, and autograd sums in another order: 10 times the rounding of a forward pass.
     same(
         column(rows, "norm of the gradient"),
         [float(p.grad.norm()) for p in parameters.values() if p.grad is not None],
@@ -802,11 +808,11 @@ def test_weights_and_gradients(shown: Watched, case: Case) -> None:
     case.model.zero_grad()
 
 
-# --- how it learned ----------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]]]:
-    """A chart's CSV: the places and the values of each series by its name."""
+    """A chart's CSV: x and y of each series by name."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name, x, y in rows[1:]:
         places, values = found.setdefault(name, ([], []))
@@ -816,7 +822,7 @@ def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]
 
 
 def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
-    """Each step's loss, learning rate and gradient norm, and the validation loss: those of metrics.jsonl."""
+    """Loss, learning rate, gradient norm and validation loss are those of metrics.jsonl."""
     shown.open("training", model=str(trained))
     records = records_of(trained)
     steps = [record for record in records if "loss" in record]
@@ -838,7 +844,7 @@ def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
 
 
 def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None:
-    """What is shown of a step is what the checkpoint of that step computes: attention, lens, surprisal, kinds of heads."""
+    """The cards of a step are what its checkpoint computes: attention, lens, surprisal, head scores."""
     page = shown.open("training", model=str(trained), layer=1, head=1)
     found = []
     for step in (10, 5):
@@ -890,11 +896,11 @@ def test_a_damaged_snapshot_hides_the_cards(shown: Watched, trained: Path) -> No
     shown.problems.clear()
 
 
-# --- compare -----------------------------------------------------------------------------------------------------------------
+# --- compare ----------------------------------------------------------------------------------------------------------
 
 
 def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """Bits of each token (T,), NaN for the first."""
+    """Bits of each token (T,); the first is NaN."""
     bits = F.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:]), reduction="none") / math.log(2)
     return torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), bits])
 
@@ -904,7 +910,7 @@ def totals_of(shown: Watched) -> dict[str, list[float]]:
 
 
 def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
-    """Bits, the likeliest tokens, the distances of the two distributions, ranks over depth, and a head of each."""
+    """Bits, top tokens, divergences, ranks by depth, and a head of each model."""
     text, token = "the quick fox", 4
     shown.open(
         "compare",
@@ -950,12 +956,12 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
     spread = [float(torch.special.entr(each).sum()) / math.log(2) for each in (p, q, middle)]
     distances = [*spread[:2], bits_between(a, b), bits_between(b, a), spread[2] - (spread[0] + spread[1]) / 2]
     same(column(shown.csv_of("Divergence"), "value"), distances, ROUNDING)
-    told = list(series_of(shown.csv_of("Rank by depth")).values())
-    assert [values for _, values in told] == ranks
+    series = series_of(shown.csv_of("Rank by depth"))
+    assert [values for _, values in series.values()] == ranks
 
 
 def test_models_with_other_tokenizers_compared(shown: Watched, folder: Path) -> None:
-    """Stretches are the longer tokens: the bytes' bits are added up over each."""
+    """Segments are the longer tokens: the bits of their bytes are summed."""
     text = TEXTS["windowed"]
     shown.open("compare", model=str(folder / "plain"), other=str(folder / "windowed"), text=text)
     bits, cuts = [], []

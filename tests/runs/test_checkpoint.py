@@ -238,8 +238,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["000900", "999999", "1000000"]
 
 
-# ------------------------------------------------------------------------------------------------------ a save that
-# fails
+# ---------------------------------------------------------------------------------------------------- a save that fails
 
 
 @pytest.mark.parametrize("when", [0, 1])
@@ -281,7 +280,7 @@ def test_errors_of_safetensors_that_are_not_the_systems_pass(saved: Path, monkey
     assert not list(saved.glob(".partial-*"))
 
 
-# ------------------------------------------------------------------------------------------------------ which are kept
+# ------------------------------------------------------------------------------------------------------- which are kept
 
 
 @pytest.mark.parametrize(
@@ -306,8 +305,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
     assert not (tmp_path / ".partial-000070").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ in the
-# background
+# ---------------------------------------------------------------------------------------------------- in the background
 
 
 def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content:
         run.read_environment()
 
 
-# ------------------------------------------------------------------------------------------------- who may start there
+# -------------------------------------------------------------------------------------------------- who may start there
 
 
 def test_a_folder_that_is_no_run_cannot_go_on(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
         run.read_config()
 
 
-# ------------------------------------------------------------------------------------------------------------ the lock
+# ------------------------------------------------------------------------------------------------------------- the lock
 
 
 def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
@@ -281,8 +281,7 @@ def test_training_in_a_directory_without_rights_changes_nothing(
         path.chmod(0o755)
 
 
-# --------------------------------------------------------------------------------------------------- metrics and
-# samples
+# -------------------------------------------------------------------------------------------------- metrics and samples
 
 
 def written(run: RunDirectory, steps: int) -> None:

@@ -10,7 +10,10 @@ import pytest
 
 import glassgpt as g
 from glassgpt.config.model import ModelConfig
+from glassgpt.data.hub_datasets import HubSource
+from glassgpt.data.sources import resolve
 from glassgpt.interop.hf_models import export_hf
+from glassgpt.interop.references import find_model
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.hub import find_hub_id
@@ -33,44 +36,46 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-def glassgpt(
-    home: Path, endpoint: str, *arguments: str, folder: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    command = [sys.executable, "-m", "glassgpt", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
+def run(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments and the server as its hub."""
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=os.environ | own, capture_output=True, text=True, timeout=120
+    )
+
+
+DOWNLOAD = "import sys; from glassgpt.utils.hub import download_model; print(download_model(sys.argv[1]))"
 
 
 def test_a_model_is_downloaded_once(server: HubServer, tmp_path: Path) -> None:
     """Only the files that are needed; without the server, it comes from the cache."""
-    arguments = ("generate", "acme/tiny", "--prompt", "abc", "--max-new-tokens", "20")
-    first = glassgpt(tmp_path / "home", server.url, *arguments)
-    assert first.returncode == 0, first.stderr
+    first = run(tmp_path / "home", server.url, "-c", DOWNLOAD, "acme/tiny")
     assert "downloading acme/tiny from the Hugging Face Hub" in first.stderr
-    assert set(first.stdout.strip()) <= set("abc")
-    downloads = [request.path.rpartition("/")[2] for request in server.asked("/cdn/") if request.method == "GET"]
-    assert sorted(downloads) == sorted(NEEDED)
-    again = glassgpt(tmp_path / "home", "http://127.0.0.1:9", *arguments)
-    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    folder = Path(first.stdout.strip())
+    files = server.repositories["acme/tiny"].branches["main"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: files[name] for name in NEEDED}
+    again = run(tmp_path / "home", "http://127.0.0.1:9", "-c", DOWNLOAD, "acme/tiny")
+    assert again.stdout == first.stdout, again.stderr
     assert "downloading" not in again.stderr
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_generates(server: HubServer, tmp_path: Path) -> None:
+    arguments = ("-m", "glassgpt", "generate", "acme/tiny", "--prompt", "abc", "--max-new-tokens", "20")
+    result = run(tmp_path / "home", server.url, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.strip()) <= set("abc")
 
 
 def test_a_model_that_cannot_be_downloaded_is_an_error_of_two_lines(server: HubServer, tmp_path: Path) -> None:
     cases = [
-        (server.url, "hf:acme/huge", ("acme/huge", "HF_TOKEN")),
+        (server.url, "acme/huge", ("acme/huge", "HF_TOKEN")),
         (server.url, "acme/gated", ("acme/gated", "HF_TOKEN")),
         ("http://127.0.0.1:9", "acme/huge", ("acme/huge", "refused", "model.safetensors")),
     ]
-    for endpoint, reference, facts in cases:
-        result = glassgpt(tmp_path / "home", endpoint, "info", reference)
-        assert result.returncode == 2
-        error = result.stderr.partition("glassgpt: error: ")[2]
-        assert all(fact in error for fact in facts), result.stderr
+    for endpoint, hub_id, facts in cases:
+        error = run(tmp_path / "home", endpoint, "-c", DOWNLOAD, hub_id).stderr.rpartition("Error: ")[2]
+        assert all(fact in error for fact in facts), error
         assert len(error.splitlines()) <= 2
 
 
@@ -90,12 +95,12 @@ def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.
         assert find_hub_id(name) is None, name
 
 
-def test_a_typo_is_answered_with_the_path_that_exists(server: HubServer, tmp_path: Path) -> None:
-    """Nothing is asked of the hub."""
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "data" / "books").mkdir(parents=True)
-    for arguments, nearby in ((["info", "rnus/dmo"], "runs/demo"), (["prepare", "dat/books"], "data/books")):
-        result = glassgpt(tmp_path / "home", server.url, *arguments, folder=tmp_path)
-        assert result.returncode == 2
-        assert f"did you mean {nearby}?" in result.stderr
-    assert server.requests == []
+def test_a_typo_is_answered_with_the_path_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs", "demo").mkdir(parents=True)
+    Path("data", "books").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"rnus/dmo .*did you mean runs/demo\?"):
+        find_model("rnus/dmo")
+    with pytest.raises(UserError, match=r"dat/books.* did you mean data/books\?"):
+        resolve("dat/books")
+    assert isinstance(resolve("hf:dat/books"), HubSource)

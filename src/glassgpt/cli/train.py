@@ -55,7 +55,7 @@ class TrainOptions:
 class ResumeOptions:
     """Options of `glassgpt train --resume`."""
 
-    resume: Annotated[Path, arg(metavar="DIR")]
+    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """Directory of the run to resume."""
     steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
     """Number of optimizer updates at the end."""

@@ -135,7 +135,7 @@ class OptimConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(StrictConfig):
-    """How text is drawn from a model's predictions. The one definition, for [sample], `generate` and the playground."""
+    """How tokens are drawn from a model's predictions."""
 
     max_new_tokens: int = 256
     """Tokens per sample."""
@@ -233,8 +233,7 @@ class ExecutionConfig(StrictConfig):
     name: str = "run"
     """Name of the run; its directory is runs/NAME unless another one is given."""
     micro_batch_size: int = 16
-    """Largest number of sequences per forward pass. Lower it if memory runs out; only rounding changes (and dropout's
-    masks)."""
+    """Most sequences per forward pass. Lower it if memory runs out: it changes rounding and dropout's masks only."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,11 +97,10 @@ class DatasetBuilder:
         else:
             plan, units, tokenizer = self._start(identity)
         workers = workers or (1 if sum(file.bytes for file in self._files) <= _SMALL else _cores())
-        duplicates = [np.empty(0, dtype=np.bool_)] * len(units)
         if self.data.deduplicate:
-            duplicates = self._find_duplicates(units, workers)
+            units = self._with_duplicates(units, workers)
         todo = [unit for unit in units if saved_counts(self._work, unit.number) is None]
-        self._run(prepare_unit, [(self._work, plan, unit, duplicates[unit.number]) for unit in todo], todo, workers)
+        self._run(prepare_unit, [(self._work, plan, unit) for unit in todo], todo, workers)
         for source, recorded in zip(self.sources, identity, strict=True):
             if not source.is_unchanged(recorded):  # the shards may mix two versions of it
                 shutil.rmtree(self._work)
@@ -129,8 +128,8 @@ class DatasetBuilder:
         """The files of all sources, in the plan's order. New objects: a cancelled one stays so."""
         return [file for source in self.sources for file in source.files()]
 
-    def _find_duplicates(self, units: Sequence[WorkUnit], workers: int) -> list[npt.NDArray[np.bool_]]:
-        """Whether each document (documents,) of each unit has the text of an earlier one."""
+    def _with_duplicates(self, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
+        """The units with their duplicates: documents with the text of an earlier one of any unit."""
         path = self._work / _DUPLICATES
         if not path.is_file():
             hashes = self._run(hash_unit, [(unit,) for unit in units], units, workers)
@@ -138,7 +137,7 @@ class DatasetBuilder:
             np.savez(content := io.BytesIO(), *repeated)
             write_atomic(path, content.getvalue())
         with np.load(path) as saved:
-            return [saved[f"arr_{unit.number}"] for unit in units]
+            return [replace(unit, duplicates=saved[f"arr_{unit.number}"]) for unit in units]
 
     def _run(
         self, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], units: Sequence[WorkUnit], workers: int

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from glassgpt.data.local_files import MOST_LEFT_OUT
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
-from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, find_hub_id
+from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, Transfer, find_hub_id
 
 # Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
 _CONVERTED = "refs/convert/parquet"
@@ -109,12 +108,16 @@ class HubDataset:
 
     def files(self) -> list[SourceFile]:
         """Its files, in the order of their names (or of the metadata's paths)."""
-        return [self._source_file(entry, threading.Event()) for entry in self.entries]
+        return [self._source_file(entry, Transfer()) for entry in self.entries]
 
-    def _source_file(self, entry: HubFile, cancelled: threading.Event) -> SourceFile:
-        fetch = partial(self.repository.download, entry, cancelled)
-        present = partial(self.repository.present_bytes, entry)
-        return SourceFile(entry.name, entry.bytes, fetch, present=present, cancel=cancelled.set)
+    def _source_file(self, entry: HubFile, transfer: Transfer) -> SourceFile:
+        return SourceFile(
+            entry.name,
+            entry.bytes,
+            partial(self.repository.download, entry, transfer),
+            present=lambda: self.repository.cached_bytes(entry) or transfer.received,
+            cancel=transfer.cancelled.set,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on, as JSON. Small files have git's sha1 instead of a sha256."""
@@ -126,15 +129,14 @@ class HubDataset:
 
     def missing(self) -> list[str]:
         """Names of the files that are not in the cache, compared by size."""
-        return [entry.name for entry in self.entries if self.repository.present_bytes(entry) != entry.bytes]
+        return [entry.name for entry in self.entries if self.repository.cached_bytes(entry) != entry.bytes]
 
 
 def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -> HubDataset:
     """Find the files of a dataset's split at the hub's newest commit.
 
-    `subset` None is the default one. If the hub cannot be reached, it is what was found last, if all its files are in
-    the cache. Raises `UserError` if there is no such dataset, subset or split, if none of its files can be read, or
-    without network.
+    `subset` None is the default one. If the hub cannot be reached, return the last result if all its files are in the
+    cache. Raises `UserError` if there is no such dataset, subset, split or readable file, or no network.
     """
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
@@ -145,12 +147,12 @@ def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -
     try:
         dataset = _look_up(hub_id, subset, split, attempts=ATTEMPTS if known is None or missing else 1)
     except HubUnreachableError as error:
-        if known is not None and not missing:
+        if known is None:
+            raise
+        if not missing:
             return known
-        if known is not None:
-            cached = f"{len(missing)} of its {len(known.entries)} files are not in the cache ({name_some(missing, 2)})"
-            raise UserError(f"{error}\n{cached}") from None
-        raise
+        cached = f"{len(missing)} of its {len(known.entries)} files are not in the cache ({name_some(missing, 2)})"
+        raise UserError(f"{error}\n{cached}") from None
     with suppress(OSError, UserError):  # a cache that cannot be written to may still be read
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(record, json.dumps(asdict(dataset), indent=1) + "\n")
@@ -174,18 +176,15 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     subsets = subsets_of(repository.metadata(), what)
     if subsets:
         subset = choose_subset(subsets, name, what)
-        return _select(
-            repository, subset.name, split, _splits_of(repository, subset, split), f"{what}, subset {subset.name!r},"
-        )
+        splits = _splits_of(repository, subset, split)
+        return _select(repository, subset.name, split, splits, f"{what}, subset {subset.name!r},")
     files = repository.files()
     if not any(format_of(file.name) for file in files):
         return _find_converted(repository.hub_id, name, split, files)
     splits = _by_split(files, name or "")
     if not splits:
         folders = {file.name.partition("/")[0] for file in files if "/" in file.name and format_of(file.name)}
-        raise UserError(
-            f"{what} has no metadata of subsets, and no folder {name!r} with data, only {name_some(sorted(folders))}"
-        )
+        raise UserError(f"{what} has no metadata, and no folder {name!r} with data, only {name_some(sorted(folders))}")
     return _select(repository, name, split, splits, what)
 
 
@@ -221,17 +220,17 @@ def _select(
         if format_name := format_of(file.name):
             sizes[format_name] += file.bytes
     if not sizes.total():
-        raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {_name_files(splits[split])}")
+        raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {_names(splits[split])}")
     (format_name, _), *_ = sizes.most_common()
-    kept = tuple(file for file in splits[split] if file.bytes and format_of(file.name) == format_name)
-    left_out = tuple(file.name for file in splits[split] if file not in kept)
-    return HubDataset(repository.hub_id, repository.commit, subset, split, kept, left_out)
+    kept = {file.name: file for file in splits[split] if file.bytes and format_of(file.name) == format_name}
+    left_out = tuple(file.name for file in splits[split] if file.name not in kept)
+    return HubDataset(repository.hub_id, repository.commit, subset, split, tuple(kept.values()), left_out)
 
 
 def _find_converted(hub_id: str, name: str | None, split: str, files: Sequence[HubFile]) -> HubDataset:
     """The files of the hub's own conversion. Raises `UserError` if there is none, or if it is not complete."""
     nothing = UserError(
-        f"the dataset {hub_id} has no {_READABLE}, but {_name_files(files)}; the hub has not converted it either"
+        f"the dataset {hub_id} has no {_READABLE}, also not in the hub's own conversion, but {_names(files)}"
     )
     try:
         repository = DatasetRepository.open(hub_id, _CONVERTED)
@@ -253,5 +252,5 @@ def _find_converted(hub_id: str, name: str | None, split: str, files: Sequence[H
     return _select(repository, subset, split, subsets[subset], f"{what}, subset {subset!r},")
 
 
-def _name_files(files: Iterable[HubFile]) -> str:
+def _names(files: Iterable[HubFile]) -> str:
     return name_some(sorted(file.name for file in files), 5)

@@ -7,8 +7,11 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Part, read_documents
@@ -56,6 +59,8 @@ class WorkUnit:
     first_file: int  # its number in all sources
     reading: ReadingConfig
     split: str | None  # of all its documents; None if the plan decides
+    duplicates: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    """Documents (documents,) to leave out; may be empty."""
 
 
 def make_plan(

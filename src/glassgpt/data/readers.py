@@ -37,17 +37,14 @@ class Part(NamedTuple):
     """A document, or a part of a document that is longer than `PART_CHARACTERS`."""
 
     text: str
-    row: int
-    """Number of the document in its file from 0; skipped rows count too."""
-    starts: bool
-    """Whether the document starts with this part."""
+    row: int  # number of the document in its file from 0; skipped rows count too
+    starts: bool  # whether the document starts with this part
 
 
 class BadRow(NamedTuple):
     """A row without text."""
 
-    place: str
-    """Such as `line 3`."""
+    place: str  # such as `line 3`
     reason: str
     lacks_column: bool = False
 

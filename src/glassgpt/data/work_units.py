@@ -58,24 +58,16 @@ def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(directory / TOKENIZER)
 
 
-def prepare_unit(
-    directory: Path,
-    plan: Plan,
-    unit: WorkUnit,
-    duplicates: npt.NDArray[np.bool_],
-    paths: Sequence[Path],
-    report: Report,
-) -> None:
+def prepare_unit(directory: Path, plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> None:
     """Write the shards of a unit into the directory of the dataset's tokenizer, then mark it as finished.
 
-    `duplicates` (documents,) are left out; it may be empty. `paths` are the unit's files. `report` is called now and
-    then. Raises `UserError` for a bad file.
+    `paths` are the unit's files. `report` is called now and then. Raises `UserError` for a bad file.
     """
     # A worker whose parent was killed may still be exiting.
     lock = filelock.FileLock(directory / f".unit-{unit.number:05d}.lock")
     with explain_os_errors("write", directory), lock:
         if saved_counts(directory, unit.number) is None:
-            counts = _write_shards(directory, plan, unit, duplicates, paths, report)
+            counts = _write_shards(directory, plan, unit, paths, report)
             write_atomic(_counts_path(directory, unit.number), json.dumps(dataclasses.asdict(counts)))
 
 
@@ -121,21 +113,14 @@ class _Piece:
     place: str
 
 
-def _write_shards(
-    directory: Path,
-    plan: Plan,
-    unit: WorkUnit,
-    duplicates: npt.NDArray[np.bool_],
-    paths: Sequence[Path],
-    report: Report,
-) -> Counts:
-    counts, tokenizer = Counts(duplicates=int(duplicates.sum())), _tokenizer(directory, plan.tokenizer_sha256)
+def _write_shards(directory: Path, plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
+    counts, tokenizer = Counts(duplicates=int(unit.duplicates.sum())), _tokenizer(directory, plan.tokenizer_sha256)
     writers = {
         split: ShardWriter(directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
         for split in SPLITS
     }
     try:
-        for batch in _batches(_pieces(plan, unit, _documents(unit, paths, counts), duplicates)):
+        for batch in _batches(_pieces(plan, unit, _documents(unit, paths, counts))):
             for split, writer in writers.items():
                 missing = [piece for piece in batch[split] if piece.number >= writer.done]
                 for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
@@ -149,9 +134,7 @@ def _write_shards(
     return counts
 
 
-def _pieces(
-    plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]], duplicates: npt.NDArray[np.bool_]
-) -> Iterator[tuple[str, _Piece]]:
+def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]]) -> Iterator[tuple[str, _Piece]]:
     """What goes into which split, in the order of the files."""
     numbers = dict.fromkeys(SPLITS, -1)
     number = kept = -1
@@ -160,7 +143,7 @@ def _pieces(
         if part.starts:
             number += 1
             # A file that has grown has more documents than hashes; the change is found and refused in the end.
-            is_duplicate = number < len(duplicates) and bool(duplicates[number])
+            is_duplicate = number < len(unit.duplicates) and bool(unit.duplicates[number])
         if is_duplicate:
             continue
         if part.starts:

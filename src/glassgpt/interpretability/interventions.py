@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -110,17 +110,29 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
             handle.remove()
 
 
+class Effects(NamedTuple):
+    """Logits without and with edits: (B, T, V) each, or (B, V) at one position."""
+
+    before: Tensor
+    after: Tensor
+
+    @property
+    def change(self) -> Tensor:
+        """after - before."""
+        return self.after - self.before
+
+
 @torch.no_grad()
 def effects(
     model: GPT, ids: Tensor, edits: Sequence[Edit], source: ActivationCache | None = None, position: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits of ids (B, T) without and with edits: (B, T, V) each, or (B, V) at one position. Errors as in `edited`."""
+) -> Effects:
+    """What edits do to the logits of ids (B, T), at one position or at all. Errors as in `edited`."""
     if position is not None:
         require_index("position", position, ids.shape[1])
     at = slice(None) if position is None else position
     before = model.logits(model.hidden(ids)[:, at])
     with edited(model, edits, source):
-        return before, model.logits(model.hidden(ids)[:, at])
+        return Effects(before, model.logits(model.hidden(ids)[:, at]))
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class _Change:
 
 
 def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
-    """The modules that an edit changes: module, whether its input (else its output), change."""
+    """The modules that an edit changes: module, whether its input (otherwise its output) changes, change."""
     if edit.kind == "position":
         return
     assert edit.layer is not None

@@ -83,8 +83,9 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None, device: str
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None
     ) -> Tensor:
+        device = hidden.device.type
         h, w = _in_compute_dtype(hidden, weight)
         total = torch.zeros((), dtype=torch.promote_types(h.dtype, torch.float32), device=h.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -113,21 +114,14 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         *gradients, count = ctx.saved_tensors
         scale = grad_output / count
         grad_hidden, grad_weight = (None if gradient is None else gradient * scale for gradient in gradients)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
-def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    vocab_size: int,
-    cap: float | None = None,
-    chunked_for: str | None = None,
-) -> Tensor:
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None = None) -> Tensor:
     """Mean next-token loss in nats: a scalar, at least float32. Gradients are computed only for inputs that need them.
 
     hidden (..., C); weight (V, C), whose rows from `vocab_size` on are padding, without probability or gradient;
@@ -137,7 +131,7 @@ def cross_entropy(
         losses = token_losses(hidden, weight, targets, vocab_size, cap)
         return losses.sum() / (targets != IGNORED).sum()
     apply: Callable[..., Tensor] = _MeanCrossEntropy.apply
-    return apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap, chunked_for or hidden.device.type)
+    return apply(hidden.flatten(0, -2), weight, targets.flatten(), vocab_size, cap)
 
 
 @torch.no_grad()

@@ -105,8 +105,7 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     sharded = strategy == "fsdp"
     shards = processes if sharded else 1
     weights = -(-summary.parameters * FLOAT32 // shards)
-    # DDP's buckets always exist and are the gradients. Otherwise the first backward pass of an update makes the
-    # gradients.
+    # DDP's buckets always exist and are the gradients. Otherwise an update's first backward pass makes the gradients.
     earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
     if sharded and config.fsdp_gradient_sync == "update" and batch.micro_steps > 1:
         earlier = summary.parameters * FLOAT32
@@ -115,8 +114,9 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     stream, head_weight = FLOAT32 * tokens * c.n_embd, FLOAT32 * c.padded_vocab_size * c.n_embd
     # FSDP's weights are in the dtype of products already, and not kept.
     copies = 0 if sharded or _width(precision) == FLOAT32 else _matrices(config) * _width(precision)
-    full = replace(state, activations=embedding_activations(config, tokens) + c.n_layer * kept, copies=copies)
-    backward = full if kind == "none" else replace(full, copies=0)
+    embedded = stream * (1 + c.embedding_norm + bool(c.dropout))  # with the input of the first block
+    full = replace(state, activations=embedded + c.n_layer * kept, copies=copies)
+    backward, ended = full if kind == "none" else replace(full, copies=0), replace(state, gradients=weights)
     gathered = _gathered(config, processes, precision, kept) if sharded else dict.fromkeys(("loss", "block", "last"), 0)
     # The gradient of a tied head waits for that of the embedding, to be added to earlier gradients.
     tied = head_weight if c.tied_head and (earlier or sharded) else 0
@@ -125,22 +125,16 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
         "loss": replace(full, gathered=gathered["loss"], working=loss_working(config, tokens, precision)),
         "head": replace(backward, gathered=gathered["loss"], working=2 * (stream + head_weight)),
         "block": replace(backward, gathered=gathered["block"], working=block_working),
-        "embedding": replace(
-            state, gradients=weights, gathered=gathered["last"], working=tied + head_weight + 3 * stream
-        ),
-        "update": replace(state, gradients=weights, working=_optimizer_working(config)),
+        "embedding": replace(ended, gathered=gathered["last"], working=tied + head_weight + 3 * stream),
+        "update": replace(ended, working=_optimizer_working(config)),
     }
 
 
 def block_activations(config: TrainConfig, tokens: int, precision: str, kind: str) -> int:
     """Bytes that one block keeps for the backward pass, its result included, its input not."""
     c, e = config.model, _width(precision)
-    C, F, q_width, kv_width = (
-        c.n_embd,
-        c.resolved_n_inner,
-        c.n_head * c.resolved_head_dim,
-        c.resolved_n_kv_head * c.resolved_head_dim,
-    )
+    C, F = c.n_embd, c.resolved_n_inner
+    q_width, kv_width = c.n_head * c.resolved_head_dim, c.resolved_n_kv_head * c.resolved_head_dim
     if kind == "full":
         return tokens * FLOAT32 * C
     products = (q_width + 2 * kv_width) + q_width + C + (2 if c.activation == "swiglu" else 1) * F + C
@@ -193,12 +187,6 @@ def _block_backward(config: TrainConfig, tokens: int, precision: str) -> int:
     )
     casts = _matrices(config) // c.n_layer * e if kind != "none" and e < FLOAT32 else 0
     return max(hidden, attention) + recomputed + casts
-
-
-def embedding_activations(config: TrainConfig, tokens: int) -> int:
-    """Bytes that the embedding keeps, the input of the first block included."""
-    c = config.model
-    return tokens * FLOAT32 * c.n_embd * (1 + c.embedding_norm + bool(c.dropout))
 
 
 def loss_working(config: TrainConfig, tokens: int, precision: str) -> int:

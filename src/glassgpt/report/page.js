@@ -33,15 +33,15 @@ function trace(t, isReference) {
   };
 }
 
-// Ticks at 1, 2, 5 where a log axis spans little, at powers of ten otherwise: plotly's own choice runs into each other.
-// What spans less than that has a plain axis: hardly one such tick would lie in it.
+// Ticks at 1, 2, 5 if a log axis spans less than two decades, otherwise at powers of ten: plotly's own labels overlap.
+// An axis that spans less than a factor of 8 is linear: it would have hardly one such tick.
 function logAxis(chart) {
   const values = chart.traces.flatMap(t => t.y).filter(y => y > 0);
   const [low, high] = values.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, 0]);
   return high / low < 8 ? {} : {type: 'log', dtick: high / low < 100 ? 'D2' : 1};
 }
 
-// Their names stand on the lines of others, at the left and the right in turn, since some lie close together.
+// The names of reference lines, at the left and the right in turn, since some lines are close together.
 function labels(chart) {
   const lines = chart.traces.filter(t => t.style === 'reference').sort((a, b) => a.y[0] - b.y[0]);
   return lines.map(({name, y}, i) => ({text: name, xref: 'paper', x: i % 2, xanchor: i % 2 ? 'right' : 'left', y: y[0], yanchor: 'bottom',
@@ -74,13 +74,13 @@ function drawChart(chart, plot) {
     const isReference = t.style === 'reference';
     return {...trace(t, isReference), showlegend: !isReference, visible: !(compares && hidden.has(t.color))};
   });
-  // The runs of a comparison have their names above all charts.
+  // A comparison has the names of its runs above all charts.
   const names = compares ? [] : chart.traces.filter(t => t.style !== 'reference');
   if (names.length > MOST_INSIDE && plot.nextSibling === null) plot.after(legendOf(names));
   return Plotly.react(plot, traces, layout(chart, names.length), config);
 }
 
-const MOST_INSIDE = 3;  // names of a legend in the plot; more of them would hide lines, and stand below it
+const MOST_INSIDE = 3;  // names in a legend inside the plot; a longer legend is below it, so that it hides no lines
 function legendOf(traces) {
   const list = document.createElement('ul');
   list.className = 'legend';
@@ -95,7 +95,7 @@ function legendOf(traces) {
 }
 const draw = () => Promise.all(charts.map((chart, i) => drawChart(chart, plots[i])));
 
-let linking = false;  // a zoom of one chart moves the others, whose own events must not echo
+let linking = false;  // zooming one chart zooms the others, whose events must not do the same again
 function link(plot) {
   plot.on('plotly_relayout', async event => {
     const change = Object.fromEntries(Object.entries(event).filter(([key]) => /^xaxis.(range|autorange)/.test(key)));
@@ -109,7 +109,7 @@ function link(plot) {
 draw().then(() => plots.forEach(link));
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
 for (const choice of document.querySelectorAll('input[name=axis]')) {
-  if (choice.checked) axis = choice.value;  // as a browser restores it
+  if (choice.checked) axis = choice.value;  // the browser may restore an earlier choice
   choice.addEventListener('change', () => { axis = choice.value; draw(); });
 }
 for (const button of document.querySelectorAll('.run')) {

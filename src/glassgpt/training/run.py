@@ -25,12 +25,7 @@ from glassgpt.training.loop import training_loop
 from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.training.recorder import Recorder
-from glassgpt.training.resume import (
-    SETTLING_SECONDS,
-    find_resume_point,
-    keep_threads,
-    warn_of_changed_environment,
-)
+from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, keep_threads, warn_of_changed_environment
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
 from glassgpt.utils.device import matmul_precision
@@ -82,12 +77,7 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
 
 
 def _train(
-    config: TrainConfig,
-    run: RunDirectory,
-    overwrite: bool,
-    ranks: Ranks,
-    progress: Progress,
-    interrupts: Interrupts,
+    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, interrupts: Interrupts
 ) -> int | None:
     if ranks.is_main:
         run.require_free(overwrite)
@@ -106,12 +96,7 @@ def _train(
 
 
 def _resume(
-    run: RunDirectory,
-    ranks: Ranks,
-    progress: Progress,
-    interrupts: Interrupts,
-    changes: dict[str, Any],
-    wait: float,
+    run: RunDirectory, ranks: Ranks, progress: Progress, interrupts: Interrupts, changes: dict[str, Any], wait: float
 ) -> int | None:
     with _lock(run, ranks, wait):
         point = find_resume_point(run, ranks, changes, progress)

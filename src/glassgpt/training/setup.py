@@ -206,11 +206,7 @@ def judge_on_device(state: TrainState) -> None:
 
 
 def _build_model(
-    config: TrainConfig,
-    start: ModelSource | None,
-    checkpoint: Checkpoint | None,
-    ranks: Ranks,
-    device: torch.device,
+    config: TrainConfig, start: ModelSource | None, checkpoint: Checkpoint | None, ranks: Ranks, device: torch.device
 ) -> tuple[GPT, TrainConfig]:
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
     model: GPT | None = None

@@ -134,9 +134,10 @@ def train_step(state: TrainState, lr: float) -> dict[str, Any]:
 def start_update(state: TrainState, lr: float) -> Update:
     """Start one update: see `train_step`. If `state.found_inf` is set, the host does not wait for anything."""
     loss, norm, group_norms = compute_gradients(state)
-    numbers = state.ranks.all_gather(torch.stack([loss, norm])[None])
+    numbers = state.ranks.all_gather(torch.stack([loss, norm.to(loss.device)])[None])
     # Copied ahead of the optimizers' work: waiting for the numbers does not wait for that, nor for the next update.
-    update = Update(state.step + 1, lr, numbers.to("cpu", non_blocking=True), group_norms)
+    on_host = numbers.to("cpu", non_blocking=state.found_inf is not None)
+    update = Update(state.step + 1, lr, on_host, group_norms)
     if state.found_inf is None:
         if _is_accepted(state, update):
             _apply(state, lr)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,7 +95,18 @@ class HubFile:
         """Whether this file's content is at `path`: its size is compared first, then its hash."""
         if not path.is_file() or path.stat().st_size != self.bytes:
             return False
-        return sha256_of(path) == self.sha256 if self.sha256 else git_sha1_of(path) == self.git_sha1
+        if self.sha256:
+            return sha256_of(path) == self.sha256
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git_sha1
+
+
+@dataclass
+class Transfer:
+    """A running download, which another thread may watch and cancel."""
+
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    received: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,18 +171,16 @@ class DatasetRepository:
         """Where the library's cache has the file once it is downloaded."""
         return self.cache / "snapshots" / self.commit / file.name
 
-    def present_bytes(self, file: HubFile) -> int:
-        """Bytes of the file that are in the cache, those of a running download included."""
-        partials = (self.cache / "blobs").glob(f"{file.sha256 or file.git_sha1}.*.incomplete")
-        for path in (self.local_path(file), *partials):
-            with suppress(OSError):
-                return path.stat().st_size
+    def cached_bytes(self, file: HubFile) -> int:
+        """Size of the file in the cache, 0 if it is not there."""
+        with suppress(OSError):
+            return self.local_path(file).stat().st_size
         return 0
 
-    def download(self, file: HubFile, cancelled: threading.Event) -> Path:
+    def download(self, file: HubFile, transfer: Transfer) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `cancelled` ends it with `DownloadCancelledError`. Raises `UserError` if the file cannot be downloaded.
+        Setting `transfer.cancelled` ends it with `DownloadCancelledError`. Raises `UserError` if it fails.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
@@ -181,7 +190,8 @@ class DatasetRepository:
                 super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
             def update(self, n: float | None = 1) -> None:
-                if cancelled.is_set():
+                transfer.received += int(n or 0)
+                if transfer.cancelled.is_set():
                     raise DownloadCancelledError
 
         where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
@@ -189,16 +199,10 @@ class DatasetRepository:
         path = self.local_path(file)
         with explain_os_errors("write", path), explain_hub_errors(self.hub_id, "dataset", file=file.name):
             for force in (False, True):  # the library compares sizes only
-                path = Path(retry(partial(what, force_download=force), cancelled=cancelled))
+                path = Path(retry(partial(what, force_download=force), cancelled=transfer.cancelled))
                 if file.is_at(path):
                     return path
         raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
-
-
-def git_sha1_of(path: Path) -> str:
-    """Return the name that git gives to a file's content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:
