@@ -311,7 +311,7 @@ def poisoned(rank: int, step: int, what: str) -> None:
 def other_code(rank: int) -> None:
     """One rank has another commit of the package."""
     if _rank() == rank:
-        mock.patch("glassgpt.training.setup._code_hash", return_value="another").start()
+        mock.patch("glassgpt.training.setup._hash_of_code", return_value="another").start()
 
 
 def other_data(rank: int, source: str) -> None:

@@ -4,10 +4,11 @@ Unknown names, wrong types and numbers out of range are a `UserError`. The handl
 such as token ids.
 """
 
+import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal, TypeVar
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig, build
@@ -43,16 +44,6 @@ class ModelRequest(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRequest(ModelRequest):
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextRequest(ModelRequest):
-    ids: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class EditRequest(StrictConfig):
     """A change inside the model, as `interpretability.Edit`."""
 
@@ -66,84 +57,46 @@ class EditRequest(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureRequest(TextRequest):
+class CaptureRequest(ModelRequest):
     """The activations over a text, with edits; `source` is the text whose activations are patched in."""
 
+    ids: list[int]
     edits: list[EditRequest] = field(default_factory=list)
     source: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadRequest(CaptureRequest):
-    layer: int
-    head: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LensRequest(CaptureRequest):
-    start: int
-    stop: int
-    k: int = 5
-    watch: list[int] = field(default_factory=list)
-    """Tokens whose probability and rank are wanted, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttributionRequest(CaptureRequest):
-    position: int
-    token: int
-    against: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextRequest(CaptureRequest):
-    position: int | None = None
-    """None is the last one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateRequest(TextRequest, SamplingConfig):
+class GenerateRequest(ModelRequest, SamplingConfig):
+    ids: list[int]
     n: int = 1
     seed: int = 1337
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRequest(ModelRequest):
-    table: Literal["embedding", "head", "positions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighboursRequest(TableRequest):
-    id: int
-    k: int = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightRequest(ModelRequest):
-    name: str
-    size: int = 256
-    """Most rows and columns of its picture."""
 
 
 R = TypeVar("R", bound=StrictConfig)
 
 
+def schema_of(handler: Callable[..., Any]) -> type[ModelRequest]:
+    """The schema of a handler's body: its parameters, in which `request` stands for the fields of `CaptureRequest`."""
+    parameters = inspect.signature(handler).parameters
+    base = CaptureRequest if "request" in parameters else ModelRequest
+    own = [parameter for name, parameter in parameters.items() if name not in ("loaded", "request")]
+    fields = [(p.name, p.annotation) if p.default is p.empty else (p.name, p.annotation, p.default) for p in own]
+    return make_dataclass(f"{handler.__name__}_body", fields, bases=(base,), frozen=True, kw_only=True)
+
+
 def parse_body(schema: type[R], body: bytes) -> R:
     """A request from a JSON body. Raises `UserError` for anything else."""
     try:
-        values = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise UserError("the body is not UTF-8") from None
+        values = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the body is not JSON: {error}") from None
+        raise UserError(f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(values, Mapping):
         raise UserError("the body must be a JSON object")
     for name, value in values.items():
         # Before anything else looks at the items, of which a body can hold 100,000.
         if isinstance(value, list) or (isinstance(value, str) and name in LENGTHS):
-            least, most = LENGTHS.get(name, (0, MAX_TOKENS))
             unit = "characters" if isinstance(value, str) else "items"
-            _require_range(f"{name[:40]} must have", len(value), least, most, f" {unit}")
+            _require_range(f"{name[:40]} must have", len(value), *LENGTHS.get(name, (0, MAX_TOKENS)), f" {unit}")
         if isinstance(value, int | float) and name in RANGES:
             _require_range(f"{name} must be", value, *RANGES[name])
     return build(schema, values)
@@ -161,7 +114,3 @@ def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
 def _require_range(what: str, value: float, least: float, most: float, unit: str = "") -> None:
     if not least <= value <= most:
         raise UserError(f"{what} from {least:,} to {most:,}{unit}, got {value:,}")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

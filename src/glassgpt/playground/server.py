@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import uvicorn
 
-from glassgpt.playground.catalog import create_catalog
+from glassgpt.playground.catalog import Catalog
 from glassgpt.playground.model_pool import ModelPool
 from glassgpt.playground.routes import Api, create_app
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
@@ -111,9 +111,9 @@ class PlayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_start()
-        if len(self._pool.catalog):  # the page will ask for the first model, and show the error if it fails
-            self._preload = asyncio.ensure_future(self._pool.get(0, None))
-            self._preload.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # The page will ask for the first model, and show the error if it fails.
+        self._preload = asyncio.ensure_future(self._pool.get(0, None))
+        self._preload.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.cleanup.close()
@@ -149,7 +149,7 @@ def play(
     say: Callable[[str], Any],
 ) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
-    catalog = create_catalog(references)
+    catalog = Catalog(references)
     address = bind(host, port)
 
     def on_start() -> None:
