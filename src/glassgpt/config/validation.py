@@ -45,12 +45,6 @@ BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value
 Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
 
 
-@functools.cache
-def _ranges_of(config_class: Any) -> dict[str, Range]:
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if typing.get_origin(hint) is Annotated}
-
-
 def _describe(annotation: Any) -> str:
     """A type in words: `a whole number or nothing`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -84,11 +78,15 @@ def _fits(value: Any, annotation: Any) -> bool:
 class StrictConfig:
     """Base of config dataclasses: checks types and ranges of all fields on construction, then calls `check`."""
 
-    section = ""  # of the TOML file; without an annotation, so that it is not a field
+    # Without annotations, so that they are not fields.
+    section = ""  # of the TOML file
+    ranges = dict[str, Range]()  # noqa: RUF012
 
     def __init_subclass__(cls) -> None:
         name = cls.__name__.removesuffix("Config").lower()
         cls.section = name if name in SECTIONS else cls.section
+        hints = typing.get_type_hints(cls, include_extras=True)
+        cls.ranges = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
     def __post_init__(self) -> None:
         for name, annotation in types_of(type(self)).items():
@@ -97,7 +95,7 @@ class StrictConfig:
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
-        for name, valid in _ranges_of(type(self)).items():
+        for name, valid in self.ranges.items():
             value = getattr(self, name)
             self.require(name, value is None or valid.contains(value), valid.description)
         self.check()
