@@ -179,35 +179,35 @@ def measured(setting: Setting, tokens: Path) -> Result:
     to start.
     """
     began = time.perf_counter()
-    trainer = setup_training(setting.config(tokens), Ranks(), SilentProgress())
-    config, device = trainer.config, trainer.device
-    with matmul_precision(trainer.precision):
-        seconds_of_updates(trainer, WARM_UP)
+    state = setup_training(setting.config(tokens), Ranks(), SilentProgress())
+    config, device = state.config, state.device
+    with matmul_precision(state.precision):
+        seconds_of_updates(state, WARM_UP)
         start = time.perf_counter() - began
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = seconds_of_updates(trainer, setting.updates)
+        seconds = seconds_of_updates(state, setting.updates)
         found = figures(
             [config.batch_tokens / each for each in seconds],
             ModelSummary(config.model),
-            peak_flops(device, trainer.precision),
+            peak_flops(device, state.precision),
         )
         found |= {"start_seconds": start, "batch_tokens": config.batch_tokens}
         if device.type == "cuda":
             found["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         if setting.trace:
-            found["trace"] = traced(trainer)
+            found["trace"] = traced(state)
     return found
 
 
-def seconds_of_updates(trainer: TrainState, count: int) -> list[float]:
+def seconds_of_updates(state: TrainState, count: int) -> list[float]:
     """Seconds from the numbers of one update to those of the next, the loop of `train` without its records."""
     begun: deque[Update] = deque()
     seconds, began = [], time.perf_counter()
     for index in range(count):
-        begun.append(start_update(trainer, 1e-4))
-        trainer.step += 1
-        while len(begun) > (0 if index + 1 == count or trainer.found_inf is None else 1):
+        begun.append(start_update(state, 1e-4))
+        state.step += 1
+        while len(begun) > (0 if index + 1 == count or state.found_inf is None else 1):
             begun.popleft().read()
             now = time.perf_counter()
             seconds.append(now - began)
@@ -228,18 +228,18 @@ def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -
     }
 
 
-def traced(trainer: TrainState) -> Result:
+def traced(state: TrainState) -> Result:
     """One update by kernel: milliseconds of each, the longest first, and how long the GPU had nothing at hand."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    is_cuda = trainer.device.type == "cuda"
+    is_cuda = state.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda) as profiler:
-        seconds_of_updates(trainer, 1)
+        seconds_of_updates(state, 1)
         began = time.perf_counter()
         if is_cuda:
             torch.cuda.synchronize()
-        seconds_of_updates(trainer, 1)
+        seconds_of_updates(state, 1)
         if is_cuda:
             torch.cuda.synchronize()
         wall = time.perf_counter() - began

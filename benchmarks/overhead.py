@@ -3,7 +3,7 @@
     GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another
     one
 
-The products are those that one update of the trainer's `train_step` was seen to make, forward and backward: the same
+The products are those that one update of glassgpt's `train_step` was seen to make, forward and backward: the same
 operators on tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a
 softmax between them, counts as products, and its share is told. What is left, as a share of the update, is the
 overhead: norms, activations, the loss, clipping, the optimizer, the batch, and the calls themselves. Prints Markdown:
@@ -78,12 +78,12 @@ def main() -> int:
         data = {"source": str(Path(folder) / "text.txt"), "tokenizer": "characters", "validation": "fraction"}
         config = recipe(options.recipe, data=data, model={"vocab_multiple": 65}, sample={"count": 0}, device="cpu")
         config = config.override(context_start=None, batch_start=None)  # updates as they are in the end
-        trainer = setup_training(config, Ranks(), SilentProgress())
+        state = setup_training(config, Ranks(), SilentProgress())
         with _Recorder() as recorder:
-            train_step(trainer, 1e-4)
-        for trainer.step in range(1, options.rounds + 21):  # the first 20 warm up
+            train_step(state, 1e-4)
+        for state.step in range(1, options.rounds + 21):  # the first 20 warm up
             begin = time.perf_counter()
-            train_step(trainer, 1e-4)
+            train_step(state, 1e-4)
             times["update"].append(time.perf_counter() - begin)
             times["products"].append(seconds(recorder.products))
             times["attention"].append(seconds(recorder.attention))

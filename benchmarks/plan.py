@@ -70,10 +70,10 @@ def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     from glassgpt.training.step import train_step
 
     clock = time.process_time if processor_time else time.perf_counter
-    trainer, seconds = setup_training(config, Ranks(), SilentProgress()), []
-    for trainer.step in range(UPDATES[config.name] + 2):
+    state, seconds = setup_training(config, Ranks(), SilentProgress()), []
+    for state.step in range(UPDATES[config.name] + 2):
         begin = clock()
-        train_step(trainer, 1e-4)
+        train_step(state, 1e-4)
         seconds.append(clock() - begin)
     peak = re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert peak is not None

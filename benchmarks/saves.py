@@ -24,11 +24,11 @@ from glassgpt.training.setup import TrainState, setup_training
 from glassgpt.training.step import train_step
 
 
-def timed_step(trainer: TrainState) -> float:
+def timed_step(state: TrainState) -> float:
     """Seconds per update."""
     begin = time.perf_counter()
-    train_step(trainer, 1e-4)
-    trainer.step += 1
+    train_step(state, 1e-4)
+    state.step += 1
     return time.perf_counter() - begin
 
 
@@ -61,21 +61,21 @@ def main() -> int:
         name: [] for name in ("copy", "foreground", "background", "writing", "step", "step while writing")
     }
     with process_group() as ranks:
-        trainer = setup_training(config, ranks, SilentProgress())
+        state = setup_training(config, ranks, SilentProgress())
         background = Background()
 
         def write(snapshot: Snapshot) -> None:
             begin = time.perf_counter()
-            state = TrainingState(step=trainer.step)
-            save_checkpoint(folder, snapshot, trainer.config, trainer.data.tokenizer, state)
+            saved = TrainingState(step=state.step)
+            save_checkpoint(folder, snapshot, state.config, state.data.tokenizer, saved)
             found["writing"].append(time.perf_counter() - begin)
 
-        timed_step(trainer)
+        timed_step(state)
         for _ in range(arguments.rounds):
             for way in ("foreground", "background"):
-                found["step"].append(timed_step(trainer))
+                found["step"].append(timed_step(state))
                 begin = time.perf_counter()
-                snapshot = take_snapshot(trainer.strategy, trainer.optimizers)
+                snapshot = take_snapshot(state.strategy, state.optimizers)
                 found["copy"].append(time.perf_counter() - begin)
                 if snapshot is not None:
                     background.start(lambda snapshot=snapshot: write(snapshot))  # type: ignore[misc]
@@ -85,15 +85,15 @@ def main() -> int:
                 found[way].append(time.perf_counter() - begin)
                 writing = len(found["writing"])
                 for _ in range(arguments.steps if way == "background" else 0):
-                    seconds = timed_step(trainer)
+                    seconds = timed_step(state)
                     found[
                         "step while writing" if len(found["writing"]) == writing and ranks.is_main else "step"
                     ].append(seconds)
                 background.finish()
         if ranks.is_main:
-            size = sum(p.numel() for p in trainer.strategy.model.parameters()) / 1e6
+            size = sum(p.numel() for p in state.strategy.model.parameters()) / 1e6
             print(
-                f"{size:.0f}M parameters, {trainer.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds"
+                f"{size:.0f}M parameters, {state.strategy.name} on {ranks.size}; medians of {arguments.rounds} rounds"
             )
             for name, values in found.items():
                 if values:

@@ -34,7 +34,7 @@ from torchrun_harness import environment, torchrun
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 PROCESSES = (1, 8, 64)
 STRATEGIES = ("ddp", "fsdp")
-PARAM_GROUPS = ("weights", "gradients", "optimizer", "activations", "copies", "gathered", "working")
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "copies", "gathered", "working")
 # Large blocks come from the kernel and go back to it at once.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -73,7 +73,7 @@ def tables() -> dict[str, str]:
         )
         need = memory_per_rank(config, processes, strategy, "bfloat16")
         memory.append(
-            [*name, *(gigabytes(getattr(need, part)) for part in PARAM_GROUPS), f"**{gigabytes(need.total)}**"]
+            [*name, *(gigabytes(getattr(need, part)) for part in MEMORY_PARTS), f"**{gigabytes(need.total)}**"]
         )
         if processes > 1:
             count = bytes_sent_per_update(config, processes, strategy, "bfloat16")
@@ -90,14 +90,13 @@ def tables() -> dict[str, str]:
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
     return {
         "batches": markdown(
-            "recipe|GPUs|sequences a rank|a micro-batch|micro-steps|tokens a micro-batch|tokens an update", batches
+            "recipe|GPUs|sequences per rank|per micro-batch|micro-steps|tokens per micro-batch|tokens per update",
+            batches,
         ),
-        "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(PARAM_GROUPS)}|total", memory),
+        "memory": markdown(f"recipe|GPUs|strategy|{'|'.join(MEMORY_PARTS)}|total", memory),
         "checkpointing": markdown("recipe|none|selective|full", [[name, *_recomputed(name)] for name in SIZES]),
-        "sent": markdown("recipe|GPUs|strategy|micro-steps|GB an update|FLOP a byte", sent),
-        "host": markdown(
-            "recipe|parameters|a snapshot|a copy for evaluation", [[name, *_of_host(name)] for name in SIZES]
-        ),
+        "sent": markdown("recipe|GPUs|strategy|micro-steps|GB per update|FLOP per byte", sent),
+        "host": markdown("recipe|parameters|snapshot|copy for evaluation", [[name, *_of_host(name)] for name in SIZES]),
     }
 
 
@@ -180,7 +179,7 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
 
 
 def _parts(memory: Memory) -> str:
-    return ", ".join(f"{part} {getattr(memory, part) / 1e6:.1f}" for part in PARAM_GROUPS)
+    return ", ".join(f"{part} {getattr(memory, part) / 1e6:.1f}" for part in MEMORY_PARTS)
 
 
 def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, Any]]:
@@ -204,20 +203,20 @@ def train(path: Path, out: Path) -> None:
         model={"n_layer": 2, "n_head": 1, "n_embd": 8, "context_length": 64, "vocab_multiple": 1}, batch_tokens=512
     )
     with process_group() as ranks:
-        trainer = setup_training(tiny, ranks, SilentProgress())
-        for trainer.step in range(2):
-            train_step(trainer, 1e-4)
+        state = setup_training(tiny, ranks, SilentProgress())
+        for state.step in range(2):
+            train_step(state, 1e-4)
         before = psutil.Process().memory_info().rss
-        trainer = setup_training(config, ranks, SilentProgress())
-        train_step(trainer, 1e-4)
+        state = setup_training(config, ranks, SilentProgress())
+        train_step(state, 1e-4)
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
-        for trainer.step in (1, 2):
+        for state.step in (1, 2):
             written = _of_process("io", "wchar")
-            train_step(trainer, 1e-4)
+            train_step(state, 1e-4)
         told = {
             "memory": _of_process("status", "VmHWM") * 1024 - before,
             "written": _of_process("io", "wchar") - written,
-            "vocab_size": trainer.config.model.vocab_size,
+            "vocab_size": state.config.model.vocab_size,
         }
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")
 

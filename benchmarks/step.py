@@ -5,7 +5,7 @@
 Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, AdamW, clipping, biases, the same threads,
 random weights, in processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT
 has no such setting). nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there),
-`torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's is the trainer's own
+`torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's is glassgpt's own
 `train_step` with recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing.
 Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest and slowest, the largest resident memory of each
 process, and whether the bars are met. Linux; leave the machine alone meanwhile.
@@ -74,13 +74,11 @@ def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[
         "device": "cpu",
     }
     changes |= {"batch_tokens": SEQUENCES * LENGTH, "precision": precision, "activation_checkpointing": checkpointing}
-    trainer = setup_training(
-        recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress()
-    )
+    state = setup_training(recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress())
 
     def step() -> object:
-        train_step(trainer, 6e-4)
-        trainer.step += 1
+        train_step(state, 6e-4)
+        state.step += 1
         return None
 
     return step

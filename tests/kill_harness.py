@@ -3,8 +3,8 @@ one's.
 
     python tests/kill_harness.py --kills 20
 
-One process imports torch and forks the trainers, since a fresh interpreter would take 2 s a resume. That is safe as
-long as the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread.
+One process imports torch and forks the training processes, since a fresh interpreter would take 2 s per resume. That is
+safe as long as the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread.
 `tests/test_resume.py` and `benchmarks/resume_kills.py` run this file as a program.
 """
 
@@ -145,7 +145,7 @@ def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
 
 
 def _partials(folder: Path) -> set[tuple[str, int, int]]:
-    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus told apart."""
+    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus reported apart."""
     found = set()
     for path in folder.glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
@@ -158,7 +158,7 @@ def _partials(folder: Path) -> set[tuple[str, int, int]]:
 
 
 class Killer:
-    """Starts the trainer and kills it, at one of four kinds of moment."""
+    """Starts a training process and kills it, at one of four kinds of moment."""
 
     def __init__(self, config: TrainConfig, run: Path, draw: random.Random) -> None:
         self.config, self.run, self.draw = config, run, draw
@@ -182,7 +182,7 @@ class Killer:
             self._sleep({"save": 0.02, "probe": 0.001}.get(kind, 0.1))
         os.kill(child, signal.SIGKILL)
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            raise SystemExit(f"the trainer ended by itself after {self.kills} kills: too few steps, or an error above")
+            raise SystemExit(f"training ended after {self.kills} kills: too few steps, or an error above")
         self.kills += 1
         self.in_save += bool(_partials(self.folders["save"]) - known["save"])
         self.in_probe += bool(_partials(self.folders["probe"]) - known["probe"])
@@ -211,7 +211,7 @@ def finish(action: Callable[[], object]) -> None:
 
     _, status = os.waitpid(fork(in_child), 0)
     if status:
-        raise SystemExit("the trainer failed: see the traceback above")
+        raise SystemExit("training failed: see the traceback above")
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:

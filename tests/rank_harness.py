@@ -107,10 +107,8 @@ def first_weights(config: dict[str, Any]) -> dict[str, str]:
     from glassgpt.training.setup import setup_training
 
     with process_group() as ranks:
-        trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        whole = {
-            name: trainer.strategy.full_tensor(p.detach()) for name, p in trainer.strategy.model.named_parameters()
-        }
+        state = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
+        whole = {name: state.strategy.full_tensor(p.detach()) for name, p in state.strategy.model.named_parameters()}
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in whole.items()}
 
 
@@ -125,11 +123,11 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
     from glassgpt.training.setup import setup_training
 
     with process_group() as ranks:
-        trainer = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        with trainer.strategy.full_model() as model:
-            loss = evaluate_data(model, trainer.data, limit=limit, ranks=ranks)
+        state = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
+        with state.strategy.full_model() as model:
+            loss = evaluate_data(model, state.data, limit=limit, ranks=ranks)
             scores = evaluate_hellaswag(
-                model, trainer.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks
+                model, state.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks
             )
     return {"loss": loss, "hellaswag": scores}
 
@@ -188,10 +186,10 @@ def _before_step(step: int, action: Callable[[], object]) -> None:
 
     update, to_do = training.start_update, [action]
 
-    def instead(trainer: Any, lr: float) -> Any:
-        if trainer.step + 1 == step and to_do:
+    def instead(state: Any, lr: float) -> Any:
+        if state.step + 1 == step and to_do:
             to_do.pop()()
-        return update(trainer, lr)
+        return update(state, lr)
 
     mock.patch("glassgpt.training.step.start_update", instead).start()
 
@@ -313,7 +311,7 @@ def poisoned(rank: int, step: int, what: str) -> None:
 def other_code(rank: int) -> None:
     """One rank has another commit of the package."""
     if _rank() == rank:
-        mock.patch("glassgpt.training.setup._code_hash", return_value="another").start()
+        mock.patch("glassgpt.training.setup._hash_of_code", return_value="another").start()
 
 
 def other_data(rank: int, source: str) -> None:

@@ -64,7 +64,7 @@ MODULES = modules()
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """What a module imports, inside functions too: `.x.y` for the package's own modules, the top-level name for others."""
+    """What a module imports, also inside functions: `.x.y` for the package's modules, top-level names for others."""
     found = set()
     for node in ast.walk(tree):
         names = []
@@ -179,8 +179,9 @@ def test_a_forward_pass_does_not_ask_the_config() -> None:
 
 
 def test_importing_glassgpt_is_light() -> None:
-    """`import glassgpt` must not pay for torch (1.6 s); its names load what they need when they are first asked for."""
-    code = "import sys, glassgpt; assert not {'torch', 'numpy', 'plotly', 'tyro'} & set(sys.modules); print(glassgpt.GPT.__name__)"
+    """`import glassgpt` does not import torch (1.6 s); its names load what they need on first use."""
+    code = "import sys, glassgpt; assert not {'torch', 'numpy', 'plotly', 'tyro'} & set(sys.modules)"
+    code += "; print(glassgpt.GPT.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "GPT\n"
 

@@ -1,4 +1,4 @@
-"""The bars of the code base: its size, the size of files and functions, ignored types, line length, and plain English."""
+"""The bars of the code base: size of the package, its files and functions; ignored types; plain English."""
 
 import ast
 import io

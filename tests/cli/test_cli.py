@@ -478,12 +478,12 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     settings |= {"context_length": None, "tokens": False}
     assert load.call_args.args[0] == "runs/x@best"
     assert recorder.call_args == mock.call(load.return_value, **settings)
-    written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert written == {**figures, "perplexity": None, "documents": {"document": [3], "loss": [None]}}
-    told = capsys.readouterr().out
-    assert re.search(r"^loss +1\.5000 nats", told)
-    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\n.*7 documents", told)
-    assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", told)
+    reported = capsys.readouterr().out
+    assert re.search(r"^loss +1\.5000 nats", reported)
+    assert re.search(r"\n1 +4\.0000\n2 to 3 +2\.7500\n\n.*7 documents", reported)
+    assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", reported)
 
 
 def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
@@ -596,7 +596,7 @@ def test_live_display_shows_figures_and_puts_the_terminal_in_order() -> None:
     assert "loss 0.100" in text
     assert "val 4.000" in text
     assert "1,500 tok/s" in text
-    assert "one [red]line" in text  # a sample's brackets are no markup
+    assert "one [red]line" in text  # a sample's brackets are not markup
     assert "\x1b[2J" not in text  # nor may it clear the screen
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
 
@@ -629,7 +629,7 @@ def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(
     file.write_text('steps = 3\n[data.mixture]\n"a.txt" = 0.5\n"b.txt" = 0.5\n')
     assert trained_config(training, str(file)).data.sources == ("a.txt", "b.txt")
     for option in ("--data", "--data.source"):
-        # `validation-source` is for one text: it would be refused beside the mixture.
+        # `validation-source` is for one text: it would be refused with the mixture.
         config = trained_config(training, str(file), option, "c.txt", "--data.validation-source", "d.txt")
         assert (config.data.sources, config.data.mixture) == (("c.txt",), {})
         capsys.readouterr()
@@ -681,7 +681,7 @@ def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_behind_standard_output_is_said_without_a_traceback() -> None:
+def test_a_full_disk_of_standard_output_is_reported_without_a_traceback() -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "glassgpt", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True

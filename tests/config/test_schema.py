@@ -22,7 +22,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"stepps": 3}, ["'stepps'", "'steps'"]),
         ({"model": {"n_layers": 3}}, ["'model.n_layers'", "'n_layer'"]),
         ({"optim": {"learning": 3}}, ["'optim.learning'"]),
-        # wrong types: a bool is no whole number, a whole number is no string, nan is no number
+        # wrong types: a bool is not a whole number, a whole number is not a string, nan is not a number
         ({"model": {"n_layer": True}}, ["model.n_layer", "a whole number", "True"]),
         ({"model": {"n_layer": 2.0}}, ["model.n_layer", "a whole number", "2.0"]),
         ({"model": {"bias": 1}}, ["model.bias", "true or false", "1"]),
@@ -88,7 +88,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"model": {"attention": "flex", "dropout": 0.1}}, ["model.attention", "flex", "dropout"]),
         ({"steps": 5, "epochs": 1.0}, ["steps or epochs"]),
         ({"steps": None}, ["steps or epochs"]),
-        # batches that are no whole number of sequences of 16
+        # batches that are not whole sequences of 16
         ({"batch_tokens": 250}, ["batch_tokens", "250", "model.context_length = 16", "240 or 256"]),
         ({"batch_tokens": 10}, ["batch_tokens", "10", "nearest: 16"]),
         ({"cpu_offload": True}, ["cpu_offload", "--strategy fsdp"]),

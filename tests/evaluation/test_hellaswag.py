@@ -49,9 +49,8 @@ from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.utils.errors import UserError
+from hellaswag_harness import WORDS, some_items
 from kill_harness import lightly
-
-WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, [title] looks at his dinner".split()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,19 +58,6 @@ def light() -> Iterator[None]:
     """One thread for the whole file."""
     with lightly():
         yield
-
-
-def some_items(count: int, longest: int = 8) -> list[Item]:
-    """Items of random words, with contexts and endings of 1 to `longest` words."""
-    draw = np.random.default_rng(7)
-
-    def text() -> str:
-        return " ".join(draw.choice(WORDS, size=draw.integers(1, longest + 1)))
-
-    return [
-        Item(i, "Roof work", a, a, "", tuple(f"{text()} x" for _ in range(4)), int(draw.integers(4)))
-        for i, a in enumerate(f"{text()} x" for _ in range(count))
-    ]
 
 
 def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_hellaswag import some_items
 
 from glassgpt.cli.main import main
 from glassgpt.evaluation import hellaswag, hellaswag_report
@@ -21,6 +20,7 @@ from glassgpt.report.page import write_report
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
+from hellaswag_harness import some_items
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
 from report_harness import Page
 

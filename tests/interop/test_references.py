@@ -199,9 +199,9 @@ def test_load_returns_the_model_in_evaluation_mode_and_its_tokenizer(run: Path) 
 
 
 def test_an_unavailable_device_is_an_error(run: Path) -> None:
-    with pytest.raises(UserError, match="'cuda:99' is not available"):
+    with pytest.raises(UserError, match="'cuda:99'"):
         load(run, device="cuda:99")
-    with pytest.raises(UserError, match="'abacus' is unknown"):
+    with pytest.raises(UserError, match="'abacus'"):
         load(run, device="abacus")
 
 

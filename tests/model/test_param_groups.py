@@ -99,10 +99,10 @@ def test_a_loss_scale_is_taken_out_of_the_norms_and_other_updates_have_none(text
     """The scale is a power of two, so nothing is rounded: the same bits."""
     norms = []
     for enabled in (False, True):
-        trainer = setup_training(tiny_config(text, eval_every=2), Ranks(), SilentProgress())
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=enabled)
-        assert start_update(trainer, 1e-3).group_norms == {}
-        trainer.step += 1
-        norms.append({part: norm.item() for part, norm in start_update(trainer, 1e-3).group_norms.items()})
+        state = setup_training(tiny_config(text, eval_every=2), Ranks(), SilentProgress())
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=enabled)
+        assert start_update(state, 1e-3).group_norms == {}
+        state.step += 1
+        norms.append({part: norm.item() for part, norm in start_update(state, 1e-3).group_norms.items()})
     assert norms[0] == norms[1]
     assert norms[0]["embedding"] > 0

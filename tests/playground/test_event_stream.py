@@ -43,7 +43,7 @@ def write_steps(run: RunDirectory, steps: range, loss: float = 2.0) -> list[dict
 
 def poll(follower: Follower) -> dict[str, Any]:
     """The new events by name: no name comes twice."""
-    events = follower.poll()
+    events = list(follower.poll())
     assert len(dict(events)) == len(events)
     return dict(events)
 

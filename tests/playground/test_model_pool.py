@@ -11,7 +11,7 @@ import torch
 from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.catalog import Catalog, create_catalog, find_entry
+from glassgpt.playground.catalog import Catalog, find_entry
 from glassgpt.playground.model_pool import CaptureCache, LoadedModel, size_in_bytes
 from glassgpt.utils.errors import UserError
 from play_harness import GPT2_LIKE, serving, write_run
@@ -19,12 +19,12 @@ from play_harness import GPT2_LIKE, serving, write_run
 
 def test_all_runs_of_a_folder_are_listed_and_new_ones_appended(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="runs"):
-        create_catalog([], tmp_path / "runs")
+        Catalog([], tmp_path / "runs")
     for age, name in enumerate(("old", "new")):
         run = write_run(tmp_path / "runs" / name, GPT2_LIKE, steps=(1,) if name == "new" else ())
         os.utime(run.config_path, (1000 + age, 1000 + age))
     (tmp_path / "runs" / "no run").mkdir()
-    catalog = create_catalog([], tmp_path / "runs")
+    catalog = Catalog([], tmp_path / "runs")
     assert [(offer["id"], Path(offer["name"]).name, offer["steps"]) for offer in catalog.describe()] == [
         (0, "new", [1]),
         (1, "old", []),
@@ -88,7 +88,7 @@ def test_only_a_few_models_stay_in_memory(tmp_path: Path) -> None:
     with serving(run.path) as served:
         for step in (1, 2, 3, 4, 5, 4):
             served.client.answer("next", model=0, step=step, ids=[3])
-        assert [step for _, step in served.pool._slots] == [3, 5, 4]
+        assert [step for _, step, _ in served.pool._models] == [3, 5, 4]
 
 
 def test_captures_are_kept_within_a_limit_and_dropped_with_their_model() -> None:

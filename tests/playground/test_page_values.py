@@ -280,8 +280,8 @@ def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
         same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
         same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
         window = case.model.config.windows[layer]
-        told = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
-        assert told in hook(shown, "span").inner_text()
+        expected_text = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
+        assert expected_text in hook(shown, "span").inner_text()
     entropies = torch.stack(
         [torch.special.entr(layer.pattern()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
@@ -404,8 +404,8 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
     ranks = (here[depth] > here[depth, own][:, None]).sum(dim=-1) + 1
     same(column(rows, "rank"), ranks)
     for token in watch:
-        told = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
-        assert int(told) == ranks[(depth == 1) & (own == token)].item()
+        rank = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
+        assert int(rank) == ranks[(depth == 1) & (own == token)].item()
     top = hook(shown, "lens-top").locator("table").first.locator("tbody th").all_inner_texts()
     assert top == [case.piece(i) for i in here[1].topk(5).indices.tolist()]
 
@@ -444,8 +444,8 @@ def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: Acti
     both = effects(case.model, ids, edits, source)
     before, after = (logits[0, -1] for logits in both)
     assert bits_between(before, after) > 1e-4  # otherwise nothing would be tested
-    told = f"{short(bits_between(before, after))} bits"
-    shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", told)
+    divergence = f"{short(bits_between(before, after))} bits"
+    shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", divergence)
     rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
@@ -775,14 +775,14 @@ def test_weights_and_gradients(shown: Watched, case: Case) -> None:
     weight = case.model.get_parameter(name).detach()
     hook(shown, "weight-facts").wait_for()
     same(matrix_of(shown.csv_of("Parameter")), weight)
-    told = facts(shown, "Parameter")
-    assert told["shape"] == " × ".join(map(str, weight.shape))
+    shown_facts = facts(shown, "Parameter")
+    assert shown_facts["shape"] == " × ".join(map(str, weight.shape))
     for key, exact in (
         ("Frobenius norm", weight.norm()),
         ("standard deviation", weight.std(correction=0)),
         ("largest magnitude", weight.abs().max()),
     ):
-        assert number(told[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
+        assert number(shown_facts[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
     hook(shown, "spectrum").click()
     hook(shown, "spectrum-facts").wait_for()
     singular = torch.linalg.svdvals(weight.double())
@@ -956,8 +956,8 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
     spread = [float(torch.special.entr(each).sum()) / math.log(2) for each in (p, q, middle)]
     distances = [*spread[:2], bits_between(a, b), bits_between(b, a), spread[2] - (spread[0] + spread[1]) / 2]
     same(column(shown.csv_of("Divergence"), "value"), distances, ROUNDING)
-    told = list(series_of(shown.csv_of("Rank by depth")).values())
-    assert [values for _, values in told] == ranks
+    series = series_of(shown.csv_of("Rank by depth"))
+    assert [values for _, values in series.values()] == ranks
 
 
 def test_models_with_other_tokenizers_compared(shown: Watched, folder: Path) -> None:

@@ -54,7 +54,7 @@ def losses_of(config: TrainConfig, out: Path) -> list[float]:
     return [record["loss"] for record in records_of(run) if "loss" in record]
 
 
-def trainer_of(config: TrainConfig) -> TrainState:
+def state_of(config: TrainConfig) -> TrainState:
     return setup_training(config.override(steps=10), Ranks(), Quiet())
 
 
@@ -72,7 +72,7 @@ KERNELS: dict[str, tuple[Callable[[], SDPAKernel], Span]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_fused_attention_and_its_gradients_are_the_formulas(name: str, dtype: torch.dtype) -> None:
-    """Two query heads share a key/value head; 300 tokens are no multiple of a block. FlexAttention as it is used:
+    """Two query heads share a key/value head; 300 tokens are not a multiple of a block. FlexAttention as it is used:
     compiled."""
     make, span = KERNELS[name]
     kernel: Callable[..., Tensor] = make()
@@ -166,13 +166,13 @@ def test_with_flex_attention_windows_train_as_with_the_formula(tmp_path: Path, t
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_update_does_not_wait_for_the_gpu(text: Path, optimizer: str, precision: str) -> None:
     """PyTorch's own alarm: it raises where an operation waits."""
-    trainer = trainer_of(cuda_config(text, precision=precision, optim={"name": optimizer}))
-    assert trainer.found_inf is not None
-    train_step(trainer, 1e-3)  # the moments are made, the kernels loaded
-    trainer.step = 1
+    state = state_of(cuda_config(text, precision=precision, optim={"name": optimizer}))
+    assert state.found_inf is not None
+    train_step(state, 1e-3)  # the moments are made, the kernels loaded
+    state.step = 1
     torch.cuda.set_sync_debug_mode("error")
     try:
-        update = start_update(trainer, 1e-3)
+        update = start_update(state, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(update.read()["loss"])
@@ -180,15 +180,15 @@ def test_an_update_does_not_wait_for_the_gpu(text: Path, optimizer: str, precisi
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_bad_batch_leaves_the_weights(text: Path, optimizer: str) -> None:
-    trainer = trainer_of(cuda_config(text, optim={"name": optimizer}))
-    train_step(trainer, 1e-3)
-    model = trainer.strategy.model
+    state = state_of(cuda_config(text, optim={"name": optimizer}))
+    train_step(state, 1e-3)
+    model = state.strategy.model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     forward = model.forward
     model.forward = lambda *given: forward(*given) * math.nan  # type: ignore[method-assign]
-    bad = start_update(trainer, 1e-3)
+    bad = start_update(state, 1e-3)
     model.forward = forward  # type: ignore[method-assign]
-    start_update(trainer, 1e-3)
+    start_update(state, 1e-3)
     with pytest.raises(UserError, match="the loss is nan"):
         bad.read()
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
@@ -207,8 +207,8 @@ def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path: Path, 
 
 def test_a_checkpoint_is_evaluated_alike_on_the_cpu(tmp_path: Path, text: Path) -> None:
     run = train(cuda_config(text), tmp_path / "run", progress=Quiet())
-    told = [record["val_loss"] for record in records_of(run) if "val_loss" in record][-1]
-    assert evaluate(run, device="cpu")["loss"] == pytest.approx(told, rel=1e-4)
+    reported = [record["val_loss"] for record in records_of(run) if "val_loss" in record][-1]
+    assert evaluate(run, device="cpu")["loss"] == pytest.approx(reported, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,11 @@ def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path: Path, text: P
     } <= expected.keys()
     assert set(events.Tags()["scalars"]) == expected.keys()
     for name, by_step in expected.items():
-        told = [(event.step, event.value) for event in events.Scalars(name)]
-        assert [step for step, _ in told] == list(by_step), name
-        assert [value for _, value in told] == pytest.approx(list(by_step.values()), rel=1e-6), name  # float32 there
+        reported = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in reported] == list(by_step), name
+        assert [value for _, value in reported] == pytest.approx(list(by_step.values()), rel=1e-6), (
+            name
+        )  # float32 there
     samples = {
         event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/1/text_summary")
     }
@@ -107,7 +109,7 @@ def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(
     whole = expected_numbers(run)
     lose_last_checkpoint(run)
     resume(run, progress=Quiet())
-    told: list[dict[str, dict[int, float]]] = []
+    reported: list[dict[str, dict[int, float]]] = []
     names = set()
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         steps: dict[str, dict[int, float]] = {}
@@ -121,11 +123,11 @@ def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(
                 for name, value in items.items():
                     if name in whole:
                         steps.setdefault(name, {})[items["_step"]] = value
-        told.append(steps)
+        reported.append(steps)
     assert names == {((run / "wandb" / "glassgpt-id").read_text(), "run", "glassgpt")}
-    assert told[0] == whole
-    assert told[1]["train/loss"] == {step: loss for step, loss in whole["train/loss"].items() if step > 5}
-    assert told[1]["val/loss"].keys() == {10}
+    assert reported[0] == whole
+    assert reported[1]["train/loss"] == {step: loss for step, loss in whole["train/loss"].items() if step > 5}
+    assert reported[1]["val/loss"].keys() == {10}
 
 
 @pytest.mark.parametrize("log", ["tensorboard", "wandb", "both"])
@@ -171,20 +173,20 @@ class Told:
 
 
 def test_what_wandb_has_is_not_told_again(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    monkeypatch.setattr("wandb.init", lambda **options: told)
+    reported = Told()
+    monkeypatch.setattr("wandb.init", lambda **options: reported)
     target = log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 6)
     for step in (6, 7, 8, 9):
         target.write(step, {"train/loss": 1.0})
         target.write_samples(step, ["a"])
-    assert told.steps == [8, 8, 9, 9]
+    assert reported.steps == [8, 8, 9, 9]
 
 
 def test_wandb_switched_off_says_so(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for its run, since W&B reads WANDB_MODE once a process."""
-    told = Told()
-    told.disabled = True
-    monkeypatch.setattr("wandb.init", lambda **options: told)
+    reported = Told()
+    reported.disabled = True
+    monkeypatch.setattr("wandb.init", lambda **options: reported)
     assert "WANDB_MODE" in log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 0).place
 
 

@@ -77,10 +77,10 @@ def tell(monkeypatch: pytest.MonkeyPatch, losses: Sequence[float]) -> None:
     """Have the run's evaluations find these losses."""
     turn = iter(losses)
 
-    def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {**evaluate_data(*arguments, **options), "loss": next(turn)}
 
-    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", told)
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
 
 
 def state_for(config: TrainConfig) -> TrainState:
@@ -240,7 +240,7 @@ def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Pat
         assert not math.isfinite(norm)
         assert state.scaler.get_scale() == 8.0 / 2**halvings
         assert all(torch.equal(parameter, before[name]) for name, parameter in state.strategy.model.named_parameters())
-    with pytest.raises(NonFiniteError):  # at scale 1 it is no matter of float16 any more
+    with pytest.raises(NonFiniteError):  # at scale 1 it is not a matter of float16 any more
         train_step(state, lr=1e-2)
     handle.remove()
     state.strategy.model.zero_grad()
@@ -249,7 +249,7 @@ def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Pat
     assert not any(torch.equal(p, before[name]) for name, p in state.strategy.model.named_parameters() if p.ndim == 2)
 
 
-def test_dropout_is_drawn_anew_in_each_micro_batch_and_step(text: Path) -> None:
+def test_dropout_is_different_in_each_micro_batch_and_step(text: Path) -> None:
     """With one window only and an untouched model, equal losses would mean equal masks."""
     config = tiny_config(text, model={"dropout": 0.5}, micro_batch_size=1, batch_tokens=16)
     state = state_for(config)
@@ -328,19 +328,19 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But before an evaluation and before a save all of them are known."""
-    told: list[str] = []
+    reported: list[str] = []
     begin, read, evaluate = update_step.start_update, Update.read, loop.evaluate
 
     def beginning(state: TrainState, lr: float) -> Update:
-        told.append(f"begin {state.step + 1}")
+        reported.append(f"begin {state.step + 1}")
         return begin(state, lr)
 
     def reading(update: Update) -> dict[str, Any]:
-        told.append(f"read {update.step}")
+        reported.append(f"read {update.step}")
         return read(update)
 
     def evaluating(state: TrainState, recorder: Any, *norms: Any) -> tuple[float, bool]:
-        told.append("evaluate")
+        reported.append("evaluate")
         return evaluate(state, recorder, *norms)
 
     monkeypatch.setattr(update_step, "start_update", beginning)
@@ -349,13 +349,13 @@ def test_the_next_update_begins_before_the_numbers_are_waited_for(
     on_device(monkeypatch)
     run_of(tiny_config(text, steps=5, eval_every=3, checkpoint_every=0), tmp_path / "run")
     first, second = "begin 1, begin 2, read 1, begin 3, read 2, read 3", "begin 4, begin 5, read 4, read 5"
-    assert told == ["evaluate", *first.split(", "), "evaluate", *second.split(", "), "evaluate"]
+    assert reported == ["evaluate", *first.split(", "), "evaluate", *second.split(", "), "evaluate"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_on_the_device_too_a_bad_batch_leaves_the_weights(text: Path, what: str, optimizer: str) -> None:
-    """Nor do the good ones behind it change any, as long as nobody has looked."""
+    """Nor do the good ones after it, until the numbers are read."""
     state = state_for(tiny_config(text, model={"n_layer": 1}))
     state.optimizers = build_optimizers(state.strategy, state.config.override(optim={"name": optimizer}).optim)
     judge_on_device(state)
@@ -755,7 +755,7 @@ def test_a_bad_batch_leaves_weights_and_the_last_good_checkpoint(
 
 
 def _one_without_gradient(model: GPT) -> Tensor:
-    """1, but its gradient is no number: the square root's slope at 0 is infinite."""
+    """1, but its gradient is NaN: the square root's slope at 0 is infinite."""
     weight = model.get_parameter("norm.weight")
     return 1 + (weight - weight.detach()).abs().sum().sqrt()
 
@@ -764,7 +764,6 @@ REFUSED = [
     ({"model": {"context_length": 8000}, "batch_tokens": 16000}, "8,001"),
     ({"sample": {"prompt": "Ω"}}, "'Ω'"),
     ({"probe": {"prompts": ["the", "Щ"]}}, r"probe\.prompts, 'Щ'"),
-    ({"sample": {"top_k": 1000}}, "top_k.*1000"),
     ({"model": {"vocab_size": 5}}, "model.vocab_size = 5"),
     ({"data": {"source": "no/such/file.txt"}}, "no/such/file"),
     ({"data": {"validation_fraction": 0.0002}}, "validation"),

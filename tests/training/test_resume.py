@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: killed, interrupted, extended, damaged, out of disk."""
+"""A stopped run resumes as if it had not been stopped: killed, interrupted, extended, damaged, out of disk."""
 
 import json
 import re
@@ -45,7 +45,7 @@ class CrashError(Exception):
 
 
 class CrashAt(Quiet):
-    """Crashes the run behind an update, before it is evaluated or saved."""
+    """Crashes the run after an update, before it is evaluated or saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -
 def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
 
-    def told(*arguments: Any, **options: Any) -> dict[str, Any]:
+    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {**evaluate_data(*arguments, **options), "loss": next(losses)}
 
-    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", told)
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
     run = crashed(tiny_config(text, eval_every=3, checkpoint_every=3, keep_checkpoints=1), tmp_path / "run", 7)
     resume(run, progress=Quiet())
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003", "000010"]
@@ -178,13 +178,13 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
         assert records_of(run)[-1]["step"] == step
         assert f"stopped at step {step} and saved; resume with: {program()} train --resume {run}" in outputs[number][0]
         resume(run, progress=Quiet())
-        assert differences(run, expected) == ["the checkpoints kept"]  # the signal's own beside the last
+        assert differences(run, expected) == ["the checkpoints kept"]  # the one of the signal and the last
 
 
-def test_a_signal_just_behind_the_decision_to_save_loses_no_step(
+def test_a_signal_just_after_the_decision_to_save_loses_no_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It once ended the loop behind a step that had not been saved, although the message said so."""
+    """It once ended the loop after a step that had not been saved, although the message said so."""
     config, due = tiny_config(text, eval_every=0, checkpoint_every=100), loop.is_due
 
     def interrupted(step: int, every: int) -> bool:
@@ -495,8 +495,8 @@ def test_a_run_whose_text_has_moved_goes_on_when_told_where(tmp_path: Path, text
         resume(run, steps=12, progress=Quiet())
 
 
-def test_a_run_goes_on_behind_a_link_again_and_again(tmp_path: Path, text: Path) -> None:
-    """Resolved anew, the place in the link's stead once went into the checkpoints, but not into config.toml."""
+def test_a_run_resumes_through_a_link_again_and_again(tmp_path: Path, text: Path) -> None:
+    """The resolved path once went into the checkpoints, but not into config.toml."""
     run = crashed(tiny_config(text), tmp_path / "run", 4)
     text.symlink_to(text.rename(tmp_path / "moved.txt"))
     for steps in (7, 8, 10):
@@ -504,7 +504,7 @@ def test_a_run_goes_on_behind_a_link_again_and_again(tmp_path: Path, text: Path)
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000010"
 
 
-def test_a_run_can_be_shortened_ahead_of_it_but_not_behind(tmp_path: Path, text: Path) -> None:
+def test_a_run_can_be_shortened_after_its_step_but_not_before(tmp_path: Path, text: Path) -> None:
     run = crashed(tiny_config(text), tmp_path / "run", 7)
     with pytest.raises(UserError, match=r"step 5.*--steps"):
         resume(run, steps=5, progress=Quiet())

@@ -135,7 +135,7 @@ class OptimConfig(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(StrictConfig):
-    """How text is drawn from a model's predictions. The one definition, for [sample], `generate` and the playground."""
+    """How tokens are drawn from a model's predictions."""
 
     max_new_tokens: int = 256
     """Tokens per sample."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
+from glassgpt.tokenizers.base import encode_utf8
 from glassgpt.tokenizers.bpe import BPETokenizer
 from glassgpt.tokenizers.builtin import load_tokenizer
-from glassgpt.tokenizers.train import require_vocab_size, split_long, train_bpe, utf8_length
+from glassgpt.tokenizers.train import require_vocab_size, split_long, train_bpe
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 from glassgpt.utils.formatting import RemainingTime, format_bytes, format_duration
@@ -44,7 +45,7 @@ class Corpus:
     @cached_property
     def size(self) -> int:
         """Bytes of the texts in UTF-8, which are all read. Raises `UserError` if there are none."""
-        total = sum(map(utf8_length, self.texts()))
+        total = sum(len(encode_utf8(text)) for text in self.texts())
         if not total:
             raise UserError(f"{self.name} has no text: it is empty or only white space")
         return total
@@ -107,6 +108,6 @@ def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
     remaining.left(0)
     for text in texts:
         yield text
-        done += utf8_length(text)
+        done += len(encode_utf8(text))
         left = format_duration(remaining.left(done))
         progress.update(f"  {format_bytes(done)} of {format_bytes(total)} read, {left} left")

@@ -106,7 +106,7 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     begin = None if tokenizer is None else begin_of_text(tokenizer)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
-    about = {"architectures": [family.architecture], "model_type": family.model_type}
+    about: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
     about |= {"dtype": "float32", "use_cache": True}
     with _filled(directory) as partial:
         _write_json(partial / "config.json", {**about, **family.write_config(model.config), **ids})

@@ -79,8 +79,8 @@ class LoadedModel:
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
     """The model that a reference names. A hub id is downloaded if nothing local has that name.
 
-    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if there is no
-    model.
+    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if the model
+    does not exist or is damaged.
     """
     text, path = str(reference), user_path(str(reference))
     with explain_os_errors("read", Path(reference)):
@@ -210,7 +210,7 @@ def load(reference: str | Path, device: str = "auto") -> tuple[GPT, Tokenizer | 
     """Load a model and its tokenizer: `model, tokenizer = glassgpt.load("runs/demo@best")`.
 
     The model is in evaluation mode on `device` (`auto`, `cpu`, `cuda`, ...); the tokenizer is None if there is none.
-    Raises `UserError` if there is no such model, if it is damaged, or if glassgpt does not support its architecture.
+    Raises `UserError` if the model does not exist, is damaged, or has an architecture that glassgpt does not support.
     """
     loaded = load_model(reference, find_device(device))
     return loaded.model, loaded.tokenizer

@@ -37,15 +37,10 @@ class CatalogEntry:
 
     def describe(self, number: int) -> dict[str, Any]:
         """The entry as the page gets it."""
-        kept = self.checkpoints()
-        return {
-            "id": number,
-            "name": self.reference,
-            "kind": "model" if self.run is None else "run",
-            "state": None if self.run is None else self.run.state,
-            "steps": list(kept),
-            "best": best_step(kept),
-        }
+        kept, run = self.checkpoints(), self.run
+        kind, state = ("model", None) if run is None else ("run", run.state)
+        facts = {"id": number, "name": self.reference, "kind": kind, "state": state}
+        return {**facts, "steps": list(kept), "best": best_step(kept)}
 
 
 def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
@@ -57,7 +52,7 @@ def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
 
 def best_step(kept: dict[int, Path]) -> int | None:
     """The step with the lowest validation loss according to the newest checkpoint, if it is still kept."""
-    with suppress(UserError, OSError):
+    with suppress(UserError):
         best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
         return best if best in kept else None
     return None
@@ -66,81 +61,59 @@ def best_step(kept: dict[int, Path]) -> int | None:
 class Catalog:
     """All entries. Their numbers do not change: new runs are appended."""
 
-    def __init__(self, references: Sequence[str], folder: Path | None = None) -> None:
-        """`folder`: list all its runs, later ones too. Raises `UserError` for a reference that names nothing."""
-        self._folder = folder
+    def __init__(self, references: Sequence[str], folder: Path = Path("runs")) -> None:
+        """The references of a command line; without any, the runs in a folder, and those that are started later.
+
+        Raises `UserError` for a reference that names nothing, and for a folder without runs.
+        """
+        self._folder = None if references else folder
         self._entries = [find_entry(reference) for reference in references]
         self._lock = threading.Lock()
-        self.refresh()
+        self._refresh()
+        if not self._entries:
+            raise UserError(
+                f"there is no run in {folder}/; start one with: {program()} train\n"
+                f"or pass a model, such as GPT-2 of the Hugging Face Hub: {program()} play gpt2"
+            )
 
     def __getitem__(self, number: int) -> CatalogEntry:
         if not 0 <= number < len(self._entries):
             raise UserError(f"model must be from 0 to {len(self._entries) - 1}, got {number}")
         return self._entries[number]
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def refresh(self) -> None:
-        """Add the folder's new runs, the one written last first."""
-        if self._folder is None:
-            return
-        with self._lock:
-            known = {entry.reference for entry in self._entries}
-            new = [path for path in find_runs(self._folder) if str(path) not in known]
-            self._entries += [CatalogEntry(str(path), RunDirectory(path)) for path in new][: MAX_RUNS - len(known)]
-
     def describe(self) -> list[dict[str, Any]]:
         """The entries as the page gets them, without runs that were removed."""
-        self.refresh()
+        self._refresh()
         entries = list(enumerate(self._entries))
         return [entry.describe(number) for number, entry in entries if entry.run is None or entry.run.path.is_dir()]
 
+    def _refresh(self) -> None:
+        """Add the folder's new runs, the one written last first."""
+        if self._folder is None:
+            return
+        with self._lock, suppress(OSError):  # no such folder, or a run was removed in the meantime
+            known = {entry.reference for entry in self._entries}
+            runs = [RunDirectory(path) for path in self._folder.iterdir() if str(path) not in known]
+            new = sorted((run for run in runs if run.is_run), key=_last_written, reverse=True)
+            self._entries += [CatalogEntry(str(run.path), run) for run in new[: MAX_RUNS - len(known)]]
 
-def find_runs(folder: Path) -> list[Path]:
-    """The runs directly below a folder, the one written last first."""
-    with suppress(OSError):
-        return sorted((path for path in folder.iterdir() if RunDirectory(path).is_run), key=_last_written, reverse=True)
-    return []
 
-
-def _last_written(run: Path) -> tuple[int, str]:
-    times = [0]
-    for name in ("config.toml", "metrics.jsonl", "status.json"):
-        with suppress(OSError):
-            times.append((run / name).stat().st_mtime_ns)
-    return max(times), str(run)
+def _last_written(run: RunDirectory) -> int:
+    paths = (run.config_path, run.metrics_path, run.status_path)
+    return max((path.stat().st_mtime_ns for path in paths if path.exists()), default=0)
 
 
 def find_entry(reference: str) -> CatalogEntry:
-    """The entry for a reference. Nothing is loaded: a model of the Hub may still have to be downloaded.
+    """The entry for a reference. No weights are loaded, and a model of the Hub is not downloaded yet.
 
     A run may have no checkpoint yet: it can be followed. Raises `UserError` if the reference names nothing.
     """
     if not reference or reference.endswith("@"):
         raise UserError(f"{reference!r} is not a model reference: pass a run, RUN@STEP, a checkpoint or hf:owner/name")
-    path = user_path(reference)
-    base, _, which = reference.rpartition("@") if "@" in reference and not path.exists() else (reference, "", "")
+    is_pinned = "@" in reference and not user_path(reference).exists()
+    base, _, step = reference.rpartition("@") if is_pinned else (reference, "", "")
     run = RunDirectory(base)
-    if run.is_run and not (run.path / "model.safetensors").is_file():
-        entry = CatalogEntry(reference, run, which or None)
-        is_step = which in ("", "best") or which.isdecimal()
-        if not is_step or (which and not entry.checkpoints()):
-            find_model(reference, verify=False)  # its error lists the steps
-        return entry
-    is_file = path.is_file() and path.suffix in (".pt", ".pth", ".safetensors")
-    is_directory = any((path / name).is_file() for name in ("config.json", "manifest.json"))
-    if not is_file and not is_directory and find_hub_id(reference) is None:
+    is_run = run.is_run and not (run.path / "model.safetensors").is_file()
+    if step or not (is_run or find_hub_id(reference)):
         find_model(reference, verify=False)  # its error says what is wrong
-    return CatalogEntry(reference)
-
-
-def create_catalog(references: Sequence[str], folder: Path = Path("runs")) -> Catalog:
-    """The catalog of a command line: its references, or the runs in a folder. Raises `UserError` if it is empty."""
-    catalog = Catalog(references, None if references else folder)
-    if not len(catalog):
-        raise UserError(
-            f"there is no run in {folder}/; start one with: {program()} train\n"
-            f"or pass a model, such as GPT-2 of the Hugging Face Hub: {program()} play gpt2"
-        )
-    return catalog
+    return CatalogEntry(reference, run, step or None) if is_run else CatalogEntry(reference)

@@ -13,16 +13,7 @@ from glassgpt.interpretability.snapshots import read_probe
 from glassgpt.playground.catalog import kept_checkpoints
 from glassgpt.playground.wire_format import pack
 from glassgpt.report.series import smoothed, smoothing_window, thinned
-from glassgpt.runs.metrics import (
-    LINE,
-    SECTION,
-    FollowedFile,
-    Record,
-    number_in,
-    parse_metrics,
-    read_metrics,
-    read_samples,
-)
+from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
@@ -36,6 +27,8 @@ MAX_ROWS = 3000
 """Most training steps in a history: about two per pixel."""
 MAX_BYTES = 1 << 20
 """Bytes of metrics per poll; the rest comes with the next one."""
+START = "0-0-0-0"
+"""The cursor of a run's first record."""
 _CURSOR = re.compile(r"([0-9]{1,15})-([0-9]{1,10})-([0-9]{1,15})-([0-9]{1,10})")
 
 
@@ -44,81 +37,57 @@ class Follower:
 
     def __init__(self, run: RunDirectory, cursor: str | None = None) -> None:
         """`cursor`: where a history or another follower ended; None is the end of the files. Raises `UserError`."""
+        position = _CURSOR.fullmatch(START if cursor is None else cursor)
+        if position is None:
+            raise UserError("after must be the cursor of a history or an event")
+        numbers = [int(number) for number in position.groups()]
         self._run = run
         self._sent: dict[str, Any] = {}
+        self.metrics = FollowedFile(run.metrics_path, LINE, *numbers[:2])
+        self.samples = FollowedFile(run.samples_path, SECTION, *numbers[2:])
         if cursor is None:
-            self._skip_to_end()
-            return
-        numbers = _CURSOR.fullmatch(cursor)
-        if numbers is None:
-            raise UserError("after must be the cursor of a history or an event")
-        self._metrics = FollowedFile(run.metrics_path, LINE, int(numbers[1]), int(numbers[2]))
-        self._samples = FollowedFile(run.samples_path, SECTION, int(numbers[3]), int(numbers[4]))
+            self.metrics.read()
+            self.samples.read()
 
     @property
     def cursor(self) -> str:
         """The position in both files."""
-        return f"{self._metrics.cursor}-{self._samples.cursor}"
+        return f"{self.metrics.cursor}-{self.samples.cursor}"
 
-    def poll(self) -> list[Event]:
+    def poll(self) -> Iterator[Event]:
         """The new events, `status` first. The first poll sends status and lists in any case."""
-        return list(self._events())
-
-    def _events(self) -> Iterator[Event]:
-        yield from self._if_changed("status", read_status(self._run))
-        yield from self._appended()
-        yield from self._if_changed("snapshots", probed_steps(self._run))
-        yield from self._if_changed("checkpoints", list(kept_checkpoints(self._run)))
-
-    def _appended(self) -> Iterator[Event]:
+        yield from self._if_changed("status", {**self._run.read_status(), "state": self._run.state})
         # The second read is for a line that is longer than the limit.
-        metrics, samples = self._metrics.read(MAX_BYTES) or self._metrics.read(), self._samples.read()
+        metrics, samples = self.metrics.read(MAX_BYTES) or self.metrics.read(), self.samples.read()
         if metrics is None or samples is None:  # the run was cut back or replaced
-            self._skip_to_end()
+            at_end = Follower(self._run)
+            self.metrics, self.samples = at_end.metrics, at_end.samples
             yield "reset", {}
-            return
-        new = read_metrics(metrics)
-        if new.training or new.evaluations:
-            yield "metrics", {"training": new.training, "evaluations": new.evaluations}
-        if sections := parse_samples(samples):
-            yield "samples", sections
+        else:
+            new = read_metrics(metrics)
+            if new.training or new.evaluations:
+                yield "metrics", {"training": new.training, "evaluations": new.evaluations}
+            if sections := parse_samples(samples):
+                yield "samples", sections
+        yield from self._if_changed("snapshots", self._run.probed_steps)
+        yield from self._if_changed("checkpoints", list(kept_checkpoints(self._run)))
 
     def _if_changed(self, name: str, value: Any) -> Iterator[Event]:
         if name not in self._sent or self._sent[name] != value:
             self._sent[name] = value
             yield name, value
 
-    def _skip_to_end(self) -> None:
-        self._metrics = FollowedFile(self._run.metrics_path, LINE)
-        self._samples = FollowedFile(self._run.samples_path, SECTION)
-        self._metrics.read()
-        self._samples.read()
 
-
-def read_status(run: RunDirectory) -> Record:
-    """A run's status; the state of a run whose process has died is `stopped`."""
-    return {**run.read_status(), "state": run.state}
-
-
-def probed_steps(run: RunDirectory) -> list[int]:
-    """The steps of a run's snapshots."""
-    with suppress(OSError):  # the run was removed in the meantime
-        return run.probed_steps
-    return []
-
-
-def parse_samples(data: bytes) -> list[Record]:
+def parse_samples(data: bytes) -> list[dict[str, Any]]:
     """The steps and texts in a part of samples.md."""
     return [{"step": step, "texts": texts} for step, texts in read_samples(data)]
 
 
-def history(run: RunDirectory) -> Record:
+def history(run: RunDirectory) -> dict[str, Any]:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
-    metrics = FollowedFile(run.metrics_path, LINE)
-    samples = FollowedFile(run.samples_path, SECTION)
-    lines, sections = metrics.read() or b"", samples.read() or b""
+    follower = Follower(run, START)
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
-    for _, record in parse_metrics(lines):
+    for _, record in parse_metrics(follower.metrics.read() or b""):
         if record is not None and "val_loss" in record:
             evaluations.append(record)
         elif record is not None and "loss" in record:
@@ -131,13 +100,13 @@ def history(run: RunDirectory) -> Record:
     return {
         "config": config,
         "environment": environment,
-        "status": read_status(run),
+        "status": {**run.read_status(), "state": run.state},
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
         "evaluations": evaluations,
-        "samples": parse_samples(sections),
-        "snapshots": probed_steps(run),
+        "samples": parse_samples(follower.samples.read() or b""),
+        "snapshots": run.probed_steps,
         "checkpoints": list(kept_checkpoints(run)),
-        "cursor": f"{metrics.cursor}-{samples.cursor}",
+        "cursor": follower.cursor,
     }
 
 
@@ -159,13 +128,11 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
 
 def snapshot(run: RunDirectory, step: int) -> bytes:
     """A probe snapshot, packed. Raises `UserError` for a step without one."""
-    steps = probed_steps(run)
-    if step not in steps:
-        raise UserError(f"the run has no snapshot of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
     try:
         probe = read_probe(run.probe_path(step))
     except OSError:
-        raise UserError(f"the snapshot of step {step} was removed in the meantime") from None
+        steps = ", ".join(map(str, run.probed_steps)) or "none"
+        raise UserError(f"the run has no snapshot of step {step} (any more); it has {steps}") from None
     names = ("attention", "lens_ids", "lens_p", "next_rank", "surprisal")
     arrays = {f"{name}.{i}": getattr(seen, name) for i, seen in enumerate(probe.prompts) for name in names}
     prompts = [{"ids": seen.prompt.ids, "pieces": seen.prompt.pieces} for seen in probe.prompts]

@@ -1,34 +1,30 @@
 """One function per request of the page. Every number is the model's own.
 
-Each function takes a loaded model and a request, and returns plain values or packed arrays. They run one at a time.
+Each function takes a loaded model and the request's fields (`schemas.schema_of`), and returns plain values or packed
+arrays. They run one at a time, without gradients.
 
 Shapes: `L` layers, `H` heads, `T` tokens, `D` head width, `V` token ids that can be generated.
 """
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from glassgpt.generation.generate import generate
 from glassgpt.interpretability import weights
-from glassgpt.interpretability.capture import (
-    ActivationCache,
-    LayerActivations,
-    attention_overview,
-    capture,
-    require_index,
-)
+from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture, require_index
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
-from glassgpt.playground import schemas
 from glassgpt.playground.model_pool import LoadedModel
+from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest
 from glassgpt.playground.wire_format import pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 from glassgpt.tokenizers.inspect import merge_states
@@ -36,6 +32,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 
 Answer = dict[str, Any] | bytes
+Table = Literal["embedding", "head", "positions"]
 
 DEFAULT_TEXT = "When Mary and John went to the store, John gave a drink to"
 """From Wang et al., 2022: repeated names that heads can find."""
@@ -44,10 +41,7 @@ MAX_LENS_POSITIONS = 128
 """Positions per request: 32 take 0.3 s with GPT-2 on two cores, and other requests wait."""
 
 
-# --- the model and its tokens -----------------------------------------------------------------------------------------
-
-
-def describe_model(loaded: LoadedModel, request: schemas.ModelRequest) -> Answer:
+def describe_model(loaded: LoadedModel) -> Answer:
     """The model's config, parameters and tokenizer."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     parameters = dict(loaded.model.named_parameters())
@@ -74,7 +68,7 @@ def describe_model(loaded: LoadedModel, request: schemas.ModelRequest) -> Answer
 def max_tokens(loaded: LoadedModel) -> int:
     """Most tokens of a text: the model's context, and what the page can show."""
     config = loaded.model.config
-    return schemas.MAX_TOKENS if config.has_unlimited_context else min(schemas.MAX_TOKENS, config.context_length)
+    return MAX_TOKENS if config.has_unlimited_context else min(MAX_TOKENS, config.context_length)
 
 
 def default_text(loaded: LoadedModel) -> str:
@@ -89,7 +83,7 @@ def default_text(loaded: LoadedModel) -> str:
         return loaded.tokenizer.decode(range(min(8, loaded.vocab_size)))
 
 
-def vocabulary(loaded: LoadedModel, request: schemas.ModelRequest) -> Answer:
+def vocabulary(loaded: LoadedModel) -> Answer:
     """The display form of each token id."""
     tokenizer, size = loaded.tokenizer, loaded.model.vocab_size
     if tokenizer is None:
@@ -103,53 +97,42 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return [*tokenizer.prompt_prefix, *tokenizer.encode(text).tolist()]
 
 
-def tokens(loaded: LoadedModel, request: schemas.EncodeRequest) -> Answer:
+def tokens(loaded: LoadedModel, text: str) -> Answer:
     """The tokens of a text. For a model without a tokenizer, the text is token ids separated by white space."""
     tokenizer = loaded.tokenizer
     if tokenizer is None:
-        ids = parse_ids(request.text)
-        require_ids(loaded, ids)
+        ids = parse_ids(loaded, text)
         return {"ids": ids, "pieces": [str(i) for i in ids], "partial": [False] * len(ids), "bytes": [""] * len(ids)}
-    ids = encode_text(tokenizer, request.text)
+    ids = encode_text(tokenizer, text)
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in zip([None, *ids], ids, strict=False)]
     return {
         "ids": ids,
         "pieces": [escape_token(piece) for piece in pieces],
-        "partial": [is_partial(piece) for piece in pieces],
+        "partial": [piece.decode(errors="ignore").encode() != piece for piece in pieces],  # has a part of a character
         "bytes": [piece.hex() for piece in pieces],
     }
 
 
-def parse_ids(text: str) -> list[int]:
+def parse_ids(loaded: LoadedModel, text: str) -> list[int]:
     """The token ids in a text. Raises `UserError` if it contains anything else."""
     words = text.split()
-    wrong = [word for word in words if not (word.isascii() and word.isdigit() and len(word) <= 9)]
+    wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word)]
     if wrong or not words:
         got = f", got {wrong[0]!r}" if wrong else ""
         raise UserError(f"this model has no tokenizer: write token ids separated by spaces{got}")
-    return [int(word) for word in words]
+    ids = [int(word) for word in words]
+    require_ids(loaded, ids)
+    return ids
 
 
-def is_partial(piece: bytes) -> bool:
-    """Whether bytes contain part of a character."""
-    try:
-        piece.decode("utf-8")
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def merges(loaded: LoadedModel, request: schemas.EncodeRequest) -> Answer:
+def merges(loaded: LoadedModel, text: str) -> Answer:
     """The states of a text as byte-level BPE merges it."""
     if not isinstance(loaded.tokenizer, BPETokenizer):
         raise UserError("this model's tokenizer has no merges: it is not byte-level BPE")
-    if len(request.text) > MAX_MERGE_CHARACTERS:
-        raise UserError(f"text must have at most {MAX_MERGE_CHARACTERS} characters, got {len(request.text):,}")
-    states = merge_states(loaded.tokenizer, request.text)
+    if len(text) > MAX_MERGE_CHARACTERS:
+        raise UserError(f"text must have at most {MAX_MERGE_CHARACTERS} characters, got {len(text):,}")
+    states = merge_states(loaded.tokenizer, text)
     return {"states": [[escape_token(piece) for piece in state] for state in states]}
-
-
-# --- activations over a text ------------------------------------------------------------------------------------------
 
 
 def require_ids(loaded: LoadedModel, ids: Sequence[int]) -> None:
@@ -166,32 +149,29 @@ def ids_on_device(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
     return torch.tensor([ids], device=loaded.model.embedding.weight.device)
 
 
-def activations(loaded: LoadedModel, request: schemas.CaptureRequest) -> ActivationCache:
+def activations(loaded: LoadedModel, request: CaptureRequest) -> ActivationCache:
     """The activations over a text with the request's edits, from the cache if it was asked for before."""
+
+    def compute() -> ActivationCache:
+        with apply_edits(loaded, request), capture(loaded.model) as cache:
+            loaded.model.hidden(ids_on_device(loaded, request.ids))
+        for layer in cache.layers:
+            del layer.mlp_post, layer.resid_mid  # nearly a third of the memory, and no request reads them
+        return cache
+
     edits = (tuple(request.edits), tuple(request.source or ())) if request.edits else ()
-    return loaded.captures.get(loaded, (tuple(request.ids), *edits), lambda: _compute_activations(loaded, request))
+    return loaded.captures.get(loaded, (tuple(request.ids), *edits), compute)
 
 
-@torch.no_grad()
-def _compute_activations(loaded: LoadedModel, request: schemas.CaptureRequest) -> ActivationCache:
-    with apply_edits(loaded, request), capture(loaded.model) as cache:
-        loaded.model.hidden(ids_on_device(loaded, request.ids))
-    for layer in cache.layers:
-        del layer.mlp_post, layer.resid_mid  # nearly a third of the memory, and no request reads them
-    return cache
-
-
-def apply_edits(loaded: LoadedModel, request: schemas.CaptureRequest) -> AbstractContextManager[None]:
+def apply_edits(loaded: LoadedModel, request: CaptureRequest) -> AbstractContextManager[None]:
     """A context in which the model has the request's edits. Raises `UserError` for a part that does not exist."""
-    if not request.edits:
-        return nullcontext()
     source = None
-    if request.source is not None:
-        source = activations(loaded, schemas.CaptureRequest(model=request.model, ids=request.source))
+    if request.edits and request.source is not None:
+        source = activations(loaded, CaptureRequest(model=request.model, ids=request.source))
     return edited(loaded.model, [Edit(**vars(edit)) for edit in request.edits], source)
 
 
-def attention(loaded: LoadedModel, request: schemas.CaptureRequest) -> Answer:
+def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     """Thumbnails of all heads' patterns, and their entropies."""
     overview = attention_overview(activations(loaded, request))
     thumbnails = (255 * overview.thumbnails).round().to(torch.uint8)
@@ -199,72 +179,61 @@ def attention(loaded: LoadedModel, request: schemas.CaptureRequest) -> Answer:
     return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
 
 
-def find_head(loaded: LoadedModel, request: schemas.HeadRequest) -> tuple[LayerActivations, int]:
-    """The request's layer, and the key/value head that its head uses. Raises `UserError` if they do not exist."""
+def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
+    """The key/value head that a head uses. Raises `UserError` if there is no such layer or head."""
     config = loaded.model.config
-    require_index("layer", request.layer, config.n_layer)
-    require_index("head", request.head, config.n_head)
-    kv_head = request.head * config.resolved_n_kv_head // config.n_head
-    return activations(loaded, request).layers[request.layer], kv_head
+    require_index("layer", layer, config.n_layer)
+    require_index("head", head, config.n_head)
+    return head * config.resolved_n_kv_head // config.n_head
 
 
-def head(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
+def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
     """One head's attention pattern (T, T)."""
-    layer, kv_head = find_head(loaded, request)
-    pattern = layer.pattern(request.head)
-    values = {
-        "kv_head": kv_head,
-        "window": layer.span.window,
-        "globals": layer.span.n_global,
-        "difference": layer.kernel_error(pattern, request.head),
-    }
-    return pack({"pattern": pattern[0]}, values)
+    kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
+    pattern = cache.pattern(head)
+    values = {"kv_head": kv_head, "window": cache.span.window, "globals": cache.span.n_global}
+    return pack({"pattern": pattern[0]}, {**values, "difference": cache.kernel_error(pattern, head)})
 
 
-def vectors(loaded: LoadedModel, request: schemas.HeadRequest) -> Answer:
+def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
     """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
-    layer, kv_head = find_head(loaded, request)
-    arrays = {
-        "q_norm": layer.q_norm[0, request.head],
-        "k_norm": layer.k_norm[0, kv_head],
-        "rot_q": layer.rot_q[0, request.head],
-        "rot_k": layer.rot_k[0, kv_head],
-        "v": layer.v[0, kv_head],
-        "kernel_out": layer.kernel_out[0, request.head],
-    }
-    scale = 1 / math.sqrt(loaded.model.config.resolved_head_dim)
-    return pack({name: array.float() for name, array in arrays.items()}, {"scale": scale})
+    kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
+    heads = {"q_norm": head, "k_norm": kv_head, "rot_q": head, "rot_k": kv_head, "v": kv_head, "kernel_out": head}
+    arrays = {name: getattr(cache, name)[0, index].float() for name, index in heads.items()}
+    return pack(arrays, {"scale": 1 / math.sqrt(loaded.model.config.resolved_head_dim)})
 
 
-def predict(loaded: LoadedModel, request: schemas.CaptureRequest) -> Answer:
+def predict(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     """The surprisal of each token, and the most likely tokens at each position."""
     result = predictions(loaded.model, activations(loaded, request))
     names = ("surprisal", "top_ids", "top_p", "entropy")
     return pack({name: getattr(result, name) for name in names}, {})
 
 
-def lens(loaded: LoadedModel, request: schemas.LensRequest) -> Answer:
-    """The logit lens: the predictions from each layer (L + 1, positions, ...)."""
-    start, stop, cache = request.start, request.stop, activations(loaded, request)
+def lens(
+    loaded: LoadedModel, request: CaptureRequest, start: int, stop: int, k: int = 5, watch: list[int] | None = None
+) -> Answer:
+    """The logit lens: the predictions from each layer (L + 1, positions, ...), and of the tokens `watch`."""
+    cache = activations(loaded, request)
     if not 0 <= start < stop <= min(len(request.ids), start + MAX_LENS_POSITIONS):
         limits = f"0 <= start < stop <= {len(request.ids)} and stop - start <= {MAX_LENS_POSITIONS}"
         raise UserError(f"the positions must satisfy {limits}, got start {start} and stop {stop}")
-    result = logit_lens(loaded.model, cache, start, stop, request.k, request.watch)
+    result = logit_lens(loaded.model, cache, start, stop, k, watch or ())
     names = ("top_ids", "top_p", "watch_rank", "watch_p", "next_rank", "next_p", "entropy", "norm")
     return pack({name: getattr(result, name) for name in names}, {})
 
 
-def attribution(loaded: LoadedModel, request: schemas.AttributionRequest) -> Answer:
+def attribution(
+    loaded: LoadedModel, request: CaptureRequest, position: int, token: int, against: int | None = None
+) -> Answer:
     """What each part of the model adds to a logit."""
-    cache = activations(loaded, request)
-    result = logit_attribution(loaded.model, cache, request.position, request.token, request.against)
+    result = logit_attribution(loaded.model, activations(loaded, request), position, token, against)
     return {**dataclasses.asdict(result), "capped": loaded.model.config.logit_softcap is not None}
 
 
-@torch.no_grad()
-def next_logits(loaded: LoadedModel, request: schemas.NextRequest) -> Answer:
-    """The logits (V) of the token after a position."""
-    position = len(request.ids) - 1 if request.position is None else request.position
+def next_logits(loaded: LoadedModel, request: CaptureRequest, position: int | None = None) -> Answer:
+    """The logits (V) of the token after a position, by default the last one."""
+    position = len(request.ids) - 1 if position is None else position
     require_index("position", position, len(request.ids))
     if request.edits:  # sweeps try each edit once: a capture would never be used again
         with apply_edits(loaded, request):
@@ -274,37 +243,20 @@ def next_logits(loaded: LoadedModel, request: schemas.NextRequest) -> Answer:
     return pack({"logits": loaded.model.logits(hidden[0, position])[: loaded.vocab_size].float()}, {})
 
 
-# --- generation -------------------------------------------------------------------------------------------------------
-
-
-def generate_text(loaded: LoadedModel, request: schemas.GenerateRequest) -> Generator[dict[str, Any]]:
+def generate_text(loaded: LoadedModel, request: GenerateRequest) -> Generator[dict[str, Any]]:
     """The continuation of a text, token by token, as `glassgpt generate` with the same options."""
     require_ids(loaded, request.ids)
-    generated = generate(
-        loaded.model,
-        loaded.tokenizer,
-        request.ids,
-        max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        n=request.n,
-        seed=request.seed,
-        probabilities=True,
-    )
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "n", "seed")
+    options = {name: getattr(request, name) for name in names}
     begin, count = time.perf_counter(), 0
-    for token in generated:
+    for token in generate(loaded.model, loaded.tokenizer, request.ids, **options, probabilities=True):
         count += 1
         text = token.text if loaded.tokenizer is not None else f" {token.token_id}"
         yield {"sample": token.sample, "token": token.token_id, "text": text, "p": token.probability}
     yield {"done": True, "tokens": count, "seconds": time.perf_counter() - begin}
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
-def score_heads(loaded: LoadedModel, request: schemas.ModelRequest) -> Answer:
+def score_heads(loaded: LoadedModel) -> Answer:
     """Each head's score for each head type."""
     return {"head_types": list(HEAD_TYPES), "head_scores": head_scores(loaded.model).tolist()}
 
@@ -317,32 +269,32 @@ def table_of(loaded: LoadedModel, name: str) -> Tensor:
     return tables[name]
 
 
-def table_map(loaded: LoadedModel, request: schemas.TableRequest) -> Answer:
+def table_map(loaded: LoadedModel, table: Table) -> Answer:
     """A table's rows along its principal components."""
-    points, explained = weights.principal_components(table_of(loaded, request.table))
+    points, explained = weights.principal_components(table_of(loaded, table))
     return pack({"points": points, "explained": explained}, {})
 
 
-def neighbours(loaded: LoadedModel, request: schemas.NeighboursRequest) -> Answer:
+def neighbours(loaded: LoadedModel, table: Table, id: int, k: int = 12) -> Answer:
     """The rows nearest to one row."""
-    ids, cosines = weights.nearest(table_of(loaded, request.table), request.id, request.k)
+    ids, cosines = weights.nearest(table_of(loaded, table), id, k)
     return {"ids": ids.tolist(), "cosines": cosines.tolist()}
 
 
-def weight(loaded: LoadedModel, request: schemas.WeightRequest) -> Answer:
-    """A parameter as a picture, with statistics."""
-    tensor = weights.weight_of(loaded.model, request.name)
+def weight(loaded: LoadedModel, name: str, size: int = 256) -> Answer:
+    """A parameter as a picture of at most `size` rows and columns, with statistics."""
+    tensor = weights.weight_of(loaded.model, name)
     values = {"shape": list(tensor.shape), **weights.statistics(tensor)}
-    return pack({"picture": weights.thumbnail(tensor, request.size)}, values)
+    return pack({"picture": weights.thumbnail(tensor, size)}, values)
 
 
-def spectrum(loaded: LoadedModel, request: schemas.WeightRequest) -> Answer:
+def spectrum(loaded: LoadedModel, name: str) -> Answer:
     """A matrix's singular values."""
-    return pack({"singular_values": weights.singular_values(weights.weight_of(loaded.model, request.name))}, {})
+    return pack({"singular_values": weights.singular_values(weights.weight_of(loaded.model, name))}, {})
 
 
-def gradients(loaded: LoadedModel, request: schemas.TextRequest) -> Answer:
+def gradients(loaded: LoadedModel, ids: list[int]) -> Answer:
     """The norm of each parameter's gradient for a text."""
-    loss, norms = weights.gradient_norms(loaded.model, ids_on_device(loaded, request.ids))
+    loss, norms = weights.gradient_norms(loaded.model, ids_on_device(loaded, ids))
     parts = [{"name": name, "weight_norm": w, "gradient_norm": g} for name, (w, g) in norms.items()]
     return {"loss": loss, "parts": parts}

@@ -5,6 +5,7 @@ time, which is no slower.
 """
 
 import asyncio
+import math
 import threading
 import time
 import weakref
@@ -18,12 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.interop.references import load_source, read_reference
+from glassgpt.interop.references import load_model
 from glassgpt.interpretability.capture import ActivationCache
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.catalog import Catalog, CatalogEntry
 from glassgpt.playground.security import BusyError
-from glassgpt.runs.checkpoint import open_checkpoint
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
 
@@ -91,13 +91,8 @@ class LoadedModel:
         return size if self.tokenizer is None else min(size, self.tokenizer.vocab_size)
 
 
-@dataclass
-class _Slot:
-    """A loaded model, or one that is loading."""
-
-    stamp: Hashable
-    """Changes when a checkpoint is replaced by another one of the same step."""
-    loading: "asyncio.Future[LoadedModel]"
+ModelKey = tuple[int, int | None, Hashable]
+"""Number in the catalog, step, and a stamp that changes when another checkpoint of that step replaces the first."""
 
 
 class ModelPool:
@@ -110,9 +105,9 @@ class ModelPool:
         """Requests that wait for the computing thread, the one it works for included."""
         self.streams = 0
         """Texts being generated."""
-        self.executor = ThreadPoolExecutor(1, "glassgpt-compute")
+        self.executor = ThreadPoolExecutor(1, "glassgpt-compute", torch.set_grad_enabled, (False,))
         self._captures = CaptureCache()
-        self._slots: OrderedDict[tuple[int, int | None], _Slot] = OrderedDict()
+        self._models: OrderedDict[ModelKey, asyncio.Future[LoadedModel]] = OrderedDict()
 
     async def get(self, number: int, step: int | None) -> LoadedModel:
         """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
@@ -121,46 +116,39 @@ class ModelPool:
         """
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
-        if step is None and kept:
-            step = max(kept)
-        slot = self._slots.get((number, step))
-        stamp = _stamp(kept[step]) if step in kept else None
-        if slot is None or stamp not in (None, slot.stamp):  # a pruned checkpoint's model stays usable while in memory
-            slot = self._load((number, step), entry, kept, stamp)
-        self._slots.move_to_end((number, step))
-        return await asyncio.shield(slot.loading)  # this client may leave while another waits for the same model
+        step = max(kept, default=None) if step is None else step
+        key: ModelKey = (number, step, _stamp(kept[step]) if step in kept else None)
+        if step is not None and step not in kept:
+            in_memory = [key for key in self._models if key[:2] == (number, step)]
+            if not in_memory:
+                steps = ", ".join(map(str, kept)) or "none"
+                raise UserError(f"{entry.reference} has no checkpoint of step {step} (any more); it has {steps}")
+            key = in_memory[-1]  # a pruned checkpoint's model stays usable while in memory
+        if key not in self._models:
+            self._load(key, entry)
+        self._models.move_to_end(key)
+        return await asyncio.shield(self._models[key])  # this client may leave while another waits for the same model
 
-    def _load(self, key: tuple[int, int | None], entry: CatalogEntry, kept: dict[int, Path], stamp: Hashable) -> _Slot:
-        require_step(entry, key[1], kept)
-        if sum(not slot.loading.done() for slot in self._slots.values()) >= MAX_LOADING:
+    def _load(self, key: ModelKey, entry: CatalogEntry) -> None:
+        """Start to load a model, in the place of those that were used longest ago."""
+        ready = [key for key, loading in self._models.items() if loading.done()]
+        if len(self._models) - len(ready) >= MAX_LOADING:
             raise BusyError("other models are loading")
-        self._slots.pop(key, None)
-        self._evict(MAX_MODELS - 1)
-        work = run_in_daemon(lambda: load(entry, key[1], kept, self.device, self._captures))
-        slot = self._slots[key] = _Slot(stamp, asyncio.ensure_future(asyncio.wrap_future(work)))
+        for oldest in ready[: max(0, len(self._models) - MAX_MODELS + 1)]:
+            del self._models[oldest]
 
-        def loaded(loading: "asyncio.Future[LoadedModel]") -> None:
+        def forget_failure(loading: "asyncio.Future[LoadedModel]") -> None:
             failed = loading.cancelled() or loading.exception() is not None
-            if failed and self._slots.get(key) is slot:  # so that the next request tries again
-                del self._slots[key]
-            self._evict(MAX_MODELS)
+            if failed and self._models.get(key) is loading:  # so that the next request tries again
+                del self._models[key]
 
-        slot.loading.add_done_callback(loaded)
-        return slot
+        self._models[key] = run_in_daemon(lambda: load(entry, key[1], self.device, self._captures))
+        self._models[key].add_done_callback(forget_failure)
 
-    def _evict(self, limit: int) -> None:
-        """Drop the models used longest ago until at most `limit` slots are left; those that are loading stay."""
-        ready = [key for key, slot in self._slots.items() if slot.loading.done()]
-        for key in ready[: max(0, len(self._slots) - limit)]:
-            del self._slots[key]
-
-    async def compute(self, work: Callable[[], T]) -> T:
+    async def compute(self, work: Callable[[], T], max_waiting: float = MAX_WAITING) -> T:
         """The result of a computation. If the client leaves before its turn, it never starts. Raises `BusyError`."""
-        if self.waiting >= MAX_WAITING:
+        if self.waiting >= max_waiting:
             raise BusyError("too many requests are waiting")
-        return await self._compute(work)
-
-    async def _compute(self, work: Callable[[], T]) -> T:
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.executor, work)
@@ -178,7 +166,7 @@ class ModelPool:
         try:
             generator = await self.compute(start)
             try:
-                while part := await self._compute(lambda: take(generator, TURN_SECONDS)):
+                while part := await self.compute(lambda: take(generator, TURN_SECONDS), max_waiting=math.inf):
                     yield part
             finally:
                 self.executor.submit(generator.close)
@@ -190,7 +178,7 @@ class ModelPool:
         self.executor.shutdown(wait=True, cancel_futures=True)
 
 
-def run_in_daemon(work: Callable[[], T]) -> "Future[T]":
+def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":
     """Run a function in a thread of its own, which does not keep the program from ending: a download may take long."""
     future: Future[T] = Future()
 
@@ -201,7 +189,7 @@ def run_in_daemon(work: Callable[[], T]) -> "Future[T]":
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
+    return asyncio.wrap_future(future)
 
 
 def take(items: Iterable[T], seconds: float) -> list[T]:
@@ -223,28 +211,10 @@ def _stamp(checkpoint: Path) -> Hashable:
     return status.st_ino, status.st_mtime_ns
 
 
-def require_step(entry: CatalogEntry, step: int | None, kept: dict[int, Path]) -> None:
-    """Raise `UserError` if the entry has no model of that step."""
-    if entry.run is None and step is not None:
-        raise UserError(f"{entry.reference} is a single model without steps")
-    if entry.run is not None and not kept:
-        raise UserError(f"{entry.reference} has no checkpoint yet; the first is written at an evaluation or save")
-    if entry.run is not None and step not in kept:
-        steps = ", ".join(map(str, kept))
-        raise UserError(f"{entry.reference} has no checkpoint of step {step} (any more); it has {steps}")
-
-
-def load(
-    entry: CatalogEntry, step: int | None, kept: dict[int, Path], device: torch.device, captures: CaptureCache
-) -> LoadedModel:
-    """Load the model of an entry; of a run, that of a kept step. Raises `UserError` if that fails."""
+def load(entry: CatalogEntry, step: int | None, device: torch.device, captures: CaptureCache) -> LoadedModel:
+    """Load the model of an entry; of a run, that of a step. Raises `UserError` if that fails."""
     begin = time.perf_counter()
-    if entry.run is None:
-        model, tokenizer = read_reference(entry.reference, lambda source: load_source(source, device))
-    else:
-        assert step is not None
-        try:
-            model, tokenizer = load_source(open_checkpoint(kept[step], for_training=False), device)
-        except FileNotFoundError:
-            raise UserError(f"checkpoint {step} of {entry.reference} was just removed; choose a newer one") from None
-    return LoadedModel(entry.reference, step, model, tokenizer, time.perf_counter() - begin, captures)
+    reference = entry.reference if entry.run is None or step is None else f"{entry.run.path}@{step}"
+    loaded = load_model(reference, device)
+    seconds = time.perf_counter() - begin
+    return LoadedModel(entry.reference, step, loaded.model, loaded.tokenizer, seconds, captures)

@@ -2,15 +2,16 @@
 
 import asyncio
 import functools
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp
 from glassgpt.playground import event_stream, handlers, schemas
 from glassgpt.playground.handlers import Answer
 from glassgpt.playground.model_pool import LoadedModel, ModelPool
-from glassgpt.playground.security import AccessPolicy, ApiGuard, Compression, SecurityHeaders, read_body
+from glassgpt.playground.security import AccessPolicy, Compression, guarded, read_body, with_security_headers
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError, is_out_of_memory
 from glassgpt.utils.files import json_text
@@ -41,26 +42,16 @@ POLL_SECONDS = 0.5
 """Between two looks at a run's files."""
 HEARTBEAT_SECONDS = 10.0
 
-HANDLERS: dict[str, tuple[type[schemas.ModelRequest], Callable[[LoadedModel, Any], Answer]]] = {
-    "model": (schemas.ModelRequest, handlers.describe_model),
-    "vocabulary": (schemas.ModelRequest, handlers.vocabulary),
-    "tokens": (schemas.EncodeRequest, handlers.tokens),
-    "merges": (schemas.EncodeRequest, handlers.merges),
-    "attention": (schemas.CaptureRequest, handlers.attention),
-    "predictions": (schemas.CaptureRequest, handlers.predict),
-    "head": (schemas.HeadRequest, handlers.head),
-    "vectors": (schemas.HeadRequest, handlers.vectors),
-    "lens": (schemas.LensRequest, handlers.lens),
-    "attribution": (schemas.AttributionRequest, handlers.attribution),
-    "next": (schemas.NextRequest, handlers.next_logits),
-    "head_scores": (schemas.ModelRequest, handlers.score_heads),
-    "map": (schemas.TableRequest, handlers.table_map),
-    "near": (schemas.NeighboursRequest, handlers.neighbours),
-    "weight": (schemas.WeightRequest, handlers.weight),
-    "spectrum": (schemas.WeightRequest, handlers.spectrum),
-    "gradients": (schemas.TextRequest, handlers.gradients),
-}
-"""POST /api/NAME: the schema of its body, and the function that answers it."""
+HANDLERS: dict[str, Callable[..., Answer]] = {
+    "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
+    "tokens": handlers.tokens, "merges": handlers.merges,
+    "attention": handlers.attention, "head": handlers.head, "vectors": handlers.vectors,
+    "predictions": handlers.predict, "lens": handlers.lens, "attribution": handlers.attribution,
+    "next": handlers.next_logits, "head_scores": handlers.score_heads,
+    "map": handlers.table_map, "near": handlers.neighbours,
+    "weight": handlers.weight, "spectrum": handlers.spectrum, "gradients": handlers.gradients,
+}  # fmt: skip
+"""POST /api/NAME: the function that answers it."""
 
 
 def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
@@ -70,18 +61,15 @@ def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
         routes=[
             Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
             Mount("/static", PageFiles(files)),
-            Mount("/api", routes=api.routes(), middleware=[Middleware(ApiGuard, policy)]),
+            Mount("/api", routes=api.routes(), middleware=[Middleware(guarded, policy)]),
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
             Middleware(Compression),
         ],
-        exception_handlers=dict.fromkeys((HTTPException, UserError, ClientGoneError, Exception), error_response),
+        exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
     )
-    return SecurityHeaders(app)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
+    return with_security_headers(app)
 
 
 class PageFiles(StaticFiles):
@@ -95,11 +83,6 @@ class PageFiles(StaticFiles):
         file = self._files.get("" if path == "." else path)
         return ("", None) if file is None else (str(file), file.stat())
 
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
-        response = super().file_response(*arguments, **options)
-        response.headers["cache-control"] = "no-cache"  # kept by the browser, which asks each time whether it changed
-        return response
-
 
 def page_files() -> dict[str, Path]:
     """Everything in `static/` by its path below it (`views/text.js`), and Plotly out of its installed package."""
@@ -108,35 +91,20 @@ def page_files() -> dict[str, Path]:
     return {**files, "plotly.js": Path(str(resources.files("plotly") / "package_data" / "plotly.min.js"))}
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-class ClientGoneError(Exception):
-    """The client disconnected before its answer was ready."""
-
-
 async def error_response(request: Request, error: Exception) -> Response:
-    """The status and description of an exception."""
-    status, body = describe_error(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return Response(body, status, headers, media_type="application/json")
-
-
-def describe_error(error: Exception) -> tuple[int, str]:
-    """Status and `{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
+    """`{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
+    headers = None
     if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
-    elif isinstance(error, UserError | ClientGoneError):
+        status, message, headers = error.status_code, error.detail, error.headers
+    elif isinstance(error, UserError):
         status, message = 400, str(error)
     elif is_out_of_memory(error):
         status, message = 507, "out of memory: use a smaller model or a shorter text, or restart with --device cpu"
     else:
         traceback.print_exception(error, file=sys.stderr)
         status, message = 500, f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
-    return status, json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
-
-
-# --- the API ----------------------------------------------------------------------------------------------------------
+    body = json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
+    return Response(body, status, headers, media_type="application/json")
 
 
 class Api:
@@ -149,15 +117,12 @@ class Api:
 
     def routes(self) -> list[Route]:
         """All of them."""
-        post = {"write": self._write, "login": self._login}
-        post |= {name: functools.partial(self._handle, *row) for name, row in HANDLERS.items()}
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
-        return [
-            *(Route(f"/{name}", endpoint, methods=["POST"]) for name, endpoint in post.items()),
-            *(Route(f"/{name}", endpoint, methods=["GET"]) for name, endpoint in get.items()),
-        ]
-
-    # access
+        post = {"write": self._write, "login": self._login}
+        for name, handler in HANDLERS.items():
+            post[name] = functools.partial(self._compute, handler, schemas.schema_of(handler))
+        methods = (("GET", get), ("POST", post))
+        return [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
 
     async def _login(self, request: Request) -> Response:
         """Exchange the token for a cookie, which scripts cannot read."""
@@ -168,55 +133,52 @@ class Api:
         response.set_cookie(self._policy.cookie, self._policy.token, httponly=True, samesite="strict")
         return response
 
-    # models
-
     async def _catalog(self, request: Request) -> Response:
         entries = await asyncio.to_thread(self._pool.catalog.describe)
         limits = {"tokens": schemas.MAX_TOKENS, "samples": schemas.MAX_SAMPLES, "new_tokens": schemas.MAX_NEW_TOKENS}
         device = str(self._pool.device)
         return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
-    async def _handle(
-        self, schema: type[schemas.ModelRequest], handler: Callable[[LoadedModel, Any], Answer], request: Request
+    async def _compute(
+        self, handler: Callable[..., Answer], schema: type[schemas.ModelRequest], request: Request
     ) -> Response:
         body, loaded = await self._read(schema, request)
-        return _response(await unless_gone(request, self._pool.compute(lambda: handler(loaded, body))))
+        values = {"loaded": loaded, "request": body, **vars(body)}
+        arguments = {name: values[name] for name in inspect.signature(handler).parameters}
+        return _response(await unless_gone(request, self._pool.compute(lambda: handler(**arguments))))
 
     async def _write(self, request: Request) -> Response:
         body, loaded = await self._read(schemas.GenerateRequest, request)
         parts = self._pool.stream(lambda: handlers.generate_text(loaded, body))
         first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
-        return StreamingResponse(_json_lines(first, parts), media_type="application/x-ndjson")
+        return StreamingResponse(_json_lines(request, first, parts), media_type="application/x-ndjson")
 
     async def _read(self, schema: type[M], request: Request) -> tuple[M, LoadedModel]:
         """The request's body and the model that it names."""
         body = await asyncio.to_thread(schemas.parse_body, schema, await read_body(request))
         return body, await unless_gone(request, self._pool.get(body.model, body.step))
 
-    # runs
-
-    def _run(self, number: int) -> RunDirectory:
+    def _run(self, parameters: list[tuple[str, str]], *names: str) -> tuple[RunDirectory, list[int]]:
+        """The run that an address names, and its other parameters."""
+        number, *others = schemas.parse_query(parameters, "model", *names)
         entry = self._pool.catalog[number]
         if entry.run is None:
             raise UserError(f"{entry.reference} is not a run: it has no history")
-        return entry.run
+        return entry.run, others
 
     async def _history(self, request: Request) -> Response:
-        [number] = schemas.parse_query(request.query_params.multi_items(), "model")
-        run = self._run(number)
+        run, _ = self._run(request.query_params.multi_items())
         return await asyncio.to_thread(lambda: _response(event_stream.history(run)))
 
     async def _snapshot(self, request: Request) -> Response:
-        number, step = schemas.parse_query(request.query_params.multi_items(), "model", "step")
-        run = self._run(number)
-        return await asyncio.to_thread(lambda: _response(event_stream.snapshot(run, step)))
+        run, [step] = self._run(request.query_params.multi_items(), "step")
+        return _response(await asyncio.to_thread(event_stream.snapshot, run, step))
 
     async def _events(self, request: Request) -> Response:
         parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "after"]
-        [number] = schemas.parse_query(parameters, "model")
+        run, _ = self._run(parameters)
         cursor = request.headers.get("last-event-id") or request.query_params.get("after")
-        run = self._run(number)
-        follower = await asyncio.to_thread(lambda: event_stream.Follower(run, cursor))
+        follower = await asyncio.to_thread(event_stream.Follower, run, cursor)
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
 
     async def _follow(self, follower: event_stream.Follower) -> AsyncIterator[str]:
@@ -243,28 +205,28 @@ class Api:
                 self.followers.remove(ended)
 
 
-def _server_sent_events(events: list[event_stream.Event]) -> str:
+def _server_sent_events(events: Iterable[event_stream.Event]) -> str:
     return "".join(f"event: {name}\ndata: {json_text(value)}\n\n" for name, value in events)
 
 
-async def _json_lines(first: list[dict[str, Any]], parts: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[str]:
+async def _json_lines(request: Request, part: list[T], parts: AsyncIterator[list[T]]) -> AsyncIterator[bytes]:
     """Objects as lines of JSON. The last line describes an error, if one occurs: the status has already been sent."""
-    yield "".join(f"{json_text(item)}\n" for item in first)
     try:
-        async for part in parts:
-            yield "".join(f"{json_text(item)}\n" for item in part)
+        while part:
+            yield "".join(f"{json_text(item)}\n" for item in part).encode()
+            part = await anext(parts, [])
     except Exception as error:
-        yield f"{describe_error(error)[1]}\n"
+        yield bytes((await error_response(request, error)).body) + b"\n"
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:
-    """The result. If the client disconnects first, cancel the work and raise `ClientGoneError`."""
+    """The result. If the client disconnects first, cancel the work and raise `HTTPException`."""
     work = asyncio.ensure_future(result)
     disconnect = asyncio.ensure_future(request.receive())  # the body has been read: nothing else comes
     try:
         await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
-            raise ClientGoneError
+            raise HTTPException(400, "the client disconnected")
         return work.result()
     finally:
         work.cancel()

@@ -4,10 +4,11 @@ Unknown names, wrong types and numbers out of range are a `UserError`. The handl
 such as token ids.
 """
 
+import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal, TypeVar
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig, build
@@ -17,17 +18,12 @@ MAX_TOKENS = 1024
 MAX_SAMPLES = 8
 MAX_NEW_TOKENS = 1024
 
-LENGTHS = {"ids": (1, MAX_TOKENS), "source": (1, MAX_TOKENS), "text": (1, 20_000), "edits": (0, 256), "watch": (0, 32)}
-"""Least and most items of lists, and characters of texts."""
-RANGES = {
-    "k": (1, 200),
-    "size": (1, 1024),
-    "n": (1, MAX_SAMPLES),
-    "max_new_tokens": (1, MAX_NEW_TOKENS),
-    "temperature": (0, 100),
-    "seed": (-(2**63), 2**64 - 1),
-}
-"""Least and greatest values of numbers."""
+LIMITS = {
+    "ids": (1, MAX_TOKENS), "source": (1, MAX_TOKENS), "text": (1, 20_000), "edits": (0, 256), "watch": (0, 32),
+    "k": (1, 200), "size": (1, 1024), "n": (1, MAX_SAMPLES), "max_new_tokens": (1, MAX_NEW_TOKENS),
+    "temperature": (0, 100), "seed": (-(2**63), 2**64 - 1),
+}  # fmt: skip
+"""Least and most items of lists and characters of texts, least and greatest values of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +36,6 @@ class ModelRequest(StrictConfig):
     model: int
     step: int | None = None
     """Of a run's checkpoint; None is the newest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeRequest(ModelRequest):
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextRequest(ModelRequest):
-    ids: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,86 +52,50 @@ class EditRequest(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureRequest(TextRequest):
+class CaptureRequest(ModelRequest):
     """The activations over a text, with edits; `source` is the text whose activations are patched in."""
 
+    ids: list[int]
     edits: list[EditRequest] = field(default_factory=list)
     source: list[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadRequest(CaptureRequest):
-    layer: int
-    head: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LensRequest(CaptureRequest):
-    start: int
-    stop: int
-    k: int = 5
-    watch: list[int] = field(default_factory=list)
-    """Tokens whose probability and rank are wanted, too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttributionRequest(CaptureRequest):
-    position: int
-    token: int
-    against: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextRequest(CaptureRequest):
-    position: int | None = None
-    """None is the last one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateRequest(TextRequest, SamplingConfig):
+class GenerateRequest(ModelRequest, SamplingConfig):
+    ids: list[int]
     n: int = 1
     seed: int = 1337
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRequest(ModelRequest):
-    table: Literal["embedding", "head", "positions"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeighboursRequest(TableRequest):
-    id: int
-    k: int = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightRequest(ModelRequest):
-    name: str
-    size: int = 256
-    """Most rows and columns of its picture."""
 
 
 R = TypeVar("R", bound=StrictConfig)
 
 
+def schema_of(handler: Callable[..., Any]) -> type[ModelRequest]:
+    """The schema of a handler's body: its parameters, in which `request` stands for the fields of `CaptureRequest`."""
+    parameters = inspect.signature(handler).parameters
+    base = CaptureRequest if "request" in parameters else ModelRequest
+    own = [parameter for name, parameter in parameters.items() if name not in ("loaded", "request")]
+    fields = [(p.name, p.annotation) if p.default is p.empty else (p.name, p.annotation, p.default) for p in own]
+    return make_dataclass(f"{handler.__name__}_body", fields, bases=(base,), frozen=True, kw_only=True)
+
+
 def parse_body(schema: type[R], body: bytes) -> R:
     """A request from a JSON body. Raises `UserError` for anything else."""
     try:
-        values = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise UserError("the body is not UTF-8") from None
+        values = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the body is not JSON: {error}") from None
+        raise UserError(f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(values, Mapping):
         raise UserError("the body must be a JSON object")
     for name, value in values.items():
         # Before anything else looks at the items, of which a body can hold 100,000.
-        if isinstance(value, list) or (isinstance(value, str) and name in LENGTHS):
-            least, most = LENGTHS.get(name, (0, MAX_TOKENS))
-            unit = "characters" if isinstance(value, str) else "items"
-            _require_range(f"{name[:40]} must have", len(value), least, most, f" {unit}")
-        if isinstance(value, int | float) and name in RANGES:
-            _require_range(f"{name} must be", value, *RANGES[name])
+        limits = LIMITS.get(name, (0, MAX_TOKENS) if isinstance(value, list) else None)
+        size = len(value) if isinstance(value, list | str) else value
+        if limits and isinstance(size, int | float) and not limits[0] <= size <= limits[1]:
+            verb, unit = (
+                ("be", "") if size is value else ("have", " characters" if isinstance(value, str) else " items")
+            )
+            raise UserError(f"{name[:40]} must {verb} from {limits[0]:,} to {limits[1]:,}{unit}, got {size:,}")
     return build(schema, values)
 
 
@@ -156,12 +106,3 @@ def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
     if not is_complete or not all(text.isascii() and text.isdigit() and len(text) <= 18 for text in values.values()):
         raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
     return [int(values[name]) for name in names]
-
-
-def _require_range(what: str, value: float, least: float, most: float, unit: str = "") -> None:
-    if not least <= value <= most:
-        raise UserError(f"{what} from {least:,} to {most:,}{unit}, got {value:,}")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

@@ -4,6 +4,7 @@ Other accounts of the machine can connect to a port on localhost, hence the toke
 can send requests there, too, hence the checks of Host (DNS rebinding), Origin and content type (cross-site requests).
 """
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -56,40 +57,32 @@ class AccessPolicy:
         return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(cookie)
 
 
-class ApiGuard:
+def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     """ASGI middleware in front of /api/: raises `HTTPException` for requests without a token or from another site."""
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
-        self.app = app
-        self.policy = policy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        require_same_origin(request)
-        require_json(request)
-        if scope["path"] != LOGIN_PATH and not self.policy.admits(request):
+        require_same_site(request)
+        if scope["path"] != LOGIN_PATH and not policy.admits(request):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
-        await self.app(scope, receive, send)
+        await app(scope, receive, send)
+
+    return guard
 
 
-def require_same_origin(request: Request) -> None:
-    """Refuse requests that a page of another site, or of another port of this machine, sends."""
-    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+def require_same_site(request: Request) -> None:
+    """Refuse what a page of another site or port may send, and POST without JSON, which a cross-site form can send."""
+    headers = request.headers
+    host, origin = headers.get("host", ""), headers.get("origin")
     is_own_origin = origin in (None, f"http://{host}", f"https://{host}")
-    if not is_own_origin or request.headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+    if not is_own_origin or headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
         raise HTTPException(403, "requests from another site are refused")
-
-
-def require_json(request: Request) -> None:
-    """Refuse methods except GET and POST, and POST without JSON: a cross-site form cannot send that content type."""
     if request.method not in ("GET", "POST"):
         raise HTTPException(405, "use GET or POST", {"allow": "GET, POST"})
-    if request.method == "GET":
-        return
-    media_type, _, parameter = request.headers.get("content-type", "").lower().partition(";")
-    if media_type.strip() != "application/json" or parameter.strip().replace('"', "") not in ("", "charset=utf-8"):
+    content_type = headers.get("content-type", "").lower().replace('"', "")
+    if request.method == "POST" and not re.fullmatch(r"application/json\s*(;\s*(charset=utf-8\s*)?)?", content_type):
         raise HTTPException(415, "the content type must be application/json")
-    if "content-encoding" in request.headers:
+    if request.method == "POST" and "content-encoding" in headers:
         raise HTTPException(415, "the body must not be compressed")
 
 
@@ -106,21 +99,21 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-class SecurityHeaders:
+def with_security_headers(app: ASGIApp) -> ASGIApp:
     """ASGI middleware that adds `HEADERS` to responses: the page loads only its own files, and no site embeds it."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                headers.setdefault("cache-control", "no-store")
+                # Files are kept by the browser, which asks each time whether they changed.
+                headers.setdefault("cache-control", "no-cache" if "etag" in headers else "no-store")
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        await app(scope, receive, send_with_headers)
+
+    return wrapped
 
 
 class Compression(GZipMiddleware):
@@ -131,15 +124,11 @@ class Compression(GZipMiddleware):
         super().__init__(app, minimum_size=4096, compresslevel=3, exclude_content_types=excluded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Starlette takes `gzip;q=0`, which refuses gzip, for a yes.
         accepted = scope["type"] == "http" and accepts_gzip(Headers(scope=scope).get("accept-encoding", ""))
         await (super().__call__ if accepted else self.app)(scope, receive, send)
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header allows gzip."""
-    for coding in accept_encoding.lower().split(","):
-        name, _, quality = coding.replace(" ", "").partition(";q=")
-        if name == "gzip":
-            return not quality or quality.strip("0.") != ""
-    return False
+    """Whether an `Accept-Encoding` header allows gzip. Starlette takes `gzip;q=0`, which refuses it, for a yes."""
+    coding = re.search(r"(?:^|,)\s*gzip\s*(?:;\s*q=([0-9.]*)\s*)?(?:,|$)", accept_encoding.lower())
+    return coding is not None and (coding[1] is None or coding[1].strip("0.") != "")

@@ -249,7 +249,7 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
 
 
 def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_training: bool = True) -> Checkpoint | None:
-    """The newest valid checkpoint; None if there are no checkpoints.
+    """The newest valid checkpoint; None without checkpoints.
 
     Damaged ones are reported through `warn` and skipped. Raises `UserError` if all of them are damaged.
     """

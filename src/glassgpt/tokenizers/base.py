@@ -146,6 +146,14 @@ def surrogate_error(text: str, offset: int) -> UserError:
     )
 
 
+def encode_utf8(text: str) -> bytes:
+    """Return a text's bytes. Raises `UserError` for half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise surrogate_error(text, error.start) from None
+
+
 def bytes_to_unicode() -> list[str]:
     """Return the character that GPT-2's files use for each byte: itself if printable, otherwise from U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -18,6 +18,7 @@ from glassgpt.tokenizers.base import (
     bytes_to_unicode,
     concatenate_ids,
     describe_character,
+    encode_utf8,
     surrogate_error,
 )
 from glassgpt.tokenizers.bpe import BPETokenizer
@@ -111,13 +112,7 @@ class BytesTokenizer(BaseTokenizer):
         self._set_table([bytes([value]) for value in range(256)])
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return concatenate_ids([self._ids(text) for text in texts])
-
-    def _ids(self, text: str) -> npt.NDArray[np.uint32]:
-        try:
-            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-        except UnicodeEncodeError as error:
-            raise surrogate_error(text, error.start) from None
+        return concatenate_ids([np.frombuffer(encode_utf8(text), dtype=np.uint8).astype(np.uint32) for text in texts])
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind}) + "\n"

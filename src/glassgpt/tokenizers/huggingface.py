@@ -18,7 +18,7 @@ from glassgpt.tokenizers.base import (
     bytes_to_unicode,
     concatenate_ids,
     describe_character,
-    surrogate_error,
+    encode_utf8,
 )
 from glassgpt.utils.errors import UserError
 
@@ -118,7 +118,8 @@ class HFTokenizer(BaseTokenizer):
         try:
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises only plain exceptions
-            _refuse_surrogates(texts)
+            for text in texts:
+                encode_utf8(text)  # raises the better error
             raise UserError(f"this tokenizer cannot encode the text: {error}") from error
         parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
         for text, part in zip(texts, parts, strict=True):
@@ -250,11 +251,3 @@ def _merges_text(merge: str | Sequence[str], renamed: Mapping[str, str]) -> bool
     """Whether a merge of BPE neither uses nor results in a special token."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return all(renamed.get(name, name) == name for name in (first, second, first + second))
-
-
-def _refuse_surrogates(texts: Iterable[str]) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise surrogate_error(text, error.start) from None

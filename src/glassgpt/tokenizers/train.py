@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode, surrogate_error
+from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode, encode_utf8
 from glassgpt.tokenizers.bpe import BPETokenizer
 from glassgpt.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def _until(stop: threading.Event, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if stop.is_set():
             raise KeyboardInterrupt
-        utf8_length(text)  # for a better error than the library's
+        encode_utf8(text)  # raises a better error than the library
         yield text
 
 
@@ -68,14 +68,6 @@ def split_long(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : cut.start()]
             start = cut.start()
         yield text[start:]
-
-
-def utf8_length(text: str) -> int:
-    """Return a text's bytes in UTF-8. Raises `UserError` for half a surrogate pair."""
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise surrogate_error(text, error.start) from None
 
 
 def require_vocab_size(vocab_size: int) -> None:

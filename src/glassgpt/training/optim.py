@@ -114,7 +114,7 @@ class Muon(torch.optim.Optimizer):
         directions = [self._strategy.full_tensor(self._direction(parameter, group)) for parameter, group in members]
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for (_, group), direction in zip(members, directions, strict=True):
-            for matrix in direction.split(group["split"] or [len(direction)]):  # type: ignore[no-untyped-call]
+            for matrix in torch.split(direction, group["split"] or [len(direction)]):
                 by_shape.setdefault(matrix.shape, []).append(matrix)
         for shape, matrices in by_shape.items():
             scale = 0.2 * math.sqrt(max(shape))

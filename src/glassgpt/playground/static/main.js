@@ -117,18 +117,19 @@ function showModels(catalog, entry) {
     const now = await loadCatalog(true), same = findEntry(now, state.text('model'));
     if (same) showModels(now, same);
   });
-  place('models').replaceChildren(model, entry.kind !== 'run' ? ''
-    : choice({label: 'Checkpoint', value: state.text('step'),
-    options: checkpointOptions(entry), onInput: step => state.set({step}, {push: true})}));
+  const checkpoint = entry.kind === 'run' && choice({label: 'Checkpoint', value: state.text('step'),
+    options: checkpointOptions(entry), onInput: step => state.set({step}, {push: true})});
+  place('models').replaceChildren(model, checkpoint || '');
 }
 
 const area = h('textarea', {id: 'text', rows: 2, spellcheck: false, 'aria-label': 'Text that the model reads',
-  oninput() {
-  clearTimeout(timer);
-  timer = setTimeout(() => state.set({text: area.value, position: null}), TYPING_MS);
-}, onblur: () => area.value || showText(shownText)});
+  oninput: readText, onblur: () => area.value || showText(shownText)});
 const tokens = h('span.count', {'aria-live': 'polite'});
 let timer = 0, shownText = '';
+function readText() {
+  clearTimeout(timer);
+  timer = setTimeout(() => state.set({text: area.value, position: null}), TYPING_MS);
+}
 
 function showText(text) {
   shownText = text;

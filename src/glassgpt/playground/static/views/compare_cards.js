@@ -51,10 +51,10 @@ export function predictionCards(pair, segments, {selected, signal}) {
   let rows = [], lenses = [], divergences = [];
   const drawing = chart({
     label: 'Rank of the token by depth', signal, height: 280, test: 'ranks',
-    traces: () => lenses.map(({rank, layers}, k) => line(`${pair[k].mark} · ${pair[k].label}`,
-      rank.map((_, d) => d / layers), rank, k, {
-      dash: k ? 'dash' : 'solid', symbol: k ? 'square' : 'circle', customdata: rank.map((_, d) => depthName(d)),
-      hovertemplate: 'rank %{y}, %{customdata}'})),
+    traces: () => lenses.map(({rank, layers}, k) =>
+      line(`${pair[k].mark} · ${pair[k].label}`, rank.map((_, d) => d / layers), rank, k, {
+        dash: k ? 'dash' : 'solid', symbol: k ? 'square' : 'circle', customdata: rank.map((_, d) => depthName(d)),
+        hovertemplate: 'rank %{y}, %{customdata}'})),
     layout: () => ({showlegend: true, margin: {t: 30}, xaxis: axis('depth', {range: [-0.03, 1.03]}),
       // Rank 1 is at the top.
       yaxis: axis('rank', {type: 'log', tickformat: ',d', tickvals: RANK_TICKS, range: [

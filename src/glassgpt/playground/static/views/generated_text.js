@@ -34,7 +34,7 @@ export function generatedCard({prompt, names, vocabSize, signal, onStep, onTop, 
       + 'before it; what followed is kept as a branch.',
     save: {name: 'generated', rows: () => [
       ['branch', 'position', 'id', 'token', 'probability'], ...shown.paths.flatMap((path, b) =>
-      path.map(({id, p}, i) => [b === shown.at ? 'current' : b, i, id, names[id], p ?? '']))]},
+        path.map(({id, p}, i) => [b === shown.at ? 'current' : b, i, id, names[id], p ?? '']))]},
   }, text, h('div.row', {}, step, top, reject, back, branch, seedField), problem, list, controls,
   h('p.about', {}, 'Sampled from p ∝ exp(logit / temperature) over the tokens that top-k, then top-p, then min-p keep. '
     + 'This page derives the random number of a step from seed, position and rejections, not from torch’s generator.'));

@@ -3,6 +3,7 @@ import {argmax, card, count, exportButtons, h, headNames, layerNames, ramp, stat
 import {axis, chart, line, matrix, verticalLine} from '../widgets/index.js';
 
 const MAX_LOADED = 60;  // snapshots in the chart over steps
+const DASHES = ['solid', 'dash', 'dot', 'dashdot'];
 const MEANINGS = {
   'previous token': 'w[t, t − 1]: attends to the previous token',
   'duplicate token': 'w[t, t − p]: attends to the first occurrence of the same token',
@@ -55,10 +56,9 @@ export function scoresOverSteps({load, steps, marked, signal}) {
   const drawing = chart({
     label: 'Best head of each type over the steps', signal, test: 'scores-over-steps', traces() {
       const found = [...best].sort(([a], [b]) => a - b);
-      return types.map((type, k) => line(type, found.map(([step]) => step), found.map(([, heads]) => heads[k].score), k,
-        {
-        dash: ['solid', 'dash', 'dot', 'dashdot'][k % 4], customdata: found.map(([, heads]) => heads[k].name),
-        hovertemplate: '%{y} %{customdata}'}));
+      const steps = found.map(([step]) => step), of = (k, key) => found.map(([, heads]) => heads[k][key]);
+      return types.map((type, k) => line(type, steps, of(k, 'score'), k, {dash: DASHES[k % DASHES.length],
+        customdata: of(k, 'name'), hovertemplate: '%{y} %{customdata}'}));
     },
     layout: () => ({showlegend: true, hovermode: 'x unified', margin: {t: 24}, uirevision: 'scores',
       xaxis: axis('step', {rangemode: 'tozero'}), yaxis: axis('', {rangemode: 'tozero', hoverformat: '.3f'}),

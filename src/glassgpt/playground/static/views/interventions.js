@@ -126,13 +126,12 @@ function changesCard({names}) {
     about: 'The change of each token, after − before. A constant added to all logits changes no probability.',
     save: {name: 'changes', figure: list, rows: () => [
       ['id', 'token', 'logit', 'probability'], ...Array.from(effect.order, id =>
-      [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
+        [id, names[id], measures.logit.change(effect, id), measures.probability.change(effect, id)])]},
   }, segmented({label: 'Change of', value: measure, options: Object.keys(measures).map(name => [name, name]),
-    onInput(value) {
+    onInput: draw}), problem, list);
+
+  function draw(value = measure) {
     measure = value;
-    draw();
-  }}), problem, list);
-  function draw() {
     const {change, text} = measures[measure], {before, after, p, q} = effect;
     const changes = Float64Array.from(p, (_, id) => change(effect, id)), order = ranked(changes);
     const up = Array.from(order.subarray(0, CHANGED)).filter(id => changes[id] > 0);

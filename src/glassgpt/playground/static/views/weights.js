@@ -41,8 +41,8 @@ function mapCard({info, names, table, nameOf, select, signal}) {
   let points = null, shown = '', neighbours = [];
   const coordinates = i => points.subarray(3 * i, 3 * i + 3);
   const map = pointMap({title: 'Map of the table', signal, name: nameOf, onSelect: select, test: 'map',
-    describe: i => [nameOf(i),
-    table() === 'positions' ? `position ${i}` : `id ${i}`, Array.from(coordinates(i), short).join(' · ')]});
+    describe: i => [nameOf(i), `${table() === 'positions' ? 'position' : 'id'} ${i}`,
+      Array.from(coordinates(i), short).join(' · ')]});
   const search = h('input', {type: 'text', placeholder: 'find a token', 'aria-label': 'Find a token on the map',
     test: 'map-find', oninput: mark, onkeydown(event) {
       if (event.key === 'Enter' && matches().length) select(matches()[0]);

@@ -52,11 +52,11 @@ export function headGrid({describe = () => [], onSelect, test, signal, ...settin
     }
     if (g.selected) p.frame(xOf(g.selected.head) - 2, yOf(g.selected.layer) - 2, side + 4, side + 4, css('warm'), 2.5);
   }
-  const canvas = figure({label: `Attention of ${layers} layers with ${heads} heads each`, test, signal, paint,
-    size(width) {
+  function size(width) {
     side = Math.max(4, Math.min(120, (width - LEFT - 4) / heads - GAP));
     return Math.ceil(yOf(layers) + 2);
-  }});
+  }
+  const canvas = figure({label: `Attention of ${layers} layers with ${heads} heads each`, test, signal, paint, size});
   selectable(canvas, {
     signal, grid: () => ({rows: layers, cols: heads, selected: [g.selected.layer, g.selected.head]}),
     cellAt: (x, y) => [(y - TOP) / (side + GAP), (x - LEFT) / (side + GAP)],
