@@ -155,7 +155,7 @@ class ModelPool:
         finally:
             self.waiting -= 1
 
-    async def stream(self, start: Callable[[], Generator[T]]) -> AsyncGenerator[list[T]]:
+    async def stream(self, generator: Generator[T]) -> AsyncGenerator[list[T]]:
         """What a generator yields, `TURN_SECONDS` at a time, so that other requests are computed in between.
 
         It is closed when the client leaves. Raises `BusyError`, and what the generator raises.
@@ -164,14 +164,11 @@ class ModelPool:
             raise BusyError("too many texts are being generated")
         self.streams += 1
         try:
-            generator = await self.compute(start)
-            try:
-                while part := await self.compute(lambda: take(generator, TURN_SECONDS), max_waiting=math.inf):
-                    yield part
-            finally:
-                self.executor.submit(generator.close)
+            while part := await self.compute(lambda: take(generator, TURN_SECONDS), max_waiting=math.inf):
+                yield part
         finally:
             self.streams -= 1
+            self.executor.submit(generator.close)
 
     def close(self) -> None:
         """Finish the current computation and drop the waiting ones."""

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from importlib import resources
@@ -40,7 +41,6 @@ MAX_FOLLOWERS = 16
 """Event streams at once: one more ends the oldest, whose page reconnects."""
 POLL_SECONDS = 0.5
 """Between two looks at a run's files."""
-HEARTBEAT_SECONDS = 10.0
 
 HANDLERS: dict[str, Callable[..., Answer]] = {
     "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
@@ -52,24 +52,6 @@ HANDLERS: dict[str, Callable[..., Answer]] = {
     "weight": handlers.weight, "spectrum": handlers.spectrum, "gradients": handlers.gradients,
 }  # fmt: skip
 """POST /api/NAME: the function that answers it."""
-
-
-def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
-    """The whole application, access control included."""
-    files = page_files()
-    app = Starlette(
-        routes=[
-            Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
-            Mount("/static", PageFiles(files)),
-            Mount("/api", routes=api.routes(), middleware=[Middleware(guarded, policy)]),
-        ],
-        middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
-            Middleware(Compression),
-        ],
-        exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
-    )
-    return with_security_headers(app)
 
 
 class PageFiles(StaticFiles):
@@ -113,16 +95,29 @@ class Api:
     def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self._pool = pool
         self._policy = policy
-        self.followers: list[asyncio.Event] = []
+        self.followers = deque[event_stream.Follower](maxlen=MAX_FOLLOWERS)
 
-    def routes(self) -> list[Route]:
-        """All of them."""
+    def app(self) -> ASGIApp:
+        """The whole application, access control included."""
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         post = {"write": self._write, "login": self._login}
         for name, handler in HANDLERS.items():
             post[name] = functools.partial(self._compute, handler, schemas.schema_of(handler))
-        methods = (("GET", get), ("POST", post))
-        return [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        methods, files = (("GET", get), ("POST", post)), page_files()
+        api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        app = Starlette(
+            routes=[
+                Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
+                Mount("/static", PageFiles(files)),
+                Mount("/api", routes=api, middleware=[Middleware(guarded, self._policy)]),
+            ],
+            middleware=[
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(self._policy.hosts), www_redirect=False),
+                Middleware(Compression),
+            ],
+            exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
+        )
+        return with_security_headers(app)
 
     async def _login(self, request: Request) -> Response:
         """Exchange the token for a cookie, which scripts cannot read."""
@@ -149,7 +144,7 @@ class Api:
 
     async def _write(self, request: Request) -> Response:
         body, loaded = await self._read(schemas.GenerateRequest, request)
-        parts = self._pool.stream(lambda: handlers.generate_text(loaded, body))
+        parts = self._pool.stream(handlers.generate_text(loaded, body))
         first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
         return StreamingResponse(_json_lines(request, first, parts), media_type="application/x-ndjson")
 
@@ -183,26 +178,16 @@ class Api:
 
     async def _follow(self, follower: event_stream.Follower) -> AsyncIterator[str]:
         """A run's events until the client leaves or `MAX_FOLLOWERS` newer ones came."""
-        ended = asyncio.Event()
-        self.followers.append(ended)
-        if len(self.followers) > MAX_FOLLOWERS:
-            self.followers.pop(0).set()
-        quiet = 0.0
+        self.followers.append(follower)
         yield "retry: 2000\n\n"
         try:
-            while not ended.is_set():
+            while follower in self.followers:
                 events = await asyncio.to_thread(lambda: _server_sent_events(follower.poll()))
-                quiet = 0.0 if events else quiet + POLL_SECONDS
-                if events:
-                    yield f"{events}id: {follower.cursor}\n\n"
-                elif quiet >= HEARTBEAT_SECONDS:
-                    quiet = 0.0
-                    yield ": heartbeat\n\n"
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), POLL_SECONDS)
+                yield f"{events}id: {follower.cursor}\n\n" if events else ": heartbeat\n\n"
+                await asyncio.sleep(POLL_SECONDS)
         finally:
             with suppress(ValueError):
-                self.followers.remove(ended)
+                self.followers.remove(follower)
 
 
 def _server_sent_events(events: Iterable[event_stream.Event]) -> str:

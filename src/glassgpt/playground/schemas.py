@@ -6,6 +6,7 @@ such as token ids.
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, TypeVar
@@ -103,6 +104,6 @@ def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
     """The whole numbers that an address gives for these names. Raises `UserError` for anything else."""
     values = dict(parameters)
     is_complete = len(parameters) == len(names) and set(values) == set(names)
-    if not is_complete or not all(text.isascii() and text.isdigit() and len(text) <= 18 for text in values.values()):
+    if not is_complete or not all(re.fullmatch("[0-9]{1,18}", text) for text in values.values()):
         raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
     return [int(values[name]) for name in names]

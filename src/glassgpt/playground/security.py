@@ -124,11 +124,6 @@ class Compression(GZipMiddleware):
         super().__init__(app, minimum_size=4096, compresslevel=3, exclude_content_types=excluded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = scope["type"] == "http" and accepts_gzip(Headers(scope=scope).get("accept-encoding", ""))
-        await (super().__call__ if accepted else self.app)(scope, receive, send)
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header allows gzip. Starlette takes `gzip;q=0`, which refuses it, for a yes."""
-    coding = re.search(r"(?:^|,)\s*gzip\s*(?:;\s*q=([0-9.]*)\s*)?(?:,|$)", accept_encoding.lower())
-    return coding is not None and (coding[1] is None or coding[1].strip("0.") != "")
+        encodings = Headers(scope=scope).get("accept-encoding", "").lower()
+        is_refused = re.search(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", encodings)  # Starlette takes that for a yes
+        await (self.app if is_refused else super().__call__)(scope, receive, send)

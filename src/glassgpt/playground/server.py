@@ -18,7 +18,7 @@ import uvicorn
 
 from glassgpt.playground.catalog import Catalog
 from glassgpt.playground.model_pool import ModelPool
-from glassgpt.playground.routes import Api, create_app
+from glassgpt.playground.routes import Api
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError
 
@@ -39,11 +39,6 @@ class Address:
     url: str
     """Address of the page, without the token."""
 
-    @property
-    def login_url(self) -> str:
-        """Address that logs in. Browsers send no fragment to a server, so the token reaches no log."""
-        return f"{self.url}#token={self.policy.token}"
-
 
 def bind(host: str | None, port: int | None) -> Address:
     """Listen on `host`, by default on this machine only. Without a port, use the first free one from `PORT` on.
@@ -60,12 +55,10 @@ def bind(host: str | None, port: int | None) -> Address:
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    if not host.strip():
-        raise UserError("--host is empty: pass a name or address of this machine, or leave it out")
     try:
         family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host} is not a name or address of this machine ({error.strerror})") from None
+        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
         try:
             listener = socket.create_server((address, number), family=family, backlog=256)
@@ -88,7 +81,7 @@ class PlayServer(uvicorn.Server):
         """Removed when the server ends."""
         self._pool = pool
         config = uvicorn.Config(
-            create_app(self.api, policy),
+            self.api.app(),
             http="h11",
             ws="none",
             loop="asyncio",
@@ -133,12 +126,13 @@ def play(references: list[str], *, device: torch.device, host: str | None, port:
     pool = ModelPool(Catalog(references), device)
     address = bind(host, port)
     server = PlayServer(pool, address.policy)
-    print(f"glassgpt: {address.login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
+    login_url = f"{address.url}#token={address.policy.token}"  # servers get no fragment, so the token reaches no log
+    print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
     # Without a window system, Python would open a browser that runs in this terminal.
     has_window = sys.platform != "linux" or any(
         name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )
     if browser and has_window:
-        server.login_file = write_login_file(address.login_url)
+        server.login_file = write_login_file(login_url)
         threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()
     server.run(sockets=[address.listener])
