@@ -171,9 +171,6 @@ def open_dataset(directory: Path) -> Dataset:
     return Dataset(directory, files, train, validation, tokenizer, manifest, fingerprint)
 
 
-# ------------------------------------------------------------------------------------------------------------- manifest
-
-
 def load_manifest(directory: Path) -> dict[str, Any]:
     """Load the manifest of a dataset after a check that its files have the right sizes.
 
@@ -237,9 +234,6 @@ def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest["tokenizer"]["sha256"]:
         return f"{TOKENIZER} is missing or changed"
     return None
-
-
-# --------------------------------------------------------------------------------------------------------- verification
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:

@@ -186,8 +186,6 @@ def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids).strip("\ufffd")
 
 
-# ---------------------------------------------------------------------------------------------------------------- table
-
 _NAME, _FIGURE, _BAR, _SAMPLE = 18, 16, 40, 100  # widths
 
 
