@@ -110,7 +110,8 @@ class DatasetBuilder:
             purpose = {"version": VERSION, "request": self.request, "identity": identity}
             write_atomic(self._work / _PURPOSE, json.dumps(purpose))
         size = sum(file.bytes for source in self.sources for file in source.files())
-        workers = workers or (1 if size <= _SMALL else _cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = workers or (1 if size <= _SMALL else cores)
         if self.data.deduplicate:
             units = self._with_duplicates(plan, units, workers)
         self._run(prepare_unit, plan, [unit for unit in units if not saved_counts(self._work, unit.number)], workers)
@@ -237,10 +238,6 @@ def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what does not change the text: files' times, and the commit, as most change other files."""
     files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
     return {**identity, "commit": None, "files": files}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
