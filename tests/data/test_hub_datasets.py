@@ -88,7 +88,7 @@ def test_undocumented_metadata_is_refused(configs: object) -> None:
 
 
 def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
-    def chosen(*configs: dict[str, Any]) -> str:
+    def chosen(*configs: dict[str, Any]) -> str | None:
         return choose_subset(subsets_of({"configs": list(configs)}, "acme/x"), None, "acme/x").name
 
     a, b, default = ({"config_name": name, "data_files": "*"} for name in ("a", "b", "default"))
