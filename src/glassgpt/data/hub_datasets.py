@@ -202,6 +202,6 @@ def _select(
         names = name_some(sorted(file.name for file in files), 5)
         raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {names}")
     ((most, _),) = sizes.most_common(1)
-    kept = tuple(file for file in files if file.bytes and format_of(file.name) == most)
-    left_out = tuple(file.name for file in files if file not in kept)
-    return HubDataset(repository.hub_id, repository.commit, subset, split, kept, left_out)
+    kept = {file.name: file for file in files if file.bytes and format_of(file.name) == most}
+    left_out = [file.name for file in files if file.name not in kept]
+    return HubDataset(repository.hub_id, repository.commit, subset, split, list(kept.values()), left_out)
