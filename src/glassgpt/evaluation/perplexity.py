@@ -61,11 +61,11 @@ class DocumentLosses:
         columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits_per_byte}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def worst(self, count: int, shortest: int) -> Ids:
-        """The documents with the highest mean loss, highest first, among those with at least `shortest` tokens."""
-        eligible = np.flatnonzero(self.tokens >= shortest)
+    def worst(self) -> Ids:
+        """The documents with the highest mean loss, highest first."""
+        eligible = np.flatnonzero(self.tokens >= WORST_TOKENS)
         means = self.nats[eligible] / self.tokens[eligible]
-        return eligible[np.argsort(-means, kind="stable")[:count]]
+        return eligible[np.argsort(-means, kind="stable")[:WORST_DOCUMENTS]]
 
 
 @dataclass
@@ -138,9 +138,7 @@ def measure_stream(
     byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts()
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
     measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
-    was_training = model.training
-    model.eval()
-    try:
+    with inference.evaluation_mode(model):
         batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
         for first, inputs, targets in batches:
             ranks.heartbeat()
@@ -157,8 +155,6 @@ def measure_stream(
                 measured.token_losses.append(losses)
             if measured.documents is not None:
                 measured.documents.add(first, losses, sizes)
-    finally:
-        model.train(was_training)
     return measured
 
 
@@ -218,9 +214,7 @@ def details(
         result["token_losses"] = token_losses.tolist()
     if each is None:
         return result
-    ends = np.append(each.starts[1:], len(stream))
-    worst = each.worst(WORST_DOCUMENTS, WORST_TOKENS)
-    columns = each.columns(worst)
+    columns, ends = each.columns(worst := each.worst()), np.append(each.starts[1:], len(stream))
     columns["text"] = [_excerpt(stream, int(each.starts[number]), int(ends[number]), tokenizer) for number in worst]
     result["document_count"] = int(np.count_nonzero(each.tokens))
     result["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -8,7 +8,8 @@ Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal, cast
 
@@ -39,6 +40,17 @@ MIN_TOKENS = 64
 SMALLEST_SCALE = 1e-30
 
 InferencePrecision = Literal["auto", "float32", "bfloat16"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside; afterwards the model is in training mode again if it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class PackedLinear(nn.Module):
@@ -207,7 +219,7 @@ def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: Inferen
 
 @torch.no_grad()
 def _in_bfloat16(model: GPT) -> GPT:
-    """A copy of the model with bfloat16 parameters, which shares the original's hooks."""
+    """A copy with bfloat16 parameters that shares the original's hooks."""
     converted = copy_modules(model, lambda module: None)
     for module in converted.modules():
         for name, parameter in module.named_parameters(recurse=False):

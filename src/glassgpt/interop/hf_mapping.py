@@ -40,15 +40,9 @@ _ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_parameters"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS = {
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "silu": "silu",
-    "swish": "silu",
-}
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
+    "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
+}  # fmt: skip
 
 
 def _unsupported(key: str, value: object) -> UserError:
@@ -222,15 +216,10 @@ class Family:
     def obstacles(self, config: ModelConfig) -> list[str]:
         """The settings, as `name = value`, that the family cannot hold."""
         stored = self.stored_config(config)
-        free = {*self.keys, *self.zeros, "rope_base"}
-        for ours, key in (("window", "sliding_window"), ("window_pattern", "layer_types")):
-            if key in self.defaults:
-                free.add(ours)
-        wrong = [
-            f.name
-            for f in fields(stored)
-            if f.name not in free and getattr(stored, f.name) != self.fixed.get(f.name, f.default)
-        ]
+        windows = {"sliding_window": "window", "layer_types": "window_pattern"}
+        free = {*self.keys, *self.zeros, "rope_base", *(windows[key] for key in windows.keys() & self.defaults.keys())}
+        required = {f.name: self.fixed.get(f.name, f.default) for f in fields(stored) if f.name not in free}
+        wrong = [name for name, value in required.items() if getattr(stored, name) != value]
         if "activation" in self.keys and stored.activation not in _ACTIVATIONS.values():
             wrong.append("activation")
         if self.heads_divide and stored.n_embd % stored.n_head:

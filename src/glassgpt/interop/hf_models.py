@@ -71,10 +71,6 @@ def open_hf(path: Path) -> HFModel:
     """
     with explain_os_errors("read", path):
         file = (path if path.is_dir() else path.parent) / "config.json"
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
-        if path.is_file() and path.suffix != ".safetensors":
-            raise UserError(f"{path} is neither a Hugging Face model directory nor a .safetensors file")
         if path.is_dir():
             if not file.is_file():
                 raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
@@ -152,12 +148,11 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _family_of(config: Mapping[str, Any], file: Path) -> Family:
-    known = {family.model_type: family for family in FAMILIES}
-    model_type = str(config.get("model_type"))
-    if model_type not in known:
-        hint = did_you_mean(model_type, known)
-        raise UserError(f"{file}: model_type {model_type!r} is not supported{hint}; supported: {', '.join(known)}")
-    return known[model_type]
+    known, name = {family.model_type: family for family in FAMILIES}, str(config.get("model_type"))
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise UserError(f"{file}: model_type {name!r} is not supported{hint}; supported: {', '.join(known)}")
+    return known[name]
 
 
 def _published_gpt2(path: Path) -> dict[str, Any]:

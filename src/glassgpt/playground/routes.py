@@ -6,12 +6,13 @@ import inspect
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -40,7 +41,6 @@ MAX_FOLLOWERS = 16
 """Event streams at once: one more ends the oldest, whose page reconnects."""
 POLL_SECONDS = 0.5
 """Between two looks at a run's files."""
-HEARTBEAT_SECONDS = 10.0
 
 HANDLERS: dict[str, Callable[..., Answer]] = {
     "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
@@ -52,24 +52,6 @@ HANDLERS: dict[str, Callable[..., Answer]] = {
     "weight": handlers.weight, "spectrum": handlers.spectrum, "gradients": handlers.gradients,
 }  # fmt: skip
 """POST /api/NAME: the function that answers it."""
-
-
-def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
-    """The whole application, access control included."""
-    files = page_files()
-    app = Starlette(
-        routes=[
-            Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
-            Mount("/static", PageFiles(files)),
-            Mount("/api", routes=api.routes(), middleware=[Middleware(guarded, policy)]),
-        ],
-        middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
-            Middleware(Compression),
-        ],
-        exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
-    )
-    return with_security_headers(app)
 
 
 class PageFiles(StaticFiles):
@@ -113,16 +95,28 @@ class Api:
     def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self._pool = pool
         self._policy = policy
-        self.followers: list[asyncio.Event] = []
+        self.followers = deque[event_stream.Follower](maxlen=MAX_FOLLOWERS)
 
-    def routes(self) -> list[Route]:
-        """All of them."""
+    def app(self) -> ASGIApp:
+        """The whole application, access control included."""
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         post = {"write": self._write, "login": self._login}
-        for name, handler in HANDLERS.items():
-            post[name] = functools.partial(self._compute, handler, schemas.schema_of(handler))
-        methods = (("GET", get), ("POST", post))
-        return [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        post |= {name: functools.partial(self._compute, handler) for name, handler in HANDLERS.items()}
+        methods, files = (("GET", get), ("POST", post)), page_files()
+        api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        app = Starlette(
+            routes=[
+                Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
+                Mount("/static", PageFiles(files)),
+                Mount("/api", routes=api, middleware=[Middleware(guarded, self._policy)]),
+            ],
+            middleware=[
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(self._policy.hosts), www_redirect=False),
+                Middleware(Compression),
+            ],
+            exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
+        )
+        return with_security_headers(app)
 
     async def _login(self, request: Request) -> Response:
         """Exchange the token for a cookie, which scripts cannot read."""
@@ -139,17 +133,15 @@ class Api:
         device = str(self._pool.device)
         return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
-    async def _compute(
-        self, handler: Callable[..., Answer], schema: type[schemas.ModelRequest], request: Request
-    ) -> Response:
-        body, loaded = await self._read(schema, request)
+    async def _compute(self, handler: Callable[..., Answer], request: Request) -> Response:
+        body, loaded = await self._read(schemas.schema_of(handler), request)
         values = {"loaded": loaded, "request": body, **vars(body)}
         arguments = {name: values[name] for name in inspect.signature(handler).parameters}
         return _response(await unless_gone(request, self._pool.compute(lambda: handler(**arguments))))
 
     async def _write(self, request: Request) -> Response:
         body, loaded = await self._read(schemas.GenerateRequest, request)
-        parts = self._pool.stream(lambda: handlers.generate_text(loaded, body))
+        parts = self._pool.stream(handlers.generate_text(loaded, body))
         first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
         return StreamingResponse(_json_lines(request, first, parts), media_type="application/x-ndjson")
 
@@ -175,37 +167,26 @@ class Api:
         return _response(await asyncio.to_thread(event_stream.snapshot, run, step))
 
     async def _events(self, request: Request) -> Response:
-        parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "after"]
-        run, _ = self._run(parameters)
+        run, _ = self._run([pair for pair in request.query_params.multi_items() if pair[0] != "after"])
         cursor = request.headers.get("last-event-id") or request.query_params.get("after")
         follower = await asyncio.to_thread(event_stream.Follower, run, cursor)
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
 
     async def _follow(self, follower: event_stream.Follower) -> AsyncIterator[str]:
         """A run's events until the client leaves or `MAX_FOLLOWERS` newer ones came."""
-        ended = asyncio.Event()
-        self.followers.append(ended)
-        if len(self.followers) > MAX_FOLLOWERS:
-            self.followers.pop(0).set()
-        quiet = 0.0
+        self.followers.append(follower)
         yield "retry: 2000\n\n"
         try:
-            while not ended.is_set():
+            while follower in self.followers:
                 events = await asyncio.to_thread(lambda: _server_sent_events(follower.poll()))
-                quiet = 0.0 if events else quiet + POLL_SECONDS
-                if events:
-                    yield f"{events}id: {follower.cursor}\n\n"
-                elif quiet >= HEARTBEAT_SECONDS:
-                    quiet = 0.0
-                    yield ": heartbeat\n\n"
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), POLL_SECONDS)
+                yield f"{events}id: {follower.cursor}\n\n" if events else ": heartbeat\n\n"
+                await asyncio.sleep(POLL_SECONDS)
         finally:
             with suppress(ValueError):
-                self.followers.remove(ended)
+                self.followers.remove(follower)
 
 
-def _server_sent_events(events: Iterable[event_stream.Event]) -> str:
+def _server_sent_events(events: Iterable[tuple[str, Any]]) -> str:
     return "".join(f"event: {name}\ndata: {json_text(value)}\n\n" for name, value in events)
 
 

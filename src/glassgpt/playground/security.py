@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MAX_BODY = 1 << 18
 """Bytes of a request's body."""
-LOGIN_PATH = "/api/login"
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
@@ -63,7 +62,7 @@ def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         require_same_site(request)
-        if scope["path"] != LOGIN_PATH and not policy.admits(request):
+        if scope["path"] != "/api/login" and not policy.admits(request):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
         await app(scope, receive, send)
 
@@ -124,11 +123,6 @@ class Compression(GZipMiddleware):
         super().__init__(app, minimum_size=4096, compresslevel=3, exclude_content_types=excluded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = scope["type"] == "http" and accepts_gzip(Headers(scope=scope).get("accept-encoding", ""))
-        await (super().__call__ if accepted else self.app)(scope, receive, send)
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header allows gzip. Starlette takes `gzip;q=0`, which refuses it, for a yes."""
-    coding = re.search(r"(?:^|,)\s*gzip\s*(?:;\s*q=([0-9.]*)\s*)?(?:,|$)", accept_encoding.lower())
-    return coding is not None and (coding[1] is None or coding[1].strip("0.") != "")
+        encodings = Headers(scope=scope).get("accept-encoding", "").lower()
+        is_refused = re.search(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", encodings)  # Starlette takes that for a yes
+        await (self.app if is_refused else super().__call__)(scope, receive, send)
