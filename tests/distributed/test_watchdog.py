@@ -15,7 +15,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, beh
     store = HashStore()
     forward = Status(phases=1, phase="the forward pass", has_updated=completed)
     first = Status(phases=2, phase="the backward pass", has_updated=completed) if behind else forward
-    ranks = [Watchdog(store, rank, 2, lambda s=s: s, print) for rank, s in enumerate([first, forward])]
+    ranks = [Watchdog(store, 0, 2, lambda: first, print), Watchdog(store, 1, 2, lambda: forward, print)]
     for beat in range(1, seconds):
         now[0] = float(beat)
         ranks[1]._report(beat)
