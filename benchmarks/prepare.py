@@ -23,8 +23,7 @@ import numpy as np
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.dataset import open_dataset
-from glassgpt.data.local_files import LocalFiles
-from glassgpt.data.sources import read_source
+from glassgpt.data.sources import LocalFiles, read_source
 
 STAND_IN = """
 import os
@@ -89,7 +88,7 @@ def main() -> int:
         for number in range(options.repeat):
             for path in sorted(glob.glob(options.data)):
                 shutil.copy(path, files / f"{number}-{Path(path).name}")
-        megabytes = sum(len(part.text.encode()) for part in read_source(LocalFiles(files), ReadingConfig())) / 1e6
+        megabytes = sum(len(part.text.encode()) for _, part in read_source(LocalFiles(files), ReadingConfig())) / 1e6
         print(f"{megabytes:,.0f} MB of text, {os.cpu_count()} cores")
         ratios, speeds = [], []
         for number in range(options.rounds):

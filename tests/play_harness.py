@@ -166,12 +166,9 @@ class Served:
         self.policy = replace(address.policy, token=token)
         self.client = Client(address.listener.getsockname()[1], token)
         self.pool = ModelPool(catalog, torch.device("cpu"))
-        listening = threading.Event()
-
-        self.server = PlayServer(self.pool, self.policy, listening.set)
+        self.server = PlayServer(self.pool, self.policy)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         self._thread.start()
-        assert listening.wait(20)
 
     def stop(self) -> None:
         """Stop the server and wait for its thread."""

@@ -20,8 +20,8 @@ from glassgpt.data import readers
 from glassgpt.data import shards as shards_module
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
 from glassgpt.data.inspect import dataset_facts, facts_text, length_facts
-from glassgpt.data.plan import SEPARATOR
 from glassgpt.data.prepare import prepare
+from glassgpt.data.work_units import SEPARATOR
 from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError

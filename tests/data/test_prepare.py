@@ -23,11 +23,10 @@ from hypothesis import strategies as st
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import builder, work_units
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
-from glassgpt.data.plan import WorkUnit, without_blank
 from glassgpt.data.prepare import prepare, require_tokenizer
-from glassgpt.data.readers import Part
 from glassgpt.data.shards import ShardWriter
 from glassgpt.data.source_files import SourceFile, fetch_all
+from glassgpt.data.work_units import WorkUnit
 from glassgpt.tokenizers.builtin import BPETokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
 from prepare_harness import contents
@@ -441,21 +440,6 @@ def test_one_of_several_concurrent_processes_prepares(text: Path, tmp_path: Path
     assert lines.count(open_dataset(tmp_path / "out").fingerprint) == 3
 
 
-def test_only_documents_that_are_blank_throughout_are_left_out() -> None:
-    """Not one whose first part is blank."""
-    parts = [
-        Part("  ", 0, True),
-        Part("word", 0, False),
-        Part(" ", 1, True),
-        Part("", 2, True),
-        Part("x", 3, True),
-        Part("\n", 4, True),
-    ]
-    blank: list[int] = []
-    assert list(without_blank(parts, lambda: blank.append(1))) == [parts[0], parts[1], parts[4]]
-    assert len(blank) == 3
-
-
 def stopped_after_the_last_shard(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a full disk, or a kill, just before the work unit is marked as done."""
     with monkeypatch.context() as patch:
@@ -484,10 +468,10 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
     request = config(folder, tokenizer="bytes", shard_tokens=100)
     prepare_unit, done = work_units.prepare_unit, []
 
-    def fail_at_the_third(directory: Any, plan: Any, unit: WorkUnit, *arguments: Any) -> None:
+    def fail_at_the_third(plan: Any, unit: WorkUnit, *arguments: Any) -> None:
         if unit.number == 2:
             raise KeyboardInterrupt
-        prepare_unit(directory, plan, unit, *arguments)
+        prepare_unit(plan, unit, *arguments)
         done.append(unit.number)
 
     with monkeypatch.context() as patch:

@@ -26,8 +26,8 @@ from glassgpt.cli.main import main
 from glassgpt.config.schema import DataConfig
 from glassgpt.data import builder
 from glassgpt.data.dataset import open_dataset
-from glassgpt.data.local_files import LocalFiles
 from glassgpt.data.prepare import prepare
+from glassgpt.data.sources import LocalFiles
 from glassgpt.data.work_units import prepare_unit
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import BytesTokenizer, build_tokenizer

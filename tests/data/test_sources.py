@@ -11,10 +11,10 @@ import pytest
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data import builtin_texts as module
-from glassgpt.data import local_files, sources
+from glassgpt.data import sources
+from glassgpt.data.builder import text_identity
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
-from glassgpt.data.local_files import LocalFiles
-from glassgpt.data.sources import PreparedDataset, Source, read_source, resolve
+from glassgpt.data.sources import LocalFiles, PreparedDataset, Source, read_source, resolve
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
@@ -27,7 +27,7 @@ def source_of(path: Path) -> Source:
 
 
 def text_of(path: Path, encoding: str = "utf-8") -> str:
-    return "".join(part.text for part in read_source(source_of(path), ReadingConfig(encoding=encoding)))
+    return "".join(part.text for _, part in read_source(source_of(path), ReadingConfig(encoding=encoding)))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     names = ["B.txt", "a/b/c.TXT", "a/z.md", "b.txt", "d.parquet.md"]
     assert [file.name for file in source_of(folder).files()] == names
-    assert [part.text for part in read_source(source_of(folder), ReadingConfig())] == names
+    assert [part.text for _, part in read_source(source_of(folder), ReadingConfig())] == names
 
 
 def test_a_pattern_gives_the_files_that_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,24 +97,22 @@ def test_only_the_patterns_own_wildcards_count(tmp_path: Path, monkeypatch: pyte
         monkeypatch.chdir("/")
         assert resolve(source.location) == source
         assert sources.absolute_source(source.location) == source.location
-        assert [part.text for part in read_source(source, ReadingConfig())] == [
+        assert [part.text for _, part in read_source(source, ReadingConfig())] == [
             f"texts/{name}".replace("texts/three", "three") for name in names
         ]
 
 
-def test_other_files_of_a_folder_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_of_a_folder_are_listed(tmp_path: Path) -> None:
     for name in ("a.txt", "paper.pdf", "below/LICENSE", "config.json", ".hidden/x.pdf", ".x.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert source_of(tmp_path).left_out == ("below/LICENSE", "config.json", "paper.pdf")
     for source in (source_of(tmp_path / "paper.pdf"), source_of(tmp_path / "*"), Shakespeare(), PythonDocs()):
         assert source.left_out == ()
-    monkeypatch.setattr(local_files, "MOST_LEFT_OUT", 2)
-    assert len(source_of(tmp_path).left_out) == 2
 
 
 def test_identities_of_the_same_text(tmp_path: Path) -> None:
-    """For files the times do not matter; other identities must be equal."""
+    """For files the times do not matter, and for a dataset of the hub the commit; other identities must be equal."""
     path = tmp_path / "text.txt"
     path.write_text("one")
     source = source_of(tmp_path)
@@ -122,17 +120,21 @@ def test_identities_of_the_same_text(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     touched = source.identity()
     assert first != touched
-    assert source.same_text(first, touched)
+    assert text_identity(first) == text_identity(touched)
     path.write_text("two")
-    assert not source.same_text(first, source.identity())
+    assert text_identity(first) != text_identity(source.identity())
     path.write_text("one")
     path.rename(tmp_path / "other.txt")
-    assert not source.same_text(first, source.identity())
+    assert text_identity(first) != text_identity(source.identity())
     (tmp_path / "text.txt").write_text("one")
-    assert not source.same_text(first, source.identity())
-    for each in (PythonDocs(), Shakespeare()):
-        assert each.same_text(each.identity(), each.identity())
-        assert not each.same_text(each.identity(), {**each.identity(), "other": 1})
+    assert text_identity(first) != text_identity(source.identity())
+    for identity in (
+        PythonDocs().identity(),
+        Shakespeare().identity(),
+        {"repository": "a/b", "files": [{"name": "c"}]},
+    ):
+        assert text_identity(identity) == text_identity({**identity, "commit": "1"})
+        assert text_identity(identity) != text_identity({**identity, "other": 1})
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"First Citizen:\nBefore we proceed any further, hear me speak.\n")
     monkeypatch.setattr(module, "SHAKESPEARE_SHA256", sha256_of(path))
-    (part,) = read_source(Shakespeare(), ReadingConfig(encoding="ascii", column="other"))
+    ((_, part),) = read_source(Shakespeare(), ReadingConfig(encoding="ascii", column="other"))
     assert part.text.encode() == path.read_bytes()
     path.unlink()
 
@@ -233,7 +235,7 @@ def test_python_docs_are_written_once_and_read_as_they_are(python_docs: list[str
     (file,) = PythonDocs().files()
     written = file.fetch().stat()
     assert [
-        part.text for part in read_source(PythonDocs(), ReadingConfig(column="other", encoding="utf-16"))
+        part.text for _, part in read_source(PythonDocs(), ReadingConfig(column="other", encoding="utf-16"))
     ] == python_docs
     assert file.fetch().stat().st_mtime_ns == written.st_mtime_ns
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from glassgpt.config.model import ModelConfig
+from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation import hellaswag as module
 from glassgpt.evaluation import hellaswag_items
 from glassgpt.evaluation.hellaswag import (
@@ -255,6 +256,18 @@ def test_rows_of_a_pass_have_little_padding() -> None:
     assert groups == [[6, 1], [4, 2], [3, 0, 5]]
     for group in groups:
         assert sum(lengths[group[0]] - lengths[row] for row in group) <= module.PADDING_TOKENS
+    assert list(map(len, group_by_length([1000] * 6 + [5000]))) == [1, 4, 2]  # at most PASS_TOKENS, or one row
+
+
+class OneRank(Ranks):
+    """One of several ranks, which sees its own share only."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, size
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [value]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
@@ -262,7 +275,7 @@ def test_the_shares_of_all_ranks_are_the_whole(world_size: int, monkeypatch: pyt
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model = some_items(20), model_for(BYTES, context_length=100)
     whole = score_hellaswag(model, BYTES, items)
-    shares = [score_hellaswag(model, BYTES, items, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [score_hellaswag(model, BYTES, items, ranks=OneRank(rank, world_size)) for rank in range(world_size)]
     scores = sorted(itertools.chain.from_iterable(shares), key=lambda score: score.number)
     assert scores == whole  # to the last bit: the batches are the same
     if world_size == 100:
@@ -450,7 +463,7 @@ def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     with pytest.raises(UserError, match="'lm-evil'; did you mean 'lm-eval'"):
         evaluate_hellaswag(model, BYTES, items, style="lm-evil")
     letters = CharacterTokenizer("abc ")
-    with pytest.raises(UserError, match="the 4 of this tokenizer"):
+    with pytest.raises(UserError, match="tokenizer's 4"):
         evaluate_hellaswag(model_for(letters), letters, items)
     with pytest.raises(UserError, match="the tokenizer is not this model's"):
         evaluate_hellaswag(model_for(letters), BYTES, items)

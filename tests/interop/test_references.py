@@ -223,7 +223,8 @@ def test_weights_are_hashed_only_if_they_are_loaded(run: Path, monkeypatch: pyte
     hashed.clear()
     item = {"activity_label": "a", "ctx": "the quick", "endings": ["brown", "fox", "jumps", "over"], "label": 0}
     (run / "items.jsonl").write_text(json.dumps(item) + "\n")
-    monkeypatch.setattr("glassgpt.evaluation.hellaswag_report.STYLES", ("build-nanogpt",))  # the text has no colon
+    monkeypatch.setattr("glassgpt.evaluation.hellaswag.STYLES", ("build-nanogpt",))  # the text has no colon
+    monkeypatch.setattr("glassgpt.cli.evaluate._hellaswag_table", str)  # it shows both styles
     assert main(["eval", str(run), "--hellaswag", "--hellaswag-file", str(run / "items.jsonl")]) == 0
     assert [name for name in hashed if name.endswith("model.safetensors")] == ["000010/model.safetensors"]
 

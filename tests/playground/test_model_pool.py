@@ -88,7 +88,7 @@ def test_only_a_few_models_stay_in_memory(tmp_path: Path) -> None:
     with serving(run.path) as served:
         for step in (1, 2, 3, 4, 5, 4):
             served.client.answer("next", model=0, step=step, ids=[3])
-        assert [step for _, step in served.pool._slots] == [3, 5, 4]
+        assert [step for _, step, _ in served.pool._models] == [3, 5, 4]
 
 
 def test_captures_are_kept_within_a_limit_and_dropped_with_their_model() -> None:

@@ -1,12 +1,12 @@
 """`glassgpt play`: mistakes, where it listens, the token, and a process that is interrupted."""
 
-import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -68,7 +68,6 @@ def test_each_server_has_its_own_token(host: str | None) -> None:
     addresses = [bind(host, 0) for _ in range(2)]
     for address in addresses:
         assert len(address.policy.token) >= 32
-        assert address.login_url == f"{address.url}#token={address.policy.token}"
         address.listener.close()
     assert addresses[0].policy.token != addresses[1].policy.token
     assert addresses[0].policy.cookie != addresses[1].policy.cookie
@@ -80,16 +79,13 @@ def test_the_token_is_not_in_the_command_line_of_the_browser(
     """The browser gets the path of a file that only this user can read, and that is gone when the server ends."""
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=())
     opened: list[tuple[str, int, str]] = []
+    serve = server.PlayServer.run
 
     def run_server(self: server.PlayServer, sockets: list[socket.socket]) -> None:
-        asyncio.run(started(self))
-        sockets[0].close()
-
-    async def started(play_server: server.PlayServer) -> None:
-        play_server._on_start()
         while not opened:
-            await asyncio.sleep(0.01)
-        play_server.cleanup.close()
+            time.sleep(0.01)
+        self.should_exit = True  # it starts, and ends at once
+        serve(self, sockets)
 
     def open_browser(url: str) -> None:
         path = Path(urlsplit(url).path)

@@ -14,6 +14,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import one_line
 
 if TYPE_CHECKING:
+    from glassgpt.evaluation.hellaswag_items import Item
     from glassgpt.interop.references import LoadedModel
 
 _AS_TRAINED = "(default: the run's)"
@@ -66,7 +67,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise UserError("--quantize measures the loss on text only; remove it or --hellaswag")
     if options.token_losses and options.json is None:
         raise UserError("--token-losses needs --json FILE")
-    from glassgpt.evaluation.hellaswag_items import find_items, read_items, subset
+    from glassgpt.evaluation.hellaswag_items import load_items
     from glassgpt.generation.inference import device_for
     from glassgpt.interop.references import load_model
     from glassgpt.utils.device import find_device, keep_freed_memory
@@ -75,17 +76,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     # Errors that need no model are reported before minutes of work.
     if options.json is not None:
         require_json(options.json)
-    if options.hellaswag:
-        subset(
-            read_items(find_items(options.hellaswag_file)),
-            1 if options.hellaswag_items is None else options.hellaswag_items,
-        )
+    chosen = load_items(options.hellaswag_file, options.hellaswag_items) if options.hellaswag else None
     loaded = load_model(options.reference, find_device(device_for(options.quantize, options.device)))
     figures: dict[str, Any] = {}
     if not options.hellaswag or options.data is not None or loaded.config is not None:
         figures = _evaluate_text(loaded, options)
-    if options.hellaswag:
-        figures["hellaswag"] = _evaluate_hellaswag(loaded, options)
+    if chosen is not None:
+        figures["hellaswag"] = _evaluate_hellaswag(loaded, *chosen)
     if options.json is not None:
         write_json(options.json, figures)
 
@@ -113,8 +110,8 @@ def _evaluate_text(loaded: "LoadedModel", options: EvalOptions) -> dict[str, Any
     return figures
 
 
-def _evaluate_hellaswag(loaded: "LoadedModel", options: EvalOptions) -> dict[str, Any]:
-    from glassgpt.evaluation.hellaswag_report import evaluate_both_styles, hellaswag_table
+def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", published: bool) -> dict[str, Any]:
+    from glassgpt.evaluation.hellaswag import evaluate_both_styles
 
     last = time.monotonic()
 
@@ -124,8 +121,8 @@ def _evaluate_hellaswag(loaded: "LoadedModel", options: EvalOptions) -> dict[str
             last = time.monotonic()
             say_aside(f"HellaSwag, {style} style: {done:,} of {total:,}")
 
-    figures = evaluate_both_styles(loaded, options.hellaswag_file, options.hellaswag_items, progress)
-    print("\n" + hellaswag_table(figures))
+    figures = evaluate_both_styles(loaded, items, published, progress)
+    print("\n" + _hellaswag_table(figures))
     return figures
 
 
@@ -160,4 +157,27 @@ def _details_table(details: Mapping[str, Any]) -> str:
         for document in worst:
             figures = f"{document['loss']:>14.4f} {document['bits_per_byte']:>7.3f}"
             lines.append(f"number {document['document']:<7}{figures}  {one_line(document['text'], 90)}")
+    return "\n".join(lines)
+
+
+def _hellaswag_table(figures: Mapping[str, Any]) -> str:
+    """The figures with their standard errors, and published scores if the items are the same."""
+    from glassgpt.evaluation.baselines import PUBLISHED
+
+    lines = [f"HellaSwag, {figures['items']:,} items       accuracy         normalised"]
+    for style, divisor in (("build-nanogpt", "token"), ("lm-eval", "character")):
+        own = figures[style]
+        plain, normalised = (f"{own[f'acc{s}']:7.2%} ±{own[f'stderr{s}']:6.2%}" for s in ("", "_norm"))
+        lines.append(f"  {style + ' style':<26}{plain}  {normalised} by loss per {divisor}")
+        for row in PUBLISHED if figures["published"] else ():
+            if row.style == style:
+                accuracy = "" if row.acc is None else f"{row.acc:7.2%}"
+                lines.append(f"    {row.model:<24}{accuracy:<16}  {row.acc_norm:7.2%}          ({row.source})")
+        if own["near_ties"] or own["near_ties_norm"]:
+            ties = f"{own['near_ties']} and {own['near_ties_norm']}"
+            lines.append(f"    near ties: {ties} items whose two best endings differ by at most 1e-4")
+        if own["cut"]:
+            lines.append(f"    {own['cut']:,} items exceed the model's context and were cut on the left")
+    if not figures["published"]:
+        lines.append("  (not all items of the published file: do not compare with published scores)")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from glassgpt.cli.options import REFERENCE_HELP, parse, say
+from glassgpt.cli.options import REFERENCE_HELP, parse
 from glassgpt.utils.errors import UserError
 
 
@@ -39,5 +39,4 @@ def play(arguments: Sequence[str]) -> None:
         host=options.host,
         port=options.port,
         browser=not options.no_browser,
-        say=say,
     )

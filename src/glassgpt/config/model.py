@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from glassgpt.config.validation import StrictConfig, nearest_divisors
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, StrictConfig, nearest_divisors
 from glassgpt.utils.errors import UserError
 
 
@@ -19,21 +19,21 @@ class ModelConfig(StrictConfig):
     an override cannot leave a stale value.
     """
 
-    vocab_size: int | None = None
+    vocab_size: AtLeast1[int | None] = None
     """Number of token ids; none: the tokenizer's."""
-    vocab_multiple: int = 1
+    vocab_multiple: AtLeast1[int] = 1
     """Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability."""
-    context_length: int = 1024
+    context_length: AtLeast1[int] = 1024
     """Longest sequence in training, in tokens."""
-    n_layer: int = 12
+    n_layer: AtLeast1[int] = 12
     """Number of blocks."""
-    n_head: int = 12
+    n_head: AtLeast1[int] = 12
     """Attention heads per block."""
     n_kv_head: int | None = None
     """Key and value heads per block, each shared by n_head / n_kv_head query heads; none: n_head."""
-    head_dim: int | None = None
+    head_dim: AtLeast1[int | None] = None
     """Width of a head; none: n_embd / n_head."""
-    n_embd: int = 768
+    n_embd: AtLeast1[int] = 768
     """Width of the residual stream."""
     position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
     """Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none."""
@@ -41,7 +41,7 @@ class ModelConfig(StrictConfig):
     """Base of the rotary angles; a larger base rotates more slowly."""
     window: int | None = None
     """Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens."""
-    window_globals: int = 0
+    window_globals: AtLeast0[int] = 0
     """The first N tokens of a text, which windowed layers always see."""
     window_pattern: str = "S"
     """One letter per layer, repeated as needed: S for a sliding window, L for the whole text (SSSL: every fourth)."""
@@ -51,7 +51,7 @@ class ModelConfig(StrictConfig):
     """RMSNorms have a weight, including those of queries and keys."""
     norm_bias: bool | None = None
     """LayerNorms have a bias; none: the value of `bias`."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive[float] = 1e-5
     """Added to the variance in every normalisation."""
     embedding_norm: bool = False
     """Normalise the embedding as well."""
@@ -59,7 +59,7 @@ class ModelConfig(StrictConfig):
     """RMSNorm of each head's queries and keys."""
     activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
     """Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix."""
-    n_inner: int | None = None
+    n_inner: AtLeast1[int | None] = None
     """Width of the feed-forward block; none: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8."""
     bias: bool = True
     """Biases in linear layers."""
@@ -67,23 +67,15 @@ class ModelConfig(StrictConfig):
     """Initial projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero."""
     tied_head: bool = True
     """The output head shares the token embedding's weights."""
-    logit_softcap: float | None = None
+    logit_softcap: Positive[float | None] = None
     """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2; none: no cap."""
-    dropout: float = 0.0
+    dropout: BelowOne[float] = 0.0
     """Dropout after the embedding, on attention weights and on both residual branches."""
     attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
     """Attention kernel: PyTorch's fused one, the explicit formula, or FlexAttention (trains on CUDA only)."""
 
     def check(self) -> None:
-        for name in ("vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("vocab_size", "head_dim", "n_inner"):
-            value = getattr(self, name)
-            self.require(name, value is None or value >= 1, "at least 1")
-        self.require("logit_softcap", self.logit_softcap is None or self.logit_softcap > 0, "above 0")
         self.require("rope_base", self.rope_base > 1, "above 1")
-        self.require("norm_eps", self.norm_eps > 0, "above 0")
-        self.require("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._check_heads()
         self._check_windows()
         if self.attention == "flex":
@@ -107,7 +99,6 @@ class ModelConfig(StrictConfig):
             )
 
     def _check_windows(self) -> None:
-        self.require("window_globals", self.window_globals >= 0, "at least 0")
         letters = bool(self.window_pattern) and set(self.window_pattern) <= set("SL")
         self.require("window_pattern", letters, "made of the letters S and L")
         if self.window is None:

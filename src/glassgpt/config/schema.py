@@ -14,7 +14,20 @@ from typing import Any, Literal, Self
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import StrictConfig, build, doubled, flatten, halvings, nearest_multiples, without_none
+from glassgpt.config.validation import (
+    AtLeast0,
+    AtLeast1,
+    BelowOne,
+    Positive,
+    Share,
+    StrictConfig,
+    build,
+    doubled,
+    flatten,
+    halvings,
+    nearest_multiples,
+    without_none,
+)
 from glassgpt.utils.errors import UserError, did_you_mean
 
 TOKENIZERS = ("characters", "bytes", "gpt2")
@@ -99,62 +112,48 @@ class OptimConfig(StrictConfig):
 
     name: Literal["adamw", "muon"] = "adamw"
     """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
-    lr: float = 6e-4
+    lr: Positive[float] = 6e-4
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay after warmup, down to min_lr_ratio x lr at the last step."""
     min_lr_ratio: float = 0.1
     """Final learning rate as a share of the peak."""
-    warmup_steps: int = 0
+    warmup_steps: AtLeast0[int] = 0
     """Steps of linear warmup."""
-    beta1: float = 0.9
+    beta1: BelowOne[float] = 0.9
     """Decay of the gradient's running mean in AdamW."""
-    beta2: float = 0.95
+    beta2: BelowOne[float] = 0.95
     """Decay of the squared gradient's running mean in AdamW."""
-    eps: float = 1e-8
+    eps: Positive[float] = 1e-8
     """Added to the denominator of AdamW's update."""
-    momentum: float = 0.95
+    momentum: BelowOne[float] = 0.95
     """Decay of the gradient's running mean in Muon."""
-    weight_decay: float = 0.1
+    weight_decay: AtLeast0[float] = 0.1
     """Decoupled weight decay, on matrices only."""
-    grad_clip: float = 1.0
+    grad_clip: AtLeast0[float] = 1.0
     """Largest global gradient norm; 0 disables clipping."""
-    skip_outliers: float = 0.0
+    skip_outliers: AtLeast0[float] = 0.0
     """Skip an update whose loss or gradient norm is more than this many standard deviations above the mean of the last
     128 steps; 0 disables it."""
 
     def check(self) -> None:
-        self.require("lr", self.lr > 0, "above 0")
         self.require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1")
-        self.require("eps", self.eps > 0, "above 0")
-        for name in ("beta1", "beta2", "momentum"):
-            self.require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("warmup_steps", "weight_decay", "grad_clip", "skip_outliers"):
-            self.require(name, getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(StrictConfig):
     """How tokens are drawn from a model's predictions."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: AtLeast1[int] = 256
     """Tokens per sample."""
-    temperature: float = 0.8
+    temperature: AtLeast0[float] = 0.8
     """Divides the logits: below 1 is safer, above 1 more varied, 0 always takes the most likely token."""
-    top_k: int | None = None
+    top_k: AtLeast1[int | None] = None
     """Keep only the k most likely tokens."""
-    top_p: float | None = None
+    top_p: Share[float | None] = None
     """Keep the most likely tokens that together have this probability."""
-    min_p: float | None = None
+    min_p: Share[float | None] = None
     """Keep tokens that are at least this share as likely as the most likely one."""
-
-    def check(self) -> None:
-        self.require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self.require("temperature", self.temperature >= 0, "at least 0")
-        self.require("top_k", self.top_k is None or self.top_k >= 1, "at least 1")
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            self.require(name, value is None or 0 < value <= 1, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +162,10 @@ class SampleConfig(SamplingConfig):
 
     prompt: str | None = None
     """Text that the samples continue; none: the beginning of a document."""
-    count: int = 2
+    count: AtLeast0[int] = 2
     """Samples per evaluation; 0 disables them."""
 
     def check(self) -> None:
-        super().check()
-        self.require("count", self.count >= 0, "at least 0")
         self.require("prompt", self.prompt != "", "at least one character")
 
 
@@ -178,16 +175,14 @@ class ProbeConfig(StrictConfig):
 
     prompts: list[str] = field(default_factory=list)
     """Texts that the snapshots run the model on; none: the beginning of each validation text."""
-    tokens: int = 32
+    tokens: AtLeast0[int] = 32
     """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
     GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB."""
-    every: int = 0
+    every: AtLeast0[int] = 0
     """Also take a snapshot every N steps, in addition to every evaluation; 0 disables it."""
 
     def check(self) -> None:
         self.require("prompts", "" not in self.prompts, "texts of at least one character")
-        for name in ("tokens", "every"):
-            self.require(name, getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,21 +197,21 @@ class NumericsConfig(StrictConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_from: str | None = None
     """Model reference whose weights to start from; its shape then replaces [model], which may shorten the context."""
-    steps: int | None = None
+    steps: AtLeast1[int | None] = None
     """Number of optimizer updates. Give this or epochs. Resuming may extend it."""
-    epochs: float | None = None
+    epochs: Positive[float | None] = None
     """Passes over the training tokens. Give this or steps."""
-    batch_tokens: int = 524288
+    batch_tokens: AtLeast1[int] = 524288
     """Tokens per update over all processes, a multiple of context_length x processes. Gradients are accumulated."""
     batch_start: int | None = None
     """Start with updates of this many tokens, doubled until they reach batch_tokens. Needs steps."""
-    batch_warmup: float = 0.5
+    batch_warmup: Share[float] = 0.5
     """Share of the steps with smaller updates, if batch_start is set."""
     context_start: int | None = None
     """Start with sequences of this many tokens, doubled until they reach context_length; updates keep their tokens."""
-    context_warmup: float = 0.5
+    context_warmup: Share[float] = 0.5
     """Share of the steps with shorter sequences, if context_start is set."""
-    seed: int = 1337
+    seed: AtLeast0[int] = 1337
     """Seed of initialisation, batches, dropout and samples."""
     precision: Literal["auto", "native", "float32", "tf32", "bfloat16", "float16"] = "auto"
     """Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs."""
@@ -232,7 +227,7 @@ class ExecutionConfig(StrictConfig):
 
     name: str = "run"
     """Name of the run; its directory is runs/NAME unless another one is given."""
-    micro_batch_size: int = 16
+    micro_batch_size: AtLeast1[int] = 16
     """Most sequences per forward pass. Lower it if memory runs out: it changes rounding and dropout's masks only."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
@@ -251,19 +246,19 @@ class ExecutionConfig(StrictConfig):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Save memory by recomputing blocks in the backward pass: full keeps only each block's input, selective also keeps
     the results of matrix products and attention."""
-    eval_every: int = 250
+    eval_every: AtLeast0[int] = 250
     """Steps between evaluations and samples; 0 evaluates only before the first and after the last step."""
-    eval_tokens: int | None = None
+    eval_tokens: AtLeast1[int | None] = None
     """Validation tokens to evaluate on; none: the whole split."""
-    hellaswag_every: int = 0
+    hellaswag_every: AtLeast0[int] = 0
     """Steps between evaluations on HellaSwag, a multiple of eval_every; 0 disables them."""
-    hellaswag_items: int = 1000
+    hellaswag_items: AtLeast1[int] = 1000
     """Items of HellaSwag to evaluate on; 10042 are all."""
     hellaswag_file: str | None = None
     """HellaSwag's items as a .jsonl file; none: downloaded once."""
-    checkpoint_every: int = 250
+    checkpoint_every: AtLeast0[int] = 250
     """Steps between checkpoints; 0 saves only at the last step and at each new best validation loss."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: AtLeast1[int] = 2
     """Checkpoints to keep besides the best one."""
     log: Literal["none", "tensorboard", "wandb", "both"] = "none"
     """Also log to TensorBoard (in RUN/tensorboard), Weights & Biases, or both. Needs pip install 'glassgpt[log]'."""
@@ -284,16 +279,9 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         self.require("name", plain and self.name not in ("", ".", ".."), "a plain file name")
         if (self.steps is None) == (self.epochs is None):
             raise UserError("give steps or epochs: exactly one of the two")
-        self.require("steps", self.steps is None or self.steps >= 1, "at least 1")
-        self.require("epochs", self.epochs is None or self.epochs > 0, "above 0")
-        for name in ("batch_tokens", "micro_batch_size", "keep_checkpoints", "hellaswag_items"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("eval_every", "hellaswag_every", "checkpoint_every", "seed"):
-            self.require(name, getattr(self, name) >= 0, "at least 0")
         if self.hellaswag_every:
             valid = f"a multiple of eval_every = {self.eval_every}"
             self.require("hellaswag_every", self.eval_every > 0 and self.hellaswag_every % self.eval_every == 0, valid)
-        self.require("eval_tokens", self.eval_tokens is None or self.eval_tokens >= 1, "at least 1")
         self._check_batches()
         if self.cpu_offload and self.strategy != "fsdp":
             raise UserError("cpu_offload needs --strategy fsdp")
@@ -303,15 +291,14 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         context, batch = self.model.context_length, self.batch_tokens
         valid = f"a multiple of model.context_length = {context}; nearest: {nearest_multiples(batch, context)}"
         self.require("batch_tokens", batch % context == 0, valid)
-        for start, warmup, end_name, end, quantum in (
-            ("context_start", "context_warmup", "model.context_length", context, 1),
-            ("batch_start", "batch_warmup", "batch_tokens", batch, context),
+        for start, end_name, end, quantum in (
+            ("context_start", "model.context_length", context, 1),
+            ("batch_start", "batch_tokens", batch, context),
         ):
             valid_starts = halvings(end, quantum)
             shown = ", ".join(map(str, valid_starts)) or "none exists"
             is_valid = getattr(self, start) is None or getattr(self, start) in valid_starts
             self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
-            self.require(warmup, 0 < getattr(self, warmup) <= 1, "above 0 and at most 1")
         if self.batch_start is not None and self.steps is None:
             raise UserError("batch_start needs steps: use --steps N instead of epochs")
 
@@ -395,5 +382,5 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """The settings that differ from another config's, as `{"optim.lr": (other's value, own value)}`."""
-        own, others = (dict(flatten(dataclasses.asdict(config))) for config in (self, other))
+        own, others = (dict(flatten(dataclasses.asdict(config), keep=("mixture",))) for config in (self, other))
         return {name: (others[name], own[name]) for name in own if own[name] != others[name]}

@@ -9,8 +9,8 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -28,63 +28,76 @@ _TYPE_NAMES: dict[Any, str] = {
 types_of: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The valid values of a number: their description in errors, and the test."""
+
+    description: str
+    contains: Callable[[Any], bool]
+
+
+# Annotations of fields: `AtLeast1[int]`, or `AtLeast1[int | None]`, which allows None as well.
+T = TypeVar("T")
+AtLeast0 = Annotated[T, Range("at least 0", lambda value: value >= 0)]
+AtLeast1 = Annotated[T, Range("at least 1", lambda value: value >= 1)]
+Positive = Annotated[T, Range("above 0", lambda value: value > 0)]
+BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
+Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
 
 
 def _describe(annotation: Any) -> str:
     """A type in words: `a whole number or nothing`."""
-    return " or ".join(_describe_one(choice) for choice in _choices(annotation))
-
-
-def _describe_one(choice: Any) -> str:
-    origin, arguments = typing.get_origin(choice), typing.get_args(choice)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType:
+        return " or ".join(map(_describe, arguments))
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin is dict:
         return f"a table with {_describe(arguments[1])} for each key, {_describe(arguments[0])}"
     if origin is list:
         return f"a list, each item of it {_describe(arguments[0])}"
-    return _TYPE_NAMES.get(choice, getattr(choice, "__name__", str(choice)))
+    return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    return any(_fits_one(value, choice) for choice in _choices(annotation))
-
-
-def _fits_one(value: Any, choice: Any) -> bool:
-    origin, arguments = typing.get_origin(choice), typing.get_args(choice)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType:
+        return any(_fits(value, choice) for choice in arguments)
     if origin is Literal:
         return value in arguments
     if origin is dict:
-        return type(value) is dict and all(
-            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items()
-        )
+        return type(value) is dict and all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items())
     if origin is list:
         return type(value) is list and all(_fits(item, arguments[0]) for item in value)
-    if choice is float and type(value) is int:
+    if annotation is float and type(value) is int:
         return abs(value) <= sys.float_info.max
     # Not isinstance: True is an int, but n_layer = true is a mistake.
-    return type(value) is choice and (choice is not float or math.isfinite(value))
+    return type(value) is annotation and (annotation is not float or math.isfinite(value))
 
 
 class StrictConfig:
-    """Base of config dataclasses: checks the types of all fields on construction, then calls `check`."""
+    """Base of config dataclasses: checks types and ranges of all fields on construction, then calls `check`."""
 
-    section = ""  # of the TOML file; without an annotation, so that it is not a field
+    # Without annotations, so that they are not fields.
+    section = ""  # of the TOML file
+    ranges = dict[str, Range]()  # noqa: RUF012
 
     def __init_subclass__(cls) -> None:
         name = cls.__name__.removesuffix("Config").lower()
         cls.section = name if name in SECTIONS else cls.section
+        hints = typing.get_type_hints(cls, include_extras=True)
+        cls.ranges = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
     def __post_init__(self) -> None:
         for name, annotation in types_of(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
-            if type(value) is int and float in _choices(annotation) and int not in _choices(annotation):
+            if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
+        for name, valid in self.ranges.items():
+            value = getattr(self, name)
+            self.require(name, value is None or valid.contains(value), valid.description)
         self.check()
 
     def check(self) -> None:
@@ -143,11 +156,13 @@ def nearest_multiples(number: int, quantum: int) -> str:
     return " or ".join(str(n) for n in (lower, lower + quantum) if n)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a config by their dotted names; a mixture counts as one value."""
+def flatten(
+    values: Mapping[str, Any], separator: str = ".", keep: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings by their joined names; a mapping named in `keep` is a leaf."""
     for name, value in values.items():
-        if isinstance(value, dict) and name != "mixture":
-            yield from flatten(value, f"{name}.")
+        if isinstance(value, Mapping) and name not in keep:
+            yield from flatten(value, separator, keep, f"{prefix}{name}{separator}")
         else:
             yield prefix + name, value
 

@@ -16,12 +16,11 @@ import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import FORMAT, MANIFEST, VERSION, files_of, read_manifest
-from glassgpt.data.plan import Plan, WorkUnit, make_plan
 from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
-from glassgpt.data.source_files import SourceFile, fetch_all
+from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import Source
-from glassgpt.data.work_units import Counts, hash_unit, prepare_unit, saved_counts, shard_prefix
+from glassgpt.data.work_units import Plan, WorkUnit, hash_unit, make_plan, prepare_unit, saved_counts, shard_prefix
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
@@ -37,6 +36,12 @@ _DUPLICATES = "duplicates.npz"
 _KEPT = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
 # Bytes of files up to which starting a second process costs more than it saves.
 _SMALL = 1 << 24
+# Counts in the manifest of what is left out.
+_LEFT_OUT = {
+    "blank_documents": "blank documents are left out",
+    "bad_rows": "rows without text are left out (--skip-bad)",
+    "duplicates_removed": "duplicate documents are left out (--deduplicate)",
+}
 
 
 @dataclass
@@ -76,10 +81,9 @@ class DatasetBuilder:
                     shutil.rmtree(self._work, ignore_errors=True)
                 raise
 
-    def _is_same(self, request: Mapping[str, Any], recorded: Sequence[Any], identity: Sequence[Any]) -> bool:
+    def _is_same(self, request: Any, recorded: Sequence[Any], identity: Sequence[Any]) -> bool:
         """Whether an earlier request and the identities of its sources are the present ones."""
-        same = [source.same_text(old, new) for source, old, new in zip(self.sources, recorded, identity, strict=False)]
-        return request == self.request and len(recorded) == len(identity) and all(same)
+        return bool(request == self.request and [*map(text_identity, recorded)] == [*map(text_identity, identity)])
 
     def _is_started(self, identity: Sequence[Mapping[str, Any]]) -> bool:
         """Whether an earlier build of this dataset can be resumed."""
@@ -90,17 +94,18 @@ class DatasetBuilder:
         return purpose["version"] == VERSION and self._is_same(purpose["request"], purpose["identity"], identity)
 
     def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
-        is_started = self._is_started(identity)
-        self.log(f"preparing {self.sources[0].name}{': resuming' if is_started else ''}")
-        if is_started:
-            plan, units, tokenizer = make_plan(self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
+        if self._is_started(identity):
+            self.log(f"preparing {self.sources[0].name}: resuming")
+            own_tokenizer = load_tokenizer(self._work / TOKENIZER)
+            plan, units, tokenizer = make_plan(self._work, self.sources, self.data, own_tokenizer)
         else:
+            self.log(f"preparing {self.sources[0].name}")
             plan, units, tokenizer = self._start(identity)
-        workers = workers or (1 if sum(file.bytes for file in self._files) <= _SMALL else _cores())
+        size = sum(file.bytes for source in self.sources for file in source.files())
+        workers = workers or (1 if size <= _SMALL else _cores())
         if self.data.deduplicate:
-            units = self._with_duplicates(units, workers)
-        todo = [unit for unit in units if saved_counts(self._work, unit.number) is None]
-        self._run(prepare_unit, [(self._work, plan, unit) for unit in todo], todo, workers)
+            units = self._with_duplicates(plan, units, workers)
+        self._run(prepare_unit, plan, [unit for unit in units if not saved_counts(self._work, unit.number)], workers)
         for source, recorded in zip(self.sources, identity, strict=True):
             if not source.is_unchanged(recorded):  # the shards may mix two versions of it
                 shutil.rmtree(self._work)
@@ -111,40 +116,35 @@ class DatasetBuilder:
 
     def _start(self, identity: Sequence[Mapping[str, Any]]) -> tuple[Plan, list[WorkUnit], Tokenizer]:
         """Plan the dataset, in an empty directory."""
-        for names in (source.left_out for source in self.sources):
-            if names:
+        for source in self.sources:
+            if names := source.left_out:
                 more = ", ..." if len(names) > 3 else ""
                 self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
-        plan, units, tokenizer = make_plan(self.sources, self.data, self.tokenizer)
+        plan, units, tokenizer = make_plan(self._work, self.sources, self.data, self.tokenizer)
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
         purpose = {"version": VERSION, "request": self.request, "identity": identity}
         write_atomic(self._work / _PURPOSE, json.dumps(purpose))
         return plan, units, tokenizer
 
-    @property
-    def _files(self) -> list[SourceFile]:
-        """The files of all sources, in the plan's order. New objects: a cancelled one stays so."""
-        return [file for source in self.sources for file in source.files()]
-
-    def _with_duplicates(self, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
+    def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
         """The units with their duplicates: documents with the text of an earlier one of any unit."""
         path = self._work / _DUPLICATES
         if not path.is_file():
-            hashes = self._run(hash_unit, [(unit,) for unit in units], units, workers)
+            hashes = self._run(hash_unit, plan, units, workers)
             repeated = np.split(_repeats(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes])[:-1])
             np.savez(content := io.BytesIO(), *repeated)
             write_atomic(path, content.getvalue())
         with np.load(path) as saved:
             return [replace(unit, duplicates=saved[f"arr_{unit.number}"]) for unit in units]
 
-    def _run(
-        self, task: Callable[..., R], arguments: Sequence[tuple[Any, ...]], units: Sequence[WorkUnit], workers: int
-    ) -> list[R]:
-        """Call a task with the arguments and the files of each unit, as soon as they are present."""
-        files, progress, before = self._files, ProgressLine(self.log), self._bytes_written()
-        wanted = [files[unit.first_file :][: len(unit.files)] for unit in units]
+    def _run(self, task: Callable[..., R], plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[R]:
+        """Call a task for each unit with its files, as soon as they are present."""
+        # New objects: a cancelled one stays so.
+        files = [file for source in self.sources for file in source.files()]
+        wanted = [file for unit in units for file in files[unit.first_file :][: len(unit.files)]]
+        progress, before = ProgressLine(self.log), self._bytes_written()
 
         def message(seconds: float) -> str:
             if task is hash_unit:
@@ -152,17 +152,13 @@ class DatasetBuilder:
             written = self._bytes_written()
             return f"{format_bytes(written)} of tokens written ({format_bytes((written - before) / seconds)}/s)"
 
-        with closing(fetch_all(list(itertools.chain.from_iterable(wanted)), log=self.log)) as fetched:
+        with closing(fetch_all(wanted, log=self.log)) as fetched:
             paths = (path for _, path in fetched)
-            ready = (
-                (*each, list(itertools.islice(paths, len(own)))) for each, own in zip(arguments, wanted, strict=True)
-            )
-            return run_tasks(task, ready, max(1, min(workers, len(units))), lambda: progress.update(message))
+            arguments = ((plan, unit, list(itertools.islice(paths, len(unit.files)))) for unit in units)
+            return run_tasks(task, arguments, max(1, min(workers, len(units))), lambda: progress.update(message))
 
     def _bytes_written(self) -> int:
         return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
-
-    # --------------------------------------------------------------------------------------------------------- manifest
 
     def _manifest(
         self, plan: Plan, units: int, tokenizer: Tokenizer, identity: Sequence[Mapping[str, Any]]
@@ -179,7 +175,7 @@ class DatasetBuilder:
         if self.data.validation == "first_shard":
             # The file is renamed when the dataset is complete.
             shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
-        counts = [saved_counts(self._work, unit) or Counts() for unit in range(units)]  # all are finished
+        counts = [counts for unit in range(units) if (counts := saved_counts(self._work, unit))]  # all are finished
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -202,24 +198,25 @@ class DatasetBuilder:
 
     def _refuse_empty(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         first_shard = self.data.validation == "first_shard"
-        if shards["train"] and shards["validation"] and not (first_shard and shards["validation"][0]["is_split"]):
-            return
-        shutil.rmtree(self._work)
         name = self.sources[0].location
         if not shards["train"]:
             hint = "lower data.shard_tokens, or set data.validation = fraction" if first_shard else "use more text"
-            raise UserError(f"{name} has no text left for training after the validation split; {hint}")
-        if not shards["validation"]:
-            raise UserError(
+            problem = f"{name} has no text left for training after the validation split; {hint}"
+        elif not shards["validation"]:
+            problem = (
                 f"{self.sources[-1].location} has no document left for validation; raise data.validation_fraction, "
                 "or set data.validation_source"
             )
-        raise UserError(f"the first document of {name} is larger than a shard; raise data.shard_tokens")
+        elif first_shard and shards["validation"][0]["is_split"]:
+            problem = f"the first document of {name} is larger than a shard; raise data.shard_tokens"
+        else:
+            return
+        shutil.rmtree(self._work)
+        raise UserError(problem)
 
     def _hashes(self, shards: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.uint64]:
         """The hash of each document (documents,) that starts in these shards."""
-        indexes = [read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards]
-        return np.concatenate([*indexes, np.empty(0, dtype="<u8")])
+        return np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards])
 
     def _publish(self) -> None:
         """Remove the files that are not part of the dataset, and rename the directory. Repeatable after a kill."""
@@ -233,19 +230,19 @@ class DatasetBuilder:
                 path.unlink()
         flush_to_disk(self._work)
         if self.directory.exists():
-            _remove_dataset(self.directory)
+            # The manifest last: what a kill leaves is still recognised as a dataset and may be replaced.
+            for path in self.directory.iterdir():
+                if path.is_file() and path.name != MANIFEST:
+                    path.unlink()
+            shutil.rmtree(self.directory)
         os.replace(self._work, self.directory)
         flush_to_disk(self.directory.parent)
 
 
-def _remove_dataset(directory: Path) -> None:
-    """Remove a dataset, its manifest last: what a kill leaves is still recognised as a dataset and may be replaced."""
-    for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != MANIFEST:
-            path.unlink()
-    shutil.rmtree(directory)
+def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what does not change the text: files' times, and the commit, as most change other files."""
+    files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
+    return {**identity, "commit": None, "files": files}
 
 
 def _cores() -> int:
@@ -275,14 +272,10 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     characters = sum(splits[split]["characters"] for split in SPLITS)
     tokens = ", ".join(f"{splits[split]['tokens']:,} tokens for {split}" for split in SPLITS)
     name, documents = manifest["source"]["name"], manifest["documents"]
-    lines = [f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}"]
-    for key, text in (
-        ("blank_documents", "blank documents are left out"),
-        ("bad_rows", "rows without text are left out (--skip-bad)"),
-        ("duplicates_removed", "duplicate documents are left out (--deduplicate)"),
-    ):
-        if manifest[key]:
-            lines.append(f"{manifest[key]:,} {text}")
+    lines = [
+        f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}",
+        *(f"{manifest[key]:,} {text}" for key, text in _LEFT_OUT.items() if manifest[key]),
+    ]
     if manifest["duplicates"] and not manifest["duplicates_removed"]:
         lines.append(
             f"{manifest['duplicates']:,} documents are duplicates (--deduplicate removes them); "

@@ -23,7 +23,6 @@ from glassgpt.data.hub_layout import (
     subsets_of,
     unknown_name,
 )
-from glassgpt.data.local_files import MOST_LEFT_OUT
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
@@ -80,14 +79,10 @@ class HubSource:
         """Always true: a prepared dataset stays that of its commit, and needs no network."""
         return True
 
-    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether the files are the same. Most commits change other files only."""
-        return {**one, "commit": None} == {**other, "commit": None}
-
     @property
     def left_out(self) -> tuple[str, ...]:
         """The split's files in another format than most of it."""
-        return self._dataset.left_out[:MOST_LEFT_OUT]
+        return self._dataset.left_out
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,14 @@ def prepare(
         tokenizer = build_tokenizer(data.tokenizer)  # so that the request has the file's content instead of its name
     if isinstance(source, PreparedDataset):
         return _use_dataset(source.directory, out, tokenizer)
-    log = log or (lambda line: None)
-    validation = None if data.validation_source is None else _validation_source(data.validation_source)
-    request = _request(data, source, validation, tokenizer)
+    log, sources = log or (lambda line: None), [source]
+    if data.validation_source is not None:
+        validation = resolve(data.validation_source)
+        if isinstance(validation, PreparedDataset):
+            raise UserError(f"validation source {data.validation_source} is a prepared dataset; name its text instead")
+        sources.append(validation)
+    request = _request(data, sources, tokenizer)
     directory = _default_directory(source, request) if out is None else _check_out(out)
-    sources = [source] if validation is None else [source, validation]
     if _is_up_to_date(directory, sources, request):
         return directory
     with _locked(directory, source, log):
@@ -92,21 +95,12 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     return directory
 
 
-def _validation_source(name: str) -> Source:
-    source = resolve(name)
-    if isinstance(source, PreparedDataset):
-        raise UserError(f"validation source {name} is a prepared dataset; name its text instead")
-    return source
-
-
-def _request(
-    data: DataConfig, source: Source, validation: Source | None, tokenizer: Tokenizer | None
-) -> dict[str, Any]:
+def _request(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What the dataset is made from, apart from the source's content: one made for another request is out of date."""
     # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
     return {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
-        "source": source.location,
-        "validation_source": None if validation is None else validation.location,
+        "source": sources[0].location,
+        "validation_source": sources[1].location if len(sources) > 1 else None,
         "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
         "tokenizer_sha256": None if tokenizer is None else _sha256(tokenizer.to_json()),
     }

@@ -8,8 +8,9 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ PART_CHARACTERS = 1 << 22
 
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
-_PARQUET_BUFFER = 1 << 20  # bytes read at once
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
@@ -49,59 +49,68 @@ class BadRow(NamedTuple):
     lacks_column: bool = False
 
 
-def is_readable(name: str) -> bool:
-    """Whether the name has one of the known suffixes."""
-    return name.lower().endswith(SUFFIXES)
+@dataclass
+class Counts:
+    """What was read, and what was left out."""
+
+    documents: int = 0  # with text, duplicates included
+    blank: int = 0  # empty or only white space
+    bad: int = 0  # rows without text that were skipped
+    first_bad: str = ""  # the place of the first one, and the reason
+    duplicates: int = 0
 
 
 def read_documents(
-    path: Path, options: ReadingConfig, *, name: str | None = None, on_skip: Callable[[int, str], None] | None = None
+    path: Path, options: ReadingConfig, *, name: str | None = None, counts: Counts | None = None
 ) -> Iterator[Part]:
-    """Yield the documents of a file in order. A file with any other suffix is read as one document of plain text.
+    """Yield the documents of a file that are not blank, in order, and count them.
 
-    `name` (default: the path) selects the format, and errors call the file by it. `on_skip` receives the row and the
-    reason for each row skipped by `skip_bad`. Raises `UserError` with the file and the row, line or byte offset.
+    `name` (default: the path) selects the format, and errors call the file by it. A file with an unknown suffix is read
+    as one document of plain text. Raises `UserError` with the file and the row, line or byte offset.
     """
-    name = name or str(path)
-    rows = _rows(path, name, options)
-    if rows is None:
-        for number, part in enumerate(split_text(_text(path, name, options), PART_CHARACTERS)):
-            yield Part(part, 0, number == 0)
-        return
-    has_text = False
-    for row, text in enumerate(rows):
-        if not isinstance(text, BadRow):
-            has_text = True
-            for number, part in enumerate(split_text([text], PART_CHARACTERS)):
-                yield Part(part, row, number == 0)
-        elif not options.skip_bad:
-            # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
-            wrong_column = text.lacks_column and not has_text
-            advice = (
-                _NAME_COLUMN if wrong_column else "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
-            )
-            raise UserError(f"{name}, {text.place}: {text.reason};\n{advice}")
-        elif on_skip is not None:
-            on_skip(row, f"{text.place}: {text.reason}")
+    name, counts = name or str(path), counts or Counts()
+    for row, pieces in _documents(path, name, options, counts):
+        parts = split_text(pieces, PART_CHARACTERS)
+        head = [next(parts)]
+        if not head[0].strip():
+            head += itertools.islice(parts, 1)
+            if len(head) == 1:
+                counts.blank += 1
+                continue
+        counts.documents += 1
+        for number, text in enumerate(itertools.chain(head, parts)):
+            yield Part(text, row, number == 0)
 
 
-def _text(path: Path, name: str, options: ReadingConfig) -> Iterator[str]:
-    return read_text(path, name, options.encoding, options.errors)
-
-
-def _rows(path: Path, name: str, options: ReadingConfig) -> Iterator[str | BadRow] | None:
-    """The rows of a file; None for plain text, which has none."""
+def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
+    """The row and the text, in pieces, of each document."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
+    pieces = read_text(path, name, options.encoding, options.errors)
     if plain_name.endswith(_JSON_LINES):
-        return _jsonl_rows(_text(path, name, options), name, options.column)
-    if plain_name.endswith(".csv"):
-        return _csv_rows(_text(path, name, options), name, options.column)
-    if not plain_name.endswith(".parquet"):
-        return None
-    if compression:
+        rows = _jsonl_rows(pieces, name, options.column)
+    elif plain_name.endswith(".csv"):
+        rows = _csv_rows(pieces, name, options.column)
+    elif not plain_name.endswith(".parquet"):
+        yield 0, pieces
+        return
+    elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
-    return _parquet_rows(path, name, options.column)
+    else:
+        rows = _parquet_rows(path, name, options.column)
+    has_text = False
+    for row, text in enumerate(rows):
+        if isinstance(text, str):
+            has_text = True
+            yield row, [text]
+        elif options.skip_bad:
+            counts.bad += 1
+            counts.first_bad = counts.first_bad or f"{text.place}: {text.reason}"
+        else:
+            # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
+            is_wrong_column = text.lacks_column and not has_text
+            skip = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
+            raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
 
 
 def _lacks(column: str, columns: Iterable[str]) -> str:
@@ -109,6 +118,15 @@ def _lacks(column: str, columns: Iterable[str]) -> str:
     columns = list(columns)
     listed = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
     return f"has no {column!r}{did_you_mean(column, columns)} (it has {listed or 'nothing'})"
+
+
+def _index_of(column: str, columns: Sequence[str], where: str) -> int:
+    """The number of a column. Raises `UserError` if it is missing or ambiguous."""
+    if columns.count(column) > 1:
+        raise UserError(f"{where} has {column!r} {columns.count(column)} times: rename all but one")
+    if column not in columns:
+        raise UserError(f"{where} {_lacks(column, columns)}; {_NAME_COLUMN}")
+    return columns.index(column)
 
 
 def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
@@ -123,7 +141,7 @@ def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
         held.append(piece[end:])
         size += len(piece) - end
         if size > _LONGEST_LINE:
-            raise UserError(f"{name} has a line of more than {_LONGEST_LINE:,} characters; is its suffix right?")
+            raise UserError(f"{name} has a line of more than {_LONGEST_LINE:,} characters: not JSON lines or CSV")
     if rest := "".join(held):
         yield rest
 
@@ -133,26 +151,17 @@ def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
 
 def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | BadRow]:
     """The text of each line that is not blank."""
-    line = 0
-    for block in _lines(_refuse_array(pieces, name), name):
+    line, is_first = 0, True
+    for block in _lines(pieces, name):
         # Not splitlines: JSON strings may contain other line separators.
         for content in block.removesuffix("\n").split("\n"):
             line += 1
-            if content and not content.isspace():
-                yield _json_text(content, f"line {line}", key)
-
-
-def _refuse_array(pieces: Iterable[str], name: str) -> Iterator[str]:
-    """The same pieces. An array is recognised by its first character, as it may be one line of gigabytes."""
-    started = False
-    for piece in pieces:
-        if not started and (start := piece.lstrip()):
-            started = True
-            if start.startswith("["):
-                raise UserError(
-                    f"{name} is a JSON array; convert it to one object per line (JSON lines): jq -c '.[]' FILE"
-                )
-        yield piece
+            if not content or content.isspace():
+                continue
+            if is_first and content.lstrip().startswith("["):
+                raise UserError(f"{name} is a JSON array; convert it to JSON lines: jq -c '.[]' FILE")
+            is_first = False
+            yield _json_text(content, f"line {line}", key)
 
 
 def _json_text(content: str, place: str, key: str) -> str | BadRow:
@@ -196,11 +205,7 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
     place, header = next(records, ("line 1", []))
     if isinstance(header, BadRow):
         raise UserError(f"{name}, {place}: {header.reason}")
-    if column not in header:
-        raise UserError(f"the header of {name} {_lacks(column, header)}; {_NAME_COLUMN}")
-    if header.count(column) > 1:
-        raise UserError(f"the header of {name} has {column!r} {header.count(column)} times: rename all but one")
-    index = header.index(column)
+    index = _index_of(column, header, f"the header of {name}")
     for place, record in records:
         if isinstance(record, BadRow) and "unexpected end of data" in record.reason:
             # Not a row to skip: all rows from there on are within the quotes.
@@ -234,33 +239,34 @@ def _csv_records(reader: Any) -> Iterator[tuple[str, list[str] | BadRow]]:
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
     """The text of each row. Raises `UserError` for a damaged file, and for a column that is missing or not text."""
     try:
-        from pyarrow import parquet
+        from pyarrow import parquet, types
     except ImportError:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
     with readable(name):
         open(path, "rb").close()  # Arrow's own errors for a missing or unreadable file are long
     with _explain_damage(name, "its footer"):
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
-        table = parquet.ParquetFile(
-            path, pre_buffer=False, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True
-        )
-        _check_column(table.schema_arrow, name, column)
+        table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        schema = table.schema_arrow
+    kind = schema.field(_index_of(column, schema.names, name)).type
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
+        raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")
     row = 0
     with table:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
                 for texts in _parquet_batches(table, group, column):
                     for number, text in enumerate(texts, row):
-                        yield _null_row(number, column) if text is None else text
+                        if text is None:
+                            yield BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text")
+                        else:
+                            yield text
                     row += len(texts)
         if row != table.metadata.num_rows:  # the footer has no checksum
             raise UserError(
                 f"{name} is damaged: it has {row:,} rows instead of {table.metadata.num_rows:,}; get it again"
             )
-
-
-def _null_row(number: int, column: str) -> BadRow:
-    return BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text")
 
 
 def _parquet_batches(table: Any, group: int, column: str) -> Iterator[list[str | None]]:
@@ -286,17 +292,3 @@ def _explain_damage(name: str, place: str) -> Iterator[None]:
         raise UserError(
             f"{name} is damaged, or not a parquet file: {place} cannot be read ({reason}); get it again"
         ) from error
-
-
-def _check_column(schema: Any, name: str, column: str) -> None:
-    """Raise `UserError` if the column is missing, ambiguous or not text."""
-    from pyarrow import types
-
-    if column not in schema.names:
-        raise UserError(f"{name} {_lacks(column, schema.names)}; {_NAME_COLUMN}")
-    if schema.names.count(column) > 1:
-        raise UserError(f"{name} has {schema.names.count(column)} columns {column!r}: rename all but one")
-    kind = schema.field(schema.names.index(column)).type
-    plain = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)):
-        raise UserError(f"column {column!r} of {name} holds {kind}, not text; {_NAME_COLUMN}")

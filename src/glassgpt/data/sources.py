@@ -1,53 +1,133 @@
 """Where text comes from: a registered name, local files, a dataset of the hub, or a prepared dataset."""
 
 import glob
+import itertools
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.builtin_texts import PythonDocs, Shakespeare
 from glassgpt.data.dataset import is_dataset
 from glassgpt.data.hub_datasets import HUB_NAMES, HubSource, hub_location
-from glassgpt.data.local_files import LocalFiles, absolute_pattern
-from glassgpt.data.readers import Part, read_documents
+from glassgpt.data.readers import SUFFIXES, Counts, Part, read_documents
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError, did_you_mean, nearby_path
-from glassgpt.utils.files import user_path
+from glassgpt.utils.files import files_below, readable, sha256_of, user_path
 
 
-class Source(Protocol):
-    """Files with a name, and a way to find out whether they have changed."""
+@dataclass(frozen=True)
+class LocalFiles:
+    """A file, the readable files in a folder and its subfolders, or those that match a pattern (`data/*.parquet`).
+
+    All sources have these properties and methods.
+    """
+
+    root: Path
+    """The file or folder, or the pattern as an absolute path."""
+    is_pattern: bool = False
+    reading: ReadingConfig | None = None
+    """How the files must be read, whatever the user's options; None if the options apply."""
 
     @property
     def name(self) -> str:
-        """Its name in messages and in the name of a dataset's directory."""
+        """The name in messages and of a dataset's directory: the file's or folder's, or that of a pattern's folder."""
+        return (self._folder.name if self.is_pattern else self.root.name.split(".")[0]) or "text"
 
     @property
     def location(self) -> str:
-        """The registered name, absolute path or hub id: unique on this machine."""
+        """The absolute path, or the registered name or hub id: unique on this machine."""
+        return str(self.root)
 
     @property
-    def reading(self) -> ReadingConfig | None:
-        """How its files must be read, whatever the user's options; None if the options apply."""
+    def _folder(self) -> Path:
+        """The folder to which names are relative: for a pattern, the last one without a wildcard."""
+        if not self.is_pattern:
+            return self.root if self.root.is_dir() else self.root.parent
+        return next(path for path in map(_without_wildcards, [self.root, *self.root.parents]) if path is not None)
 
     def files(self) -> list[SourceFile]:
-        """The files, always in the same order. Raises `UserError` if there are none."""
+        """The files, always in the same order (of their names). Raises `UserError` if there are none."""
+        return [SourceFile(entry["path"], entry["bytes"], partial(Path, path)) for path, entry in self._entries()]
 
     def identity(self) -> dict[str, Any]:
-        """A JSON value that identifies the text, kept with a dataset."""
+        """A JSON value that identifies the text, kept with a dataset: each file's name, size, time and hash."""
+        return {"files": [{**entry, "sha256": _hash(path)} for path, entry in self._entries()]}
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Whether the text is still that of an earlier `identity`."""
-
-    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether two identities belong to the same text."""
+        """Whether the text is still that of an earlier `identity`. Files are read only if a time differs."""
+        old, new = recorded["files"], self._entries()
+        return len(old) == len(new) and all(
+            (was["path"], was["bytes"]) == (now["path"], now["bytes"])
+            and (was["mtime_ns"] == now["mtime_ns"] or was["sha256"] == _hash(path))
+            for was, (path, now) in zip(old, new, strict=True)
+        )
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Names of files that are in the folder but not read, at most `MOST_LEFT_OUT`."""
+        """Names of some files that are in the folder but not read, except hidden ones."""
+        if self.is_pattern or not self.root.is_dir():
+            return ()
+        others = files_below(self.root, lambda name: not _is_text(name))
+        # A folder may have millions of images next to its texts.
+        return tuple(sorted(path.relative_to(self.root).as_posix() for path in itertools.islice(others, 10_000)))
+
+    def _entries(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Each file with its name, size and time."""
+        if self.is_pattern:
+            # A set, since `**/**` matches a file several times.
+            matches = {Path(name) for name in glob.glob(str(self.root), recursive=True)}
+            paths = [path for path in matches if path.is_file()]
+        else:
+            paths = list(files_below(self.root, _is_text)) if self.root.is_dir() else [self.root]
+        if not paths:
+            problem = (
+                f"no file matches {self.root}" if self.is_pattern else f"folder {self.root} has no readable text file"
+            )
+            suffixes = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
+            raise UserError(f"{problem}; name a text file, or a folder with some ({suffixes}; also .gz, .bz2 and .zst)")
+        folder, entries = self._folder, []
+        for path in paths:
+            with readable(path):
+                status = path.stat()
+            name = path.relative_to(folder).as_posix()
+            entries.append((path, {"path": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}))
+        return sorted(entries, key=lambda entry: entry[1]["path"])
+
+
+def _is_text(name: str) -> bool:
+    """Whether a folder's file is read. A plain .json is mostly metadata or a model's, so it must be named itself."""
+    return name.lower().endswith(SUFFIXES) and not name.lower().endswith(".json")
+
+
+def _hash(path: Path) -> str:
+    with readable(path):
+        return sha256_of(path)
+
+
+# A wildcard after `glob.escape`.
+_ESCAPED = re.compile(r"\[([*?[])\]")
+
+
+def _without_wildcards(pattern: Path) -> Path | None:
+    """The path that a pattern without wildcards stands for; None for one with wildcards."""
+    return None if glob.has_magic(_ESCAPED.sub("", str(pattern))) else Path(_ESCAPED.sub(r"\1", str(pattern)))
+
+
+def _absolute_pattern(pattern: str) -> Path:
+    """The pattern as an absolute one. Only its own wildcards count: the working directory may be called `a[1]`."""
+    first, *rest = Path(pattern).parts
+    start = user_path(first)
+    if start.is_absolute():
+        return Path(glob.escape(str(start)), *rest)
+    return Path(glob.escape(str(Path.cwd())), first, *rest)
+
+
+Source = LocalFiles | HubSource | PythonDocs | Shakespeare
 
 
 @dataclass(frozen=True)
@@ -57,23 +137,9 @@ class PreparedDataset:
     directory: Path
 
 
-def read_source(source: Source, options: ReadingConfig) -> Iterator[Part]:
-    """Yield all documents of a source, long ones in parts. Raises `UserError` for a file that cannot be read."""
-    for file in source.files():
-        yield from read_documents(file.fetch(), source.reading or options, name=file.name)
-
-
-# --------------------------------------------------------------------------------------------------------------- lookup
-
 # Hub sources are created at each lookup, since they keep the hub's answers.
-_LOCAL: Mapping[str, Source] = {source.name: source for source in (PythonDocs(), Shakespeare())}
-REGISTERED: tuple[str, ...] = (*_LOCAL, *HUB_NAMES)
-
-
-def absolute_source(source: str) -> str:
-    """The source by a name that is valid in any working directory. Raises `UserError` as `resolve` does."""
-    resolved = resolve(source)
-    return str(resolved.directory) if isinstance(resolved, PreparedDataset) else resolved.location
+_BUILTIN: Mapping[str, Source] = {"python-docs": PythonDocs(), "shakespeare": Shakespeare()}
+REGISTERED: tuple[str, ...] = (*_BUILTIN, *HUB_NAMES)
 
 
 def resolve(source: str) -> Source | PreparedDataset:
@@ -81,8 +147,8 @@ def resolve(source: str) -> Source | PreparedDataset:
 
     Raises `UserError` if there is none.
     """
-    if source in _LOCAL:
-        return _LOCAL[source]
+    if source in _BUILTIN:
+        return _BUILTIN[source]
     if source in HUB_NAMES:
         return HubSource(source)
     path = user_path(source)
@@ -99,15 +165,30 @@ def resolve(source: str) -> Source | PreparedDataset:
     except OSError as error:
         raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{choices}") from error
     if mode is None and glob.has_magic(source):
-        return LocalFiles(absolute_pattern(source), is_pattern=True)
+        return LocalFiles(_absolute_pattern(source), is_pattern=True)
     if mode is None and (location := hub_location(source)) is not None:
         return HubSource(location)
     if mode is None:
         nearby = nearby_path(source)
         hint = f"; did you mean {nearby}?" if nearby else did_you_mean(source, REGISTERED)
         raise UserError(f"there is no file, folder or registered source {source!r}{hint};\n{choices}")
-    if stat.S_ISDIR(mode):
-        return PreparedDataset(path.resolve()) if is_dataset(path) else LocalFiles(path.resolve())
-    if not stat.S_ISREG(mode):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{source} is neither a regular file nor a folder;\n{choices}")
-    return LocalFiles(path.resolve())
+    is_prepared = stat.S_ISDIR(mode) and is_dataset(path)
+    return PreparedDataset(path.resolve()) if is_prepared else LocalFiles(path.resolve())
+
+
+def absolute_source(source: str) -> str:
+    """The source by a name that is valid in any working directory. Raises `UserError` as `resolve` does."""
+    resolved = resolve(source)
+    return str(resolved.directory) if isinstance(resolved, PreparedDataset) else resolved.location
+
+
+def read_source(source: Source, options: ReadingConfig, counts: Counts | None = None) -> Iterator[tuple[int, Part]]:
+    """Yield the documents of a source, long ones in parts, each with the number of its file.
+
+    Raises `UserError` for a file that cannot be read.
+    """
+    for number, file in enumerate(source.files()):
+        for part in read_documents(file.fetch(), source.reading or options, name=file.name, counts=counts):
+            yield number, part

@@ -7,6 +7,7 @@ would take it for a file that ends early: lost text would go unnoticed.
 import bz2
 import codecs
 import gzip
+import importlib
 import itertools
 import re
 import sys
@@ -60,9 +61,6 @@ def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str
             yield text
 
 
-# -------------------------------------------------------------------------------------------------------- decompression
-
-
 def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
     """The file's bytes, decompressed. No chunk is empty."""
     compression = compression_of(name)
@@ -93,7 +91,10 @@ def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
         # Not bz2.open: it takes a member with a damaged header, and all after it, for the end of the file.
         yield from _decompress_members(raw, bz2.BZ2Decompressor, OSError)
     else:
-        zstd = _zstd()
+        try:  # the backport of Python 3.14's module; the package `zstandard` accepts truncated files
+            zstd: Any = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+        except ImportError:
+            raise UserError("reading .zst needs backports.zstd: pip install 'glassgpt[data]'") from None
         # The default refuses the window of `zstd --long=31`, which some published dumps use.
         options = {zstd.DecompressionParameter.window_log_max: 31}
         yield from _decompress_members(raw, lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError)
@@ -125,20 +126,6 @@ def _decompress_members(
         if content:
             yield content
 
-
-def _zstd() -> Any:
-    """The standard library's module (Python 3.14), or its backport. The package `zstandard` accepts truncated files."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        try:
-            from backports import zstd
-        except ImportError:
-            raise UserError("reading .zst needs backports.zstd: pip install 'glassgpt[data]'") from None
-    return zstd
-
-
-# ---------------------------------------------------------------------------------------------------------------- parts
 
 # White space as GPT-2's pattern means it by \s (Unicode's property); Python's \s has four control characters more.
 _S = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"

@@ -40,7 +40,7 @@ class Corpus:
 
     def texts(self) -> Iterator[str]:
         """Yield the documents that are not blank."""
-        return (part.text for part in read_source(self._source, self._options) if part.text.strip())
+        return (part.text for _, part in read_source(self._source, self._options))
 
     @cached_property
     def size(self) -> int:

@@ -11,11 +11,11 @@ from pathlib import Path
 from glassgpt.config.schema import TOKENIZERS, DataConfig
 from glassgpt.data.batches import Batches, Order
 from glassgpt.data.dataset import Dataset, open_dataset, verify
-from glassgpt.data.plan import SEPARATOR
 from glassgpt.data.prepare import prepare
 from glassgpt.data.progress import Log
 from glassgpt.data.shards import TOKENIZER
 from glassgpt.data.sources import PreparedDataset, absolute_source, read_source, resolve
+from glassgpt.data.work_units import SEPARATOR
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
 from glassgpt.utils.errors import UserError
 
@@ -83,7 +83,7 @@ def _common_tokenizer(data: DataConfig) -> Tokenizer:
     for source in sources:
         if isinstance(source, PreparedDataset):
             return open_dataset(source.directory).tokenizer
-        texts.append(part.text for part in read_source(source, data))
+        texts.append(part.text for _, part in read_source(source, data))
     return build_tokenizer(data.tokenizer, itertools.chain(*texts, [SEPARATOR]))
 
 

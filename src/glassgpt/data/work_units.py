@@ -1,13 +1,18 @@
-"""Prepare one work unit of a dataset: encode its files and write their shards.
+"""The plan of a dataset, and the preparation of one work unit: consecutive files, encoded and written as shards.
 
-The shards of a unit do not depend on who prepares it, how many workers there are, or how often they were killed. A unit
-resumes after its last finished shard: the files before that are read again, but not encoded.
+The shards depend on the plan, the tokenizer and the text alone: not on who prepares a unit, how many workers there are,
+or how often they were killed. A plan is computed again when a build resumes. A unit resumes after its last finished
+shard: the files before that are read again, but not encoded.
 """
 
 import dataclasses
+import hashlib
+import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,26 +20,138 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.data.plan import SEPARATOR, Plan, WorkUnit, without_blank
-from glassgpt.data.readers import Part, read_documents
+from glassgpt.config.schema import DataConfig, ReadingConfig
+from glassgpt.data.readers import Counts, Part, read_documents
 from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_bytes, text_hash
-from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
+from glassgpt.data.sources import Source, read_source
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
 
+# Between documents, if the tokenizer has no end-of-text token.
+SEPARATOR = "\n\n"
+# Bytes of files in a work unit, for each token of a shard: about one shard of plain text, several if it is compressed.
+_UNIT_BYTES = 4
 # Characters encoded at once: enough for a tokenizer that uses several cores, and little memory.
 _BATCH_CHARACTERS = 1 << 22
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 Report = Callable[[], None]
 
 
-@dataclass
-class Counts:
-    """The documents and rows of a work unit."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How documents become shards."""
 
-    documents: int = 0  # with text, duplicates included
-    blank: int = 0  # empty or only white space
-    bad: int = 0  # rows without text that were skipped
-    duplicates: int = 0  # left out
+    directory: Path  # of the build, with the tokenizer's file
+    tokenizer_sha256: str
+    dtype: str
+    shard_tokens: int
+    fraction: float | None = None  # this share of the documents is for validation, evenly spaced
+    document: tuple[int, int] | None = None  # so is this file's row: the only such document, or the first of its share
+    cut: int | None = None  # if the source is one document: its text after this many characters
+
+    def is_validation(self, unit: int, number: int, place: tuple[int, int]) -> bool:
+        """Whether document `number` of a work unit, at this file and row, is for validation.
+
+        With a fraction of 0.1, it is one document in ten. Which one differs from unit to unit, so that many units of
+        few documents have their share together; in the first unit it is the middle one.
+        """
+        if place == self.document or self.fraction is None:
+            return place == self.document
+        phase = (0.5 + unit * _GOLDEN_RATIO) % 1
+        return math.floor((number + 1) * self.fraction + phase) > math.floor(number * self.fraction + phase)
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Consecutive files of one source, prepared as one task."""
+
+    number: int
+    files: tuple[str, ...]
+    first_file: int  # its number in all sources
+    reading: ReadingConfig
+    split: str | None  # of all its documents; None if the plan decides
+    duplicates: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    """Documents (documents,) to leave out; may be empty."""
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def make_plan(
+    directory: Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
+) -> tuple[Plan, list[WorkUnit], Tokenizer]:
+    """Plan a dataset that is built in this directory. The tokenizer is the one passed, or the one that `data` names.
+
+    `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
+    characters of all of them. Raises `UserError` for a source without text.
+    """
+    # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
+    first_chosen = math.ceil(0.5 / data.validation_fraction)
+    places, characters = _first_documents(sources[0], data, max(2, first_chosen))
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, _all_texts(sources, data))
+    plan = Plan(
+        directory=directory,
+        tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        shard_tokens=data.shard_tokens,
+    )
+    if len(sources) == 1 and data.validation == "fraction":
+        if len(places) == 1:
+            # Exact; a float could be one character off. For tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
+            cut = int(characters * (1 - Fraction(str(data.validation_fraction))))
+            plan = dataclasses.replace(plan, cut=cut)
+        elif len(places) >= first_chosen:
+            plan = dataclasses.replace(plan, fraction=data.validation_fraction, document=places[first_chosen - 1])
+        else:
+            plan = dataclasses.replace(plan, document=places[-1])
+    return plan, list(_work_units(sources, data)), tokenizer
+
+
+def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tuple[list[tuple[int, int]], int]:
+    """File and row of the first documents, at most `count`, and the number of their characters."""
+    places, characters, counts = [], 0, Counts()
+    for file, part in read_source(source, reading, counts):
+        if part.starts:
+            places.append((file, part.row))
+            if len(places) == count:
+                break
+        characters += len(part.text)
+    if not places:
+        skipped = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
+        raise UserError(
+            f"{source.location} has no text: {skipped if counts.bad else 'it is empty or only white space'}"
+        )
+    return places, characters
+
+
+def _all_texts(sources: Sequence[Source], reading: ReadingConfig) -> Iterator[str]:
+    """All text that the tokenizer must be able to encode."""
+    counts = Counts()
+    for source in sources:
+        for _, part in read_source(source, reading, counts):
+            yield part.text
+    if counts.documents > 1:
+        yield SEPARATOR
+
+
+def _work_units(sources: Sequence[Source], data: DataConfig) -> Iterator[WorkUnit]:
+    """Consecutive files of a source, until they have enough bytes."""
+    number = first = 0
+    for source, split in zip(sources, SPLITS, strict=False):
+        files = source.files()
+        names, size = [], 0
+        for position, file in enumerate(files, start=1):
+            names.append(file.name)
+            size += file.bytes
+            if size >= _UNIT_BYTES * data.shard_tokens or position == len(files):
+                own_split = split if len(sources) > 1 else None
+                yield WorkUnit(number, tuple(names), first, source.reading or data, own_split)
+                number, first = number + 1, first + len(names)
+                names, size = [], 0
+
+
+# ----------------------------------------------------------------------------------------------------------- work units
 
 
 def saved_counts(directory: Path, unit: int) -> Counts | None:
@@ -58,45 +175,33 @@ def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(directory / TOKENIZER)
 
 
-def prepare_unit(directory: Path, plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> None:
-    """Write the shards of a unit into the directory of the dataset's tokenizer, then mark it as finished.
+def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> None:
+    """Write the shards of a unit into the plan's directory, then mark it as finished.
 
     `paths` are the unit's files. `report` is called now and then. Raises `UserError` for a bad file.
     """
     # A worker whose parent was killed may still be exiting.
-    lock = filelock.FileLock(directory / f".unit-{unit.number:05d}.lock")
-    with explain_os_errors("write", directory), lock:
-        if saved_counts(directory, unit.number) is None:
-            counts = _write_shards(directory, plan, unit, paths, report)
-            write_atomic(_counts_path(directory, unit.number), json.dumps(dataclasses.asdict(counts)))
+    lock = filelock.FileLock(plan.directory / f".unit-{unit.number:05d}.lock")
+    with explain_os_errors("write", plan.directory), lock:
+        if saved_counts(plan.directory, unit.number) is None:
+            counts = _write_shards(plan, unit, paths, report)
+            write_atomic(_counts_path(plan.directory, unit.number), json.dumps(dataclasses.asdict(counts)))
 
 
-def hash_unit(unit: WorkUnit, paths: Sequence[Path], report: Report) -> npt.NDArray[np.uint64]:
+def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> npt.NDArray[np.uint64]:
     """The hash (documents,) of each document of a unit, by which duplicates are found."""
     hashes: list[int] = []
     for _, _, part in _documents(unit, paths, Counts()):
-        data = text_bytes(part.text)
-        if part.starts:
-            hashes.append(text_hash(data))
-        else:
-            hashes[-1] = text_hash(data, hashes[-1])
+        before = None if part.starts else hashes.pop()
+        hashes.append(text_hash(text_bytes(part.text), before))
         report()
     return np.array(hashes, dtype=np.uint64)
 
 
 def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, str, Part]]:
-    """The documents in parts, each with its file's number in the source and its place for an error; counts them."""
-
-    def on_skip(row: int, reason: str) -> None:
-        counts.bad += 1
-
-    def on_blank() -> None:
-        counts.blank += 1
-
+    """The documents in parts, each with its file's number in all sources and its place for an error."""
     for number, (name, path) in enumerate(zip(unit.files, paths, strict=True), start=unit.first_file):
-        parts = read_documents(path, unit.reading, name=name, on_skip=on_skip)
-        for part in without_blank(parts, on_blank):
-            counts.documents += part.starts
+        for part in read_documents(path, unit.reading, name=name, counts=counts):
             yield number, f"{name}, row {part.row}", part
 
 
@@ -107,22 +212,24 @@ def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterato
 class _Piece:
     """A document or a part of one, as it goes into a split. `number` counts the split's documents in this unit."""
 
+    split: str
     text: str
     starts: bool
     number: int
     place: str
 
 
-def _write_shards(directory: Path, plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
-    counts, tokenizer = Counts(duplicates=int(unit.duplicates.sum())), _tokenizer(directory, plan.tokenizer_sha256)
+def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
+    counts = Counts(duplicates=int(unit.duplicates.sum()))
+    tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
     writers = {
-        split: ShardWriter(directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
+        split: ShardWriter(plan.directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
         for split in SPLITS
     }
     try:
         for batch in _batches(_pieces(plan, unit, _documents(unit, paths, counts))):
             for split, writer in writers.items():
-                missing = [piece for piece in batch[split] if piece.number >= writer.done]
+                missing = [piece for piece in batch if piece.split == split and piece.number >= writer.done]
                 for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
                     writer.add(ids, piece.text, piece.starts)
             report()
@@ -134,7 +241,7 @@ def _write_shards(directory: Path, plan: Plan, unit: WorkUnit, paths: Sequence[P
     return counts
 
 
-def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]]) -> Iterator[tuple[str, _Piece]]:
+def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]]) -> Iterator[_Piece]:
     """What goes into which split, in the order of the files."""
     numbers = dict.fromkeys(SPLITS, -1)
     number = kept = -1
@@ -154,22 +261,22 @@ def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part
         cut = len(part.text) if plan.cut is None else min(max(plan.cut - offset, 0), len(part.text))
         offset += len(part.text)
         if cut:
-            yield split, _Piece(part.text[:cut], part.starts, numbers[split], place)
+            yield _Piece(split, part.text[:cut], part.starts, numbers[split], place)
         if cut < len(part.text):
-            yield "validation", _Piece(part.text[cut:], False, 0, place)
+            yield _Piece("validation", part.text[cut:], False, 0, place)
 
 
-def _batches(pieces: Iterator[tuple[str, _Piece]]) -> Iterator[dict[str, list[_Piece]]]:
-    """The pieces by split, some megabytes at a time."""
-    batch: dict[str, list[_Piece]] = {split: [] for split in SPLITS}
+def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces, some megabytes at a time."""
+    batch: list[_Piece] = []
     size = 0
-    for split, piece in pieces:
-        batch[split].append(piece)
+    for piece in pieces:
+        batch.append(piece)
         size += len(piece.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
-            batch, size = {split: [] for split in SPLITS}, 0
-    if size:
+            batch, size = [], 0
+    if batch:
         yield batch
 
 
@@ -186,17 +293,19 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
     try:
         ids, offsets = tokenizer.encode_documents(texts)
     except UserError:
-        _refuse_one(pieces, texts, tokenizer)
+        for piece, text in zip(pieces, texts, strict=True):  # which one cannot be encoded?
+            try:
+                tokenizer.encode_documents([text])
+            except UserError as error:
+                raise UserError(f"{piece.place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         raise UserError(
             f"the tokenizer returned id {ids.max()}, but has {tokenizer.vocab_size:,} ids: its file is damaged"
         )
     marks = np.array(document_marks(tokenizer), dtype=np.uint32)
-    bounds = offsets.astype(np.int64)
-    for piece, start, end in zip(pieces, bounds[:-1], bounds[1:], strict=True):
-        own = ids[start:end]
-        yield np.concatenate([marks, own]) if piece.starts and len(marks) else own
+    for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
+        yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]
 
 
 def document_marks(tokenizer: Tokenizer) -> list[int]:
@@ -206,12 +315,3 @@ def document_marks(tokenizer: Tokenizer) -> list[int]:
     """
     marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
     return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks
-
-
-def _refuse_one(pieces: Sequence[_Piece], texts: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Raise the tokenizer's `UserError` with the place of the document that it cannot encode."""
-    for piece, text in zip(pieces, texts, strict=True):
-        try:
-            tokenizer.encode_documents([text])
-        except UserError as error:
-            raise UserError(f"{piece.place}: {error}") from None

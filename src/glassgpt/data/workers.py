@@ -30,15 +30,23 @@ def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], worker
         return [task(*each, report) for each in arguments]
     futures: list[Future[R]] = []
     running: set[Future[R]] = set()
+
+    def wait_until(most: int) -> None:
+        """Wait until at most this many tasks are running. Raises the exception of one that failed."""
+        nonlocal running
+        while len(running) > most:
+            done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            report()
+
     with _pool(workers) as pool:
         try:
             for each in arguments:
                 futures.append(pool.submit(task, *each, _no_report))
                 running.add(futures[-1])
-                while len(running) >= workers:
-                    running = _wait(running, report)
-            while running:
-                running = _wait(running, report)
+                wait_until(workers - 1)
+            wait_until(0)
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, as the system does if memory runs out; use fewer --workers "
@@ -51,15 +59,6 @@ def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], worker
 
 def _no_report() -> None:
     """Workers do not report: progress is measured from the files that they write."""
-
-
-def _wait(running: set[Future[R]], report: Report) -> set[Future[R]]:
-    """Wait up to a second for a task, and return those that still run. Raises the exception of one that failed."""
-    done, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    report()
-    return running
 
 
 @contextmanager
@@ -86,41 +85,26 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 class _Worker(SpawnProcess):
-    """A process that Ctrl-C does not reach, and that does not import the user's script."""
+    """A process that Ctrl-C does not reach, and that does not run the user's files.
+
+    Ctrl-C reaches every process of a terminal, and would print their tracebacks. multiprocessing would import the
+    user's script again, and so run it if it has no `__main__` guard. Python would also import modules from the working
+    directory, which may have a `queue.py`.
+    """
 
     def start(self) -> None:
-        with _clean_environment(), _blocked_interrupt():
+        resource_tracker.ensure_running()  # starting it later would unblock the signal
+        main, environment = sys.modules["__main__"], dict(os.environ)
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
             super().start()
-
-
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Keep a new process from running the user's files.
-
-    multiprocessing would import the script again, and so run it if it has no `__main__` guard. Its Python would also
-    import modules from the working directory, which may have a `queue.py`.
-    """
-    main, safe_path = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        del os.environ["PYTHONSAFEPATH"]
-        if safe_path is not None:
-            os.environ["PYTHONSAFEPATH"] = safe_path
-
-
-@contextmanager
-def _blocked_interrupt() -> Iterator[None]:
-    """Block SIGINT in new processes: Ctrl-C reaches every process of a terminal, and would print their tracebacks."""
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        finally:
+            sys.modules["__main__"] = main
+            os.environ.pop("PYTHONSAFEPATH")
+            os.environ.update(environment)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def _initialize(threads: int) -> None:

@@ -11,26 +11,32 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from glassgpt.distributed.group import Ranks
-from glassgpt.evaluation.hellaswag_items import Item, fingerprint, prompt_of
+from glassgpt.evaluation.hellaswag_items import STYLES, Item, fingerprint, prompt_of
+from glassgpt.generation.inference import evaluation_mode
+from glassgpt.interop.references import LoadedModel
 from glassgpt.model.gpt import GPT
-from glassgpt.model.loss import IGNORED, token_losses
+from glassgpt.model.loss import token_losses
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.device import autocast, matmul_precision
+from glassgpt.utils.device import autocast, find_precision, matmul_precision
+from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of a batch's texts, which are in the cache of a forward pass: 0.3 GB for GPT-2 small in float32.
-BATCH_TOKENS = 4096
+# Tokens of a batch's texts, each ending counted with its own context: the more, the more endings of equal length.
+BATCH_TOKENS = 16384
+# Tokens in the cache of one forward pass: 0.3 GB for GPT-2 small in float32.
+PASS_TOKENS = 4096
 # Padding that is cheaper than another pass: a CPU computes this many tokens in the time of reading the weights.
 PADDING_TOKENS = 32
 # Difference of losses in nats, normalised or not, below which the order of a sum may decide the choice.
@@ -85,33 +91,34 @@ class Score:
         return second - best
 
 
-def evaluate_hellaswag(
-    model: GPT,
-    tokenizer: Tokenizer | None,
+def evaluate_both_styles(
+    loaded: LoadedModel,
     items: Sequence[Item],
-    *,
-    style: str = "build-nanogpt",
-    precision: str = "float32",
-    results: Path | None = None,
-    progress: Progress = lambda done, total: None,
-    ranks: Ranks | None = None,
+    published: bool,
+    progress: Callable[[str, int, int], None] = lambda style, done, total: None,
 ) -> dict[str, Any]:
-    """Score items and return the figures of `summarize`. Each rank scores its share; all ranks get all figures.
+    """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
 
-    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
-    `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
+    Scores are kept in the cache, and the next call continues there. `progress` is called with the style and the numbers
+    of scored and of all items. Raises `UserError` as `score_hellaswag`.
     """
-    ranks = ranks or Ranks()
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{loaded.reference} has no tokenizer, so it cannot be evaluated on HellaSwag")
+    precision, model_hash = find_precision("auto", model.embedding.weight.device), hash_model(model)
+    figures: dict[str, Any] = {"items": len(items), "published": published, "precision": precision, **loaded.provenance}
+    for style in STYLES:
+        results = cache_directory() / "hellaswag" / results_name(model_hash, tokenizer, items, style, precision)
+        options: dict[str, Any] = {"precision": precision, "results": results, "progress": partial(progress, style)}
+        figures[style] = evaluate_hellaswag(model, tokenizer, items, style=style, **options)
+    return figures
 
-    def report(done: int, total: int) -> None:
-        ranks.heartbeat()
-        progress(done, total)
 
-    options: dict[str, Any] = {"style": style, "precision": precision, "results": results, "progress": report}
-    own = score_hellaswag(model, tokenizer, items, **options, rank=ranks.rank, world_size=ranks.size)
-    ranks.enter_phase("the scores of HellaSwag")
-    shares = ranks.all_gather_object([asdict(score) for score in own])
-    return {"style": style, **summarize([Score(**score) for share in shares for score in share])}
+def evaluate_hellaswag(
+    model: GPT, tokenizer: Tokenizer | None, items: Sequence[Item], *, style: str = "build-nanogpt", **options: Any
+) -> dict[str, Any]:
+    """Score items, with the options of `score_hellaswag`, and return the style and the figures of `summarize`."""
+    return {"style": style, **summarize(score_hellaswag(model, tokenizer, items, style=style, **options))}
 
 
 @torch.no_grad()
@@ -124,35 +131,36 @@ def score_hellaswag(
     precision: str = "float32",
     results: Path | None = None,
     progress: Progress = lambda done, total: None,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks | None = None,
 ) -> list[Score]:
-    """The scores of this rank's share of the items, ordered by item number. See `evaluate_hellaswag`."""
+    """The scores of the items, ordered by number. Each rank computes its share; all ranks get all scores.
+
+    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
+    `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
+    """
     if tokenizer is None:
         raise UserError("HellaSwag needs a tokenizer, and this model has none")
+    ranks = ranks or Ranks()
     questions = encode(items, tokenizer, style, model.config.context_length, model.vocab_size)
-    batches = make_batches(questions)[rank::world_size]
-    total = sum(map(len, batches))
+    batches = make_batches(questions)[ranks.rank :: ranks.size]
     saved = {} if results is None else _read_results(results)
-    scores: dict[int, Score] = {}
-    was_training, device = model.training, model.embedding.weight.device
-    model.eval()
-    try:
-        with uncompiled(model), matmul_precision(precision), autocast(device, precision):
-            for batch in batches:
-                numbers = [question.number for question in batch]
-                # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
-                losses = [saved[number] for number in numbers if number in saved]
-                if len(losses) < len(numbers):
-                    losses = score_batch(model, batch)
-                    if results is not None:
-                        _append_results(results, numbers, losses)
-                for q, four in zip(batch, losses, strict=True):
-                    scores[q.number] = Score(q.number, q.label, four, q.lengths, q.cut)
-                progress(len(scores), total)
-    finally:
-        model.train(was_training)
-    return [scores[number] for number in sorted(scores)]
+    scores: list[Score] = []
+    device = model.embedding.weight.device
+    with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
+        for batch in batches:
+            numbers = [question.number for question in batch]
+            # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
+            losses = [saved[number] for number in numbers if number in saved]
+            if len(losses) < len(numbers):
+                losses = score_batch(model, batch)
+                if results is not None:
+                    _append_results(results, numbers, losses)
+            scores += [Score(q.number, q.label, four, q.lengths, q.cut) for q, four in zip(batch, losses, strict=True)]
+            ranks.heartbeat()
+            progress(len(scores), sum(map(len, batches)))
+    ranks.enter_phase("the scores of HellaSwag")
+    shares = ranks.all_gather_object([asdict(score) for score in scores])
+    return sorted((Score(**score) for share in shares for score in share), key=lambda score: score.number)
 
 
 def summarize(scores: Sequence[Score]) -> dict[str, Any]:
@@ -257,28 +265,32 @@ def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
     A batch's texts have at most `BATCH_TOKENS` tokens. It is a pure function of the questions, so that every run and
     any number of ranks use the same batches.
     """
+
+    def shared(question: Question) -> tuple[bool, int]:
+        return question.cut, 0 if question.cut else len(question.context)
+
     batches: list[list[Question]] = []
-    for question in sorted(questions, key=lambda q: (q.cut, len(q.context), q.tokens, q.number), reverse=True):
-        first = batches[-1][0] if batches else None
-        same = (
-            first is not None
-            and question.cut == first.cut
-            and (first.cut or len(question.context) == len(first.context))
-        )
-        if first is not None and same and ENDINGS * first.tokens * (len(batches[-1]) + 1) <= BATCH_TOKENS:
-            batches[-1].append(question)
-        else:
-            batches.append([question])
+    ordered = sorted(questions, key=lambda q: (shared(q), q.tokens, q.number), reverse=True)
+    for _, group in itertools.groupby(ordered, key=shared):
+        rest = list(group)
+        while rest:
+            size = max(1, BATCH_TOKENS // (ENDINGS * rest[0].tokens))
+            batches.append(rest[:size])
+            rest = rest[size:]
     return batches
 
 
 def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of rows for each forward pass, longest rows first, with at most `PADDING_TOKENS` of padding per pass."""
+    """Numbers of rows for each forward pass, longest rows first.
+
+    With at most `PADDING_TOKENS` of padding and, unless it is a single row, `PASS_TOKENS` tokens per pass.
+    """
     group: list[int] = []
     padding = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        padding += lengths[group[0]] - lengths[row] if group else 0
-        if padding > PADDING_TOKENS:
+        longest = lengths[group[0]] if group else lengths[row]
+        padding += longest - lengths[row]
+        if padding > PADDING_TOKENS or (group and (len(group) + 1) * longest > PASS_TOKENS):
             yield group
             group, padding = [], 0
         group.append(row)
@@ -296,7 +308,7 @@ def score_batch(model: GPT, questions: Sequence[Question]) -> list[tuple[float, 
         contexts = torch.from_numpy(np.stack([question.context for question in questions])).to(device)
         cache = model.new_cache(len(questions), max(lengths) - 1)
         last = model.hidden(contexts, cache)[:, -1:]
-    losses: dict[int, float] = {}
+    losses = [0.0] * len(rows)
     for group in group_by_length(lengths):
         hidden, own_cache = [], None
         if shared:
@@ -304,35 +316,15 @@ def score_batch(model: GPT, questions: Sequence[Question]) -> list[tuple[float, 
             hidden, own_cache = [last[items]], cache.select(items)
         if shared + 1 < lengths[group[0]]:  # otherwise all endings have one token
             # Padding comes after an ending, so no token of it attends to padding.
-            inputs = _padded([rows[row][shared:-1] for row in group], 0)
+            inputs = pad_sequence([torch.from_numpy(rows[row][shared:-1]) for row in group], batch_first=True)
             hidden.append(model.hidden(inputs.to(device), own_cache))
-        targets = [_targets(rows[row], len(endings[row]))[max(0, shared - 1) :] for row in group]
-        sums = _sum_losses(model, torch.cat(hidden, dim=1), _padded(targets, IGNORED))
-        losses |= zip(group, sums, strict=True)
-    ordered = iter([losses[row] for row in range(len(rows))])
-    return [tuple(itertools.islice(ordered, ENDINGS)) for _ in questions]
-
-
-def _sum_losses(model: GPT, hidden: Tensor, targets: Tensor) -> list[float]:
-    """Sums of the losses of each row's targets (R, T), by hidden states (R, T, C) of the positions before them."""
-    scored = targets != IGNORED
-    states, ids, cap = hidden[scored.to(hidden.device)], targets[scored].to(hidden.device), model.config.logit_softcap
-    losses = token_losses(states, model.head.weight, ids, model.vocab_size, cap).cpu().double().numpy()
-    rows = np.repeat(np.arange(len(targets)), scored.sum(dim=1).numpy())
-    sums: list[float] = np.bincount(rows, weights=losses).tolist()
-    return sums
-
-
-def _targets(row: Ids, scored: int) -> Ids:
-    """The next token of each token but the last, `IGNORED` before the last `scored` ones."""
-    targets = row[1:].copy()
-    targets[: len(targets) - scored] = IGNORED
-    return targets
-
-
-def _padded(rows: Sequence[Ids], value: int) -> Tensor:
-    """Rows of any lengths as one tensor (R, T), filled up with `value` at their ends."""
-    table = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return torch.from_numpy(table)
+        # The first position that predicts a token of the ending: with a cache, the context's last one.
+        counts = [len(endings[row]) for row in group]
+        starts = [0 if shared else lengths[row] - 1 - count for row, count in zip(group, counts, strict=True)]
+        parts = zip(torch.cat(hidden, dim=1), starts, counts, strict=True)
+        states = torch.cat([hidden_row[start : start + count] for hidden_row, start, count in parts])
+        targets = torch.from_numpy(np.concatenate([endings[row] for row in group])).to(device)
+        values = token_losses(states, model.head.weight, targets, model.vocab_size, model.config.logit_softcap)
+        for row, own in zip(group, torch.split(values.cpu().double(), counts), strict=True):
+            losses[row] = float(own.sum())
+    return [tuple(losses[first : first + ENDINGS]) for first in range(0, len(losses), ENDINGS)]

@@ -87,6 +87,14 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
+def load_items(path: str | Path | None, count: int | None = None) -> tuple[list[Item], bool]:
+    """All items, or a `subset`, of a file (see `find_items`), and whether they are the complete published set."""
+    file = find_items(path)
+    items = read_items(file)
+    chosen = items if count is None else subset(items, count)
+    return chosen, len(chosen) == len(items) and is_published(file)
+
+
 def _item(number: int, record: Any) -> Item:
     needed = ("activity_label", "ctx", "endings", "label")
     if not isinstance(record, dict) or not record.keys() >= set(needed):

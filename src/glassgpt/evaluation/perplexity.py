@@ -138,9 +138,7 @@ def measure_stream(
     byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts()
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
     measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
-    was_training = model.training
-    model.eval()
-    try:
+    with inference.evaluation_mode(model):
         batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
         for first, inputs, targets in batches:
             ranks.heartbeat()
@@ -157,8 +155,6 @@ def measure_stream(
                 measured.token_losses.append(losses)
             if measured.documents is not None:
                 measured.documents.add(first, losses, sizes)
-    finally:
-        model.train(was_training)
     return measured
 
 

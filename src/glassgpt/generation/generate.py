@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.generation.inference import InferencePrecision, prepare_for_inference
+from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
 from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
@@ -81,15 +81,11 @@ def generate(
         return draw(sampling_distribution(logits, settings), generator)
 
     def stream() -> Iterator[GeneratedToken]:
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluation_mode(model):
             ready = prepare_for_inference(model, n, max_new_tokens, precision)
             context = _Context(ready, ids, max_new_tokens, vocab_size, use_cache)
             texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
             yield from _tokens(context, texts, choose, max_new_tokens, probabilities)
-        finally:
-            model.train(was_training)
 
     return stream()
 

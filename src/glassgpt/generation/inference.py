@@ -8,7 +8,8 @@ Shapes: `M` rows, `C` inputs, `N` outputs, `V` vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal, cast
 
@@ -39,6 +40,17 @@ MIN_TOKENS = 64
 SMALLEST_SCALE = 1e-30
 
 InferencePrecision = Literal["auto", "float32", "bfloat16"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside; afterwards the model is in training mode again if it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class PackedLinear(nn.Module):

@@ -9,6 +9,7 @@ Shapes: `B` texts, `L` layers, `H` heads, `T` tokens.
 import torch
 from torch import Tensor
 
+from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interpretability.capture import capture
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.rng import generator_for
@@ -53,11 +54,6 @@ def head_scores(model: GPT, seed: int = 0) -> Tensor:
     See `pattern_scores`. Dropout is off meanwhile; the model's mode is restored.
     """
     ids, period = repeated_tokens(model.vocab_size, model.config.context_length, seed)
-    was_training = model.training
-    model.eval()
-    try:
-        with capture(model) as cache:
-            model.hidden(ids.to(model.embedding.weight.device))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), capture(model) as cache:
+        model.hidden(ids.to(model.embedding.weight.device))
     return torch.stack([pattern_scores(layer.pattern(), period).mean(dim=1) for layer in cache.layers], dim=1)

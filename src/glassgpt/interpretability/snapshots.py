@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.validation import StrictConfig
+from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interpretability.capture import capture
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.logit_lens import logit_lens, predictions
@@ -110,14 +111,9 @@ def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
 @torch.no_grad()
 def take_probe(model: GPT, prompts: Sequence[Prompt], samples: Sequence[str], step: int) -> ProbeSnapshot:
     """A snapshot of the model, on the CPU. The model's mode and the caller's generators are left as they were."""
-    was_training = model.training
-    model.eval()
-    try:
-        with matmul_precision("float32"):
-            activations = [_run(model, prompt) for prompt in prompts]
-            return ProbeSnapshot(step, activations, list(HEAD_TYPES), head_scores(model).cpu(), list(samples))
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), matmul_precision("float32"):
+        activations = [_run(model, prompt) for prompt in prompts]
+        return ProbeSnapshot(step, activations, list(HEAD_TYPES), head_scores(model).cpu(), list(samples))
 
 
 def _run(model: GPT, prompt: Prompt) -> PromptActivations:

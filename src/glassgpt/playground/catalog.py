@@ -91,18 +91,11 @@ class Catalog:
         """Add the folder's new runs, the one written last first."""
         if self._folder is None:
             return
-        with self._lock:
+        with self._lock, suppress(OSError):  # no such folder, or a run was removed in the meantime
             known = {entry.reference for entry in self._entries}
-            new = [run for run in find_runs(self._folder) if str(run.path) not in known]
+            runs = [RunDirectory(path) for path in self._folder.iterdir() if str(path) not in known]
+            new = sorted((run for run in runs if run.is_run), key=_last_written, reverse=True)
             self._entries += [CatalogEntry(str(run.path), run) for run in new[: MAX_RUNS - len(known)]]
-
-
-def find_runs(folder: Path) -> list[RunDirectory]:
-    """The runs directly below a folder, the one written last first."""
-    with suppress(OSError):  # no such folder, or a run was removed in the meantime
-        runs = [RunDirectory(path) for path in folder.iterdir()]
-        return sorted((run for run in runs if run.is_run), key=_last_written, reverse=True)
-    return []
 
 
 def _last_written(run: RunDirectory) -> int:

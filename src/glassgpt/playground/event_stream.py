@@ -13,16 +13,7 @@ from glassgpt.interpretability.snapshots import read_probe
 from glassgpt.playground.catalog import kept_checkpoints
 from glassgpt.playground.wire_format import pack
 from glassgpt.report.series import smoothed, smoothing_window, thinned
-from glassgpt.runs.metrics import (
-    LINE,
-    SECTION,
-    FollowedFile,
-    Record,
-    number_in,
-    parse_metrics,
-    read_metrics,
-    read_samples,
-)
+from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
@@ -65,7 +56,7 @@ class Follower:
 
     def poll(self) -> Iterator[Event]:
         """The new events, `status` first. The first poll sends status and lists in any case."""
-        yield from self._if_changed("status", read_status(self._run))
+        yield from self._if_changed("status", {**self._run.read_status(), "state": self._run.state})
         # The second read is for a line that is longer than the limit.
         metrics, samples = self.metrics.read(MAX_BYTES) or self.metrics.read(), self.samples.read()
         if metrics is None or samples is None:  # the run was cut back or replaced
@@ -87,17 +78,12 @@ class Follower:
             yield name, value
 
 
-def read_status(run: RunDirectory) -> Record:
-    """A run's status; the state of a run whose process has died is `stopped`."""
-    return {**run.read_status(), "state": run.state}
-
-
-def parse_samples(data: bytes) -> list[Record]:
+def parse_samples(data: bytes) -> list[dict[str, Any]]:
     """The steps and texts in a part of samples.md."""
     return [{"step": step, "texts": texts} for step, texts in read_samples(data)]
 
 
-def history(run: RunDirectory) -> Record:
+def history(run: RunDirectory) -> dict[str, Any]:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
     follower = Follower(run, START)
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
@@ -114,7 +100,7 @@ def history(run: RunDirectory) -> Record:
     return {
         "config": config,
         "environment": environment,
-        "status": read_status(run),
+        "status": {**run.read_status(), "state": run.state},
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
         "evaluations": evaluations,
         "samples": parse_samples(follower.samples.read() or b""),

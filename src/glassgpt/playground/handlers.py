@@ -19,13 +19,7 @@ from torch import Tensor
 
 from glassgpt.generation.generate import generate
 from glassgpt.interpretability import weights
-from glassgpt.interpretability.capture import (
-    ActivationCache,
-    LayerActivations,
-    attention_overview,
-    capture,
-    require_index,
-)
+from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture, require_index
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
@@ -185,17 +179,17 @@ def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
 
 
-def find_head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> tuple[LayerActivations, int]:
-    """A layer's activations, and the key/value head that a head uses. Raises `UserError` if they do not exist."""
+def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
+    """The key/value head that a head uses. Raises `UserError` if there is no such layer or head."""
     config = loaded.model.config
     require_index("layer", layer, config.n_layer)
     require_index("head", head, config.n_head)
-    return activations(loaded, request).layers[layer], head * config.resolved_n_kv_head // config.n_head
+    return head * config.resolved_n_kv_head // config.n_head
 
 
 def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
     """One head's attention pattern (T, T)."""
-    cache, kv_head = find_head(loaded, request, layer, head)
+    kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
     pattern = cache.pattern(head)
     values = {"kv_head": kv_head, "window": cache.span.window, "globals": cache.span.n_global}
     return pack({"pattern": pattern[0]}, {**values, "difference": cache.kernel_error(pattern, head)})
@@ -203,17 +197,10 @@ def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) ->
 
 def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
     """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
-    cache, kv_head = find_head(loaded, request, layer, head)
-    arrays = {
-        "q_norm": cache.q_norm[0, head],
-        "k_norm": cache.k_norm[0, kv_head],
-        "rot_q": cache.rot_q[0, head],
-        "rot_k": cache.rot_k[0, kv_head],
-        "v": cache.v[0, kv_head],
-        "kernel_out": cache.kernel_out[0, head],
-    }
-    scale = 1 / math.sqrt(loaded.model.config.resolved_head_dim)
-    return pack({name: array.float() for name, array in arrays.items()}, {"scale": scale})
+    kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
+    heads = {"q_norm": head, "k_norm": kv_head, "rot_q": head, "rot_k": kv_head, "v": kv_head, "kernel_out": head}
+    arrays = {name: getattr(cache, name)[0, index].float() for name, index in heads.items()}
+    return pack(arrays, {"scale": 1 / math.sqrt(loaded.model.config.resolved_head_dim)})
 
 
 def predict(loaded: LoadedModel, request: CaptureRequest) -> Answer:

@@ -91,13 +91,8 @@ class LoadedModel:
         return size if self.tokenizer is None else min(size, self.tokenizer.vocab_size)
 
 
-@dataclass
-class _Slot:
-    """A loaded model, or one that is loading."""
-
-    stamp: Hashable
-    """Changes when a checkpoint is replaced by another one of the same step."""
-    loading: "asyncio.Future[LoadedModel]"
+ModelKey = tuple[int, int | None, Hashable]
+"""Number in the catalog, step, and a stamp that changes when another checkpoint of that step replaces the first."""
 
 
 class ModelPool:
@@ -112,7 +107,7 @@ class ModelPool:
         """Texts being generated."""
         self.executor = ThreadPoolExecutor(1, "glassgpt-compute", torch.set_grad_enabled, (False,))
         self._captures = CaptureCache()
-        self._slots: OrderedDict[tuple[int, int | None], _Slot] = OrderedDict()
+        self._models: OrderedDict[ModelKey, asyncio.Future[LoadedModel]] = OrderedDict()
 
     async def get(self, number: int, step: int | None) -> LoadedModel:
         """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
@@ -122,34 +117,33 @@ class ModelPool:
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
         step = max(kept, default=None) if step is None else step
-        key, stamp = (number, step), _stamp(kept[step]) if step in kept else None
-        slot = self._slots.get(key)
-        if slot is None or stamp not in (None, slot.stamp):  # a pruned checkpoint's model stays usable while in memory
-            if step is not None and step not in kept:
+        key: ModelKey = (number, step, _stamp(kept[step]) if step in kept else None)
+        if step is not None and step not in kept:
+            in_memory = [key for key in self._models if key[:2] == (number, step)]
+            if not in_memory:
                 steps = ", ".join(map(str, kept)) or "none"
                 raise UserError(f"{entry.reference} has no checkpoint of step {step} (any more); it has {steps}")
-            slot = self._load(key, entry, stamp)
-        self._slots.move_to_end(key)
-        return await asyncio.shield(slot.loading)  # this client may leave while another waits for the same model
+            key = in_memory[-1]  # a pruned checkpoint's model stays usable while in memory
+        if key not in self._models:
+            self._load(key, entry)
+        self._models.move_to_end(key)
+        return await asyncio.shield(self._models[key])  # this client may leave while another waits for the same model
 
-    def _load(self, key: tuple[int, int | None], entry: CatalogEntry, stamp: Hashable) -> _Slot:
+    def _load(self, key: ModelKey, entry: CatalogEntry) -> None:
         """Start to load a model, in the place of those that were used longest ago."""
-        if sum(not slot.loading.done() for slot in self._slots.values()) >= MAX_LOADING:
+        ready = [key for key, loading in self._models.items() if loading.done()]
+        if len(self._models) - len(ready) >= MAX_LOADING:
             raise BusyError("other models are loading")
-        self._slots.pop(key, None)
-        ready = [key for key, slot in self._slots.items() if slot.loading.done()]
-        for oldest in ready[: max(0, len(self._slots) - MAX_MODELS + 1)]:
-            del self._slots[oldest]
-        work = run_in_daemon(lambda: load(entry, key[1], self.device, self._captures))
-        slot = self._slots[key] = _Slot(stamp, asyncio.ensure_future(asyncio.wrap_future(work)))
+        for oldest in ready[: max(0, len(self._models) - MAX_MODELS + 1)]:
+            del self._models[oldest]
 
         def forget_failure(loading: "asyncio.Future[LoadedModel]") -> None:
             failed = loading.cancelled() or loading.exception() is not None
-            if failed and self._slots.get(key) is slot:  # so that the next request tries again
-                del self._slots[key]
+            if failed and self._models.get(key) is loading:  # so that the next request tries again
+                del self._models[key]
 
-        slot.loading.add_done_callback(forget_failure)
-        return slot
+        self._models[key] = run_in_daemon(lambda: load(entry, key[1], self.device, self._captures))
+        self._models[key].add_done_callback(forget_failure)
 
     async def compute(self, work: Callable[[], T], max_waiting: float = MAX_WAITING) -> T:
         """The result of a computation. If the client leaves before its turn, it never starts. Raises `BusyError`."""
@@ -161,7 +155,7 @@ class ModelPool:
         finally:
             self.waiting -= 1
 
-    async def stream(self, start: Callable[[], Generator[T]]) -> AsyncGenerator[list[T]]:
+    async def stream(self, generator: Generator[T]) -> AsyncGenerator[list[T]]:
         """What a generator yields, `TURN_SECONDS` at a time, so that other requests are computed in between.
 
         It is closed when the client leaves. Raises `BusyError`, and what the generator raises.
@@ -170,21 +164,18 @@ class ModelPool:
             raise BusyError("too many texts are being generated")
         self.streams += 1
         try:
-            generator = await self.compute(start)
-            try:
-                while part := await self.compute(lambda: take(generator, TURN_SECONDS), max_waiting=math.inf):
-                    yield part
-            finally:
-                self.executor.submit(generator.close)
+            while part := await self.compute(lambda: take(generator, TURN_SECONDS), max_waiting=math.inf):
+                yield part
         finally:
             self.streams -= 1
+            self.executor.submit(generator.close)
 
     def close(self) -> None:
         """Finish the current computation and drop the waiting ones."""
         self.executor.shutdown(wait=True, cancel_futures=True)
 
 
-def run_in_daemon(work: Callable[[], T]) -> "Future[T]":
+def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":
     """Run a function in a thread of its own, which does not keep the program from ending: a download may take long."""
     future: Future[T] = Future()
 
@@ -195,7 +186,7 @@ def run_in_daemon(work: Callable[[], T]) -> "Future[T]":
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future
+    return asyncio.wrap_future(future)
 
 
 def take(items: Iterable[T], seconds: float) -> list[T]:

@@ -6,12 +6,13 @@ import inspect
 import os
 import sys
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp
 from glassgpt.playground import event_stream, handlers, schemas
 from glassgpt.playground.handlers import Answer
 from glassgpt.playground.model_pool import LoadedModel, ModelPool
-from glassgpt.playground.security import AccessPolicy, ApiGuard, Compression, SecurityHeaders, read_body
+from glassgpt.playground.security import AccessPolicy, Compression, guarded, read_body, with_security_headers
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError, is_out_of_memory
 from glassgpt.utils.files import json_text
@@ -40,46 +41,17 @@ MAX_FOLLOWERS = 16
 """Event streams at once: one more ends the oldest, whose page reconnects."""
 POLL_SECONDS = 0.5
 """Between two looks at a run's files."""
-HEARTBEAT_SECONDS = 10.0
 
 HANDLERS: dict[str, Callable[..., Answer]] = {
-    "model": handlers.describe_model,
-    "vocabulary": handlers.vocabulary,
-    "tokens": handlers.tokens,
-    "merges": handlers.merges,
-    "attention": handlers.attention,
-    "predictions": handlers.predict,
-    "head": handlers.head,
-    "vectors": handlers.vectors,
-    "lens": handlers.lens,
-    "attribution": handlers.attribution,
-    "next": handlers.next_logits,
-    "head_scores": handlers.score_heads,
-    "map": handlers.table_map,
-    "near": handlers.neighbours,
-    "weight": handlers.weight,
-    "spectrum": handlers.spectrum,
-    "gradients": handlers.gradients,
-}
+    "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
+    "tokens": handlers.tokens, "merges": handlers.merges,
+    "attention": handlers.attention, "head": handlers.head, "vectors": handlers.vectors,
+    "predictions": handlers.predict, "lens": handlers.lens, "attribution": handlers.attribution,
+    "next": handlers.next_logits, "head_scores": handlers.score_heads,
+    "map": handlers.table_map, "near": handlers.neighbours,
+    "weight": handlers.weight, "spectrum": handlers.spectrum, "gradients": handlers.gradients,
+}  # fmt: skip
 """POST /api/NAME: the function that answers it."""
-
-
-def create_app(api: "Api", policy: AccessPolicy) -> ASGIApp:
-    """The whole application, access control included."""
-    files = page_files()
-    app = Starlette(
-        routes=[
-            Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
-            Mount("/static", PageFiles(files)),
-            Mount("/api", routes=api.routes(), middleware=[Middleware(ApiGuard, policy)]),
-        ],
-        middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(policy.hosts), www_redirect=False),
-            Middleware(Compression),
-        ],
-        exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
-    )
-    return SecurityHeaders(app)
 
 
 class PageFiles(StaticFiles):
@@ -102,16 +74,10 @@ def page_files() -> dict[str, Path]:
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """The status and description of an exception."""
-    status, body = describe_error(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return Response(body, status, headers, media_type="application/json")
-
-
-def describe_error(error: Exception) -> tuple[int, str]:
-    """Status and `{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
+    """`{"error": message}`. A `UserError` is the client's mistake; the traceback of a bug is printed."""
+    headers = None
     if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
+        status, message, headers = error.status_code, error.detail, error.headers
     elif isinstance(error, UserError):
         status, message = 400, str(error)
     elif is_out_of_memory(error):
@@ -119,7 +85,8 @@ def describe_error(error: Exception) -> tuple[int, str]:
     else:
         traceback.print_exception(error, file=sys.stderr)
         status, message = 500, f"internal error ({type(error).__name__}): see the terminal that runs `glassgpt play`"
-    return status, json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
+    body = json_text({"error": message if len(message) <= MAX_ERROR else message[:MAX_ERROR] + "…"})
+    return Response(body, status, headers, media_type="application/json")
 
 
 class Api:
@@ -128,16 +95,29 @@ class Api:
     def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self._pool = pool
         self._policy = policy
-        self.followers: list[asyncio.Event] = []
+        self.followers = deque[event_stream.Follower](maxlen=MAX_FOLLOWERS)
 
-    def routes(self) -> list[Route]:
-        """All of them."""
+    def app(self) -> ASGIApp:
+        """The whole application, access control included."""
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         post = {"write": self._write, "login": self._login}
         for name, handler in HANDLERS.items():
             post[name] = functools.partial(self._compute, handler, schemas.schema_of(handler))
-        methods = (("GET", get), ("POST", post))
-        return [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        methods, files = (("GET", get), ("POST", post)), page_files()
+        api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
+        app = Starlette(
+            routes=[
+                Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
+                Mount("/static", PageFiles(files)),
+                Mount("/api", routes=api, middleware=[Middleware(guarded, self._policy)]),
+            ],
+            middleware=[
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(self._policy.hosts), www_redirect=False),
+                Middleware(Compression),
+            ],
+            exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
+        )
+        return with_security_headers(app)
 
     async def _login(self, request: Request) -> Response:
         """Exchange the token for a cookie, which scripts cannot read."""
@@ -164,9 +144,9 @@ class Api:
 
     async def _write(self, request: Request) -> Response:
         body, loaded = await self._read(schemas.GenerateRequest, request)
-        parts = self._pool.stream(lambda: handlers.generate_text(loaded, body))
+        parts = self._pool.stream(handlers.generate_text(loaded, body))
         first = await unless_gone(request, anext(parts))  # raises the request's errors before the status is sent
-        return StreamingResponse(_json_lines(first, parts), media_type="application/x-ndjson")
+        return StreamingResponse(_json_lines(request, first, parts), media_type="application/x-ndjson")
 
     async def _read(self, schema: type[M], request: Request) -> tuple[M, LoadedModel]:
         """The request's body and the model that it names."""
@@ -198,40 +178,30 @@ class Api:
 
     async def _follow(self, follower: event_stream.Follower) -> AsyncIterator[str]:
         """A run's events until the client leaves or `MAX_FOLLOWERS` newer ones came."""
-        ended = asyncio.Event()
-        self.followers.append(ended)
-        if len(self.followers) > MAX_FOLLOWERS:
-            self.followers.pop(0).set()
-        quiet = 0.0
+        self.followers.append(follower)
         yield "retry: 2000\n\n"
         try:
-            while not ended.is_set():
+            while follower in self.followers:
                 events = await asyncio.to_thread(lambda: _server_sent_events(follower.poll()))
-                quiet = 0.0 if events else quiet + POLL_SECONDS
-                if events:
-                    yield f"{events}id: {follower.cursor}\n\n"
-                elif quiet >= HEARTBEAT_SECONDS:
-                    quiet = 0.0
-                    yield ": heartbeat\n\n"
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), POLL_SECONDS)
+                yield f"{events}id: {follower.cursor}\n\n" if events else ": heartbeat\n\n"
+                await asyncio.sleep(POLL_SECONDS)
         finally:
             with suppress(ValueError):
-                self.followers.remove(ended)
+                self.followers.remove(follower)
 
 
 def _server_sent_events(events: Iterable[event_stream.Event]) -> str:
     return "".join(f"event: {name}\ndata: {json_text(value)}\n\n" for name, value in events)
 
 
-async def _json_lines(first: list[dict[str, Any]], parts: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[str]:
+async def _json_lines(request: Request, part: list[T], parts: AsyncIterator[list[T]]) -> AsyncIterator[bytes]:
     """Objects as lines of JSON. The last line describes an error, if one occurs: the status has already been sent."""
-    yield "".join(f"{json_text(item)}\n" for item in first)
     try:
-        async for part in parts:
-            yield "".join(f"{json_text(item)}\n" for item in part)
+        while part:
+            yield "".join(f"{json_text(item)}\n" for item in part).encode()
+            part = await anext(parts, [])
     except Exception as error:
-        yield f"{describe_error(error)[1]}\n"
+        yield bytes((await error_response(request, error)).body) + b"\n"
 
 
 async def unless_gone(request: Request, result: Awaitable[T]) -> T:

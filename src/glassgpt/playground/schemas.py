@@ -6,6 +6,7 @@ such as token ids.
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, TypeVar
@@ -18,17 +19,12 @@ MAX_TOKENS = 1024
 MAX_SAMPLES = 8
 MAX_NEW_TOKENS = 1024
 
-LENGTHS = {"ids": (1, MAX_TOKENS), "source": (1, MAX_TOKENS), "text": (1, 20_000), "edits": (0, 256), "watch": (0, 32)}
-"""Least and most items of lists, and characters of texts."""
-RANGES = {
-    "k": (1, 200),
-    "size": (1, 1024),
-    "n": (1, MAX_SAMPLES),
-    "max_new_tokens": (1, MAX_NEW_TOKENS),
-    "temperature": (0, 100),
-    "seed": (-(2**63), 2**64 - 1),
-}
-"""Least and greatest values of numbers."""
+LIMITS = {
+    "ids": (1, MAX_TOKENS), "source": (1, MAX_TOKENS), "text": (1, 20_000), "edits": (0, 256), "watch": (0, 32),
+    "k": (1, 200), "size": (1, 1024), "n": (1, MAX_SAMPLES), "max_new_tokens": (1, MAX_NEW_TOKENS),
+    "temperature": (0, 100), "seed": (-(2**63), 2**64 - 1),
+}  # fmt: skip
+"""Least and most items of lists and characters of texts, least and greatest values of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +90,13 @@ def parse_body(schema: type[R], body: bytes) -> R:
         raise UserError("the body must be a JSON object")
     for name, value in values.items():
         # Before anything else looks at the items, of which a body can hold 100,000.
-        if isinstance(value, list) or (isinstance(value, str) and name in LENGTHS):
-            unit = "characters" if isinstance(value, str) else "items"
-            _require_range(f"{name[:40]} must have", len(value), *LENGTHS.get(name, (0, MAX_TOKENS)), f" {unit}")
-        if isinstance(value, int | float) and name in RANGES:
-            _require_range(f"{name} must be", value, *RANGES[name])
+        limits = LIMITS.get(name, (0, MAX_TOKENS) if isinstance(value, list) else None)
+        size = len(value) if isinstance(value, list | str) else value
+        if limits and isinstance(size, int | float) and not limits[0] <= size <= limits[1]:
+            verb, unit = (
+                ("be", "") if size is value else ("have", " characters" if isinstance(value, str) else " items")
+            )
+            raise UserError(f"{name[:40]} must {verb} from {limits[0]:,} to {limits[1]:,}{unit}, got {size:,}")
     return build(schema, values)
 
 
@@ -106,11 +104,6 @@ def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
     """The whole numbers that an address gives for these names. Raises `UserError` for anything else."""
     values = dict(parameters)
     is_complete = len(parameters) == len(names) and set(values) == set(names)
-    if not is_complete or not all(text.isascii() and text.isdigit() and len(text) <= 18 for text in values.values()):
+    if not is_complete or not all(re.fullmatch("[0-9]{1,18}", text) for text in values.values()):
         raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
     return [int(values[name]) for name in names]
-
-
-def _require_range(what: str, value: float, least: float, most: float, unit: str = "") -> None:
-    if not least <= value <= most:
-        raise UserError(f"{what} from {least:,} to {most:,}{unit}, got {value:,}")

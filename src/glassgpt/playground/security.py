@@ -57,22 +57,20 @@ class AccessPolicy:
         return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(cookie)
 
 
-class ApiGuard:
+def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     """ASGI middleware in front of /api/: raises `HTTPException` for requests without a token or from another site."""
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
-        self.app = app
-        self.policy = policy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        require_own_page(request)
-        if scope["path"] != LOGIN_PATH and not self.policy.admits(request):
+        require_same_site(request)
+        if scope["path"] != LOGIN_PATH and not policy.admits(request):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
-        await self.app(scope, receive, send)
+        await app(scope, receive, send)
+
+    return guard
 
 
-def require_own_page(request: Request) -> None:
+def require_same_site(request: Request) -> None:
     """Refuse what a page of another site or port may send, and POST without JSON, which a cross-site form can send."""
     headers = request.headers
     host, origin = headers.get("host", ""), headers.get("origin")
@@ -101,13 +99,10 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-class SecurityHeaders:
+def with_security_headers(app: ASGIApp) -> ASGIApp:
     """ASGI middleware that adds `HEADERS` to responses: the page loads only its own files, and no site embeds it."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -116,7 +111,9 @@ class SecurityHeaders:
                 headers.setdefault("cache-control", "no-cache" if "etag" in headers else "no-store")
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        await app(scope, receive, send_with_headers)
+
+    return wrapped
 
 
 class Compression(GZipMiddleware):
@@ -127,11 +124,6 @@ class Compression(GZipMiddleware):
         super().__init__(app, minimum_size=4096, compresslevel=3, exclude_content_types=excluded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        accepted = scope["type"] == "http" and accepts_gzip(Headers(scope=scope).get("accept-encoding", ""))
-        await (super().__call__ if accepted else self.app)(scope, receive, send)
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header allows gzip. Starlette takes `gzip;q=0`, which refuses it, for a yes."""
-    coding = re.search(r"(?:^|,)\s*gzip\s*(?:;\s*q=([0-9.]*)\s*)?(?:,|$)", accept_encoding.lower())
-    return coding is not None and (coding[1] is None or coding[1].strip("0.") != "")
+        encodings = Headers(scope=scope).get("accept-encoding", "").lower()
+        is_refused = re.search(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", encodings)  # Starlette takes that for a yes
+        await (self.app if is_refused else super().__call__)(scope, receive, send)

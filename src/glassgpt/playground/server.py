@@ -8,19 +8,17 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import webbrowser
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import uvicorn
 
 from glassgpt.playground.catalog import Catalog
 from glassgpt.playground.model_pool import ModelPool
-from glassgpt.playground.routes import Api, create_app
+from glassgpt.playground.routes import Api
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError
 
@@ -41,11 +39,6 @@ class Address:
     url: str
     """Address of the page, without the token."""
 
-    @property
-    def login_url(self) -> str:
-        """Address that logs in. Browsers send no fragment to a server, so the token reaches no log."""
-        return f"{self.url}#token={self.policy.token}"
-
 
 def bind(host: str | None, port: int | None) -> Address:
     """Listen on `host`, by default on this machine only. Without a port, use the first free one from `PORT` on.
@@ -62,12 +55,10 @@ def bind(host: str | None, port: int | None) -> Address:
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    if not host.strip():
-        raise UserError("--host is empty: pass a name or address of this machine, or leave it out")
     try:
         family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host} is not a name or address of this machine ({error.strerror})") from None
+        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
         try:
             listener = socket.create_server((address, number), family=family, backlog=256)
@@ -84,22 +75,19 @@ def _listen(host: str, port: int | None) -> socket.socket:
 class PlayServer(uvicorn.Server):
     """uvicorn's server, but it loads the first model and does not wait for open event streams when it ends."""
 
-    def __init__(self, pool: ModelPool, policy: AccessPolicy, on_start: Callable[[], object]) -> None:
-        """`on_start` is called when the server listens; it may add to `cleanup` what is to be done at the end."""
+    def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self.api = Api(pool, policy)
-        self.cleanup = ExitStack()
+        self.login_file: Path | None = None
+        """Removed when the server ends."""
         self._pool = pool
-        self._on_start = on_start
         config = uvicorn.Config(
-            create_app(self.api, policy),
+            self.api.app(),
             http="h11",
             ws="none",
             loop="asyncio",
             lifespan="off",
-            interface="asgi3",
             log_config=None,
-            log_level="critical",  # not the mistakes of clients; `describe_error` prints tracebacks of bugs
-            access_log=False,
+            log_level="critical",  # not the mistakes of clients; `error_response` prints tracebacks of bugs
             proxy_headers=False,
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,
@@ -110,26 +98,20 @@ class PlayServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_start()
         # The page will ask for the first model, and show the error if it fails.
         self._preload = asyncio.ensure_future(self._pool.get(0, None))
         self._preload.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.cleanup.close()
+        if self.login_file is not None:
+            self.login_file.unlink(missing_ok=True)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
         await asyncio.to_thread(self._pool.close)
 
 
-def has_screen() -> bool:
-    """Whether a browser can open a window: without one, Python would open one that runs in this terminal."""
-    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    return not sys.platform.startswith("linux") or any(name in os.environ for name in names)
-
-
-def redirect_file(url: str) -> Path:
+def write_login_file(url: str) -> Path:
     """A page that only this user can read and that leads to `url`.
 
     Browsers get its path: other accounts can read the command lines of processes, where the token must not appear.
@@ -139,25 +121,18 @@ def redirect_file(url: str) -> Path:
     return Path(file.name)
 
 
-def play(
-    references: list[str],
-    *,
-    device: torch.device,
-    host: str | None,
-    port: int | None,
-    browser: bool,
-    say: Callable[[str], Any],
-) -> None:
+def play(references: list[str], *, device: torch.device, host: str | None, port: int | None, browser: bool) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
-    catalog = Catalog(references)
+    pool = ModelPool(Catalog(references), device)
     address = bind(host, port)
-
-    def on_start() -> None:
-        say(f"glassgpt: {address.login_url} (Ctrl-C ends it)")
-        if browser and has_screen():
-            file = redirect_file(address.login_url)
-            server.cleanup.callback(file.unlink, missing_ok=True)
-            asyncio.get_running_loop().run_in_executor(None, webbrowser.open, file.as_uri())
-
-    server = PlayServer(ModelPool(catalog, device), address.policy, on_start)
+    server = PlayServer(pool, address.policy)
+    login_url = f"{address.url}#token={address.policy.token}"  # servers get no fragment, so the token reaches no log
+    print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
+    # Without a window system, Python would open a browser that runs in this terminal.
+    has_window = sys.platform != "linux" or any(
+        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
+    if browser and has_window:
+        server.login_file = write_login_file(login_url)
+        threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()
     server.run(sockets=[address.listener])

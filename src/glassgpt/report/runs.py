@@ -3,10 +3,9 @@
 import contextlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -78,12 +77,3 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
 
 def _text(path: Path) -> str:
     return path.read_bytes().decode(errors="replace") if path.is_file() else ""
-
-
-def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Record:
-    """Nested mappings as one, keys joined by the separator."""
-    result: Record = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        result |= flatten(value, separator, f"{name}{separator}") if isinstance(value, Mapping) else {name: value}
-    return result

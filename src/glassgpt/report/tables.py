@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.report.runs import RunRecords, flatten
+from glassgpt.config.validation import flatten
+from glassgpt.report.runs import RunRecords
 from glassgpt.report.series import column, smoothed, smoothing_window
 from glassgpt.runs.metrics import Record
 from glassgpt.utils.formatting import format_bytes, format_duration
@@ -56,7 +57,7 @@ def facts_of(run: RunRecords) -> dict[str, str]:
 
 def environment_of(run: RunRecords) -> dict[str, str]:
     """Everything that the run recorded about its environment."""
-    return {name.replace("_", " "): _shown(value) for name, value in flatten(run.environment, ", ").items()}
+    return {name.replace("_", " "): _shown(value) for name, value in flatten(run.environment, ", ")}
 
 
 def compared_results(runs: Sequence[RunRecords]) -> Rows:
@@ -70,8 +71,8 @@ def compared_results(runs: Sequence[RunRecords]) -> Rows:
 
 def differing_settings(runs: Sequence[RunRecords]) -> Rows:
     """The settings in which the runs differ, except their names. A setting that a config lacks has its default."""
-    defaults = flatten(TrainConfig(steps=1).override(steps=None, epochs=1.0).to_dict())
-    configs = [{**defaults, "epochs": None, **flatten(run.config)} for run in runs]
+    defaults = dict(flatten(TrainConfig(epochs=1.0).to_dict())) | {"epochs": None}
+    configs = [{**defaults, **dict(flatten(run.config))} for run in runs]
     return _differing([{k: v for k, v in config.items() if k != "name" and v is not None} for config in configs])
 
 

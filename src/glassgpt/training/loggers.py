@@ -8,6 +8,7 @@ import importlib.util
 import os
 import secrets
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,19 +20,18 @@ from glassgpt.utils.files import write_atomic
 # Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
 INIT_SECONDS = 60
 FINISH_SECONDS = 60
+CODE_INDENT = "    "  # a block of code in Markdown, which TensorBoard renders
 
 
 class TensorBoard:
-    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on.
-
-    place: where to look at them, an address or a command.
-    """
+    """Event files in the run's `tensorboard` directory. Those of an earlier process are purged from `first_step` on."""
 
     def __init__(self, run: RunDirectory, config: TrainConfig, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second
 
         self._writer: Any = SummaryWriter(str(run.tensorboard), purge_step=first_step)
-        self._writer.add_text("config", _as_code(config.to_toml()), first_step)
+        self._writer.add_text("config", textwrap.indent(config.to_toml(), CODE_INDENT), first_step)
+        # Where the user can look at them: a command or an address.
         self.place = f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -40,7 +40,7 @@ class TensorBoard:
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
         for number, sample in enumerate(samples, start=1):
-            self._writer.add_text(f"samples/{number}", _as_code(sample), step)
+            self._writer.add_text(f"samples/{number}", textwrap.indent(sample, CODE_INDENT), step)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -85,11 +85,9 @@ class WeightsAndBiases:
 
     def write_samples(self, step: int, samples: Sequence[str]) -> None:
         if step >= self._first_step:
-            pages = (f"<pre style='white-space: pre-wrap'>\n{html.escape(sample)}</pre>" for sample in samples)
-            self._run.log(
-                {f"samples/{n}": self._html(page, data_is_not_path=True) for n, page in enumerate(pages, start=1)},
-                step=step,
-            )
+            pages = [f"<pre style='white-space: pre-wrap'>\n{html.escape(sample)}</pre>" for sample in samples]
+            parts = (self._html(page, data_is_not_path=True) for page in pages)
+            self._run.log({f"samples/{number}": part for number, part in enumerate(parts, start=1)}, step=step)
 
     def flush(self) -> None:
         """Nothing to do: W&B writes from its own process, which survives a kill of this one."""
@@ -107,13 +105,14 @@ _OPENERS: dict[str, tuple[str, type[Logger]]] = {
 
 def _libraries(log: str) -> list[str]:
     """The libraries that a config's `log` asks for."""
-    return list(_OPENERS) if log == "both" else [name for name in _OPENERS if name == log]
+    return [name for name in _OPENERS if log in (name, "both")]
 
 
 def require_loggers(log: str) -> None:
     """Raise `UserError` if a library that `log` asks for is not installed, or if W&B has no key."""
     for library in _libraries(log):
-        if not _is_installed(library):
+        spec = importlib.util.find_spec(library)
+        if spec is None or spec.origin is None:  # a folder of its name (W&B makes one) looks like a package
             raise UserError(f"log = {log!r} needs {library}, which is not installed: pip install 'glassgpt[log]'")
     if "wandb" in _libraries(log) and _is_online():
         import wandb
@@ -122,12 +121,6 @@ def require_loggers(log: str) -> None:
             raise UserError(
                 "you are not logged in to Weights & Biases: run `wandb login`, or set WANDB_MODE=offline and sync later"
             )
-
-
-def _is_installed(library: str) -> bool:
-    """Whether it can be imported. A folder of its name (W&B makes one) looks like a package without an origin."""
-    spec = importlib.util.find_spec(library)
-    return spec is not None and spec.origin is not None
 
 
 def _is_online() -> bool:
@@ -172,25 +165,13 @@ class Loggers:
             except Exception as error:
                 self._warn_of(title, error)
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """An update or an evaluation, as in `metrics.jsonl`."""
-        numbers = dict(numbers_of(record)) if self._loggers else {}
-        self._each(lambda logger: logger.write(int(record["step"]), numbers))
-
-    def sampled(self, step: int, samples: Sequence[str]) -> None:
-        """The samples after `step` updates."""
-        self._each(lambda logger: logger.write_samples(step, samples))
-
-    def flush(self) -> None:
-        """Write everything to the disk."""
-        self._each(lambda logger: logger.flush())
-
     def close(self, failed: bool) -> None:
         """The run has ended. This may take as long as an upload does."""
-        self._each(lambda logger: logger.close(failed))
+        self.each(lambda logger: logger.close(failed))
         self._loggers.clear()
 
-    def _each(self, action: Callable[[Logger], None]) -> None:
+    def each(self, action: Callable[[Logger], None]) -> None:
+        """Run an action with each logger."""
         for title, logger in list(self._loggers.items()):
             try:
                 action(logger)
@@ -217,8 +198,3 @@ def _run_id(run: RunDirectory) -> str:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8").strip()
-
-
-def _as_code(text: str) -> str:
-    """Text as a block of code in Markdown, which TensorBoard renders."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

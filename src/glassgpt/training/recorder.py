@@ -1,7 +1,5 @@
-"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress. Only the main rank
-does."""
+"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress."""
 
-import functools
 import json
 import math
 import os
@@ -9,14 +7,14 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, cast
 
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, prune_checkpoints, save_checkpoint
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory, State
-from glassgpt.training.loggers import Loggers
+from glassgpt.training.loggers import Loggers, numbers_of
 from glassgpt.training.progress import Progress
 from glassgpt.training.setup import TrainState
 from glassgpt.utils.errors import UserError
@@ -26,76 +24,55 @@ from glassgpt.utils.files import write_atomic
 LAST_WRITE_SECONDS = 4.0
 
 
-P = ParamSpec("P")
-
-
-def main_rank_only(method: Callable[Concatenate["Recorder", P], None]) -> Callable[Concatenate["Recorder", P], None]:
-    """Make a method do nothing on the other ranks."""
-
-    @functools.wraps(method)
-    def wrapper(self: "Recorder", /, *arguments: P.args, **options: P.kwargs) -> None:
-        if self.is_main:
-            method(self, *arguments, **options)
-
-    return wrapper
-
-
 class Recorder:
-    """Writes the files of a run; on ranks other than the main one every method does nothing."""
+    """Writes the files of a run, on the main rank. See `recorder_of`."""
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
         """`request`: hash of what was asked for when the run began, for its status."""
-        self.is_main = state.ranks.is_main
-        self._run = run
-        self._state = state
-        self._progress = progress
-        self._request = request
+        self._run, self._state, self._progress, self._request = run, state, progress, request
         self._background = Background()
         self._loggers = Loggers(run, state.config, progress.message)
 
-    @main_rank_only
     def begin(self) -> None:
         """Open the logs: updates are about to start."""
-        state = self._state
+        state, config = self._state, self._state.config
         self._metrics = MetricsWriter(self._run.metrics_path)
         self._loggers.open(state.step)
-        self._progress.started(
-            self._run.path, state.config, str(ModelSummary(state.config.model)), state.step, state.steps
-        )
+        self._progress.started(self._run.path, config, str(ModelSummary(config.model)), state.step, state.steps)
 
-    @main_rank_only
     def step(self, record: Mapping[str, Any]) -> None:
         """Record an update. Raises what went wrong in a save meanwhile."""
         if self._metrics.is_removed:  # by now another run may have taken its place
             raise UserError(f"the run {self._run.path} was removed during training; nothing more is written there")
         self._background.check()
-        self._metrics.write(record)
-        self._loggers.record(record)
+        self._record(record)
         self._progress.step(record)
 
-    @main_rank_only
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Record an evaluation."""
-        self._metrics.write(record)
-        self._loggers.record(record)
+        self._record(record)
         self._progress.evaluated(record)
 
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self._metrics.write(record)
+        numbers = dict(numbers_of(record))
+        self._loggers.each(lambda logger: logger.write(int(record["step"]), numbers))
+
     def sampled(self, samples: Sequence[str]) -> None:
-        """Record samples, on the main rank."""
+        """Record samples."""
         append_samples(self._run.samples_path, self._state.step, samples)
-        self._loggers.sampled(self._state.step, samples)
+        self._loggers.each(lambda logger: logger.write_samples(self._state.step, samples))
         self._progress.sampled(self._state.step, samples)
 
     def probed(self, snapshot: ProbeSnapshot) -> None:
-        """Write a snapshot of what the model computes, on the main rank."""
+        """Write a snapshot of what the model computes."""
         write_probe(self._run.probe_path(snapshot.step), snapshot)
 
-    @main_rank_only
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
         """Write a checkpoint of this step while training continues. Raises what went wrong in the save before."""
         assert snapshot is not None
         state, run = self._state, self._run
-        self._loggers.flush()
+        self._loggers.each(lambda logger: logger.flush())
         config, tokenizer, best_step = state.config, state.data.tokenizer, state.best_step
         saved = TrainingState(
             step=state.step,
@@ -116,7 +93,6 @@ class Recorder:
 
         self._background.start(write)
 
-    @main_rank_only
     def failed_step(self, lr: float) -> None:
         """Record an update that was not finite, with its token ids."""
         step = self._state.step
@@ -124,12 +100,10 @@ class Recorder:
         batch = {"step": step + 1, "lr": lr, "ids": self._state.rows(step).tolist()}
         write_atomic(self._run.failure_path(step + 1), json.dumps(batch))
 
-    @main_rank_only
     def finish(self, timeout: float | None = None) -> None:
         """Wait until all is written, or for this many seconds. Raises what went wrong in the last save."""
         self._background.finish(timeout)
 
-    @main_rank_only
     def status(self, state: State, error: str | None = None) -> None:
         """Write the run's status."""
         self._write_status(state, self._state.step, error)
@@ -141,7 +115,6 @@ class Recorder:
         optional = {} if error is None else {"error": error}
         self._run.write_status(state, **facts, request=self._request, **optional)
 
-    @main_rank_only
     def end(self, state: State, *, hurry: bool = False, error: str | None = None) -> None:
         """Close the files, write the last status, then close the loggers, whose uploads may take their time.
 
@@ -155,7 +128,6 @@ class Recorder:
             closing.start()
             closing.join(LAST_WRITE_SECONDS if hurry else None)
 
-    @main_rank_only
     def fail(self, reason: str) -> None:
         """End a run that fails: give the running save a few seconds, and write the reason. Raises nothing."""
         if self._metrics.is_removed:
@@ -164,3 +136,15 @@ class Recorder:
             self.finish(LAST_WRITE_SECONDS)
         with suppress(Exception):
             self.end("failed", hurry=True, error=reason)
+
+
+class _NoRecorder:
+    """Has every method, and none does anything."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+def recorder_of(run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> Recorder:
+    """The recorder of a rank; on ranks other than the main one its methods do nothing."""
+    return Recorder(run, state, progress, request) if state.ranks.is_main else cast(Recorder, _NoRecorder())

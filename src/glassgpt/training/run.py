@@ -24,7 +24,7 @@ from glassgpt.training.loggers import require_loggers
 from glassgpt.training.loop import training_loop
 from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
-from glassgpt.training.recorder import Recorder
+from glassgpt.training.recorder import Recorder, recorder_of
 from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, keep_threads, warn_of_changed_environment
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
@@ -83,7 +83,7 @@ def _train(
         run.require_free(overwrite)
         require_loggers(config.log)
     state = setup_training(config, ranks, progress)
-    recorder = Recorder(run, state, progress, _request_of(config))
+    recorder = recorder_of(run, state, progress, _request_of(config))
     with _lock(run, ranks):
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
@@ -106,7 +106,7 @@ def _resume(
             fingerprint = point.environment["data_fingerprint"]
             state = setup_training(point.config, ranks, progress, point.checkpoint, fingerprint)
             warn_of_changed_environment(point.environment, environment_of(state), progress)
-            recorder = Recorder(run, state, progress, point.request)
+            recorder = recorder_of(run, state, progress, point.request)
             if state.step >= state.steps:
                 if run.read_status().get("state") != "finished":  # perhaps killed before this was written
                     recorder.status("finished")

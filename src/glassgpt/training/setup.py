@@ -19,7 +19,7 @@ from glassgpt.data.dataset import Ids
 from glassgpt.data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
 from glassgpt.distributed.group import Ranks, require_same
 from glassgpt.distributed.strategies import Strategy, parallelize
-from glassgpt.evaluation.hellaswag_items import Item, find_items, is_published, read_items, subset
+from glassgpt.evaluation.hellaswag_items import Item, load_items
 from glassgpt.evaluation.hellaswag_items import fingerprint as fingerprint_of_items
 from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids
 from glassgpt.interop.references import ModelSource, find_model, load_source, tokenizer_of
@@ -302,12 +302,9 @@ def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
     if not config.hellaswag_every:
         return (), False
     try:
-        file = find_items(config.hellaswag_file)
-        items = read_items(file)
+        return load_items(config.hellaswag_file, config.hellaswag_items)
     except UserError as error:
         raise UserError(f"{error}\n(--hellaswag-every 0 trains without HellaSwag)") from error
-    chosen = subset(items, config.hellaswag_items)
-    return chosen, len(chosen) == len(items) and is_published(file)
 
 
 def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:

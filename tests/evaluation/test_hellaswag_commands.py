@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glassgpt.cli.main import main
-from glassgpt.evaluation import hellaswag, hellaswag_report
+from glassgpt.evaluation import hellaswag, hellaswag_items
 from glassgpt.evaluation.baselines import PUBLISHED
 from glassgpt.evaluation.hellaswag import evaluate_hellaswag
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
@@ -132,7 +132,7 @@ def test_eval_prints_and_saves_both_styles_and_resumes(
 def test_published_scores_are_shown_for_the_published_file_only(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hellaswag_report, "is_published", lambda path: True)
+    monkeypatch.setattr(hellaswag_items, "is_published", lambda path: True)
     run = trained(tmp_path, file)
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     capsys.readouterr()
