@@ -1,7 +1,7 @@
 """Loaded models, and the one thread that computes with them.
 
 PyTorch uses all cores for each computation, and hooks on a model are not thread-safe. So requests are computed one at a
-time, which is no slower.
+time, which is as fast.
 """
 
 import asyncio
