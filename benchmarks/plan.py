@@ -59,7 +59,7 @@ def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     if processor_time:
         pace = measured_step_time(config, torch.device("cpu"), "float32", time.process_time)
     assert pace is not None
-    return {"memory": planned.columns[0].total, "libraries": planned.libraries, "seconds": pace.seconds}
+    return {"memory": planned.columns[0].memory.total, "libraries": planned.libraries, "seconds": pace}
 
 
 def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:

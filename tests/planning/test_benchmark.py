@@ -24,10 +24,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "training_configs", lambda device: [TINY])
 
 
-def test_each_figure_stands_beside_its_limit(
+def test_each_figure_is_shown_with_its_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writing beside the mean of what reading gave before and behind it."""
+    """The limit of generation is the mean of the bandwidths before and after it."""
     rates = iter([(1e9, 5e9), (1e9, 4e9), (1e9, 2e9)])
     monkeypatch.setattr(bench, "_bandwidths", lambda device: next(rates))
     assert main(["bench", "--device", "cpu", "--json", str(tmp_path / "bench.json")]) == 0
@@ -37,9 +37,9 @@ def test_each_figure_stands_beside_its_limit(
     training = figures["training, shakespeare-cpu, float32"]
     assert training["limit"] == pytest.approx(1e12 / ModelSummary(TINY.model).training_flops_per_token)
     assert 0 < training["value"] < training["limit"]
-    writing = figures["generation, gpt2, float32, batch 1"]
+    generation = figures["generation, gpt2, float32, batch 1"]
     assert figures["memory, reading"]["value"] == 5
-    assert writing["limit"] == pytest.approx(3e9 / (4 * ModelSummary(TINY.model).parameters))
+    assert generation["limit"] == pytest.approx(3e9 / (4 * ModelSummary(TINY.model).parameters))
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +49,5 @@ def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bandwidth_counts_what_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy reads and writes 154,533,888 bytes, a sum reads them: in 1 s each."""
-    monkeypatch.setattr(bench, "_fastest", lambda function, device: 1.0)
+    monkeypatch.setattr(bench, "fastest_call", lambda function, device, seconds: 1.0)
     assert bench._bandwidths(CPU) == (2 * 4 * 50304 * 768, 4 * 50304 * 768)

@@ -1,6 +1,5 @@
 """Memory formulas against what PyTorch keeps and makes (real tensors on the CPU), and the check before training."""
 
-import dataclasses
 import re
 import sys
 import weakref
@@ -32,7 +31,9 @@ from glassgpt.planning.memory import (
     loss_working,
     memory_per_rank,
     moments,
+    with_vocabulary,
 )
+from glassgpt.tokenizers.builtin import build_tokenizer
 from glassgpt.training.optim import build_adamw
 from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
@@ -311,6 +312,12 @@ def test_if_no_micro_batch_fits_the_message_says_what_to_change(kind: str, monke
     assert ("--activation-checkpointing full" in message) == (kind == "none")
 
 
-def test_a_run_whose_vocabulary_is_unknown_is_checked_with_a_typical_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_vocabulary_is_a_typical_one_or_that_of_the_tokenizers_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     has_free(1e9, monkeypatch)
-    assert check_memory(dataclasses.replace(recipe("gpt2"), device="cpu"), 1, CPU, "float32") is not None
+    assert check_memory(recipe("gpt2"), 1, CPU, "float32") is not None
+    (tmp_path / "bytes.json").write_text(build_tokenizer("bytes").to_json(), encoding="utf-8")
+    config = recipe("gpt2", data={"tokenizer": str(tmp_path / "bytes.json")})
+    assert with_vocabulary(config)[0].model.vocab_size == 256
+    assert check_memory(config, 1, CPU, "float32") is not None

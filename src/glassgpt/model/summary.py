@@ -44,15 +44,24 @@ class ModelSummary:
         return self.config.n_embd * (self.config.norm_weight + self.config.resolved_norm_bias)
 
     @property
+    def block_matrices(self) -> int:
+        """Elements of the matrices of one block."""
+        return self.attention_weights + self.feed_forward_weights
+
+    @property
     def block_parameters(self) -> int:
         """One block."""
-        return self.attention_weights + self.feed_forward_weights + self.block_vectors
+        return self.block_matrices + self.block_vectors
+
+    @property
+    def root_parameters(self) -> int:
+        """Everything outside the blocks."""
+        return self.embedding_parameters + (1 + self.config.embedding_norm) * self.norm_parameters
 
     @property
     def parameters(self) -> int:
         """All parameters, with the padding of the vocabulary."""
-        norms = (1 + self.config.embedding_norm) * self.norm_parameters
-        return self.embedding_parameters + self.config.n_layer * self.block_parameters + norms
+        return self.root_parameters + self.config.n_layer * self.block_parameters
 
     @property
     def parameters_without_padding(self) -> int:
@@ -73,9 +82,11 @@ class ModelSummary:
         Attention counts every pair of positions within its span, visible or not (Chowdhery et al., 2022, appendix B).
         """
         c = self.config
-        weights = self.attention_weights + self.feed_forward_weights
         keys = sum(min(c.context_length, (window or c.context_length) + c.window_globals) for window in c.windows)
-        return 2 * (c.n_layer * weights + c.padded_vocab_size * c.n_embd) + 4 * c.n_head * c.resolved_head_dim * keys
+        return (
+            2 * (c.n_layer * self.block_matrices + c.padded_vocab_size * c.n_embd)
+            + 4 * c.n_head * c.resolved_head_dim * keys
+        )
 
     @property
     def training_flops_per_token(self) -> int:

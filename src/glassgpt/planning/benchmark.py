@@ -1,9 +1,8 @@
 """This machine's limits, and how close training and generation come to them: the figures of `glassgpt bench`."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning.memory import FLOAT32, memory_per_rank
 from glassgpt.planning.throughput import measured_step_time
-from glassgpt.utils.device import available_memory, find_precision, measure_peak_flops, peak_flops, synchronize
+from glassgpt.utils.device import available_memory, fastest_call, find_precision, measure_peak_flops, peak_flops
 from glassgpt.utils.gpu_specs import GPUS
 
 # Numbers that are copied and read: 154 MB, several times a CPU's cache; 16 times as many on a GPU.
@@ -43,9 +42,8 @@ class Figure:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        with_limit = asdict(self) | {"of": self.limit_name}
-        keys = ("value", "unit") if self.limit is None else ("value", "unit", "limit", "of")
-        return {key: with_limit[key] for key in keys}
+        limit = {} if self.limit is None else {"limit": self.limit, "of": self.limit_name}
+        return {"value": self.value, "unit": self.unit, **limit}
 
 
 def _short(value: float) -> str:
@@ -60,26 +58,28 @@ def measure(device: torch.device) -> Iterator[Figure]:
     """
     peaks: dict[str, float] = {}
     for precision in ("float32", "bfloat16"):
-        peaks[precision] = measure_peak_flops(precision, device)
+        measured = measure_peak_flops(precision, device)
         sheet = peak_flops(device, precision) if device.type == "cuda" else None
+        peaks[precision] = sheet or measured
         limit = None if sheet is None else sheet / 1e12
-        yield Figure(f"matrix products, {precision}", peaks[precision] / 1e12, "TFLOP/s", limit, "the data sheet's")
+        yield Figure(f"matrix products, {precision}", measured / 1e12, "TFLOP/s", limit, "the data sheet's")
     for name, bandwidth in zip(("memory, a copy", "memory, reading"), _bandwidths(device), strict=True):
         yield Figure(name, bandwidth / 1e9, "GB/s", _sheet_bandwidth(device), "the data sheet's")
-    precision = find_precision("auto", device)
-    peak = (peak_flops(device, precision) if device.type == "cuda" else None) or peaks[precision]
-    for config in training_configs(device):
-        if _fits(config, device, precision):
-            limit = peak / ModelSummary(config.model).training_flops_per_token
-            rate = config.batch_tokens / measured_step_time(config, device, precision).seconds
-            name = f"training, {config.name}, {precision}"
-            yield Figure(name, rate, "tokens/s", limit, "if all time were products at the peak")
-    gpt2 = training_configs(device)[-1]
-    if _fits(gpt2, device, precision):
-        # Bandwidth is measured before and after: it changes with what else runs on the host.
-        before, rate, after = _bandwidths(device)[1], _generation_rate(gpt2, device), _bandwidths(device)[1]
-        limit = (before + after) / 2 / (FLOAT32 * ModelSummary(gpt2.model).parameters)
-        yield Figure("generation, gpt2, float32, batch 1", rate, "tokens/s", limit, "each reads all weights once")
+    precision, configs, free = find_precision("auto", device), training_configs(device), available_memory(device)
+    for config in configs:
+        on_device = config.override(device=device.type)
+        if free is not None and memory_per_rank(on_device, 1, "single", precision).total >= 0.9 * free:
+            continue
+        summary = ModelSummary(config.model)
+        limit = peaks[precision] / summary.training_flops_per_token
+        rate = config.batch_tokens / measured_step_time(config, device, precision)
+        name = f"training, {config.name}, {precision}"
+        yield Figure(name, rate, "tokens/s", limit, "if all time were products at the peak")
+        if config is configs[-1]:
+            # Bandwidth is measured before and after: it changes with what else runs on the host.
+            before, rate, after = _bandwidths(device)[1], _generation_rate(config, device), _bandwidths(device)[1]
+            limit = (before + after) / 2 / (FLOAT32 * summary.parameters)
+            yield Figure("generation, gpt2, float32, batch 1", rate, "tokens/s", limit, "each reads all weights once")
 
 
 def training_configs(device: torch.device) -> list[TrainConfig]:
@@ -90,19 +90,12 @@ def training_configs(device: torch.device) -> list[TrainConfig]:
     return [small, gpt2]
 
 
-def _fits(config: TrainConfig, device: torch.device, precision: str) -> bool:
-    free = available_memory(device)
-    return (
-        free is None or memory_per_rank(config.override(device=device.type), 1, "single", precision).total < 0.9 * free
-    )
-
-
 def _bandwidths(device: torch.device) -> tuple[float, float]:
     """Bytes/s of a copy, which reads and writes; and of a sum, which reads, as generation reads weights."""
     numbers = torch.ones(_NUMBERS * (16 if device.type == "cuda" else 1), device=device)
     other = torch.empty_like(numbers)
-    copying, reading = _fastest(lambda: other.copy_(numbers), device), _fastest(numbers.sum, device)
-    return 2 * numbers.nbytes / copying, numbers.nbytes / reading
+    copying = fastest_call(lambda: other.copy_(numbers), device, _REPEAT_SECONDS)
+    return 2 * numbers.nbytes / copying, numbers.nbytes / fastest_call(numbers.sum, device, _REPEAT_SECONDS)
 
 
 def _sheet_bandwidth(device: torch.device) -> float | None:
@@ -112,19 +105,6 @@ def _sheet_bandwidth(device: torch.device) -> float | None:
     properties = torch.cuda.get_device_properties(device)
     matching = (gpu for gpu in GPUS.values() if gpu.matches(properties.name, properties.total_memory))
     return next((gpu.bandwidth / 1e9 for gpu in matching), None)
-
-
-def _fastest(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest call within `_REPEAT_SECONDS`, after a warm-up."""
-    function()
-    best, begin = math.inf, time.perf_counter()
-    while time.perf_counter() - begin < _REPEAT_SECONDS:
-        synchronize(device)
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def _generation_rate(config: TrainConfig, device: torch.device) -> float:

@@ -7,30 +7,34 @@ width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in mat
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
+from glassgpt.data.dataset import open_dataset
+from glassgpt.data.sources import PreparedDataset, resolve
 from glassgpt.distributed.group import under_torchrun
+from glassgpt.interop.references import find_model
 from glassgpt.model.loss import CPU_VOCAB_BLOCK, rows_per_chunk
 from glassgpt.model.summary import ModelSummary
+from glassgpt.tokenizers.builtin import build_tokenizer, tokenizer_file
 from glassgpt.training.optim import ELEMENTS_AT_ONCE
+from glassgpt.training.setup import shape_from
 from glassgpt.utils.device import available_memory
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import format_bytes
+from glassgpt.utils.hub import find_hub_id
 
 FLOAT32 = 4
-# Share of the free memory that a suggested micro-batch may take: allocators round up, libraries have buffers,
-# evaluation needs some.
+# Share of the free memory that a suggested micro-batch may take: allocators, libraries and evaluation need some too.
 COMFORT = 0.9
-# A run is refused if it needs this much more than the free memory. Real runs have needed up to 8 % more than the
-# formulas, never less.
+# A run is refused if it needs this much more than the free memory: real runs needed up to 8 % more than estimated.
 DOUBT = 1.05
-# An update with one micro-step keeps no earlier gradients, so up to this many tokens it may need less than one with
-# more micro-steps.
-LIGHT_TOKENS = 2**16
 # Full-size copies of the hidden gradient that live together in the backward pass of the nonlinearity; 1 for all others.
 _FEED_FORWARD_GRADIENTS = {"relu": 2, "swiglu": 2, "relu_squared": 3}
 
@@ -42,10 +46,11 @@ class Memory:
     weights: int  # in float32; under FSDP a shard
     gradients: int  # like the weights; DDP's buckets are among them
     optimizer: int  # two moments per parameter (AdamW), or one (Muon, for the matrices of the blocks)
-    activations: int  # what the forward pass keeps for the backward pass, up to the result of the last block
-    copies: int  # the weights of the blocks as autocast casts them, kept until the backward pass has used them
-    gathered: int  # weights of a block or of the root that FSDP has gathered, and the buffers that it sends from
-    working: int  # temporary tensors: the head and the loss, or the backward pass of a block
+    activations: int = 0  # what the forward pass keeps for the backward pass, up to the result of the last block
+    copies: int = 0  # the weights of the blocks as autocast casts them, kept until the backward pass has used them
+    gathered: int = 0  # weights of a block or of the root that FSDP has gathered, and the buffers that it sends from
+    working: int = 0  # temporary tensors: the head and the loss, or the backward pass of a block
+    heap: int = 0  # what malloc and libraries hold in addition on a CPU, estimated by `plan` only
 
     @property
     def total(self) -> int:
@@ -66,7 +71,7 @@ class RankBatch:
 def batch_per_rank(config: TrainConfig, processes: int) -> RankBatch:
     """How an update is divided. Raises `UserError` if the processes cannot share the batch evenly."""
     sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
-    return RankBatch(sequences, micro_steps, -(-sequences // micro_steps), config.batch_tokens)
+    return RankBatch(sequences, micro_steps, math.ceil(sequences / micro_steps), config.batch_tokens)
 
 
 def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
@@ -74,12 +79,13 @@ def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, pr
 
     An all-gather or a reduce-scatter of n bytes sends n (W - 1) / W, an all-reduce twice that.
     """
-    summary, blocks = ModelSummary(config.model), _block_parameters(config)
+    summary = ModelSummary(config.model)
     if strategy == "fsdp":
-        root = summary.parameters - blocks
-        micro_steps = batch_per_rank(config, processes).micro_steps
+        micro_steps = config.micro_steps(processes)
         syncs = micro_steps if config.fsdp_gradient_sync == "micro_step" else 1
-        count = micro_steps * (2 * blocks * _width(precision) + root * FLOAT32) + syncs * summary.parameters * FLOAT32
+        blocks = config.model.n_layer * summary.block_parameters
+        gathers = 2 * blocks * _width(precision) + summary.root_parameters * FLOAT32
+        count = micro_steps * gathers + syncs * summary.parameters * FLOAT32
     else:
         count = 2 * summary.parameters * FLOAT32
     if config.optim.name == "muon":
@@ -101,7 +107,7 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     `cpu_offload`.
     """
     c, summary, batch = config.model, ModelSummary(config.model), batch_per_rank(config, processes)
-    tokens, kind = batch.micro_batch * c.context_length, config.activation_checkpointing
+    tokens, matrices, muon = batch.micro_batch * c.context_length, _matrices(config), config.optim.name == "muon"
     sharded = strategy == "fsdp"
     shards = processes if sharded else 1
     weights = -(-summary.parameters * FLOAT32 // shards)
@@ -109,24 +115,28 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
     if sharded and config.fsdp_gradient_sync == "update" and batch.micro_steps > 1:
         earlier = summary.parameters * FLOAT32
-    state = Memory(weights, earlier, -(-_optimizer_moments(config) // shards), 0, 0, 0, 0)
-    kept = block_activations(config, tokens, precision, kind)
+    state = Memory(weights, earlier, -(-FLOAT32 * (2 * summary.parameters - muon * matrices) // shards))
+    kept = block_activations(config, tokens, precision, config.activation_checkpointing)
     stream, head_weight = FLOAT32 * tokens * c.n_embd, FLOAT32 * c.padded_vocab_size * c.n_embd
     # FSDP's weights are in the dtype of products already, and not kept.
-    copies = 0 if sharded or _width(precision) == FLOAT32 else _matrices(config) * _width(precision)
+    copies = 0 if sharded or _width(precision) == FLOAT32 else matrices * _width(precision)
     embedded = stream * (1 + c.embedding_norm + bool(c.dropout))  # with the input of the first block
     full = replace(state, activations=embedded + c.n_layer * kept, copies=copies)
-    backward, ended = full if kind == "none" else replace(full, copies=0), replace(state, gradients=weights)
-    gathered = _gathered(config, processes, precision, kept) if sharded else dict.fromkeys(("loss", "block", "last"), 0)
+    backward = full if config.activation_checkpointing == "none" else replace(full, copies=0)
+    ended = replace(state, gradients=weights)
+    in_loss, in_block, at_end = _gathered(config, processes, precision, kept) if sharded else (0, 0, 0)
     # The gradient of a tied head waits for that of the embedding, to be added to earlier gradients.
     tied = head_weight if c.tied_head and (earlier or sharded) else 0
     block_working = stream + head_weight + _block_backward(config, tokens, precision)
+    # Muon holds the directions of the matrices that it handles together, and five times those of one shape (the batch,
+    # filled up, orthogonalised in part, and two terms), a third of GPT-2's matrices. Fused AdamW needs nothing.
+    muon_working = 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, matrices) // 3
     return {
-        "loss": replace(full, gathered=gathered["loss"], working=loss_working(config, tokens, precision)),
-        "head": replace(backward, gathered=gathered["loss"], working=2 * (stream + head_weight)),
-        "block": replace(backward, gathered=gathered["block"], working=block_working),
-        "embedding": replace(ended, gathered=gathered["last"], working=tied + head_weight + 3 * stream),
-        "update": replace(ended, working=_optimizer_working(config)),
+        "loss": replace(full, gathered=in_loss, working=loss_working(config, tokens, precision)),
+        "head": replace(backward, gathered=in_loss, working=2 * (stream + head_weight)),
+        "block": replace(backward, gathered=in_block, working=block_working),
+        "embedding": replace(ended, gathered=at_end, working=tied + head_weight + 3 * stream),
+        "update": replace(ended, working=muon * muon_working),
     }
 
 
@@ -137,23 +147,25 @@ def block_activations(config: TrainConfig, tokens: int, precision: str, kind: st
     q_width, kv_width = c.n_head * c.resolved_head_dim, c.resolved_n_kv_head * c.resolved_head_dim
     if kind == "full":
         return tokens * FLOAT32 * C
-    products = (q_width + 2 * kv_width) + q_width + C + (2 if c.activation == "swiglu" else 1) * F + C
     if kind == "selective":
+        products = (q_width + 2 * kv_width) + q_width + C + (2 if c.activation == "swiglu" else 1) * F + C
         return tokens * (FLOAT32 * C + e * products + FLOAT32 * c.n_head + _attention_weights(config, e))
-    # The inputs of both norms and their statistics, and for RMSNorm the normalised values; the inputs of the matrices;
-    # q, k and v.
+    # The inputs of both norms and their statistics, and for RMSNorm the normalised values.
     per_token = 2 * (FLOAT32 * C + 8) + (2 * FLOAT32 * C if c.norm == "rmsnorm" else 0)
+    # The inputs of the matrices; q, k and v.
     hidden = {"relu": 1, "swiglu": 4}.get(c.activation, 2) * F
     per_token += e * (2 * C + q_width + 2 * kv_width + q_width + hidden) + FLOAT32 * c.n_head
-    if (
-        c.position == "rope" or c.qk_norm
-    ):  # q and k are not views of the projection, and the result is copied for the next one
+    if c.position == "rope" or c.qk_norm:  # q and k are no views of the projection; the next product copies the result
         per_token += e * (q_width + kv_width + q_width)
     if c.qk_norm:
         per_token += (1 if e == FLOAT32 else 2) * FLOAT32 * (q_width + kv_width)
     if c.dropout:
         per_token += 2 * e * C
-    per_token += _attention_weights(config, e) * (3 if c.dropout else 1) + _window_copies(config, e)
+    per_token += _attention_weights(config, e) * (3 if c.dropout else 1)
+    if c.attention == "sdpa" and c.window is not None:  # the keys, values and results that `WindowKernel` copies
+        keys = max(c.context_length / c.window - 1, 0) * (2 * c.window + c.window_globals) / c.context_length
+        width = c.resolved_head_dim * (2 * c.resolved_n_kv_head * keys + c.n_head)
+        per_token += round(e * width * sum(window is not None for window in c.windows) / c.n_layer)
     return tokens * per_token
 
 
@@ -166,27 +178,15 @@ def _attention_weights(config: TrainConfig, e: int) -> int:
     return FLOAT32 * c.n_head * c.context_length if c.dropout and config.device == "cpu" else 0
 
 
-def _window_copies(config: TrainConfig, e: int) -> int:
-    """Bytes per token of the keys, values and results that `WindowKernel` copies, in an average layer."""
-    c = config.model
-    if c.attention != "sdpa" or c.window is None:
-        return 0
-    keys = max(c.context_length / c.window - 1, 0) * (2 * c.window + c.window_globals) / c.context_length
-    width = c.resolved_head_dim * (2 * c.resolved_n_kv_head * keys + c.n_head)
-    return round(e * width * sum(window is not None for window in c.windows) / c.n_layer)
-
-
 def _block_backward(config: TrainConfig, tokens: int, precision: str) -> int:
     """Bytes that the backward pass of the last block needs at its peak, beyond what the forward pass kept."""
     c, e, kind = config.model, _width(precision), config.activation_checkpointing
     copies = _FEED_FORWARD_GRADIENTS.get(c.activation, 1)
     hidden = e * c.resolved_n_inner * (copies * tokens + (c.n_embd if copies == 1 else 0))
     attention = tokens * _attention_weights(config, FLOAT32)
-    recomputed = block_activations(config, tokens, precision, "none") - block_activations(
-        config, tokens, precision, kind
-    )
-    casts = _matrices(config) // c.n_layer * e if kind != "none" and e < FLOAT32 else 0
-    return max(hidden, attention) + recomputed + casts
+    everything, kept = (block_activations(config, tokens, precision, each) for each in ("none", kind))
+    casts = ModelSummary(c).block_matrices * e if kind != "none" and e < FLOAT32 else 0
+    return max(hidden, attention) + everything - kept + casts
 
 
 def loss_working(config: TrainConfig, tokens: int, precision: str) -> int:
@@ -201,20 +201,15 @@ def loss_working(config: TrainConfig, tokens: int, precision: str) -> int:
     return count + FLOAT32 * C * (min(CPU_VOCAB_BLOCK, V) if device == "cpu" else V)
 
 
-def _gathered(config: TrainConfig, processes: int, precision: str, kept: int) -> dict[str, int]:
+def _gathered(config: TrainConfig, processes: int, precision: str, kept: int) -> tuple[int, int, int]:
     """Bytes that FSDP has gathered in the loss, in the backward pass of a block, and at the end."""
     summary = ModelSummary(config.model)
-    root = (summary.parameters - _block_parameters(config)) * FLOAT32
-    block = summary.block_parameters * _width(precision)
+    root, block = summary.root_parameters * FLOAT32, summary.block_parameters * _width(precision)
+    gradients = summary.block_parameters * FLOAT32
     buffer = block if processes > 1 else 0  # one process gathers nothing into a buffer first, but copies the weights
-    # The gradients of the last block are being sent while the block before goes backward, without the activations of
-    # the last.
-    sending = max(0, summary.block_parameters * FLOAT32 - kept) if config.model.n_layer > 1 else 0
-    return {
-        "loss": root + buffer,
-        "block": root + block + buffer + sending,
-        "last": root + summary.block_parameters * FLOAT32,
-    }
+    # The gradients of the last block are sent during the backward pass of the one before, after its activations went.
+    sending = max(0, gradients - kept) if config.model.n_layer > 1 else 0
+    return root + buffer, root + block + buffer + sending, root + gradients
 
 
 def _width(precision: str) -> int:
@@ -222,28 +217,33 @@ def _width(precision: str) -> int:
     return 2 if precision in ("bfloat16", "float16") else FLOAT32
 
 
-def _block_parameters(config: TrainConfig) -> int:
-    return config.model.n_layer * ModelSummary(config.model).block_parameters
-
-
 def _matrices(config: TrainConfig) -> int:
     """Elements of all matrices in the blocks."""
-    summary = ModelSummary(config.model)
-    return config.model.n_layer * (summary.attention_weights + summary.feed_forward_weights)
+    return config.model.n_layer * ModelSummary(config.model).block_matrices
 
 
-def _optimizer_moments(config: TrainConfig) -> int:
-    one_less = _matrices(config) if config.optim.name == "muon" else 0
-    return FLOAT32 * (2 * ModelSummary(config.model).parameters - one_less)
-
-
-def _optimizer_working(config: TrainConfig) -> int:
-    """Fused AdamW needs nothing; Muon needs the directions of the matrices that it handles together, and work space.
-
-    The work space is five times the matrices of one shape: the batch, filled up, orthogonalised in part, and two terms.
-    A third of GPT-2's matrices have one shape.
-    """
-    return 8 * FLOAT32 * min(ELEMENTS_AT_ONCE, _matrices(config)) // 3 if config.optim.name == "muon" else 0
+def with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """The config with a vocabulary size, which a run takes from its data, and notes on what is assumed."""
+    notes = []
+    init_from = config.init_from
+    if init_from == "" or (init_from and find_hub_id(init_from)):
+        notes.append("the model has the shape in [model]; a run with --init-from takes the shape of that model")
+    elif init_from is not None:
+        config = replace(config, model=shape_from(find_model(init_from, verify=False).model_config, config.model))
+    if config.model.vocab_size is not None:
+        return config, notes
+    kind, source = config.data.tokenizer, None
+    with suppress(UserError):  # the text need not exist yet
+        source = None if config.data.mixture else resolve(config.data.source)
+    if isinstance(source, PreparedDataset):
+        size = open_dataset(source.directory).tokenizer.vocab_size
+    elif tokenizer_file(kind) is not None:
+        size = build_tokenizer(kind).vocab_size
+    else:
+        size = TYPICAL_VOCAB_SIZES[kind]
+        if kind == "characters":
+            notes.append(f"the text is assumed to have {size} different characters (--model.vocab-size N changes this)")
+    return config.override(model={"vocab_size": size}), notes
 
 
 def largest_micro_batch(
@@ -264,39 +264,30 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
     free = available_memory(device, swap=True)
     if free is None or config.cpu_offload:
         return None
-    config = config.override(device=device.type)
-    if config.model.vocab_size is None:
-        config = config.override(model={"vocab_size": TYPICAL_VOCAB_SIZES[config.data.tokenizer]})
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and device.type == "cpu" else 1
+    on_cpu, checkpointing = device.type == "cpu", config.activation_checkpointing
+    config = with_vocabulary(config)[0].override(device=device.type)
+    strategies = ["single"] if processes == 1 else [config.strategy]  # those that `parallelize` may choose
+    if strategies == ["auto"]:
+        strategies = ["ddp"] if on_cpu else ["ddp", "fsdp"]
+
+    def peaks(changed: TrainConfig) -> list[Memory]:
+        return [memory_per_rank(changed, processes, strategy, precision) for strategy in strategies]
+
+    if config.compiles_on(device.type):  # a compiler may drop all but the results of products and of attention
+        least_kept = config.override(activation_checkpointing="full" if checkpointing == "full" else "selective")
+        least = min(replace(memory, copies=0, working=0).total for memory in peaks(least_kept))
+    else:
+        least = min(memory.total for memory in peaks(config))
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and on_cpu else 1
     available = free / sharing
-    least = min(_least(config, processes, strategy, precision) for strategy in _strategies(config, processes))
     if least <= DOUBT * available:
         return None
-
-    def need(changed: TrainConfig) -> float:
-        return min(memory_per_rank(changed, processes, s, precision).total for s in _strategies(config, processes))
-
-    owner = "each process" if sharing > 1 else "this machine" if device.type == "cpu" else "the GPU"
+    owner = "each process" if sharing > 1 else "this machine" if on_cpu else "the GPU"
     problem = f"an update needs {format_bytes(least)} and {owner} has {format_bytes(available)} free"
-    fitting = largest_micro_batch(config, processes, need, COMFORT * available)
+    fitting = largest_micro_batch(
+        config, processes, lambda changed: min(memory.total for memory in peaks(changed)), COMFORT * available
+    )
     if fitting is not None:
         return f"{problem}; use --micro-batch-size {fitting}"
-    checkpointing = "" if config.activation_checkpointing == "full" else "--activation-checkpointing full or "
-    return f"{problem}, and no micro-batch size fits; use {checkpointing}a smaller model"
-
-
-def _least(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
-    """Bytes that an update needs at least: a compiler may drop all but the results of products and of attention."""
-    if not config.compiles_on(config.device):
-        return memory_per_rank(config, processes, strategy, precision).total
-    if config.activation_checkpointing == "none":
-        config = config.override(activation_checkpointing="selective")
-    return replace(memory_per_rank(config, processes, strategy, precision), copies=0, working=0).total
-
-
-def _strategies(config: TrainConfig, processes: int) -> list[str]:
-    """The strategies that `parallelize` may choose."""
-    if processes == 1:
-        return ["single"]
-    auto = ["ddp"] if config.device == "cpu" else ["ddp", "fsdp"]
-    return auto if config.strategy == "auto" else [config.strategy]
+    suggestion = "" if checkpointing == "full" else "--activation-checkpointing full or "
+    return f"{problem}, and no micro-batch size fits; use {suggestion}a smaller model"

@@ -4,7 +4,7 @@ import ctypes
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -105,13 +105,20 @@ def measure_peak_flops(precision: str, device: torch.device) -> float:
     n = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a, b = torch.ones(n, n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
+    return 2.0 * n**3 / fastest_call(lambda: torch.mm(a, b), device, 0.3)
+
+
+def fastest_call(function: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Call a function for some seconds, after a warm-up; returns the seconds of the fastest call."""
+    function()
     best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < 0.3:
+    while time.perf_counter() - begin < seconds:
+        synchronize(device)
         start = time.perf_counter()
-        torch.mm(a, b)
+        function()
         synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2.0 * n**3 / best
+    return best
 
 
 def memory_used(device: torch.device) -> int:

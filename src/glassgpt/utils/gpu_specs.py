@@ -26,18 +26,15 @@ GPU_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
 class Gpu:
     """A GPU by NVIDIA's data sheet."""
 
-    name: str
-    """As in `GPU_PEAKS`."""
-    memory: float
-    """Bytes; a GB of the data sheet is taken as 10^9."""
-    bandwidth: float
-    """Bytes/s between memory and chip."""
-    link: float
-    """Bytes/s to another GPU of the host, in one direction: NVLink if there is one, otherwise PCIe x16."""
+    name: str  # as in `GPU_PEAKS`
+    memory: float  # bytes; a GB of the data sheet is taken as 10^9
+    bandwidth: float  # bytes/s between memory and chip
+    link: float  # bytes/s to another GPU of the host, in one direction: NVLink if there is one, otherwise PCIe x16
 
-    def peak(self, precision: str) -> float | None:
-        """FLOP/s of matrix products in a precision; None if the GPU does not support it."""
-        return dict(GPU_PEAKS)[self.name].get(precision)
+    @property
+    def peaks(self) -> dict[str, float]:
+        """FLOP/s of matrix products in each precision that the GPU supports."""
+        return dict(GPU_PEAKS)[self.name]
 
     def matches(self, device_name: str, memory: float) -> bool:
         """Whether a device of this name and memory (bytes) is one of these."""
