@@ -16,8 +16,7 @@ import torch
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.catalog import Catalog
-from glassgpt.playground.model_pool import ModelPool
+from glassgpt.playground.model_pool import Catalog, ModelPool
 from glassgpt.playground.server import PlayServer, bind
 from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint
 from glassgpt.runs.run_directory import RunDirectory

@@ -25,9 +25,7 @@ model config utils
 
 # Which modules may import a third-party library.
 OWNERS = {
-    "tyro": {
-        f"cli.{name}" for name in ("parsing", "options", "data", "evaluate", "models", "planning", "play", "train")
-    },
+    "tyro": {f"cli.{name}" for name in ("options", "data", "evaluate", "models", "planning", "play", "train")},
     "rich": {"cli.console"},
     "plotly": {"report.page"},
     "jinja2": {"report.page"},

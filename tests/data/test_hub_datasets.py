@@ -88,7 +88,7 @@ def test_undocumented_metadata_is_refused(configs: object) -> None:
 
 
 def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
-    def chosen(*configs: dict[str, Any]) -> str:
+    def chosen(*configs: dict[str, Any]) -> str | None:
         return choose_subset(subsets_of({"configs": list(configs)}, "acme/x"), None, "acme/x").name
 
     a, b, default = ({"config_name": name, "data_files": "*"} for name in ("a", "b", "default"))
@@ -164,7 +164,7 @@ PRELUDE = """
 import json, sys, threading
 from pathlib import Path
 from glassgpt.utils import hub
-from glassgpt.data.hub_datasets import find_dataset
+from glassgpt.data.hub_datasets import HubSource
 from glassgpt.data.source_files import fetch_all
 from glassgpt.utils.errors import UserError
 hub._PAUSE = 0.05
@@ -174,8 +174,12 @@ def outcome(call):
         return call()
     except UserError as error:
         return f"error: {error}"
-def fetch(*asked, **more):
-    files = find_dataset(*asked, **more).files()
+def find_dataset(hub_id, subset=None, split="train"):
+    source = HubSource(f"{hub_id}:{subset or ''}:{split}")
+    source.files()
+    return source
+def fetch(*asked):
+    files = find_dataset(*asked).files()
     return {file.name: str(path) for file, path in fetch_all(files, log=lines.append, every=0.0)}
 """
 
@@ -335,8 +339,8 @@ def test_files_are_complete_whatever_the_server_does(home: Path) -> None:
             """
 from huggingface_hub import hf_hub_download, scan_cache_dir
 dataset = find_dataset("acme/faulty")
-where = {"repo_type": "dataset", "revision": dataset.commit, "local_files_only": True}
-paths = [hf_hub_download(dataset.hub_id, file.name, **where) for file in dataset.files()]
+where = {"repo_type": "dataset", "revision": dataset.dataset.commit, "local_files_only": True}
+paths = [hf_hub_download(dataset.dataset.hub_id, file.name, **where) for file in dataset.files()]
 (repository,) = scan_cache_dir().repos
 print(json.dumps([paths, repository.repo_id, repository.size_on_disk]))
 """,

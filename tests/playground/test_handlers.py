@@ -16,7 +16,7 @@ from glassgpt.interop.hf_models import export_hf
 from glassgpt.interpretability.capture import capture
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.wire_format import pack
+from glassgpt.playground.schemas import pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 from glassgpt.utils.formatting import escape_token
 from play_harness import GPT2_LIKE, WINDOWED, Client, serving, small_bpe, unpacked, write_run

@@ -11,8 +11,7 @@ import torch
 from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.catalog import Catalog, find_entry
-from glassgpt.playground.model_pool import CaptureCache, LoadedModel, size_in_bytes
+from glassgpt.playground.model_pool import CaptureCache, Catalog, LoadedModel, find_entry, size_in_bytes
 from glassgpt.utils.errors import UserError
 from play_harness import GPT2_LIKE, serving, write_run
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from glassgpt.playground.catalog import kept_checkpoints
+from glassgpt.playground.model_pool import kept_checkpoints
 from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer
 from kill_harness import SENTENCE, write_text

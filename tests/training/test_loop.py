@@ -689,8 +689,7 @@ def test_batches_are_read_ahead_and_in_order(text: Path) -> None:
     state = state_for(tiny_config(text))
     for state.step in (0, 1, 2, 5, 6):  # a jump, as after a failed step
         assert torch.equal(state.local_rows(), torch.from_numpy(state.rows(state.step)))
-        assert state.prefetcher is not None
-        ahead = state.prefetcher._next
+        ahead = state.read_ahead
         assert ahead is not None
         assert ahead[0] == state.step + 1
         assert torch.equal(ahead[1].result(), torch.from_numpy(state.rows(state.step + 1)))

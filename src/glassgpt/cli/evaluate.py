@@ -90,20 +90,11 @@ def evaluate(arguments: Sequence[str]) -> None:
 def _evaluate_text(loaded: "LoadedModel", options: EvalOptions) -> dict[str, Any]:
     from glassgpt.evaluation.perplexity import evaluate
 
-    figures = evaluate(
-        loaded,
-        source=options.data,
-        split=options.split,
-        column=options.column,
-        encoding=options.encoding,
-        errors=options.errors,
-        skip_bad=options.skip_bad or None,
-        context_length=options.context_length,
-        documents=options.json is not None,
-        tokens=options.token_losses,
-        quantize=options.quantize,
-        log=say_aside,
-    )
+    same = ("split", "column", "encoding", "errors", "context_length", "quantize")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in same}
+    settings |= {"source": options.data, "skip_bad": options.skip_bad or None}
+    settings |= {"documents": options.json is not None, "tokens": options.token_losses}
+    figures = evaluate(loaded, **settings, log=say_aside)
     print(_figures_table(figures))
     for name, details in figures.get("texts", {"": figures}).items():
         print((f"\n{name}" if name else "") + _details_table(details), flush=True)

@@ -1,23 +1,22 @@
 """generate, info, export and report: commands that use a model."""
 
 import dataclasses
+import itertools
 import os
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from glassgpt.cli.options import Reference, decoded, parse
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from glassgpt.generation.generate import GeneratedToken
+from glassgpt.utils.files import readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,37 +62,18 @@ def generate(arguments: Sequence[str]) -> None:
     model, tokenizer = references.load(options.reference, device=device)
     if options.quantize is not None:
         model = inference.quantize(model, options.quantize)
-    sampling = dataclasses.asdict(options.sampling) | ({"temperature": 0.0} if options.greedy else {})
-    tokens = generation.generate(
-        model,
-        tokenizer,
-        prompt,
-        **sampling,
-        stop=options.stop,
-        n=options.n,
-        seed=options.seed,
-        use_cache=not options.no_cache,
-        precision=options.precision,
-    )
+    settings = dataclasses.asdict(options.sampling) | ({"temperature": 0.0} if options.greedy else {})
+    settings |= {name: getattr(options, name) for name in ("stop", "n", "seed", "precision")}
+    tokens = generation.generate(model, tokenizer, prompt, use_cache=not options.no_cache, **settings)
+    texts = [prompt or ""] * options.n
     if options.n == 1:
-        _print_stream(prompt or "", tokens)
-    else:
-        _print_samples(prompt or "", tokens, options.n)
-
-
-def _print_stream(prompt: str, tokens: "Iterable[GeneratedToken]") -> None:
-    print(prompt, end="", flush=True)
-    for token in tokens:
-        print(token, end="", flush=True)
-    print()
-
-
-def _print_samples(prompt: str, tokens: "Iterable[GeneratedToken]", n: int) -> None:
-    texts = [prompt] * n
+        for text in itertools.chain(texts, tokens):
+            print(text, end="", flush=True)
+        print()
+        return
     for token in tokens:
         texts[token.sample] += token.text
-    rule = "\n" + "-" * 40 + "\n"
-    print(rule.join(texts))
+    print(f"\n{'-' * 40}\n".join(texts))
 
 
 def _prompt(options: GenerateOptions) -> str | None:
@@ -101,10 +81,8 @@ def _prompt(options: GenerateOptions) -> str | None:
     if options.prompt is not None and options.prompt_file is not None:
         raise UserError("--prompt and --prompt-file cannot be combined; use one of them")
     if options.prompt_file is not None:
-        try:
+        with readable(options.prompt_file):
             return decoded(options.prompt_file.read_bytes(), str(options.prompt_file))
-        except OSError as error:
-            raise UserError(f"cannot read {options.prompt_file}: {error.strerror}") from None
     if options.prompt == "-":
         return decoded(_standard_input(), "standard input")
     if options.prompt is None:

@@ -4,10 +4,10 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.hub_layout import (
     Subset,
     choose_subset,
+    converted_subsets,
     folder_of,
     format_of,
     matches,
     name_some,
     splits_by_name,
+    subsets_by_folder,
     subsets_of,
     unknown_name,
 )
@@ -50,42 +52,6 @@ def hub_location(source: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class HubSource:
-    """A split of a subset of a dataset, looked up when it is first needed. `location`: `ID[:SUBSET[:SPLIT]]`."""
-
-    location: str
-    reading: ReadingConfig | None = None
-
-    @property
-    def name(self) -> str:
-        """The dataset's name without its owner."""
-        return self.location.partition(":")[0].rpartition("/")[2]
-
-    @cached_property
-    def _dataset(self) -> "HubDataset":
-        name, subset, split = (*self.location.split(":"), "", "")[:3]
-        hub_id, default = HUB_NAMES.get(name, (name, None))
-        return find_dataset(hub_id, subset or default, split or "train")
-
-    def files(self) -> list[SourceFile]:
-        """The files of the split. Raises `UserError` if there are none, or if the hub cannot be reached."""
-        return self._dataset.files()
-
-    def identity(self) -> dict[str, Any]:
-        """The commit, and each file's name and hash."""
-        return self._dataset.identity()
-
-    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Always true: a prepared dataset stays that of its commit, and needs no network."""
-        return True
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The split's files in another format than most of it."""
-        return self._dataset.left_out
-
-
-@dataclass(frozen=True)
 class HubDataset:
     """The files of a split at a commit. `left_out`: those in another format than most of its bytes."""
 
@@ -93,52 +59,69 @@ class HubDataset:
     commit: str
     subset: str | None
     split: str
-    entries: tuple[HubFile, ...]
-    left_out: tuple[str, ...] = ()
+    entries: Sequence[HubFile]
+    left_out: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A `Source`: a split of a subset, looked up when it is first needed. `location`: `ID[:SUBSET[:SPLIT]]`."""
+
+    location: str
+    reading: ReadingConfig | None = None
 
     @property
-    def repository(self) -> DatasetRepository:
-        """Its repository at its commit."""
-        return DatasetRepository(self.hub_id, self.commit)
+    def name(self) -> str:
+        return self.location.partition(":")[0].rpartition("/")[2]
+
+    @cached_property
+    def dataset(self) -> HubDataset:
+        """What the hub has. Raises `UserError` if there is no such dataset, subset, split or readable file."""
+        name, subset, split = (*self.location.split(":"), "", "")[:3]
+        hub_id, default = HUB_NAMES.get(name, (name, None))
+        return _find(hub_id, subset or default, split or "train")
 
     def files(self) -> list[SourceFile]:
-        """Its files, in the order of their names (or of the metadata's paths)."""
-        return [self._source_file(entry, Transfer()) for entry in self.entries]
-
-    def _source_file(self, entry: HubFile, transfer: Transfer) -> SourceFile:
-        return SourceFile(
-            entry.name,
-            entry.bytes,
-            partial(self.repository.download, entry, transfer),
-            present=lambda: self.repository.cached_bytes(entry) or transfer.received,
-            cancel=transfer.cancelled.set,
-        )
+        repository = DatasetRepository(self.dataset.hub_id, self.dataset.commit)
+        return [_source_file(repository, entry, Transfer()) for entry in self.dataset.entries]
 
     def identity(self) -> dict[str, Any]:
-        """What the text depends on, as JSON. Small files have git's sha1 instead of a sha256."""
-        files = [
-            {key: value for key, value in asdict(entry).items() if key != "git_sha1" or value} for entry in self.entries
-        ]
-        at = {"repository": self.hub_id, "commit": self.commit, "subset": self.subset, "split": self.split}
-        return {**at, "files": files}
+        """What the text depends on. Small files have git's sha1 instead of a sha256."""
+        files = [asdict(entry) for entry in self.dataset.entries]
+        files = [{key: value for key, value in file.items() if key != "git_sha1" or value} for file in files]
+        at = {"repository": self.dataset.hub_id, "commit": self.dataset.commit}
+        return {**at, "subset": self.dataset.subset, "split": self.dataset.split, "files": files}
 
-    def missing(self) -> list[str]:
-        """Names of the files that are not in the cache, compared by size."""
-        return [entry.name for entry in self.entries if self.repository.cached_bytes(entry) != entry.bytes]
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        """Always true: a prepared dataset stays that of its commit, and needs no network."""
+        return True
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return tuple(self.dataset.left_out)
 
 
-def find_dataset(hub_id: str, subset: str | None = None, split: str = "train") -> HubDataset:
-    """Find the files of a dataset's split at the hub's newest commit.
+def _source_file(repository: DatasetRepository, entry: HubFile, transfer: Transfer) -> SourceFile:
+    def present() -> int:
+        return repository.cached_bytes(entry) or transfer.received
 
-    `subset` None is the default one. If the hub cannot be reached, return the last result if all its files are in the
-    cache. Raises `UserError` if there is no such dataset, subset, split or readable file, or no network.
+    fetch = partial(repository.download, entry, transfer)
+    return SourceFile(entry.name, entry.bytes, fetch, present, transfer.cancelled.set)
+
+
+def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
+    """Return the files at the hub's newest commit.
+
+    If the hub cannot be reached, return the last result if all its files are in the cache.
     """
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
-    known = _read_record(record)
-    missing = [] if known is None else known.missing()
+    known, missing = _read_record(record), []
     if known is None:
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
+    else:
+        cached_bytes = DatasetRepository(known.hub_id, known.commit).cached_bytes
+        missing = [entry.name for entry in known.entries if cached_bytes(entry) != entry.bytes]
     try:
         dataset = _look_up(hub_id, subset, split, attempts=ATTEMPTS if known is None or missing else 1)
     except HubUnreachableError as error:
@@ -158,8 +141,7 @@ def _read_record(path: Path) -> HubDataset | None:
     """What an earlier call found, None if there is no valid record of it."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = tuple(HubFile(**entry) for entry in record.pop("entries"))
-        return HubDataset(**{**record, "left_out": tuple(record["left_out"])}, entries=entries)
+        return HubDataset(**{**record, "entries": [HubFile(**entry) for entry in record["entries"]]})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -168,84 +150,58 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     """The files of a subset and split; those of the hub's own conversion if nothing else can be read."""
     repository = DatasetRepository.open(hub_id, attempts=attempts)
     what = f"the dataset {repository.hub_id}"
-    subsets = subsets_of(repository.metadata(), what)
-    if subsets:
-        subset = choose_subset(subsets, name, what)
-        splits = _splits_of(repository, subset, split)
-        return _select(repository, subset.name, split, splits, f"{what}, subset {subset.name!r},")
-    files = repository.files()
-    if not any(format_of(file.name) for file in files):
-        return _find_converted(repository.hub_id, name, split, files)
-    splits = _by_split(files, name or "")
-    if not splits:
-        folders = {file.name.partition("/")[0] for file in files if "/" in file.name and format_of(file.name)}
-        raise UserError(f"{what} has no metadata, and no folder {name!r} with data, only {name_some(sorted(folders))}")
-    return _select(repository, name, split, splits, what)
+    subsets = subsets_of(repository.metadata(), what) or subsets_by_folder(_list_files(repository))
+    if not subsets:
+        names = name_some(list(_list_files(repository)), 5)
+        try:
+            repository = DatasetRepository.open(repository.hub_id, _CONVERTED)
+            subsets = converted_subsets(_list_files(repository))
+        except UserError as error:
+            if isinstance(error, HubUnreachableError):
+                raise
+        if not subsets:
+            raise UserError(f"{what} has no {_READABLE}, also not in the hub's own conversion, but {names}")
+        what = f"the hub's conversion of {what}"
+    subset = choose_subset(subsets, name, what)
+    what = f"{what}, subset {subset.name!r}," if subset.name else what
+    splits = _splits_of(repository, subset, split)
+    if split not in splits and f"partial-{split}" in splits:
+        raise UserError(f"{what} has only the first part of the split {split!r}")
+    if split not in splits:
+        raise unknown_name("split", split, list(splits), what)
+    return _select(repository, subset.name, split, splits[split], what)
 
 
-def _by_split(files: Iterable[HubFile], folder: str) -> dict[str, list[HubFile]]:
-    by_name = {file.name: file for file in files}
-    return {split: [by_name[name] for name in names] for split, names in splits_by_name(by_name, folder).items()}
+@cache  # per commit, whose files never change
+def _list_files(repository: DatasetRepository, folder: str = "", recursive: bool = True) -> dict[str, HubFile]:
+    """The files in a folder by their names, sorted."""
+    return {file.name: file for file in sorted(repository.files(folder, recursive), key=lambda file: file.name)}
 
 
 def _splits_of(repository: DatasetRepository, subset: Subset, split: str) -> dict[str, list[HubFile]]:
     """The files of the wanted split; the other splits without files, since listing them costs requests."""
     if subset.patterns is None:
-        return _by_split(repository.files(subset.folder), subset.folder)
+        files = _list_files(repository, subset.folder)
+        return {name: [files[each] for each in names] for name, names in splits_by_name(files, subset.folder).items()}
     chosen: dict[str, HubFile] = {}  # by name: patterns may overlap
-    listed: dict[tuple[str, bool], list[HubFile]] = {}
     for pattern in subset.patterns.get(split, ()):
-        place = folder_of(pattern)
-        if place not in listed:
-            listed[place] = sorted(repository.files(*place), key=lambda file: file.name)
-        chosen |= {
-            file.name: file for file in listed[place] if matches(file.name, pattern) and file.name != "README.md"
-        }
+        files = _list_files(repository, *folder_of(pattern))
+        chosen |= {name: file for name, file in files.items() if matches(name, pattern) and name != "README.md"}
     return {other: list(chosen.values()) if other == split else [] for other in subset.patterns}
 
 
 def _select(
-    repository: DatasetRepository, subset: str | None, split: str, splits: Mapping[str, Sequence[HubFile]], what: str
+    repository: DatasetRepository, subset: str | None, split: str, files: Sequence[HubFile], what: str
 ) -> HubDataset:
-    """The files of one split in the format that most of its bytes are in."""
-    if split not in splits:
-        raise unknown_name("split", split, splits, what)
-    sizes: Counter[str] = Counter()
-    for file in splits[split]:
-        if format_name := format_of(file.name):
-            sizes[format_name] += file.bytes
+    """The files of a split in the format that most of its bytes are in."""
+    sizes: Counter[str | None] = Counter()
+    for file in files:
+        sizes[format_of(file.name)] += file.bytes
+    del sizes[None]
     if not sizes.total():
-        raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {_names(splits[split])}")
-    (format_name, _), *_ = sizes.most_common()
-    kept = {file.name: file for file in splits[split] if file.bytes and format_of(file.name) == format_name}
-    left_out = tuple(file.name for file in splits[split] if file.name not in kept)
-    return HubDataset(repository.hub_id, repository.commit, subset, split, tuple(kept.values()), left_out)
-
-
-def _find_converted(hub_id: str, name: str | None, split: str, files: Sequence[HubFile]) -> HubDataset:
-    """The files of the hub's own conversion. Raises `UserError` if there is none, or if it is not complete."""
-    nothing = UserError(
-        f"the dataset {hub_id} has no {_READABLE}, also not in the hub's own conversion, but {_names(files)}"
-    )
-    try:
-        repository = DatasetRepository.open(hub_id, _CONVERTED)
-    except HubUnreachableError:
-        raise
-    except UserError:
-        raise nothing from None
-    subsets: dict[str, dict[str, list[HubFile]]] = {}
-    for file in sorted(repository.files(), key=lambda file: file.name):
-        folder, _, rest = file.name.partition("/")
-        if rest.count("/") == 1 and format_of(file.name) == "parquet":
-            subsets.setdefault(folder, {}).setdefault(rest.partition("/")[0], []).append(file)
-    if not subsets:
-        raise nothing
-    what = f"the hub's conversion of the dataset {hub_id}"
-    subset = choose_subset([Subset(folder) for folder in subsets], name, what).name
-    if f"partial-{split}" in subsets[subset]:
-        raise UserError(f"{what}, subset {subset!r}, has only the first part of the split {split!r}")
-    return _select(repository, subset, split, subsets[subset], f"{what}, subset {subset!r},")
-
-
-def _names(files: Iterable[HubFile]) -> str:
-    return name_some(sorted(file.name for file in files), 5)
+        names = name_some(sorted(file.name for file in files), 5)
+        raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {names}")
+    ((most, _),) = sizes.most_common(1)
+    kept = {file.name: file for file in files if file.bytes and format_of(file.name) == most}
+    left_out = [file.name for file in files if file.name not in kept]
+    return HubDataset(repository.hub_id, repository.commit, subset, split, list(kept.values()), left_out)

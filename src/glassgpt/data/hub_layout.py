@@ -6,9 +6,10 @@ https://huggingface.co/docs/hub/datasets-file-names-and-splits, so a name means 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Any
 
 from glassgpt.utils.errors import UserError, did_you_mean
@@ -17,18 +18,24 @@ from glassgpt.utils.errors import UserError, did_you_mean
 _FORMATS = {"parquet": "parquet", "jsonl": "jsonl", "json": "jsonl", "csv": "csv", "txt": "txt"}
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SPLIT_WORDS = {
-    "train": "train|training",
-    "validation": "validation|valid|dev|val",
-    "test": "test|testing|eval|evaluation",
+    split: re.compile(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)")
+    for split, words in {
+        "train": "train|training",
+        "validation": "validation|valid|dev|val",
+        "test": "test|testing|eval|evaluation",
+    }.items()
 }
-_SHARD = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+_SHARD = re.compile(r"^data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*$")
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset, or configuration. `patterns` of each split; None if the names below `folder` give the splits."""
+    """A subset, or configuration: `patterns` of each split, or None if the names below `folder` give the splits.
 
-    name: str
+    The name None is of a whole repository without metadata.
+    """
+
+    name: str | None
     default: bool = False
     folder: str = ""
     patterns: Mapping[str, tuple[str, ...]] | None = None
@@ -53,22 +60,38 @@ def subsets_of(metadata: Mapping[str, Any], what: str) -> list[Subset]:
 def _subset(config: Mapping[str, Any], what: str) -> Subset:
     """Parse one config; any exception means that it has no documented form."""
     name, folder = str(config["config_name"]), _relative(str(config.get("data_dir") or ""), what)
-    data_files = config.get("data_files")
-    if data_files is None:
-        return Subset(name, bool(config.get("default")), folder)
-    if isinstance(data_files, list) and any(isinstance(item, Mapping) for item in data_files):
-        by_split = {str(item["split"]): item["path"] for item in data_files}
-    else:
-        by_split = (
-            {str(k): v for k, v in data_files.items()} if isinstance(data_files, Mapping) else {"train": data_files}
-        )
+    match config.get("data_files"):
+        case None:
+            return Subset(name, bool(config.get("default")), folder)
+        case dict(by_split):
+            pass
+        case [dict(), *_] as items:
+            by_split = {item["split"]: item["path"] for item in items}
+        case paths:
+            by_split = {"train": paths}
     patterns = {}
     for split, paths in by_split.items():
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not paths:
             raise ValueError(f"data_files of split {split!r}")
-        patterns[split] = tuple("/".join(filter(None, (folder, _relative(path, what)))) for path in paths)
+        patterns[str(split)] = tuple("/".join(filter(None, (folder, _relative(path, what)))) for path in paths)
     return Subset(name, bool(config.get("default")), folder, patterns)
+
+
+def subsets_by_folder(names: Iterable[str]) -> list[Subset]:
+    """Return the subsets without metadata: all files, and those of each folder; none if no file can be read."""
+    folders = {str(folder) for name in names if format_of(name) for folder in PurePosixPath(name).parents}
+    return [Subset(None, True) if folder == "." else Subset(folder, folder=folder) for folder in sorted(folders)]
+
+
+def converted_subsets(names: Iterable[str]) -> list[Subset]:
+    """Return the subsets of the hub's own conversion, whose files are SUBSET/SPLIT/NUMBER.parquet."""
+    patterns: dict[str, dict[str, tuple[str, ...]]] = {}
+    for name in sorted(names):
+        if matches(name, "*/*/*.parquet"):
+            subset, split, _ = name.split("/")
+            patterns.setdefault(subset, {})[split] = (f"{subset}/{split}/*.parquet",)
+    return [Subset(name, patterns=by_split) for name, by_split in patterns.items()]
 
 
 def _relative(path: str, what: str) -> str:
@@ -81,27 +104,26 @@ def _relative(path: str, what: str) -> str:
 def choose_subset(subsets: Sequence[Subset], name: str | None, what: str) -> Subset:
     """Return the subset of that name; without one, the default or only one. Raises `UserError` if there is none."""
     by_name = {subset.name: subset for subset in subsets}
-    if name is not None:
-        if name not in by_name:
-            raise unknown_name("subset", name, by_name, what)
-        return by_name[name]
-    defaults = [subset for subset in subsets if subset.default] or [by_name[key] for key in by_name if key == "default"]
-    if not defaults and len(subsets) > 1:
-        raise UserError(f"{what} has several subsets and no default; name one of {name_some(by_name)}")
-    return (defaults or list(subsets))[0]
+    names = [known for known in by_name if known is not None]
+    if name is not None and name not in by_name:
+        raise unknown_name("subset", name, names, what)
+    if name is not None or len(by_name) == 1:
+        return by_name.get(name, subsets[0])
+    default = next((subset for subset in subsets if subset.default), by_name.get("default"))
+    if default is None:
+        raise UserError(f"{what} has several subsets and no default; name one of {name_some(names)}")
+    return default
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], what: str) -> UserError:
+def unknown_name(kind: str, name: str, known: Sequence[str], what: str) -> UserError:
     """Return the error for a subset or split that does not exist."""
-    names = list(known)
-    return UserError(f"{what} has no {kind} {name!r}, only {name_some(names)}{did_you_mean(name, names)}")
+    return UserError(f"{what} has no {kind} {name!r}, only {name_some(known)}{did_you_mean(name, known)}")
 
 
-def name_some(names: Iterable[str], limit: int = 20) -> str:
+def name_some(names: Sequence[str], limit: int = 20) -> str:
     """Join the first names of a list for a message."""
-    known = list(names)
-    more = f" and {len(known) - limit} more" if len(known) > limit else ""
-    return f"{', '.join(known[:limit])}{more}" or "none"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}" or "none"
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -136,28 +158,25 @@ def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str
     The first rule that finds any: `data/SPLIT-00000-of-00009.*`; a folder named after a split; a file named after one;
     all is for training.
     """
-    start = len(folder) + 1 if folder else 0
-    below = [
-        name
-        for name in sorted(names)
-        if name.startswith(f"{folder}/"[:start]) and format_of(name) and matches(name[start:], "**")
-    ]
-    shards: dict[str, list[str]] = {}
-    for name in below:
-        if match := _SHARD.fullmatch(name[start:]):
-            shards.setdefault(match[1], []).append(name)
-    if shards:
-        return shards
-    for part in (slice(None, -1), slice(-1, None)):  # the folders, then the file itself
-        splits = {
-            split: [name for name in below if _has_word("/".join(name[start:].split("/")[part]), words)]
-            for split, words in _SPLIT_WORDS.items()
-        }
-        if any(splits.values()):
-            return {split: chosen for split, chosen in splits.items() if chosen}
-    return {"train": below} if below else {}
+    prefix = f"{folder}/" if folder else ""
+    inside = (name.removeprefix(prefix) for name in sorted(names) if name.startswith(prefix))
+    below = [name for name in inside if format_of(name) and matches(name, "**")]
+    rules: tuple[Callable[[str], list[str]], ...] = (
+        _SHARD.findall,
+        lambda name: _splits_in(name.rpartition("/")[0]),
+        lambda name: _splits_in(name.rpartition("/")[2]),
+        lambda name: ["train"],
+    )
+    splits: dict[str, list[str]] = {}
+    for rule in rules:
+        for name in below:
+            for split in rule(name):
+                splits.setdefault(split, []).append(prefix + name)
+        if splits:
+            break
+    return splits
 
 
-def _has_word(text: str, words: str) -> bool:
-    """Whether one of the words stands in a path, delimited by what is not a letter."""
-    return re.search(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)", text) is not None
+def _splits_in(text: str) -> list[str]:
+    """Return the splits whose words stand in a path, delimited by what is not a letter."""
+    return [split for split, words in _SPLIT_WORDS.items() if words.search(text)]

@@ -2,10 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from glassgpt.data.progress import Log, ProgressLine
@@ -40,58 +42,49 @@ def fetch_all(
     line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
     when the generator is closed, running fetches are cancelled.
     """
-    results: list[Future[Path]] = [Future() for _ in files]
     progress, total, first = ProgressLine(log, every), sum(file.bytes for file in files), _present_bytes(files)
+    slots, closing, waiting = threading.Semaphore(parallel), threading.Event(), iter(files)
+    ahead: deque[tuple[SourceFile, Future[Path], threading.Thread]] = deque()
 
-    def message(seconds: float) -> str:
-        present, done = _present_bytes(files), sum(result.done() for result in results)
-        amount = f"{format_bytes(present)} of {format_bytes(total)}"
-        return f"downloading: {done} of {len(files)} files, {amount}, {format_bytes((present - first) / seconds)}/s"
-
-    with _fetching(files, results, parallel) as window:
-        for file, result in zip(files, results, strict=True):
-            while first < total and not wait([result], timeout=0.1).done:
-                progress.update(message)
-            yield file, result.result()
-            window.release()
-    if first < total:
-        log(f"downloaded {format_bytes(total - first)} of {len(files)} files")
-
-
-@contextmanager
-def _fetching(
-    files: Sequence[SourceFile], results: Sequence[Future[Path]], parallel: int
-) -> Iterator[threading.Semaphore]:
-    """Run threads that fetch the files. They wait at the semaphore, which the reader releases after each file."""
-    todo, todo_lock = iter(zip(files, results, strict=True)), threading.Lock()
-    window, closing = threading.Semaphore(2 * parallel), threading.Event()
-
-    def work() -> None:
-        while window.acquire() and not closing.is_set():
-            with todo_lock:
-                file, result = next(todo, (None, None))
-            if file is None or result is None:
-                return
+    def fetch(file: SourceFile, result: Future[Path]) -> None:
+        with slots:
             try:
-                result.set_result(file.fetch())
+                if not closing.is_set():
+                    result.set_result(file.fetch())
             except BaseException as error:  # raised in the reader
                 result.set_exception(error)
 
-    # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a download from a silent server.
-    threads = [threading.Thread(target=work, name=f"fetch-{i}", daemon=True) for i in range(min(parallel, len(files)))]
-    for thread in threads:
-        thread.start()
+    def start(count: int) -> None:
+        for file in islice(waiting, count):
+            result: Future[Path] = Future()
+            # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a silent server.
+            ahead.append((file, result, threading.Thread(target=fetch, args=(file, result), daemon=True)))
+            ahead[-1][2].start()
+
+    def message(read: int, seconds: float) -> str:
+        present, done = _present_bytes(files), read + sum(result.done() for _, result, _ in ahead)
+        amount = f"{format_bytes(present)} of {format_bytes(total)}"
+        return f"downloading: {done} of {len(files)} files, {amount}, {format_bytes((present - first) / seconds)}/s"
+
     try:
-        yield window
+        start(2 * parallel)
+        for read, file in enumerate(files):
+            result = ahead[0][1]
+            while first < total and not wait([result], timeout=0.1).done:
+                progress.update(partial(message, read))
+            yield file, result.result()
+            ahead.popleft()[2].join()
+            start(1)
     finally:
         closing.set()
-        for file, result in zip(files, results, strict=True):
+        for file, result, _ in ahead:
             if file.cancel is not None and not result.done():
                 file.cancel()
-        window.release(len(threads) or 1)
         deadline = time.monotonic() + _GRACE
-        for thread in threads:
+        for _, _, thread in ahead:
             thread.join(max(0.0, deadline - time.monotonic()))
+    if first < total:
+        log(f"downloaded {format_bytes(total - first)} of {len(files)} files")
 
 
 def _present_bytes(files: Sequence[SourceFile]) -> int:

@@ -61,11 +61,11 @@ class DocumentLosses:
         columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits_per_byte}
         return {name: column.tolist() for name, column in columns.items()}
 
-    def worst(self, count: int, shortest: int) -> Ids:
-        """The documents with the highest mean loss, highest first, among those with at least `shortest` tokens."""
-        eligible = np.flatnonzero(self.tokens >= shortest)
+    def worst(self) -> Ids:
+        """The documents with the highest mean loss, highest first."""
+        eligible = np.flatnonzero(self.tokens >= WORST_TOKENS)
         means = self.nats[eligible] / self.tokens[eligible]
-        return eligible[np.argsort(-means, kind="stable")[:count]]
+        return eligible[np.argsort(-means, kind="stable")[:WORST_DOCUMENTS]]
 
 
 @dataclass
@@ -214,9 +214,7 @@ def details(
         result["token_losses"] = token_losses.tolist()
     if each is None:
         return result
-    ends = np.append(each.starts[1:], len(stream))
-    worst = each.worst(WORST_DOCUMENTS, WORST_TOKENS)
-    columns = each.columns(worst)
+    columns, ends = each.columns(worst := each.worst()), np.append(each.starts[1:], len(stream))
     columns["text"] = [_excerpt(stream, int(each.starts[number]), int(ends[number]), tokenizer) for number in worst]
     result["document_count"] = int(np.count_nonzero(each.tokens))
     result["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -219,7 +219,7 @@ def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: Inferen
 
 @torch.no_grad()
 def _in_bfloat16(model: GPT) -> GPT:
-    """A copy of the model with bfloat16 parameters, which shares the original's hooks."""
+    """A copy with bfloat16 parameters that shares the original's hooks."""
     converted = copy_modules(model, lambda module: None)
     for module in converted.modules():
         for name, parameter in module.named_parameters(recurse=False):

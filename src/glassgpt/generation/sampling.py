@@ -58,9 +58,7 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
         probabilities = probabilities.cpu()  # MPS has no float64
     sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
     if not sums[:, -1].isfinite().all():
-        raise UserError(
-            "the model's probabilities are not finite: its weights have diverged; use an earlier checkpoint"
-        )
+        raise UserError("the model's probabilities are not finite: its weights diverged; use an earlier checkpoint")
     # Below 1 after rounding too: otherwise a last token without probability could be drawn.
     share = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator) * (1 - 2**-50)
     return torch.searchsorted(sums, share.to(sums.device) * sums[:, -1:], right=True).squeeze(1)

@@ -7,8 +7,9 @@ family reads, or be known to change nothing. Checked against transformers 5.23.
 import itertools
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors
 
 # Keys that change no logits: settings for generation, initialisation, labels and storage, and precisions that are
 # float32 here.
@@ -40,15 +43,9 @@ _ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_parameters"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS = {
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "silu": "silu",
-    "swish": "silu",
-}
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
+    "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu",
+}  # fmt: skip
 
 
 def _unsupported(key: str, value: object) -> UserError:
@@ -222,15 +219,10 @@ class Family:
     def obstacles(self, config: ModelConfig) -> list[str]:
         """The settings, as `name = value`, that the family cannot hold."""
         stored = self.stored_config(config)
-        free = {*self.keys, *self.zeros, "rope_base"}
-        for ours, key in (("window", "sliding_window"), ("window_pattern", "layer_types")):
-            if key in self.defaults:
-                free.add(ours)
-        wrong = [
-            f.name
-            for f in fields(stored)
-            if f.name not in free and getattr(stored, f.name) != self.fixed.get(f.name, f.default)
-        ]
+        windows = {"sliding_window": "window", "layer_types": "window_pattern"}
+        free = {*self.keys, *self.zeros, "rope_base", *(windows[key] for key in windows.keys() & self.defaults.keys())}
+        required = {f.name: self.fixed.get(f.name, f.default) for f in fields(stored) if f.name not in free}
+        wrong = [name for name, value in required.items() if getattr(stored, name) != value]
         if "activation" in self.keys and stored.activation not in _ACTIVATIONS.values():
             wrong.append("activation")
         if self.heads_divide and stored.n_embd % stored.n_head:
@@ -314,3 +306,31 @@ class Family:
         named = {name if name.startswith("lm_head.") else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         is_buffer = re.compile(self.buffers).fullmatch
         return {name: tensor for name, tensor in named.items() if not is_buffer(name.removeprefix(self.prefix))}
+
+
+@dataclass(frozen=True)
+class ExternalModel:
+    """A model that another program wrote, whose config is supported. Tokenizer and weights are read when needed."""
+
+    path: Path
+    family: Family
+    model_config: ModelConfig
+    """The model's shape, `vocab_size` included."""
+    facts: tuple[tuple[str, str], ...]
+    """Names and values that `glassgpt info` prints."""
+    read_tensors: Callable[[], Mapping[str, Tensor]]
+    read_tokenizer: Callable[[], Tokenizer | None]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None. Raises `UserError` if it is damaged."""
+        return self.read_tokenizer()
+
+    def load_model(self, model: GPT) -> None:
+        """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""
+        with explain_os_errors("read", self.path):
+            tensors = self.read_tensors()
+        try:
+            self.family.load_tensors(model, tensors)
+        except UserError as error:
+            raise UserError(f"cannot load {self.path}: {error}") from None

@@ -1,17 +1,13 @@
 """Checkpoints of nanoGPT (`ckpt.pt`) and build-nanogpt (`model_19072.pt`), read as tensors and plain values only."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_families import gpt2_tensors
-from glassgpt.interop.hf_mapping import Family
-from glassgpt.model.gpt import GPT
+from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
@@ -42,79 +38,42 @@ class _PickledConfig:
     """Replaces build-nanogpt's `GPTConfig`, which its checkpoints hold pickled: attributes without code."""
 
 
-@dataclass(frozen=True)
-class NanoGPTModel:
-    """A checkpoint of one of the two projects, with its config and tensors."""
-
-    path: Path
-    family: Family
-    model_config: ModelConfig
-    tensors: Mapping[str, Tensor]
-    facts: tuple[tuple[str, str], ...]
-    """Names and values that `glassgpt info` prints."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer.json in the same folder, or GPT-2's for a vocabulary of its size, or None.
-
-        nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
-        """
-        file = self.path.parent / "tokenizer.json"
-        if file.is_file():
-            return load_tokenizer(file)
-        return BPETokenizer.gpt2() if self.model_config.vocab_size == GPT2_VOCAB_SIZE else None
-
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place. Raises `UserError` with the first tensor that is wrong."""
-        try:
-            self.family.load_tensors(model, self.tensors)
-        except UserError as error:
-            raise UserError(f"cannot load {self.path}: {error}") from None
+def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
+    """The tokenizer.json in the same folder, or GPT-2's for a vocabulary of its size, or None."""
+    # nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
+    if (path.parent / "tokenizer.json").is_file():
+        return load_tokenizer(path.parent / "tokenizer.json")
+    return BPETokenizer.gpt2() if vocab_size == GPT2_VOCAB_SIZE else None
 
 
-def open_nanogpt(path: Path) -> NanoGPTModel:
+def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
     with explain_os_errors("read", path):
         modules = ("__main__", "train_gpt2", "model")
         content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
-    ):
+    content = content if isinstance(content, dict) else {}
+    weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
+    tensors = weights.items() if isinstance(weights, dict) else ()
+    if not tensors or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors):
         raise UserError(f"{path} is not a checkpoint of nanoGPT or build-nanogpt: 'model' must hold tensors by name")
-    config = content.get("config")
     if isinstance(config, _PickledConfig):
-        family, settings, names = _BUILD_NANOGPT, vars(config), ("step", "val_loss")
-    elif isinstance(content.get("model_args"), dict):
-        family, settings, names = _NANOGPT, content["model_args"], ("iter_num", "best_val_loss")
+        family, settings, step, loss = _BUILD_NANOGPT, vars(config), content.get("step"), content.get("val_loss")
+    elif isinstance(arguments, dict):
+        family, settings, step, loss = _NANOGPT, arguments, content.get("iter_num"), content.get("best_val_loss")
     else:
         raise UserError(f"{path} has neither nanoGPT's 'model_args' nor build-nanogpt's 'config'; both name the shape")
-    # torch.compile puts a prefix before every name.
-    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
-    step, loss = (content.get(name) for name in names)
     try:
-        facts = _facts(path, family, step, loss)
-        return NanoGPTModel(path, family, _with_padding(family.read_config(settings)), tensors, facts)
-    except (
-        UserError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # such as text instead of a number
+        shape = family.read_config(settings)
+        if shape.vocab_size == 50304:  # in both projects GPT-2's 50,257 tokens and padding
+            shape = dataclasses.replace(shape, vocab_size=GPT2_VOCAB_SIZE, vocab_multiple=128)
+        loss_text = "unknown" if loss is None else f"{float(loss):.4f} nats per token, by its own estimate"
+    except (UserError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # such as text for a number
         raise UserError(f"cannot use {path}: {error}") from None
-
-
-def _facts(path: Path, family: Family, step: Any, loss: Any) -> tuple[tuple[str, str], ...]:
-    return (
+    facts = (
         ("checkpoint", f"{path} ({family.name})"),
         ("step", f"{step:,}" if isinstance(step, int) else "unknown"),
-        ("validation loss", "unknown" if loss is None else f"{float(loss):.4f} nats per token, by its own estimate"),
+        ("validation loss", loss_text),
     )
-
-
-def _with_padding(config: ModelConfig) -> ModelConfig:
-    """In both projects 50,304 rows are GPT-2's 50,257 tokens and padding."""
-    if config.vocab_size != 50304:
-        return config
-    return dataclasses.replace(config, vocab_size=GPT2_VOCAB_SIZE, vocab_multiple=128)
+    # torch.compile puts a prefix before every name.
+    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors}
+    return ExternalModel(path, family, shape, facts, lambda: named, partial(_tokenizer_of, path, shape.vocab_size))

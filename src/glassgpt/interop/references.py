@@ -6,14 +6,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import TrainConfig
+from glassgpt.interop.hf_mapping import ExternalModel
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT
@@ -26,34 +27,8 @@ from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.hub import download_model, find_hub_id
 
 T = TypeVar("T")
-
-
-class ModelSource(Protocol):
-    """A model that was found and whose config was read, but whose weights are not loaded yet."""
-
-    @property
-    def path(self) -> Path:
-        """The directory or file."""
-        ...
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The model's shape, `vocab_size` included."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None if there is none."""
-        ...
-
-    @property
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        """Names and values that `glassgpt info` prints above the model's summary."""
-        ...
-
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place. Raises `UserError` if they do not fit."""
-        ...
+# A model that was found and whose config was read, but whose weights are not loaded yet.
+ModelSource = Checkpoint | ExternalModel
 
 
 @dataclass(frozen=True)
@@ -107,7 +82,7 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
         base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
         directory = _require_checkpoints(base)
         if not selector:
-            return _newest(directory) if verify else _open(checkpoint_paths(directory)[-1], verify)
+            return _newest(directory) if verify else Checkpoint(checkpoint_paths(directory)[-1])
         if selector == "best":
             return _open(directory / f"{_best_step(directory):06d}", verify)
         steps = [int(path.name) for path in checkpoint_paths(directory)]
@@ -124,9 +99,7 @@ def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
     if run.is_file():
-        raise UserError(
-            f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or a .pt file of nanoGPT"
-        )
+        raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
     if not run.is_dir():
         nearby = nearby_path(name)
         fix = f"did you mean {nearby}?" if nearby else f"start a run with: {program()} train --out {shlex.quote(name)}"
@@ -143,10 +116,7 @@ def _require_checkpoints(name: str) -> Path:
 
 def _newest(directory: Path) -> Checkpoint:
     """The newest checkpoint that is not damaged; damaged ones are named on standard error."""
-
-    def warn(message: str) -> None:
-        print(f"glassgpt: warning: {message}", file=sys.stderr)
-
+    warn = partial(print, "glassgpt: warning:", file=sys.stderr)
     checkpoint = latest_checkpoint(directory, warn, for_training=False)
     if checkpoint is None:
         raise UserError(f"the checkpoints in {directory} were removed meanwhile")
@@ -155,7 +125,7 @@ def _newest(directory: Path) -> Checkpoint:
 
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
-    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
+    error, run = UserError(f"the checkpoints in {directory} were removed meanwhile"), directory.parent
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
@@ -163,9 +133,7 @@ def _best_step(directory: Path) -> int:
             error = damaged
             continue
         if step is None:
-            raise UserError(
-                f"{directory.parent} has no best checkpoint: none was evaluated yet; use {directory.parent}"
-            )
+            raise UserError(f"{run} has no best checkpoint: none was evaluated yet; use {run}")
         return step
     raise error
 

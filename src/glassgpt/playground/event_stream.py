@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.interpretability.snapshots import read_probe
-from glassgpt.playground.catalog import kept_checkpoints
-from glassgpt.playground.wire_format import pack
+from glassgpt.playground.model_pool import kept_checkpoints
+from glassgpt.playground.schemas import pack
 from glassgpt.report.series import smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
-
-Event = tuple[str, Any]
-"""Name and value."""
 
 COLUMNS = tuple("step loss lr grad_norm tokens_per_second memory_bytes peak_share tokens_seen seconds".split())
 SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
@@ -54,8 +51,8 @@ class Follower:
         """The position in both files."""
         return f"{self.metrics.cursor}-{self.samples.cursor}"
 
-    def poll(self) -> Iterator[Event]:
-        """The new events, `status` first. The first poll sends status and lists in any case."""
+    def poll(self) -> Iterator[tuple[str, Any]]:
+        """Names and values of the new events, `status` first. The first poll sends status and lists in any case."""
         yield from self._if_changed("status", {**self._run.read_status(), "state": self._run.state})
         # The second read is for a line that is longer than the limit.
         metrics, samples = self.metrics.read(MAX_BYTES) or self.metrics.read(), self.samples.read()
@@ -72,7 +69,7 @@ class Follower:
         yield from self._if_changed("snapshots", self._run.probed_steps)
         yield from self._if_changed("checkpoints", list(kept_checkpoints(self._run)))
 
-    def _if_changed(self, name: str, value: Any) -> Iterator[Event]:
+    def _if_changed(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
         if name not in self._sent or self._sent[name] != value:
             self._sent[name] = value
             yield name, value
@@ -111,7 +108,7 @@ def history(run: RunDirectory) -> dict[str, Any]:
 
 
 def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
-    """Training steps (steps, COLUMNS) as columns of at most `MAX_ROWS` values that draw the same curve of the loss.
+    """Training steps (steps, COLUMNS) as columns of at most `MAX_ROWS` numbers that draw the same curve of the loss.
 
     `NAME_mean`, smoothed as in a report, and `time`, the seconds of training so far, are computed from all steps.
     """
@@ -120,10 +117,7 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
     derived = {f"{name}_mean": smoothed(by_name[name], window) for name in SMOOTHED}
     derived["time"] = np.nancumsum(by_name["seconds"])
     rows = thinned(by_name["loss"], MAX_ROWS)
-    return {
-        name: [float(value) if np.isfinite(value) else None for value in values[rows]]
-        for name, values in (by_name | derived).items()
-    }
+    return {name: values[rows].tolist() for name, values in (by_name | derived).items()}
 
 
 def snapshot(run: RunDirectory, step: int) -> bytes:

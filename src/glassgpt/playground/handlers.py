@@ -24,8 +24,7 @@ from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.playground.model_pool import LoadedModel
-from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest
-from glassgpt.playground.wire_format import pack
+from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
 from glassgpt.tokenizers.inspect import merge_states
 from glassgpt.utils.errors import UserError
@@ -61,7 +60,7 @@ def describe_model(loaded: LoadedModel) -> Answer:
         "tables": list(weights.tables(loaded.model)),
         "weights": [{"name": name, "shape": list(parameter.shape)} for name, parameter in parameters.items()],
         "default_text": default_text(loaded),
-        "seconds": loaded.seconds,
+        "seconds": loaded.load_seconds,
     }
 
 
@@ -180,7 +179,7 @@ def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
 
 
 def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
-    """The key/value head that a head uses. Raises `UserError` if there is no such layer or head."""
+    """The key/value head that a head uses. Raises `UserError` for a layer or head out of range."""
     config = loaded.model.config
     require_index("layer", layer, config.n_layer)
     require_index("head", head, config.n_head)
@@ -206,8 +205,7 @@ def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int)
 def predict(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     """The surprisal of each token, and the most likely tokens at each position."""
     result = predictions(loaded.model, activations(loaded, request))
-    names = ("surprisal", "top_ids", "top_p", "entropy")
-    return pack({name: getattr(result, name) for name in names}, {})
+    return pack({name: getattr(result, name) for name in ("surprisal", "top_ids", "top_p", "entropy")}, {})
 
 
 def lens(

@@ -1,7 +1,7 @@
-"""Loaded models, and the one thread that computes with them.
+"""The runs and models that the page offers (`Catalog`), those in memory, and the one thread that computes with them.
 
 PyTorch uses all cores for each computation, and hooks on a model are not thread-safe. So requests are computed one at a
-time, which is no slower.
+time, which does not take longer.
 """
 
 import asyncio
@@ -10,8 +10,9 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,16 +20,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from glassgpt.interop.references import load_model
+from glassgpt.interop.references import find_model, load_model
 from glassgpt.interpretability.capture import ActivationCache
 from glassgpt.model.gpt import GPT
-from glassgpt.playground.catalog import Catalog, CatalogEntry
 from glassgpt.playground.security import BusyError
+from glassgpt.runs.checkpoint import Checkpoint, checkpoint_paths
+from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.files import user_path
+from glassgpt.utils.hub import find_hub_id
 
 T = TypeVar("T")
 
+MAX_RUNS = 500
+"""Most runs of a folder that are listed."""
 MAX_MODELS = 3
 """Models in memory: two to compare, and the one before."""
 MAX_WAITING = 24
@@ -40,6 +46,107 @@ CACHE_BYTES = 1 << 30
 """Memory for captures. One of 1,024 tokens by GPT-2 takes half of it."""
 TURN_SECONDS = 0.03
 """How long a long computation runs before other requests have their turn."""
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A run with its checkpoints, or a single model. Requests refer to it by its number in the catalog."""
+
+    reference: str
+    run: RunDirectory | None = None
+    pinned: str | None = None
+    """The only step of the run to offer: a number or `best`. None offers all."""
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The run's checkpoints by step, in order; of a pinned run only that one."""
+        kept = {} if self.run is None else kept_checkpoints(self.run)
+        if self.pinned is None:
+            return kept
+        wanted = best_step(kept) if self.pinned == "best" else int(self.pinned)
+        return {step: path for step, path in kept.items() if step == wanted}
+
+    def describe(self, number: int) -> dict[str, Any]:
+        """The entry as the page gets it."""
+        kept, run = self.checkpoints(), self.run
+        kind, state = ("model", None) if run is None else ("run", run.state)
+        facts = {"id": number, "name": self.reference, "kind": kind, "state": state}
+        return {**facts, "steps": list(kept), "best": best_step(kept)}
+
+
+def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
+    """A run's checkpoints by step, in order."""
+    with suppress(OSError):  # the run was removed in the meantime
+        return {int(path.name): path for path in checkpoint_paths(run.checkpoints)}
+    return {}
+
+
+def best_step(kept: dict[int, Path]) -> int | None:
+    """The step with the lowest validation loss according to the newest checkpoint, if it is still kept."""
+    with suppress(UserError):
+        best = Checkpoint(kept[max(kept)]).state.best_step if kept else None
+        return best if best in kept else None
+    return None
+
+
+class Catalog:
+    """All entries. Their numbers do not change: new runs are appended."""
+
+    def __init__(self, references: Sequence[str], folder: Path = Path("runs")) -> None:
+        """The references of a command line; without any, the runs in a folder, and those that are started later.
+
+        Raises `UserError` for a reference that names nothing, and for a folder without runs.
+        """
+        self._folder = None if references else folder
+        self._entries = [find_entry(reference) for reference in references]
+        self._lock = threading.Lock()
+        self._refresh()
+        if not self._entries:
+            raise UserError(
+                f"{folder}/ has no runs; start one with: {program()} train\n"
+                f"or pass a model, such as GPT-2 of the Hugging Face Hub: {program()} play gpt2"
+            )
+
+    def __getitem__(self, number: int) -> CatalogEntry:
+        if not 0 <= number < len(self._entries):
+            raise UserError(f"model must be from 0 to {len(self._entries) - 1}, got {number}")
+        return self._entries[number]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The entries as the page gets them, without runs that were removed."""
+        self._refresh()
+        entries = list(enumerate(self._entries))
+        return [entry.describe(number) for number, entry in entries if entry.run is None or entry.run.path.is_dir()]
+
+    def _refresh(self) -> None:
+        """Add the folder's new runs, the one written last first."""
+        if self._folder is None:
+            return
+        with self._lock, suppress(OSError):  # no such folder, or a run was removed in the meantime
+            known = {entry.reference for entry in self._entries}
+            runs = [RunDirectory(path) for path in self._folder.iterdir() if str(path) not in known]
+            new = sorted((run for run in runs if run.is_run), key=_last_written, reverse=True)
+            self._entries += [CatalogEntry(str(run.path), run) for run in new[: MAX_RUNS - len(known)]]
+
+
+def _last_written(run: RunDirectory) -> int:
+    paths = (run.config_path, run.metrics_path, run.status_path)
+    return max((path.stat().st_mtime_ns for path in paths if path.exists()), default=0)
+
+
+def find_entry(reference: str) -> CatalogEntry:
+    """The entry for a reference. No weights are loaded, and a model of the Hub is not downloaded yet.
+
+    A run may have no checkpoint yet: it can be followed. Raises `UserError` if the reference names nothing.
+    """
+    if not reference or reference.endswith("@"):
+        raise UserError(f"{reference!r} is not a model reference: pass a run, RUN@STEP, a checkpoint or hf:owner/name")
+    is_pinned = "@" in reference and not user_path(reference).exists()
+    base, _, step = reference.rpartition("@") if is_pinned else (reference, "", "")
+    run = RunDirectory(base)
+    is_run = run.is_run and not (run.path / "model.safetensors").is_file()
+    if step or not (is_run or find_hub_id(reference)):
+        find_model(reference, verify=False)  # its error says what is wrong
+    return CatalogEntry(reference, run, step or None) if is_run else CatalogEntry(reference)
 
 
 class CaptureCache:
@@ -80,8 +187,7 @@ class LoadedModel:
     """Of the run's checkpoint."""
     model: GPT
     tokenizer: Tokenizer | None
-    seconds: float
-    """Time that loading took."""
+    load_seconds: float
     captures: CaptureCache
 
     @property
@@ -112,7 +218,7 @@ class ModelPool:
     async def get(self, number: int, step: int | None) -> LoadedModel:
         """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
 
-        Raises `UserError` if there is no such model, `BusyError` if too many are loading.
+        Raises `UserError` for a step that does not exist, `BusyError` if too many are loading.
         """
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
@@ -170,10 +276,6 @@ class ModelPool:
             self.streams -= 1
             self.executor.submit(generator.close)
 
-    def close(self) -> None:
-        """Finish the current computation and drop the waiting ones."""
-        self.executor.shutdown(wait=True, cancel_futures=True)
-
 
 def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":
     """Run a function in a thread of its own, which does not keep the program from ending: a download may take long."""
@@ -201,11 +303,10 @@ def take(items: Iterable[T], seconds: float) -> list[T]:
 
 
 def _stamp(checkpoint: Path) -> Hashable:
-    try:
+    with suppress(OSError):  # it was pruned in the meantime
         status = checkpoint.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def load(entry: CatalogEntry, step: int | None, device: torch.device, captures: CaptureCache) -> LoadedModel:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -101,8 +101,7 @@ class Api:
         """The whole application, access control included."""
         get = {"catalog": self._catalog, "history": self._history, "snapshot": self._snapshot, "events": self._events}
         post = {"write": self._write, "login": self._login}
-        for name, handler in HANDLERS.items():
-            post[name] = functools.partial(self._compute, handler, schemas.schema_of(handler))
+        post |= {name: functools.partial(self._compute, handler) for name, handler in HANDLERS.items()}
         methods, files = (("GET", get), ("POST", post)), page_files()
         api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
         app = Starlette(
@@ -134,10 +133,8 @@ class Api:
         device = str(self._pool.device)
         return _response({"version": version("glassgpt"), "device": device, "entries": entries, "limits": limits})
 
-    async def _compute(
-        self, handler: Callable[..., Answer], schema: type[schemas.ModelRequest], request: Request
-    ) -> Response:
-        body, loaded = await self._read(schema, request)
+    async def _compute(self, handler: Callable[..., Answer], request: Request) -> Response:
+        body, loaded = await self._read(schemas.schema_of(handler), request)
         values = {"loaded": loaded, "request": body, **vars(body)}
         arguments = {name: values[name] for name in inspect.signature(handler).parameters}
         return _response(await unless_gone(request, self._pool.compute(lambda: handler(**arguments))))
@@ -170,8 +167,7 @@ class Api:
         return _response(await asyncio.to_thread(event_stream.snapshot, run, step))
 
     async def _events(self, request: Request) -> Response:
-        parameters = [pair for pair in request.query_params.multi_items() if pair[0] != "after"]
-        run, _ = self._run(parameters)
+        run, _ = self._run([pair for pair in request.query_params.multi_items() if pair[0] != "after"])
         cursor = request.headers.get("last-event-id") or request.query_params.get("after")
         follower = await asyncio.to_thread(event_stream.Follower, run, cursor)
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")
@@ -190,7 +186,7 @@ class Api:
                 self.followers.remove(follower)
 
 
-def _server_sent_events(events: Iterable[event_stream.Event]) -> str:
+def _server_sent_events(events: Iterable[tuple[str, Any]]) -> str:
     return "".join(f"event: {name}\ndata: {json_text(value)}\n\n" for name, value in events)
 
 

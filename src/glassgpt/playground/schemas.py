@@ -1,9 +1,10 @@
-"""Request bodies and parameters, validated before any work is done. `model` is a number in the catalog.
+"""The format of requests, which are validated before any work is done, and of answers with arrays (`pack`).
 
-Unknown names, wrong types and numbers out of range are a `UserError`. The handlers check what depends on the model,
-such as token ids.
+`model` is a number in the catalog. Unknown names, wrong types and numbers out of range are a `UserError`. The handlers
+check what depends on the model, such as token ids.
 """
 
+import functools
 import inspect
 import json
 import re
@@ -11,9 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig, build
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import json_text
 
 MAX_TOKENS = 1024
 MAX_SAMPLES = 8
@@ -25,6 +31,8 @@ LIMITS = {
     "temperature": (0, 100), "seed": (-(2**63), 2**64 - 1),
 }  # fmt: skip
 """Least and most items of lists and characters of texts, least and greatest values of numbers."""
+SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}
+"""Dtypes that are converted. float32, int32, uint16 and uint8 are sent as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,7 @@ class GenerateRequest(ModelRequest, SamplingConfig):
 R = TypeVar("R", bound=StrictConfig)
 
 
+@functools.cache
 def schema_of(handler: Callable[..., Any]) -> type[ModelRequest]:
     """The schema of a handler's body: its parameters, in which `request` stands for the fields of `CaptureRequest`."""
     parameters = inspect.signature(handler).parameters
@@ -107,3 +116,28 @@ def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
     if not is_complete or not all(re.fullmatch("[0-9]{1,18}", text) for text in values.values()):
         raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
     return [int(values[name]) for name in names]
+
+
+def pack(arrays: Mapping[str, Tensor | npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:
+    """Arrays and plain values as one body, which the browser reads without parsing the numbers.
+
+    uint32 length of the header; the header, JSON; zero bytes up to a multiple of 8; the arrays, each at a multiple of 8
+    from the first. All little-endian, in C order. The header has the plain values and, under `arrays`, each array's
+    dtype, shape and offset.
+    """
+    descriptions: dict[str, dict[str, Any]] = {}
+    parts: list[bytes] = []
+    offset = 0
+    for name, array in arrays.items():
+        numbers = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+        dtype = np.dtype(SENT_AS.get(numbers.dtype.name, numbers.dtype.name))
+        assert dtype.name in ("float32", "int32", "uint16", "uint8"), dtype
+        descriptions[name] = {"dtype": dtype.name, "shape": list(numbers.shape), "offset": offset}
+        parts.append(_pad(np.asarray(numbers, dtype.newbyteorder("<")).tobytes()))
+        offset += len(parts[-1])
+    header = json_text({**values, "arrays": descriptions}).encode()
+    return b"".join([_pad(len(header).to_bytes(4, "little") + header), *parts])
+
+
+def _pad(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MAX_BODY = 1 << 18
 """Bytes of a request's body."""
-LOGIN_PATH = "/api/login"
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
@@ -63,7 +62,7 @@ def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         require_same_site(request)
-        if scope["path"] != LOGIN_PATH and not policy.admits(request):
+        if scope["path"] != "/api/login" and not policy.admits(request):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
         await app(scope, receive, send)
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from glassgpt.playground.catalog import Catalog
-from glassgpt.playground.model_pool import ModelPool
+from glassgpt.playground.model_pool import Catalog, ModelPool
 from glassgpt.playground.routes import Api
 from glassgpt.playground.security import LOOPBACK_HOSTS, AccessPolicy
 from glassgpt.utils.errors import UserError
@@ -45,30 +44,30 @@ def bind(host: str | None, port: int | None) -> Address:
 
     Raises `UserError` if the host is not an address of this machine or the port is taken.
     """
-    listener = _listen("127.0.0.1" if host is None else host, port)
+    name = "127.0.0.1" if host is None else host
+    try:
+        family, _, _, _, (ip, *_) = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
+    listener = _listen(family, ip, port)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, answers wait 40 ms for an ACK
     number: int = listener.getsockname()[1]
     # Not `localhost`: that may resolve to ::1 first, where another program may listen.
-    shown = "127.0.0.1" if host is None else socket.gethostname() if host in ("0.0.0.0", "::") else host
+    shown = socket.gethostname() if name in ("0.0.0.0", "::") else name
     hosts = LOOPBACK_HOSTS if host is None else ("*",)  # others may know this machine by any name or address
     policy = AccessPolicy(secrets.token_urlsafe(32), cookie=f"glassgpt-{number}", hosts=hosts)
     return Address(listener, policy, f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/")
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    try:
-        family, _, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"--host {host!r} is not a name or address of this machine ({error.strerror})") from None
+def _listen(family: socket.AddressFamily, ip: str | int, port: int | None) -> socket.socket:
+    """A socket that listens on a port, or on the first free one from `PORT` on."""
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
         try:
-            listener = socket.create_server((address, number), family=family, backlog=256)
+            return socket.create_server((ip, number), family=family, backlog=256)
         except OSError as error:
-            if port is None and error.errno == errno.EADDRINUSE:
-                continue
-            reason = os.strerror(error.errno or 0).lower()
-            raise UserError(f"cannot listen on {host}, port {number}: {reason}") from None
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it, answers wait 40 ms for an ACK
-        return listener
+            if port is not None or error.errno != errno.EADDRINUSE:
+                reason = os.strerror(error.errno or 0).lower()
+                raise UserError(f"cannot listen on {ip}, port {number}: {reason}") from None
     raise UserError(f"ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken: choose another with --port N")
 
 
@@ -108,7 +107,8 @@ class PlayServer(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
-        await asyncio.to_thread(self._pool.close)
+        # Finish the current computation and drop the waiting ones.
+        await asyncio.to_thread(self._pool.executor.shutdown, wait=True, cancel_futures=True)
 
 
 def write_login_file(url: str) -> Path:

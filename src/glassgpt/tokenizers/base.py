@@ -67,11 +67,10 @@ class BaseTokenizer(Tokenizer):
 
     prompt_prefix: tuple[int, ...] = ()
     _table: list[bytes]
-    _special: frozenset[int]
+    _special: frozenset[int] = frozenset()
 
-    def _set_table(self, table: list[bytes], special: Iterable[int] = ()) -> None:
-        self._table, self._special = table, frozenset(special)
-        self.vocab_size = len(table)
+    def _set_table(self, table: list[bytes]) -> None:
+        self._table, self.vocab_size = table, len(table)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         return self.encode_documents([text])[0].astype(np.int64)
@@ -83,9 +82,8 @@ class BaseTokenizer(Tokenizer):
         numbers: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
             wrong = next(i for i in numbers if not 0 <= i < self.vocab_size)
-            raise UserError(
-                f"{wrong} is not an id of this {self.kind} tokenizer; its ids are 0 to {self.vocab_size - 1}"
-            )
+            last = self.vocab_size - 1
+            raise UserError(f"{wrong} is not an id of this {self.kind} tokenizer; its ids are 0 to {last}")
         return numbers
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -108,8 +106,7 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._after = after
+        self._tokenizer, self._after = tokenizer, after
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:

@@ -168,9 +168,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except UserError as error:
         raise UserError(f"cannot use the tokenizer {path}: {error}") from error
     except (ValueError, RecursionError) as error:  # invalid UTF-8 or JSON
-        raise UserError(
-            f"the tokenizer {path} is damaged ({error}); copy it from another checkpoint or dataset"
-        ) from error
+        advice = "copy it from another checkpoint or dataset"
+        raise UserError(f"the tokenizer {path} is damaged ({error}); {advice}") from error
 
 
 def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:

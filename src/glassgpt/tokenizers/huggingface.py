@@ -32,7 +32,30 @@ _NO_TEXT = "\U0010ffff"
 _UNKNOWN = _NO_TEXT + "unknown"  # more than one character, or BPE would find it
 
 
-class HFTokenizer(BaseTokenizer):
+class FileTokenizer(BaseTokenizer):
+    """What tokenizers of a `tokenizer.json` share: its text, which they keep unchanged, and its special tokens."""
+
+    def _read(self, tokenizer_json: str, end_of_text: str | None) -> dict[str, Any]:
+        """Set everything but the table, and return the file's content."""
+        content: dict[str, Any] = json.loads(tokenizer_json)
+        self._json, self._end_of_text_name = tokenizer_json, end_of_text
+        self.end_of_text = find_end_of_text(content, end_of_text)
+        self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
+        self._special = find_special_ids(content, self.end_of_text)
+        return content
+
+    def to_json(self) -> str:
+        """Return the file's text, wrapped with the name of its end of text if that does not follow from the file."""
+        if self.end_of_text == find_end_of_text(json.loads(self._json)):
+            return self._json
+        wrapped = {"kind": "hf", "end_of_text": self._end_of_text_name, "tokenizer_json": self._json}
+        return json.dumps(wrapped, ensure_ascii=False) + "\n"
+
+    def to_hugging_face(self) -> str:
+        return self._json
+
+
+class HFTokenizer(FileTokenizer):
     """A tokenizer given by the text of a `tokenizer.json` that the `tokenizers` library reads.
 
     Decoding an encoded text returns the text, unless the tokenizer loses something: by a normalizer (lower case, NFKC),
@@ -50,11 +73,8 @@ class HFTokenizer(BaseTokenizer):
         from tokenizers import Tokenizer as Library
 
         try:
-            content = json.loads(tokenizer_json)
+            content = self._read(tokenizer_json, end_of_text)
             ids = token_ids(content)
-            self.end_of_text = find_end_of_text(content, end_of_text)
-            self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
-            self._special = find_special_ids(content, self.end_of_text)
             self.vocab_size = max(ids.values()) + 1
             self._encoder = Library.from_str(json.dumps(_for_encoding(content, ids, self._special, self.vocab_size)))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -62,7 +82,6 @@ class HFTokenizer(BaseTokenizer):
             raise UserError(f"not a valid tokenizer.json ({reason})") from error
         except Exception as error:  # the library raises only plain exceptions
             raise UserError(f"the tokenizers library refuses it: {error}") from error
-        self._json, self._end_of_text_name = tokenizer_json, end_of_text
         self._check_ids(content)
         self._set_decoder(content, ids)
 
@@ -124,19 +143,10 @@ class HFTokenizer(BaseTokenizer):
         parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
         for text, part in zip(texts, parts, strict=True):
             if (part == self.vocab_size).any():
-                raise self._unknown_character(text)
+                encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
+                offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
+                raise UserError(f"the character {describe_character(text, offset)} has no id;\nremove or replace it")
         return concatenate_ids(parts)
-
-    def _unknown_character(self, text: str) -> UserError:
-        encoding = self._encoder.encode(text, add_special_tokens=False)
-        offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-        return UserError(f"the character {describe_character(text, offset)} has no id;\nremove or replace it")
-
-    def to_json(self) -> str:
-        return with_end_of_text(self._json, self._end_of_text_name)
-
-    def to_hugging_face(self) -> str:
-        return self._json
 
 
 _BYTE_OF = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
@@ -146,15 +156,9 @@ def format_tokenizer_json(
     pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
-    content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
-    content |= {
-        "added_tokens": list(added),
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
+    content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
+    content |= {"normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None}
+    content |= {"decoder": decoder, "model": model}
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
@@ -200,14 +204,6 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
             before = pieces[: next((at for at, piece in enumerate(pieces) if "Sequence" in piece), 0)]
             return tuple(i for piece in before for i in tokens[piece["SpecialToken"]["id"]]["ids"])
     return ()
-
-
-def with_end_of_text(tokenizer_json: str, name: str | None) -> str:
-    """Return the file's text, wrapped with the name of its end of text if that does not follow from the file."""
-    content = json.loads(tokenizer_json) if name is not None else {}
-    if name is None or find_end_of_text(content, name) == find_end_of_text(content):
-        return tokenizer_json
-    return json.dumps({"kind": "hf", "end_of_text": name, "tokenizer_json": tokenizer_json}, ensure_ascii=False) + "\n"
 
 
 def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> frozenset[int]:

@@ -26,15 +26,12 @@ def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
 
     Raises `UserError` if it cannot encode `text`.
     """
+    width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     rows = [
         ("kind", _KINDS.get(tokenizer.kind, tokenizer.kind)),
-        (
-            "tokens",
-            f"{tokenizer.vocab_size:,}, of {2 if tokenizer.vocab_size <= 1 << 16 else 4} bytes each in a dataset",
-        ),
+        ("tokens", f"{tokenizer.vocab_size:,}, of {width} bytes each in a dataset"),
         ("end of text", _special(tokenizer, tokenizer.end_of_text)),
         ("a text begins with", _special(tokenizer, begin_of_text(tokenizer))),
-        *(("longest tokens" if i == 0 else "", line) for i, line in enumerate(_longest_tokens(tokenizer))),
     ]
     try:
         lines = show_tokens(tokenizer, SAMPLE if text is None else text)
@@ -42,7 +39,8 @@ def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
         if text is not None:
             raise
         lines = [f"the sample cannot be encoded: {str(error).splitlines()[0]}"]
-    rows += [("" if i else "text in tokens", line) for i, line in enumerate(lines)]
+    for name, values in (("longest tokens", _longest_tokens(tokenizer)), ("text in tokens", lines)):
+        rows += zip(itertools.chain([name], itertools.repeat("")), values, strict=False)
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 

@@ -1,15 +1,10 @@
-"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what has changed
-since."""
+"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what changed since."""
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from glassgpt.config.schema import EXECUTION_SETTINGS, DataConfig, TrainConfig
 from glassgpt.data.sources import resolve
@@ -24,23 +19,17 @@ from glassgpt.utils.errors import UserError
 SETTLING_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """What a resumed run starts from."""
+def find_resume_point(
+    run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
+) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any], str | None]:
+    """Where a run resumes, found by the main rank and shared with the others. Raises `UserError` as `resume` does.
 
-    config: TrainConfig
-    environment: dict[str, Any]
-    """As recorded when the run began."""
-    checkpoint: Checkpoint | None
-    request: str | None
-    """Hash of what was asked for when the run began."""
-
-
-def find_resume_point(run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress) -> ResumePoint:
-    """Where a run resumes, found by the main rank and shared with the others. Raises `UserError` as `resume` does."""
-    found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
-    checkpoint = None if found["step"] is None else _await_checkpoint(run.checkpoints / f"{found['step']:06d}")
-    return ResumePoint(TrainConfig.from_dict(found["config"]), found["environment"], checkpoint, found["request"])
+    Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
+    asked for then.
+    """
+    point = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
+    checkpoint = None if point["step"] is None else _await_checkpoint(run.checkpoints / f"{point['step']:06d}")
+    return TrainConfig.from_dict(point["config"]), checkpoint, point["environment"], point["request"]
 
 
 def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -57,7 +46,8 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
     _require_same_numerics(run, config, saved)
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
-            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{_consequence(name, config)}")
+            masks = " (and dropout's masks change)" if name == "micro_batch_size" and config.model.dropout else ""
+            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{masks}")
     _require_texts(run, config.data)
     require_loggers(changed.log)
     return {
@@ -79,10 +69,8 @@ def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfi
 
 
 def _require_same_numerics(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config.toml in which a setting was edited that determines the numbers since the checkpoint.
-
-    The length may change, and the text may have moved: its fingerprint shows whether it is the same.
-    """
+    """Refuse a config.toml in which a setting was edited that determines the numbers since the checkpoint."""
+    # The length may change, and the text may have moved: its fingerprint shows whether it is the same.
     changed = set(config.differences(saved)) - {"steps", "epochs", "data.source"}
     if list(config.data.mixture.values()) == list(saved.data.mixture.values()):
         changed -= {"data.mixture"}
@@ -92,11 +80,6 @@ def _require_same_numerics(run: RunDirectory, config: TrainConfig, saved: TrainC
             f"{', '.join(sorted(changed))} in {run.config_path} was changed since the last checkpoint; restore it, "
             f"or start a new run with --init-from {shlex.quote(str(run.path))}"
         )
-
-
-def _consequence(name: str, config: TrainConfig) -> str:
-    masks = name == "micro_batch_size" and config.model.dropout
-    return " (dropout's masks depend on it, so losses change by more than rounding)" if masks else ""
 
 
 def _require_texts(run: RunDirectory, data: DataConfig) -> None:
@@ -118,21 +101,8 @@ def _await_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path)
 
 
-@contextmanager
-def keep_threads(count: int) -> Iterator[None]:
-    """Compute with this many threads inside the block: another count sums in another order, with other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def warn_of_changed_environment(before: Mapping[str, Any], now: Mapping[str, Any], progress: Progress) -> None:
     """Name everything that can change the bits."""
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
-        progress.message(
-            f"warning: the environment differs from the run's first one, so bits may differ: {'; '.join(changed)}"
-        )
+        progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import socket
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from glassgpt.training.loop import training_loop
 from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.training.recorder import Recorder, recorder_of
-from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, keep_threads, warn_of_changed_environment
+from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, warn_of_changed_environment
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
 from glassgpt.utils.device import matmul_precision
@@ -45,7 +45,7 @@ def train(
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
     with _interrupts() as interrupts, process_group() as ranks:
-        progress = _progress_of(ranks, progress)
+        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
         is_restart = ranks.is_main and _is_restart(run, config, overwrite, ranks)
         if ranks.all_gather_object(is_restart)[0]:
             progress.message(f"resuming {run.path}, which this torchrun job began")
@@ -72,7 +72,8 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
         is_restart = ranks.launch_id is not None and directory.read_status().get("launch") == ranks.launch_id
         wait = SETTLING_SECONDS if is_restart else 0.0
         changes = execution if steps is None else {**execution, "steps": steps}
-        stopped_by = _resume(directory, ranks, _progress_of(ranks, progress), interrupts, changes, wait)
+        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
+        stopped_by = _resume(directory, ranks, progress, interrupts, changes, wait)
     return _end(directory, stopped_by)
 
 
@@ -98,28 +99,28 @@ def _train(
 def _resume(
     run: RunDirectory, ranks: Ranks, progress: Progress, interrupts: Interrupts, changes: dict[str, Any], wait: float
 ) -> int | None:
-    with _lock(run, ranks, wait):
-        point = find_resume_point(run, ranks, changes, progress)
+    with _lock(run, ranks, wait), ExitStack() as stack:
+        config, checkpoint, environment, request = find_resume_point(run, ranks, changes, progress)
         # Other thread counts sum in another order; under another number of processes torchrun chooses them.
-        same_processes = point.environment.get("processes", 1) == ranks.size
-        with keep_threads(point.environment["threads"] if same_processes else torch.get_num_threads()):
-            fingerprint = point.environment["data_fingerprint"]
-            state = setup_training(point.config, ranks, progress, point.checkpoint, fingerprint)
-            warn_of_changed_environment(point.environment, environment_of(state), progress)
-            recorder = recorder_of(run, state, progress, point.request)
-            if state.step >= state.steps:
-                if run.read_status().get("state") != "finished":  # perhaps killed before this was written
-                    recorder.status("finished")
-                progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
-                return None
-            if point.checkpoint is None:
-                progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
-            if ranks.is_main:
-                run.cut_back(state.step if point.checkpoint is not None else -1)
-                run.write_config(point.config)
-                set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
-                recorder.status("running")
-            return _run_to_end(run, state, recorder, progress, interrupts)
+        if environment.get("processes", 1) == ranks.size:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(environment["threads"])
+        state = setup_training(config, ranks, progress, checkpoint, environment["data_fingerprint"])
+        warn_of_changed_environment(environment, environment_of(state), progress)
+        recorder = recorder_of(run, state, progress, request)
+        if state.step >= state.steps:
+            if run.read_status().get("state") != "finished":  # perhaps killed before this was written
+                recorder.status("finished")
+            progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
+            return None
+        if checkpoint is None:
+            progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
+        if ranks.is_main:
+            run.cut_back(state.step if checkpoint is not None else -1)
+            run.write_config(config)
+            set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
+            recorder.status("running")
+        return _run_to_end(run, state, recorder, progress, interrupts)
 
 
 def _run_to_end(
@@ -193,11 +194,6 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
             "or leave out --overwrite to resume it"
         )
     return True
-
-
-def _progress_of(ranks: Ranks, progress: Progress | None) -> Progress:
-    """The progress display: on the main rank the given one, or plain lines; on other ranks none."""
-    return (progress or Progress()) if ranks.is_main else SilentProgress()
 
 
 def _lock(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractContextManager[None]:

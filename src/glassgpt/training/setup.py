@@ -70,7 +70,9 @@ class TrainState:
 
     shorter_batches: dict[int, Batches] = field(default_factory=dict)
     """Batches of shorter sequences by their length, with `context_start`."""
-    prefetcher: "Prefetcher | None" = None
+    read_ahead: tuple[int, Future[Tensor]] | None = None
+    """A step, and its rows of this rank, which the reader reads while the step before is computed."""
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "glassgpt-batches"))
     peak_flops: float | None = None
     """FLOP/s of this rank's device at its best; None if unknown."""
 
@@ -103,28 +105,14 @@ class TrainState:
 
     def local_rows(self) -> Tensor:
         """This rank's sequences (B, T + 1) of the next update, on the device."""
-        if self.prefetcher is None:
-            self.prefetcher = Prefetcher(self._read_local_rows)
-        return self.prefetcher.get(self.step).to(self.device, non_blocking=True)
+        step, ahead = self.step, self.read_ahead
+        rows = ahead[1].result() if ahead is not None and ahead[0] == step else self._read_local_rows(step)
+        self.read_ahead = (step + 1, self.reader.submit(self._read_local_rows, step + 1))
+        return rows.to(self.device, non_blocking=True)
 
     def _read_local_rows(self, step: int) -> Tensor:
         rows = torch.from_numpy(self.rows(step, self.ranks.slice_of))
         return rows.pin_memory() if self.device.type == "cuda" else rows  # for asynchronous copies
-
-
-class Prefetcher:
-    """Reads the batch of the following step in a thread while a step is computed."""
-
-    def __init__(self, read: Callable[[int], Tensor]) -> None:
-        self._read = read
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="glassgpt-batches")
-        self._next: tuple[int, Future[Tensor]] | None = None
-
-    def get(self, step: int) -> Tensor:
-        """The batch of a step."""
-        batch = self._next[1].result() if self._next is not None and self._next[0] == step else self._read(step)
-        self._next = (step + 1, self._thread.submit(self._read, step + 1))
-        return batch
 
 
 def setup_training(
@@ -138,10 +126,10 @@ def setup_training(
 
     `fingerprint` is that of the data a resumed run must find. Raises `UserError` if something does not fit.
     """
-    device = ranks.device(config.device)
-    precision = find_precision(config.precision, device)
     if config.init_from == "":
         raise UserError("this recipe starts from a trained model: name one with --init-from REFERENCE")
+    device = ranks.device(config.device)
+    precision = find_precision(config.precision, device)
     with ranks.main_process_first("opening the data"):
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
@@ -151,10 +139,14 @@ def setup_training(
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuse now what the first sample would refuse
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
-    facts = {"config": config.to_toml(), "precision": precision, "data": data.fingerprint}
-    versions = {"version of the code": _hash_of_code(), "torch": torch.__version__}
-    require_same(ranks, {**versions, **facts, "set of HellaSwag's items": fingerprint_of_items(items)})
-    strategy = _lay_out(model, config, ranks, device, precision, progress)
+    facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "config": config.to_toml()}
+    facts |= {"precision": precision, "data": data.fingerprint}
+    require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(items)})
+    for block in model.blocks:
+        checkpoint_activations(block, config.activation_checkpointing)
+    strategy = parallelize(model, config, ranks, device, precision)
+    if config.strategy not in ("auto", strategy.name):
+        progress.message(f"strategy = {config.strategy!r} has no effect on one process (torchrun starts several)")
     state = TrainState(
         config=config,
         data=data,
@@ -209,9 +201,6 @@ def _build_model(
     config: TrainConfig, start: ModelSource | None, checkpoint: Checkpoint | None, ranks: Ranks, device: torch.device
 ) -> tuple[GPT, TrainConfig]:
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
-    model: GPT | None = None
-    if start is not None:
-        model, config = _start_from(start, config, device)
     if checkpoint is None:
         config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     elif ranks.size not in config.valid_process_counts:
@@ -220,25 +209,19 @@ def _build_model(
             f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per update; use {valid}"
         )
     require_kernel(config.model.attention, device)
-    if model is None:
-        model = GPT.empty(config.model, device)
-        if checkpoint is None:
-            initialize(model, config.seed)
-        else:
-            checkpoint.load_model(model)
+    trained = load_source(start, device)[0] if start is not None else None
+    if trained is not None:
+        config = dataclasses.replace(config, model=shape_from(trained.config, config.model))
+    model = GPT.empty(config.model, device)
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+    elif trained is None:
+        initialize(model, config.seed)
+    else:
+        with torch.no_grad():
+            for parameter, original in zip(model.parameters(), trained.parameters(), strict=True):
+                parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
     return model, config
-
-
-def _lay_out(
-    model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, progress: Progress
-) -> Strategy:
-    """Distribute the model over the ranks, with activation checkpointing if the config asks for it."""
-    for block in model.blocks:
-        checkpoint_activations(block, config.activation_checkpointing)
-    strategy = parallelize(model, config, ranks, device, precision)
-    if config.strategy not in ("auto", strategy.name):
-        progress.message(f"strategy = {config.strategy!r} has no effect on one process (torchrun starts several)")
-    return strategy
 
 
 def _compile(strategy: Strategy, backend: str) -> None:
@@ -262,24 +245,20 @@ def _open_data(
     """The data, and the config with what it determines: the vocabulary, and references valid in any directory."""
     is_new = fingerprint is None
     if is_new:
-        if start is not None and config.init_from is not None:
-            config = config.override(init_from=str(start.path.resolve()))
-        config = dataclasses.replace(config, data=pinned(config.data))
+        init_from = None if start is None else str(start.path.resolve())
+        config = dataclasses.replace(config, init_from=init_from, data=pinned(config.data))
     data = open_training_data(config.data, _tokenizer_for(config, start), progress.message)
-    if is_new and config.init_from is None:
+    if is_new and start is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
-    if not is_new:
-        if fingerprint != data.fingerprint:
-            raise UserError(
-                "the text has changed since this run began, so it cannot resume; start a new run (--data, --out)"
-            )
-        if ranks.local_rank == 0:
-            data.verify()
+    if not is_new and fingerprint != data.fingerprint:
+        raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
+    if not is_new and ranks.local_rank == 0:
+        data.verify()
     require_validation(data)
     vocab_size = data.tokenizer.vocab_size
     if config.model.vocab_size not in (None, vocab_size):
         raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size} ids; leave it out"
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size}; leave it out"
         )
     return config.override(model={"vocab_size": vocab_size}), data
 
@@ -305,17 +284,6 @@ def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
         return load_items(config.hellaswag_file, config.hellaswag_items)
     except UserError as error:
         raise UserError(f"{error}\n(--hellaswag-every 0 trains without HellaSwag)") from error
-
-
-def _start_from(source: ModelSource, config: TrainConfig, device: torch.device) -> tuple[GPT, TrainConfig]:
-    """A model with another one's weights, its context shortened to the config's; and the config with its shape."""
-    trained, _ = load_source(source, device)
-    shape = shape_from(trained.config, config.model)
-    model = GPT.empty(shape, device)
-    with torch.no_grad():
-        for parameter, original in zip(model.parameters(), trained.parameters(), strict=True):
-            parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
-    return model, dataclasses.replace(config, model=shape)
 
 
 def shape_from(trained: ModelConfig, own: ModelConfig) -> ModelConfig:

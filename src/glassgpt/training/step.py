@@ -75,8 +75,7 @@ class Update:
 
 
 class UpdateQueue:
-    """Starts updates and records them. A device that judges updates itself computes one while the host starts the
-    next."""
+    """Starts and records updates. A device that judges them itself computes one while the host starts the next."""
 
     def __init__(self, state: TrainState, recorder: Recorder) -> None:
         self._state = state
@@ -167,8 +166,7 @@ def _is_accepted(state: TrainState, update: Update) -> bool:
 
 
 def _apply(state: TrainState, lr: float) -> None:
-    """Let the optimizers change the weights. Where `state.found_inf` is 1, they leave them (and their state)
-    unchanged."""
+    """Let the optimizers change the weights; if `state.found_inf` is 1, they leave them and their state unchanged."""
     state.ranks.enter_phase(f"the optimizer in update {state.step + 1}")
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -177,11 +175,8 @@ def _apply(state: TrainState, lr: float) -> None:
 
 
 def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The clipped gradients of the batch. Returns this rank's mean loss () and the norm () before clipping, on the
-    device.
-
-    If an evaluation follows, the norms by parameter group as well. Their sums involve every rank, and each knows this
-    in advance.
+    """Compute the clipped gradients of the batch. Returns this rank's mean loss (), the norm () before clipping, and if
+    an evaluation follows, the norms () by parameter group; all on the device.
     """
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
@@ -203,8 +198,7 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
 
 
 def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, the norms by parameter
-    group."""
+    """Clip the gradients. Returns their norms before that, as `compute_gradients` does."""
     strategy, grad_clip = state.strategy, state.config.optim.grad_clip
     state.ranks.enter_phase(f"the gradient norm of update {state.step + 1}")
     for optimizer in state.optimizers:

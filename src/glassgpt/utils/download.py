@@ -47,9 +47,7 @@ def download(url: str, path: Path, sha256: str, what: str | None = None, manual:
 
 def _get(url: str, failure: str, manual: str) -> bytes:
     """Return the content of a URL, asked for again after errors that may pass. Raises `UserError`."""
-    opener = (
-        urllib.request.build_opener()
-    )  # `urlopen` would keep the proxies that the environment named at its first use
+    opener = urllib.request.build_opener()  # `urlopen` would keep the proxies of its first use
     request = urllib.request.Request(url, headers={"User-Agent": "glassgpt"})
     for attempt in range(_ATTEMPTS):
         time.sleep(_PAUSE * 2 ** (attempt - 1) if attempt else 0)

@@ -16,22 +16,17 @@ from glassgpt.utils.errors import UserError
 
 # A file or directory that is still being written has this prefix until it is renamed to its final name.
 PARTIAL_PREFIX = ".partial-"
-# Characters of its name that a partial file keeps, so that its whole name fits the 255 bytes that a name may have.
-_KEPT_OF_NAME = 48
+_KEPT_OF_NAME = 48  # characters that a partial file keeps, so that its name fits the 255 bytes that a name may have
 
-_NOT_ALLOWED = "permission denied; choose a path that you may use"
-_NOT_A_DIRECTORY = "a part of this path is a file, not a directory; choose another path"
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file would be larger than `ulimit -f` allows",
-    errno.EACCES: _NOT_ALLOWED,
-    errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: "the file system is read-only; choose another directory",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "it is a directory; name a file",
-    errno.ENOTDIR: _NOT_A_DIRECTORY,
-    errno.EEXIST: _NOT_A_DIRECTORY,
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied; choose a path that you may use"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a part of this path is not a directory; choose another path"),
 }
 
 

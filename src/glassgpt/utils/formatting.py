@@ -41,8 +41,7 @@ def excerpt(text: str, length: int) -> str:
 
 
 _MARKS = {" ": "␣", "\n": "⏎", "\t": "→", "\r": "␍"}
-# Printable in Python's view, but invisible in every font: fillers, joiners, variation selectors, the empty Braille
-# pattern.
+# Printable in Python's view, but invisible in every font: fillers, joiners, variation selectors, an empty pattern.
 _INVISIBLE = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -61,21 +60,17 @@ def escape_token(data: bytes) -> str:
 
 
 def _mark(character: str) -> str:
-    if character in _MARKS:
-        return _MARKS[character]
     if "\udc80" <= character <= "\udcff":
         return f"<{ord(character) - 0xDC00:02x}>"
-    if not character.isprintable() or _INVISIBLE.match(character):
-        return f"<U+{ord(character):04X}>"
-    return character
+    is_visible = character.isprintable() and not _INVISIBLE.match(character)
+    return _MARKS.get(character, character if is_visible else f"<U+{ord(character):04X}>")
 
 
 class RemainingTime:
     """Estimates the remaining seconds from the mean speed since the first step that it saw."""
 
     def __init__(self, last_step: int, clock: Callable[[], float]) -> None:
-        self._last_step = last_step
-        self._clock = clock
+        self._last_step, self._clock = last_step, clock
         self._start: tuple[int, float] | None = None
 
     def left(self, step: int) -> float | None:

@@ -26,9 +26,7 @@ _PAUSE = 1.0  # seconds before the second request; doubled before each further o
 
 # Named without an owner, from the hub's first days. Any other name without an owner is a path.
 _BARE_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
-_FILE_SUFFIXES = {
-    f".{name}" for name in "bin bz2 csv gz json jsonl md npy parquet pt pth safetensors toml txt zst".split()
-}
+_SUFFIXES = ".bin .bz2 .csv .gz .json .jsonl .md .npy .parquet .pt .pth .safetensors .toml .txt .zst"
 _CONFIG = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # By these names only: some repositories hold the same weights a second time for other programs.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -59,18 +57,12 @@ def find_hub_id(reference: str) -> str | None:
     if not is_id or user_path(plain).exists():
         return None
     owner, slash, _ = plain.partition("/")
-    if slash and (
-        owner == "runs" or Path(owner).exists() or Path(plain).suffix in _FILE_SUFFIXES or nearby_path(plain)
-    ):
-        return None
-    return plain
+    is_path = owner == "runs" or Path(owner).exists() or Path(plain).suffix in _SUFFIXES.split() or nearby_path(plain)
+    return None if slash and is_path else plain
 
 
 def download_model(hub_id: str) -> Path:
-    """Return a directory with a model's newest config, weights and tokenizer, or without network the cached ones.
-
-    Raises `UserError` if the model cannot be downloaded.
-    """
+    """Return a directory with a model's newest config, weights and tokenizer, or without network the cached ones."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
@@ -122,7 +114,7 @@ class DatasetRepository:
         from huggingface_hub import HfApi, constants
 
         timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        with explain_hub_errors(hub_id, "dataset", revision):
+        with explain_hub_errors(hub_id, "dataset"):
             info = retry(partial(HfApi().dataset_info, hub_id, revision=revision, timeout=timeout), attempts)
             if info.sha is None:
                 raise ValueError("its answer has no commit")
@@ -130,7 +122,7 @@ class DatasetRepository:
 
     @property
     def cache(self) -> Path:
-        """The dataset's folder in the library's cache: `blobs/HASH`, and links to them at `snapshots/COMMIT/NAME`."""
+        """The dataset's folder in the library's cache, with links to its files at `snapshots/COMMIT/NAME`."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE) / "--".join(["datasets", *self.hub_id.split("/")])
@@ -156,31 +148,25 @@ class DatasetRepository:
         from huggingface_hub.errors import EntryNotFoundError
 
         tree = partial(HfApi().list_repo_tree, self.hub_id, folder or None, recursive=recursive)
+        entries: list[object] = []
         with explain_hub_errors(self.hub_id, "dataset"), suppress(EntryNotFoundError):
             entries = retry(lambda: list(tree(revision=self.commit, repo_type="dataset")))
-            return [
-                HubFile(entry.path, entry.size, entry.lfs.sha256, None)
-                if entry.lfs
-                else HubFile(entry.path, entry.size, None, entry.blob_id)
-                for entry in entries
-                if isinstance(entry, RepoFile)
-            ]
-        return []
-
-    def local_path(self, file: HubFile) -> Path:
-        """Where the library's cache has the file once it is downloaded."""
-        return self.cache / "snapshots" / self.commit / file.name
+        return [
+            HubFile(entry.path, entry.size, *((entry.lfs.sha256, None) if entry.lfs else (None, entry.blob_id)))
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        ]
 
     def cached_bytes(self, file: HubFile) -> int:
         """Size of the file in the cache, 0 if it is not there."""
         with suppress(OSError):
-            return self.local_path(file).stat().st_size
+            return (self.cache / "snapshots" / self.commit / file.name).stat().st_size
         return 0
 
     def download(self, file: HubFile, transfer: Transfer) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `transfer.cancelled` ends it with `DownloadCancelledError`. Raises `UserError` if it fails.
+        Setting `transfer.cancelled` ends it with `DownloadCancelledError`.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
@@ -196,8 +182,7 @@ class DatasetRepository:
 
         where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
         what = partial(hf_hub_download, self.hub_id, file.name, **where)
-        path = self.local_path(file)
-        with explain_os_errors("write", path), explain_hub_errors(self.hub_id, "dataset", file=file.name):
+        with explain_os_errors("write", self.cache), explain_hub_errors(self.hub_id, "dataset", file.name):
             for force in (False, True):  # the library compares sizes only
                 path = Path(retry(partial(what, force_download=force), cancelled=transfer.cancelled))
                 if file.is_at(path):
@@ -207,16 +192,15 @@ class DatasetRepository:
 
 def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:
     """Call, and call again after a pause if the error may pass."""
-    cancelled = cancelled or threading.Event()
-    for attempt in range(attempts):
-        if cancelled.wait(_PAUSE * 2 ** (attempt - 1) if attempt else 0):
-            raise DownloadCancelledError
+    cancelled, attempt = cancelled or threading.Event(), 0
+    while not cancelled.wait(_PAUSE * 2 ** (attempt - 1) if attempt else 0):
+        attempt += 1
         try:
             return call()
         except Exception as error:
-            if attempt == attempts - 1 or not _may_pass(error):
+            if attempt == attempts or not _may_pass(error):
                 raise
-    raise AssertionError("unreachable")
+    raise DownloadCancelledError
 
 
 def _may_pass(error: Exception) -> bool:
@@ -231,37 +215,29 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def explain_hub_errors(hub_id: str, kind: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
+def explain_hub_errors(hub_id: str, kind: str, file: str | None = None) -> Iterator[None]:
     """Turn the library's errors into `HubUnreachableError`, or a `UserError` that says what to do."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
         yield
-    except DownloadCancelledError:
-        raise
-    except GatedRepoError:
-        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
-        raise UserError(f"the {kind} {hub_id} is gated: accept its terms at {page} and set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise UserError(f"the {kind} {hub_id} has no branch, tag or commit {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; if it is private, set HF_TOKEN") from None
     except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
-        if getattr(error, "errno", None) is not None:
-            raise  # of this machine's disk
+        if isinstance(error, DownloadCancelledError) or getattr(error, "errno", None) is not None:
+            raise  # one with a number is of this machine's disk
         cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        if status in (401, 403):
-            raise UserError(f"the {kind} {hub_id} is private: set HF_TOKEN to a token that may read it") from None
+        if isinstance(error, GatedRepoError):
+            page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+            raise UserError(f"the {kind} {hub_id} is gated: accept its terms at {page} and set HF_TOKEN") from None
+        if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+            advice = "if it is private, set HF_TOKEN to a token that may read it"
+            raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; {advice}") from None
         reason = f"it answers {status}" if status else (str(cause) or type(cause).__name__).splitlines()[0]
         what = f"{file} of the {kind} {hub_id}" if file else f"the {kind} {hub_id}"
-        message = f"cannot download {what} from the Hugging Face Hub: {reason}\n{_without_network(kind, hub_id)}"
+        manual = {
+            "model": "name a directory with the model's config.json, model.safetensors and tokenizer.json",
+            "dataset": f"run `hf download --repo-type dataset {hub_id} --local-dir DIR` elsewhere and name that folder",
+        }
+        message = f"cannot download {what} from the Hugging Face Hub: {reason}\nwithout network: {manual[kind]}"
         raise (UserError if status == 404 else HubUnreachableError)(message) from None
-
-
-def _without_network(kind: str, hub_id: str) -> str:
-    if kind == "model":
-        return "without network: name a directory with the model's config.json, model.safetensors and tokenizer.json"
-    command = f"hf download --repo-type dataset {hub_id} --local-dir DIR"
-    return f"without network: run `{command}` on another machine, and name that folder"

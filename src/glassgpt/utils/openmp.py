@@ -4,8 +4,7 @@ import os
 
 
 def limit_spinning() -> None:
-    """Let GNU's OpenMP threads spin only briefly while they wait for each other, then sleep. Call before importing
-    torch.
+    """Let GNU's OpenMP threads wait for each other by spinning only briefly. Call before importing torch.
 
     By default they spin a hundred times longer: if another program uses the cores, each of a training step's hundreds
     of parallel regions may lose a whole time slice. The user's own setting is kept.

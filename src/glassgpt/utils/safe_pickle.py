@@ -21,15 +21,10 @@ def read_pickle(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             name = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = (
-                f"refused: loading it would execute {name[1]}" if name else "damaged, or loading it would execute code"
-            )
-            raise UserError(f"{path} is {reason}") from None
+            reason = f"refused: loading it would execute {name[1]}" if name else "damaged, or would execute code"
         except Exception:  # PyTorch's reader raises many types for a damaged file
-            reason = (
-                "damaged, or not a PyTorch file with only tensors and plain values" if path.stat().st_size else "empty"
-            )
-            raise UserError(f"{path} is {reason}") from None
+            reason = "damaged, or not a PyTorch file of tensors and plain values" if path.stat().st_size else "empty"
+    raise UserError(f"{path} is {reason}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
