@@ -87,7 +87,7 @@ class Batches:
         self._windows = [
             Windows(stream, context_length, own, order) for stream, own in zip(streams, seeds, strict=True)
         ]
-        self._batch_size = batch_size
+        self._batch_size, self._context_length = batch_size, context_length
         self._text, self._rank = spread(weights)
         self.windows_per_epoch = sum(windows.per_epoch for windows in self._windows)
         """Windows of all texts together."""
@@ -97,14 +97,12 @@ class Batches:
         sequences = (step * self._batch_size + np.arange(self._batch_size, dtype=np.int64))[rows]
         periods, places = np.divmod(sequences, len(self._text))
         texts = self._text[places]
-        batch: Ids | None = None
+        batch = np.empty((len(sequences), self._context_length + 1), dtype=np.int64)
         for number, windows in enumerate(self._windows):
             own = texts == number
             if own.any():
-                drawn = windows.at(periods[own] * int((self._text == number).sum()) + self._rank[places[own]])
-                batch = np.empty((len(sequences), drawn.shape[1]), dtype=np.int64) if batch is None else batch
-                batch[own] = drawn
-        assert batch is not None, "a batch has at least one sequence"
+                numbers = periods[own] * int((self._text == number).sum()) + self._rank[places[own]]
+                batch[own] = windows.at(numbers)
         return batch
 
 

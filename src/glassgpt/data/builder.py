@@ -94,15 +94,24 @@ class DatasetBuilder:
         return purpose["version"] == VERSION and self._is_same(purpose["request"], purpose["identity"], identity)
 
     def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
-        if self._is_started(identity):
-            self.log(f"preparing {self.sources[0].name}: resuming")
-            own_tokenizer = load_tokenizer(self._work / TOKENIZER)
-            plan, units, tokenizer = make_plan(self._work, self.sources, self.data, own_tokenizer)
-        else:
-            self.log(f"preparing {self.sources[0].name}")
-            plan, units, tokenizer = self._start(identity)
+        is_started = self._is_started(identity)
+        self.log(f"preparing {self.sources[0].name}{': resuming' if is_started else ''}")
+        if not is_started:
+            for names in (source.left_out for source in self.sources):
+                if names:
+                    more = ", ..." if len(names) > 3 else ""
+                    self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir()
+        own_tokenizer = load_tokenizer(self._work / TOKENIZER) if is_started else self.tokenizer
+        plan, units, tokenizer = make_plan(self._work, self.sources, self.data, own_tokenizer)
+        if not is_started:
+            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
+            purpose = {"version": VERSION, "request": self.request, "identity": identity}
+            write_atomic(self._work / _PURPOSE, json.dumps(purpose))
         size = sum(file.bytes for source in self.sources for file in source.files())
-        workers = workers or (1 if size <= _SMALL else _cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = workers or (1 if size <= _SMALL else cores)
         if self.data.deduplicate:
             units = self._with_duplicates(plan, units, workers)
         self._run(prepare_unit, plan, [unit for unit in units if not saved_counts(self._work, unit.number)], workers)
@@ -113,20 +122,6 @@ class DatasetBuilder:
         manifest = self._manifest(plan, len(units), tokenizer, identity)
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         self.log(_summary(manifest))
-
-    def _start(self, identity: Sequence[Mapping[str, Any]]) -> tuple[Plan, list[WorkUnit], Tokenizer]:
-        """Plan the dataset, in an empty directory."""
-        for source in self.sources:
-            if names := source.left_out:
-                more = ", ..." if len(names) > 3 else ""
-                self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir()
-        plan, units, tokenizer = make_plan(self._work, self.sources, self.data, self.tokenizer)
-        write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-        purpose = {"version": VERSION, "request": self.request, "identity": identity}
-        write_atomic(self._work / _PURPOSE, json.dumps(purpose))
-        return plan, units, tokenizer
 
     def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
         """The units with their duplicates: documents with the text of an earlier one of any unit."""
@@ -243,10 +238,6 @@ def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what does not change the text: files' times, and the commit, as most change other files."""
     files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
     return {**identity, "commit": None, "files": files}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:

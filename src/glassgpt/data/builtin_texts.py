@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +29,12 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 
 
-_PLAIN = ReadingConfig()
-
-
-@dataclass(frozen=True)
-class _BuiltinText:
-    """A source with a registered name. The user's reading options do not apply to it."""
-
-    name: str
-    reading: ReadingConfig | None = _PLAIN
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def location(self) -> str:
-        """The registered name."""
-        return self.name
-
-    def identity(self) -> dict[str, Any]:
-        """What the text depends on."""
-        raise NotImplementedError
-
-    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Whether an earlier identity is the present one."""
-        return recorded == self.identity()
-
-    def same_text(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-        """Whether two identities are equal."""
-        return one == other
-
-
-@dataclass(frozen=True)
-class Shakespeare(_BuiltinText):
+class Shakespeare:
     """tinyshakespeare, 1,115,394 characters of his plays (Karpathy, 2015), downloaded into the cache once."""
 
-    name: str = "shakespeare"
+    name = location = "shakespeare"
+    reading = ReadingConfig()  # whatever the user's options
+    left_out: tuple[str, ...] = ()
 
     def files(self) -> list[SourceFile]:
         """The one file."""
@@ -81,12 +52,17 @@ class Shakespeare(_BuiltinText):
         """The file's hash."""
         return {"sha256": SHAKESPEARE_SHA256}
 
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether an earlier identity is the present one."""
+        return recorded == self.identity()
 
-@dataclass(frozen=True)
-class PythonDocs(_BuiltinText):
+
+class PythonDocs:
     """The documentation of the running Python (see `python_docs`), written into the cache once."""
 
-    name: str = "python-docs"
+    name = location = "python-docs"
+    reading = ReadingConfig()  # whatever the user's options
+    left_out: tuple[str, ...] = ()
 
     def files(self) -> list[SourceFile]:
         """The one file, which is written now if it is missing. Raises `UserError` as `python_docs` does."""
@@ -103,8 +79,9 @@ class PythonDocs(_BuiltinText):
         """The Python version, and the hash of this file, which has the rules of selection."""
         return {"python": sys.version, "rules": sha256_of(Path(__file__))}
 
-
-# ---------------------------------------------------------------------------------------------------------- python-docs
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether an earlier identity is the present one."""
+        return recorded == self.identity()
 
 
 def python_docs() -> list[str]:

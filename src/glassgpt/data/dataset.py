@@ -60,15 +60,17 @@ class TokenStream:
         """The first token (documents,) of each document that starts here, in order; None without an index.
 
         A document's tokens begin with the marks that its tokenizer puts before a text. The first tokens here may belong
-        to a document that started before.
+        to a document that started before. Raises `UserError` for an index that is out of order.
         """
         if self._indexes is None:
             return None
-        starts = [
-            read_index(path)["start"].astype(np.int64) + end
-            for path, end in zip(self._indexes, self._ends[:-1], strict=True)
-        ]
-        return np.concatenate([*starts, np.empty(0, dtype=np.int64)])
+        starts = [np.empty(0, dtype=np.int64)]
+        for path, begin, end in zip(self._indexes, self._ends[:-1], self._ends[1:], strict=True):
+            own = read_index(path)["start"].astype(np.int64)
+            if (np.diff(own, prepend=0, append=end - begin) < 0).any():
+                raise UserError(f"dataset {path.parent} is damaged: {path.name} is out of order; prepare it again")
+            starts.append(own + begin)
+        return np.concatenate(starts)
 
     def read(self, start: int, length: int) -> Ids:
         """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N."""
@@ -140,8 +142,9 @@ def open_dataset(directory: Path) -> Dataset:
     The tokens stay on disk until they are read. Raises `UserError` as `load_manifest` does.
     """
     manifest = load_manifest(directory)
+    is_prepared = _is_prepared(manifest)
     files: Mapping[str, Sequence[TokenFile]]
-    if _is_prepared(manifest):
+    if is_prepared:
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
         files = {
             split: [
@@ -155,23 +158,17 @@ def open_dataset(directory: Path) -> Dataset:
         TokenStream(
             [file.open() for file in files[split]],
             f"{split} split of {manifest['source']['name']}",
-            [index_path(file.path) for file in files[split]] if _is_prepared(manifest) else None,
+            [index_path(file.path) for file in files[split]] if is_prepared else None,
         )
         for split in SPLITS
     )
-    return Dataset(directory, files, train, validation, tokenizer, manifest, _fingerprint(manifest))
-
-
-def _fingerprint(manifest: Mapping[str, Any]) -> str:
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
         "shards": {split: [shard["sha256"] for shard in shards_of(manifest, split)] for split in SPLITS},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------------------- manifest
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return Dataset(directory, files, train, validation, tokenizer, manifest, fingerprint)
 
 
 def load_manifest(directory: Path) -> dict[str, Any]:
@@ -182,11 +179,9 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(directory)
     if manifest is None:
-        if find_token_files(directory) is None:
-            raise UserError(
-                f"{directory} is not a dataset (it has no {MANIFEST} of one); create one: "
-                "glassgpt prepare SOURCE --out DIR"
-            )
+        if not find_token_files(directory):
+            advice = "create one: glassgpt prepare SOURCE --out DIR"
+            raise UserError(f"{directory} is not a dataset (it has no {MANIFEST} of one); {advice}")
         return external_manifest(directory)
     if damage := find_damage(directory, manifest):
         raise UserError(f"dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
@@ -195,7 +190,7 @@ def load_manifest(directory: Path) -> dict[str, Any]:
 
 def is_dataset(directory: Path) -> bool:
     """Whether a directory is a dataset, even a damaged one."""
-    return read_manifest(directory) is not None or find_token_files(directory) is not None
+    return read_manifest(directory) is not None or bool(find_token_files(directory))
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -225,24 +220,20 @@ def files_of(manifest: Mapping[str, Any]) -> set[str]:
 
 def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with the sizes of a prepared dataset's files, or with its tokenizer; None if nothing is."""
-    width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
+    sizes = {}
     for shard in shards_of(manifest):
         path = directory / shard["name"]
-        for file, expected in (
-            (path, shard["tokens"] * width),
-            (index_path(path), shard["documents"] * INDEX_DTYPE.itemsize),
-        ):
-            if not file.is_file():
-                return f"{file.name} is missing"
-            if file.stat().st_size != expected:
-                return f"{file.name} has {file.stat().st_size} bytes instead of {expected}"
+        sizes[path] = shard["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
+        sizes[index_path(path)] = shard["documents"] * INDEX_DTYPE.itemsize
+    for path, size in sizes.items():
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
     tokenizer = directory / TOKENIZER
     if not tokenizer.is_file() or sha256_of(tokenizer) != manifest["tokenizer"]["sha256"]:
         return f"{TOKENIZER} is missing or changed"
     return None
-
-
-# --------------------------------------------------------------------------------------------------------- verification
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:

@@ -6,6 +6,7 @@ llm.c: `NAME_train*.bin` and `NAME_val*.bin`, with a header of 256 32-bit words 
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,8 +31,8 @@ _LLMC_DTYPES: Mapping[int, str] = {20240520: "<u2", 20240801: "<u4"}
 _PATTERNS = (("train.bin", "val.bin"), ("*_train_*.npy", "*_val_*.npy"), ("*_train*.bin", "*_val*.bin"))
 
 
-def find_token_files(directory: Path) -> dict[str, list[Path]] | None:
-    """The token files of each split in order; None unless there are some for both splits."""
+def find_token_files(directory: Path) -> dict[str, list[Path]]:
+    """The token files of each split in order; empty unless there are some for both splits."""
     for patterns in _PATTERNS:
         files = {
             split: sorted(path for path in directory.glob(pattern) if path.is_file())
@@ -39,7 +40,7 @@ def find_token_files(directory: Path) -> dict[str, list[Path]] | None:
         }
         if all(files.values()):
             return files
-    return None
+    return {}
 
 
 def project_of(file: TokenFile) -> str:
@@ -51,19 +52,18 @@ def project_of(file: TokenFile) -> str:
 
 def open_token_files(directory: Path) -> dict[str, list[TokenFile]]:
     """Open the files of `find_token_files`. Raises `UserError` for a damaged or empty file, and for differing types."""
-    paths = find_token_files(directory) or {split: [] for split in SPLITS}
     files = {
-        split: [_open_npy(path) if path.suffix == ".npy" else _open_bin(path) for path in paths[split]]
-        for split in SPLITS
+        split: [_open_npy(path) if path.suffix == ".npy" else _open_bin(path) for path in paths]
+        for split, paths in find_token_files(directory).items()
     }
     dtypes: dict[str, str] = {}
-    for file in (file for split in SPLITS for file in files[split]):
+    for file in itertools.chain(*files.values()):
         dtypes[file.dtype] = file.path.name
         if not file.tokens:
             raise UserError(f"{file.path} has no tokens; remove it, or create it again")
     if len(dtypes) > 1:
-        (one, first), (two, second), *_ = dtypes.items()
-        raise UserError(f"{directory} mixes two datasets: {first} has tokens of type {one}, {second} of type {two}")
+        names = ", ".join(f"{name} has tokens of type {dtype}" for dtype, name in dtypes.items())
+        raise UserError(f"{directory} mixes two datasets: {names}")
     return files
 
 
@@ -124,7 +124,10 @@ def external_manifest(directory: Path) -> dict[str, Any]:
         for file in files[split]:
             scan = _scan(file)
             if scan["largest"] >= tokenizer.vocab_size:
-                raise _unknown_id(file, tokenizer)
+                raise UserError(
+                    f"{file.path} has token id {scan['largest']}, but tokenizer {tokenizer.kind} has ids 0 to "
+                    f"{tokenizer.vocab_size - 1};\nput the right {TOKENIZER} in its directory"
+                )
             shards.append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
         splits[split] = {"tokens": sum(file.tokens for file in files[split]), "shards": shards}
     return {
@@ -141,16 +144,24 @@ def external_manifest(directory: Path) -> dict[str, Any]:
 
 def verify_token_files(directory: Path, force: bool) -> int:
     """Compare token files with what they were when first opened, and return their number; see `dataset.verify`."""
-    files = open_token_files(directory)
-    for file in (file for split in SPLITS for file in files[split]):
+    files = [*itertools.chain(*open_token_files(directory).values())]
+    for file in files:
         if force and _read_tokens(file) != _scan(file):
             raise UserError(f"{file.path} has changed since it was first opened, but its size and time have not")
-    return sum(len(files[split]) for split in SPLITS)
+    return len(files)
 
 
 def _scan(file: TokenFile) -> dict[str, Any]:
     """Hash and largest id of a file, read once while it stays the same."""
     return remembered(file.path, "tokens", lambda: _read_tokens(file))
+
+
+def _read_tokens(file: TokenFile) -> dict[str, Any]:
+    digest, largest = hashlib.sha256(), 0
+    for chunk in file.chunks():
+        digest.update(chunk.data)
+        largest = max(largest, int(chunk.max()))
+    return {"sha256": digest.hexdigest(), "largest": largest}
 
 
 def remembered(path: Path, what: str, compute: Callable[[], T], force: bool = False) -> T:
@@ -172,25 +183,3 @@ def remembered(path: Path, what: str, compute: Callable[[], T], force: bool = Fa
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(record, json.dumps({"state": state, "value": value}))
     return value
-
-
-def _read_tokens(file: TokenFile) -> dict[str, Any]:
-    digest, largest = hashlib.sha256(), 0
-    for chunk in file.chunks():
-        digest.update(chunk.data)
-        largest = max(largest, int(chunk.max()))
-    return {"sha256": digest.hexdigest(), "largest": largest}
-
-
-def _unknown_id(file: TokenFile, tokenizer: Tokenizer) -> UserError:
-    position = 0
-    for chunk in file.chunks():
-        outside = np.flatnonzero(chunk >= tokenizer.vocab_size)
-        if len(outside):
-            position += int(outside[0])
-            break
-        position += len(chunk)
-    return UserError(
-        f"{file.path}: token {position} is id {file.open()[position]}, but tokenizer {tokenizer.kind} has ids 0 to "
-        f"{tokenizer.vocab_size - 1};\nput the right {TOKENIZER} in its directory"
-    )

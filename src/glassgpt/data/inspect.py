@@ -3,7 +3,7 @@
 Tokens are read a few million at a time; memory grows by a few dozen bytes per document. Shapes: `V` vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import numpy as np
 from glassgpt.data.dataset import Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
 from glassgpt.data.progress import Log, ProgressLine
-from glassgpt.data.shards import SPLITS, TokenFile, index_path, read_index
+from glassgpt.data.shards import SPLITS
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token, format_bytes, one_line
 
 _FREQUENT = 20
@@ -77,9 +76,6 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------------------------------- tokens, documents
-
-
 @dataclass(frozen=True)
 class _SplitContent:
     """The result of reading a split."""
@@ -94,40 +90,31 @@ class _SplitContent:
 
 
 def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> _SplitContent:
-    """Count the tokens and find the documents. Raises `UserError` for an index with unordered documents.
+    """Count the tokens and find the documents.
 
     Documents start where the index says. Without an index, they start at each end-of-text token, or after it if both
     splits end with one, as nanoGPT writes them.
     """
-    end_of_text = None if dataset.is_prepared else dataset.tokenizer.end_of_text
-    splits = (dataset.train, dataset.validation)
-    is_last = end_of_text is not None and all(part.read(len(part) - 1, 1)[0] == end_of_text for part in splits)
-    vocab_size = dataset.tokenizer.vocab_size
+    splits = {"train": dataset.train, "validation": dataset.validation}
+    end_of_text, vocab_size = dataset.tokenizer.end_of_text, dataset.tokenizer.vocab_size
+    is_last = all(part.read(len(part) - 1, 1)[0] == end_of_text for part in splits.values())
     counts = np.zeros(vocab_size + 1, dtype=np.int64)
-    starts = [np.zeros(int(is_last), dtype=np.int64)]
+    marked = [np.zeros(int(is_last), dtype=np.int64)]
     position = 0
-    for file in dataset.files[split]:
-        if dataset.is_prepared:
-            starts.append(_indexed_starts(file) + position)
-        for chunk in file.chunks():
-            # A flipped bit can make an id of four billion, for which `bincount` would need as many counts.
-            is_small = vocab_size > np.iinfo(chunk.dtype).max
-            known = chunk if is_small else np.minimum(chunk, chunk.dtype.type(vocab_size))
-            counts += np.bincount(known, minlength=vocab_size + 1)
-            if end_of_text is not None:
-                starts.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
-            position += len(chunk)
-            report(position)
-    documents = np.concatenate(starts)
-    return _SplitContent(position, counts, documents if dataset.is_prepared else documents[documents < position])
-
-
-def _indexed_starts(file: TokenFile) -> Ids:
-    path = index_path(file.path)
-    starts = read_index(path)["start"]
-    if len(starts) and (starts[-1] > file.tokens or (starts[1:] < starts[:-1]).any()):
-        raise UserError(f"dataset {path.parent} is damaged: {path.name} has unordered documents; prepare it again")
-    return starts.astype(np.int64)
+    for chunk in (chunk for file in dataset.files[split] for chunk in file.chunks()):
+        # A flipped bit can make an id of four billion, for which `bincount` would need as many counts.
+        is_small = vocab_size > np.iinfo(chunk.dtype).max
+        known = chunk if is_small else np.minimum(chunk, chunk.dtype.type(vocab_size))
+        counts += np.bincount(known, minlength=vocab_size + 1)
+        if end_of_text is not None and not dataset.is_prepared:
+            marked.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
+        position += len(chunk)
+        report(position)
+    starts = splits[split].document_starts()
+    if starts is None:
+        starts = np.concatenate(marked)
+        starts = starts[starts < position]
+    return _SplitContent(position, counts, starts)
 
 
 def _split_facts(dataset: Dataset, split: str, content: _SplitContent) -> dict[str, int | None]:
@@ -180,10 +167,13 @@ def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dic
     else:
         last = max(0, len(tokens) - _SAMPLE_TOKENS)
         places = [(start, len(tokens)) for start in sorted({0, len(tokens) // 2, last}) if start <= last]
-    texts = [_sample_text(tokens.read(a, min(b - a, _SAMPLE_TOKENS)), tokenizer) for a, b in places]
     return [
-        {"token": start, "begins_document": has_documents, "text": text}
-        for (start, _), text in zip(places, texts, strict=True)
+        {
+            "token": start,
+            "begins_document": has_documents,
+            "text": _sample_text(tokens.read(start, min(end - start, _SAMPLE_TOKENS)), tokenizer),
+        }
+        for start, end in places
     ]
 
 
@@ -196,83 +186,74 @@ def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids).strip("\ufffd")
 
 
-# ---------------------------------------------------------------------------------------------------------------- table
-
 _NAME, _FIGURE, _BAR, _SAMPLE = 18, 16, 40, 100  # widths
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
     """The facts as plain text, in paragraphs."""
-    paragraphs = (_head_lines, _split_lines, _source_lines, _length_lines, _frequent_lines, _sample_lines)
-    texts = ["\n".join(line.rstrip() for line in lines(facts)) for lines in paragraphs]
-    return "\n\n".join(text for text in texts if text)
-
-
-def _head_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    tokenizer, end = facts["tokenizer"], facts["end_of_text"]
-    shards = sum(split["shards"] for split in facts["splits"].values())
+    tokenizer, end, samples = facts["tokenizer"], facts["end_of_text"], facts["samples"]
     end_of_text = "no end-of-text token" if end is None else f"end of text {end}"
-    for name, value in (
-        ("name", facts["name"]),
-        ("format", facts["made_by"]),
-        ("source", facts["source"]),
-        ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens, {end_of_text}"),
-        ("token type", facts["dtype"]),
-        ("on disk", f"{format_bytes(facts['disk_bytes'])}, shards: {shards:,}"),
-        ("fingerprint", facts["fingerprint"]),
-    ):
-        if value is not None:
-            yield f"{name:<{_NAME}}{value}"
+    shards = sum(split["shards"] for split in facts["splits"].values())
+    head = {
+        "name": facts["name"],
+        "format": facts["made_by"],
+        "source": facts["source"],
+        "tokenizer": f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens, {end_of_text}",
+        "token type": facts["dtype"],
+        "on disk": f"{format_bytes(facts['disk_bytes'])}, shards: {shards:,}",
+        "fingerprint": facts["fingerprint"],
+    }
+    frequent = [
+        f"{token['id']:>{_NAME}}{token['count']:>{_FIGURE},} {token['share']:>7.2%}  {token['piece']}"
+        for token in facts["frequent"]
+    ]
+    unknown = f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged"
+    paragraphs = [
+        [f"{name:<{_NAME}}{value}" for name, value in head.items() if value is not None],
+        _split_lines(facts["splits"]),
+        [
+            f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}"
+            for key, count in (facts["source_counts"] or {}).items()
+        ],
+        _length_lines(facts["lengths"]),
+        [
+            "most frequent tokens",
+            *frequent,
+            f"{facts['unused_ids']:,} of {tokenizer['vocab_size']:,} ids never occur",
+            *([unknown] if facts["unknown_tokens"] else []),
+        ],
+        ["documents in train" if samples[0]["begins_document"] else "text in train"] if samples else [],
+    ]
+    paragraphs[-1] += [f"token {each['token']:>{_NAME - 6},}  {one_line(each['text'], _SAMPLE)}" for each in samples]
+    return "\n\n".join("\n".join(line.rstrip() for line in lines) for lines in paragraphs if lines)
 
 
-def _split_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    splits = facts["splits"]
-    yield " " * _NAME + "".join(f"{split:>{_FIGURE}}" for split in splits)
+def _split_lines(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = {"": list(splits)}
     for key in ("shards", "tokens", "documents", "characters", "bytes"):
         figures = ["unknown" if split[key] is None else f"{split[key]:,}" for split in splits.values()]
-        name = "bytes of text" if key == "bytes" else key
-        yield f"{name:<{_NAME}}" + "".join(f"{figure:>{_FIGURE}}" for figure in figures)
-    ratios = [
-        split["bytes"] / split["tokens"] if split["tokens"] and split["bytes"] else None for split in splits.values()
+        rows["bytes of text" if key == "bytes" else key] = figures
+    rows["bytes per token"] = [
+        f"{split['bytes'] / split['tokens']:.3f}" if split["tokens"] and split["bytes"] else "unknown"
+        for split in splits.values()
     ]
-    figures = ["unknown" if ratio is None else f"{ratio:.3f}" for ratio in ratios]
-    yield f"{'bytes per token':<{_NAME}}" + "".join(f"{figure:>{_FIGURE}}" for figure in figures)
+    lines = [f"{name:<{_NAME}}" + "".join(f"{cell:>{_FIGURE}}" for cell in cells) for name, cells in rows.items()]
     for name, split in splits.items():
         if split["tokens_before"]:
-            yield f"the first {split['tokens_before']:,} tokens of {name} continue a document that started before"
+            lines.append(
+                f"the first {split['tokens_before']:,} tokens of {name} continue a document that started before"
+            )
+    return lines
 
 
-def _source_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    for key, count in (facts["source_counts"] or {}).items():
-        yield f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}"
-
-
-def _length_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    lengths = facts["lengths"]
+def _length_lines(lengths: Mapping[str, Any] | None) -> list[str]:
     if lengths is None:
-        yield "document lengths are unknown: the files do not mark where documents start"
-        return
+        return ["document lengths are unknown: the files do not mark where documents start"]
     median, percentile_90, longest = lengths["median"], lengths["percentile_90"], lengths["longest"]
-    yield f"tokens per document: median {median:,}, 90th percentile {percentile_90:,}, longest {longest:,}"
+    lines = [f"tokens per document: median {median:,}, 90th percentile {percentile_90:,}, longest {longest:,}"]
     most = max(documents for _, _, documents in lengths["histogram"])
-    for least, most_tokens, documents in lengths["histogram"]:
+    for shortest, longest, documents in lengths["histogram"]:
         bar = "#" * -(-_BAR * documents // most)  # at least one mark if there is a document
-        name = f"{least:,}" if least == most_tokens else f"{least:,} to {most_tokens:,}"
-        yield f"{name:>{_NAME + 6}}{documents:>{_FIGURE},}  {bar}"
-
-
-def _frequent_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    yield "most frequent tokens"
-    for token in facts["frequent"]:
-        yield f"{token['id']:>{_NAME}}{token['count']:>{_FIGURE},} {token['share']:>7.2%}  {token['piece']}"
-    yield f"{facts['unused_ids']:,} of {facts['tokenizer']['vocab_size']:,} ids never occur"
-    if facts["unknown_tokens"]:
-        yield f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged"
-
-
-def _sample_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    samples = facts["samples"]
-    if samples:
-        yield "documents in train" if samples[0]["begins_document"] else "text in train"
-    for sample in samples:
-        yield f"token {sample['token']:>{_NAME - 6},}  {one_line(sample['text'], _SAMPLE)}"
+        name = f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+        lines.append(f"{name:>{_NAME + 6}}{documents:>{_FIGURE},}  {bar}")
+    return lines

@@ -154,11 +154,9 @@ def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     """Keep other processes from preparing the same directory at the same time."""
     lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
     with explain_os_errors("write", directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"cannot create {directory}: {error.filename} is not a directory") from error
         except filelock.Timeout:
             log(f"waiting for another process that prepares {source.name}")
             lock.acquire()

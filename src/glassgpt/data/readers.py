@@ -146,9 +146,6 @@ def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
         yield rest
 
 
-# ----------------------------------------------------------------------------------------------------------- JSON lines
-
-
 def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | BadRow]:
     """The text of each line that is not blank."""
     line, is_first = 0, True
@@ -193,9 +190,6 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-# ------------------------------------------------------------------------------------------------------------------ CSV
-
-
 def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | BadRow]:
     """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header."""
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
@@ -231,9 +225,6 @@ def _csv_records(reader: Any) -> Iterator[tuple[str, list[str] | BadRow]]:
             return
         if record:
             yield place, record
-
-
-# -------------------------------------------------------------------------------------------------------------- parquet
 
 
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:

@@ -2,7 +2,6 @@
 
 import glob
 import itertools
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,27 +27,21 @@ class LocalFiles:
     """
 
     root: Path
-    """The file or folder, or the pattern as an absolute path."""
-    is_pattern: bool = False
+    """The file or folder; names are relative to the folder."""
+    pattern: str = ""
+    """What the names match; empty if all readable files of the folder are meant."""
     reading: ReadingConfig | None = None
     """How the files must be read, whatever the user's options; None if the options apply."""
 
     @property
     def name(self) -> str:
         """The name in messages and of a dataset's directory: the file's or folder's, or that of a pattern's folder."""
-        return (self._folder.name if self.is_pattern else self.root.name.split(".")[0]) or "text"
+        return (self.root.name if self.pattern else self.root.name.split(".")[0]) or "text"
 
     @property
     def location(self) -> str:
         """The absolute path, or the registered name or hub id: unique on this machine."""
-        return str(self.root)
-
-    @property
-    def _folder(self) -> Path:
-        """The folder to which names are relative: for a pattern, the last one without a wildcard."""
-        if not self.is_pattern:
-            return self.root if self.root.is_dir() else self.root.parent
-        return next(path for path in map(_without_wildcards, [self.root, *self.root.parents]) if path is not None)
+        return str(self.root / self.pattern)
 
     def files(self) -> list[SourceFile]:
         """The files, always in the same order (of their names). Raises `UserError` if there are none."""
@@ -70,7 +63,7 @@ class LocalFiles:
     @property
     def left_out(self) -> tuple[str, ...]:
         """Names of some files that are in the folder but not read, except hidden ones."""
-        if self.is_pattern or not self.root.is_dir():
+        if self.pattern or not self.root.is_dir():
             return ()
         others = files_below(self.root, lambda name: not _is_text(name))
         # A folder may have millions of images next to its texts.
@@ -78,23 +71,22 @@ class LocalFiles:
 
     def _entries(self) -> list[tuple[Path, dict[str, Any]]]:
         """Each file with its name, size and time."""
-        if self.is_pattern:
+        if self.pattern:
             # A set, since `**/**` matches a file several times.
-            matches = {Path(name) for name in glob.glob(str(self.root), recursive=True)}
+            matches = {self.root / name for name in glob.glob(self.pattern, root_dir=self.root, recursive=True)}
             paths = [path for path in matches if path.is_file()]
         else:
             paths = list(files_below(self.root, _is_text)) if self.root.is_dir() else [self.root]
         if not paths:
-            problem = (
-                f"no file matches {self.root}" if self.is_pattern else f"folder {self.root} has no readable text file"
-            )
+            no_text = f"folder {self.root} has no readable text file"
+            problem = f"no file matches {self.location}" if self.pattern else no_text
             suffixes = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
             raise UserError(f"{problem}; name a text file, or a folder with some ({suffixes}; also .gz, .bz2 and .zst)")
-        folder, entries = self._folder, []
+        entries = []
         for path in paths:
             with readable(path):
                 status = path.stat()
-            name = path.relative_to(folder).as_posix()
+            name = path.relative_to(self.root).as_posix() if path != self.root else path.name
             entries.append((path, {"path": name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}))
         return sorted(entries, key=lambda entry: entry[1]["path"])
 
@@ -109,22 +101,11 @@ def _hash(path: Path) -> str:
         return sha256_of(path)
 
 
-# A wildcard after `glob.escape`.
-_ESCAPED = re.compile(r"\[([*?[])\]")
-
-
-def _without_wildcards(pattern: Path) -> Path | None:
-    """The path that a pattern without wildcards stands for; None for one with wildcards."""
-    return None if glob.has_magic(_ESCAPED.sub("", str(pattern))) else Path(_ESCAPED.sub(r"\1", str(pattern)))
-
-
-def _absolute_pattern(pattern: str) -> Path:
-    """The pattern as an absolute one. Only its own wildcards count: the working directory may be called `a[1]`."""
-    first, *rest = Path(pattern).parts
-    start = user_path(first)
-    if start.is_absolute():
-        return Path(glob.escape(str(start)), *rest)
-    return Path(glob.escape(str(Path.cwd())), first, *rest)
+def _matching(pattern: Path) -> LocalFiles:
+    """The files that match a pattern. Only its own wildcards count: a folder may be called `a[1]`."""
+    pattern = Path.cwd() / pattern
+    root = next(folder for folder in pattern.parents if folder.is_dir())
+    return LocalFiles(root, str(pattern.relative_to(root)))
 
 
 Source = LocalFiles | HubSource | PythonDocs | Shakespeare
@@ -165,7 +146,7 @@ def resolve(source: str) -> Source | PreparedDataset:
     except OSError as error:
         raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{choices}") from error
     if mode is None and glob.has_magic(source):
-        return LocalFiles(_absolute_pattern(source), is_pattern=True)
+        return _matching(path)
     if mode is None and (location := hub_location(source)) is not None:
         return HubSource(location)
     if mode is None:

@@ -75,9 +75,6 @@ class WorkUnit:
     """Documents (documents,) to leave out; may be empty."""
 
 
-# ----------------------------------------------------------------------------------------------------------------- plan
-
-
 def make_plan(
     directory: Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
 ) -> tuple[Plan, list[WorkUnit], Tokenizer]:
@@ -151,9 +148,6 @@ def _work_units(sources: Sequence[Source], data: DataConfig) -> Iterator[WorkUni
                 names, size = [], 0
 
 
-# ----------------------------------------------------------------------------------------------------------- work units
-
-
 def saved_counts(directory: Path, unit: int) -> Counts | None:
     """The counts of a finished unit; None for an unfinished one."""
     path = _counts_path(directory, unit)
@@ -203,9 +197,6 @@ def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterato
     for number, (name, path) in enumerate(zip(unit.files, paths, strict=True), start=unit.first_file):
         for part in read_documents(path, unit.reading, name=name, counts=counts):
             yield number, f"{name}, row {part.row}", part
-
-
-# --------------------------------------------------------------------------------------------------------------- shards
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,12 @@ class _Worker(SpawnProcess):
 
 def _initialize(threads: int) -> None:
     """Set up a worker: the threads of its tokenizer, and its exit if the parent is killed."""
+
+    def exit_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
