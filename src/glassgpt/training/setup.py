@@ -201,13 +201,7 @@ def _build_model(
     config: TrainConfig, start: ModelSource | None, checkpoint: Checkpoint | None, ranks: Ranks, device: torch.device
 ) -> tuple[GPT, TrainConfig]:
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
-    if checkpoint is None:
-        config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
-    elif ranks.size not in config.valid_process_counts:
-        valid = ", ".join(map(str, config.valid_process_counts))
-        raise UserError(
-            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per update; use {valid}"
-        )
+    config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     require_kernel(config.model.attention, device)
     trained = load_source(start, device)[0] if start is not None else None
     if trained is not None:
