@@ -258,10 +258,7 @@ def _open_data(
 
 
 def _tokenizer_for(config: TrainConfig, start: ModelSource | None) -> Tokenizer | None:
-    """The tokenizer of the model that a run starts from or resumes, if the data has to use it; otherwise None.
-
-    A resumed run does not need the tokenizer's file again; the other tokenizers are built from the data.
-    """
+    """The tokenizer of the model that a run starts from or resumes; None if it is built from the data."""
     from_file = tokenizer_file(config.data.tokenizer) is not None
     needed = config.init_from is not None or from_file or bool(config.data.mixture)
     tokenizer = tokenizer_of(start) if start is not None and needed else None
