@@ -25,9 +25,7 @@ model config utils
 
 # Which modules may import a third-party library.
 OWNERS = {
-    "tyro": {
-        f"cli.{name}" for name in ("parsing", "options", "data", "evaluate", "models", "planning", "play", "train")
-    },
+    "tyro": {f"cli.{name}" for name in ("options", "data", "evaluate", "models", "planning", "play", "train")},
     "rich": {"cli.console"},
     "plotly": {"report.page"},
     "jinja2": {"report.page"},
@@ -43,7 +41,7 @@ OWNERS = {
     "backports": {"data.text_files"},
     "filelock": {"runs.run_directory", "data.prepare", "data.work_units", "data.builtin_texts", "utils.download"},
     "platformdirs": {"utils.download"},
-    "psutil": {"utils.device", "distributed.rendezvous", "runs.run_directory"},
+    "psutil": {"utils.device", "distributed.group", "runs.run_directory"},
     "tomli_w": {"config.schema"},
 }
 

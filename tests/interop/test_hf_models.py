@@ -20,7 +20,8 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
 from glassgpt.generation.generate import generate
 from glassgpt.interop.hf_families import FAMILIES
-from glassgpt.interop.hf_models import HFModel, export_hf, family_for, open_hf
+from glassgpt.interop.hf_mapping import ExternalModel
+from glassgpt.interop.hf_models import export_hf, family_for, open_hf
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.utils.errors import UserError
@@ -144,7 +145,7 @@ def lively(**settings: Any) -> GPT:
     return model
 
 
-def read(path: Path) -> tuple[HFModel, GPT]:
+def read(path: Path) -> tuple[ExternalModel, GPT]:
     found = open_hf(path)
     model = GPT.empty(found.model_config).eval()
     found.load_model(model)

@@ -1,6 +1,7 @@
 """The command line: which command is meant, and how it ends. Every `--help` works without importing torch or numpy."""
 
 import errno
+import importlib.metadata
 import io
 import os
 import sys
@@ -15,6 +16,8 @@ from glassgpt.cli.play import play
 from glassgpt.cli.train import recipes, train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.openmp import limit_spinning
+
+ABOUT = "Train GPT-2-class language models from any text, and generate with them."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,36 +58,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"out of memory; {advice if given[:1] == ['train'] else 'this needs more than is free'}")
 
 
-def _run(arguments: list[str]) -> int:
-    command = arguments[0] if arguments else None
-    if command is None or command in ("-h", "--help"):
-        print(_overview())
-        return 0 if command else 2
-    if command == "--version":
-        from importlib.metadata import version
-
-        print(f"glassgpt {version('glassgpt')}")
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"glassgpt {importlib.metadata.version('glassgpt')}")
         return 0
-    if command not in COMMANDS:
-        kind = "option" if command.startswith("-") else "command"
-        nearest = did_you_mean(command, [*COMMANDS, "--help", "--version"])
-        raise UserError(f"unknown {kind} {command!r}{nearest} (commands: {', '.join(COMMANDS)})")
-    if command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{command} runs in one process; only train runs under torchrun")
-    COMMANDS[command](arguments[1:])
+    if arguments[:1] != ["train"] and arguments and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
+    return _dispatch(arguments, COMMANDS)
+
+
+def _dispatch(arguments: Sequence[str], commands: Mapping[str, Command], group: str = "") -> int:
+    """Run the command that the first argument names, or print an overview. Returns the exit code."""
+    name, prefix = next(iter(arguments), ""), f"{group} " if group else ""
+    if name in ("-h", "--help") or not (name or group):
+        print(_overview(commands, prefix, description(COMMANDS[group]) if group else ABOUT))
+        return 0 if name else 2
+    if name not in commands:
+        kind = "option" if name.startswith("-") else "command"
+        problem = f"unknown {kind} {prefix + name!r}" if name else f"{group} needs a command"
+        nearest = did_you_mean(name, [*commands, "--help", "--version"])
+        raise UserError(f"{problem}{nearest} (commands: {', '.join(prefix + each for each in commands)})")
+    commands[name](arguments[1:])
     return 0
 
 
-def _overview() -> str:
-    head = (
-        "usage: glassgpt COMMAND [OPTIONS]\n\nTrain GPT-2-class language models from any text, and generate with them."
-    )
-    tail = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
-    return "\n".join([head, "", *_rows(COMMANDS), "", tail])
-
-
-def _rows(commands: Mapping[str, Command]) -> list[str]:
-    return [f"  {name:<11}{description(command).splitlines()[0]}" for name, command in commands.items()]
+def _overview(commands: Mapping[str, Command], prefix: str, about: str) -> str:
+    rows = [f"  {name:<11}{description(command).splitlines()[0]}" for name, command in commands.items()]
+    tail = f"`glassgpt {prefix}COMMAND --help` explains a command's options."
+    tail += "" if prefix else " `glassgpt --version` prints the version."
+    return "\n".join([f"usage: glassgpt {prefix}COMMAND [OPTIONS]", "", about, "", *rows, "", tail])
 
 
 def _fail(text: str) -> int:
@@ -94,34 +96,18 @@ def _fail(text: str) -> int:
 
 def tokenizer(arguments: Sequence[str]) -> None:
     """Train a tokenizer, or show how one splits text."""
-    _run_subcommand("tokenizer", arguments)
+    _dispatch(arguments, SUBCOMMANDS["tokenizer"], "tokenizer")
 
 
 def data(arguments: Sequence[str]) -> None:
     """Show the contents of a dataset, and verify it."""
-    _run_subcommand("data", arguments)
+    _dispatch(arguments, SUBCOMMANDS["data"], "data")
 
 
 SUBCOMMANDS: Mapping[str, Mapping[str, Command]] = {
     "tokenizer": {"train": train_tokenizer, "show": show_tokenizer},
     "data": {"info": data_info},
 }
-
-
-def _run_subcommand(group: str, arguments: Sequence[str]) -> None:
-    commands, command = SUBCOMMANDS[group], arguments[0] if arguments else ""
-    if command in ("-h", "--help"):
-        tail = f"`glassgpt {group} COMMAND --help` explains a command's options."
-        usage = f"usage: glassgpt {group} COMMAND [OPTIONS]\n"
-        print("\n".join([usage, description(COMMANDS[group]), "", *_rows(commands), "", tail]))
-        return
-    if command not in commands:
-        problem = f"unknown command '{group} {command}'" if command else f"{group} needs a command"
-        nearest = did_you_mean(command, commands)
-        raise UserError(f"{problem}{nearest} (commands: {', '.join(f'{group} {name}' for name in commands)})")
-    commands[command](arguments[1:])
-
-
 COMMANDS: Mapping[str, Command] = {
     "prepare": prepare,
     "plan": plan,

@@ -25,13 +25,8 @@ from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
 DEFAULT_RECIPE = "demo"
-SHORT_FORMS = {
-    "--data": "--data.source",
-    "--column": "--data.column",
-    "--encoding": "--data.encoding",
-    "--errors": "--data.errors",
-    "--skip-bad": "--data.skip-bad",
-}
+SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
+SHORT_FORMS["--data"] = "--data.source"
 # Settings of the model that a run started from another model may have.
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
 
@@ -111,10 +106,9 @@ def _resume(arguments: Sequence[str]) -> None:
 
     directory = RunDirectory(options.resume)
     directory.require_run()
-    config, changes = directory.read_config(), {}
-    for name in EXECUTION_SETTINGS:
-        if getattr(options.config, name) != getattr(config, name):
-            changes[name] = getattr(options.config, name)
+    config = directory.read_config()
+    wanted = {name: getattr(options.config, name) for name in EXECUTION_SETTINGS}
+    changes = {name: value for name, value in wanted.items() if value != getattr(config, name)}
     _check_memory(config.override(**changes), options.force)
     keep_freed_memory()
     with _progress() as progress:
@@ -147,7 +141,8 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
     from glassgpt.utils.device import find_device, find_precision
 
     if config.init_from and not config.model.vocab_size:
-        shape = shape_from(find_model(config.init_from).model_config, config.model)
+        # Not verified: training reads and verifies the model anyway.
+        shape = shape_from(find_model(config.init_from, verify=False).model_config, config.model)
         config = dataclasses.replace(config, model=shape)
     device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda" and processes > 1:
@@ -173,8 +168,9 @@ def parse_settings(kind: type[Settings], name: str, command: Command, arguments:
     config = _without_replaced_settings(config, arguments)
     hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
     options = parse(kind, f"{name} [RECIPE]", command, arguments, default=kind(config=config), hint=hint)
-    if options.config.init_from is not None:
-        _refuse_shape_with_init_from(arguments)
+    for option in map(option_of, arguments) if options.config.init_from is not None else ():
+        if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
+            raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
     return options
 
 
@@ -201,14 +197,6 @@ def _without_replaced_settings(config: TrainConfig, arguments: Sequence[str]) ->
     if gives(arguments, "--data.mixture"):
         raise UserError("--data.source and --data.mixture exclude each other: give one source, or several with weights")
     return config.override(data={"mixture": {}})
-
-
-def _refuse_shape_with_init_from(arguments: Sequence[str]) -> None:
-    for option in map(option_of, arguments):
-        if option.startswith("--model.") and option not in OWN_WITH_INIT_FROM:
-            raise UserError(f"{option} has no effect with --init-from: the shape is that of the model it names")
-        if option == "--data.tokenizer":
-            raise UserError(f"{option} has no effect with --init-from: the tokenizer is that of the model it names")
 
 
 @contextlib.contextmanager
@@ -253,7 +241,8 @@ def recipes(arguments: Sequence[str]) -> None:
     for name in recipe_names():
         text = recipe_text(name)
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        print(f"{name:<22} {_model_size(recipe(name)) if 'n_embd' in text else 'any':>6}  {comment}")
+        size = _model_size(recipe(name)) if "n_embd" in text else "any"
+        print(f"{name:<22} {size:>6}  {comment}")
 
 
 def _model_size(config: TrainConfig) -> str:
@@ -261,5 +250,5 @@ def _model_size(config: TrainConfig) -> str:
     from glassgpt.model.summary import ModelSummary
 
     vocab_size = config.model.vocab_size or TYPICAL_VOCAB_SIZES[config.data.tokenizer]
-    count = ModelSummary(config.override(model={"vocab_size": vocab_size}).model).parameters
+    count = ModelSummary(dataclasses.replace(config.model, vocab_size=vocab_size)).parameters
     return f"{count / 1e6:.0f}M" if count >= 1e7 else f"{count / 1e6:.2g}M"

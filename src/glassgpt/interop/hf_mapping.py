@@ -7,8 +7,9 @@ family reads, or be known to change nothing. Checked against transformers 5.23.
 import itertools
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.model.gpt import GPT
+from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors
 
 # Keys that change no logits: settings for generation, initialisation, labels and storage, and precisions that are
 # float32 here.
@@ -303,3 +306,31 @@ class Family:
         named = {name if name.startswith("lm_head.") else f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         is_buffer = re.compile(self.buffers).fullmatch
         return {name: tensor for name, tensor in named.items() if not is_buffer(name.removeprefix(self.prefix))}
+
+
+@dataclass(frozen=True)
+class ExternalModel:
+    """A model that another program wrote, whose config is supported. Tokenizer and weights are read when needed."""
+
+    path: Path
+    family: Family
+    model_config: ModelConfig
+    """The model's shape, `vocab_size` included."""
+    facts: tuple[tuple[str, str], ...]
+    """Names and values that `glassgpt info` prints."""
+    read_tensors: Callable[[], Mapping[str, Tensor]]
+    read_tokenizer: Callable[[], Tokenizer | None]
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None. Raises `UserError` if it is damaged."""
+        return self.read_tokenizer()
+
+    def load_model(self, model: GPT) -> None:
+        """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""
+        with explain_os_errors("read", self.path):
+            tensors = self.read_tensors()
+        try:
+            self.family.load_tensors(model, tensors)
+        except UserError as error:
+            raise UserError(f"cannot load {self.path}: {error}") from None

@@ -1,11 +1,10 @@
 """Read and write model directories and files of Hugging Face's transformers. `hf_mapping` translates their contents."""
 
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_families import FAMILIES
-from glassgpt.interop.hf_mapping import Family
+from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
 from glassgpt.tokenizers.base import begin_of_text
@@ -23,47 +22,7 @@ from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, explain_os_er
 from glassgpt.utils.safe_pickle import read_pickle
 
 
-@dataclass(frozen=True)
-class HFModel:
-    """A Hugging Face model directory, or a single .safetensors file, whose config is supported."""
-
-    path: Path
-    family: Family
-    model_config: ModelConfig
-    """The model's shape, `vocab_size` included."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer in the same folder, or None. Raises `UserError` if it is damaged."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        vocab, merges = folder / "vocab.json", folder / "merges.txt"
-        if (folder / "tokenizer.json").is_file():
-            return load_tokenizer(folder / "tokenizer.json")
-        if not (vocab.is_file() and merges.is_file()):
-            return None
-        try:
-            lines = merges.read_text(encoding="utf-8").split("\n")
-            pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-            return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
-        except (UserError, ValueError) as error:
-            raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
-
-    @property
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        """Names and values that `glassgpt info` prints."""
-        return (("Hugging Face model", f"{self.path} ({self.family.name})"),)
-
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place, in their own dtype. Raises `UserError` with the first wrong tensor."""
-        with explain_os_errors("read", self.path):
-            tensors = dict(itertools.chain.from_iterable(_read(f).items() for f in _weight_files(self.path)))
-        try:
-            self.family.load_tensors(model, tensors)
-        except UserError as error:
-            raise UserError(f"cannot load {self.path}: {error}") from None
-
-
-def open_hf(path: Path) -> HFModel:
+def open_hf(path: Path) -> ExternalModel:
     """Open a directory with config.json and weights, or a .safetensors file.
 
     A file needs its config.json in the same folder, except for the four published GPT-2. Raises `UserError` if anything
@@ -78,9 +37,26 @@ def open_hf(path: Path) -> HFModel:
         config = _json_object(file) if file.is_file() else _published_gpt2(path)
     family = _family_of(config, file)
     try:
-        return HFModel(path, family, family.read_config(config))
+        shape = family.read_config(config)
     except (UserError, TypeError, AttributeError) as error:  # such as text instead of a number
         raise UserError(f"cannot use {file}: {error}") from None
+    facts = (("Hugging Face model", f"{path} ({family.name})"),)
+    return ExternalModel(path, family, shape, facts, partial(_read_all, path), partial(_tokenizer_in, file.parent))
+
+
+def _tokenizer_in(folder: Path) -> Tokenizer | None:
+    """The tokenizer.json, or a tokenizer of vocab.json and merges.txt, or None."""
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    if not (vocab.is_file() and merges.is_file()):
+        return None
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
+        return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
+    except (UserError, ValueError) as error:
+        raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
 
 def family_for(config: ModelConfig) -> Family:
@@ -185,10 +161,12 @@ def _weight_files(path: Path) -> list[Path]:
     raise UserError(f"{path} has no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards")
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return read_tensors(file)
-    content = read_pickle(file)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{file} does not hold tensors by name")
-    return content
+def _read_all(path: Path) -> dict[str, Tensor]:
+    """The tensors of all files of a model."""
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        content = read_tensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise UserError(f"{file} does not hold tensors by name")
+        tensors |= content
+    return tensors

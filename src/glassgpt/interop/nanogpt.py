@@ -1,16 +1,13 @@
 """Checkpoints of nanoGPT (`ckpt.pt`) and build-nanogpt (`model_19072.pt`), read as tensors and plain values only."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from glassgpt.config.model import ModelConfig
 from glassgpt.interop.hf_families import gpt2_tensors
-from glassgpt.interop.hf_mapping import Family
-from glassgpt.model.gpt import GPT
+from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
@@ -41,37 +38,15 @@ class _PickledConfig:
     """Replaces build-nanogpt's `GPTConfig`, which its checkpoints hold pickled: attributes without code."""
 
 
-@dataclass(frozen=True)
-class NanoGPTModel:
-    """A checkpoint of one of the two projects, with its config and tensors."""
-
-    path: Path
-    family: Family
-    model_config: ModelConfig
-    tensors: Mapping[str, Tensor]
-    facts: tuple[tuple[str, str], ...]
-    """Names and values that `glassgpt info` prints."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer.json in the same folder, or GPT-2's for a vocabulary of its size, or None.
-
-        nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
-        """
-        file = self.path.parent / "tokenizer.json"
-        if file.is_file():
-            return load_tokenizer(file)
-        return BPETokenizer.gpt2() if self.model_config.vocab_size == GPT2_VOCAB_SIZE else None
-
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place. Raises `UserError` with the first tensor that is wrong."""
-        try:
-            self.family.load_tensors(model, self.tensors)
-        except UserError as error:
-            raise UserError(f"cannot load {self.path}: {error}") from None
+def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
+    """The tokenizer.json in the same folder, or GPT-2's for a vocabulary of its size, or None."""
+    # nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
+    if (path.parent / "tokenizer.json").is_file():
+        return load_tokenizer(path.parent / "tokenizer.json")
+    return BPETokenizer.gpt2() if vocab_size == GPT2_VOCAB_SIZE else None
 
 
-def open_nanogpt(path: Path) -> NanoGPTModel:
+def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
     with explain_os_errors("read", path):
         modules = ("__main__", "train_gpt2", "model")
@@ -100,4 +75,5 @@ def open_nanogpt(path: Path) -> NanoGPTModel:
         ("validation loss", loss_text),
     )
     # torch.compile puts a prefix before every name.
-    return NanoGPTModel(path, family, shape, {name.removeprefix("_orig_mod."): t for name, t in tensors}, facts)
+    named = {name.removeprefix("_orig_mod."): tensor for name, tensor in tensors}
+    return ExternalModel(path, family, shape, facts, lambda: named, partial(_tokenizer_of, path, shape.vocab_size))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import TrainConfig
+from glassgpt.interop.hf_mapping import ExternalModel
 from glassgpt.interop.hf_models import export_hf, open_hf
 from glassgpt.interop.nanogpt import open_nanogpt
 from glassgpt.model.gpt import GPT
@@ -27,29 +27,8 @@ from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.hub import download_model, find_hub_id
 
 T = TypeVar("T")
-
-
-class ModelSource(Protocol):
-    """A model that was found and whose config was read, but whose weights are not loaded yet."""
-
-    @property
-    def path(self) -> Path:
-        """The directory or file."""
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The model's shape, `vocab_size` included."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None if there is none."""
-
-    @property
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        """Names and values that `glassgpt info` prints above the model's summary."""
-
-    def load_model(self, model: GPT) -> None:
-        """Fill a model's parameters in place. Raises `UserError` if they do not fit."""
+# A model that was found and whose config was read, but whose weights are not loaded yet.
+ModelSource = Checkpoint | ExternalModel
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
 
 
 def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
-    """The key/value head that a head uses. Raises `UserError` if there is no such layer or head."""
+    """The key/value head that a head uses. Raises `UserError` for a layer or head out of range."""
     config = loaded.model.config
     require_index("layer", layer, config.n_layer)
     require_index("head", head, config.n_head)

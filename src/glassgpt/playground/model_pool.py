@@ -1,7 +1,7 @@
 """The runs and models that the page offers (`Catalog`), those in memory, and the one thread that computes with them.
 
 PyTorch uses all cores for each computation, and hooks on a model are not thread-safe. So requests are computed one at a
-time, which is no slower.
+time, which does not take longer.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class Catalog:
         self._refresh()
         if not self._entries:
             raise UserError(
-                f"there is no run in {folder}/; start one with: {program()} train\n"
+                f"{folder}/ has no runs; start one with: {program()} train\n"
                 f"or pass a model, such as GPT-2 of the Hugging Face Hub: {program()} play gpt2"
             )
 
@@ -218,7 +218,7 @@ class ModelPool:
     async def get(self, number: int, step: int | None) -> LoadedModel:
         """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
 
-        Raises `UserError` if there is no such model, `BusyError` if too many are loading.
+        Raises `UserError` for a step that does not exist, `BusyError` if too many are loading.
         """
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
