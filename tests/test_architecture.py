@@ -41,7 +41,7 @@ OWNERS = {
     "backports": {"data.text_files"},
     "filelock": {"runs.run_directory", "data.prepare", "data.work_units", "data.builtin_texts", "utils.download"},
     "platformdirs": {"utils.download"},
-    "psutil": {"utils.device", "distributed.rendezvous", "runs.run_directory"},
+    "psutil": {"utils.device", "distributed.group", "runs.run_directory"},
     "tomli_w": {"config.schema"},
 }
 

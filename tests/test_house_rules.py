@@ -20,8 +20,8 @@ PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {
-    r"\b(is|are) no [a-z]": "is not a, are not",
-    r"\b(tells?|told|foretells?|foretold)\b": "shows, prints, returns, estimates",
+    r"(?<![Tt]here )\b(is|are) no (?!longer\b|more\b)[a-z]": "is not a, are not",
+    r"(?<!\.)\b(tells?|told|foretells?|foretold)\b": "shows, prints, returns, estimates",
     r"\bbehind (it|them|the|an?|each|every|which)\b": "after",
     r"\banew\b": "again",
     r"\bso many\b": "this many, or a name",

@@ -1,9 +1,9 @@
-"""The watchdog on a clock of the test: who counts as missing, and when."""
+"""The watchdog on a simulated clock: which rank counts as missing, and when."""
 
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from glassgpt.distributed.watchdog import FIRST_UPDATE_FACTOR, Watchdog, hang_timeout
+from glassgpt.distributed.watchdog import FIRST_UPDATE_FACTOR, Status, Watchdog, hang_timeout
 from glassgpt.utils.errors import UserError
 
 
@@ -13,13 +13,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, beh
     monkeypatch.setenv("GLASSGPT_HANG_SECONDS", "10")
     monkeypatch.setattr("glassgpt.distributed.watchdog.time.monotonic", lambda: now[0])
     store = HashStore()
-    ranks = [Watchdog(store, rank, 2) for rank in range(2)]
-    for rank in ranks:
-        rank.enter_phase("the forward pass", False)
-        if completed:
-            rank.update_completed()
-    if behind:
-        ranks[0].enter_phase("the backward pass", False)
+    forward = Status(phases=1, phase="the forward pass", has_updated=completed)
+    first = Status(phases=2, phase="the backward pass", has_updated=completed) if behind else forward
+    ranks = [Watchdog(store, 0, 2, lambda: first, print), Watchdog(store, 1, 2, lambda: forward, print)]
     for beat in range(1, seconds):
         now[0] = float(beat)
         ranks[1]._report(beat)

@@ -192,7 +192,7 @@ def test_attention_over_a_cache_is_attention_over_the_whole(
     total = sum(parts)
     x, positions = random(B, total, 24), torch.arange(total)
     shape = ModelConfig(n_embd=24, n_head=3, n_kv_head=1, window=span.window, window_globals=span.n_global)
-    cache = LayerCache(shape, span.window, B, total, torch.float64, torch.device("cpu"))
+    cache = LayerCache(shape, span.window, B, total, torch.zeros((), dtype=torch.float64))
     ends = list(itertools.accumulate(parts))
     with torch.no_grad():
         outputs = [
@@ -248,14 +248,14 @@ def test_a_position_bias_reaches_every_kernel(kernel: str, span: Span) -> None:
         weights = scores.masked_fill(~span.mask(positions, positions), -torch.inf).softmax(-1)
         torch.testing.assert_close(output, weights @ v, atol=1e-12, rtol=0)
         shape = ModelConfig(n_embd=24, n_head=3, n_kv_head=1, window=span.window, window_globals=span.n_global)
-        cache = LayerCache(shape, span.window, B, T, torch.float64, torch.device("cpu"))
+        cache = LayerCache(shape, span.window, B, T, torch.zeros((), dtype=torch.float64))
         parts = [attention(x[:, a:b], positions[a:b], cache) for a, b in ((0, 2), (2, 3), (3, 6), (6, 7))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-12, rtol=0)
 
 
 def test_a_cache_beyond_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="9 positions exceeds the context length of 8"):
-        KVCache(ModelConfig(context_length=8), 1, capacity=9, dtype=torch.float32, device=torch.device("cpu"))
+        KVCache(ModelConfig(context_length=8), 1, 9, torch.zeros(()))
 
 
 def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
@@ -267,7 +267,7 @@ def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
         config = ModelConfig(
             context_length=8, position=position, window=4 - n_global, window_globals=n_global, window_pattern=pattern
         )
-        limit = KVCache(config, 1, capacity=capacity, dtype=torch.float32, device=torch.device("cpu")).limit
+        limit = KVCache(config, 1, capacity, torch.zeros(())).limit
         assert limit in (None, capacity)
         if limit is None:
             endless.add((position, pattern, n_global, capacity))

@@ -11,29 +11,32 @@ import atexit
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but torch 2.13 does not list it
 from torch.distributed.distributed_c10d import PrefixStore
 
-from glassgpt.distributed.rendezvous import agree_on_prefix, connect, holds_store, launch_id
-from glassgpt.distributed.watchdog import PERIOD, Watchdog, end_process, hang_timeout
+from glassgpt.distributed.watchdog import PERIOD, Status, Watchdog, end_process, hang_timeout, print_error
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import RankError, UserError
 
 # Seconds that a failed rank may take to report its failure and to finish a write.
 SHUTDOWN_SECONDS = 6.0
+# Seconds within which all ranks must connect.
+CONNECT_SECONDS = 600
 
 
 class Ranks:
@@ -42,10 +45,10 @@ class Ranks:
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
         self.local_rank = 0  # among the processes of this host
-        self.launch_id: str | None = (
-            None  # of the processes of one `torchrun`, also after a restart; None without torchrun
-        )
+        self.launch_id: str | None = None  # of one call of torchrun, also after a restart; None without torchrun
         self._watchdog: Watchdog | None = None
+        self._store: PrefixStore | None = None  # the watchdog's
+        self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
         self._on_failure: Callable[[str], None] = lambda reason: None
 
     @classmethod
@@ -60,7 +63,7 @@ class Ranks:
         ranks.rank, ranks.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         ranks.local_rank, ranks.launch_id = int(os.environ["LOCAL_RANK"]), launch_id()
         if not dist.is_initialized():  # a second run in one process uses the group of the first
-            store = connect(holds_store(ranks.rank))
+            store = connect_to_store(holds_store(ranks.rank))
             prefix = agree_on_prefix(store, ranks.rank, ranks.size)
             # The watchdog finds hangs and names the missing rank, so PyTorch's own timeout comes later.
             timeout = timedelta(seconds=max(1800.0, 20 * hang_timeout()))
@@ -69,8 +72,10 @@ class Ranks:
                 backend, store=PrefixStore(prefix, store), rank=ranks.rank, world_size=ranks.size, timeout=timeout
             )
             atexit.register(dist.destroy_process_group)
-        run = ranks.all_gather_object(uuid.uuid4().hex)[0]
-        ranks._watchdog = Watchdog(PrefixStore(run, connect(False)), ranks.rank, ranks.size)
+        ranks._store = PrefixStore(ranks.all_gather_object(uuid.uuid4().hex)[0], connect_to_store(False))
+        ranks._watchdog = Watchdog(
+            ranks._store, ranks.rank, ranks.size, lambda: ranks._status, lambda reason: ranks._on_failure(reason)
+        )
         ranks.all_gather_object(None)  # each rank has reported its status
         ranks._watchdog.start()
         return ranks
@@ -129,35 +134,33 @@ class Ranks:
 
     def enter_phase(self, name: str, *, may_take_long: bool = False) -> None:
         """Report what this rank does next. `may_take_long`: other ranks may wait for it without limit."""
-        if self._watchdog is not None:
-            self._watchdog.enter_phase(name, may_take_long)
+        phases = self._status.phases + 1
+        self._status = replace(self._status, phases=phases, heartbeats=0, phase=name, may_take_long=may_take_long)
 
     def heartbeat(self) -> None:
         """Report progress within the phase."""
-        if self._watchdog is not None:
-            self._watchdog.heartbeat()
+        self._status = replace(self._status, heartbeats=self._status.heartbeats + 1)
 
     def update_completed(self) -> None:
         """Report that an update is complete: the first one may take longer than later ones."""
-        if self._watchdog is not None:
-            self._watchdog.update_completed()
+        self._status = replace(self._status, has_updated=True)
 
     @contextmanager
     def main_process_first(self, name: str) -> Iterator[None]:
         """One process of each host runs the block first; the others follow, and use its results."""
         self.enter_phase(name, may_take_long=True)
-        host, hosts = os.environ.get("GROUP_RANK", "0"), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        marks = [f"mark/{name}/{host}" for host in range(int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
+        own = f"mark/{name}/{os.environ.get('GROUP_RANK', '0')}"
         if self.local_rank:
-            self._wait_for_mark(f"{name}/{host}")
+            self._wait_for([own])
         yield
-        if self._watchdog is not None:
+        if self._store is not None:
             if self.local_rank == 0:
-                self._watchdog.set_mark(f"{name}/{host}")
-            for other in range(hosts):
-                self._wait_for_mark(f"{name}/{other}")
+                self._store.set(own, "1")
+            self._wait_for(marks)
 
-    def _wait_for_mark(self, key: str) -> None:
-        while self._watchdog is not None and not self._watchdog.has_mark(key):  # a collective would time out
+    def _wait_for(self, keys: list[str]) -> None:
+        while self._store is not None and not self._store.check(keys):  # a collective would time out
             time.sleep(PERIOD / 4)
 
     def finish(self) -> None:
@@ -174,8 +177,6 @@ class Ranks:
     def on_failure(self, callback: Callable[[str], None]) -> None:
         """Call `callback` with the reason if a failure on any rank ends this one; maybe in another thread."""
         self._on_failure = callback
-        if self._watchdog is not None:
-            self._watchdog.on_failure = callback
 
     def fail(self, error: Exception) -> NoReturn:
         """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
@@ -201,7 +202,7 @@ class Ranks:
             time.sleep(2 * PERIOD)  # the other ranks read in this process's store why they end
         if lost or isinstance(error, UserError):
             raise RankError(reason) from error
-        print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+        print_error(reason)
         raise error
 
 
@@ -248,3 +249,55 @@ def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
             if own[fact] != first[fact]:
                 where = f"rank {rank} ({own['host']}) and rank 0 ({first['host']})"
                 raise UserError(f"{where} differ in {fact}; it must be the same on all ranks")
+
+
+def holds_store(rank: int) -> bool:
+    """Whether this process, rather than torchrun, holds the store by which the ranks find each other."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def connect_to_store(is_holder: bool) -> TCPStore:
+    """A connection to the store by which the ranks find each other; `is_holder`: to a new store in this process."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError):
+        raise UserError("RANK is set, but MASTER_ADDR and MASTER_PORT are not: use torchrun") from None
+    timeout = timedelta(seconds=CONNECT_SECONDS)
+    return TCPStore(address, port, is_master=is_holder, wait_for_workers=False, timeout=timeout)
+
+
+def agree_on_prefix(store: TCPStore, rank: int, size: int) -> str:
+    """A name that the ranks of this start share, and no earlier start of theirs.
+
+    torchrun 2.13 keeps its store when it restarts the ranks, so that they would find the addresses of the dead ones in
+    it (pytorch/pytorch#135712). Each rank therefore sends a new word, and rank 0 answers the latest word of each with
+    the name.
+    """
+    word = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"hello/{rank}", word)
+        name: str = store.get(f"welcome/{word}").decode()
+        store.set(f"there/{name}/{rank}", "1")
+        return name
+    deadline, missing = time.monotonic() + CONNECT_SECONDS, list(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
+        missing = [other for other in missing if not store.check([f"there/{word}/{other}"])]
+        if time.monotonic() > deadline:
+            raise UserError(f"rank {missing[0]} of {size} did not connect within {CONNECT_SECONDS} s; see its log")
+        time.sleep(0.01)
+    return word
+
+
+def launch_id() -> str | None:
+    """An id of this call of torchrun, the same after a restart of its processes; None without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id != "none":
+        return run_id
+    parent = os.getppid()  # a rendezvous without an id: the parent of the processes is torchrun, and stays
+    try:
+        return f"{socket.gethostname()}:{parent}:{psutil.Process(parent).create_time()}"
+    except psutil.Error:  # outside this container
+        return f"{socket.gethostname()}:{parent}"

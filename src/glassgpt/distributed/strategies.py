@@ -18,8 +18,8 @@ from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
 
-# Shapes that a run may have: contexts and batches that double, each in two sizes of micro-batch. With PyTorch's limit
-# of 8 the rest would run uncompiled, after one warning.
+# Shapes of a run: contexts and batches that double, each in two sizes of micro-batch. Over PyTorch's limit of 8 the
+# rest would run uncompiled, after one warning.
 RECOMPILE_LIMIT = 64
 
 
@@ -32,13 +32,16 @@ class Strategy:
         self.model = model
         self.ranks = ranks or Ranks()
         self.forward: nn.Module = model  # what an update calls for the loss
+        self._compiled: list[nn.Module] = [model]
 
     def compile(self, backend: str) -> None:
         """Compile the model in place: without a wrapper, names stay the same."""
-        build_block_masks(self.model)
-        # For each shape on its own: dynamic shapes that an evaluation brings in would make the kernels of training
-        # slower.
-        self.model.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
+        for module in self.model.modules():
+            if isinstance(module, FlexKernel):  # see `FlexKernel.block_mask`
+                module.block_mask(self.model.config.context_length, self.model.embedding.weight.device)
+        for module in self._compiled:
+            # Each shape on its own: dynamic shapes that an evaluation brings in make the kernels of training slower.
+            module.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Wraps a micro-step's forward and backward pass. The last one sums gradients over the ranks."""
@@ -82,24 +85,17 @@ class DataParallel(Strategy):
         devices = [device] if device.type == "cuda" else None
         self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         self.forward = self._wrapped
-        self._settle_buckets(device)
-
-    def _settle_buckets(self, device: torch.device) -> None:
-        """Let DDP arrange its buckets in the order of the gradients, which it does once, after its first backward pass.
-
-        If the first update did that, a resumed run would sum it in another order than a run that never stopped, which
-        changes bits with 3 ranks and more. (`find_unused_parameters=True` keeps the first order, but walks the graph
-        and warns on each rank.)
-        """
+        # Let DDP arrange its buckets in the order of the gradients, which it does once, in the second forward pass. If
+        # the first update did that, a resumed run would sum it in another order, which changes bits with 3 ranks and
+        # more. (`find_unused_parameters=True` keeps the first order, but walks the graph and warns on each rank.)
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        for _ in range(2):  # the second forward pass arranges them
+        for _ in range(2):
             self.forward(ids, ids).backward()
         self.model.zero_grad(set_to_none=False)
 
     def finish_update(self) -> None:
-        self.model.zero_grad(
-            set_to_none=False
-        )  # gradients are views of the buckets: dropped, they would be allocated twice
+        # Gradients are views of the buckets: dropped, they would be allocated twice.
+        self.model.zero_grad(set_to_none=False)
         self.ranks.update_completed()
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
@@ -117,30 +113,21 @@ class FullySharded(Strategy):
     name = "fsdp"
 
     def __init__(self, model: GPT, ranks: Ranks, device: torch.device, config: TrainConfig, precision: str) -> None:
+        from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import (
-            CPUOffloadPolicy,
-            FSDPModule,
-            MixedPrecisionPolicy,
-            OffloadPolicy,
-            fully_shard,
-        )
 
         super().__init__(model, ranks)
+        self._compiled = list(model.blocks)  # between blocks weights are gathered, which cannot be compiled
         self._device, self._mesh = device, init_device_mesh(device.type, (ranks.size,))
         dtype = torch.bfloat16 if precision == "bfloat16" else None
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+        policy = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        pinned = device.type == "cuda"
+        offload = fsdp.CPUOffloadPolicy(pin_memory=pinned) if config.cpu_offload else fsdp.OffloadPolicy()
         for block in model.blocks:
-            fully_shard(block, mesh=self._mesh, mp_policy=policy, offload_policy=offload)
-        fully_shard(model, mesh=self._mesh, offload_policy=offload)
-        self._fsdp = cast(FSDPModule, model)  # `fully_shard` changes the model's class
+            fsdp.fully_shard(block, mesh=self._mesh, mp_policy=policy, offload_policy=offload)
+        fsdp.fully_shard(model, mesh=self._mesh, offload_policy=offload)
+        self._fsdp = cast(fsdp.FSDPModule, model)  # `fully_shard` changes the model's class
         self._syncs_once = config.fsdp_gradient_sync == "update"
-
-    def compile(self, backend: str) -> None:
-        build_block_masks(self.model)
-        for block in self.model.blocks:  # between blocks weights are gathered, which cannot be compiled
-            block.compile(backend=backend, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
 
     @contextmanager
     def gradient_sync(self, is_last: bool) -> Iterator[None]:
@@ -170,15 +157,7 @@ class FullySharded(Strategy):
         yield copy.train(self.model.training)
 
 
-def build_block_masks(model: GPT) -> None:
-    """Build the block masks of FlexAttention for full contexts, before the model is compiled."""
-    for module in model.modules():
-        if isinstance(module, FlexKernel):
-            module.block_mask(model.config.context_length, model.embedding.weight.device)
-
-
-# `auto` shards weights, gradients and AdamW's moments if they would take more than this share of a GPU's memory:
-# activations and logits need the rest.
+# `auto` shards weights, gradients and AdamW's moments if they would take more of a GPU's memory than this share.
 _REPLICATED_SHARE = 0.4
 _BYTES_PER_PARAMETER = 16
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 from torch.distributed.distributed_c10d import Store
@@ -17,8 +17,7 @@ from glassgpt.utils.errors import UserError
 
 # Seconds between two looks at the store.
 PERIOD = 1.0
-# How much longer a rank may take before its first update is complete: the first step compiles, and reads data for the
-# first time.
+# How much longer a rank may take before its first update is complete: it compiles, and reads data for the first time.
 FIRST_UPDATE_FACTOR = 6
 
 
@@ -38,13 +37,13 @@ def hang_timeout() -> float:
 class Status:
     """What a rank last reported about itself."""
 
-    beat: int  # increases while its watchdog lives
-    phases: int  # how many it has entered
-    heartbeats: int  # within the phase
-    phase: str
-    may_take_long: bool  # others may wait for it in this phase without limit
-    has_updated: bool  # it has completed an update
-    process: str
+    process: str = ""
+    beat: int = 0  # increases while its watchdog lives
+    phases: int = 0  # how many it has entered
+    heartbeats: int = 0  # within the phase
+    phase: str = "the start"
+    may_take_long: bool = False  # others may wait for it in this phase without limit
+    has_updated: bool = False  # it has completed an update
 
 
 @dataclass(frozen=True)
@@ -63,50 +62,27 @@ class Watchdog(threading.Thread):
     reports, or if it is in an earlier phase than the others and makes no progress.
     """
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        """`store` needs a connection of its own: a thread that waits for a key blocks its connection."""
+    def __init__(
+        self, store: Store, rank: int, size: int, status: Callable[[], Status], on_failure: Callable[[str], None]
+    ) -> None:
+        """`status` returns this rank's; `on_failure` is called with the reason before the process ends.
+
+        `store` needs a connection of its own: a thread that waits for a key blocks its connection.
+        """
         super().__init__(name="glassgpt-watchdog", daemon=True)
-        self.on_failure: Callable[[str], None] = lambda reason: None  # called with the reason before the process ends
-        self._store = store
-        self._rank, self._size = rank, size
-        self._phase: tuple[int, int, str, bool] = (0, 0, "the start", False)
-        self._has_updated = False
+        self._store, self._rank, self._size = store, rank, size
+        self._status, self._on_failure = status, on_failure
         self._last_changes: dict[str, tuple[Any, float]] = {}
         self._last_look = time.monotonic()
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._timeout = hang_timeout()
         self._report(0)
-
-    def enter_phase(self, name: str, may_take_long: bool) -> None:
-        """This rank enters the next phase."""
-        self._phase = (self._phase[0] + 1, 0, name, may_take_long)
-
-    def heartbeat(self) -> None:
-        """This rank makes progress within its phase."""
-        phases, heartbeats, name, may_take_long = self._phase
-        self._phase = (phases, heartbeats + 1, name, may_take_long)
-
-    def update_completed(self) -> None:
-        """This rank has completed an update: from now on the plain timeout applies to it."""
-        self._has_updated = True
-
-    def set_mark(self, key: str) -> None:
-        """Set a mark that other ranks can see."""
-        with self._lock:
-            self._store.set(f"mark/{key}", "1")
-
-    def has_mark(self, key: str) -> bool:
-        """Whether a rank has set this mark."""
-        with self._lock:
-            return bool(self._store.check([f"mark/{key}"]))
 
     def announce(self, reason: str) -> Failure:
         """Publish why the ranks must end. Returns what was published first: this, or another rank's failure."""
         own = Failure(self._rank, socket.gethostname(), reason)
         try:
-            with self._lock:
-                return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
+            return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(own)))))
         except RuntimeError:  # the store ended with the rank that held it
             return own
 
@@ -141,16 +117,15 @@ class Watchdog(threading.Thread):
                 if self._stopped.wait(3 * PERIOD):
                     return
                 reason = "the process that connects the ranks has ended"
-                print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+                print_error(reason)
             if reason is not None:
                 try:
-                    self.on_failure(reason)
+                    self._on_failure(reason)
                 finally:
                     end_process()
 
     def _announced_failure(self) -> Failure | None:
-        with self._lock:
-            return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+        return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
 
     def _failure_elsewhere(self) -> str | None:
         """Why another rank failed. Its own host has printed that; rank 0 repeats it if it is on another host."""
@@ -158,7 +133,7 @@ class Watchdog(threading.Thread):
         if failure is None or failure.rank == self._rank:
             return None
         if self._rank == 0 and failure.host != socket.gethostname():
-            print(f"glassgpt: error: {failure.reason}", file=sys.stderr, flush=True)
+            print_error(failure.reason)
         return failure.reason
 
     def _find_missing(self, beat: int) -> str | None:
@@ -174,34 +149,32 @@ class Watchdog(threading.Thread):
         for rank, status in enumerate(statuses):
             silent = self._seconds_since(f"beat {rank}", status.beat)
             is_behind = status.phases < furthest.phases and not status.may_take_long
+            missing = f"rank {rank} ({status.process}) is missing:"
             if silent > self._timeout:
-                problem = f"no sign of life for {silent:.0f} s, last seen at {status.phase}"
-            elif is_behind and idle[rank] > timeout:
-                problem = f"at {status.phase} for {idle[rank]:.0f} s, while others wait at {furthest.phase}"
-            else:
-                continue
-            return self._announce_and_print(f"rank {rank} ({status.process}) is missing: {problem}")
-        if min(idle) > timeout and not any(status.may_take_long for status in statuses):
-            phases = "; ".join(f"rank {rank} ({s.process}) at {s.phase}" for rank, s in enumerate(statuses))
-            limit = "the limit is GLASSGPT_HANG_SECONDS"
-            return self._announce_and_print(f"no rank made progress for {min(idle):.0f} s ({limit}): {phases}")
-        return None
+                return self._announce_and_print(
+                    f"{missing} no sign of life for {silent:.0f} s, last seen at {status.phase}"
+                )
+            if is_behind and idle[rank] > timeout:
+                return self._announce_and_print(
+                    f"{missing} at {status.phase} for {idle[rank]:.0f} s, while others wait at {furthest.phase}"
+                )
+        if min(idle) <= timeout or any(status.may_take_long for status in statuses):
+            return None
+        phases = "; ".join(f"rank {rank} ({s.process}) at {s.phase}" for rank, s in enumerate(statuses))
+        limit = "the limit is GLASSGPT_HANG_SECONDS"
+        return self._announce_and_print(f"no rank made progress for {min(idle):.0f} s ({limit}): {phases}")
 
     def _announce_and_print(self, reason: str) -> str:
         first = self.announce(reason)
         if first.rank == self._rank:
-            print(f"glassgpt: error: {reason}", file=sys.stderr, flush=True)
+            print_error(reason)
         return first.reason
 
     def _statuses(self) -> list[Status]:
-        with self._lock:
-            values = self._store.multi_get([f"rank/{rank}" for rank in range(self._size)])
-        return [Status(**json.loads(value)) for value in values]
+        return [Status(**json.loads(v)) for v in self._store.multi_get([f"rank/{n}" for n in range(self._size)])]
 
     def _report(self, beat: int) -> None:
-        own = Status(beat, *self._phase, self._has_updated, f"{socket.gethostname()}, process {os.getpid()}")
-        with self._lock:
-            self._store.set(f"rank/{self._rank}", json.dumps(asdict(own)))
+        self._store.set(f"rank/{self._rank}", json.dumps(asdict(replace(self._status(), beat=beat))))
 
     def _seconds_since(self, key: str, value: Any) -> float:
         """Seconds since `key` was first seen with this value."""
@@ -209,6 +182,11 @@ class Watchdog(threading.Thread):
         if self._last_changes.get(key, (None, now))[0] != value:
             self._last_changes[key] = (value, now)
         return now - self._last_changes[key][1]
+
+
+def print_error(message: str) -> None:
+    """On standard error, as the command line prints it."""
+    print(f"glassgpt: error: {message}", file=sys.stderr, flush=True)
 
 
 def end_process() -> NoReturn:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Span:
     """How far a layer looks back: over the whole text, or over a window and the first tokens of the text.
 
-    The window is the sliding window of Longformer (Beltagy et al., 2020) made causal; the global tokens are visible to
-    every later token. The window counts the token itself, as Hugging Face does.
+    The window is that of Longformer (Beltagy et al., 2020) made causal, and counts the token itself, as Hugging Face
+    does. The global tokens are visible to every later token.
     """
 
     window: int | None = None
@@ -111,10 +111,8 @@ class SDPAKernel(nn.Module):
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attention by a mask (T, S) or (H, T, S), over all keys, or causal (T = S)."""
         dropout = self.dropout if self.training else 0.0
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
-        )
+        options = {"is_causal": causal, "enable_gqa": q.shape[1] != k.shape[1]}
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, **options)
 
 
 class WindowKernel(SDPAKernel):
@@ -158,24 +156,22 @@ class FlexKernel(SDPAKernel):
         from torch.nn.attention.flex_attention import flex_attention  # here: it imports torch's compiler
 
         grouped = q.shape[1] != k.shape[1]
-        # Fused attention casts all three under autocast; this does not, and a norm leaves q and k in float32.
+        # Under autocast only fused attention casts all three, and a norm leaves q and k in float32.
         mask = self.block_mask(q.shape[-2], q.device)
         return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask, enable_gqa=grouped)
 
     def block_mask(self, length: int, device: torch.device) -> "BlockMask":
         """The block mask of texts of this length; the longest so far is kept.
 
-        Call it before compiling the model: a mask built during compilation would be compiled with the model, which
-        would then be compiled again without it.
+        Call it before compiling the model, which would otherwise be compiled with the building of the mask.
         """
         from torch.nn.attention.flex_attention import create_block_mask
 
         kept = self.longest if self.longest is not None and self.longest.kv_num_blocks.device == device else None
         if kept is not None and kept.seq_lengths == (length, length):
             return kept
-        mask = create_block_mask(
-            lambda b, h, q_pos, k_pos: self.span.visible(q_pos, k_pos), None, None, length, length, device=device
-        )
+        visible = self.span.visible
+        mask = create_block_mask(lambda b, h, q, k: visible(q, k), None, None, length, length, device=device)
         if kept is None or length > kept.seq_lengths[0]:
             self.longest = mask
         return mask
@@ -222,8 +218,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, H, T, D), positions (T,) -> x rotated, (B, H, T, D)."""
-        # Keep exactly these steps: the last bit of a frequency changes the angle at position 10,000, and checkpoints
-        # depend on it.
+        # Keep exactly these steps: the last bit of a frequency changes angles, and checkpoints depend on them.
         frequencies = 1.0 / self.base ** (torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim)
         angles = positions[:, None].float() * frequencies
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -262,8 +257,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """x (B, T, C) at positions (T,) -> (B, T, C). A cache holds earlier keys and values, and takes in those of
-        x."""
+        """x (B, T, C) at positions (T,) -> (B, T, C). Keys and values of x are added to the cache."""
         B, T, _ = x.shape
         q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.split, dim=-1))
         q, k = self.rotary(self.q_norm(q), positions), self.rotary(self.k_norm(k), positions)

@@ -52,8 +52,7 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of wavelengths from 2 pi to 20,000 pi (Vaswani et al., 2017, sections 3.4 and 3.5).
 
-    The embedding is first multiplied by sqrt(C), as in the paper: drawn from normal(0, 0.02), it is far smaller than
-    they are.
+    The embedding, drawn from normal(0, 0.02) and so far smaller, is first multiplied by sqrt(C), as in the paper.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -148,9 +147,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, span) for span in spans(config))
         self.norm = build_norm(config)
         # A tied head is the embedding module itself, so nothing can untie the two.
-        self.head = (
-            self.embedding if config.tied_head else nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        )
+        self.head: nn.Embedding | nn.Linear = self.embedding
+        if not config.tied_head:
+            self.head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
 
     @classmethod
     def create(cls, config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> "GPT":
@@ -205,18 +204,16 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache on the model's device, for `batch_size` sequences of up to `capacity` tokens."""
-        weight = self.embedding.weight
-        return KVCache(self.config, batch_size, capacity=capacity, dtype=weight.dtype, device=weight.device)
+        return KVCache(self.config, batch_size, capacity, self.embedding.weight.detach())
 
 
 @torch.no_grad()
 def initialize(model: GPT, seed: int) -> None:
     """Draw all weights: normal(0, 0.02), biases 0, norms 1.
 
-    The two projections that write into the residual stream have 0.02 / sqrt(2 n_layer) instead, so that the variance of
-    the stream does not grow with depth (Radford et al., 2019, section 2.3), or start at zero if the config asks for it.
-    Each parameter is drawn on the CPU from a generator named after it, so other parameters, the device and the number
-    of processes do not change it.
+    The two projections that write into the residual stream have 0.02 / sqrt(2 n_layer) instead, so that its variance
+    does not grow with depth (Radford et al., 2019, section 2.3), or start at zero if the config asks for it. Each
+    parameter is drawn on the CPU from a generator named after it, so it depends on nothing else.
     """
     residual_std = 0.0 if model.config.residual_init == "zero" else 0.02 / math.sqrt(2 * model.config.n_layer)
     for name, module in model.named_modules():

@@ -19,21 +19,13 @@ class LayerCache:
     ring.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        window: int | None,
-        batch_size: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, config: ModelConfig, window: int | None, batch_size: int, capacity: int, like: Tensor) -> None:
+        """`like`: a tensor with the dtype and device of the buffers."""
         self.n_global = 0 if window is None else config.window_globals
         slots = capacity if window is None else min(capacity, window + self.n_global)
         shape = (batch_size, config.resolved_n_kv_head, slots, config.resolved_head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.positions = torch.arange(slots, device=device)
+        self.k, self.v = like.new_empty(shape), like.new_empty(shape)
+        self.positions = torch.arange(slots, device=like.device)
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,9 +39,7 @@ class LayerCache:
         if filled == 0:
             self._store(k, v, positions)
             return k, v, positions
-        if (
-            len(positions) > 1 and self.length + len(positions) > slots
-        ):  # the first of these may see what is overwritten
+        if len(positions) > 1 and self.length + len(positions) > slots:  # the first may see what is overwritten
             seen_k = torch.cat([self.k[:, :, :filled], k], dim=-2)
             seen_v = torch.cat([self.v[:, :, :filled], v], dim=-2)
             seen = torch.cat([self.positions[:filled], positions])
@@ -82,15 +72,13 @@ class KVCache:
     """One `LayerCache` per layer, for `batch_size` sequences of up to `capacity` tokens.
 
     `limit` is the capacity. It is None (no limit) if positions are relative, all layers have windows, and the capacity
-    holds a window. Raises `ValueError` for a capacity over a limited model's context length.
+    holds a window. `like` as in `LayerCache`. Raises `ValueError` for a capacity over a limited model's context length.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, *, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
         if capacity > config.context_length and not config.has_unlimited_context:
             raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
-        self.layers = [LayerCache(config, w, batch_size, capacity, dtype, device) for w in config.windows]
+        self.layers = [LayerCache(config, window, batch_size, capacity, like) for window in config.windows]
         window_and_globals = (config.window or 0) + config.window_globals
         self.limit = None if config.has_unlimited_context and capacity >= window_and_globals else capacity
 

@@ -20,8 +20,7 @@ CHUNK_ELEMENTS = 2**24
 # Rows per chunk: their products are summed in the compute dtype, and more of them could overflow float16.
 CHUNK_ROWS = 2048
 # On a GPU: GPT-2's 50,304 logits of this many rows are 1.6 GB; a larger vocabulary gets fewer rows. Smaller chunks read
-# and write the head's gradient more often, and compiled code repeats per chunk: with `CHUNK_ELEMENTS` 197 times for 64
-# x 1024 tokens.
+# and write the head's gradient more often, and compiled code repeats per chunk.
 GPU_CHUNK_ROWS = 8192
 GPU_CHUNK_ELEMENTS = 2**29
 # Rows of the head that a CPU handles at once: in evaluation they stay in its cache (1.5 times as fast), and their
@@ -66,16 +65,14 @@ def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: 
     own = logits.gather(1, target)
     total = logits.exp_().sum(dim=-1, keepdim=True)
     losses = (total.log() - own)[:, 0] * kept
-    gradient = _minus_one_at(target, logits.div_(total)).mul_(kept[:, None])
-    return losses, gradient if slope is None else gradient.mul_(slope)
-
-
-def _minus_one_at(target: Tensor, p: Tensor) -> Tensor:
-    """p (n, V) minus 1 at the targets (n, 1); overwrites p, or may."""
+    p = logits.div_(total)
     if torch.compiler.is_compiling():
         # A scatter would split the kernel that turns logits into their gradient, with p in memory in between.
-        return torch.where(torch.arange(p.shape[1], device=p.device) == target, p - 1, p)
-    return p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+        p = torch.where(torch.arange(p.shape[1], device=p.device) == target, p - 1, p)
+    else:
+        p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+    gradient = p.mul_(kept[:, None])
+    return losses, gradient if slope is None else gradient.mul_(slope)
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
@@ -99,8 +96,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
                     (chunk @ w.T).to(total.dtype), targets[start : start + rows], vocab_size, cap
                 )
                 total += losses.sum()
-                # Not divided by the number of rows yet: the result would underflow in float16. The backward pass
-                # divides.
+                # The backward pass divides by the number of rows: here the result would underflow in float16.
                 grad = grad.to(h.dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + rows] = grad @ w

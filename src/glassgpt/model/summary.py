@@ -30,15 +30,6 @@ class ModelSummary:
         return (3 if self.config.activation == "swiglu" else 2) * self.config.n_embd * self.config.resolved_n_inner
 
     @property
-    def block_vectors(self) -> int:
-        """Biases and norms of one block."""
-        c = self.config
-        attention = (c.n_head + 2 * c.resolved_n_kv_head) * c.resolved_head_dim + c.n_embd
-        feed_forward = (2 if c.activation == "swiglu" else 1) * c.resolved_n_inner + c.n_embd
-        qk_norms = 2 * c.resolved_head_dim if c.qk_norm and c.norm_weight else 0
-        return c.bias * (attention + feed_forward) + qk_norms + 2 * self.norm_parameters
-
-    @property
     def norm_parameters(self) -> int:
         """One normalisation of the residual stream."""
         return self.config.n_embd * (self.config.norm_weight + self.config.resolved_norm_bias)
@@ -50,8 +41,12 @@ class ModelSummary:
 
     @property
     def block_parameters(self) -> int:
-        """One block."""
-        return self.block_matrices + self.block_vectors
+        """One block: matrices, biases and norms."""
+        c = self.config
+        attention = (c.n_head + 2 * c.resolved_n_kv_head) * c.resolved_head_dim + c.n_embd
+        feed_forward = (2 if c.activation == "swiglu" else 1) * c.resolved_n_inner + c.n_embd
+        qk_norms = 2 * c.resolved_head_dim if c.qk_norm and c.norm_weight else 0
+        return self.block_matrices + c.bias * (attention + feed_forward) + qk_norms + 2 * self.norm_parameters
 
     @property
     def root_parameters(self) -> int:

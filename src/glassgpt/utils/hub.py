@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,10 +36,6 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-
 
 class HubUnreachableError(UserError):
     """The hub cannot be reached, or does not answer as a hub does."""
-
-
-class DownloadCancelledError(Exception):
-    """A download was cancelled from another thread."""
 
 
 def find_hub_id(reference: str) -> str | None:
@@ -166,7 +163,7 @@ class DatasetRepository:
     def download(self, file: HubFile, transfer: Transfer) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `transfer.cancelled` ends it with `DownloadCancelledError`.
+        Setting `transfer.cancelled` ends it with `CancelledError`.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
@@ -178,7 +175,7 @@ class DatasetRepository:
             def update(self, n: float | None = 1) -> None:
                 transfer.received += int(n or 0)
                 if transfer.cancelled.is_set():
-                    raise DownloadCancelledError
+                    raise CancelledError
 
         where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
         what = partial(hf_hub_download, self.hub_id, file.name, **where)
@@ -200,7 +197,7 @@ def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.
         except Exception as error:
             if attempt == attempts or not _may_pass(error):
                 raise
-    raise DownloadCancelledError
+    raise CancelledError
 
 
 def _may_pass(error: Exception) -> bool:
@@ -210,7 +207,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     # The second: the library has retried already. An error with a number is of this machine's disk.
-    final = (DownloadCancelledError, EntryNotFoundError, OfflineModeIsEnabled)
+    final = (CancelledError, EntryNotFoundError, OfflineModeIsEnabled)
     return not isinstance(error, final) and getattr(error, "errno", None) is None
 
 
@@ -223,7 +220,7 @@ def explain_hub_errors(hub_id: str, kind: str, file: str | None = None) -> Itera
     try:
         yield
     except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
-        if isinstance(error, DownloadCancelledError) or getattr(error, "errno", None) is not None:
+        if isinstance(error, CancelledError) or getattr(error, "errno", None) is not None:
             raise  # one with a number is of this machine's disk
         cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
