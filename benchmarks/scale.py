@@ -196,7 +196,7 @@ def train(path: Path, out: Path) -> None:
     from glassgpt.distributed.group import process_group
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
-    from glassgpt.training.step import train_step
+    from glassgpt.training.step import start_update
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
     tiny = config.override(
@@ -205,14 +205,14 @@ def train(path: Path, out: Path) -> None:
     with process_group() as ranks:
         state = setup_training(tiny, ranks, SilentProgress())
         for state.step in range(2):
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
         before = psutil.Process().memory_info().rss
         state = setup_training(config, ranks, SilentProgress())
-        train_step(state, 1e-4)
+        start_update(state, 1e-4).read()
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
         for state.step in (1, 2):
             written = _of_process("io", "wchar")
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
         told = {
             "memory": _of_process("status", "VmHWM") * 1024 - before,
             "written": _of_process("io", "wchar") - written,

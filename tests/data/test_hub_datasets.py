@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from glassgpt.data.hub_datasets import HubSource
+from glassgpt.data.builder import text_identity
 from glassgpt.data.hub_layout import choose_subset, folder_of, format_of, matches, splits_by_name, subsets_of
 from glassgpt.utils.errors import UserError
 from hub_server import Fault, HubServer, Repository, claim, flip, hub, refuse, silence, stall, too_much, truncate
@@ -404,11 +404,9 @@ print(json.dumps([source.identity(), source.left_out]))
     branches["main"] = {**branches["main"], "de/a.csv": b"new"}
     third = run(code, server, home)[0]
     assert first["commit"] != second["commit"]
-    source = HubSource("acme/two:de")
-    assert source.same_text(first, second)
-    assert not source.same_text(first, third)
-    for key in ("repository", "subset", "split"):
-        assert not source.same_text(first, {**first, key: "other"})
+    assert text_identity(first) == text_identity(second)
+    for other in (third, *({**first, key: "other"} for key in ("repository", "subset", "split"))):
+        assert text_identity(first) != text_identity(other)
 
 
 def test_a_registered_dataset_is_looked_up_each_time(server: HubServer, home: Path) -> None:

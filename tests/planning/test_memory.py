@@ -272,6 +272,8 @@ def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does(monke
     assert found is not None
     size = int(found[1])
     assert check_memory(GPT2.override(micro_batch_size=size), 1, CPU, "float32") is None
+    resumed = GPT2.override(micro_batch_size=size, init_from="runs/since-removed")
+    assert check_memory(resumed, 1, CPU, "float32") is None
     assert memory_per_rank(GPT2.override(micro_batch_size=size), 1, "single", "float32").total < 5e9
     assert memory_per_rank(GPT2.override(micro_batch_size=2 * size), 1, "single", "float32").total > 0.9 * 5e9
 

@@ -140,7 +140,7 @@ def find_tokenizer(name: str) -> "Tokenizer":
     if name in ("gpt2", "bytes"):
         return build_tokenizer(name)
     path = tokenizer_file(name) or user_path(name) / "tokenizer.json"
-    if tokenizer_file(name) is not None or path.is_file():
+    if path.is_file() or tokenizer_file(name) is not None:
         return load_tokenizer(path)
     from glassgpt.interop import references
 
@@ -174,9 +174,7 @@ def data_info(arguments: Sequence[str]) -> None:
 
     directory = user_path(options.directory)
     if not directory.is_dir():
-        raise UserError(
-            f"{directory} is not a folder; name a dataset, such as one of {program()} prepare SOURCE --out DIR"
-        )
+        raise UserError(f"{directory} is not a folder; name a dataset that {program()} prepare SOURCE --out DIR wrote")
     if options.json is not None:
         require_json(options.json)
     facts = dataset_facts(directory, say_aside)

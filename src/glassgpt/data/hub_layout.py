@@ -5,9 +5,10 @@ https://huggingface.co/docs/hub/datasets-file-names-and-splits, so a name means 
 `datasets.load_dataset`.
 """
 
+import glob
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,19 +51,18 @@ def format_of(name: str) -> str | None:
 
 def subsets_of(metadata: Mapping[str, Any], what: str) -> list[Subset]:
     """Return the subsets in a README's metadata, none without `configs`. Raises `UserError` for undocumented forms."""
-    configs = metadata.get("configs") or []
     try:
-        return [_subset(config, what) for config in configs]
+        return [_subset(config) for config in metadata.get("configs") or []]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the metadata in README.md of {what} is not valid: configs ({error})") from None
 
 
-def _subset(config: Mapping[str, Any], what: str) -> Subset:
+def _subset(config: Mapping[str, Any]) -> Subset:
     """Parse one config; any exception means that it has no documented form."""
-    name, folder = str(config["config_name"]), _relative(str(config.get("data_dir") or ""), what)
+    subset = Subset(str(config["config_name"]), bool(config.get("default")), _relative(config.get("data_dir") or ""))
     match config.get("data_files"):
         case None:
-            return Subset(name, bool(config.get("default")), folder)
+            return subset
         case dict(by_split):
             pass
         case [dict(), *_] as items:
@@ -74,8 +74,15 @@ def _subset(config: Mapping[str, Any], what: str) -> Subset:
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not paths:
             raise ValueError(f"data_files of split {split!r}")
-        patterns[str(split)] = tuple("/".join(filter(None, (folder, _relative(path, what)))) for path in paths)
-    return Subset(name, bool(config.get("default")), folder, patterns)
+        patterns[str(split)] = tuple(_relative(f"{subset.folder}/{_relative(path)}") for path in paths)
+    return replace(subset, patterns=patterns)
+
+
+def _relative(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if "://" in path or ".." in parts:
+        raise ValueError(f"{path} is outside the repository, and is not downloaded")
+    return "/".join(parts)
 
 
 def subsets_by_folder(names: Iterable[str]) -> list[Subset]:
@@ -90,15 +97,8 @@ def converted_subsets(names: Iterable[str]) -> list[Subset]:
     for name in sorted(names):
         if matches(name, "*/*/*.parquet"):
             subset, split, _ = name.split("/")
-            patterns.setdefault(subset, {})[split] = (f"{subset}/{split}/*.parquet",)
+            patterns.setdefault(subset, {})[split] = (f"{glob.escape(f'{subset}/{split}')}/*.parquet",)
     return [Subset(name, patterns=by_split) for name, by_split in patterns.items()]
-
-
-def _relative(path: str, what: str) -> str:
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if "://" in path or ".." in parts:
-        raise UserError(f"{what} names files outside its repository ({path}), which are not downloaded")
-    return "/".join(parts)
 
 
 def choose_subset(subsets: Sequence[Subset], name: str | None, what: str) -> Subset:

@@ -71,11 +71,9 @@ def require_tokenizer(data: DataConfig) -> None:
         directory = user_path(source)
         if not source or not is_dataset(directory):
             continue
-        own = load_manifest(directory)["tokenizer"]
-        if own["kind"] == data.tokenizer:
-            continue
-        file = tokenizer_file(data.tokenizer)
-        if file is None or _sha256(build_tokenizer(data.tokenizer).to_json()) != own["sha256"]:
+        own, file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer)
+        is_file = file is not None and _sha256(build_tokenizer(data.tokenizer).to_json()) == own["sha256"]
+        if own["kind"] != data.tokenizer and not is_file:
             raise UserError(
                 f"dataset {source} was prepared with another tokenizer ({own['kind']}) than {data.tokenizer}; "
                 "leave the tokenizer out to use the dataset's, or name the text instead"

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from glassgpt.tokenizers.base import encode_utf8
 from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
@@ -27,11 +28,6 @@ _BUFFER_BYTES = 1 << 21  # of a file that is written
 _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
 
 Tokens = npt.NDArray[np.uint32]
-
-
-def text_bytes(text: str) -> bytes:
-    """The text in UTF-8. Half a surrogate pair passes here; tokenizers refuse it and name its position."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 def text_hash(data: bytes, before: int | None = None) -> int:
@@ -78,7 +74,7 @@ class ShardWriter:
         if starts:
             self._write_held()
             self._is_written = False  # whether the start of the last document is in the shard already
-        data = text_bytes(text)
+        data = encode_utf8(text)
         self._hash = text_hash(data, None if starts else self._hash)
         self._held.append(_Part(ids.astype(self._dtype), len(data), len(text), self._hash, starts))
         self._held_tokens += len(ids)

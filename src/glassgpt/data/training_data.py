@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from glassgpt.data.dataset import Dataset, open_dataset, verify
 from glassgpt.data.prepare import prepare
 from glassgpt.data.progress import Log
 from glassgpt.data.shards import TOKENIZER
-from glassgpt.data.sources import PreparedDataset, absolute_source, read_source, resolve
-from glassgpt.data.work_units import SEPARATOR
+from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
+from glassgpt.data.work_units import all_texts
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
 from glassgpt.utils.errors import UserError
 
@@ -78,13 +76,12 @@ def _common_tokenizer(data: DataConfig) -> Tokenizer:
     """The tokenizer for all texts of a mixture: a prepared dataset's if there is one, otherwise the config's."""
     if tokenizer_file(data.tokenizer) is not None:
         return build_tokenizer(data.tokenizer)  # `prepare` refuses a dataset with another one
-    sources = [resolve(source) for source in data.mixture]
-    texts: list[Iterator[str]] = []
-    for source in sources:
+    sources = []
+    for source in map(resolve, data.mixture):
         if isinstance(source, PreparedDataset):
             return open_dataset(source.directory).tokenizer
-        texts.append(part.text for _, part in read_source(source, data))
-    return build_tokenizer(data.tokenizer, itertools.chain(*texts, [SEPARATOR]))
+        sources.append(source)
+    return build_tokenizer(data.tokenizer, all_texts(sources, data))
 
 
 def pinned(data: DataConfig) -> DataConfig:

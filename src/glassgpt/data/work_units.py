@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Counts, Part, read_documents
-from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_bytes, text_hash
+from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
 from glassgpt.data.sources import Source, read_source
+from glassgpt.tokenizers.base import encode_utf8
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
@@ -86,7 +87,7 @@ def make_plan(
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
     places, characters = _first_documents(sources[0], data, max(2, first_chosen))
-    tokenizer = tokenizer or build_tokenizer(data.tokenizer, _all_texts(sources, data))
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data))
     plan = Plan(
         directory=directory,
         tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
@@ -96,8 +97,7 @@ def make_plan(
     if len(sources) == 1 and data.validation == "fraction":
         if len(places) == 1:
             # Exact; a float could be one character off. For tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
-            cut = int(characters * (1 - Fraction(str(data.validation_fraction))))
-            plan = dataclasses.replace(plan, cut=cut)
+            plan = dataclasses.replace(plan, cut=int(characters * (1 - Fraction(str(data.validation_fraction)))))
         elif len(places) >= first_chosen:
             plan = dataclasses.replace(plan, fraction=data.validation_fraction, document=places[first_chosen - 1])
         else:
@@ -116,13 +116,12 @@ def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tupl
         characters += len(part.text)
     if not places:
         skipped = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
-        raise UserError(
-            f"{source.location} has no text: {skipped if counts.bad else 'it is empty or only white space'}"
-        )
+        reason = skipped if counts.bad else "it is empty or only white space"
+        raise UserError(f"{source.location} has no text: {reason}")
     return places, characters
 
 
-def _all_texts(sources: Sequence[Source], reading: ReadingConfig) -> Iterator[str]:
+def all_texts(sources: Sequence[Source], reading: ReadingConfig) -> Iterator[str]:
     """All text that the tokenizer must be able to encode."""
     counts = Counts()
     for source in sources:
@@ -169,7 +168,7 @@ def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(directory / TOKENIZER)
 
 
-def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> None:
+def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> None:
     """Write the shards of a unit into the plan's directory, then mark it as finished.
 
     `paths` are the unit's files. `report` is called now and then. Raises `UserError` for a bad file.
@@ -182,12 +181,14 @@ def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Repo
             write_atomic(_counts_path(plan.directory, unit.number), json.dumps(dataclasses.asdict(counts)))
 
 
-def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> npt.NDArray[np.uint64]:
+def hash_unit(
+    plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None
+) -> npt.NDArray[np.uint64]:
     """The hash (documents,) of each document of a unit, by which duplicates are found."""
     hashes: list[int] = []
     for _, _, part in _documents(unit, paths, Counts()):
         before = None if part.starts else hashes.pop()
-        hashes.append(text_hash(text_bytes(part.text), before))
+        hashes.append(text_hash(encode_utf8(part.text), before))
         report()
     return np.array(hashes, dtype=np.uint64)
 

@@ -14,17 +14,19 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
-from glassgpt.data.work_units import Report
 from glassgpt.utils.errors import UserError
 
 R = TypeVar("R")
 
 
-def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], workers: int, report: Report) -> list[R]:
-    """Call a task (a module-level function) with each of the arguments and a `report`; return the results in order.
+def run_tasks(
+    task: Callable[..., R], arguments: Iterable[Sequence[Any]], workers: int, report: Callable[[], None]
+) -> list[R]:
+    """Call a task (a module-level function) with each of the arguments; return the results in order.
 
-    With 1 worker it runs in this process. `arguments` may wait for downloads. Raises the first exception of a task; the
-    workers are killed then, and also if this process is interrupted or killed.
+    `report` is called now and then. With 1 worker the task runs in this process, and gets it as a further argument.
+    `arguments` may wait for downloads. Raises the first exception of a task; the workers are killed then, and also if
+    this process is interrupted or killed.
     """
     if workers == 1:
         return [task(*each, report) for each in arguments]
@@ -43,7 +45,7 @@ def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], worker
     with _pool(workers) as pool:
         try:
             for each in arguments:
-                futures.append(pool.submit(task, *each, _no_report))
+                futures.append(pool.submit(task, *each))
                 running.add(futures[-1])
                 wait_until(workers - 1)
             wait_until(0)
@@ -55,10 +57,6 @@ def run_tasks(task: Callable[..., R], arguments: Iterable[Sequence[Any]], worker
         except MemoryError:
             raise UserError("out of memory; use fewer --workers") from None
     return [future.result() for future in futures]
-
-
-def _no_report() -> None:
-    """Workers do not report: progress is measured from the files that they write."""
 
 
 @contextmanager

@@ -264,7 +264,9 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
     if free is None or config.cpu_offload:
         return None
     on_cpu, checkpointing = device.type == "cpu", config.activation_checkpointing
-    config = with_vocabulary(config)[0].override(device=device.type)
+    if config.model.vocab_size is None:  # a run to resume has one, and the model that it started from may be gone
+        config = with_vocabulary(config)[0]
+    config = config.override(device=device.type)
     strategies = ["single"] if processes == 1 else [config.strategy]  # those that `parallelize` may choose
     if strategies == ["auto"]:
         strategies = ["ddp"] if on_cpu else ["ddp", "fsdp"]

@@ -14,8 +14,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +63,8 @@ class Checkpoint:
     @property
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
-        return TrainConfig.from_toml(
-            (self.path / "config.toml").read_text(encoding="utf-8"), origin=str(self.path / "config.toml")
-        )
+        path = self.path / "config.toml"
+        return TrainConfig.from_toml(path.read_text(encoding="utf-8"), origin=str(path))
 
     @property
     def model_config(self) -> ModelConfig:
@@ -108,13 +106,10 @@ class Checkpoint:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
         tensors = read_tensors(self.path / "model.safetensors")
         parameters = dict(model.named_parameters())
-        wrong = sorted(tensors.keys() ^ parameters.keys())
-        wrong += sorted(
-            name for name in tensors.keys() & parameters.keys() if tensors[name].shape != parameters[name].shape
-        )
-        if wrong:
-            rest = f" ({len(wrong)} tensors in all)"
-            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs{rest}")
+        shapes, own = ({n: t.shape for n, t in each.items()}.items() for each in (tensors, parameters))
+        if wrong := sorted({name for name, _ in shapes ^ own}):
+            count = f"({len(wrong)} tensors in all)"
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs {count}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -122,20 +117,14 @@ class Checkpoint:
     def load_optimizers(self, strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Fill the optimizers' state of each parameter. Learning rate and other settings stay as they are."""
         parameters = dict(strategy.model.named_parameters())
-        owners = {
-            parameter: optimizer
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
             kind, _, name = key.partition(".")
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
-            owners[parameter].state[parameter][kind] = (
-                strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
-            )
+            state = strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
+            owners[parameter].state[parameter][kind] = state
 
 
 @dataclass(frozen=True)
@@ -213,11 +202,8 @@ class Background:
 
 def checkpoint_paths(directory: Path) -> list[Path]:
     """The checkpoint directories in order of their steps."""
-    if not directory.is_dir():
-        return []
-    return sorted(
-        (path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name)
-    )
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted((path for path in paths if _STEP_NAME.fullmatch(path.name)), key=lambda path: int(path.name))
 
 
 def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
@@ -228,23 +214,16 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
     """
     try:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-    except FileNotFoundError:
+        names = [name for name in sums if for_training or name != OPTIMIZER_FILE]
+        wrong = next((name for name in names if sha256_of(path / name) != sums[name]), None)
+    except FileNotFoundError as error:
         if not path.is_dir():
             raise
-        raise UserError(f"{path} is not a checkpoint: manifest.json is missing") from None
-    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged: {Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
-    for name, expected in sums.items():
-        if name == OPTIMIZER_FILE and not for_training:
-            continue
-        try:
-            found = sha256_of(path / name)
-        except FileNotFoundError:
-            if not path.is_dir():
-                raise
-            raise UserError(f"checkpoint {path} is damaged: {name} is missing") from None
-        if found != expected:
-            raise UserError(f"checkpoint {path} is damaged: {name} does not match its sha256")
+    if wrong is not None:
+        raise UserError(f"checkpoint {path} is damaged: {wrong} does not match its sha256")
     return Checkpoint(path)
 
 
@@ -281,11 +260,9 @@ def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[st
     """
     for path in checkpoint_paths(directory):
         if int(path.name) > step:
-            aside = path.with_name(f"damaged-{path.name}")
-            for number in itertools.count(2):
-                if not aside.exists():
-                    break
-                aside = path.with_name(f"damaged-{path.name}-{number}")
+            suffixes = itertools.chain([""], map("-{}".format, itertools.count(2)))
+            names = (path.with_name(f"damaged-{path.name}{suffix}") for suffix in suffixes)
+            aside = next(name for name in names if not name.exists())
             os.replace(path, aside)
             notify(f"checkpoint {path} was set aside as {aside.name}")
 
@@ -297,26 +274,17 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Turn safetensors' error of a full disk into an `OSError`; its number stands in the text only."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
-            raise
-        raise OSError(int(found[1]), str(error)) from error
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Raises `OSError`, for example if the disk is full."""
     path.touch()  # for its mode: safetensors writes files that nobody else may read
     mode = path.stat().st_mode
-    with _as_os_errors():
-        safetensors.torch.save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata
-        )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:  # only in the text
+            raise
+        raise OSError(int(number[1]), str(error)) from error
     path.chmod(mode)
 
 
@@ -327,10 +295,7 @@ def tensor_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, memory-mapped. Raises `UserError` if it is damaged."""
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from None
+    return read_tensors_and_metadata(path)[0]
 
 
 def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -32,6 +32,7 @@ _SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
 # Files that hold an update whose loss or gradient was not finite, with its token ids.
 FAILURE_PREFIX = "nonfinite-"
 _FILES = ("config.toml", "environment.json", "status.json", "metrics.jsonl", "samples.md")
+_FOLDERS = ("checkpoints", "probes", "tensorboard", "wandb")
 # Files of a start that was killed before it wrote the config.
 _BEGUN = (".lock", "environment.json", "status.json")
 State = Literal["running", "preempted", "interrupted", "failed", "finished"]
@@ -42,16 +43,11 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
-        self.config_path = self.path / "config.toml"
-        self.environment_path = self.path / "environment.json"
-        self.status_path = self.path / "status.json"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.samples_path = self.path / "samples.md"
+        self.config_path, self.environment_path, self.status_path, self.metrics_path, self.samples_path = (
+            self.path / name for name in _FILES
+        )
         self.report_path = self.path / "report.html"
-        self.checkpoints = self.path / "checkpoints"
-        self.probes = self.path / "probes"
-        self.tensorboard = self.path / "tensorboard"
-        self.wandb = self.path / "wandb"
+        self.checkpoints, self.probes, self.tensorboard, self.wandb = (self.path / name for name in _FOLDERS)
         # The config of a run that is being removed; while it exists, all other files belong to that run.
         self._removed_config_path = self.path / f"{PARTIAL_PREFIX}removed-config.toml"
 
@@ -71,9 +67,8 @@ class RunDirectory:
     @property
     def probed_steps(self) -> list[int]:
         """The steps that have a snapshot, in order."""
-        if not self.probes.is_dir():
-            return []
-        return sorted(int(path.stem) for path in self.probes.iterdir() if _SNAPSHOT_NAME.fullmatch(path.name))
+        paths = self.probes.iterdir() if self.probes.is_dir() else ()
+        return sorted(int(path.stem) for path in paths if _SNAPSHOT_NAME.fullmatch(path.name))
 
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
@@ -112,9 +107,7 @@ class RunDirectory:
             try:
                 lock.acquire(timeout=wait)
             except filelock.Timeout:
-                raise UserError(
-                    f"another process is training in {self.path}; wait for it, or choose another --out"
-                ) from None
+                raise UserError(f"another process is training in {self.path}; wait, or choose another --out") from None
             for name in (*_FILES, f"{FAILURE_PREFIX}*"):  # by name: the folder may not be a run's
                 remove_partials(self.path, f"{name}.*")
         try:
@@ -123,19 +116,16 @@ class RunDirectory:
             lock.release()
 
     def clear(self) -> None:
-        """Remove a former run's files. Its config is renamed first and removed last, to recognise a half-removed
-        run."""
+        """Remove a former run's files; its config is renamed first and removed last, to mark a half-removed run."""
         with explain_os_errors("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)
-            for folder in (self.checkpoints, self.probes, self.tensorboard, self.wandb):
+            for folder in (self.path / name for name in _FOLDERS):
                 if folder.exists():
                     shutil.rmtree(folder)
-            for name in _FILES:
-                (self.path / name).unlink(missing_ok=True)
-            self.report_path.unlink(missing_ok=True)
-            for path in self.path.glob(f"{FAILURE_PREFIX}*"):
-                path.unlink()
+            files = [self.path / name for name in _FILES]
+            for path in (*files, self.report_path, *self.path.glob(f"{FAILURE_PREFIX}*")):
+                path.unlink(missing_ok=True)
             self._removed_config_path.unlink(missing_ok=True)
 
     def read_config(self) -> TrainConfig:

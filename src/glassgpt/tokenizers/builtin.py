@@ -4,7 +4,7 @@ Shapes: `T` tokens, `V` vocabulary.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-# Characters are looked up in pieces: as UTF-32 a text takes four times its size.
-_CHUNK = 1 << 20
 
 
 class CharacterTokenizer(BaseTokenizer):
@@ -57,7 +55,7 @@ class CharacterTokenizer(BaseTokenizer):
         if len(set(characters)) < len(characters):
             raise UserError("a character tokenizer lists each character once, but this list repeats one")
         self._characters = characters
-        codes = np.concatenate([chunk for _, chunk in _code_points(characters)])
+        codes = _code_points(characters)
         # The last entry, above every known character, stands for all code points beyond: `_ids` clips to it.
         self._unknown = np.uint32(len(characters))
         self._id_of = np.full(int(codes.max()) + 2, self._unknown, dtype=np.uint32)
@@ -69,25 +67,21 @@ class CharacterTokenizer(BaseTokenizer):
         """Build from the sorted distinct characters of the texts. Raises `UserError` if there are none."""
         seen = np.zeros(0x110000, dtype=np.bool_)
         for text in texts:
-            for _, codes in _code_points(text):
-                seen[codes] = True
+            seen[_code_points(text)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))))
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         return concatenate_ids([self._ids(text) for text in texts])
 
     def _ids(self, text: str) -> npt.NDArray[np.uint32]:
-        ids = np.empty(len(text), dtype=np.uint32)
-        for start, codes in _code_points(text):
-            part = ids[start : start + len(codes)]
-            np.take(self._id_of, codes, mode="clip", out=part)
-            unknown = part == self._unknown
-            if unknown.any():
-                character = describe_character(text, start + int(unknown.argmax()))
-                raise UserError(
-                    f"the character {character} is not one of this tokenizer's {self.vocab_size};\n"
-                    "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
-                )
+        ids = np.take(self._id_of, _code_points(text), mode="clip")
+        unknown = ids == self._unknown
+        if unknown.any():
+            character = describe_character(text, int(unknown.argmax()))
+            raise UserError(
+                f"the character {character} is not one of this tokenizer's {self.vocab_size};\n"
+                "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
+            )
         return ids
 
     def to_json(self) -> str:
@@ -242,11 +236,8 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
     write_atomic(directory / TOKENIZER_CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _code_points(text: str) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
-    """Yield the text's code points in pieces, each with the offset of its first character."""
-    for start in range(0, len(text), _CHUNK):
-        try:
-            encoded = text[start : start + _CHUNK].encode("utf-32-le")
-        except UnicodeEncodeError as error:
-            raise surrogate_error(text, start + error.start) from None
-        yield start, np.frombuffer(encoded, dtype="<u4")
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    except UnicodeEncodeError as error:
+        raise surrogate_error(text, error.start) from None

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,10 +36,6 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-
 
 class HubUnreachableError(UserError):
     """The hub cannot be reached, or does not answer as a hub does."""
-
-
-class DownloadCancelledError(Exception):
-    """A download was cancelled from another thread."""
 
 
 def find_hub_id(reference: str) -> str | None:
@@ -91,14 +88,6 @@ class HubFile:
             return sha256_of(path) == self.sha256
         content = path.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git_sha1
-
-
-@dataclass
-class Transfer:
-    """A running download, which another thread may watch and cancel."""
-
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    received: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,31 +152,48 @@ class DatasetRepository:
             return (self.cache / "snapshots" / self.commit / file.name).stat().st_size
         return 0
 
-    def download(self, file: HubFile, transfer: Transfer) -> Path:
+
+@dataclass
+class Download:
+    """A file's download, which other threads may watch and cancel."""
+
+    repository: DatasetRepository
+    file: HubFile
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    received: int = 0
+
+    def present_bytes(self) -> int:
+        """Bytes of the file that are on this machine."""
+        return self.repository.cached_bytes(self.file) or self.received
+
+    def run(self) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `transfer.cancelled` ends it with `DownloadCancelledError`.
+        Setting `cancelled` ends it with `CancelledError`.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
+
+        download = self
 
         class Bar(tqdm):  # prints nothing: the library's only hook into a running download
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
             def update(self, n: float | None = 1) -> None:
-                transfer.received += int(n or 0)
-                if transfer.cancelled.is_set():
-                    raise DownloadCancelledError
+                download.received += int(n or 0)
+                if download.cancelled.is_set():
+                    raise CancelledError
 
-        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
-        what = partial(hf_hub_download, self.hub_id, file.name, **where)
-        with explain_os_errors("write", self.cache), explain_hub_errors(self.hub_id, "dataset", file.name):
+        hub_id, name = self.repository.hub_id, self.file.name
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.repository.commit, "tqdm_class": Bar}
+        with explain_os_errors("write", self.repository.cache), explain_hub_errors(hub_id, "dataset", name):
             for force in (False, True):  # the library compares sizes only
-                path = Path(retry(partial(what, force_download=force), cancelled=transfer.cancelled))
-                if file.is_at(path):
+                fetch = partial(hf_hub_download, hub_id, name, force_download=force, **where)
+                path = Path(retry(fetch, cancelled=self.cancelled))
+                if self.file.is_at(path):
                     return path
-        raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
+        raise UserError(f"{name} of the dataset {hub_id} does not have the hash that the hub lists")
 
 
 def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:
@@ -200,7 +206,7 @@ def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.
         except Exception as error:
             if attempt == attempts or not _may_pass(error):
                 raise
-    raise DownloadCancelledError
+    raise CancelledError
 
 
 def _may_pass(error: Exception) -> bool:
@@ -210,7 +216,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     # The second: the library has retried already. An error with a number is of this machine's disk.
-    final = (DownloadCancelledError, EntryNotFoundError, OfflineModeIsEnabled)
+    final = (CancelledError, EntryNotFoundError, OfflineModeIsEnabled)
     return not isinstance(error, final) and getattr(error, "errno", None) is None
 
 
@@ -223,7 +229,7 @@ def explain_hub_errors(hub_id: str, kind: str, file: str | None = None) -> Itera
     try:
         yield
     except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
-        if isinstance(error, DownloadCancelledError) or getattr(error, "errno", None) is not None:
+        if isinstance(error, CancelledError) or getattr(error, "errno", None) is not None:
             raise  # one with a number is of this machine's disk
         cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
