@@ -3,7 +3,7 @@
     GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another
     one
 
-The products are those that one update of glassgpt's `train_step` was seen to make, forward and backward: the same
+The products are those that one update of glassgpt's `start_update` was seen to make, forward and backward: the same
 operators on tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a
 softmax between them, counts as products, and its share is told. What is left, as a share of the update, is the
 overhead: norms, activations, the loss, clipping, the optimizer, the batch, and the calls themselves. Prints Markdown:
@@ -28,7 +28,7 @@ from glassgpt.config.recipes import recipe
 from glassgpt.distributed.group import Ranks
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import setup_training
-from glassgpt.training.step import train_step
+from glassgpt.training.step import start_update
 from glassgpt.utils.device import cpu_name, keep_freed_memory
 from kill_harness import write_text
 
@@ -80,10 +80,10 @@ def main() -> int:
         config = config.override(context_start=None, batch_start=None)  # updates as they are in the end
         state = setup_training(config, Ranks(), SilentProgress())
         with _Recorder() as recorder:
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
         for state.step in range(1, options.rounds + 21):  # the first 20 warm up
             begin = time.perf_counter()
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
             times["update"].append(time.perf_counter() - begin)
             times["products"].append(seconds(recorder.products))
             times["attention"].append(seconds(recorder.attention))

@@ -67,13 +67,13 @@ def train(config: TrainConfig, processor_time: bool) -> dict[str, float]:
     from glassgpt.distributed.group import Ranks
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
-    from glassgpt.training.step import train_step
+    from glassgpt.training.step import start_update
 
     clock = time.process_time if processor_time else time.perf_counter
     state, seconds = setup_training(config, Ranks(), SilentProgress()), []
     for state.step in range(UPDATES[config.name] + 2):
         begin = clock()
-        train_step(state, 1e-4)
+        start_update(state, 1e-4).read()
         seconds.append(clock() - begin)
     peak = re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert peak is not None

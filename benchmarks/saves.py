@@ -21,13 +21,13 @@ from glassgpt.distributed.group import process_group
 from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import TrainState, setup_training
-from glassgpt.training.step import train_step
+from glassgpt.training.step import start_update
 
 
 def timed_step(state: TrainState) -> float:
     """Seconds per update."""
     begin = time.perf_counter()
-    train_step(state, 1e-4)
+    start_update(state, 1e-4).read()
     state.step += 1
     return time.perf_counter() - begin
 

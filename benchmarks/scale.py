@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import Memory, batch_per_rank, bytes_sent_per_update, memory_per_rank
+from glassgpt.planning.memory import Memory, RankBatch, bytes_sent_per_update, memory_per_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
@@ -68,7 +68,7 @@ def tables() -> dict[str, str]:
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
         batch, name = (
-            batch_per_rank(config, processes),
+            RankBatch.of(config, processes),
             [config.name, str(processes), strategy if processes > 1 else "single"],
         )
         need = memory_per_rank(config, processes, strategy, "bfloat16")
@@ -85,7 +85,7 @@ def tables() -> dict[str, str]:
                 batch.micro_batch,
                 batch.micro_steps,
                 batch.micro_batch * config.model.context_length,
-                batch.tokens,
+                config.batch_tokens,
             ]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
     return {
@@ -157,7 +157,7 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
     config = config.override(model={"vocab_size": told[0]["vocab_size"]})
     strategy, precision = config.strategy, config.precision
     besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
-    micro_steps = batch_per_rank(config, ranks).micro_steps
+    micro_steps = RankBatch.of(config, ranks).micro_steps
     need, sent = (
         memory_per_rank(config, ranks, strategy, precision),
         bytes_sent_per_update(config, ranks, strategy, precision),
@@ -196,7 +196,7 @@ def train(path: Path, out: Path) -> None:
     from glassgpt.distributed.group import process_group
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
-    from glassgpt.training.step import train_step
+    from glassgpt.training.step import start_update
 
     config = TrainConfig.from_toml(path.read_text(encoding="utf-8"))
     tiny = config.override(
@@ -205,14 +205,14 @@ def train(path: Path, out: Path) -> None:
     with process_group() as ranks:
         state = setup_training(tiny, ranks, SilentProgress())
         for state.step in range(2):
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
         before = psutil.Process().memory_info().rss
         state = setup_training(config, ranks, SilentProgress())
-        train_step(state, 1e-4)
+        start_update(state, 1e-4).read()
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak: proc(5)
         for state.step in (1, 2):
             written = _of_process("io", "wchar")
-            train_step(state, 1e-4)
+            start_update(state, 1e-4).read()
         told = {
             "memory": _of_process("status", "VmHWM") * 1024 - before,
             "written": _of_process("io", "wchar") - written,

@@ -6,7 +6,7 @@ Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, Adam
 random weights, in processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT
 has no such setting). nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there),
 `torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's is glassgpt's own
-`train_step` with recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing.
+`start_update` with recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing.
 Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest and slowest, the largest resident memory of each
 process, and whether the bars are met. Linux; leave the machine alone meanwhile.
 """
@@ -61,7 +61,7 @@ def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[
     from glassgpt.distributed.group import Ranks
     from glassgpt.training.progress import SilentProgress
     from glassgpt.training.setup import setup_training
-    from glassgpt.training.step import train_step
+    from glassgpt.training.step import start_update
     from glassgpt.utils.device import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
@@ -77,7 +77,7 @@ def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[
     state = setup_training(recipe("gpt2", data=data, micro_batch_size=SEQUENCES, **changes), Ranks(), SilentProgress())
 
     def step() -> object:
-        train_step(state, 6e-4)
+        start_update(state, 6e-4).read()
         state.step += 1
         return None
 

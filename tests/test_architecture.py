@@ -34,7 +34,7 @@ OWNERS = {
     "tensorboard": {"training.loggers"},
     "wandb": {"training.loggers"},
     "fastokens": {"tokenizers.bpe"},
-    "tokenizers": {"tokenizers.huggingface", "tokenizers.train"},
+    "tokenizers": {"tokenizers.huggingface", "data.tokenizer_training"},
     "safetensors": {"runs.checkpoint", "interop.hf_models"},
     "huggingface_hub": {"utils.hub"},
     "pyarrow": {"data.readers"},

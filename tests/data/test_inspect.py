@@ -21,9 +21,9 @@ from glassgpt.data import shards as shards_module
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
 from glassgpt.data.inspect import dataset_facts, facts_text, length_facts
 from glassgpt.data.prepare import prepare
+from glassgpt.data.tokenizer_training import train_bpe
 from glassgpt.data.work_units import SEPARATOR
 from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer
-from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 

@@ -17,13 +17,12 @@ from glassgpt.config.schema import TOKENIZERS, DataConfig, TrainConfig
 from glassgpt.data import tokenizer_training as module
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
-from glassgpt.data.tokenizer_training import Corpus, train_tokenizer
+from glassgpt.data.tokenizer_training import Corpus, train_bpe, train_tokenizer
 from glassgpt.evaluation.perplexity import evaluate
 from glassgpt.generation.generate import generate
 from glassgpt.interop.references import export, load
 from glassgpt.tokenizers import builtin as tokenizers
 from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
-from glassgpt.tokenizers.train import train_bpe
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import format_bytes

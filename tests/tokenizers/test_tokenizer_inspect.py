@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from glassgpt.cli.data import find_tokenizer
 from glassgpt.cli.main import main
+from glassgpt.data.tokenizer_training import train_bpe
 from glassgpt.tokenizers.builtin import BytesTokenizer, CharacterTokenizer
 from glassgpt.tokenizers.inspect import (
     SAMPLE,
@@ -18,7 +19,6 @@ from glassgpt.tokenizers.inspect import (
     describe,
     show_tokens,
 )
-from glassgpt.tokenizers.train import train_bpe
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 

@@ -25,7 +25,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import GPU_CHUNK_ROWS, IGNORED, cross_entropy, token_losses
 from glassgpt.training.run import resume, train
 from glassgpt.training.setup import TrainState, setup_training
-from glassgpt.training.step import start_update, train_step
+from glassgpt.training.step import start_update
 from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, lightly, records_of, tiny_config
@@ -168,7 +168,7 @@ def test_an_update_does_not_wait_for_the_gpu(text: Path, optimizer: str, precisi
     """PyTorch's own alarm: it raises where an operation waits."""
     state = state_of(cuda_config(text, precision=precision, optim={"name": optimizer}))
     assert state.found_inf is not None
-    train_step(state, 1e-3)  # the moments are made, the kernels loaded
+    start_update(state, 1e-3).read()  # the moments are made, the kernels loaded
     state.step = 1
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -181,7 +181,7 @@ def test_an_update_does_not_wait_for_the_gpu(text: Path, optimizer: str, precisi
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_bad_batch_leaves_the_weights(text: Path, optimizer: str) -> None:
     state = state_of(cuda_config(text, optim={"name": optimizer}))
-    train_step(state, 1e-3)
+    start_update(state, 1e-3).read()
     model = state.strategy.model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     forward = model.forward

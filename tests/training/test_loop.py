@@ -41,7 +41,7 @@ from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.optim import OutlierWatch, build_optimizers, lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.training.setup import TrainState, judge_on_device, setup_training
-from glassgpt.training.step import NonFiniteError, Update, start_update, train_step
+from glassgpt.training.step import NonFiniteError, Update, start_update
 from glassgpt.utils.errors import UserError
 from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
 
@@ -118,7 +118,7 @@ def test_an_update_has_the_whole_batchs_gradient(text: Path, micro_batch_size: i
     state = state_for(tiny_config(text, micro_batch_size=micro_batch_size, optim={"grad_clip": 0.0}))
     loss, gradient = plain_gradient(state, 0)
     before = {name: parameter.detach().clone() for name, parameter in state.strategy.model.named_parameters()}
-    found = train_step(state, lr=1.0)
+    found = start_update(state, lr=1.0).read()
     found_loss, found_norm = found["loss"], found["grad_norm"]
     assert found_loss == pytest.approx(loss, rel=1e-6)
     assert found_norm == pytest.approx(
@@ -142,7 +142,7 @@ def test_an_update_has_as_many_tokens_in_shorter_sequences(text: Path, micro_bat
         assert len({tuple(row) for row in rows.tolist()}) > 1
         with torch.no_grad():
             expected = plain_loss(state.strategy.model, rows).item()
-        assert train_step(state, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+        assert start_update(state, 0.0).read()["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_updates_begin_small_and_grow(text: Path, tmp_path: Path) -> None:
         assert rows.tolist() == whole.rows(state.step).tolist()[:sequences]
         with torch.no_grad():
             expected = plain_loss(state.strategy.model, rows).item()
-        assert train_step(state, 0.0)["loss"] == pytest.approx(expected, rel=1e-6)
+        assert start_update(state, 0.0).read()["loss"] == pytest.approx(expected, rel=1e-6)
     run = train(config, tmp_path / "run", progress=Quiet())
     seen = [32, 64, 96, 160, 224, 352, 480, 608, 736, 864]
     assert [record["tokens_seen"] for record in records_of(run) if "loss" in record] == seen
@@ -201,7 +201,7 @@ def test_the_gradient_norm_is_that_before_clipping(text: Path) -> None:
     gradient = plain_gradient(state, 0)[1]
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
     before = {name: parameter.detach().clone() for name, parameter in state.strategy.model.named_parameters()}
-    assert train_step(state, lr=1.0)["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert start_update(state, lr=1.0).read()["grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
     moved = math.sqrt(
         sum(
@@ -234,18 +234,18 @@ def test_under_float16_one_infinite_gradient_holds_back_all_optimizers(text: Pat
     weight = state.strategy.model.get_parameter("blocks.0.attention.out.weight")
     handle = weight.register_hook(lambda grad: torch.full_like(grad, bad))  # type: ignore[no-untyped-call]
     for halvings in (1, 2, 3):
-        update = train_step(state, lr=1e-2)
+        update = start_update(state, lr=1e-2).read()
         loss, norm = update["loss"], update["grad_norm"]
         assert math.isfinite(loss)
         assert not math.isfinite(norm)
         assert state.scaler.get_scale() == 8.0 / 2**halvings
         assert all(torch.equal(parameter, before[name]) for name, parameter in state.strategy.model.named_parameters())
     with pytest.raises(NonFiniteError):  # at scale 1 it is not a matter of float16 any more
-        train_step(state, lr=1e-2)
+        start_update(state, lr=1e-2).read()
     handle.remove()
     state.strategy.model.zero_grad()
     state.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
-    train_step(state, lr=1e-2)
+    start_update(state, lr=1e-2).read()
     assert not any(torch.equal(p, before[name]) for name, p in state.strategy.model.named_parameters() if p.ndim == 2)
 
 
@@ -258,7 +258,7 @@ def test_dropout_is_different_in_each_micro_batch_and_step(text: Path) -> None:
         state.step = step
         windows = Batches([state.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
         state.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
-        losses.add(train_step(state, lr=0.0)["loss"])
+        losses.add(start_update(state, lr=0.0).read()["loss"])
     assert len(losses) == 6
 
 
@@ -361,7 +361,7 @@ def test_on_the_device_too_a_bad_batch_leaves_the_weights(text: Path, what: str,
     judge_on_device(state)
     model = state.strategy.model
     for state.step in range(2):
-        train_step(state, lr=1e-2)
+        start_update(state, lr=1e-2).read()
     assert state.found_inf is not None
     assert state.found_inf.item() == 0
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

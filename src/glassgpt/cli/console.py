@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich import progress as bars
 from rich.console import Console
@@ -23,13 +22,11 @@ class LastingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, or drop the text."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop the text."""
         with suppress(OSError):
             self._stream.flush()
 
@@ -37,7 +34,7 @@ class LastingStream:
         return getattr(self._stream, name)
 
 
-class RichProgress(Progress):
+class RichProgress(Progress, AbstractContextManager["RichProgress"]):
     """One live line with bar, losses, speed and remaining time; evaluations, samples and messages scroll above it.
 
     Used as a context manager, so that the terminal is restored whatever ends the run.
@@ -59,23 +56,16 @@ class RichProgress(Progress):
         )
         self._task: bars.TaskID | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
-        """See `Progress`."""
         super().started(run, config, summary, first_step, last_step)
         fields = dict.fromkeys(("loss", "validation", "rate", "left"), "?")
         self._task = self._bar.add_task("", total=last_step, completed=first_step, **cast(dict[str, Any], fields))
         self._bar.start()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """See `Progress`."""
         self._update(
             completed=int(record["step"]),
             loss=format_number(record.get("loss"), ".3f"),
@@ -84,12 +74,10 @@ class RichProgress(Progress):
         )
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """See `Progress`."""
         self._update(validation=format_number(record.get("val_loss"), ".3f"))
         super().evaluated(record)
 
     def finished(self, run: Path) -> None:
-        """See `Progress`."""
         self._bar.stop()
         super().finished(run)
 

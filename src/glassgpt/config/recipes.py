@@ -2,31 +2,30 @@
 
 import shlex
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.files import readable
+
+RECIPES = resources.files(__package__) / "recipes"
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes shipped with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in _recipe_directory().iterdir() if p.name.endswith(".toml"))
+    return sorted(p.name.removesuffix(".toml") for p in RECIPES.iterdir() if p.name.endswith(".toml"))
 
 
 def recipe_text(name: str) -> str:
     """The TOML text of a recipe: a shipped name, or the path of a `.toml` file."""
     if name in recipe_names():
-        return (_recipe_directory() / f"{name}.toml").read_text(encoding="utf-8")
+        return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix == ".toml":
         try:
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"recipe file {name} does not exist") from None
-        except OSError as error:
-            raise UserError(f"cannot read {name}: {error.strerror}") from None
+            with readable(name):
+                return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{name} is not UTF-8 text") from None
     if (path / "config.toml").is_file():
@@ -45,7 +44,3 @@ def recipe(name: str, **changes: Any) -> TrainConfig:
     Raises `UserError` for an unknown recipe, setting or value.
     """
     return TrainConfig.from_toml(recipe_text(name), origin=f"recipe {name}").override(**changes)
-
-
-def _recipe_directory() -> Traversable:
-    return resources.files(__package__) / "recipes"

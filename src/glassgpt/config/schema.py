@@ -317,14 +317,15 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def sequences_per_process(self, processes: int) -> int:
         """Sequences per update on each process. Raises `UserError` if the processes cannot share them evenly."""
-        if self.batch_size % processes:
-            nearest = nearest_multiples(self.batch_tokens, self.model.context_length * processes)
-            raise UserError(
-                f"{processes} processes cannot share the {self.batch_size} sequences of batch_tokens = "
-                f"{self.batch_tokens} evenly; nearest: --batch-tokens {nearest}"
-            )
         if processes not in self.valid_process_counts:
-            raise UserError(f"{processes} processes cannot share batch_start = {self.batch_start} evenly; raise it")
+            valid = ", ".join(map(str, self.valid_process_counts))
+            setting = "batch_tokens" if self.batch_start is None else "batch_start"
+            smallest = self.batch_start or self.batch_tokens
+            nearest = nearest_multiples(smallest, self.model.context_length * processes)
+            raise UserError(
+                f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes, "
+                f"or in a new run another {setting} (nearest: {nearest})"
+            )
         return self.batch_size // processes
 
     @property

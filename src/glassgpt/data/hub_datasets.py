@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from glassgpt.data.hub_layout import (
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
-from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, Transfer, find_hub_id
+from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, Download, HubFile, HubUnreachableError, find_hub_id
 
 # Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
 _CONVERTED = "refs/convert/parquet"
@@ -83,7 +83,8 @@ class HubSource:
 
     def files(self) -> list[SourceFile]:
         repository = DatasetRepository(self.dataset.hub_id, self.dataset.commit)
-        return [_source_file(repository, entry, Transfer()) for entry in self.dataset.entries]
+        downloads = [Download(repository, entry) for entry in self.dataset.entries]
+        return [SourceFile(d.file.name, d.file.bytes, d.run, d.present_bytes, d.cancelled.set) for d in downloads]
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on. Small files have git's sha1 instead of a sha256."""
@@ -99,14 +100,6 @@ class HubSource:
     @property
     def left_out(self) -> tuple[str, ...]:
         return tuple(self.dataset.left_out)
-
-
-def _source_file(repository: DatasetRepository, entry: HubFile, transfer: Transfer) -> SourceFile:
-    def present() -> int:
-        return repository.cached_bytes(entry) or transfer.received
-
-    fetch = partial(repository.download, entry, transfer)
-    return SourceFile(entry.name, entry.bytes, fetch, present, transfer.cancelled.set)
 
 
 def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:

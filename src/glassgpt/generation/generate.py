@@ -83,7 +83,7 @@ def generate(
     def stream() -> Iterator[GeneratedToken]:
         with evaluation_mode(model):
             ready = prepare_for_inference(model, n, max_new_tokens, precision)
-            context = _Context(ready, ids, max_new_tokens, vocab_size, use_cache)
+            context = _Context(ready, ids, ids.shape[1] + max_new_tokens, vocab_size, use_cache)
             texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
             yield from _tokens(context, texts, choose, max_new_tokens, probabilities)
 
@@ -120,28 +120,27 @@ def window_start(length: int, context_length: int) -> int:
     return max(0, -(-(length - context_length) // half)) * half
 
 
+@dataclass
 class _Context:
     """The tokens so far, ids (n, T), and the next token's logits, with a cache or computed from the whole text."""
 
-    def __init__(self, model: GPT, ids: Tensor, max_new_tokens: int, vocab_size: int, use_cache: bool) -> None:
-        """vocab_size: V, the number of the model's ids that may be drawn."""
-        max_length = ids.shape[1] + max_new_tokens
-        self.model = model
-        self.ids = ids
-        self.context_length = max_length if model.config.has_unlimited_context else model.config.context_length
-        self.capacity = min(max_length, self.context_length)
-        self.use_cache = use_cache
-        self.vocab_size = vocab_size
-        self.cache: KVCache | None = None
-        self.start = 0
+    model: GPT
+    ids: Tensor
+    max_length: int
+    vocab_size: int
+    """V, the number of the model's ids that may be drawn."""
+    use_cache: bool
+    cache: KVCache | None = None
+    start: int = 0
 
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
         """Logits (n, V) of the token after the last one."""
-        length = self.ids.shape[1]
-        start = window_start(length, self.context_length)
+        config = self.model.config
+        limit = self.max_length if config.has_unlimited_context else config.context_length
+        start = window_start(self.ids.shape[1], limit)
         if self.use_cache and (self.cache is None or start != self.start):
-            self.cache = self.model.new_cache(self.ids.shape[0], self.capacity)
+            self.cache = self.model.new_cache(self.ids.shape[0], min(self.max_length, limit))
         self.start = start
         unread = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
         return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]

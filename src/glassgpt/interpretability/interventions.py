@@ -14,16 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.capture import ActivationCache, require_index
 from glassgpt.model.attention import Span
 from glassgpt.model.gpt import GPT, Block
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
 Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
@@ -31,8 +32,10 @@ Replacement = Literal["zero", "mean", "patch"]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One change of what a model computes."""
+class Edit(StrictConfig):
+    """One change of what a model computes. Raises `UserError` for an unknown kind or replacement."""
+
+    section = "edits"  # in errors, as in the playground's requests
 
     kind: Kind
     """Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the
@@ -47,14 +50,8 @@ class Edit:
     """What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
     position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`)."""
 
-    def check(self, model: GPT, source: ActivationCache | None) -> None:
+    def check_fits(self, model: GPT, source: ActivationCache | None) -> None:
         """Raise `UserError` if the edit is incomplete or the model has no such part."""
-        for name, valid in (("kind", get_args(Kind)), ("by", get_args(Replacement))):
-            value = getattr(self, name)
-            if value not in valid:
-                raise UserError(
-                    f"edit: {name} must be one of {', '.join(valid)}, not {value!r}{did_you_mean(value, valid)}"
-                )
         if self.layer is not None:
             require_index("layer", self.layer, len(model.blocks))
         elif self.kind != "position":
@@ -91,7 +88,7 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
     does not fit.
     """
     for edit in edits:
-        edit.check(model, source)
+        edit.check_fits(model, source)
     changes: dict[tuple[nn.Module, bool], list[_Change]] = {}
     hidden: dict[nn.Module, list[int]] = {}
     for edit in edits:
@@ -163,10 +160,8 @@ class _Change:
         if len(source) not in (1, len(x)):
             raise UserError(f"edit: {len(source)} source texts for a batch of {len(x)}; give one, or as many")
         if self.position is None and source.shape[1] != x.shape[1]:
-            raise UserError(
-                f"edit: the source text has {source.shape[1]} tokens, this one {x.shape[1]}; "
-                "make them equally long, or patch one position"
-            )
+            lengths = f"{source.shape[1]} tokens, this one {x.shape[1]}"
+            raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
         if self.position is not None and self.position >= source.shape[1]:
             raise UserError(f"edit: the source text has {source.shape[1]} tokens, so no position {self.position}")
 

@@ -21,7 +21,7 @@ from glassgpt.generation.generate import generate
 from glassgpt.interpretability import weights
 from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture, require_index
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
-from glassgpt.interpretability.interventions import Edit, edited
+from glassgpt.interpretability.interventions import edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.playground.model_pool import LoadedModel
 from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
@@ -167,7 +167,7 @@ def apply_edits(loaded: LoadedModel, request: CaptureRequest) -> AbstractContext
     source = None
     if request.edits and request.source is not None:
         source = activations(loaded, CaptureRequest(model=request.model, ids=request.source))
-    return edited(loaded.model, [Edit(**vars(edit)) for edit in request.edits], source)
+    return edited(loaded.model, request.edits, source)
 
 
 def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:

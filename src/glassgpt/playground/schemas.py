@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.config.validation import StrictConfig, build
+from glassgpt.interpretability.interventions import Edit
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import json_text
 
@@ -48,24 +49,11 @@ class ModelRequest(StrictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditRequest(StrictConfig):
-    """A change inside the model, as `interpretability.Edit`."""
-
-    section = "edits"
-
-    kind: Literal["head", "attention", "feed_forward", "block", "position", "residual"]
-    layer: int | None = None
-    head: int | None = None
-    position: int | None = None
-    by: Literal["zero", "mean", "patch"] = "zero"
-
-
-@dataclass(frozen=True, kw_only=True)
 class CaptureRequest(ModelRequest):
     """The activations over a text, with edits; `source` is the text whose activations are patched in."""
 
     ids: list[int]
-    edits: list[EditRequest] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     source: list[int] | None = None
 
 

@@ -5,13 +5,12 @@ import os
 import signal
 import sys
 import threading
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 NOTICE = b"\nstopping after this step, then saving (Ctrl-C again quits without saving)\n"
 
 
-class Interrupts:
+class Interrupts(contextlib.AbstractContextManager["Interrupts"]):
     """Catches SIGINT, SIGTERM and SIGHUP from `catch` to the end of the `with` block; `signal` is the first one.
 
     A second SIGINT or SIGTERM ends the process at once, but not under torchrun, which repeats the scheduler's signal.
@@ -22,8 +21,7 @@ class Interrupts:
     def __init__(self, *, repeats_mean_quit: bool, announces: bool) -> None:
         """`announces`: acknowledge the first Ctrl-C on standard error."""
         self.signal: int | None = None
-        self._repeats_mean_quit = repeats_mean_quit
-        self._announces = announces
+        self._repeats_mean_quit, self._announces = repeats_mean_quit, announces
         self._handlers: dict[int, Any] = {}
 
     def catch(self) -> None:
@@ -46,11 +44,6 @@ class Interrupts:
         elif self._repeats_mean_quit and number == signal.SIGTERM:
             os._exit(128 + number)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -89,7 +89,7 @@ class Recorder:
             self._metrics.sync()  # first: a checkpoint relies on all records up to its step
             save_checkpoint(run.checkpoints, snapshot, config, tokenizer, saved)
             prune_checkpoints(run.checkpoints, config.keep_checkpoints, best_step)
-            self._write_status("running", saved.step)
+            self.status("running", step=saved.step)
 
         self._background.start(write)
 
@@ -104,12 +104,9 @@ class Recorder:
         """Wait until all is written, or for this many seconds. Raises what went wrong in the last save."""
         self._background.finish(timeout)
 
-    def status(self, state: State, error: str | None = None) -> None:
-        """Write the run's status."""
-        self._write_status(state, self._state.step, error)
-
-    def _write_status(self, state: State, step: int, error: str | None = None) -> None:
-        ranks = self._state.ranks
+    def status(self, state: State, error: str | None = None, step: int | None = None) -> None:
+        """Write the run's status. `step`: the last one saved; by default the last one done."""
+        ranks, step = self._state.ranks, self._state.step if step is None else step
         process = {"host": socket.gethostname(), "pid": os.getpid(), "launch": ranks.launch_id}
         facts = {"step": step, "steps": self._state.steps, "processes": ranks.size, **process}
         optional = {} if error is None else {"error": error}

@@ -174,10 +174,7 @@ def _request_of(config: TrainConfig) -> str:
 
 
 def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: Ranks) -> bool:
-    """Whether torchrun restarted these processes, and an earlier attempt of the same job began this run.
-
-    Raises `UserError` if that cannot be determined, since starting over could destroy the run.
-    """
+    """Whether an earlier attempt of the same torchrun job began this run. Raises `UserError` if that is unclear."""
     with explain_os_errors("read", run.path):
         if ranks.launch_id is None or not run.is_run:
             return False

@@ -201,13 +201,7 @@ def _build_model(
     config: TrainConfig, start: ModelSource | None, checkpoint: Checkpoint | None, ranks: Ranks, device: torch.device
 ) -> tuple[GPT, TrainConfig]:
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
-    if checkpoint is None:
-        config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
-    elif ranks.size not in config.valid_process_counts:
-        valid = ", ".join(map(str, config.valid_process_counts))
-        raise UserError(
-            f"{ranks.size} processes cannot share this run's {config.batch_size} sequences per update; use {valid}"
-        )
+    config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     require_kernel(config.model.attention, device)
     trained = load_source(start, device)[0] if start is not None else None
     if trained is not None:
@@ -264,10 +258,7 @@ def _open_data(
 
 
 def _tokenizer_for(config: TrainConfig, start: ModelSource | None) -> Tokenizer | None:
-    """The tokenizer of the model that a run starts from or resumes, if the data has to use it; otherwise None.
-
-    A resumed run does not need the tokenizer's file again; the other tokenizers are built from the data.
-    """
+    """The tokenizer of the model that a run starts from or resumes; None if it is built from the data."""
     from_file = tokenizer_file(config.data.tokenizer) is not None
     needed = config.init_from is not None or from_file or bool(config.data.mixture)
     tokenizer = tokenizer_of(start) if start is not None and needed else None

@@ -120,18 +120,12 @@ class UpdateQueue:
         }
 
 
-def train_step(state: TrainState, lr: float) -> dict[str, Any]:
-    """One update, waited for. Returns its record, with the batch's mean loss (see `Update.read`).
-
-    Raises `NonFiniteError`, with the weights untouched, if the loss or the gradient norm is not finite. In float16
-    infinite gradients are normal now and then: the update is skipped and the loss scale halved. All ranks reach the
-    same verdict.
-    """
-    return start_update(state, lr).read()
-
-
 def start_update(state: TrainState, lr: float) -> Update:
-    """Start one update: see `train_step`. If `state.found_inf` is set, the host does not wait for anything."""
+    """Start one update; `Update.read` waits for it. If `state.found_inf` is set, the host waits for nothing here.
+
+    If the loss or the gradient norm is not finite, all ranks raise `NonFiniteError`, with the weights untouched. In
+    float16 infinite gradients are normal now and then: the update is skipped and the loss scale halved.
+    """
     loss, norm, group_norms = compute_gradients(state)
     numbers = state.ranks.all_gather(torch.stack([loss, norm.to(loss.device)])[None])
     # Copied ahead of the optimizers' work: waiting for the numbers does not wait for that, nor for the next update.
@@ -152,10 +146,8 @@ def start_update(state: TrainState, lr: float) -> Update:
 
 
 def _is_accepted(state: TrainState, update: Update) -> bool:
-    """The host's verdict: whether to apply the update. Raises `NonFiniteError`.
-
-    One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and apply half an update.
-    """
+    """The host's verdict: whether to apply the update. Raises `NonFiniteError`."""
+    # One verdict for all ranks and optimizers: left to the scaler, each would decide alone, and apply half an update.
     loss, norm = update.loss_and_norm()
     if math.isfinite(loss) and math.isfinite(norm):
         update.is_outlier = state.outliers.is_outlier(loss, norm)

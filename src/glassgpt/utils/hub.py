@@ -90,14 +90,6 @@ class HubFile:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git_sha1
 
 
-@dataclass
-class Transfer:
-    """A running download, which another thread may watch and cancel."""
-
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    received: int = 0
-
-
 @dataclass(frozen=True)
 class DatasetRepository:
     """A dataset's repository at one commit."""
@@ -160,31 +152,48 @@ class DatasetRepository:
             return (self.cache / "snapshots" / self.commit / file.name).stat().st_size
         return 0
 
-    def download(self, file: HubFile, transfer: Transfer) -> Path:
+
+@dataclass
+class Download:
+    """A file's download, which other threads may watch and cancel."""
+
+    repository: DatasetRepository
+    file: HubFile
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    received: int = 0
+
+    def present_bytes(self) -> int:
+        """Bytes of the file that are on this machine."""
+        return self.repository.cached_bytes(self.file) or self.received
+
+    def run(self) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `transfer.cancelled` ends it with `CancelledError`.
+        Setting `cancelled` ends it with `CancelledError`.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
+
+        download = self
 
         class Bar(tqdm):  # prints nothing: the library's only hook into a running download
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
             def update(self, n: float | None = 1) -> None:
-                transfer.received += int(n or 0)
-                if transfer.cancelled.is_set():
+                download.received += int(n or 0)
+                if download.cancelled.is_set():
                     raise CancelledError
 
-        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
-        what = partial(hf_hub_download, self.hub_id, file.name, **where)
-        with explain_os_errors("write", self.cache), explain_hub_errors(self.hub_id, "dataset", file.name):
+        hub_id, name = self.repository.hub_id, self.file.name
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.repository.commit, "tqdm_class": Bar}
+        with explain_os_errors("write", self.repository.cache), explain_hub_errors(hub_id, "dataset", name):
             for force in (False, True):  # the library compares sizes only
-                path = Path(retry(partial(what, force_download=force), cancelled=transfer.cancelled))
-                if file.is_at(path):
+                fetch = partial(hf_hub_download, hub_id, name, force_download=force, **where)
+                path = Path(retry(fetch, cancelled=self.cancelled))
+                if self.file.is_at(path):
                     return path
-        raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
+        raise UserError(f"{name} of the dataset {hub_id} does not have the hash that the hub lists")
 
 
 def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:

@@ -17,10 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
-from glassgpt.tokenizers import train as module
+from glassgpt.data import tokenizer_training as module
+from glassgpt.data.tokenizer_training import split_long, train_bpe
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer
-from glassgpt.tokenizers.train import split_long, train_bpe
 from glassgpt.utils.errors import UserError
 from tokenizers import Tokenizer as Library
 
