@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import Memory, batch_per_rank, bytes_sent_per_update, memory_per_rank
+from glassgpt.planning.memory import Memory, RankBatch, bytes_sent_per_update, memory_per_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
@@ -68,7 +68,7 @@ def tables() -> dict[str, str]:
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
         batch, name = (
-            batch_per_rank(config, processes),
+            RankBatch.of(config, processes),
             [config.name, str(processes), strategy if processes > 1 else "single"],
         )
         need = memory_per_rank(config, processes, strategy, "bfloat16")
@@ -85,7 +85,7 @@ def tables() -> dict[str, str]:
                 batch.micro_batch,
                 batch.micro_steps,
                 batch.micro_batch * config.model.context_length,
-                batch.tokens,
+                config.batch_tokens,
             ]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
     return {
@@ -157,7 +157,7 @@ def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[st
     config = config.override(model={"vocab_size": told[0]["vocab_size"]})
     strategy, precision = config.strategy, config.precision
     besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
-    micro_steps = batch_per_rank(config, ranks).micro_steps
+    micro_steps = RankBatch.of(config, ranks).micro_steps
     need, sent = (
         memory_per_rank(config, ranks, strategy, precision),
         bytes_sent_per_update(config, ranks, strategy, precision),

@@ -19,7 +19,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, beh
     for beat in range(1, seconds):
         now[0] = float(beat)
         ranks[1]._report(beat)
-        reason = ranks[0]._find_missing(beat)
+        ranks[0]._report(beat)
+        reason = ranks[0]._find_missing()
         if reason is not None:
             return reason
     return None

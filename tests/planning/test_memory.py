@@ -23,7 +23,7 @@ from glassgpt.model.summary import ModelSummary
 from glassgpt.planning import memory as memory_module
 from glassgpt.planning.memory import (
     Memory,
-    batch_per_rank,
+    RankBatch,
     block_activations,
     bytes_sent_per_update,
     check_memory,
@@ -202,7 +202,7 @@ def test_bytes_sent_by_hand() -> None:
     """GPT-2 small, 8 ranks: 124,475,904 parameters, of which 7,087,872 in each block; 4 micro-steps of 16 sequences."""
     run = recipe("gpt2", model={"vocab_size": 50257})
     P, blocks = 124_475_904, 12 * 7_087_872
-    assert batch_per_rank(run, 8).micro_steps == 4
+    assert RankBatch.of(run, 8).micro_steps == 4
     assert bytes_sent_per_update(run, 8, "ddp", "bfloat16") == 2 * 4 * P * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "bfloat16") == 4 * (2 * 2 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "float32") == 4 * (2 * 4 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
@@ -220,7 +220,7 @@ def test_bytes_sent_by_hand() -> None:
 def test_batches_are_divided_as_the_update_divides_them(
     processes: int, micro_batch_size: int, expected: tuple[int, int, int]
 ) -> None:
-    batch = batch_per_rank(config(micro_batch_size=micro_batch_size), processes)
+    batch = RankBatch.of(config(micro_batch_size=micro_batch_size), processes)
     assert (batch.sequences, batch.micro_steps, batch.micro_batch) == expected
     assert len(torch.zeros(batch.sequences).tensor_split(batch.micro_steps)[0]) == batch.micro_batch
     with pytest.raises(UserError, match="3 processes"):

@@ -8,6 +8,7 @@ Shapes: `W` ranks.
 """
 
 import atexit
+import itertools
 import json
 import os
 import socket
@@ -85,11 +86,6 @@ class Ranks:
         """Whether this rank is the one that writes the run directory."""
         return self.rank == 0
 
-    @property
-    def name(self) -> str:
-        """This process, for messages."""
-        return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
-
     def device(self, name: str) -> torch.device:
         """The device of that name; with several GPUs, this rank's. Raises `UserError` if it is not available."""
         if self._watchdog is None:
@@ -149,18 +145,17 @@ class Ranks:
     def main_process_first(self, name: str) -> Iterator[None]:
         """One process of each host runs the block first; the others follow, and use its results."""
         self.enter_phase(name, may_take_long=True)
+        if self._store is None:
+            yield
+            return
         marks = [f"mark/{name}/{host}" for host in range(int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
         own = f"mark/{name}/{os.environ.get('GROUP_RANK', '0')}"
-        if self.local_rank:
-            self._wait_for([own])
+        while self.local_rank and not self._store.check([own]):  # a collective would time out
+            time.sleep(PERIOD / 4)
         yield
-        if self._store is not None:
-            if self.local_rank == 0:
-                self._store.set(own, "1")
-            self._wait_for(marks)
-
-    def _wait_for(self, keys: list[str]) -> None:
-        while self._store is not None and not self._store.check(keys):  # a collective would time out
+        if self.local_rank == 0:
+            self._store.set(own, "1")
+        while not self._store.check(marks):
             time.sleep(PERIOD / 4)
 
     def finish(self) -> None:
@@ -183,12 +178,11 @@ class Ranks:
         if self._watchdog is None:
             self._on_failure(first_line(error))
             raise error
-        # A collective fails when another rank ends, under gloo with a plain RuntimeError. Then that rank is lost, or
-        # announces why.
+        # A collective fails when another rank ends, under gloo with a plain RuntimeError: it is lost or announces why.
         may_be_echo = isinstance(error, dist.DistError) or type(error) is RuntimeError
         lost = self._watchdog.lost_ranks(wait=3 * PERIOD) if may_be_echo else []
         cause = f"lost the connection to {', '.join(lost)}, which was killed or whose host is down" if lost else None
-        reason = f"{self.name}: {cause or first_line(error)}"
+        reason = f"rank {self.rank} of {self.size} ({socket.gethostname()}): {cause or first_line(error)}"
         first = self._watchdog.announce(reason)
         # Nothing may keep a failed rank from ending: neither a thread, nor a disk, nor a GPU that waits for the others.
         timer = threading.Timer(SHUTDOWN_SECONDS, end_process)
@@ -242,13 +236,11 @@ def first_line(error: BaseException) -> str:
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
     """Raise `UserError`, which names the rank, if a fact such as the version of the code differs."""
-    everywhere = ranks.all_gather_object({**facts, "host": socket.gethostname()})
-    first = everywhere[0]
-    for rank, own in enumerate(everywhere):
-        for fact in facts:
-            if own[fact] != first[fact]:
-                where = f"rank {rank} ({own['host']}) and rank 0 ({first['host']})"
-                raise UserError(f"{where} differ in {fact}; it must be the same on all ranks")
+    first, *others = ranks.all_gather_object({**facts, "host": socket.gethostname()})
+    for (rank, own), fact in itertools.product(enumerate(others, 1), facts):
+        if own[fact] != first[fact]:
+            where = f"rank {rank} ({own['host']}) and rank 0 ({first['host']})"
+            raise UserError(f"{where} differ in {fact}; it must be the same on all ranks")
 
 
 def holds_store(rank: int) -> bool:
@@ -270,8 +262,7 @@ def agree_on_prefix(store: TCPStore, rank: int, size: int) -> str:
     """A name that the ranks of this start share, and no earlier start of theirs.
 
     torchrun 2.13 keeps its store when it restarts the ranks, so that they would find the addresses of the dead ones in
-    it (pytorch/pytorch#135712). Each rank therefore sends a new word, and rank 0 answers the latest word of each with
-    the name.
+    it (pytorch/pytorch#135712). So each rank sends a new word, and rank 0 answers the latest of each with the name.
     """
     word = uuid.uuid4().hex
     if rank > 0:

@@ -112,7 +112,7 @@ class Watchdog(threading.Thread):
             if self._stopped.wait(PERIOD):
                 return
             try:
-                reason = self._failure_elsewhere() or self._find_missing(beat)
+                reason = self._failure_elsewhere() or self._announce_missing(beat)
             except RuntimeError:  # the store ended with torchrun, or with the rank that held it
                 if self._stopped.wait(3 * PERIOD):
                     return
@@ -136,9 +136,18 @@ class Watchdog(threading.Thread):
             print_error(failure.reason)
         return failure.reason
 
-    def _find_missing(self, beat: int) -> str | None:
+    def _announce_missing(self, beat: int) -> str | None:
         """Report this rank's status; return the reason to end if a rank is missing. The first to notice prints it."""
         self._report(beat)
+        problem = self._find_missing()
+        if problem is None:
+            return None
+        first = self.announce(problem)
+        if first.rank == self._rank:
+            print_error(problem)
+        return first.reason
+
+    def _find_missing(self) -> str | None:
         statuses, now = self._statuses(), time.monotonic()
         if now - self._last_look > 5 * PERIOD:  # this process itself was stopped, and perhaps all of them were
             self._last_changes.clear()
@@ -151,24 +160,13 @@ class Watchdog(threading.Thread):
             is_behind = status.phases < furthest.phases and not status.may_take_long
             missing = f"rank {rank} ({status.process}) is missing:"
             if silent > self._timeout:
-                return self._announce_and_print(
-                    f"{missing} no sign of life for {silent:.0f} s, last seen at {status.phase}"
-                )
+                return f"{missing} no sign of life for {silent:.0f} s, last seen at {status.phase}"
             if is_behind and idle[rank] > timeout:
-                return self._announce_and_print(
-                    f"{missing} at {status.phase} for {idle[rank]:.0f} s, while others wait at {furthest.phase}"
-                )
+                return f"{missing} at {status.phase} for {idle[rank]:.0f} s, while others wait at {furthest.phase}"
         if min(idle) <= timeout or any(status.may_take_long for status in statuses):
             return None
         phases = "; ".join(f"rank {rank} ({s.process}) at {s.phase}" for rank, s in enumerate(statuses))
-        limit = "the limit is GLASSGPT_HANG_SECONDS"
-        return self._announce_and_print(f"no rank made progress for {min(idle):.0f} s ({limit}): {phases}")
-
-    def _announce_and_print(self, reason: str) -> str:
-        first = self.announce(reason)
-        if first.rank == self._rank:
-            print_error(reason)
-        return first.reason
+        return f"no rank made progress for {min(idle):.0f} s (the limit is GLASSGPT_HANG_SECONDS): {phases}"
 
     def _statuses(self) -> list[Status]:
         return [Status(**json.loads(v)) for v in self._store.multi_get([f"rank/{n}" for n in range(self._size)])]

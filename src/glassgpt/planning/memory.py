@@ -65,13 +65,12 @@ class RankBatch:
     sequences: int  # on each rank
     micro_steps: int  # forward and backward passes per update, on each rank
     micro_batch: int  # sequences in the largest of them
-    tokens: int  # per update, all ranks together
 
-
-def batch_per_rank(config: TrainConfig, processes: int) -> RankBatch:
-    """How an update is divided. Raises `UserError` if the processes cannot share the batch evenly."""
-    sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
-    return RankBatch(sequences, micro_steps, math.ceil(sequences / micro_steps), config.batch_tokens)
+    @classmethod
+    def of(cls, config: TrainConfig, processes: int) -> "RankBatch":
+        """Raises `UserError` if the processes cannot share the batch evenly."""
+        sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
+        return cls(sequences, micro_steps, math.ceil(sequences / micro_steps))
 
 
 def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
@@ -106,7 +105,7 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     Not counted: the device's context, buffers of libraries and collectives, what the allocator reserves, evaluation,
     `cpu_offload`.
     """
-    c, summary, batch = config.model, ModelSummary(config.model), batch_per_rank(config, processes)
+    c, summary, batch = config.model, ModelSummary(config.model), RankBatch.of(config, processes)
     tokens, matrices, muon = batch.micro_batch * c.context_length, _matrices(config), config.optim.name == "muon"
     sharded = strategy == "fsdp"
     shards = processes if sharded else 1

@@ -4,23 +4,15 @@ A GPU is judged by its data sheet and named assumptions, this machine by a short
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 
 import torch
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning import throughput
-from glassgpt.planning.memory import (
-    Memory,
-    RankBatch,
-    batch_per_rank,
-    largest_micro_batch,
-    memory_per_rank,
-    with_vocabulary,
-)
+from glassgpt.planning.memory import Memory, RankBatch, largest_micro_batch, memory_per_rank, with_vocabulary
 from glassgpt.utils.device import (
     available_memory,
     device_name,
@@ -94,7 +86,7 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     config, notes = with_vocabulary(config)
     if config.context_start is not None or config.batch_start is not None:
         notes.append("updates at their final size; the early, smaller ones need less")
-    requested = batch_per_rank(config, gpus).micro_batch
+    requested = RankBatch.of(config, gpus).micro_batch
     name, gpu = config.device, GPUS.get(config.device.lower())
     known = ["here", "cpu", "cuda", *GPUS]
     if gpu is None and gpus > 1:
@@ -118,12 +110,8 @@ def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int) -> Plan:
     if precision not in gpu.peaks:
         raise UserError(f"the {gpu.name} does not support {precision}; leave --precision out to use what it supports")
     available = (1 - FRAGMENTED) * gpu.memory - CONTEXT
-    columns = []
-    for strategy in ("ddp", "fsdp") if gpus > 1 else ("single",):
-        step_time = partial(
-            throughput.estimated_step_time, gpu=gpu, processes=gpus, strategy=strategy, precision=precision
-        )
-        columns.append(_column(config, gpus, strategy, precision, available, step_time))
+    strategies = ("ddp", "fsdp") if gpus > 1 else ("single",)
+    columns = [_column(config, gpu, gpus, strategy, precision, available) for strategy in strategies]
     network = []
     if gpus > 1:
         per_host, between = throughput.GPUS_PER_HOST, throughput.BETWEEN_HOSTS / 1e9
@@ -157,8 +145,7 @@ def _measured(config: TrainConfig) -> Plan:
     if free is None:
         raise UserError(f"the free memory of {device.type} is unknown; use --device cpu or the name of a GPU")
     available = free if device.type == "cpu" else (1 - FRAGMENTED) * free
-    step_time = partial(throughput.measured_step_time, device=device, precision=precision)
-    column = _column(config, 1, "single", precision, available, step_time)
+    column = _column(config, device, 1, "single", precision, available)
     assumptions += [
         "time: passes and updates were measured now, while other programs ran",
         f"available: the memory that is free now{unused}",
@@ -168,12 +155,7 @@ def _measured(config: TrainConfig) -> Plan:
 
 
 def _column(
-    config: TrainConfig,
-    processes: int,
-    strategy: str,
-    precision: str,
-    available: float,
-    step_time: Callable[[TrainConfig], float],
+    config: TrainConfig, target: Gpu | torch.device, processes: int, strategy: str, precision: str, available: float
 ) -> Column:
     """With the config's micro-batch if it fits, otherwise with the largest that does."""
 
@@ -185,15 +167,21 @@ def _column(
     largest = largest_micro_batch(config, processes, lambda changed: need(changed).total, available)
     if need(config).total > available:
         config = config.override(micro_batch_size=largest or 1)
-    seconds = None if largest is None else step_time(config)
-    return Column(strategy, batch_per_rank(config, processes), need(config), largest, seconds)
+    if largest is None:
+        seconds = None
+    elif isinstance(target, Gpu):
+        seconds = throughput.estimated_step_time(config, target, processes, strategy, precision)
+    else:
+        seconds = throughput.measured_step_time(config, target, precision)
+    return Column(strategy, RankBatch.of(config, processes), need(config), largest, seconds)
 
 
 def _table(plan: Plan) -> Iterator[str]:
     columns, steps = plan.columns, plan.config.steps
-    batch = columns[0].batch
     yield _row("parameters", [f"{plan.parameters:,}"])
-    yield _row("batch", [f"{batch.tokens:,} tokens per update, {batch.sequences:,} sequences per rank"])
+    yield _row(
+        "batch", [f"{plan.config.batch_tokens:,} tokens per update, {columns[0].batch.sequences:,} sequences per rank"]
+    )
     yield _row("", [column.strategy for column in columns])
     yield _row("micro-batch", [f"{c.batch.micro_steps} x {c.batch.micro_batch}" for c in columns])
     for component in fields(Memory):
@@ -205,22 +193,21 @@ def _table(plan: Plan) -> Iterator[str]:
     yield _row("memory per rank", [format_bytes(column.memory.total + plan.libraries) for column in columns])
     yield _row("  available", [format_bytes(plan.available + plan.libraries) for _ in columns])
     yield _row("largest micro-batch", [str(column.largest or "does not fit") for column in columns])
-    times = zip(*(_times(column, steps) for column in columns), strict=True)
-    names = ("time per step", "tokens/s", "the run" if steps is None else f"{steps:,} steps")
-    yield from (_row(name, cells) for name, cells in zip(names, times, strict=True))
+    times = [_times(column.step_time, plan.config) for column in columns]
+    for index, name in enumerate(("time per step", "tokens/s", "the run" if steps is None else f"{steps:,} steps")):
+        yield _row(name, [cells[index] for cells in times])
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<21} {''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
 
 
-def _times(column: Column, steps: int | None) -> tuple[str, str, str]:
+def _times(seconds: float | None, config: TrainConfig) -> tuple[str, str, str]:
     """Of a step, per second and of the run."""
-    run = "unknown; give --steps N (plan does not read the text)" if steps is None else "-"
-    if column.step_time is None:
+    run = "unknown; give --steps N (plan does not read the text)" if config.steps is None else "-"
+    if seconds is None:
         return "-", "-", run
-    seconds = column.step_time
-    if steps is not None:
-        hours = steps * seconds / 3600
-        run = f"{hours:,.1f} hours" if hours >= 1 else format_duration(steps * seconds)
-    return f"{seconds:,.3g} s", f"{column.batch.tokens / seconds:,.0f}", run
+    if config.steps is not None:
+        total = config.steps * seconds
+        run = format_duration(total) if total < 3600 else f"{total / 3600:,.1f} hours"
+    return f"{seconds:,.3g} s", f"{config.batch_tokens / seconds:,.0f}", run

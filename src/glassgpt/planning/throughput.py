@@ -12,7 +12,7 @@ from glassgpt.distributed.strategies import Strategy
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import batch_per_rank, bytes_sent_per_update
+from glassgpt.planning.memory import RankBatch, bytes_sent_per_update
 from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.device import autocast, matmul_precision, synchronize
 from glassgpt.utils.gpu_specs import Gpu
@@ -39,7 +39,7 @@ def estimated_step_time(config: TrainConfig, gpu: Gpu, processes: int, strategy:
     flops = summary.training_flops_per_token
     if config.activation_checkpointing == "full":  # one more forward pass of the blocks
         flops += (flops - 6 * config.model.padded_vocab_size * config.model.n_embd) // 3
-    tokens = batch_per_rank(config, processes).sequences * config.model.context_length
+    tokens = RankBatch.of(config, processes).sequences * config.model.context_length
     passes = tokens * flops / (ASSUMED_SHARE * gpu.peaks[precision])
     network = bytes_sent_per_update(config, processes, strategy, precision) / link_bandwidth(gpu, processes)
     parameters = summary.parameters / (processes if strategy == "fsdp" else 1)
@@ -58,7 +58,7 @@ def measured_step_time(
 
     On a CPU a micro-batch that would take too long is measured in part and scaled up.
     """
-    batch, measure = batch_per_rank(config, 1), _build_step(config, device, precision, clock)
+    batch, measure = RankBatch.of(config, 1), _build_step(config, device, precision, clock)
     count = batch.micro_batch
     with matmul_precision(precision):
         if device.type == "cpu":
