@@ -165,7 +165,7 @@ def test_the_choices_are_those_of_a_plain_loop(name: str, style: str, monkeypatc
 
 @pytest.mark.parametrize("words", ["a", "is man up"])
 def test_endings_and_contexts_of_one_token(words: str) -> None:
-    """The context's last token alone predicts them: nothing is left to read behind it."""
+    """The context's last token alone predicts them: nothing is left to read after it."""
     tokenizer = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz ")
     model = model_for(tokenizer)
     questions = [
@@ -287,7 +287,7 @@ def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
     small, large = subset(items, 20), subset(items, 50)
     assert large[:20] == small
     assert sorted(subset(items, 999), key=lambda item: item.number) == items
-    assert [item.number for item in small[:5]] == [79, 120, 108, 29, 144]  # for ever
+    assert [item.number for item in small[:5]] == [79, 120, 108, 29, 144]  # on every machine
     assert 5 <= sum(item.number < 100 for item in small) <= 15
     with pytest.raises(UserError, match="at least one item"):
         subset(items, 0)

@@ -113,16 +113,16 @@ def test_eval_prints_and_saves_both_styles_and_resumes(
     run = trained(tmp_path, file)
     command = ["eval", str(run), "--hellaswag", "--hellaswag-file", str(file), "--json", str(tmp_path / "out.json")]
     assert main(command) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "out.json").read_text())
     own = figures["hellaswag"]["build-nanogpt"]
     assert own["n"] == 12
     assert figures["hellaswag"]["glassgpt"] == version("glassgpt")
     assert (figures["hellaswag"]["step"], figures["hellaswag"]["precision"]) == (10, "float32")
-    assert f"{own['acc']:.2%}" in told
-    assert "loss per character" in told
-    assert "do not compare with published scores" in told
-    assert told.startswith("loss ")
+    assert f"{own['acc']:.2%}" in printed
+    assert "loss per character" in printed
+    assert "do not compare with published scores" in printed
+    assert printed.startswith("loss ")
     # What was scored is in the cache: nothing is computed again.
     monkeypatch.setattr(hellaswag, "score_batch", lambda *arguments: pytest.fail("computed again"))
     assert main(command) == 0
@@ -137,10 +137,10 @@ def test_published_scores_are_shown_for_the_published_file_only(
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "hf"), "--hellaswag", "--hellaswag-file", str(file)]) == 0
-    told = capsys.readouterr().out
-    assert "28.59%" in told
-    assert "31.14%" in told
-    assert "loss by position" not in told  # a model from elsewhere has no text of its own, and is asked none
+    printed = capsys.readouterr().out
+    assert "28.59%" in printed
+    assert "31.14%" in printed
+    assert "loss by position" not in printed  # a model from elsewhere has no text of its own
     assert (
         main(["eval", str(tmp_path / "hf"), "--hellaswag", "--hellaswag-file", str(file), "--hellaswag-items", "5"])
         == 0

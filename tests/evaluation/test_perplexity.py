@@ -188,7 +188,7 @@ def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int | Non
 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:
-    """The documents behind end-of-text marks, in shards of 40 tokens."""
+    """The documents after end-of-text marks, in shards of 40 tokens."""
     tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     data = DataConfig(
@@ -216,21 +216,21 @@ def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size
         own = losses[start + 1 : start + 1 + size]
         assert (found.tokens[number], found.bytes[number]) == (size, size)
         assert found.nats[number] == pytest.approx(own.sum(), rel=1e-6)
-        told = found.columns(np.array([number]))
-        assert told["bits_per_byte"] == pytest.approx([own.sum() / np.log(2) / size], rel=1e-6)
-        assert (told["document"], told["tokens"]) == ([number], [size])
+        result = found.columns(np.array([number]))
+        assert result["bits_per_byte"] == pytest.approx([own.sum() / np.log(2) / size], rel=1e-6)
+        assert (result["document"], result["tokens"]) == ([number], [size])
 
 
 def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:
     texts = [f"{letter * 20} and so on" for letter in "abcdefgh"] + ["z"]
     stream, tokenizer = documents_stream(tmp_path, texts)
     found = measure_stream(model_for(tokenizer), stream, tokenizer)
-    told = details(found, stream, tokenizer, documents=True)
-    assert told["documents"]["document"] == list(range(9))
-    assert told["document_count"] == 9
-    assert details(found, stream, tokenizer) == {name: value for name, value in told.items() if name != "documents"}
-    losses = told["documents"]["loss"][:8]
-    worst = told["worst_documents"]
+    result = details(found, stream, tokenizer, documents=True)
+    assert result["documents"]["document"] == list(range(9))
+    assert result["document_count"] == 9
+    assert details(found, stream, tokenizer) == {name: value for name, value in result.items() if name != "documents"}
+    losses = result["documents"]["loss"][:8]
+    worst = result["worst_documents"]
     assert [document["loss"] for document in worst] == sorted(losses, reverse=True)[:5]
     assert [document["text"] for document in worst] == [texts[document["document"]] for document in worst]
 
@@ -278,10 +278,10 @@ def test_figures_of_every_document_on_request(run: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="--skip-bad"):
         evaluate(run, source=source)
     plain = evaluate(run, source=source, skip_bad=True)
-    told = evaluate(run, source=source, skip_bad=True, documents=True)
+    result = evaluate(run, source=source, skip_bad=True, documents=True)
     assert "documents" not in plain
-    assert told == plain | {"documents": mock.ANY}
-    assert told["documents"]["document"] == [0, 1]
+    assert result == plain | {"documents": mock.ANY}
+    assert result["documents"]["document"] == [0, 1]
 
 
 def test_a_limit_cuts_the_last_document(tmp_path: Path) -> None:

@@ -367,4 +367,4 @@ def test_a_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=reason):
             use()
     assert not (tmp_path / "tuned").exists()
-    assert "do not belong together" in describe(tmp_path / "hf")
+    assert "do not match" in describe(tmp_path / "hf")

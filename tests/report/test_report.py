@@ -14,7 +14,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig, OptimConfig, TrainConfig
 from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS
 from glassgpt.report.page import write_report
-from glassgpt.report.series import MAX_POINTS, smoothed, thinned
+from glassgpt.report.runs import MAX_POINTS, smoothed, thinned
 from glassgpt.utils.errors import UserError
 from page_harness import chromium
 from report_harness import Page

@@ -92,43 +92,30 @@ def _resume(arguments: Sequence[str]) -> None:
             raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
         if option.startswith("--") and name.partition(".")[0] in NUMERICS_SETTINGS and name != "steps":
             raise UserError(f"--resume cannot change {name}: it determines the numbers of the run; start a new run")
-    options = parse(
-        ResumeOptions,
-        "train",
-        train,
-        arguments,
-        default=ResumeOptions(resume=Path(), config=_execution_of(arguments)),
-        hint="--resume DIR takes --steps and settings of execution only",
-    )
-    from glassgpt.runs.run_directory import RunDirectory
-    from glassgpt.training import run as training
-    from glassgpt.utils.device import keep_freed_memory
-
-    directory = RunDirectory(options.resume)
-    directory.require_run()
-    config = directory.read_config()
-    wanted = {name: getattr(options.config, name) for name in EXECUTION_SETTINGS}
-    changes = {name: value for name, value in wanted.items() if value != getattr(config, name)}
-    _check_memory(config.override(**changes), options.force)
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.resume(options.resume, steps=options.steps, progress=progress, **changes)
-    _print_next_commands(run)
-
-
-def _execution_of(arguments: Sequence[str]) -> ExecutionConfig:
-    """The execution settings of the run to resume, which are the defaults of its options."""
     from glassgpt.runs.run_directory import RunDirectory
     from glassgpt.utils.files import explain_os_errors
 
     index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
     value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
-    run = RunDirectory(value)
-    with explain_os_errors("read", run.path):
-        if not value or not run.is_run:
-            return ExecutionConfig()
-        config = run.read_config()
-    return ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+    directory = RunDirectory(value)
+    with explain_os_errors("read", directory.path):
+        config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
+    before = {name: getattr(config, name) for name in EXECUTION_SETTINGS}
+    default = ResumeOptions(resume=Path(), config=ExecutionConfig(**before))
+    hint = "--resume DIR takes --steps and settings of execution only"
+    options = parse(ResumeOptions, "train", train, arguments, default=default, hint=hint)
+    directory = RunDirectory(options.resume)
+    directory.require_run()
+    from glassgpt.training import run as training
+    from glassgpt.utils.device import keep_freed_memory
+
+    now = {name: getattr(options.config, name) for name in EXECUTION_SETTINGS}
+    changes = {name: value for name, value in now.items() if value != before[name]}
+    _check_memory(config.override(**changes), options.force)
+    keep_freed_memory()
+    with _progress() as progress:
+        run = training.resume(options.resume, steps=options.steps, progress=progress, **changes)
+    _print_next_commands(run)
 
 
 def _check_memory(config: TrainConfig, force: bool) -> None:

@@ -45,16 +45,10 @@ class TokenStream:
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self.name = name
         """Its name in errors, such as `train split of NAME`."""
-        self._indexes = indexes
+        self.indexes = indexes
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    def joined(self, other: "TokenStream", name: str) -> "TokenStream":
-        """This text followed by another one."""
-        has_indexes = self._indexes is not None and other._indexes is not None
-        indexes = [*(self._indexes or ()), *(other._indexes or ())] if has_indexes else None
-        return TokenStream([*self.parts, *other.parts], name, indexes)
 
     def document_starts(self) -> Ids | None:
         """The first token (documents,) of each document that starts here, in order; None without an index.
@@ -62,10 +56,10 @@ class TokenStream:
         A document's tokens begin with the marks that its tokenizer puts before a text. The first tokens here may belong
         to a document that started before. Raises `UserError` for an index that is out of order.
         """
-        if self._indexes is None:
+        if self.indexes is None:
             return None
         starts = [np.empty(0, dtype=np.int64)]
-        for path, begin, end in zip(self._indexes, self._ends[:-1], self._ends[1:], strict=True):
+        for path, begin, end in zip(self.indexes, self._ends[:-1], self._ends[1:], strict=True):
             own = read_index(path)["start"].astype(np.int64)
             if (np.diff(own, prepend=0, append=end - begin) < 0).any():
                 raise UserError(f"dataset {path.parent} is damaged: {path.name} is out of order; prepare it again")
@@ -133,7 +127,9 @@ class Dataset:
     @property
     def whole(self) -> TokenStream:
         """Both splits as one text."""
-        return self.train.joined(self.validation, f"text of {self.manifest['source']['name']}")
+        train, validation = self.train, self.validation
+        indexes = [*(train.indexes or ()), *(validation.indexes or ())] if self.is_prepared else None
+        return TokenStream([*train.parts, *validation.parts], f"text of {self.manifest['source']['name']}", indexes)
 
 
 def open_dataset(directory: Path) -> Dataset:

@@ -51,7 +51,12 @@ def prepare(
             raise UserError(f"validation source {data.validation_source} is a prepared dataset; name its text instead")
         sources.append(validation)
     request = _request(data, sources, tokenizer)
-    directory = _default_directory(source, request) if out is None else _check_out(out)
+    if out is None:
+        slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
+        short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
+        directory = cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
+    else:
+        directory = _check_out(out)
     if _is_up_to_date(directory, sources, request):
         return directory
     with _locked(directory, source, log):
@@ -102,12 +107,6 @@ def _request(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer |
         "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
         "tokenizer_sha256": None if tokenizer is None else _sha256(tokenizer.to_json()),
     }
-
-
-def _default_directory(source: Source, request: Mapping[str, Any]) -> Path:
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
-    short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
-    return cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
 
 
 def _sha256(text: str) -> str:

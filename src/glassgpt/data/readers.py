@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.text_files import COMPRESSIONS, compression_of, read_text, split_text
@@ -195,36 +195,33 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
     lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in _lines(pieces, name))
     # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
-    records = _csv_records(csv.reader(lines, strict=True))
-    place, header = next(records, ("line 1", []))
-    if isinstance(header, BadRow):
-        raise UserError(f"{name}, {place}: {header.reason}")
-    index = _index_of(column, header, f"the header of {name}")
-    for place, record in records:
-        if isinstance(record, BadRow) and "unexpected end of data" in record.reason:
-            # Not a row to skip: all rows from there on are within the quotes.
-            raise UserError(f"{name}, {place}: unclosed quote, so the rows after it cannot be read; close it")
-        if isinstance(record, BadRow):
-            yield record
-        elif len(record) != len(header):
-            yield BadRow(place, f"{len(record)} fields instead of the header's {len(header)}")
-        else:
-            yield record[index]
-
-
-def _csv_records(reader: Any) -> Iterator[tuple[str, list[str] | BadRow]]:
-    """Each record, or what is wrong with it, with the line on which it begins."""
+    reader = csv.reader(lines, strict=True)
+    header: list[str] = []
+    index = 0
     while True:
         place = f"line {reader.line_num + 1}"
         try:
             record = next(reader, None)
         except csv.Error as error:
-            yield place, BadRow(place, f"invalid CSV ({error})")
+            if not header:
+                raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
+            if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
+                raise UserError(
+                    f"{name}, {place}: unclosed quote, so the rows after it cannot be read; close it"
+                ) from None
+            yield BadRow(place, f"invalid CSV ({error})")
             continue
-        if record is None:
+        if record == []:
+            continue
+        if not header:
+            header = record or []  # an empty file has no record
+            index = _index_of(column, header, f"the header of {name}")
+        elif record is None:
             return
-        if record:
-            yield place, record
+        elif len(record) != len(header):
+            yield BadRow(place, f"{len(record)} fields instead of the header's {len(header)}")
+        else:
+            yield record[index]
 
 
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
@@ -247,28 +244,22 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
     with table:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
-                for texts in _parquet_batches(table, group, column):
-                    for number, text in enumerate(texts, row):
+                metadata = table.metadata.row_group(group)
+                # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
+                # process (std::terminate) when asked for the bytes of one column in some damaged files.
+                fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
+                rows = min(max(1, fitting), 1024)
+                for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
+                    for text in batch.column(0).to_pylist():
                         if text is None:
-                            yield BadRow(f"row {number} (counted from 0)", f"{column!r} is null, not text")
+                            yield BadRow(f"row {row} (counted from 0)", f"{column!r} is null, not text")
                         else:
                             yield text
-                    row += len(texts)
+                        row += 1
         if row != table.metadata.num_rows:  # the footer has no checksum
             raise UserError(
                 f"{name} is damaged: it has {row:,} rows instead of {table.metadata.num_rows:,}; get it again"
             )
-
-
-def _parquet_batches(table: Any, group: int, column: str) -> Iterator[list[str | None]]:
-    """The texts of a row group in batches that fit in memory."""
-    metadata = table.metadata.row_group(group)
-    # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the process
-    # (std::terminate) when asked for the bytes of one column in some damaged files.
-    fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)
-    rows = min(max(1, fitting), 1024)
-    for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
-        yield batch.column(0).to_pylist()
 
 
 @contextmanager

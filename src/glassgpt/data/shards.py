@@ -57,8 +57,7 @@ class ShardWriter:
         self._directory, self._prefix, self._dtype, self._limit = directory, prefix, np.dtype(DTYPES[dtype]), limit
         finished = finished_shards(directory, prefix)
         while finished and finished[-1]["is_split"]:
-            self._shard_path(len(finished) - 1, ".json").unlink()
-            finished.pop()
+            (directory / finished.pop()["name"]).with_suffix(".json").unlink()
         # The rest of a document that starts in the other split has no start here, so its shards count no document.
         self.done = max(sum(shard["documents"] for shard in finished), bool(finished))
         """The number of documents in finished shards, which must not be added again."""
@@ -95,8 +94,9 @@ class ShardWriter:
             with suppress(OSError):  # what is in its buffer may not fit on the disk
                 self._file.close()
 
-    def _shard_path(self, number: int, suffix: str) -> Path:
-        return self._directory / f"{self._prefix}-{number:05d}{suffix}"
+    @property
+    def _path(self) -> Path:
+        return self._directory / f"{self._prefix}-{self._number:05d}.bin"
 
     def _start_shard(self) -> None:
         self._tokens = self._bytes = self._characters = 0
@@ -129,7 +129,7 @@ class ShardWriter:
 
     def _write_tokens(self, ids: npt.NDArray[Any]) -> None:
         if self._file is None:
-            self._file = open(self._shard_path(self._number, ".bin"), "wb", _BUFFER_BYTES)  # noqa: SIM115
+            self._file = open(self._path, "wb", _BUFFER_BYTES)  # noqa: SIM115
         content = ids.tobytes()
         self._file.write(content)
         self._sha256.update(content)
@@ -143,8 +143,7 @@ class ShardWriter:
         assert self._file is not None
         self._file.close()
         self._file = None
-        path = self._shard_path(self._number, ".bin")
-        index = index_path(path)
+        path, index = self._path, index_path(self._path)
         # Not `tofile`, whose errors lack a reason.
         index.write_bytes(np.array(self._documents, dtype=INDEX_DTYPE).tobytes())
         flush_to_disk(path)
@@ -159,7 +158,7 @@ class ShardWriter:
             "index_sha256": sha256_of(index),
             "is_split": is_split,
         }
-        write_atomic(self._shard_path(self._number, ".json"), json.dumps(entry))
+        write_atomic(path.with_suffix(".json"), json.dumps(entry))
         self._number += 1
         self._start_shard()
 

@@ -313,8 +313,6 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     data = open_training_data(settings, None if is_made else loaded.tokenizer, log)
     is_own = loaded.state is not None and data.fingerprint == loaded.state.data_fingerprint
     if source is None and not is_own:
-        raise UserError(
-            f"{', '.join(data.names)} has changed since the model was trained on it, so its validation split may hold "
-            "training text; choose another text with --data"
-        )
+        message = "has changed since the model was trained on it, so its validation split may hold training text"
+        raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
     return data, is_own

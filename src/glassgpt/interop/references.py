@@ -150,10 +150,8 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
     """The model's tokenizer. Raises `UserError` if it has more ids than the model."""
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"{source.path}: the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}, so they do "
-            "not belong together; put the model's own tokenizer.json there"
-        )
+        sizes = f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}"
+        raise UserError(f"{source.path}: {sizes}, so they do not match; put the model's own tokenizer.json there")
     return tokenizer
 
 

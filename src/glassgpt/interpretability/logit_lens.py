@@ -197,9 +197,7 @@ def _layer_contributions(
     """What a block's heads, attention bias and feed-forward block add along a direction (C,)."""
     out, place = block.attention.out, f"layer {number}"
     heads = _exact(layer.z[0, :, position])  # (H, D)
-    columns = (_exact(out.weight).T @ direction).view_as(
-        heads
-    )  # what each head's columns of `out` do along the direction
+    columns = (_exact(out.weight).T @ direction).view_as(heads)  # each head's columns of `out`, along the direction
     values = (heads * columns).sum(dim=-1)
     parts = [Contribution(f"{place}, head {h}", "head", number, h, value) for h, value in enumerate(values.tolist())]
     tensors = (layer.resid_pre, layer.attn_out, layer.mlp_out, layer.resid_post)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from glassgpt.interpretability.snapshots import read_probe
 from glassgpt.playground.model_pool import kept_checkpoints
 from glassgpt.playground.schemas import pack
-from glassgpt.report.series import smoothed, smoothing_window, thinned
+from glassgpt.report.runs import smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError

@@ -13,8 +13,7 @@ import numpy as np
 from glassgpt.config.schema import DataConfig
 from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS, PUBLISHED
 from glassgpt.model.param_groups import PARAM_GROUPS
-from glassgpt.report.runs import RunRecords
-from glassgpt.report.series import MAX_POINTS, column, smoothed, smoothing_window, thinned
+from glassgpt.report.runs import MAX_POINTS, RunRecords, column, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import Record
 
 # Title, key in the training records, number format, whether to smooth, whether the y axis is logarithmic.
@@ -35,7 +34,7 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
         suffix = ", smoothed" if smooth and len(runs) > 1 else ""
         charts.append(_chart(title + suffix, form, _training(runs, key, smooth), log=log))
     charts += _norms(runs)
-    return [chart for chart in charts if any(_has_numbers(trace) for trace in chart["traces"])]
+    return [chart for chart in charts if any(map(_has_numbers, chart["traces"]))]
 
 
 def _has_numbers(trace: Record) -> bool:
@@ -71,10 +70,7 @@ def _norms(runs: Sequence[RunRecords]) -> list[Record]:
         )
         return [_chart(title, ".3~g", gradients, log=True, section="Norms"), *weights]
     charts = []
-    for title, key in (
-        ("Gradient norms before clipping", "grad_norms"),
-        ("Weight norms", "weight_norms"),
-    ):
+    for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
         groups = enumerate(PARAM_GROUPS.items())
         traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
         charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section="Norms"))

@@ -9,8 +9,7 @@ import numpy as np
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.config.validation import flatten
-from glassgpt.report.runs import RunRecords
-from glassgpt.report.series import column, smoothed, smoothing_window
+from glassgpt.report.runs import RunRecords, column, smoothed, smoothing_window
 from glassgpt.runs.metrics import Record
 from glassgpt.utils.formatting import format_bytes, format_duration
 

@@ -1,4 +1,4 @@
-"""The tokenizer interface, what its implementations share, and decoding of one id at a time.
+"""The tokenizers' base class, what its subclasses share, and decoding of one id at a time.
 
 A tokenizer is a list of byte strings, one per id, and a way to encode. Decoding joins the byte strings. Text is what
 UTF-8 can hold: every tokenizer refuses half a surrogate pair, which a Python string can carry, with a `UserError`.
@@ -8,8 +8,8 @@ Shapes: `T` tokens, `V` vocabulary.
 
 import codecs
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from glassgpt.utils.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """What the rest of the package needs from a tokenizer."""
 
     kind: str
@@ -28,16 +28,23 @@ class Tokenizer(Protocol):
     """V: the ids are 0 to V - 1."""
     end_of_text: int | None
     """The id that separates documents, if there is one. No text encodes to it."""
-    prompt_prefix: tuple[int, ...]
+    prompt_prefix: tuple[int, ...] = ()
     """The special ids that a prompt begins with, such as <s> of Llama; empty for most.
 
     `encode` leaves them out, since a text's ids must not depend on where it stands. A model that was trained with <s>
     generates badly without it.
     """
+    _table: list[bytes]
+    _special: frozenset[int] = frozenset()
+
+    def _set_table(self, table: list[bytes]) -> None:
+        self._table, self.vocab_size = table, len(table)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
+        return self.encode_documents([text])[0].astype(np.int64)
 
+    @abstractmethod
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
         """Return all ids (T,), and offsets (documents + 1,): text i is `ids[offsets[i] : offsets[i + 1]]`."""
 
@@ -48,34 +55,6 @@ class Tokenizer(Protocol):
         space. So `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming
         exact.
         """
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids, with U+FFFD for bytes that are not UTF-8. Raises as `decode_bytes` does."""
-
-    def byte_lengths(self) -> npt.NDArray[np.int64]:
-        """Return the bytes of text (V,) that each id stands for; 0 for special tokens."""
-
-    def to_json(self) -> str:
-        """Return JSON text from which `load_tokenizer` restores this tokenizer without network."""
-
-    def to_hugging_face(self) -> str:
-        """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
-
-
-class BaseTokenizer(Tokenizer):
-    """Implements what follows from the table of byte strings."""
-
-    prompt_prefix: tuple[int, ...] = ()
-    _table: list[bytes]
-    _special: frozenset[int] = frozenset()
-
-    def _set_table(self, table: list[bytes]) -> None:
-        self._table, self.vocab_size = table, len(table)
-
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        return self.encode_documents([text])[0].astype(np.int64)
-
-    def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
         return b"".join([self._table[i] for i in self._valid(ids)])
 
     def _valid(self, ids: Iterable[int]) -> list[int]:
@@ -87,11 +66,21 @@ class BaseTokenizer(Tokenizer):
         return numbers
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of the ids, with U+FFFD for bytes that are not UTF-8. Raises as `decode_bytes` does."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """Return the bytes of text (V,) that each id stands for; 0 for special tokens."""
         lengths = [0 if i in self._special else len(token) for i, token in enumerate(self._table)]
         return np.array(lengths, dtype=np.int64)
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Return JSON text from which `load_tokenizer` restores this tokenizer without network."""
+
+    @abstractmethod
+    def to_hugging_face(self) -> str:
+        """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
 
 
 def begin_of_text(tokenizer: Tokenizer) -> int | None:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.tokenizers.base import (
-    BaseTokenizer,
     StreamDecoder,
     Tokenizer,
     begin_of_text,
@@ -43,7 +42,7 @@ __all__ = [
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-class CharacterTokenizer(BaseTokenizer):
+class CharacterTokenizer(Tokenizer):
     """One id per distinct character, in the given order. Raises `UserError` for no characters, or one given twice."""
 
     kind = "characters"
@@ -96,7 +95,7 @@ class CharacterTokenizer(BaseTokenizer):
         return format_tokenizer_json(split, {"type": "Fuse"}, model)
 
 
-class BytesTokenizer(BaseTokenizer):
+class BytesTokenizer(Tokenizer):
     """The 256 byte values of UTF-8 text: any text has ids, and the id is the byte."""
 
     kind = "bytes"

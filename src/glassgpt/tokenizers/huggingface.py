@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from glassgpt.tokenizers.base import (
     END_OF_TEXT,
-    BaseTokenizer,
+    Tokenizer,
     bytes_to_unicode,
     concatenate_ids,
     describe_character,
@@ -32,7 +32,7 @@ _NO_TEXT = "\U0010ffff"
 _UNKNOWN = _NO_TEXT + "unknown"  # more than one character, or BPE would find it
 
 
-class FileTokenizer(BaseTokenizer):
+class FileTokenizer(Tokenizer):
     """What tokenizers of a `tokenizer.json` share: its text, which they keep unchanged, and its special tokens."""
 
     def _read(self, tokenizer_json: str, end_of_text: str | None) -> dict[str, Any]:

@@ -150,9 +150,7 @@ class Loggers:
     """The loggers of a run. One that fails is reported once and closed: a run of days must not end because of a log."""
 
     def __init__(self, run: RunDirectory, config: TrainConfig, notify: Callable[[str], None]) -> None:
-        self._run = run
-        self._config = config
-        self._notify = notify
+        self._run, self._config, self._notify = run, config, notify
         self._loggers: dict[str, Logger] = {}
 
     def open(self, step: int) -> None:

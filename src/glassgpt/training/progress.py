@@ -22,9 +22,7 @@ class Progress:
     def __init__(
         self, interval: float = 5.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._interval = interval
-        self._stream = stream
-        self._clock = clock
+        self._interval, self._stream, self._clock = interval, stream, clock
         self._is_open = True
         self._shown: float | None = None
         self._last_step = 0
