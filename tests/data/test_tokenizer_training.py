@@ -116,6 +116,9 @@ def test_mistakes_are_reported_before_the_work(tmp_path: Path) -> None:
     for name, reason in refusals.items():
         with pytest.raises(UserError, match=reason):
             train_tokenizer(corpus, 300, tmp_path / name)
+    for vocab_size in (-1, 0, 256, (1 << 20) + 1, 10**15):
+        with pytest.raises(UserError, match=r"--vocab-size .*257 .* 1,048,576"):
+            train_tokenizer(corpus, vocab_size, tmp_path / "x.json")
     with pytest.raises(UserError, match=r"--max-bytes must be from 1 to 2,147,483,647, got"):
         train_tokenizer(corpus, 300, tmp_path / "x.json", max_bytes=1 << 31)
     with pytest.raises(UserError, match="blank has no text"):

@@ -274,7 +274,7 @@ def test_blocks_are_compiled_under_each_strategy(
 def test_one_two_four_two_one_process_and_both_strategies_in_one_chain(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    """Saved on N processes, gone on with on M: the chain's losses are those of the run that never stopped."""
+    """Saved on N processes, resumed on M: the chain's losses are those of the run that never stopped."""
     config = settings(
         text, steps=25, optim={"name": "muon", "lr": 8e-3, "schedule": "constant"}, eval_every=5, checkpoint_every=5
     )
@@ -397,7 +397,7 @@ def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) ->
     assert status_of(tmp_path / "run")["state"] == "failed"
 
 
-def test_a_run_that_is_written_stays_finished_whoever_is_lost_then(
+def test_a_finished_run_stays_finished_if_a_rank_is_lost_afterwards(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     ended = accident(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
@@ -514,8 +514,8 @@ def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_pat
 
 @pytest.mark.slow
 def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """A name for the rendezvous that is used again: the same request goes on, another one is refused or, if asked to,
-    replaces."""
+    """If a rendezvous id is used again, the same request resumes; another one is refused, or replaces the run with
+    --overwrite."""
     environment, run = {"TORCHELASTIC_RUN_ID": "nightly"}, tmp_path / "run"
     for steps, overwrite, expected in ((3, False, 0), (3, True, 0), (4, False, 2), (4, True, 0)):
         harness.start(
@@ -529,7 +529,8 @@ def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path:
     variables = {**environment, "TORCHELASTIC_RESTART_COUNT": "1"}
     harness.start(2, "train", environment=variables, config=settings(text, steps=4), out=run, overwrite=True)
     (line,) = error_lines(harness.ended())
-    assert "status.json cannot be read, so nobody knows who began this run; go on with --resume" in line
+    assert "status.json" in line
+    assert "--resume" in line
     assert len(checkpoint_paths(run / "checkpoints")) == 1  # nothing was removed
     harness.run(2, "resume", run=run)
     assert status_of(run)["state"] == "finished"  # which a kill had kept from being written, say

@@ -23,12 +23,12 @@ from torchrun_harness import environment, ranks_below, torchrun, wait_for
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # Waits, then becomes torchrun: agents get their ranks in the order of their process ids, so the one that is started
-# first has rank 0, also where it comes last and the other one holds the store.
+# first has rank 0, even if it comes last and the other one holds the store.
 _LATER = "import os, sys; sys.stdin.read(); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class Host:
-    """What would be a host: an agent of torchrun with one rank."""
+    """Stands in for a host: an agent of torchrun with one rank."""
 
     def __init__(self, folder: Path, name: str, port: int) -> None:
         meeting = [
@@ -45,8 +45,7 @@ class Host:
         options = [*meeting, "--rdzv-conf", "keep_alive_interval=1"]
         train = ["-m", "glassgpt", "train", str(folder / "config.toml"), "--out", str(folder / "run")]
         command = torchrun(train, ranks=1, restarts=3, options=options)
-        # Else torch 2.13 tells the address of its store in the first round only, and who comes back waits for it in
-        # vain.
+        # Without it torch 2.13 announces its store in the first round only, and a host that comes back waits forever.
         variables = {**environment(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self.log = folder / f"{name}.log"
         with open(self.log, "wb") as log:
@@ -66,18 +65,18 @@ class Host:
 
     @property
     def rank(self) -> int | None:
-        """The number of its rank, where it has one."""
+        """The number of its rank, or None."""
         return next(iter(ranks_below(self.agent)), None)
 
     def die(self) -> None:
-        """The power goes off: the agent and its rank are gone without a word."""
+        """Kill the agent and its rank, as a power failure does."""
         with suppress(psutil.NoSuchProcess):
             for process in [self.agent, *self.agent.children(recursive=True)]:
                 process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def ended(self) -> int:
-        """The exit status of the agent, which is about to end."""
+        """Wait for the agent; returns its exit status."""
         return self._process.wait(timeout=120)
 
 
@@ -105,7 +104,7 @@ def harness() -> Iterator[Harness]:
 
 @pytest.fixture(scope="module")
 def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
-    """A run on two ranks that nobody disturbs."""
+    """An undisturbed run on two ranks."""
     folder = tmp_path_factory.mktemp("quiet")
     config = tiny_config(
         write_text(folder / "text.txt"),
@@ -123,8 +122,7 @@ def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
 def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(
     quiet: tuple[TrainConfig, Path], tmp_path: Path, rank: int
 ) -> None:
-    """The host that dies does not hold the store of the rendezvous. Where it had rank 0, the other one has it
-    afterwards, and writes."""
+    """The host that dies does not hold the store of the rendezvous. The other one takes over rank 0, and writes."""
     config, undisturbed = quiet
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     with socket.socket() as free:
@@ -143,8 +141,8 @@ def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(
         hosts["again"] = Host(tmp_path, "again", port)
         hosts["again"].go()
         assert [hosts[name].ended() for name in ("store", "again")] == [0, 0]
-        told = hosts["store"].log.read_text(errors="replace")
-    assert "which this call of torchrun began" in told
+        log = hosts["store"].log.read_text(errors="replace")
+    assert "which this call of torchrun began" in log
     status = run.read_status()
     assert (status["state"], status["step"], status["processes"], status["launch"]) == ("finished", 150, 2, "a-job")
     assert differences(undisturbed, run.path) == []
@@ -156,10 +154,10 @@ def _listens(port: int) -> bool:
 
 
 @pytest.mark.parametrize("launch", ["this", "another"])
-def test_ranks_that_are_started_again_wait_until_those_before_let_go(
+def test_restarted_ranks_wait_until_the_previous_ones_release_the_run(
     harness: Harness, quiet: tuple[TrainConfig, Path], tmp_path: Path, launch: str
 ) -> None:
-    """Also where `--resume` is what is started again. A run in the hands of another job is refused at once."""
+    """Also if the command has `--resume`. A run that another job is training is refused at once."""
     config, _ = quiet
     harness.run(2, "train", config=config.override(steps=5, eval_every=0).to_dict(), out=tmp_path / "run")
     run = RunDirectory(tmp_path / "run")

@@ -37,7 +37,7 @@ COMMANDS = {
     "squeue": 'echo "${JOB_STATE:-RUNNING}"',
 }
 
-# In place of python and torchrun: writes the status that it is told to write, at once or at SIGTERM, and ends.
+# In place of python and torchrun: writes the status in $STATE, at once or at SIGTERM, and ends.
 STAND_IN = """#!/bin/bash
 [[ $1 == - ]] && exec "$REAL_PYTHON" "$@"
 { printf '%q ' "$@"; echo; } >> "$CALLS/torchrun"
@@ -126,7 +126,7 @@ def wait_until(happens: Callable[[], bool], job: "subprocess.Popen[str]", limit:
         time.sleep(0.01)
 
 
-def test_a_job_is_ended_saves_comes_back_and_finishes(slurm: Slurm) -> None:
+def test_a_preempted_job_saves_is_requeued_and_finishes(slurm: Slurm) -> None:
     """A real torchrun with two processes: the script's whole life but for Slurm itself."""
     config = tiny_config(
         write_text(slurm.folder / "text.txt"), steps=100_000, checkpoint_every=0, eval_every=0, eval_tokens=64
@@ -161,7 +161,7 @@ def status(state: str, launch: str = "LAUNCH") -> str:
     return json.dumps({"state": state, "step": 5, "launch": launch})
 
 
-def test_what_torchrun_is_started_with(slurm: Slurm) -> None:
+def test_the_command_line_of_torchrun(slurm: Slurm) -> None:
     slurm.stand_in(status("finished"))
     assert slurm.start("gpt2", "--data.source", "my books/*.txt").wait() == 0
     words = shlex.split(slurm.called("torchrun")[0])
@@ -179,10 +179,10 @@ def test_what_torchrun_is_started_with(slurm: Slurm) -> None:
     ("state", "code", "signalled", "ended", "comes_back"),
     [
         (status("finished"), 0, False, 0, False),
-        (status("finished"), 1, True, 0, False),  # signalled behind its last step
+        (status("finished"), 1, True, 0, False),  # signalled after its last step
         (status("preempted"), 1, True, 0, True),
         (status("preempted"), 0, False, 0, True),  # a rank was signalled, not torchrun
-        (status("preempted"), 1, False, 0, True),  # Slurm has signalled the steps by itself
+        (status("preempted"), 1, False, 0, True),  # Slurm itself has signalled the steps
         (status("running"), 1, True, 0, True),  # killed before it had saved
         ("", 1, True, 0, True),  # while it prepared the data
         (status("running"), 9, False, 9, False),
@@ -197,7 +197,7 @@ def test_what_torchrun_is_started_with(slurm: Slurm) -> None:
         (status("failed", "16.0"), 1, True, 0, True),
     ],
 )
-def test_how_it_ends_and_when_it_comes_back(
+def test_exit_status_and_requeue(
     slurm: Slurm, state: str, code: int, signalled: bool, ended: int, comes_back: bool
 ) -> None:
     slurm.stand_in(state, code, UNTIL_SIGNAL="yes" if signalled else "")
@@ -226,14 +226,14 @@ def test_requeues_are_bounded(slurm: Slurm) -> None:
     assert "requeued 2 times already" in slurm.log
 
 
-def test_what_scancel_has_ended_stays_ended(slurm: Slurm) -> None:
+def test_a_job_ended_by_scancel_is_not_requeued(slurm: Slurm) -> None:
     slurm.stand_in(status("preempted"), 1)
     slurm.variables["JOB_STATE"] = "COMPLETING"
     assert slurm.start().wait() == 1
     assert not slurm.requeued
 
 
-def test_without_a_run_it_says_how_it_is_called(slurm: Slurm) -> None:
+def test_without_arguments_it_prints_its_usage(slurm: Slurm) -> None:
     result = subprocess.run(["bash", str(SCRIPT)], env=slurm.variables, capture_output=True, text=True)
     assert (result.returncode, slurm.called("srun")) == (2, [])
     assert "usage: sbatch train.sbatch RUN" in result.stderr

@@ -70,8 +70,10 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
 @KERNELS
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("queries", [T, 3, 1])
-def test_kernel_is_the_formula_forward_and_backward(kernel: Kernel, span: Span, kv_heads: int, queries: int) -> None:
-    """All positions, or only the last few behind a cache, where the mask comes from the rule."""
+def test_kernels_equal_the_formula_forward_and_backward(
+    kernel: Kernel, span: Span, kv_heads: int, queries: int
+) -> None:
+    """All positions, or only the last few after a cache, with the mask of `Span`."""
     q, k, v = random(B, H, queries, D, seed=1), random(B, kv_heads, T, D, seed=2), random(B, kv_heads, T, D, seed=3)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     mask = None if queries == T else span.mask(torch.arange(T - queries, T), torch.arange(T))
@@ -84,9 +86,10 @@ def test_kernel_is_the_formula_forward_and_backward(kernel: Kernel, span: Span, 
 
 @settings(deadline=None)
 @given(length=st.integers(1, 40), window=st.integers(1, 45), n_global=st.integers(0, 12), grouped=st.booleans())
-def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int, n_global: int, grouped: bool) -> None:
-    """Lengths that are no multiple of the window, windows wider than the text, more global tokens than a window holds:
-    both ways."""
+def test_the_window_kernel_equals_the_explicit_kernel_at_any_length(
+    length: int, window: int, n_global: int, grouped: bool
+) -> None:
+    """Also if the window does not divide the length, is wider than the text, or has fewer tokens than are global."""
     span = Span(window, n_global)
     heads = 1 if grouped else 2
     q, k, v = random(1, 2, length, 4, seed=1), random(1, heads, length, 4, seed=2), random(1, heads, length, 4, seed=3)
@@ -100,7 +103,7 @@ def test_windows_are_the_explicit_kernels_at_any_length(length: int, window: int
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
 @pytest.mark.parametrize("heads", [2, 1])
-def test_flex_attention_is_the_explicit_kernels(span: Span, heads: int) -> None:
+def test_flex_attention_equals_the_explicit_kernel(span: Span, heads: int) -> None:
     """Forward only, since FlexAttention has no gradients on a CPU (`test_cuda.py` has them); at several lengths, for
     the mask it keeps.
 
@@ -140,7 +143,7 @@ def test_dropout_falls_on_the_weights_in_training_only(kernel: Kernel, span: Spa
     assert abs(int(gone.sum()) / count - p) < 5 * math.sqrt(p * (1 - p) / count)  # five standard errors
 
 
-def test_the_rule() -> None:
+def test_the_mask_of_a_span() -> None:
     """W counts the token itself; the first G are seen by all that come after them, and by none before."""
     q, k = torch.tensor([2, 3]), torch.arange(5)
     assert FULL.mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
@@ -149,7 +152,7 @@ def test_the_rule() -> None:
     assert Span(1, 5).mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 
 
-def test_rotary_is_a_turn_of_complex_numbers() -> None:
+def test_rotary_is_a_rotation_of_complex_numbers() -> None:
     """Dimensions i and i + D/2 are one complex number, multiplied by exp(i p base^(-2i/D)) at position p."""
     x, positions, base = random(B, H, T, 8), torch.arange(3, 3 + T), 100.0
     speed = torch.tensor([base ** (-2 * i / 8) for i in range(4)], dtype=torch.float64)
@@ -160,7 +163,7 @@ def test_rotary_is_a_turn_of_complex_numbers() -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_rotary_attention_knows_distances_only(qk_norm: bool) -> None:
+def test_rotary_attention_depends_on_distances_only(qk_norm: bool) -> None:
     attention = _attention("rope", qk_norm=qk_norm)
     x, positions = random(B, T, 24), torch.arange(T)
     here = attention(x, positions)
@@ -169,7 +172,7 @@ def test_rotary_attention_knows_distances_only(qk_norm: bool) -> None:
 
 
 def test_attention_without_positions_ignores_the_order_of_what_it_sees() -> None:
-    """A check of the test above: with learned positions nothing inside attention may know where a token stands."""
+    """A check of the test above: with learned positions, attention itself does not depend on positions."""
     attention = _attention("learned")
     x, order = random(B, T, 24), torch.tensor([3, 1, 0, 2, 5, 4, 6])
     before, after = attention(x, torch.arange(T)), attention(x[:, order], torch.arange(T))
@@ -258,9 +261,9 @@ def test_a_cache_beyond_the_context_is_refused() -> None:
         KVCache(ModelConfig(context_length=8), 1, 9, torch.zeros(()))
 
 
-def test_a_cache_of_windows_has_no_end_where_positions_are_relative() -> None:
-    """Elsewhere, and where it is too small for a window, its capacity is the limit. A rotary distance to a global token
-    is no window's."""
+def test_a_cache_of_windows_is_unlimited_with_relative_positions() -> None:
+    """Otherwise, or if it is too small for a window, its capacity is the limit: the distance to a global token grows
+    without limit, which rotary positions do not support."""
     positions: tuple[Literal["rope", "none", "learned", "sinusoidal"], ...] = ("rope", "none", "learned", "sinusoidal")
     endless = set()
     for position, pattern, n_global, capacity in itertools.product(positions, ("S", "SL"), (0, 1), (3, 4, 8)):

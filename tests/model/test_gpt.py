@@ -1,8 +1,7 @@
 """The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout, compile. `test_slots.py` has its
 mathematics.
 
-Where weights matter they are drawn large (`lively`), since at GPT-2's initialisation a mistake in attention hardly
-shows.
+If weights matter they are drawn large (`lively`), since at GPT-2's initialisation a mistake in attention hardly shows.
 """
 
 import math
@@ -137,7 +136,7 @@ def test_a_length_past_learned_positions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("position", ["rope", "sinusoidal", "none"])
-def test_computed_positions_have_no_end(position: str) -> None:
+def test_computed_positions_are_unlimited(position: str) -> None:
     model, ids = lively(config(position=position)), token_ids(length=20)
     torch.testing.assert_close(model(ids)[:, :8], model(ids[:, :8]), atol=1e-12, rtol=0)
 
@@ -204,7 +203,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(plain.train()(ids), plain.eval()(ids))
 
 
-def test_dropout_stands_in_its_four_places() -> None:
+def test_dropout_is_in_four_places() -> None:
     """On the embedding, the attention weights and both branches of a block, each with the config's rate (GPT-2)."""
     model = GPT.create(config(dropout=0.25, attention="explicit"), 0).train()
     calls: list[str] = []
@@ -276,7 +275,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_with_flex_attention_too_a_model_is_compiled_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_flex_attention_a_model_is_compiled_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask of the first pass once was in a graph of its own; and a shorter text in between, not compiled, takes it
     away from none."""
     model = GPT.create(config(context_length=256, window=64, attention="flex", position="rope"), 0)

@@ -91,7 +91,7 @@ def test_gradcheck(cap: float | None) -> None:
 
 
 def test_soft_cap() -> None:
-    """A straight line at zero, never beyond the cap, and off where there is none."""
+    """The identity near zero, never beyond the cap; None disables it."""
     x = torch.tensor([-1e4, -1e-3, 0.0, 1e-3, 1e4], dtype=torch.float64)
     torch.testing.assert_close(
         soft_cap(x, 30.0), torch.tensor([-30, -1e-3, 0, 1e-3, 30], dtype=torch.float64), atol=1e-12, rtol=0
@@ -101,7 +101,7 @@ def test_soft_cap() -> None:
 
 @pytest.mark.parametrize("reduce", [cross_entropy, token_losses])
 @pytest.mark.parametrize("wrong", [-1, PADDED])
-def test_a_target_that_is_no_id_is_not_taken_for_another(reduce: Any, wrong: int) -> None:
+def test_an_invalid_target_is_an_error(reduce: Any, wrong: int) -> None:
     hidden, weight, targets = inputs()
     targets[1, 1] = wrong
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
@@ -158,7 +158,7 @@ def test_evaluation_holds_no_graph() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_is_what_pytorchs_own_operations_make_of_it(dtype: torch.dtype) -> None:
+def test_autocast_equals_that_of_pytorchs_own_operations(dtype: torch.dtype) -> None:
     """The same loss as a plain head and loss under autocast, whose logits are rounded in the same place: 1e-6 is
     float32's sum.
 
@@ -201,10 +201,8 @@ def test_float16_gradients_neither_vanish_nor_overflow() -> None:
 
 
 def test_a_compiler_leaves_the_gradient_in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put off to the backward pass, all logits would have to be kept: that the partitioner sees, where they are the
-    larger ones.
-
-    And it meets no scatter, which would part the pass over the logits in two.
+    """In the backward pass it would need all logits to be kept. The graph has no scatter, which would split the pass
+    over the logits in two.
     """
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 256)
     graphs: list[torch.fx.Graph] = []

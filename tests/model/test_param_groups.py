@@ -40,7 +40,7 @@ def part_of(name: str) -> str:
 
 
 @pytest.mark.parametrize(("slot", "value"), [(slot, value) for slot, values in SLOTS.items() for value in values])
-def test_every_parameter_is_in_one_part(slot: str, value: str) -> None:
+def test_every_parameter_is_in_one_group(slot: str, value: str) -> None:
     model = GPT.empty(combined({slot: value}))
     parts = param_groups(model)
     assert sorted(id(p) for of_part in parts.values() for p in of_part) == sorted(id(p) for p in model.parameters())
@@ -95,7 +95,7 @@ def test_the_embeddings_gradient_norm_is_that_of_autograd(tmp_path: Path, text: 
     assert last["grad_norms"]["embedding"] == pytest.approx(float(gradient.double().norm()), rel=1e-5)
 
 
-def test_a_loss_scale_is_taken_out_of_the_norms_and_other_updates_have_none(text: Path) -> None:
+def test_norms_are_without_the_loss_scale_and_only_at_evaluations(text: Path) -> None:
     """The scale is a power of two, so nothing is rounded: the same bits."""
     norms = []
     for enabled in (False, True):

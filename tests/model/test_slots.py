@@ -30,7 +30,7 @@ def test_every_value_of_the_config_is_in_the_slot_table(name: str) -> None:
     assert len(tested) > 1, f"add a value of {name} to slot_harness.SLOTS"
 
 
-def test_each_pair_of_values_is_there() -> None:
+def test_each_pair_of_values_is_combined() -> None:
     for (slot, values), (other, others) in itertools.combinations(SLOTS.items(), 2):
         for pair in itertools.product(values, others):
             assert any((choice[slot], choice[other]) == pair for choice in PAIRWISE), (slot, other, pair)

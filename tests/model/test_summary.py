@@ -55,7 +55,7 @@ def count(config: ModelConfig, *, only: str = "") -> int:
 
 
 @EACH
-def test_parameters_are_the_models(changes: dict[str, Any]) -> None:
+def test_parameters_equal_those_of_the_model(changes: dict[str, Any]) -> None:
     config = shape(changes)
     summary = ModelSummary(config)
     assert summary.parameters == count(config)

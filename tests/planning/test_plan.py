@@ -35,7 +35,7 @@ SMALL = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 6}, device
 
 
 def test_a_gpus_time_is_products_and_the_update() -> None:
-    """On 8 H100: 524,288 tokens at 40 % of 989 TFLOP/s each, then 40 bytes a parameter at 3.35 TB/s."""
+    """On 8 H100: 524,288 tokens at 40 % of 989 TFLOP/s each, then 40 bytes per parameter at 3.35 TB/s."""
     products = 524288 * ModelSummary(GPT2.model).training_flops_per_token / (8 * 0.4 * 989e12)
     update = 40 * ModelSummary(GPT2.model).parameters / 3.35e12
     estimate = plan.plan(GPT2.override(device="h100"), 8)
@@ -53,8 +53,8 @@ def test_a_slow_network_sets_the_time() -> None:
     assert seconds == pytest.approx(sent + 40 * ModelSummary(config.model).parameters / 16 / 3.35e12)
 
 
-def test_a_prepared_dataset_brings_its_vocabulary(tmp_path: Path) -> None:
-    """Which a text that is only named does not."""
+def test_a_prepared_dataset_sets_the_vocabulary_size(tmp_path: Path) -> None:
+    """Otherwise a typical size is assumed."""
     text = write_text(tmp_path / "text.txt")
     prepared = prepare(DataConfig(source=str(text), tokenizer="characters"), out=tmp_path / "prepared")
     sizes = [
@@ -65,22 +65,22 @@ def test_a_prepared_dataset_brings_its_vocabulary(tmp_path: Path) -> None:
 
 
 def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:
-    found = plan.plan(GPT2.override(device="rtx4090"))
-    (column,) = found.columns
+    estimate = plan.plan(GPT2.override(device="rtx4090"))
+    (column,) = estimate.columns
     assert column.largest is not None
     sizes = sorted({-(-512 // steps) for steps in range(1, 513)})
     larger = sizes[sizes.index(column.largest) + 1]
     need, above = (
         memory_per_rank(GPT2.override(micro_batch_size=n), 1, "ddp", "bfloat16").total for n in (column.largest, larger)
     )
-    assert need <= found.available < above
+    assert need <= estimate.available < above
 
 
-def test_if_nothing_fits_there_is_no_time() -> None:
-    found = plan.plan(recipe("gpt2-xl", model={"vocab_size": 50257}, device="t4"))
-    (column,) = found.columns
+def test_if_nothing_fits_no_time_is_shown() -> None:
+    estimate = plan.plan(recipe("gpt2-xl", model={"vocab_size": 50257}, device="t4"))
+    (column,) = estimate.columns
     assert (column.largest, column.step_time) == (None, None)
-    assert "does not fit" in str(found)
+    assert "does not fit" in str(estimate)
 
 
 def test_passes_and_the_update_add_up_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,26 +177,30 @@ def test_errors_name_what_is_wrong(arguments: list[str], facts: list[str], capsy
     assert all(fact in message for fact in facts), message
 
 
-def test_the_command_line_of_a_training_can_be_tried(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plan_accepts_the_options_of_train(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     options = "--data my.txt --column text --overwrite --model.n-layer 6 --device h100 --out".split()
     assert main(["plan", "shakespeare-cpu", *options, str(tmp_path / "run")]) == 0
     assert f"{ModelSummary(SMALL.override(model={'vocab_size': 100}).model).parameters:,}" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_no_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_directory_is_refused_and_its_config_is_a_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "config.toml").write_text(GPT2.to_toml(), encoding="utf-8")
     assert main(["plan", str(tmp_path)]) == 2
     assert str(tmp_path / "config.toml") in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "config.toml"), "--device", "h100"]) == 0
 
 
-def test_a_run_that_goes_on_has_the_shape_of_the_model_before(tmp_path: Path) -> None:
+def test_a_run_from_a_model_has_the_shape_of_that_model(tmp_path: Path) -> None:
     shape = GPT2.model.with_shorter_context(64)
     export_hf(GPT.create(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128), 0), None, tmp_path / "model")
-    found = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
-    assert found.parameters == ModelSummary(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128)).parameters
-    assert "limited by starting kernels" in str(found)
+    estimate = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
+    assert (
+        estimate.parameters == ModelSummary(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128)).parameters
+    )
+    assert "limited by starting kernels" in str(estimate)
     with pytest.raises(UserError, match="nothing"):
         plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "nothing"), device="h100"))
 
@@ -206,7 +210,7 @@ def test_help_names_every_gpu() -> None:
     assert {gpu.name for gpu in GPUS.values()} == {name for name, _ in GPU_PEAKS}
 
 
-def test_an_unknown_length_is_asked_for() -> None:
+def test_an_unknown_length_needs_steps() -> None:
     config = GPT2.override(epochs=1.0, device="h100", batch_tokens=8192)
     assert "give --steps N" in str(plan.plan(config))
     with pytest.raises(UserError, match="3 processes"):

@@ -1,8 +1,7 @@
 """The processes of a run: their ranks, what they exchange, and how they end together.
 
-`torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory). A
-single process has the same methods, which then do nothing, so that training code is the same for 1 and for 64
-processes.
+`torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory).
+Training code is the same for one process, for which these methods do nothing.
 
 Shapes: `W` ranks.
 """
@@ -122,11 +121,10 @@ class Ranks:
         if self.size == 1:
             return [value]
         text = json.dumps(value).encode()
-        lengths = self.all_gather_numbers([len(text)])[:, 0].astype(int).tolist()
-        own = torch.zeros(max(lengths), dtype=torch.uint8)
-        own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        table = self.all_gather(own[None]).numpy()
-        return [json.loads(row[:length].tobytes()) for row, length in zip(table, lengths, strict=True)]
+        longest = int(self.all_gather_numbers([len(text)]).max())
+        padded = bytearray(text.ljust(longest))  # JSON allows spaces at the end
+        table = self.all_gather(torch.frombuffer(padded, dtype=torch.uint8)[None]).numpy()
+        return [json.loads(row.tobytes()) for row in table]
 
     def enter_phase(self, name: str, *, may_take_long: bool = False) -> None:
         """Report what this rank does next. `may_take_long`: other ranks may wait for it without limit."""

@@ -70,8 +70,8 @@ class Strategy:
         ranks = self.ranks
         if ranks.size == 1:
             return function(matrices)
-        rest = -len(matrices) % ranks.size  # repeat the first one, so that all ranks have equally many
-        padded = torch.cat([matrices, matrices[:1].expand(rest, -1, -1)])
+        rest = -len(matrices) % ranks.size
+        padded = torch.cat([matrices, matrices[:1].expand(rest, -1, -1)])  # so that all ranks have equally many
         return ranks.all_gather(function(padded[ranks.slice_of(len(padded))]))[: len(matrices)]
 
 
@@ -105,9 +105,8 @@ class DataParallel(Strategy):
 class FullySharded(Strategy):
     """FSDP2 (Zhao et al., 2023; PyTorch's `fully_shard`): each rank holds a shard of every weight, gradient and moment.
 
-    The weights of a block are gathered before it computes, forward and backward, and dropped after it; a tied head
-    stays with the embedding in the root's group. In bfloat16, blocks are gathered in bfloat16, gradients are summed in
-    float32, and the residual stream stays in float32 as under autocast.
+    The weights of a block are gathered before it computes, forward and backward, and dropped after it. In bfloat16,
+    blocks are gathered in bfloat16; gradients are summed in float32, and the residual stream stays in float32.
     """
 
     name = "fsdp"

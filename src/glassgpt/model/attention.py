@@ -189,8 +189,7 @@ def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel
 class LayerNorm(nn.LayerNorm):
     """LayerNorm (Ba et al., 2016) over the last dimension, with its weights in the dtype of its input.
 
-    Autocast on a CPU does not cast them, and the fused kernel has no mixed dtypes; sharded bfloat16 training has
-    bfloat16 weights and a float32 residual stream.
+    Autocast on a CPU and sharded bfloat16 training mix dtypes, which the fused kernel does not support.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from glassgpt.config.model import ModelConfig
 class LayerCache:
     """Keys and values that one layer may still need: all of them, or the last W and the first G.
 
-    Buffers are (B, K, slots, D). Position p is in slot p; after the buffer is full, the slots after the first G form a
-    ring.
+    Buffers are (B, K, slots, D). Position p is in slot p; when all are full, the slots after the first G form a ring.
     """
 
     def __init__(self, config: ModelConfig, window: int | None, batch_size: int, capacity: int, like: Tensor) -> None:
@@ -31,8 +30,7 @@ class LayerCache:
     def append(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Store k and v (B, K, T, D) of the next positions (T,).
 
-        Returns the keys and values that these may see, (B, K, S, D) each, and their positions (S,), which need not be
-        in order.
+        Returns the keys and values that these may see, (B, K, S, D) each, and their positions (S,), in any order.
         """
         slots = self.k.shape[-2]
         filled = min(self.length, slots)
@@ -40,8 +38,7 @@ class LayerCache:
             self._store(k, v, positions)
             return k, v, positions
         if len(positions) > 1 and self.length + len(positions) > slots:  # the first may see what is overwritten
-            seen_k = torch.cat([self.k[:, :, :filled], k], dim=-2)
-            seen_v = torch.cat([self.v[:, :, :filled], v], dim=-2)
+            seen_k, seen_v = (torch.cat([old[:, :, :filled], new], -2) for old, new in ((self.k, k), (self.v, v)))
             seen = torch.cat([self.positions[:filled], positions])
             self._store(k, v, positions)
             return seen_k, seen_v, seen

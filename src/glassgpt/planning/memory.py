@@ -154,7 +154,7 @@ def block_activations(config: TrainConfig, tokens: int, precision: str, kind: st
     # The inputs of the matrices; q, k and v.
     hidden = {"relu": 1, "swiglu": 4}.get(c.activation, 2) * F
     per_token += e * (2 * C + q_width + 2 * kv_width + q_width + hidden) + FLOAT32 * c.n_head
-    if c.position == "rope" or c.qk_norm:  # q and k are no views of the projection; the next product copies the result
+    if c.position == "rope" or c.qk_norm:  # q and k are copies, not views, and the next product copies the result
         per_token += e * (q_width + kv_width + q_width)
     if c.qk_norm:
         per_token += (1 if e == FLOAT32 else 2) * FLOAT32 * (q_width + kv_width)

@@ -1,11 +1,12 @@
 """The machine: device and precision, peak arithmetic rate, memory, and what a run records about its environment."""
 
 import ctypes
+import itertools
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,27 +163,19 @@ def _free_in_groups(root: Path) -> Iterator[int]:
         top = root / "memory" if controllers else root
         # In a container the path may be the host's and not exist: the root then is the container's own group.
         group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                yield from _free_in_group(folder)
-
-
-def _free_in_group(folder: Path) -> Iterator[int]:
-    for limit, usage, reclaimable in _GROUP_FILES:
-        try:
-            most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # another version, or "max"
-            continue
-        yield most - used + sum(int(stat.get(name, 0)) for name in reclaimable)
+        folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(top)]
+        for folder, (limit, usage, reclaimable) in itertools.product(folders, _GROUP_FILES):
+            with suppress(OSError, ValueError):  # the other version, or "max"
+                most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                yield most - used + sum(int(stat.get(name, 0)) for name in reclaimable)
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that its tensors free, for the next ones; for a process that only computes.
+    """Keep the memory that tensors free for the next ones. Does nothing with a C library other than glibc.
 
-    glibc returns the top of its heap to the kernel again and again: at the size of `shakespeare-cpu` a training step
-    then takes a thousand page faults. Without them a step took 4 % and an evaluation 20 % less time on two cores. Does
-    nothing with another C library.
+    glibc returns the top of its heap to the kernel again and again: a training step of `shakespeare-cpu` then takes a
+    thousand page faults. Without them, on two cores, a step took 4 % and an evaluation 20 % less time.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
