@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loop
 from glassgpt.training import run as run_module
@@ -99,6 +101,64 @@ def test_a_crash_at_any_step_changes_nothing(tmp_path: Path, text: Path, step: i
     run = crashed(config, tmp_path / "run", step)
     resume(run, progress=Quiet())
     assert differences(run, through(config, tmp_path / "through")) == []
+
+
+class EndDuringSave(Quiet):
+    """Raises an exception after update 3, while the save of step 2 is still being written."""
+
+    def __init__(self, error: BaseException, saving: threading.Event, go_on: threading.Event) -> None:
+        super().__init__()
+        self.error, self.saving, self.go_on = error, saving, go_on
+
+    def step(self, record: Any) -> None:
+        """Raise it once the thread is inside its save."""
+        if record["step"] == 3:
+            assert self.saving.wait(30)
+            threading.Timer(0.2, self.go_on.set).start()
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "state"),
+    [(CrashError(), True, "failed"), (KeyboardInterrupt(), True, "interrupted"), (CrashError(), False, "failed")],
+    ids=["exception", "second Ctrl-C", "rank of several"],
+)
+def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, alone: bool, state: str
+) -> None:
+    """A rank of several waits only a little, since its process ends; its save too leaves the last status as it is."""
+    run, saving, go_on, at_end = tmp_path / "run", threading.Event(), threading.Event(), list[bool]()
+    sync, locked = MetricsWriter.sync, RunDirectory.locked
+
+    def slow_sync(self: MetricsWriter) -> None:
+        saving.set()
+        assert go_on.wait(30)
+        sync(self)  # fails if the file was closed meanwhile
+
+    @contextmanager
+    def watched(self: RunDirectory, wait: float = 0.0) -> Iterator[None]:
+        with locked(self, wait):
+            try:
+                yield
+            finally:
+                at_end.append(is_saving())
+                assert self.read_status()["state"] == state
+
+    def is_saving() -> bool:
+        return any(thread.name == "glassgpt-save" for thread in threading.enumerate())
+
+    monkeypatch.setattr(MetricsWriter, "sync", slow_sync)
+    monkeypatch.setattr(RunDirectory, "locked", watched)
+    monkeypatch.setattr("glassgpt.training.recorder.LAST_WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(Ranks, "is_alone", property(lambda self: alone), raising=False)
+    with pytest.raises(type(error)):
+        train(tiny_config(text, checkpoint_every=2), run, progress=EndDuringSave(error, saving, go_on))
+    assert at_end == [not alone]
+    give_up = time.monotonic() + 30
+    while is_saving() and time.monotonic() < give_up:
+        time.sleep(0.01)
+    open_checkpoint(run / "checkpoints" / "000002")
+    assert RunDirectory(run).read_status()["state"] == state
 
 
 def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -> None:
