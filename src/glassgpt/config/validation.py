@@ -15,13 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from glassgpt.utils.errors import UserError, did_you_mean
 
 SECTIONS = ("model", "data", "optim", "sample", "probe")
-_TYPE_NAMES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    bool: "true or false",
-    types.NoneType: "nothing",
-}
+_TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_TYPE_NAMES[types.NoneType] = "nothing"
 
 
 # The type of each field. Cached: resolving the annotations takes most of the time of building a config.

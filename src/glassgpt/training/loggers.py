@@ -59,7 +59,7 @@ class WeightsAndBiases:
         import wandb
 
         self._html = wandb.Html
-        settings = wandb.Settings(console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True)
+        timeouts = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "glassgpt"),
             name=run.path.resolve().name,
@@ -69,7 +69,7 @@ class WeightsAndBiases:
             allow_val_change=True,
             resume="allow" if _is_online() else None,
             reinit="create_new",  # a notebook's own run of W&B is left alone
-            settings=settings,
+            settings=wandb.Settings(console="off", silent=True, **timeouts),
         )
         self._first_step = self._run.starting_step
         if self._run.disabled:
@@ -118,9 +118,7 @@ def require_loggers(log: str) -> None:
         import wandb
 
         if not wandb.login(prompt=False, verify=False):
-            raise UserError(
-                "you are not logged in to Weights & Biases: run `wandb login`, or set WANDB_MODE=offline and sync later"
-            )
+            raise UserError("not logged in to Weights & Biases: run `wandb login`, or set WANDB_MODE=offline")
 
 
 def _is_online() -> bool:
@@ -178,10 +176,8 @@ class Loggers:
                 self._warn_of(title, error)
 
     def _warn_of(self, title: str, error: Exception) -> None:
-        self._notify(
-            f"warning: {title} failed ({_reason(error)}); training continues without it, "
-            f"and {self._run.metrics_path} has everything"
-        )
+        where = f"{self._run.metrics_path} has everything"
+        self._notify(f"warning: {title} failed ({_reason(error)}); training continues without it, and {where}")
 
 
 def _reason(error: Exception) -> str:

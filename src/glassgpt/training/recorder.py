@@ -55,8 +55,7 @@ class Recorder:
 
     def _record(self, record: Mapping[str, Any]) -> None:
         self._metrics.write(record)
-        numbers = dict(numbers_of(record))
-        self._loggers.each(lambda logger: logger.write(int(record["step"]), numbers))
+        self._loggers.each(lambda logger: logger.write(int(record["step"]), dict(numbers_of(record))))
 
     def sampled(self, samples: Sequence[str]) -> None:
         """Record samples."""

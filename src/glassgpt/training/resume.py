@@ -92,7 +92,7 @@ def _require_texts(run: RunDirectory, data: DataConfig) -> None:
 
 
 def _await_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint that the main rank has verified; other hosts may see it later on a network file system."""
+    """The checkpoint that the main rank has verified; other hosts may see it later on a network file system."""
     give_up = time.monotonic() + SETTLING_SECONDS
     while not (path / "manifest.json").is_file():
         if time.monotonic() > give_up:
