@@ -142,7 +142,7 @@ def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(
         hosts["again"].go()
         assert [hosts[name].ended() for name in ("store", "again")] == [0, 0]
         log = hosts["store"].log.read_text(errors="replace")
-    assert "which this call of torchrun began" in log
+    assert f"resuming {run.path}" in log
     status = run.read_status()
     assert (status["state"], status["step"], status["processes"], status["launch"]) == ("finished", 150, 2, "a-job")
     assert differences(undisturbed, run.path) == []

@@ -183,6 +183,29 @@ def test_an_exception_leaves_the_old_directory(tmp_path: Path) -> None:
     assert names(tmp_path) == ["final"]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_directory_is_replaced_by_renames_and_a_failed_one_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    final, replace, calls = tmp_path / "final", os.replace, 0
+    final.mkdir()
+    (final / "a").write_text("old")
+
+    def fail(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        assert "old" in [(folder / "a").read_text() for folder in tmp_path.iterdir()]  # it is never deleted first
+        if calls == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match="disk is full"), atomic_directory(final) as partial:
+        (partial / "a").write_text("new")
+    assert (final / "a").read_text() == "old"
+    assert names(tmp_path) == ["final"]
+
+
 def test_a_directory_replaces_the_old_one_and_what_a_killed_one_left(tmp_path: Path) -> None:
     final, left = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
     for folder in (final, left):

@@ -50,7 +50,9 @@ def parse(
 
     `hint`: what to do about an unexpected argument.
     """
-    program = f"glassgpt {name}"
+    program, registry = f"glassgpt {name}", ConstructorRegistry()
+    for rule in (_plain_value, _optional_value, _several_values):
+        registry.primitive_rule(rule)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
         raise UserError(f"{_message(event, options, hint)} ({program} --help)")
@@ -62,7 +64,7 @@ def parse(
             description=description(command),
             args=arguments,
             default=tyro.MISSING_NONPROP if default is None else default,
-            registry=_registry(),
+            registry=registry,
         )
 
 
@@ -99,15 +101,8 @@ def option_names(options: type, prefix: str = "--") -> Iterator[str]:
             yield prefix + name.replace("_", "-")
 
 
-def _registry() -> ConstructorRegistry:
-    """How values are read and shown: numbers with a readable error, `none`, and defaults with visible line breaks."""
-    registry = ConstructorRegistry()
-    for rule in (_plain_value, _optional_value, _several_values):
-        registry.primitive_rule(rule)
-    return registry
-
-
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Numbers with a readable error, and text whose default is shown with visible line breaks."""
     kind = info.type
     names = {int: ("a whole number", "N"), float: ("a number", "X"), str: ("text", "TEXT")}
     if kind not in names:

@@ -24,7 +24,8 @@ _COMPARED = "parameters device precision processes strategy torch cpu threads da
 
 def results_of(run: RunRecords) -> Rows:
     """The final and the best evaluation of a run."""
-    records = [run.evaluations[-1], _best(run)] if run.evaluations else []
+    by_loss = sorted(run.evaluations, key=lambda record: math.inf if record["val_loss"] is None else record["val_loss"])
+    records = [run.evaluations[-1], by_loss[0]] if run.evaluations else []
     rows = {"step": "step", "validation loss": "val_loss", "perplexity": "val_perplexity"}
     rows |= {"bits per byte": "val_bits_per_byte", "HellaSwag, normalised": "hellaswag_acc_norm"}
     return {
@@ -101,10 +102,6 @@ def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
             sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
     left_out = len(steps) > len(chosen)
     return sections, f"{len(chosen)} of {len(steps)} steps; samples.md has all of them." if left_out else ""
-
-
-def _best(run: RunRecords) -> Record:
-    return min(run.evaluations, key=lambda record: math.inf if record["val_loss"] is None else record["val_loss"])
 
 
 def _differing(columns: Sequence[Mapping[str, Any]]) -> Rows:

@@ -250,7 +250,9 @@ def prune_checkpoints(directory: Path, keep: int, best_step: int | None) -> None
     remove_partials(directory)
     for path in checkpoint_paths(directory)[:-keep]:
         if int(path.name) != best_step:
-            _remove(path)
+            aside = path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}")
+            os.replace(path, aside)  # atomic for the checkpoint's readers
+            shutil.rmtree(aside)
 
 
 def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[str], None]) -> None:
@@ -265,13 +267,6 @@ def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[st
             aside = next(name for name in names if not name.exists())
             os.replace(path, aside)
             notify(f"checkpoint {path} was set aside as {aside.name}")
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint atomically for its readers."""
-    aside = path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}")
-    os.replace(path, aside)
-    shutil.rmtree(aside)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -117,9 +117,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a directory to fill; it replaces `final` when the block ends and all of it is on the disk.
 
-    On an exception it is removed. After a SIGKILL it remains with `PARTIAL_PREFIX`, until `remove_partials`.
+    On an exception it is removed. After a SIGKILL it remains with `PARTIAL_PREFIX`, until `remove_partials`. An existing
+    `final` is renamed before it is deleted, so that at every moment one of the two versions is complete.
     """
-    partial = final.with_name(f"{PARTIAL_PREFIX}{final.name}")
+    partial, replaced = (final.with_name(f"{PARTIAL_PREFIX}{kind}{final.name}") for kind in ("", "replaced-"))
     with explain_os_errors("write", final):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -128,13 +129,17 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             yield partial
             for path in (*partial.iterdir(), partial):
                 flush_to_disk(path)
-            if final.exists():
-                shutil.rmtree(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+            if final.is_dir():
+                os.replace(final, replaced)
             os.replace(partial, final)
         except BaseException:
+            if replaced.exists() and not final.exists():
+                os.replace(replaced, final)
             shutil.rmtree(partial, ignore_errors=True)
             raise
         flush_to_disk(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_partials(directory: Path, pattern: str = "*") -> None:
