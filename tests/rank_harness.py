@@ -139,6 +139,28 @@ def train_with(accidents: dict[str, dict[str, Any]], config: dict[str, Any], out
     train(config, out)
 
 
+def order_of_first_use(places: list[tuple[str, int]]) -> dict[str, float]:
+    """When a rank enters and leaves the block of `main_process_first`, and goes on; places: host and local rank of each
+    rank. Rank 0 is there when the last rank enters."""
+    from glassgpt.distributed.group import process_group
+
+    host, local_rank = places[_rank()]
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    times = {}
+    with mock.patch("socket.gethostname", return_value=host), process_group() as ranks:
+        with ranks.main_process_first("a test"):
+            times["entered"] = time.monotonic()
+            assert ranks._store is not None
+            if ranks.rank == ranks.size - 1:
+                ranks._store.set("last rank", "entered")
+            while ranks.rank == 0 and not ranks._store.check(["last rank"]):
+                time.sleep(0.01)
+            time.sleep(0.0 if ranks.rank else 0.5)
+            times["left"] = time.monotonic()
+        times["continued"] = time.monotonic()
+    return times
+
+
 def compiled_operators(config: dict[str, Any], out: str) -> int:
     """Train a run that is compiled; how many calls of operators and modules were in the graphs."""
     import torch
@@ -170,7 +192,17 @@ def compiled_frames(config: dict[str, Any], out: str) -> dict[str, int]:
 
 TASKS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (train, resume, train_twice, first_weights, evaluate, train_with, compiled_operators, compiled_frames)
+    for f in (
+        train,
+        resume,
+        train_twice,
+        first_weights,
+        evaluate,
+        train_with,
+        order_of_first_use,
+        compiled_operators,
+        compiled_frames,
+    )
 }
 
 # Accidents

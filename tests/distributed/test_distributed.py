@@ -89,6 +89,13 @@ def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: H
         assert found == [one] * size, (size, strategy)
 
 
+def test_one_rank_of_each_host_goes_first_and_all_hosts_wait_for_them(harness: Harness) -> None:
+    """Without torchrun's GROUP_RANK, as under srun and mpirun."""
+    slow, second, other_host = harness.run(3, "order_of_first_use", places=[("a", 0), ("a", 1), ("b", 0)])
+    assert slow["left"] < second["entered"]
+    assert slow["left"] < other_host["continued"]
+
+
 MODERN = {
     "position": "rope",
     "norm": "rmsnorm",

@@ -46,6 +46,7 @@ class Ranks:
         self.rank, self.size = 0, 1
         self.local_rank = 0  # among the processes of this host
         self.launch_id: str | None = None  # of one call of torchrun, also after a restart; None without torchrun
+        self._places: list[tuple[str, int]] = []  # host name and local rank of each rank
         self._watchdog: Watchdog | None = None
         self._store: PrefixStore | None = None  # the watchdog's
         self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
@@ -77,7 +78,8 @@ class Ranks:
         ranks._watchdog = Watchdog(
             ranks._store, ranks.rank, ranks.size, lambda: ranks._status, lambda reason: ranks._on_failure(reason)
         )
-        ranks.all_gather_object(None)  # each rank has reported its status
+        # Also waits until each rank has reported its status.
+        ranks._places = ranks.all_gather_object([socket.gethostname(), ranks.local_rank])
         ranks._watchdog.start()
         return ranks
 
@@ -152,14 +154,14 @@ class Ranks:
         if self._store is None:
             yield
             return
-        marks = [f"mark/{name}/{host}" for host in range(int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
-        own = f"mark/{name}/{os.environ.get('GROUP_RANK', '0')}"
-        while self.local_rank and not self._store.check([own]):  # a collective would time out
+        marks = {rank: f"mark/{name}/{rank}" for rank, (_, local_rank) in enumerate(self._places) if local_rank == 0}
+        of_host = [mark for rank, mark in marks.items() if self._places[rank][0] == self._places[self.rank][0]]
+        while self.local_rank and not self._store.check(of_host):  # a collective would time out
             time.sleep(PERIOD / 4)
         yield
         if self.local_rank == 0:
-            self._store.set(own, "1")
-        while not self._store.check(marks):
+            self._store.set(marks[self.rank], "1")
+        while not self._store.check([*marks.values()]):
             time.sleep(PERIOD / 4)
 
     def finish(self) -> None:
