@@ -81,6 +81,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.linux
 def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
     """Real SIGKILLs at random moments, some of them inside a save. The seed of the moments is printed with a
     failure."""
