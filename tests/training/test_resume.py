@@ -26,6 +26,7 @@ from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loop
+from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
@@ -728,3 +729,18 @@ def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 14 "):
         resume(run, steps=12, progress=Quiet())
     assert contents(run) == before
+
+
+def test_the_other_ranks_wait_for_the_verification_without_limit(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ranks, phases = crashed(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
+    verify = resume_module.latest_checkpoint
+
+    def observed(*arguments: Any) -> Any:
+        phases.append((ranks._status.phase, ranks._status.may_take_long))
+        return verify(*arguments)
+
+    monkeypatch.setattr(resume_module, "latest_checkpoint", observed)
+    resume_module.find_resume_point(RunDirectory(run), ranks, {}, Quiet())
+    assert phases == [("the verification of the checkpoint", True)]

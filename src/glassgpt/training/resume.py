@@ -27,6 +27,7 @@ def find_resume_point(
     Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
     asked for then.
     """
+    ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
     point = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     checkpoint = None if point["step"] is None else _await_checkpoint(run.checkpoints / f"{point['step']:06d}")
     return TrainConfig.from_dict(point["config"]), checkpoint, point["environment"], point["request"]
