@@ -185,6 +185,25 @@ def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatc
     assert (state.best_step, state.best_val_loss) == (3, 2.0)
 
 
+def test_a_best_loss_on_other_validation_tokens_is_forgotten(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, progress = iter([9.0, 2.0, 4.0, 3.0, 3.5, 3.5]), Quiet()
+
+    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate_data(*arguments, **options), "loss": next(losses)}
+
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
+    config = tiny_config(text, eval_every=2, checkpoint_every=2, keep_checkpoints=1, eval_tokens=20)
+    run = crashed(config, tmp_path / "run", 3)
+    resume(run, eval_tokens=40, progress=progress)
+    assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000006", "000010"]
+    state = open_checkpoint(run / "checkpoints" / "000010").state
+    assert (state.best_step, state.best_val_loss) == (6, 3.0)  # and not step 2 with 2.0
+    (message,) = [message for message in progress.messages if message.startswith("eval_tokens: 20 -> 40")]
+    assert "best validation loss" in message
+
+
 # -------------------------------------------------------------------------------------------------------------- signals
 
 PROGRAM = """

@@ -47,8 +47,12 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
     _require_same_numerics(run, config, saved)
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
-            masks = " (and dropout's masks change)" if name == "micro_batch_size" and config.model.dropout else ""
-            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{masks}")
+            effect = ""
+            if name == "eval_tokens":
+                effect = "; the best validation loss starts over, as the two are not comparable"
+            elif name == "micro_batch_size" and config.model.dropout:
+                effect = " (and dropout's masks change)"
+            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     _require_texts(run, config.data)
     require_loggers(changed.log)
     return {
