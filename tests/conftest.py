@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,18 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # A busy machine must not fail a test.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+# These fork, read /proc, or send signals that other systems do not have.
+LINUX_ONLY = ("tests/distributed/", "tests/training/test_ranks.py", "tests/data/test_prepare_failures.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need Linux, and skip them elsewhere."""
+    for item in items:
+        if item.nodeid.startswith(LINUX_ONLY):
+            item.add_marker(pytest.mark.linux)
+        if item.get_closest_marker("linux") and sys.platform != "linux":
+            item.add_marker(pytest.mark.skip(reason="needs Linux: forks, /proc or its signals"))
 
 
 @pytest.fixture(scope="session")

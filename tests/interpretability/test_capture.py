@@ -107,6 +107,8 @@ def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None
     expected |= {f"rot_{name}": attention.rotary(expected[f"{name}_norm"], positions) for name in "qk"}
     keys = expected["rot_k"].repeat_interleave(len(q[0]) // len(k[0]), dim=1)
     scores = expected["rot_q"] @ keys.transpose(-2, -1) / math.sqrt(config.resolved_head_dim)
+    if (bias := attention.position_bias(positions, positions)) is not None:
+        scores = scores + bias
     actual = {name: getattr(layer, name) for name in expected} | {"scores": layer.scores(), "z": layer.z}
     expected |= {"scores": scores.masked_fill(~layer.mask, -torch.inf), "z": layer.kernel_out}
     for name, tensor in expected.items():

@@ -370,7 +370,9 @@ def test_an_action_that_takes_long_is_waited_for_no_longer_than_asked() -> None:
 
     background.start(wait)
     begin = time.monotonic()
-    background.finish(timeout=0.1)
+    background.join(timeout=0.1)
     assert 0.1 <= time.monotonic() - begin < 5
+    assert background.is_running
     go.set()
     background.finish()
+    assert not background.is_running

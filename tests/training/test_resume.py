@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loop
+from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
@@ -79,6 +82,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.linux
 def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
     """Real SIGKILLs at random moments, some of them inside a save. The seed of the moments is printed with a
     failure."""
@@ -101,6 +105,64 @@ def test_a_crash_at_any_step_changes_nothing(tmp_path: Path, text: Path, step: i
     assert differences(run, through(config, tmp_path / "through")) == []
 
 
+class EndDuringSave(Quiet):
+    """Raises an exception after update 3, while the save of step 2 is still being written."""
+
+    def __init__(self, error: BaseException, saving: threading.Event, go_on: threading.Event) -> None:
+        super().__init__()
+        self.error, self.saving, self.go_on = error, saving, go_on
+
+    def step(self, record: Any) -> None:
+        """Raise it once the thread is inside its save."""
+        if record["step"] == 3:
+            assert self.saving.wait(30)
+            threading.Timer(0.2, self.go_on.set).start()
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "state"),
+    [(CrashError(), True, "failed"), (KeyboardInterrupt(), True, "interrupted"), (CrashError(), False, "failed")],
+    ids=["exception", "second Ctrl-C", "rank of several"],
+)
+def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, alone: bool, state: str
+) -> None:
+    """A rank of several waits only a little, since its process ends; its save too leaves the last status as it is."""
+    run, saving, go_on, at_end = tmp_path / "run", threading.Event(), threading.Event(), list[bool]()
+    sync, locked = MetricsWriter.sync, RunDirectory.locked
+
+    def slow_sync(self: MetricsWriter) -> None:
+        saving.set()
+        assert go_on.wait(30)
+        sync(self)  # fails if the file was closed meanwhile
+
+    @contextmanager
+    def watched(self: RunDirectory, wait: float = 0.0) -> Iterator[None]:
+        with locked(self, wait):
+            try:
+                yield
+            finally:
+                at_end.append(is_saving())
+                assert self.read_status()["state"] == state
+
+    def is_saving() -> bool:
+        return any(thread.name == "glassgpt-save" for thread in threading.enumerate())
+
+    monkeypatch.setattr(MetricsWriter, "sync", slow_sync)
+    monkeypatch.setattr(RunDirectory, "locked", watched)
+    monkeypatch.setattr("glassgpt.training.recorder.LAST_WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(Ranks, "is_alone", property(lambda self: alone), raising=False)
+    with pytest.raises(type(error)):
+        train(tiny_config(text, checkpoint_every=2), run, progress=EndDuringSave(error, saving, go_on))
+    assert at_end == [not alone]
+    give_up = time.monotonic() + 30
+    while is_saving() and time.monotonic() < give_up:
+        time.sleep(0.01)
+    open_checkpoint(run / "checkpoints" / "000002")
+    assert RunDirectory(run).read_status()["state"] == state
+
+
 def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, eval_every=0, checkpoint_every=0)
     run = crashed(config, tmp_path / "run", 7)
@@ -121,6 +183,25 @@ def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatc
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003", "000010"]
     state = open_checkpoint(run / "checkpoints" / "000010").state
     assert (state.best_step, state.best_val_loss) == (3, 2.0)
+
+
+def test_a_best_loss_on_other_validation_tokens_is_forgotten(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, progress = iter([9.0, 2.0, 4.0, 3.0, 3.5, 3.5]), Quiet()
+
+    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**evaluate_data(*arguments, **options), "loss": next(losses)}
+
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
+    config = tiny_config(text, eval_every=2, checkpoint_every=2, keep_checkpoints=1, eval_tokens=20)
+    run = crashed(config, tmp_path / "run", 3)
+    resume(run, eval_tokens=40, progress=progress)
+    assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000006", "000010"]
+    state = open_checkpoint(run / "checkpoints" / "000010").state
+    assert (state.best_step, state.best_val_loss) == (6, 3.0)  # and not step 2 with 2.0
+    (message,) = [message for message in progress.messages if message.startswith("eval_tokens: 20 -> 40")]
+    assert "best validation loss" in message
 
 
 # -------------------------------------------------------------------------------------------------------------- signals
@@ -671,3 +752,18 @@ def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 14 "):
         resume(run, steps=12, progress=Quiet())
     assert contents(run) == before
+
+
+def test_the_other_ranks_wait_for_the_verification_without_limit(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ranks, phases = crashed(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
+    verify = resume_module.latest_checkpoint
+
+    def observed(*arguments: Any) -> Any:
+        phases.append((ranks._status.phase, ranks._status.may_take_long))
+        return verify(*arguments)
+
+    monkeypatch.setattr(resume_module, "latest_checkpoint", observed)
+    resume_module.find_resume_point(RunDirectory(run), ranks, {}, Quiet())
+    assert phases == [("the verification of the checkpoint", True)]

@@ -51,6 +51,7 @@ class Ranks:
         self._store: PrefixStore | None = None  # the watchdog's
         self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
         self._on_failure: Callable[[str], None] = lambda reason: None
+        self._has_failed = False
 
     @classmethod
     def connect(cls) -> "Ranks":
@@ -86,6 +87,11 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this rank is the one that writes the run directory."""
         return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no launcher started this process, so that it may outlive a failed run."""
+        return self._watchdog is None
 
     def device(self, name: str) -> torch.device:
         """The device of that name; with several GPUs, this rank's. Raises `UserError` if it is not available."""
@@ -174,7 +180,13 @@ class Ranks:
         self._on_failure = callback
 
     def fail(self, error: Exception) -> NoReturn:
-        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
+        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first.
+
+        A second call only raises its exception.
+        """
+        if self._has_failed:
+            raise error
+        self._has_failed = True
         if self._watchdog is None:
             self._on_failure(first_line(error))
             raise error

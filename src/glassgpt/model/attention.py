@@ -62,7 +62,7 @@ def attention_scores(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor
     """q (B, H, T, D), k (B, K, S, D), bias (H, T, S) -> q k^T / sqrt(D) + bias (B, H, T, S), before the mask."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return scores if bias is None else scores + bias
+    return scores if bias is None else scores + bias.to(scores.dtype)
 
 
 class ExplicitKernel(nn.Module):
@@ -101,7 +101,8 @@ class SDPAKernel(nn.Module):
         T, S = q.shape[-2], k.shape[-2]
         if bias is not None:
             mask = self.span.plain_mask(T, S, q.device) if mask is None else mask
-            return self.fused(q, k, v, bias.to(q.dtype).masked_fill(~mask, -torch.inf))
+            # With a batch dimension: PyTorch's fused CPU kernel refuses a mask (H, T, S).
+            return self.fused(q, k, v, bias.to(q.dtype).masked_fill(~mask, -torch.inf)[None])
         return self.plain(q, k, v) if mask is None and T == S else self.fused(q, k, v, mask)
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class SDPAKernel(nn.Module):
         return self.fused(q, k, v, causal=True)
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Attention by a mask (T, S) or (H, T, S), over all keys, or causal (T = S)."""
+        """Attention by a mask (T, S) or (1, H, T, S), over all keys, or causal (T = S)."""
         dropout = self.dropout if self.training else 0.0
         options = {"is_causal": causal, "enable_gqa": q.shape[1] != k.shape[1]}
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, **options)

@@ -195,10 +195,15 @@ def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) ->
 
 
 def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
-    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D)."""
+    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D).
+
+    With a position bias, also that (T, T).
+    """
     kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
     heads = {"q_norm": head, "k_norm": kv_head, "rot_q": head, "rot_k": kv_head, "v": kv_head, "kernel_out": head}
     arrays = {name: getattr(cache, name)[0, index].float() for name, index in heads.items()}
+    if cache.kernel_bias is not None:
+        arrays["bias"] = cache.kernel_bias[head].float()
     return pack(arrays, {"scale": 1 / math.sqrt(loaded.model.config.resolved_head_dim)})
 
 

@@ -193,11 +193,20 @@ class Background:
             error, self._error = self._error, None
             raise error
 
-    def finish(self, timeout: float | None = None) -> None:
-        """Wait until the action has ended, or for this many seconds; raise what it raised."""
+    def finish(self) -> None:
+        """Wait until the action has ended; raise what it raised."""
+        self.join()
+        self.check()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the action has ended, or for this many seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
-        self.check()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the action has not ended."""
+        return self._thread is not None and self._thread.is_alive()
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:

@@ -1,13 +1,13 @@
-"""What a run writes and shows while it trains: metrics, samples, status, checkpoints, progress."""
+"""The recorder of a run: its metrics, samples, status, checkpoints and progress while it trains."""
 
 import json
 import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
@@ -20,28 +20,68 @@ from glassgpt.training.setup import TrainState
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds for the running save if training fails, and for the loggers if a run ends at once.
+# Seconds for the running save if other ranks end this process, and for the loggers if a run ends at once.
 LAST_WRITE_SECONDS = 4.0
 
 
 class Recorder:
-    """Writes the files of a run, on the main rank. See `recorder_of`."""
+    """Takes the reports of a rank, and ignores them: only the main rank has a `RunRecorder`."""
+
+    def begin(self) -> None:
+        """Open the logs: updates are about to start."""
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Record an update. Raises the error of a save that has failed meanwhile."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Record an evaluation."""
+
+    def sampled(self, samples: Sequence[str]) -> None:
+        """Record samples."""
+
+    def probed(self, snapshot: ProbeSnapshot) -> None:
+        """Write a snapshot of the model's activations."""
+
+    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
+        """Write a checkpoint of this step while training continues. Raises the error of the save before."""
+
+    def failed_step(self, lr: float) -> None:
+        """Record an update that was not finite, with its token ids."""
+
+    def finish(self) -> None:
+        """Wait until the running save is complete. Raises its error."""
+
+    def status(self, state: State, error: str | None = None, step: int | None = None) -> None:
+        """Write the run's status. `step`: the last one saved; by default the last one done."""
+
+    def end(self, state: State, *, hurry: bool = False, error: str | None = None, seconds: float | None = None) -> None:
+        """Write the last status, close the loggers, wait for the running save, and close the files.
+
+        `hurry`: wait only a few seconds for the loggers' uploads. `seconds`: wait only this long for the save.
+        """
+
+    def fail(self, reason: str) -> None:
+        """End a run that fails, with the reason in its status. Raises nothing."""
+
+
+class RunRecorder(Recorder):
+    """Writes the files of a run, on the main rank."""
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
         """`request`: hash of what was asked for when the run began, for its status."""
         self._run, self._state, self._progress, self._request = run, state, progress, request
         self._background = Background()
+        self._ending = threading.Lock()
+        self._has_ended = False
         self._loggers = Loggers(run, state.config, progress.message)
 
     def begin(self) -> None:
-        """Open the logs: updates are about to start."""
         state, config = self._state, self._state.config
         self._metrics = MetricsWriter(self._run.metrics_path)
         self._loggers.open(state.step)
         self._progress.started(self._run.path, config, str(ModelSummary(config.model)), state.step, state.steps)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Record an update. Raises what went wrong in a save meanwhile."""
         if self._metrics.is_removed:  # by now another run may have taken its place
             raise UserError(f"the run {self._run.path} was removed during training; nothing more is written there")
         self._background.check()
@@ -49,7 +89,6 @@ class Recorder:
         self._progress.step(record)
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Record an evaluation."""
         self._record(record)
         self._progress.evaluated(record)
 
@@ -58,17 +97,14 @@ class Recorder:
         self._loggers.each(lambda logger: logger.write(int(record["step"]), dict(numbers_of(record))))
 
     def sampled(self, samples: Sequence[str]) -> None:
-        """Record samples."""
         append_samples(self._run.samples_path, self._state.step, samples)
         self._loggers.each(lambda logger: logger.write_samples(self._state.step, samples))
         self._progress.sampled(self._state.step, samples)
 
     def probed(self, snapshot: ProbeSnapshot) -> None:
-        """Write a snapshot of what the model computes."""
         write_probe(self._run.probe_path(snapshot.step), snapshot)
 
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
-        """Write a checkpoint of this step while training continues. Raises what went wrong in the save before."""
         assert snapshot is not None
         state, run = self._state, self._run
         self._loggers.each(lambda logger: logger.flush())
@@ -87,60 +123,57 @@ class Recorder:
         def write() -> None:
             self._metrics.sync()  # first: a checkpoint relies on all records up to its step
             save_checkpoint(run.checkpoints, snapshot, config, tokenizer, saved)
-            prune_checkpoints(run.checkpoints, config.keep_checkpoints, best_step)
-            self.status("running", step=saved.step)
+            with self._ending:
+                if not self._has_ended:  # then its last status counts, and the run may belong to another process
+                    prune_checkpoints(run.checkpoints, config.keep_checkpoints, best_step)
+                    self.status("running", step=saved.step)
 
         self._background.start(write)
 
     def failed_step(self, lr: float) -> None:
-        """Record an update that was not finite, with its token ids."""
         step = self._state.step
         self._metrics.write({"step": step + 1, "loss": math.nan, "lr": lr})
         batch = {"step": step + 1, "lr": lr, "ids": self._state.rows(step).tolist()}
         write_atomic(self._run.failure_path(step + 1), json.dumps(batch))
 
-    def finish(self, timeout: float | None = None) -> None:
-        """Wait until all is written, or for this many seconds. Raises what went wrong in the last save."""
-        self._background.finish(timeout)
+    def finish(self) -> None:
+        self._background.finish()
 
     def status(self, state: State, error: str | None = None, step: int | None = None) -> None:
-        """Write the run's status. `step`: the last one saved; by default the last one done."""
         ranks, step = self._state.ranks, self._state.step if step is None else step
         process = {"host": socket.gethostname(), "pid": os.getpid(), "launch": ranks.launch_id}
         facts = {"step": step, "steps": self._state.steps, "processes": ranks.size, **process}
         optional = {} if error is None else {"error": error}
         self._run.write_status(state, **facts, request=self._request, **optional)
 
-    def end(self, state: State, *, hurry: bool = False, error: str | None = None) -> None:
-        """Close the files, write the last status, then close the loggers, whose uploads may take their time.
-
-        `hurry`: do not wait for these for more than a few seconds.
-        """
-        self._metrics.close()
+    def end(self, state: State, *, hurry: bool = False, error: str | None = None, seconds: float | None = None) -> None:
+        with self._ending:
+            self._has_ended = True
         try:
             self.status(state, error)
         finally:
             closing = threading.Thread(target=self._loggers.close, args=(state == "failed",), daemon=True)
             closing.start()
             closing.join(LAST_WRITE_SECONDS if hurry else None)
+            self._close(seconds)
 
     def fail(self, reason: str) -> None:
-        """End a run that fails: give the running save a few seconds, and write the reason. Raises nothing."""
-        if self._metrics.is_removed:
-            return
+        # A process without other ranks may survive, and the run's lock ends next: no save may continue without it.
+        seconds = None if self._state.ranks.is_alone else LAST_WRITE_SECONDS
         with suppress(Exception):  # of two errors the first one counts
-            self.finish(LAST_WRITE_SECONDS)
-        with suppress(Exception):
-            self.end("failed", hurry=True, error=reason)
+            if self._metrics.is_removed:
+                self._has_ended = True
+                self._close(seconds)
+            else:
+                self.end("failed", hurry=True, error=reason, seconds=seconds)
 
-
-class _NoRecorder:
-    """Has every method, and none does anything."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **options: None
+    def _close(self, seconds: float | None) -> None:
+        """Wait for the running save, at most for some seconds, then close the metrics, which it flushes."""
+        self._background.join(seconds)
+        if not self._background.is_running:
+            self._metrics.close()
 
 
 def recorder_of(run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> Recorder:
-    """The recorder of a rank; on ranks other than the main one its methods do nothing."""
-    return Recorder(run, state, progress, request) if state.ranks.is_main else cast(Recorder, _NoRecorder())
+    """Return the recorder of a rank: a `RunRecorder` on the main one."""
+    return RunRecorder(run, state, progress, request) if state.ranks.is_main else Recorder()

@@ -27,6 +27,7 @@ def find_resume_point(
     Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
     asked for then.
     """
+    ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
     point = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     checkpoint = None if point["step"] is None else _await_checkpoint(run.checkpoints / f"{point['step']:06d}")
     return TrainConfig.from_dict(point["config"]), checkpoint, point["environment"], point["request"]
@@ -46,8 +47,12 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
     _require_same_numerics(run, config, saved)
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
-            masks = " (and dropout's masks change)" if name == "micro_batch_size" and config.model.dropout else ""
-            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{masks}")
+            effect = ""
+            if name == "eval_tokens":
+                effect = "; the best validation loss starts over, as the two are not comparable"
+            elif name == "micro_batch_size" and config.model.dropout:
+                effect = " (and dropout's masks change)"
+            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     _require_texts(run, config.data)
     require_loggers(changed.log)
     return {

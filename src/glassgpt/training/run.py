@@ -9,7 +9,8 @@ import os
 import shlex
 import signal
 import socket
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _run_to_end(
             recorder.finish()
     except NonFiniteError as error:
         raise _record_failure(error, run, state, recorder) from None
-    except KeyboardInterrupt:  # a second one: whatever is not saved is lost
+    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
         recorder.end("interrupted", hurry=True)
         raise
     state.ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
@@ -193,8 +194,14 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
     return True
 
 
-def _lock(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> AbstractContextManager[None]:
-    return run.locked(wait) if ranks.is_main else nullcontext()
+@contextmanager
+def _lock(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> Iterator[None]:
+    """Lock the run on the main rank. A failure is recorded before the lock ends: then another process may resume."""
+    with run.locked(wait) if ranks.is_main else nullcontext():
+        try:
+            yield
+        except Exception as error:
+            ranks.fail(error)
 
 
 def _interrupts() -> Interrupts:

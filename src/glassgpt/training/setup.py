@@ -290,7 +290,9 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.scaler.load_state_dict(dict(saved.scaler))
     state.outliers.recent = saved.recent or []
     state.tokens_seen = checkpoint.tokens_seen
-    state.step, state.best_step, state.best_val_loss = saved.step, saved.best_step, saved.best_val_loss
+    state.step = saved.step
+    if checkpoint.config.eval_tokens == state.config.eval_tokens:  # losses on other tokens are not comparable
+        state.best_step, state.best_val_loss = saved.best_step, saved.best_val_loss
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:

@@ -33,9 +33,9 @@ export function products(q, i, k, j) {
 export const norm = values => Math.sqrt(sum(values.map(x => x * x)));
 
 // The attention row of the query at t, computed from the vectors (the answer of /api/vectors).
-export function attentionRow({vectors: {rot_q: q, rot_k: k, scale}, span, t}) {
+export function attentionRow({vectors: {rot_q: q, rot_k: k, scale, bias}, span, t}) {
   const T = q.shape[0];
-  const scores = Float64Array.from({length: T}, (_, s) => scale * sum(products(q, t, k, s)));
+  const scores = Float64Array.from({length: T}, (_, s) => scale * sum(products(q, t, k, s)) + (bias?.[t * T + s] ?? 0));
   const visible = Array.from({length: T}, (_, s) => isVisible(span, t, s));
   const max = scores.reduce((most, score, s) => (visible[s] ? Math.max(most, score) : most), -Infinity);
   const exps = scores.map((score, s) => (visible[s] ? Math.exp(score - max) : 0));

@@ -75,12 +75,13 @@ function productsCard({signal, pieces}) {
     terms = products(vectors.rot_q, t, vectors.rot_k, s);
     lead.replaceChildren('Query ', h('strong.mono', {}, pieces[t]), ` at ${t}, key `, h('strong.mono', {}, pieces[s]),
       ` at ${s}.`);
-    figure.show({lanes: [{title: `q × k in ${terms.length} dimensions`, values: terms,
-      color: d => signColor(terms[d])}]});
+    figure.show({lanes: [{title: `q × k in ${terms.length} dimensions`, values: terms, color: d => signColor(terms[d])}]});
     const number = (test, x) => exact(test, x, precise(x));
     list.replaceChildren(facts([
       ['sum of the products, q·k', number('dot', sum(terms))],
-      [`× 1 / √${terms.length} = ${precise(vectors.scale)}: the score`, number('score', row.scores[s])],
+      ...vectors.bias ? [['position bias', number('bias', vectors.bias[t * row.scores.length + s])]] : [],
+      [`× 1 / √${terms.length} = ${precise(vectors.scale)}${vectors.bias ? ', + bias' : ''}: the score`,
+        number('score', row.scores[s])],
       ...row.visible[s] ? [
         ['exp(score − largest score of the row)',
           `exp(${precise(row.scores[s])} − ${precise(row.max)}) = ${precise(Math.exp(row.scores[s] - row.max))}`],
