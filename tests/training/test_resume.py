@@ -25,7 +25,7 @@ from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training import loop
+from glassgpt.training import loop, setup
 from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
@@ -478,6 +478,28 @@ def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
     assert f"torch was 1.0, is {environment['torch']}" in warning
     assert "cpu was an abacus" in warning
     assert "precision" not in warning
+
+
+def test_a_resumed_run_keeps_the_precision_that_auto_chose(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, progress = tiny_config(text), Quiet()
+    expected, run = through(config, tmp_path / "through"), crashed(config, tmp_path / "run", 7)
+    find = setup.find_precision  # as on a GPU from now on
+    monkeypatch.setattr(setup, "find_precision", lambda name, device: find(name.replace("auto", "bfloat16"), device))
+    resume(run, progress=progress)
+    assert differences(run, expected) == []
+    assert not [message for message in progress.messages if "precision" in message]
+
+
+def test_a_device_without_the_runs_precision_is_refused(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "precision": "tf32"}))
+    before = contents(run)
+    with pytest.raises(UserError, match=r"'tf32'.*cpu"):
+        resume(run, progress=Quiet())
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize(

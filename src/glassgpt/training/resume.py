@@ -17,6 +17,8 @@ from glassgpt.utils.errors import UserError
 
 # Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
 SETTLING_SECONDS = 60.0
+# Random numbers depend on the device and its kernels, and on how a batch is cut.
+_AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 
 def find_resume_point(
@@ -50,7 +52,7 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
             effect = ""
             if name == "eval_tokens":
                 effect = "; the best validation loss starts over, as the two are not comparable"
-            elif name == "micro_batch_size" and config.model.dropout:
+            elif name in _AFFECT_DROPOUT and config.model.dropout:
                 effect = " (and dropout's masks change)"
             progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     _require_texts(run, config.data)
