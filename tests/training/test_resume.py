@@ -21,7 +21,7 @@ from torch import Tensor
 from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
-from glassgpt.evaluation.perplexity import evaluate_data
+from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
@@ -532,6 +532,10 @@ def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: 
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
         resume(run, progress=Quiet())
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        train(config, tmp_path / "new", progress=Quiet())
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        evaluate(run)
 
 
 def test_a_run_whose_dataset_was_removed_prepares_the_same_again(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def evaluate(
     split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
     otherwise `all`. `column`, `encoding`, `errors` and `skip_bad`: as in `DataConfig`, by default the run's.
     context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
-    `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called before text is prepared.
+    `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called while text is prepared and verified.
 
     Returns the `figures` of a `Measurement`, what was measured (model, step, data, split, context length, precision,
     quantization, versions), and `details` (for a mixture, those of each text in `texts`). Raises `UserError`.
@@ -315,4 +315,5 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     if source is None and not is_own:
         message = "has changed since the model was trained on it, so its validation split may hold training text"
         raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
+    data.verify(log)
     return data, is_own

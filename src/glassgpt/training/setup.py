@@ -261,8 +261,8 @@ def _open_data(
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
         raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
-    if not is_new and ranks.local_rank == 0:
-        data.verify()
+    if ranks.local_rank == 0:
+        data.verify(progress.message)
     require_validation(data)
     vocab_size = data.tokenizer.vocab_size
     if config.model.vocab_size not in (None, vocab_size):
