@@ -22,7 +22,7 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate, evaluate_data
-from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import loop, setup
@@ -30,6 +30,7 @@ from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
+from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError, program
 from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
 
@@ -485,8 +486,11 @@ def test_a_resumed_run_keeps_the_precision_that_auto_chose(
 ) -> None:
     config, progress = tiny_config(text), Quiet()
     expected, run = through(config, tmp_path / "through"), crashed(config, tmp_path / "run", 7)
-    find = setup.find_precision  # as on a GPU from now on
-    monkeypatch.setattr(setup, "find_precision", lambda name, device: find(name.replace("auto", "bfloat16"), device))
+
+    def on_gpu(name: str, device: torch.device) -> str:
+        return find_precision("bfloat16" if name == "auto" else name, device)
+
+    monkeypatch.setattr(setup, "find_precision", on_gpu)
     resume(run, progress=progress)
     assert differences(run, expected) == []
     assert not [message for message in progress.messages if "precision" in message]
@@ -780,11 +784,10 @@ def test_the_other_ranks_wait_for_the_verification_without_limit(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, ranks, phases = crashed(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
-    verify = resume_module.latest_checkpoint
 
     def observed(*arguments: Any) -> Any:
         phases.append((ranks._status.phase, ranks._status.may_take_long))
-        return verify(*arguments)
+        return latest_checkpoint(*arguments)
 
     monkeypatch.setattr(resume_module, "latest_checkpoint", observed)
     resume_module.find_resume_point(RunDirectory(run), ranks, {}, Quiet())
