@@ -16,8 +16,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
+import torch.distributed as dist
 
-from glassgpt.distributed.group import process_group
+from glassgpt.config.model import ModelConfig
+from glassgpt.distributed.group import Ranks, process_group
+from glassgpt.distributed.strategies import DataParallel
+from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.utils.errors import UserError
 from kill_harness import differences, probes_of, records_of, tiny_config, write_text
@@ -94,6 +99,18 @@ def test_one_rank_of_each_host_goes_first_and_all_hosts_wait_for_them(harness: H
     slow, second, other_host = harness.run(3, "order_of_first_use", places=[("a", 0), ("a", 1), ("b", 0)])
     assert slow["left"] < second["entered"]
     assert slow["left"] < other_host["continued"]
+
+
+def test_ddp_draws_no_numbers_from_the_global_generator() -> None:
+    """Its two passes before training have dropout."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        shape = ModelConfig(vocab_size=8, context_length=8, n_layer=1, n_head=1, n_embd=8, dropout=0.5)
+        model, before = GPT(shape), torch.get_rng_state()
+        DataParallel(model, Ranks(), torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        dist.destroy_process_group()
 
 
 MODERN = {

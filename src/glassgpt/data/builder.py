@@ -141,7 +141,7 @@ class DatasetBuilder:
         """Call a task for each unit with its files, as soon as they are present."""
         # New objects: a cancelled one stays so.
         files = [file for source in self.sources for file in source.files()]
-        wanted = [file for unit in units for file in files[unit.first_file :][: len(unit.files)]]
+        wanted = [file for unit in units for file in files[unit.first_file : unit.first_file + len(unit.files)]]
         progress, before = ProgressLine(self.log), self._bytes_written()
 
         def message(seconds: float) -> str:

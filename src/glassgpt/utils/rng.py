@@ -30,17 +30,16 @@ def device_rng(device: "torch.device") -> "Iterator[Callable[[int], object]]":
     """
     import torch
 
-    if device.type == "mps":
-        state = torch.mps.get_rng_state()
-        yield torch.mps.manual_seed
-        torch.mps.set_rng_state(state)
-        return
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    if device.type == "mps":  # without a generator object
+        get_state, set_state, seed = torch.mps.get_rng_state, torch.mps.set_rng_state, torch.mps.manual_seed
     else:
         generator = torch.default_generator
-    state = generator.get_state()
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            generator = torch.cuda.default_generators[index]
+        get_state, set_state, seed = generator.get_state, generator.set_state, generator.manual_seed
+    state = get_state()
     try:
-        yield generator.manual_seed
+        yield seed
     finally:
-        generator.set_state(state)
+        set_state(state)
