@@ -401,10 +401,15 @@ def test_an_edited_execution_setting_holds_too(tmp_path: Path, text: Path) -> No
     assert [message for message in progress.messages if message.startswith("micro_batch_size: 2 -> 4")]
 
 
-def test_with_dropout_another_micro_batch_is_announced_as_more_than_rounding(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("change", [{"micro_batch_size": 4}, {"device": "auto"}, {"compile_backend": "eager"}], ids=str)
+def test_with_dropout_settings_that_also_change_its_masks_are_announced(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Ranks, "device", lambda self, name: torch.device("cpu"))
     run, progress = crashed(tiny_config(text, model={"dropout": 0.2}), tmp_path / "run", 7), Quiet()
-    resume(run, micro_batch_size=4, progress=progress)
-    assert [message for message in progress.messages if "micro_batch_size: 2 -> 4" in message and "dropout" in message]
+    resume(run, progress=progress, **change)
+    (name,) = change
+    assert [message for message in progress.messages if message.startswith(f"{name}: ") and "dropout" in message]
 
 
 @pytest.mark.parametrize(

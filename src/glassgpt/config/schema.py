@@ -45,7 +45,7 @@ class ReadingConfig:
     encoding: str = "utf-8"
     """Encoding of text, .csv and JSON lines."""
     errors: Literal["strict", "replace", "ignore"] = "strict"
-    """What to do with bytes that are not valid in the encoding."""
+    """Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out."""
     skip_bad: bool = False
     """Leave out rows without text (null, a number, broken JSON) instead of stopping there."""
 

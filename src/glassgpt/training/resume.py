@@ -1,4 +1,4 @@
-"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what changed since."""
+"""Find the point at which a run resumes: its newest valid checkpoint, and its config with the changes asked for."""
 
 import shlex
 import time
@@ -24,7 +24,7 @@ _AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 def find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any], str | None]:
-    """Where a run resumes, found by the main rank and shared with the others. Raises `UserError` as `resume` does.
+    """Find on the main rank where a run resumes, and share it with the others. Raises `UserError` as `resume` does.
 
     Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
     asked for then.

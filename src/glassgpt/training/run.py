@@ -102,7 +102,7 @@ def _resume(
 ) -> int | None:
     with _lock(run, ranks, wait), ExitStack() as stack:
         config, checkpoint, environment, request = find_resume_point(run, ranks, changes, progress)
-        # Other thread counts sum in another order; under another number of processes torchrun chooses them.
+        # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
         if environment.get("processes", 1) == ranks.size:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(environment["threads"])
@@ -157,7 +157,8 @@ def _record_failure(error: NonFiniteError, run: RunDirectory, state: TrainState,
     """Record the batch of an update that was not finite. Returns the error to raise."""
     state.step = error.step - 1
     recorder.failed_step(lr_at(state.step, state.steps, state.config.optim))
-    state.ranks.all_gather_numbers([0])  # every rank fails, and the first to announce it ends the others: write first
+    # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
+    state.ranks.all_gather_numbers([0])
     return UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr")
 
 
