@@ -51,8 +51,13 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_file_is_hashed_once_while_it_is_unchanged(directory: Path, hashed: Callable[[], set[str]]) -> None:
+def test_a_file_is_hashed_once_while_it_is_unchanged(
+    directory: Path, hashed: Callable[[], set[str]], tmp_path: Path
+) -> None:
     shards = {path.name for suffix in ("bin", "idx") for path in directory.glob(f"*.{suffix}")}
+    assert (verify(directory), hashed()) == (5, set())  # the builder remembers the hashes of what it has written
+    for record in (tmp_path / "cache" / "scans").iterdir():
+        record.unlink()
     assert (verify(directory), hashed()) == (5, shards)
     assert (verify(directory), hashed()) == (5, set())
     os.utime(directory / SHARD)

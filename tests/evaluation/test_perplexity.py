@@ -207,7 +207,7 @@ def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size
     model = model_for(tokenizer)
     ids = stream.read(0, len(stream))
     losses = np.array([np.nan, *plain_losses(model, ids)])
-    found = measure_stream(model, stream, tokenizer, batch_size=batch_size).documents
+    found = measure_stream(model, stream, tokenizer, batch_size=batch_size, by_document=True).documents
     assert found is not None
     starts = np.flatnonzero(ids == 256)
     assert found.starts.tolist() == starts.tolist()
@@ -224,7 +224,7 @@ def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size
 def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:
     texts = [f"{letter * 20} and so on" for letter in "abcdefgh"] + ["z"]
     stream, tokenizer = documents_stream(tmp_path, texts)
-    found = measure_stream(model_for(tokenizer), stream, tokenizer)
+    found = measure_stream(model_for(tokenizer), stream, tokenizer, by_document=True)
     result = details(found, stream, tokenizer, documents=True)
     assert result["documents"]["document"] == list(range(9))
     assert result["document_count"] == 9
@@ -286,9 +286,15 @@ def test_figures_of_every_document_on_request(run: Path, tmp_path: Path) -> None
 
 def test_a_limit_cuts_the_last_document(tmp_path: Path) -> None:
     stream, tokenizer = documents_stream(tmp_path, ["one", "two", "three"])
-    found = measure_stream(model_for(tokenizer), stream, tokenizer, limit=5).documents
+    found = measure_stream(model_for(tokenizer), stream, tokenizer, limit=5, by_document=True).documents
     assert found is not None
     assert found.tokens.tolist() == [3, 1, 0]
+
+
+def test_an_evaluation_in_training_does_not_read_the_index_of_documents(tmp_path: Path) -> None:
+    stream, tokenizer = documents_stream(tmp_path, ["one", "two", "three"])
+    with mock.patch.object(TokenStream, "document_starts", side_effect=AssertionError):
+        assert measure_stream(model_for(tokenizer), stream, tokenizer).documents is None
 
 
 def test_padded_ids_do_not_change_the_loss() -> None:

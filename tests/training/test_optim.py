@@ -13,6 +13,7 @@ from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import OptimConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.model.gpt import GPT
+from glassgpt.training import optim
 from glassgpt.training.optim import Muon, OutlierWatch, build_adamw, build_optimizers, lr_at, orthogonalize
 
 SHAPE = ModelConfig(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, qk_norm=True)
@@ -206,6 +207,24 @@ def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
     exact, rounded = updates
     assert torch.equal(exact, rounded) == (precision == "float32")
     torch.testing.assert_close(rounded, exact, atol=0.1 * exact.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+def test_muons_arithmetic_does_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """The meta device stands for any that is not a CPU."""
+    dtypes = set[torch.dtype]()
+
+    def observed(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+        dtypes.add(dtype)
+        return matrices
+
+    monkeypatch.setattr(optim, "orthogonalize", observed)
+    model = GPT.empty(SHAPE, torch.device("meta"))
+    muon, _ = build_optimizers(Strategy(model), OptimConfig(name="muon"), precision)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    muon.step()
+    assert dtypes == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)])

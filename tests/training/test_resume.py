@@ -21,15 +21,16 @@ from torch import Tensor
 from glassgpt.config.schema import TrainConfig
 from glassgpt.data.prepare import prepare
 from glassgpt.distributed.group import Ranks
-from glassgpt.evaluation.perplexity import evaluate_data
-from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
+from glassgpt.evaluation.perplexity import evaluate, evaluate_data
+from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training import loop
+from glassgpt.training import loop, setup
 from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
+from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError, program
 from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
 
@@ -400,10 +401,15 @@ def test_an_edited_execution_setting_holds_too(tmp_path: Path, text: Path) -> No
     assert [message for message in progress.messages if message.startswith("micro_batch_size: 2 -> 4")]
 
 
-def test_with_dropout_another_micro_batch_is_announced_as_more_than_rounding(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("change", [{"micro_batch_size": 4}, {"device": "auto"}, {"compile_backend": "eager"}], ids=str)
+def test_with_dropout_settings_that_also_change_its_masks_are_announced(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Ranks, "device", lambda self, name: torch.device("cpu"))
     run, progress = crashed(tiny_config(text, model={"dropout": 0.2}), tmp_path / "run", 7), Quiet()
-    resume(run, micro_batch_size=4, progress=progress)
-    assert [message for message in progress.messages if "micro_batch_size: 2 -> 4" in message and "dropout" in message]
+    resume(run, progress=progress, **change)
+    (name,) = change
+    assert [message for message in progress.messages if message.startswith(f"{name}: ") and "dropout" in message]
 
 
 @pytest.mark.parametrize(
@@ -480,6 +486,31 @@ def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
     assert "precision" not in warning
 
 
+def test_a_resumed_run_keeps_the_precision_that_auto_chose(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, progress = tiny_config(text), Quiet()
+    expected, run = through(config, tmp_path / "through"), crashed(config, tmp_path / "run", 7)
+
+    def on_gpu(name: str, device: torch.device) -> str:
+        return find_precision("bfloat16" if name == "auto" else name, device)
+
+    monkeypatch.setattr(setup, "find_precision", on_gpu)
+    resume(run, progress=progress)
+    assert differences(run, expected) == []
+    assert not [message for message in progress.messages if "precision" in message]
+
+
+def test_a_device_without_the_runs_precision_is_refused(tmp_path: Path, text: Path) -> None:
+    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "precision": "tf32"}))
+    before = contents(run)
+    with pytest.raises(UserError, match=r"'tf32'.*cpu"):
+        resume(run, progress=Quiet())
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize(
     ("name", "edit"),
     [
@@ -510,6 +541,10 @@ def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: 
     shard.write_bytes(content)
     with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
         resume(run, progress=Quiet())
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        train(config, tmp_path / "new", progress=Quiet())
+    with pytest.raises(UserError, match=r"train-00000-00000\.bin has changed"):
+        evaluate(run)
 
 
 def test_a_run_whose_dataset_was_removed_prepares_the_same_again(tmp_path: Path) -> None:
@@ -754,11 +789,10 @@ def test_the_other_ranks_wait_for_the_verification_without_limit(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, ranks, phases = crashed(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
-    verify = resume_module.latest_checkpoint
 
     def observed(*arguments: Any) -> Any:
         phases.append((ranks._status.phase, ranks._status.may_take_long))
-        return verify(*arguments)
+        return latest_checkpoint(*arguments)
 
     monkeypatch.setattr(resume_module, "latest_checkpoint", observed)
     resume_module.find_resume_point(RunDirectory(run), ranks, {}, Quiet())

@@ -37,7 +37,7 @@ class EvalOptions:
     encoding: Annotated[str | None, arg(help_behavior_hint=_AS_TRAINED)] = None
     """Encoding of text files."""
     errors: Annotated[Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint=_AS_TRAINED)] = None
-    """What to do with bytes that are not valid in the encoding."""
+    """Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out."""
     skip_bad: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint=_AS_TRAINED)] = False
     """Leave out rows without text (null, a number, broken JSON) instead of stopping there."""
     context_length: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None

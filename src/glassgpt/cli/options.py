@@ -1,4 +1,4 @@
-"""What several commands need, foremost their options: dataclasses that tyro fills, with errors of a line or two."""
+"""Helpers shared by several commands: options as dataclasses that tyro fills, and their errors in a line or two."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def parse(
 
 
 def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
-    """What is wrong with the arguments."""
+    """Return the error message for wrong arguments."""
     unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unexpected:
         first = unexpected[0]

@@ -45,7 +45,7 @@ class ReadingConfig:
     encoding: str = "utf-8"
     """Encoding of text, .csv and JSON lines."""
     errors: Literal["strict", "replace", "ignore"] = "strict"
-    """What to do with bytes that are not valid in the encoding."""
+    """Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out."""
     skip_bad: bool = False
     """Leave out rows without text (null, a number, broken JSON) instead of stopping there."""
 
@@ -189,7 +189,8 @@ class ProbeConfig(StrictConfig):
 class NumericsConfig(StrictConfig):
     """The settings that determine the numbers of a run. They are fixed once it has started.
 
-    Together with the fingerprint of the data they fix every bit of a CPU run (one torch build, CPU type, thread count).
+    Together with the data they fix every bit of a CPU run that has the same execution settings, the same number of
+    threads and processes, the same CPU type and the same torch build.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -214,15 +215,16 @@ class NumericsConfig(StrictConfig):
     seed: AtLeast0[int] = 1337
     """Seed of initialisation, batches, dropout and samples."""
     precision: Literal["auto", "native", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs."""
+    """Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs.
+    A resumed run keeps what these two chose when it began."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig(StrictConfig):
     """The settings that say how a run is executed. They may change on every resume.
 
-    They change losses by rounding only. With dropout, `micro_batch_size` (like the number of processes) also changes
-    the masks, because these depend on how a batch is cut.
+    They change the losses of updates by rounding only. With dropout, `micro_batch_size`, `device`, `compile` and
+    `compile_backend` (like the number of processes) also change the masks.
     """
 
     name: str = "run"

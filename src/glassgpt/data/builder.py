@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.data.dataset import FORMAT, MANIFEST, VERSION, files_of, read_manifest
+from glassgpt.data.dataset import FORMAT, MANIFEST, VERSION, files_of, read_manifest, remember_hashes
 from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
 from glassgpt.data.source_files import fetch_all
@@ -71,9 +71,12 @@ class DatasetBuilder:
         with explain_os_errors("write", self.directory):
             try:
                 manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
+                is_resumed = manifest is not None or self._is_started(identity)
                 if manifest is None or not self._is_same(manifest["request"], manifest["source"]["identity"], identity):
                     self._prepare(identity, workers)
                 self._publish()
+                if not is_resumed:  # nothing is known about files that lay on the disk meanwhile
+                    remember_hashes(self.directory)
             except BaseException:
                 if any(path for pattern in _KEPT for path in self._work.glob(pattern)):
                     self.log("finished files are kept: the same command resumes while the text is unchanged")
@@ -138,7 +141,7 @@ class DatasetBuilder:
         """Call a task for each unit with its files, as soon as they are present."""
         # New objects: a cancelled one stays so.
         files = [file for source in self.sources for file in source.files()]
-        wanted = [file for unit in units for file in files[unit.first_file :][: len(unit.files)]]
+        wanted = [file for unit in units for file in files[unit.first_file : unit.first_file + len(unit.files)]]
         progress, before = ProgressLine(self.log), self._bytes_written()
 
         def message(seconds: float) -> str:

@@ -241,10 +241,7 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
     manifest = load_manifest(directory)
     if not _is_prepared(manifest):
         return verify_token_files(directory, force)
-    files = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
-    for shard in shards_of(manifest):
-        path = directory / shard["name"]
-        files += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
+    files = _hashes(directory, manifest)
     total, done, progress = sum(path.stat().st_size for path, _ in files), 0, ProgressLine(log)
     for path, expected in files:
         if remembered(path, "sha256", partial(sha256_of, path), force) != expected:
@@ -255,3 +252,18 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
         done += path.stat().st_size
         progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")
     return len(files)
+
+
+def remember_hashes(directory: Path) -> None:
+    """Remember the hashes of a dataset that was just written, so that `verify` reads its files only after a change."""
+    for path, sha256 in _hashes(directory, load_manifest(directory)):
+        remembered(path, "sha256", partial(str, sha256))
+
+
+def _hashes(directory: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """The files of a prepared dataset that have a sha256, and these."""
+    hashes = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
+    for shard in shards_of(manifest):
+        path = directory / shard["name"]
+        hashes += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
+    return hashes

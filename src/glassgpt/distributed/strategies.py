@@ -17,6 +17,7 @@ from glassgpt.distributed.group import Ranks, under_torchrun
 from glassgpt.model.attention import FlexKernel
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.rng import device_rng
 
 # Shapes of a run: contexts and batches that double, each in two sizes of micro-batch. Over PyTorch's limit of 8 the
 # rest would run uncompiled, after one warning.
@@ -89,8 +90,9 @@ class DataParallel(Strategy):
         # the first update did that, a resumed run would sum it in another order, which changes bits with 3 ranks and
         # more. (`find_unused_parameters=True` keeps the first order, but walks the graph and warns on each rank.)
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        for _ in range(2):
-            self.forward(ids, ids).backward()
+        with device_rng(device):  # dropout
+            for _ in range(2):
+                self.forward(ids, ids).backward()
         self.model.zero_grad(set_to_none=False)
 
     def finish_update(self) -> None:

@@ -146,6 +146,7 @@ def score_hellaswag(
     saved = {} if results is None else _read_results(results)
     scores: list[Score] = []
     device = model.embedding.weight.device
+    # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
             numbers = [question.number for question in batch]

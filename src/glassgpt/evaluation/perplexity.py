@@ -81,7 +81,7 @@ class Measurement:
     text_bytes: int = 0
     """Bytes of these tokens."""
     documents: DocumentLosses | None = None
-    """Losses by document, if document starts are known."""
+    """Losses by document, if they are asked for and document starts are known."""
     token_losses: list[npt.NDArray[np.float64]] = field(default_factory=list)
     """Losses of all predicted tokens in order, one array per batch, if they are kept."""
 
@@ -124,18 +124,19 @@ def measure_stream(
     batch_size: int | None = None,
     context_length: int | None = None,
     keep_tokens: bool = False,
+    by_document: bool = False,
     ranks: Ranks | None = None,
 ) -> Measurement:
     """Measure the losses of a token stream in windows of `context_length` that do not overlap, the remainder included.
 
-    limit: stop after this many predicted tokens. Each rank measures its share of the windows, which may be empty.
-    Raises `UserError` for fewer than two tokens.
+    limit: stop after this many predicted tokens. by_document: also sum the losses of each document. Each rank measures
+    its share of the windows, which may be empty. Raises `UserError` for fewer than two tokens.
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
     tokens = EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS
     batch_size = batch_size or max(1, tokens // context_length)
-    byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts()
+    byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts() if by_document else None
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
     measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
     with inference.evaluation_mode(model):
@@ -250,7 +251,7 @@ def evaluate(
     split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
     otherwise `all`. `column`, `encoding`, `errors` and `skip_bad`: as in `DataConfig`, by default the run's.
     context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
-    `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called before text is prepared.
+    `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called while text is prepared and verified.
 
     Returns the `figures` of a `Measurement`, what was measured (model, step, data, split, context length, precision,
     quantization, versions), and `details` (for a mixture, those of each text in `texts`). Raises `UserError`.
@@ -273,7 +274,8 @@ def evaluate(
         split = "validation" if is_own or is_prepared else "all"
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
     precision = _precision(loaded, quantize)
-    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
+    options: dict[str, Any] = {"precision": precision, "context_length": context_length}
+    options |= {"keep_tokens": tokens, "by_document": True}
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
@@ -315,4 +317,5 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     if source is None and not is_own:
         message = "has changed since the model was trained on it, so its validation split may hold training text"
         raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
+    data.verify(log)
     return data, is_own

@@ -148,8 +148,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model: AdamW alone, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    Muon orthogonalises in bfloat16 on a GPU, and on a CPU if the run's precision is bfloat16; otherwise in float32,
-    since CPUs that emulate bfloat16 take a hundred times as long.
+    Muon orthogonalises in bfloat16 if that is the run's precision, otherwise in float32, on every device.
     """
     model = strategy.model
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -161,8 +160,7 @@ def build_optimizers(
     taken |= {id(p) for p in single}
     groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
-    exact = precision != "bfloat16" and parameters[0].device.type == "cpu"
-    dtype = torch.float32 if exact else torch.bfloat16
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     return [Muon(groups, config.lr, config.momentum, config.weight_decay, strategy, dtype), build_adamw(rest, config)]
 
 

@@ -1,4 +1,4 @@
-"""What a training run shows while it runs. `cli/console.py` has a live display for terminals."""
+"""Plain-text progress of a training run. `cli/console.py` has a live display for terminals."""
 
 import sys
 import time

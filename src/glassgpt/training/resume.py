@@ -1,4 +1,4 @@
-"""Where a run resumes: its newest valid checkpoint, its config with the changes asked for, and what changed since."""
+"""Find the point at which a run resumes: its newest valid checkpoint, and its config with the changes asked for."""
 
 import shlex
 import time
@@ -17,12 +17,14 @@ from glassgpt.utils.errors import UserError
 
 # Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
 SETTLING_SECONDS = 60.0
+# Random numbers depend on the device and its kernels, and on how a batch is cut.
+_AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 
 def find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any], str | None]:
-    """Where a run resumes, found by the main rank and shared with the others. Raises `UserError` as `resume` does.
+    """Find on the main rank where a run resumes, and share it with the others. Raises `UserError` as `resume` does.
 
     Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
     asked for then.
@@ -50,7 +52,7 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
             effect = ""
             if name == "eval_tokens":
                 effect = "; the best validation loss starts over, as the two are not comparable"
-            elif name == "micro_batch_size" and config.model.dropout:
+            elif name in _AFFECT_DROPOUT and config.model.dropout:
                 effect = " (and dropout's masks change)"
             progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     _require_texts(run, config.data)

@@ -60,10 +60,10 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
     With other `steps` the schedule from the checkpoint on is that of a run of that length. `execution`: settings of
-    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`). They change losses by rounding only, as
-    another number of processes does; with dropout both also change its masks. A finished run is left as it is. Raises
-    `UserError` for a directory that is not a run, for changed data, for a changed setting that determines the numbers,
-    and if no checkpoint passes verification.
+    `ExecutionConfig` by name (`micro_batch_size=4, sample={"count": 0}`), which change losses as described there. The
+    run keeps its precision, and with other `eval_tokens` its best validation loss starts over. A finished run is left
+    as it is. Raises `UserError` for a directory that is not a run, for changed data, for a changed setting that
+    determines the numbers, for a device that lacks the precision, and if no checkpoint passes verification.
     """
     directory = RunDirectory(run)
     with _interrupts() as interrupts, process_group() as ranks:
@@ -102,11 +102,11 @@ def _resume(
 ) -> int | None:
     with _lock(run, ranks, wait), ExitStack() as stack:
         config, checkpoint, environment, request = find_resume_point(run, ranks, changes, progress)
-        # Other thread counts sum in another order; under another number of processes torchrun chooses them.
+        # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
         if environment.get("processes", 1) == ranks.size:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(environment["threads"])
-        state = setup_training(config, ranks, progress, checkpoint, environment["data_fingerprint"])
+        state = setup_training(config, ranks, progress, checkpoint, environment)
         warn_of_changed_environment(environment, environment_of(state), progress)
         recorder = recorder_of(run, state, progress, request)
         if state.step >= state.steps:
@@ -157,7 +157,8 @@ def _record_failure(error: NonFiniteError, run: RunDirectory, state: TrainState,
     """Record the batch of an update that was not finite. Returns the error to raise."""
     state.step = error.step - 1
     recorder.failed_step(lr_at(state.step, state.steps, state.config.optim))
-    state.ranks.all_gather_numbers([0])  # every rank fails, and the first to announce it ends the others: write first
+    # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
+    state.ranks.all_gather_numbers([0])
     return UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr")
 
 

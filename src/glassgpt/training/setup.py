@@ -1,9 +1,9 @@
-"""What an update works on, and how it is built: data, model and optimizers, new or restored from a checkpoint."""
+"""The state of training, new or restored from a checkpoint: data, model and optimizers."""
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ USUAL_PEAK_SHARE = 0.4
 
 @dataclass
 class TrainState:
-    """What an update works on. `step` counts the updates done."""
+    """The state of training, which each update changes. `step` counts the updates done."""
 
     config: TrainConfig
     data: TrainingData
@@ -58,7 +58,7 @@ class TrainState:
     hellaswag_published: bool = False
     """Whether the items are the complete published file."""
     prompts: Sequence[Prompt] = ()
-    """What the snapshots run the model on; empty if there are none."""
+    """Inputs of the snapshots; empty if there are none."""
 
     step: int = 0
     tokens_seen: int = 0
@@ -120,16 +120,18 @@ def setup_training(
     ranks: Ranks,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
-    fingerprint: str | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Everything an update needs, new or as a checkpoint left it. Writes nothing except a prepared dataset.
+    """Build the state of a new run, or restore it from a checkpoint. Writes nothing except a prepared dataset.
 
-    `fingerprint` is that of the data a resumed run must find. Raises `UserError` if something does not fit.
+    `environment`: of a resumed run when it began; it must find the same data, and keeps its precision. Raises
+    `UserError` if something does not fit.
     """
     if config.init_from == "":
         raise UserError("this recipe starts from a trained model: name one with --init-from REFERENCE")
     device = ranks.device(config.device)
-    precision = find_precision(config.precision, device)
+    precision = _precision_of(config, environment, device)
+    fingerprint = None if environment is None else str(environment["data_fingerprint"])
     with ranks.main_process_first("opening the data"):
         start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
@@ -163,7 +165,7 @@ def setup_training(
         prompts=_probe_prompts(model, data, config),
         peak_flops=peak_flops(device, precision),
     )
-    # A loss scale, and losses compared with those before, are on the host: it has to wait for the numbers then.
+    # Float16's loss scale, the outlier check and an offloaded optimizer need the numbers of each update on the host.
     on_host = state.scaler.is_enabled() or config.optim.skip_outliers or config.cpu_offload
     if device.type == "cuda" and not on_host:
         judge_on_device(state)
@@ -173,6 +175,19 @@ def setup_training(
         _compile(strategy, config.compile_backend)
     _warn_of_long_updates(state, progress)
     return state
+
+
+def _precision_of(config: TrainConfig, environment: Mapping[str, Any] | None, device: torch.device) -> str:
+    """The precision of a run. A resumed one keeps its own: `auto` may have another meaning on this device."""
+    if environment is None:
+        return find_precision(config.precision, device)
+    name = environment.get("precision", config.precision)
+    try:
+        return find_precision(name, device)
+    except UserError as error:
+        raise UserError(
+            f"this run began with precision {name!r}, so it cannot resume on {device.type}: {error}"
+        ) from None
 
 
 def _warn_of_long_updates(state: TrainState, progress: Progress) -> None:
@@ -246,8 +261,8 @@ def _open_data(
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
         raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
-    if not is_new and ranks.local_rank == 0:
-        data.verify()
+    if ranks.local_rank == 0:
+        data.verify(progress.message)
     require_validation(data)
     vocab_size = data.tokenizer.vocab_size
     if config.model.vocab_size not in (None, vocab_size):
@@ -321,7 +336,7 @@ def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[
 
 
 def environment_of(state: TrainState) -> dict[str, Any]:
-    """What the bits of a run depend on, besides config and data."""
+    """Describe the software, machine and processes of a run: with config and data they determine its bits."""
     return {
         **describe_environment(state.device, state.precision),
         "processes": state.ranks.size,

@@ -128,7 +128,7 @@ def start_update(state: TrainState, lr: float) -> Update:
     """
     loss, norm, group_norms = compute_gradients(state)
     numbers = state.ranks.all_gather(torch.stack([loss, norm.to(loss.device)])[None])
-    # Copied ahead of the optimizers' work: waiting for the numbers does not wait for that, nor for the next update.
+    # Queue the copy before the optimizers: reading the numbers then waits neither for them nor for the next update.
     on_host = numbers.to("cpu", non_blocking=state.found_inf is not None)
     update = Update(state.step + 1, lr, on_host, group_norms)
     if state.found_inf is None:

@@ -117,8 +117,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a directory to fill; it replaces `final` when the block ends and all of it is on the disk.
 
-    On an exception it is removed. After a SIGKILL it remains with `PARTIAL_PREFIX`, until `remove_partials`. An existing
-    `final` is renamed before it is deleted, so that at every moment one of the two versions is complete.
+    On an exception it is removed. After a SIGKILL it remains with `PARTIAL_PREFIX`, until `remove_partials`. An
+    existing `final` is renamed before it is deleted, so that at every moment one of the two versions is complete.
     """
     partial, replaced = (final.with_name(f"{PARTIAL_PREFIX}{kind}{final.name}") for kind in ("", "replaced-"))
     with explain_os_errors("write", final):

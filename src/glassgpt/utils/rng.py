@@ -32,8 +32,10 @@ def device_rng(device: "torch.device") -> "Iterator[Callable[[int], object]]":
 
     if device.type == "mps":
         state = torch.mps.get_rng_state()
-        yield torch.mps.manual_seed
-        torch.mps.set_rng_state(state)
+        try:
+            yield torch.mps.manual_seed
+        finally:
+            torch.mps.set_rng_state(state)
         return
     if device.type == "cuda":
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
