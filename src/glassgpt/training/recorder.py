@@ -55,7 +55,7 @@ class Recorder:
         """Write the run's status. `step`: the last one saved; by default the last one done."""
 
     def end(self, state: State, *, hurry: bool = False, error: str | None = None, seconds: float | None = None) -> None:
-        """Write the last status, close the loggers, wait for the running save, and close the files.
+        """Write the last status, wait for the running save, and close the files and the loggers.
 
         `hurry`: wait only a few seconds for the loggers' uploads. `seconds`: wait only this long for the save.
         """
@@ -154,8 +154,8 @@ class RunRecorder(Recorder):
         finally:
             closing = threading.Thread(target=self._loggers.close, args=(state == "failed",), daemon=True)
             closing.start()
+            self._close(seconds)  # meanwhile: a rank of several has few seconds for both
             closing.join(LAST_WRITE_SECONDS if hurry else None)
-            self._close(seconds)
 
     def fail(self, reason: str) -> None:
         # A process without other ranks may survive, and the run's lock ends next: no save may continue without it.
