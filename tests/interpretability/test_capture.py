@@ -117,6 +117,7 @@ def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None
 
 def test_overlapping_captures_restore_compilation() -> None:
     """As in two threads: compilation is switched off for the whole process, and must be on again at the end."""
+    torch.compiler.reset()  # other tests of this process may have used up the recompile limit
     first, second = capture(small()), capture(small())
     compiled: list[torch.fx.GraphModule] = []
     for enter in (first.__enter__, second.__enter__):
@@ -137,6 +138,7 @@ def test_overlapping_captures_restore_compilation() -> None:
 
 def test_a_compiled_model_is_captured_and_stays_compiled() -> None:
     """After a compiled call, in which hooks would not fire; nothing is compiled a second time."""
+    torch.compiler.reset()
     model, ids, compiled = small(), token_ids(), []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
