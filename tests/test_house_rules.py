@@ -18,8 +18,8 @@ STATIC = [
 ]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# The goal is 16,000: lower this with every cut, and never raise it for a feature without removing as much elsewhere.
-PYTHON_LINES = 17_850
+# The size today. The goal is 16,000: lower this with every cut.
+PYTHON_LINES = 17_825
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {

@@ -206,6 +206,17 @@ def test_a_directory_is_replaced_by_renames_and_a_failed_one_keeps_the_old(
     assert names(tmp_path) == ["final"]
 
 
+def test_a_version_that_a_killed_process_was_replacing_is_restored(tmp_path: Path) -> None:
+    """The kill came between the two renames, so both versions have partial names."""
+    for name, text in (("replaced-final", "old"), ("final", "new")):
+        folder = tmp_path / f"{PARTIAL_PREFIX}{name}"
+        folder.mkdir()
+        (folder / "a").write_text(text)
+    remove_partials(tmp_path)
+    assert names(tmp_path) == ["final"]
+    assert (tmp_path / "final" / "a").read_text() == "old"
+
+
 def test_a_directory_replaces_the_old_one_and_what_a_killed_one_left(tmp_path: Path) -> None:
     final, left = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
     for folder in (final, left):

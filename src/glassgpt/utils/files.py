@@ -16,6 +16,7 @@ from glassgpt.utils.errors import UserError
 
 # A file or directory that is still being written has this prefix until it is renamed to its final name.
 PARTIAL_PREFIX = ".partial-"
+_REPLACED = "replaced-"
 _KEPT_OF_NAME = 48  # characters that a partial file keeps, so that its name fits the 255 bytes that a name may have
 
 _REASONS = {
@@ -120,7 +121,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     On an exception it is removed. After a SIGKILL it remains with `PARTIAL_PREFIX`, until `remove_partials`. An
     existing `final` is renamed before it is deleted, so that at every moment one of the two versions is complete.
     """
-    partial, replaced = (final.with_name(f"{PARTIAL_PREFIX}{kind}{final.name}") for kind in ("", "replaced-"))
+    partial, replaced = (final.with_name(f"{PARTIAL_PREFIX}{kind}{final.name}") for kind in ("", _REPLACED))
     with explain_os_errors("write", final):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +144,12 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 
 
 def remove_partials(directory: Path, pattern: str = "*") -> None:
-    """Remove partial files and directories that a killed process left in a directory."""
+    """Remove partial files and directories that a killed process left, and restore a version it was replacing."""
     for path in directory.glob(f"{PARTIAL_PREFIX}{pattern}"):
+        final = path.with_name(path.name.removeprefix(PARTIAL_PREFIX + _REPLACED))
+        if final != path and not final.exists():  # killed between the two renames of `atomic_directory`
+            os.replace(path, final)
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
