@@ -37,18 +37,15 @@ class Edit(StrictConfig):
 
     section = "edits"  # in errors, as in the playground's requests
 
+    # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
+    # stream after a layer; or hide the token at a `position` from later ones.
     kind: Kind
-    """Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the
-    `residual` stream after a layer; or hide the token at a `position` from later ones."""
-    layer: int | None = None
-    """Required, except for `position`, which without a layer is hidden in all."""
-    head: int | None = None
-    """Required for `head`; not allowed otherwise."""
-    position: int | None = None
-    """The token to hide. For other kinds: the only position to edit; default: all."""
+    layer: int | None = None  # required, except for `position`, which without a layer is hidden in all
+    head: int | None = None  # required for `head`; not allowed otherwise
+    position: int | None = None  # the token to hide; for other kinds the only position to edit (default: all)
+    # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
+    # position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`).
     by: Replacement = "zero"
-    """What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
-    position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`)."""
 
     def check_fits(self, model: GPT, source: ActivationCache | None) -> None:
         """Raise `UserError` if the edit is incomplete or the model has no such part."""
@@ -71,9 +68,7 @@ class Edit(StrictConfig):
             source.require_pass()
             shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
             if shape != (config.n_layer, config.n_embd, config.n_head):
-                raise UserError(
-                    "edit: the source text was captured in a model of another shape; capture it in this one"
-                )
+                raise UserError("edit: the source text was captured in a model of another shape")
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def logit_lens(
     T = cache.ids.shape[1]
     stop = T if stop is None else stop
     if not 0 <= start < stop <= T:
-        raise UserError(f"there are no positions {start} to {stop}; the text has {T} tokens")
+        raise UserError(f"there are no positions from start {start} to stop {stop}; the text has {T} tokens")
     for token in watch:
         require_index("token", token, model.vocab_size)
     x = torch.stack([stream[0, start:stop] for stream in cache.residual_stream])  # (L + 1, n, C)
