@@ -88,9 +88,8 @@ def parse_body(schema: type[R], body: bytes) -> R:
         limits = LIMITS.get(name, (0, MAX_TOKENS) if isinstance(value, list) else None)
         size = len(value) if isinstance(value, list | str) else value
         if limits and isinstance(size, int | float) and not limits[0] <= size <= limits[1]:
-            unit = {list: " items", str: " characters"}.get(type(value), "")
-            verb = "have" if unit else "be"
-            raise UserError(f"{name[:40]} must {verb} from {limits[0]:,} to {limits[1]:,}{unit}, got {size:,}")
+            what = name[:40] if size is value else f"the length of {name[:40]}"
+            raise UserError(f"{what} must be from {limits[0]:,} to {limits[1]:,}, got {size:,}")
     return build(schema, values)
 
 
