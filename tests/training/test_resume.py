@@ -148,7 +148,10 @@ def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
                 assert self.read_status()["state"] == state
 
     def is_saving() -> bool:
-        return any(thread.name == "glassgpt-save" for thread in threading.enumerate())
+        threads = [thread for thread in threading.enumerate() if thread.name == "glassgpt-save"]
+        for thread in threads:
+            thread.join(0.02)  # it sets its result a moment before it ends
+        return any(thread.is_alive() for thread in threads)
 
     monkeypatch.setattr(MetricsWriter, "sync", slow_sync)
     monkeypatch.setattr(RunDirectory, "locked", watched)

@@ -23,30 +23,30 @@ _AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 def find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
-) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any], str | None]:
+) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
     """Find on the main rank where a run resumes, and share it with the others. Raises `UserError` as `resume` does.
 
-    Returns the config with the changes, the checkpoint, the environment when the run began, and the hash of what was
-    asked for then.
+    Returns the config with the changes, the checkpoint, and the environment when the run began.
     """
     ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
-    point = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
-    checkpoint = None if point["step"] is None else _await_checkpoint(run.checkpoints / f"{point['step']:06d}")
-    return TrainConfig.from_dict(point["config"]), checkpoint, point["environment"], point["request"]
+    found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
+    config, step, environment = found
+    checkpoint = None if step is None else _await_checkpoint(run.checkpoints / f"{step:06d}")
+    return TrainConfig.from_dict(config), checkpoint, environment
 
 
-def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> tuple[dict[str, Any], int | None, Any]:
+    """The changed config, the step of the checkpoint and the environment, as JSON values."""
     environment, config = run.read_environment(), run.read_config()
     checkpoint = latest_checkpoint(run.checkpoints, progress.message)
-    done = checkpoint.state.step if checkpoint is not None else 0
-    changed = _with_changes(config, changes)
+    done, saved = (0, config) if checkpoint is None else (checkpoint.state.step, checkpoint.config)
+    changed = config.override(**changes)  # which refuses unknown names and wrong values
+    _require_same_numerics(run, changes, changed, saved)
     steps = changes.get("steps")
     if steps is not None and steps != config.steps:
         if steps <= done:
             raise UserError(f"the run {run.path} is already at step {done}: --steps must be larger")
         progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
-    saved = checkpoint.config if checkpoint is not None else config
-    _require_same_numerics(run, config, saved)
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
             effect = ""
@@ -57,34 +57,23 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
             progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     _require_texts(run, config.data)
     require_loggers(changed.log)
-    return {
-        "config": changed.to_dict(),
-        "environment": environment,
-        "step": done if checkpoint is not None else None,
-        "request": run.read_status().get("request"),
-    }
+    return changed.to_dict(), None if checkpoint is None else done, environment
 
 
-def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The config with changed settings. Raises `UserError` for a setting that determines the numbers."""
-    changed = config.override(**changes)  # which refuses unknown names and wrong values
-    fixed = [name for name in changes if name not in (*EXECUTION_SETTINGS, "steps")]
-    if fixed:
-        name = next((each for each in changed.differences(config) if each.partition(".")[0] in fixed), fixed[0])
-        raise UserError(f"{name} determines the numbers of a run, so --resume cannot change it; start a new run")
-    return changed
-
-
-def _require_same_numerics(run: RunDirectory, config: TrainConfig, saved: TrainConfig) -> None:
-    """Refuse a config.toml in which a setting was edited that determines the numbers since the checkpoint."""
+def _require_same_numerics(
+    run: RunDirectory, changes: Mapping[str, Any], changed: TrainConfig, saved: TrainConfig
+) -> None:
+    """Refuse a setting that determines the numbers and was changed since the checkpoint, now or in config.toml."""
     # The length may change, and the text may have moved: its fingerprint shows whether it is the same.
-    changed = set(config.differences(saved)) - {"steps", "epochs", "data.source"}
-    if list(config.data.mixture.values()) == list(saved.data.mixture.values()):
-        changed -= {"data.mixture"}
-    changed = {name for name in changed if name.partition(".")[0] not in EXECUTION_SETTINGS}
-    if changed:
+    may_change = {"steps", "epochs", "data.source"}
+    if list(changed.data.mixture.values()) == list(saved.data.mixture.values()):
+        may_change.add("data.mixture")
+    fixed = [name for name in changed.differences(saved) if name.partition(".")[0] not in EXECUTION_SETTINGS]
+    if name := next((name for name in fixed if name != "steps" and name.partition(".")[0] in changes), None):
+        raise UserError(f"{name} determines the numbers of a run, so --resume cannot change it; start a new run")
+    if edited := sorted(set(fixed) - may_change):
         raise UserError(
-            f"{', '.join(sorted(changed))} in {run.config_path} was changed since the last checkpoint; restore it, "
+            f"{', '.join(edited)} in {run.config_path} was changed since the last checkpoint; restore it, "
             f"or start a new run with --init-from {shlex.quote(str(run.path))}"
         )
 

@@ -9,8 +9,9 @@ import os
 import shlex
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.loggers import require_loggers
 from glassgpt.training.loop import training_loop
-from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
-from glassgpt.training.recorder import Recorder, recorder_of
+from glassgpt.training.recorder import Recorder
 from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, warn_of_changed_environment
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
@@ -45,14 +45,13 @@ def train(
     torchrun restarts the ranks, the run that they began is resumed. Whether it fits into memory is not checked.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with _interrupts() as interrupts, process_group() as ranks:
-        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
-        is_restart = ranks.is_main and _is_restart(run, config, overwrite, ranks)
-        if ranks.all_gather_object(is_restart)[0]:
-            progress.message(f"resuming {run.path}, which this torchrun job began")
-            stopped_by = _resume(run, ranks, progress, interrupts, {}, wait=SETTLING_SECONDS)
+    with _start_job(run, progress) as job:
+        is_restart = job.ranks.is_main and _is_restart(run, config, overwrite, job.ranks)
+        if job.ranks.all_gather_object(is_restart)[0]:
+            job.progress.message(f"resuming {run.path}, which this torchrun job began")
+            stopped_by = job.resume({})
         else:
-            stopped_by = _train(config, run, overwrite, ranks, progress, interrupts)
+            stopped_by = job.train(config, overwrite)
     return _end(run, stopped_by)
 
 
@@ -66,100 +65,116 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     determines the numbers, for a device that lacks the precision, and if no checkpoint passes verification.
     """
     directory = RunDirectory(run)
-    with _interrupts() as interrupts, process_group() as ranks:
-        if ranks.is_main:
+    with _start_job(directory, progress) as job:
+        if job.ranks.is_main:
             directory.require_run()
-        # After a restart by torchrun, what is left of the former ranks may need a moment to end.
-        is_restart = ranks.launch_id is not None and directory.read_status().get("launch") == ranks.launch_id
-        wait = SETTLING_SECONDS if is_restart else 0.0
-        changes = execution if steps is None else {**execution, "steps": steps}
-        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
-        stopped_by = _resume(directory, ranks, progress, interrupts, changes, wait)
+        stopped_by = job.resume(execution if steps is None else {**execution, "steps": steps})
     return _end(directory, stopped_by)
 
 
-def _train(
-    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, interrupts: Interrupts
-) -> int | None:
-    if ranks.is_main:
-        run.require_free(overwrite)
-        require_loggers(config.log)
-    state = setup_training(config, ranks, progress)
-    recorder = recorder_of(run, state, progress, _request_of(config))
-    with _lock(run, ranks):
+@dataclass(frozen=True)
+class _Job:
+    """One rank's part in the training of a run. Its methods return the signal that stopped the run before its end."""
+
+    run: RunDirectory
+    ranks: Ranks
+    progress: Progress
+    interrupts: Interrupts
+
+    def train(self, config: TrainConfig, overwrite: bool) -> int | None:
+        run, ranks = self.run, self.ranks
         if ranks.is_main:
-            run.require_free(overwrite)  # again: another process may have been faster
-            run.clear()
-            run.write_environment(environment_of(state))
-            recorder.status("running")  # with launch and request, which `_is_restart` looks for
-            run.write_config(state.config)
-            run.cut_back(0)
-        return _run_to_end(run, state, recorder, progress, interrupts)
+            run.require_free(overwrite)
+            require_loggers(config.log)
+        state = setup_training(config, ranks, self.progress)
+        recorder = Recorder(run, state, self.progress, _request_of(config))
+        with self.locked():
+            if ranks.is_main:
+                run.require_free(overwrite)  # again: another process may have been faster
+                run.clear()
+                run.write_environment(environment_of(state))
+                recorder.status("running")  # with launch and request, which `_is_restart` looks for
+                run.write_config(state.config)
+                run.cut_back(0)
+            return self.run_to_end(state, recorder)
 
+    def resume(self, changes: Mapping[str, Any]) -> int | None:
+        run, ranks, progress = self.run, self.ranks, self.progress
+        # After a restart by torchrun, what is left of the former ranks may need a moment to end.
+        is_restart = ranks.launch_id is not None and run.read_status().get("launch") == ranks.launch_id
+        with self.locked(SETTLING_SECONDS if is_restart else 0.0), ExitStack() as stack:
+            config, checkpoint, environment = find_resume_point(run, ranks, changes, progress)
+            # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
+            if environment.get("processes", 1) == ranks.size:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(environment["threads"])
+            state = setup_training(config, ranks, progress, checkpoint, environment)
+            warn_of_changed_environment(environment, environment_of(state), progress)
+            status = run.read_status()
+            recorder = Recorder(run, state, progress, status.get("request"))
+            if state.step >= state.steps:
+                if status.get("state") != "finished":  # perhaps killed before this was written
+                    recorder.status("finished")
+                progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
+                return None
+            if checkpoint is None:
+                progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
+            if ranks.is_main:
+                run.cut_back(state.step if checkpoint is not None else -1)
+                run.write_config(config)
+                set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
+                recorder.status("running")
+            return self.run_to_end(state, recorder)
 
-def _resume(
-    run: RunDirectory, ranks: Ranks, progress: Progress, interrupts: Interrupts, changes: dict[str, Any], wait: float
-) -> int | None:
-    with _lock(run, ranks, wait), ExitStack() as stack:
-        config, checkpoint, environment, request = find_resume_point(run, ranks, changes, progress)
-        # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
-        if environment.get("processes", 1) == ranks.size:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(environment["threads"])
-        state = setup_training(config, ranks, progress, checkpoint, environment)
-        warn_of_changed_environment(environment, environment_of(state), progress)
-        recorder = recorder_of(run, state, progress, request)
-        if state.step >= state.steps:
-            if run.read_status().get("state") != "finished":  # perhaps killed before this was written
-                recorder.status("finished")
-            progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
+    @contextmanager
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
+        """Lock the run on the main rank. A failure is recorded before the lock ends, so that others may resume."""
+        with self.run.locked(wait) if self.ranks.is_main else nullcontext():
+            try:
+                yield
+            except Exception as error:
+                self.ranks.fail(error)
+
+    def run_to_end(self, state: TrainState, recorder: Recorder) -> int | None:
+        """Train until the last step is saved, or the step of a signal."""
+        run, ranks = self.run, self.ranks
+        ranks.enter_phase("the opening of the logs", may_take_long=True)
+        recorder.begin()
+        ranks.on_failure(recorder.fail)
+        try:
+            self.interrupts.catch()
+            with matmul_precision(state.precision):
+                stopped_by = training_loop(state, recorder, self.interrupts)
+                ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
+                recorder.finish()
+        except NonFiniteError as error:
+            state.step = error.step - 1
+            recorder.failed_step()
+            # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
+            ranks.all_gather_numbers([0])
+            where = f"its batch is in {run.failure_path(error.step)}"
+            raise UserError(f"{error}; {where}. Try a lower --optim.lr") from None
+        except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
+            recorder.end("interrupted", hurry=True)
+            raise
+        ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
+        if stopped_by is None:
+            recorder.end("finished")
+            self.progress.finished(run.path)
             return None
-        if checkpoint is None:
-            progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
-        if ranks.is_main:
-            run.cut_back(state.step if checkpoint is not None else -1)
-            run.write_config(config)
-            set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
-            recorder.status("running")
-        return _run_to_end(run, state, recorder, progress, interrupts)
+        recorder.end("interrupted" if stopped_by == signal.SIGINT else "preempted")
+        command = "torchrun … -m glassgpt" if under_torchrun() else program()
+        resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
+        self.progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
+        return stopped_by
 
 
-def _run_to_end(
-    run: RunDirectory, state: TrainState, recorder: Recorder, progress: Progress, interrupts: Interrupts
-) -> int | None:
-    """Train until the last step is saved, or the step of a signal, which is returned."""
-    state.ranks.enter_phase("the opening of the logs", may_take_long=True)
-    recorder.begin()
-    state.ranks.on_failure(recorder.fail)
-    try:
-        interrupts.catch()
-        with matmul_precision(state.precision):
-            stopped_by = training_loop(state, recorder, interrupts)
-            state.ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
-            recorder.finish()
-    except NonFiniteError as error:
-        raise _record_failure(error, run, state, recorder) from None
-    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
-        recorder.end("interrupted", hurry=True)
-        raise
-    state.ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
-    recorder.end("finished" if stopped_by is None else "interrupted" if stopped_by == signal.SIGINT else "preempted")
-    if stopped_by is None:
-        progress.finished(run.path)
-        return None
-    command = "torchrun … -m glassgpt" if under_torchrun() else program()
-    resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
-    progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
-    return stopped_by
-
-
-def _record_failure(error: NonFiniteError, run: RunDirectory, state: TrainState, recorder: Recorder) -> UserError:
-    """Record the batch of an update that was not finite. Returns the error to raise."""
-    state.step = error.step - 1
-    recorder.failed_step(lr_at(state.step, state.steps, state.config.optim))
-    # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
-    state.ranks.all_gather_numbers([0])
-    return UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr")
+@contextmanager
+def _start_job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
+    is_alone = not under_torchrun()
+    interrupts = Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")
+    with interrupts, process_group() as ranks:
+        yield _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), interrupts)
 
 
 def _end(run: RunDirectory, stopped_by: int | None) -> Path:
@@ -193,18 +208,3 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
             "or leave out --overwrite to resume it"
         )
     return True
-
-
-@contextmanager
-def _lock(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> Iterator[None]:
-    """Lock the run on the main rank. A failure is recorded before the lock ends: then another process may resume."""
-    with run.locked(wait) if ranks.is_main else nullcontext():
-        try:
-            yield
-        except Exception as error:
-            ranks.fail(error)
-
-
-def _interrupts() -> Interrupts:
-    is_alone = not under_torchrun()
-    return Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")
