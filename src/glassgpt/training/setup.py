@@ -120,15 +120,14 @@ def setup_training(
     precision = _precision_of(config, environment, device)
     fingerprint = None if environment is None else str(environment["data_fingerprint"])
     with ranks.main_process_first("opening the data"):
-        start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
+        start = find_model(config.init_from) if config.init_from and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
         hellaswag = _open_hellaswag(config)
     ranks.enter_phase("the start of training")
     model, config = _build_model(config, start, checkpoint, ranks, device)
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuse now what the first sample would refuse
-    context_length = config.model.context_length
-    batches = data.batches(context_length, config.batch_size, config.seed, config.data.order)
+    batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
     facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "config": config.to_toml()}
     facts |= {"precision": precision, "data": data.fingerprint}
     require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(hellaswag[0])})
@@ -140,7 +139,7 @@ def setup_training(
     state = TrainState(
         config=config,
         data=data,
-        batches={context_length: batches},
+        batches={config.model.context_length: batches},
         steps=config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size)),
         device=device,
         precision=precision,
@@ -159,8 +158,7 @@ def setup_training(
     if checkpoint is not None:
         _restore(state, checkpoint)
     if config.compiles_on(device.type):
-        _require_backend(config.compile_backend)
-        strategy.compile(config.compile_backend)
+        _compile(strategy, config.compile_backend)
     _warn_of_long_updates(state, progress)
     return state
 
@@ -204,25 +202,24 @@ def _build_model(
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
     config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     require_kernel(config.model.attention, device)
-    trained = load_source(start, device)[0] if start is not None else None
-    if trained is not None:
+    if start is not None:
+        trained = load_source(start, device)[0]
         config = dataclasses.replace(config, model=shape_from(trained.config, config.model))
-    model = GPT.empty(config.model, device)
-    if checkpoint is not None:
-        checkpoint.load_model(model)
-    elif trained is None:
-        initialize(model, config.seed)
-    else:
+        model = GPT.empty(config.model, device)
         with torch.no_grad():
             for parameter, original in zip(model.parameters(), trained.parameters(), strict=True):
                 parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
+        return model, config
+    model = GPT.empty(config.model, device)
+    initialize(model, config.seed) if checkpoint is None else checkpoint.load_model(model)
     return model, config
 
 
-def _require_backend(name: str) -> None:
+def _compile(strategy: Strategy, backend: str) -> None:
     known = torch.compiler.list_backends(exclude_tags=())
-    if name not in known:
-        raise UserError(f"unknown compile_backend {name!r}{did_you_mean(name, known)}")
+    if backend not in known:
+        raise UserError(f"unknown compile_backend {backend!r}{did_you_mean(backend, known)}")
+    strategy.compile(backend)
 
 
 def _hash_of_code() -> str:
