@@ -150,7 +150,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_model(changes: dict[st
 
 def test_muon_keeps_one_moment_per_matrix() -> None:
     summary = ModelSummary(config().model)
-    matrices = config().model.n_layer * (summary.attention_weights + summary.feed_forward_weights)
+    matrices = config().model.n_layer * summary.block_matrices
     adamw, muon = (
         memory_per_rank(config(optim={"name": n}), 1, "single", "float32").optimizer for n in ("adamw", "muon")
     )
