@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, StrictConfig, nearest_divisors
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, StrictConfig, nearest_divisors
 from glassgpt.utils.errors import UserError
 
 
@@ -31,7 +31,8 @@ class ModelConfig(StrictConfig):
     n_embd: AtLeast1[int] = 768  # Width of the residual stream.
     # Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none.
     position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
-    rope_base: float = 10000.0  # Base of the rotary angles; a larger base rotates more slowly.
+    # Base of the rotary angles; a larger base rotates more slowly.
+    rope_base: Annotated[float, Range("above 1", lambda value: value > 1)] = 10000.0
     # Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens.
     window: int | None = None
     window_globals: AtLeast0[int] = 0  # The first N tokens of a text, which windowed layers always see.
@@ -59,7 +60,6 @@ class ModelConfig(StrictConfig):
     attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
 
     def check(self) -> None:
-        self.require("rope_base", self.rope_base > 1, "above 1")
         self._check_heads()
         self._check_windows()
         if self.attention == "flex":

@@ -9,7 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 
@@ -18,7 +18,9 @@ from glassgpt.config.validation import (
     AtLeast0,
     AtLeast1,
     BelowOne,
+    NotEmpty,
     Positive,
+    Range,
     Share,
     StrictConfig,
     build,
@@ -57,10 +59,10 @@ class TextConfig(ReadingConfig):
     # What is kept for validation: a fraction of the documents, or the first shard.
     validation: Literal["fraction", "first_shard"] = "fraction"
     # Share of the documents for validation, evenly spaced; for a single document, its end.
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] = 0.1
     validation_source: str | None = None  # Another source for validation; training then uses all of the first one.
     deduplicate: bool = False  # Leave out documents whose text occurred before.
-    shard_tokens: int = 100_000_000  # Largest number of tokens in a file of the dataset.
+    shard_tokens: AtLeast1[int] = 100_000_000  # Largest number of tokens in a file of the dataset.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,6 @@ class DataConfig(TextConfig, StrictConfig):
         hint = did_you_mean(self.tokenizer, TOKENIZERS).lstrip("; ")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
         self.require("tokenizer", known, f"{valid}{f' ({hint})' if hint else ''}")
-        self.require("validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
-        self.require("shard_tokens", self.shard_tokens >= 1, "at least 1")
         self.require("mixture", all(weight > 0 for weight in self.mixture.values()), "sources with weights above 0")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
@@ -108,7 +108,8 @@ class OptimConfig(StrictConfig):
     lr: Positive[float] = 6e-4  # Peak learning rate.
     # Decay after warmup, down to min_lr_ratio x lr at the last step.
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    min_lr_ratio: float = 0.1  # Final learning rate as a share of the peak.
+    # Final learning rate as a share of the peak.
+    min_lr_ratio: Annotated[float, Range("from 0 to 1", lambda value: 0 <= value <= 1)] = 0.1
     warmup_steps: AtLeast0[int] = 0  # Steps of linear warmup.
     beta1: BelowOne[float] = 0.9  # Decay of the gradient's running mean in AdamW.
     beta2: BelowOne[float] = 0.95  # Decay of the squared gradient's running mean in AdamW.
@@ -119,9 +120,6 @@ class OptimConfig(StrictConfig):
     # Skip an update whose loss or gradient norm is more than this many standard deviations above the mean of the last
     # 128 steps; 0 disables it.
     skip_outliers: AtLeast0[float] = 0.0
-
-    def check(self) -> None:
-        self.require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +138,8 @@ class SamplingConfig(StrictConfig):
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    prompt: str | None = None  # Text that the samples continue; none: the beginning of a document.
+    prompt: NotEmpty[str | None] = None  # Text that the samples continue; none: the beginning of a document.
     count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
-
-    def check(self) -> None:
-        self.require("prompt", self.prompt != "", "at least one character")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,11 +299,14 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def micro_steps(self, processes: int, tokens: int | None = None) -> int:
         """Forward and backward passes per process in an update (of `tokens` tokens, default batch_tokens)."""
-        if tokens is None:
-            sequences = self.sequences_per_process(processes)
-        else:
+        sequences = self.sequences_per_process(processes)
+        if tokens is not None:
             sequences = tokens // self.model.context_length // processes
         return math.ceil(sequences / self.micro_batch_size)
+
+    def micro_batch(self, processes: int) -> int:
+        """Sequences per forward pass in the largest micro-batch of an update, which is divided evenly."""
+        return math.ceil(self.sequences_per_process(processes) / self.micro_steps(processes))
 
     def compiles_on(self, device_type: str) -> bool:
         """Whether training is compiled on a type of device."""
