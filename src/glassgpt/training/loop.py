@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
@@ -97,11 +97,12 @@ def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     if not state.hellaswag or not due:
         return {}
     tokenizer = state.data.tokenizer
-    scores = evaluate_hellaswag(model, tokenizer, state.hellaswag, precision=state.precision, ranks=state.ranks)
+    scores = score_hellaswag(model, tokenizer, state.hellaswag, precision=state.precision, ranks=state.ranks)
+    figures = summarize(scores)
     return {
-        "hellaswag_acc": scores["acc"],
-        "hellaswag_acc_norm": scores["acc_norm"],
-        "hellaswag_items": scores["n"],
+        "hellaswag_acc": figures["acc"],
+        "hellaswag_acc_norm": figures["acc_norm"],
+        "hellaswag_items": figures["n"],
         "hellaswag_published": state.hellaswag_published,
     }
 
