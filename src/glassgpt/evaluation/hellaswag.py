@@ -34,14 +34,10 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of a batch's texts, each ending counted with its own context: the more, the more endings of equal length.
-BATCH_TOKENS = 16384
-# Tokens in the cache of one forward pass: 0.3 GB for GPT-2 small in float32.
-PASS_TOKENS = 4096
-# Padding that is cheaper than another pass: a CPU computes this many tokens in the time of reading the weights.
-PADDING_TOKENS = 32
-# Difference of losses in nats, normalised or not, below which the order of a sum may decide the choice.
-NEAR_TIE = 1e-4
+BATCH_TOKENS = 16384  # of four texts per item, each with its context; the more, the more endings of equal length
+PASS_TOKENS = 4096  # in the cache of one forward pass: 0.3 GB for GPT-2 small in float32
+PADDING_TOKENS = 32  # cheaper than another pass: a CPU computes this many in the time of reading the weights
+NEAR_TIE = 1e-4  # difference of losses, normalised or not, below which the order of a sum may decide the choice
 ENDINGS = 4
 
 

@@ -42,10 +42,8 @@ class Prompt:
 
     context: str
     endings: tuple[str, ...]
-    encoded_together: bool
-    """An ending's tokens are those that it adds to the context's; otherwise it is encoded alone."""
-    characters: tuple[int, ...] | None
-    """Divisors of the normalised scores; None: the numbers of tokens."""
+    encoded_together: bool  # an ending's tokens are those that it adds to the context's; otherwise it is encoded alone
+    characters: tuple[int, ...] | None  # divisors of the normalised scores; None: the numbers of tokens
 
 
 def find_items(path: str | Path | None = None) -> Path:

@@ -24,13 +24,9 @@ from glassgpt.utils import torch_internals
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError
 
-# Smaller models stay in the CPU's cache, so reading is not what they wait for.
-MIN_BYTES = 32 * 2**20
-# Tokens of all rows together after which packing has paid off (8 tokens of 8 rows). One row needs no packing.
-MIN_TOKENS = 64
-# Scale of a row whose numbers are all 0.
-SMALLEST_SCALE = 1e-30
-
+MIN_BYTES = 32 * 2**20  # smaller models stay in the CPU's cache, so reading is not what they wait for
+MIN_TOKENS = 64  # of all rows, after which packing has paid off (8 tokens of 8 rows); one row needs no packing
+SMALLEST_SCALE = 1e-30  # of a row whose numbers are all 0
 InferencePrecision = Literal["auto", "float32", "bfloat16"]
 
 

@@ -117,36 +117,24 @@ class Family:
     name: str
     model_type: str
     architecture: str
+    # The settings of an empty config.json that are not ModelConfig's defaults. Without a key, all models share them.
+    # With a key, an activation is in transformers' spelling.
     defaults: Mapping[str, Any]
-    """The settings of an empty config.json that are not ModelConfig's defaults. Without a key, all models share them.
-    With a key, an activation is in transformers' spelling."""
-    zeros: frozenset[str] = frozenset()
-    """`bias` and `norm_bias` if the family always has them: zeros for a model without."""
-    keys: Mapping[str, str]
-    """Our setting -> the key that holds it, or several."""
-    windows: Mapping[str, Any] = field(default_factory=dict)
-    """The keys for sliding windows, with transformers' defaults."""
+    zeros: frozenset[str] = frozenset()  # `bias` and `norm_bias` if the family always has them: zeros without
+    keys: Mapping[str, str]  # our setting -> the key that holds it, or several
+    windows: Mapping[str, Any] = field(default_factory=dict)  # keys for sliding windows, with transformers' defaults
+    # Keys with the only supported values; the first is transformers' default, and is written.
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Keys with the only supported values; the first is transformers' default, and is written."""
-    rope_type: str = "default"
+    rope_type: str = "default"  # like `rope_theta`, transformers' default if no key holds it
     rope_theta: float = 10000.0
-    """With `rope_type`: transformers' defaults if no key holds them."""
-    unread: frozenset[str] = frozenset()
-    """Keys of published configs that transformers does not read."""
-    heads_divide: bool = False
-    """transformers requires that n_head divides n_embd, even if head_dim is given."""
-    prefix: str
-    """Of all tensors except the head's; files of the bare model leave it out."""
-    layers: str
-    """The name before the number of a block."""
-    tensors: Mapping[str, str]
-    """Our module -> theirs, within the block if it is in one: one name, or three for the parts of qkv."""
-    transposed: bool = False
-    """GPT-2's Conv1D stores the weights of linear layers as (in, out)."""
-    swapped: bool = False
-    """NanoChat rotates the halves of a head in the other direction, so the halves of q and k are exchanged."""
-    buffers: str
-    """Regular expression for tensors of old files that are not parameters."""
+    unread: frozenset[str] = frozenset()  # keys of published configs that transformers does not read
+    heads_divide: bool = False  # transformers requires that n_head divides n_embd, even if head_dim is given
+    prefix: str  # of all tensors except the head's; files of the bare model leave it out
+    layers: str  # the name before the number of a block
+    tensors: Mapping[str, str]  # our module, within its block -> theirs: one name, or three for the parts of qkv
+    transposed: bool = False  # GPT-2's Conv1D stores the weights of linear layers as (in, out)
+    swapped: bool = False  # NanoChat rotates a head in the other direction, so the halves of q and k are exchanged
+    buffers: str  # regular expression for tensors of old files that are not parameters
 
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """config.json -> our config. Raises `UserError` with the first key that is not supported."""
@@ -302,10 +290,8 @@ class ExternalModel:
 
     path: Path
     family: Family
-    model_config: ModelConfig
-    """The model's shape, `vocab_size` included."""
-    facts: tuple[tuple[str, str], ...]
-    """Names and values that `glassgpt info` prints."""
+    model_config: ModelConfig  # `vocab_size` included
+    facts: tuple[tuple[str, str], ...]  # names and values that `glassgpt info` prints
     read_tensors: Callable[[], Mapping[str, Tensor]]
     read_tokenizer: Callable[[], Tokenizer | None]
 

@@ -38,10 +38,8 @@ class LoadedModel:
     reference: str
     model: GPT
     tokenizer: Tokenizer | None
-    config: TrainConfig | None
-    """The config of its run; None for a model from elsewhere."""
-    state: TrainingState | None
-    """The training state of its checkpoint; None for a model from elsewhere."""
+    config: TrainConfig | None  # of its run; None for a model from elsewhere
+    state: TrainingState | None  # of its checkpoint; None for a model from elsewhere
 
     @property
     def provenance(self) -> dict[str, Any]:
