@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,15 +24,7 @@ from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.source_files import SourceFile
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import write_atomic
-from glassgpt.utils.hub import (
-    ATTEMPTS,
-    DatasetRepository,
-    Download,
-    HubFile,
-    HubUnreachableError,
-    find_hub_id,
-    list_files,
-)
+from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, find_hub_id, list_files
 
 HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
@@ -98,8 +90,10 @@ class HubSource:
 
     def files(self) -> list[SourceFile]:
         repository = DatasetRepository(self.dataset.hub_id, self.dataset.commit)
-        downloads = [Download(repository, entry) for entry in self.dataset.entries]
-        return [SourceFile(d.file.name, d.file.bytes, d.run, d.present_bytes, d.cancelled.set) for d in downloads]
+        return [
+            SourceFile(file.name, file.bytes, partial(repository.download, file), repository.missing_bytes(file))
+            for file in self.dataset.entries
+        ]
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on. Small files have git's sha1 instead of a sha256."""
@@ -125,8 +119,8 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
     if known is None:
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
     else:
-        cached_bytes = DatasetRepository(known.hub_id, known.commit).cached_bytes
-        missing = [entry.name for entry in known.entries if cached_bytes(entry) != entry.bytes]
+        repository = DatasetRepository(known.hub_id, known.commit)
+        missing = [file.name for file in known.entries if repository.missing_bytes(file)]
     try:
         dataset = _look_up(hub_id, subset, split, attempts=ATTEMPTS if known is None or missing else 1)
     except HubUnreachableError as error:

@@ -7,12 +7,11 @@ Everything is kept in the library's cache. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`,
 import hashlib
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,11 +131,34 @@ class DatasetRepository:
             reason = str(error).splitlines()[0]
             raise UserError(f"the metadata in README.md of {self.hub_id} is not valid: {reason}") from None
 
-    def cached_bytes(self, file: HubFile) -> int:
-        """Size of the file in the cache, 0 if it is not there."""
-        with suppress(OSError):
-            return (self.cache / "snapshots" / self.commit / file.name).stat().st_size
-        return 0
+    def missing_bytes(self, file: HubFile) -> int:
+        """The file's size if it is not in the cache or has another size there, otherwise 0."""
+        path = self.cache / "snapshots" / self.commit / file.name
+        return 0 if path.is_file() and path.stat().st_size == file.bytes else file.bytes
+
+    def download(self, file: HubFile, on_bytes: Callable[[int], None]) -> Path:
+        """Return the verified file in the cache, downloaded if it is missing or damaged.
+
+        `on_bytes` gets the size of each piece that arrives. If it raises `CancelledError`, the download ends.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import tqdm
+
+        class Bar(tqdm):  # prints nothing: the library's only hook into a running download
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                on_bytes(int(n or 0))
+
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
+        with explain_os_errors("write", self.cache):
+            for force in (False, True):  # the library compares sizes only
+                fetch = partial(hf_hub_download, self.hub_id, file.name, force_download=force, **where)
+                path = Path(_request(fetch, self.hub_id, file=file.name))
+                if file.is_at(path):
+                    return path
+        raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
 
 
 @cache  # per commit, whose files never change
@@ -156,49 +178,6 @@ def list_files(repository: DatasetRepository, folder: str = "", recursive: bool 
         return dict(sorted(found.items()))
 
     return _request(files, repository.hub_id)
-
-
-@dataclass
-class Download:
-    """A file's download, which other threads may watch and cancel."""
-
-    repository: DatasetRepository
-    file: HubFile
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    received: int = 0
-
-    def present_bytes(self) -> int:
-        """Bytes of the file that are on this machine."""
-        return self.repository.cached_bytes(self.file) or self.received
-
-    def run(self) -> Path:
-        """Return the verified file in the cache, downloaded if it is missing or damaged.
-
-        Setting `cancelled` ends it with `CancelledError`.
-        """
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils.tqdm import tqdm
-
-        download = self
-
-        class Bar(tqdm):  # prints nothing: the library's only hook into a running download
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-            def update(self, n: float | None = 1) -> None:
-                download.received += int(n or 0)
-                if download.cancelled.is_set():
-                    raise CancelledError
-
-        hub_id, name = self.repository.hub_id, self.file.name
-        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.repository.commit, "tqdm_class": Bar}
-        with explain_os_errors("write", self.repository.cache):
-            for force in (False, True):  # the library compares sizes only
-                fetch = partial(hf_hub_download, hub_id, name, force_download=force, **where)
-                path = Path(_request(fetch, hub_id, file=name))
-                if self.file.is_at(path):
-                    return path
-        raise UserError(f"{name} of the dataset {hub_id} does not have the hash that the hub lists")
 
 
 def _request(call: Callable[[], T], hub_id: str, kind: str = "dataset", file: str = "", attempts: int = ATTEMPTS) -> T:
