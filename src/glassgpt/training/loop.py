@@ -93,17 +93,17 @@ def evaluate(
 
 def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     """The scores on HellaSwag for the record of an evaluation; empty if they are not due."""
+    items, is_published = state.hellaswag
     due = state.step == state.steps or is_due(state.step, state.config.hellaswag_every)
-    if not state.hellaswag or not due:
+    if not items or not due:
         return {}
-    tokenizer = state.data.tokenizer
-    scores = score_hellaswag(model, tokenizer, state.hellaswag, precision=state.precision, ranks=state.ranks)
+    scores = score_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
     figures = summarize(scores)
     return {
         "hellaswag_acc": figures["acc"],
         "hellaswag_acc_norm": figures["acc_norm"],
         "hellaswag_items": figures["n"],
-        "hellaswag_published": state.hellaswag_published,
+        "hellaswag_published": is_published,
     }
 
 
