@@ -252,20 +252,15 @@ def evaluate(
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
-    data, is_own = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
-    if split is None:
-        is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
-        split = "validation" if is_own or is_prepared else "all"
+    data, default_split = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
+    split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
-    precision = "float32"
-    if quantize is None:
-        with suppress(UserError):  # the device may lack the run's precision
-            name = "auto" if loaded.config is None else loaded.config.precision
-            precision = find_precision(name, model.embedding.weight.device)
-    options: dict[str, Any] = {"precision": precision, "context_length": context_length}
-    options |= {"keep_tokens": tokens, "by_document": True}
+    precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
+    with suppress(UserError):  # the device may lack the run's precision
+        precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
+    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
     with matmul_precision(precision):
-        measured = [measure_stream(model, stream, tokenizer, **options) for stream in streams]
+        measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **combine(measured, data),
@@ -280,8 +275,8 @@ def evaluate(
     }
 
 
-def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, bool]:
-    """The data to evaluate on, and whether the model was trained on it."""
+def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:
+    """The data to evaluate on, and its default split."""
     config, source = loaded.config or TrainConfig(steps=1), changes.get("source")
     if loaded.config is None and source is None:
         raise UserError(f"{loaded.reference} has no run, so no validation split; choose a text with --data")
@@ -297,4 +292,5 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
         message = "has changed since the model was trained on it, so its validation split may hold training text"
         raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
     data.verify(log)
-    return data, is_own
+    is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
+    return data, "validation" if is_own or is_prepared else "all"
