@@ -79,10 +79,10 @@ def history(run: RunDirectory) -> dict[str, Any]:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
     follower = Follower(run, START)
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
-    for _, record in parse_metrics(follower.metrics.read() or b""):
-        if record is not None and "val_loss" in record:
+    for record in parse_metrics(follower.metrics.read() or b""):
+        if "val_loss" in record:
             evaluations.append(record)
-        elif record is not None and "loss" in record:
+        elif "loss" in record:
             numbers.extend(number_in(record, name) for name in COLUMNS)
     environment: dict[str, Any] = {}
     with suppress(UserError):
