@@ -12,7 +12,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Shakespeare:
         """The one file."""
         return [SourceFile("tinyshakespeare.txt", SHAKESPEARE_BYTES, self._fetch)]
 
-    def _fetch(self) -> Path:
+    def _fetch(self, on_bytes: Callable[[int], None]) -> Path:
         path = cache_directory() / "downloads" / "tinyshakespeare.txt"
         manual = (
             f"Without network: download that file on another machine and copy it to {path}, or use --data FILE; "
@@ -73,7 +73,7 @@ class PythonDocs:
             with filelock.FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():
                     write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in python_docs()))
-        return [SourceFile("python-docs.jsonl", path.stat().st_size, lambda: path)]
+        return [SourceFile("python-docs.jsonl", path.stat().st_size, path)]
 
     def identity(self) -> dict[str, Any]:
         """The Python version, and the hash of this file, which has the rules of selection."""
