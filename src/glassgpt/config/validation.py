@@ -82,13 +82,14 @@ class StrictConfig:
     """Base of config dataclasses: checks types and ranges of all fields on construction, then calls `check`."""
 
     def __post_init__(self) -> None:
-        for name, annotation in types_of(type(self)).items():
+        kind: Any = type(self)
+        for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
-        for name, valid in _ranges_of(type(self)).items():
+        for name, valid in _ranges_of(kind).items():
             value = getattr(self, name)
             self.require(name, value is None or valid.contains(value), valid.description)
         self.check()
