@@ -20,22 +20,30 @@ from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
 from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import Source
-from glassgpt.data.work_units import Plan, WorkUnit, hash_unit, make_plan, prepare_unit, saved_counts, shard_prefix
+from glassgpt.data.work_units import (
+    Hashes,
+    Plan,
+    WorkUnit,
+    counts_path,
+    hash_unit,
+    make_plan,
+    prepare_unit,
+    shard_prefix,
+)
 from glassgpt.data.workers import run_tasks
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, flush_to_disk, sha256_of, write_atomic
+from glassgpt.utils.files import PARTIAL_PREFIX, flush_to_disk, write_atomic
 from glassgpt.utils.formatting import format_bytes
 
 R = TypeVar("R")
 
-# What a build is for: it cannot resume for another request or text.
+# The beginning of the manifest, while the dataset is built: a build resumes only for the same request and text.
 _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
 # Files worth keeping if a build stops.
 _KEPT = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
-# Bytes of files up to which starting a second process costs more than it saves.
-_SMALL = 1 << 24
+_SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 # Counts in the manifest of what is left out.
 _LEFT_OUT = {
     "blank_documents": "blank documents are left out",
@@ -66,65 +74,57 @@ class DatasetBuilder:
 
         Raises `UserError` for a bad source.
         """
-        # Before reading, so that a file that changes meanwhile is noticed.
-        identity = [source.identity() for source in self.sources]
-        with explain_os_errors("write", self.directory):
-            try:
-                manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
-                is_resumed = manifest is not None or self._is_started(identity)
-                if manifest is None or not self._is_same(manifest["request"], manifest["source"]["identity"], identity):
-                    self._prepare(identity, workers)
-                self._publish()
-                if not is_resumed:  # nothing is known about files that lay on the disk meanwhile
-                    remember_hashes(self.directory)
-            except BaseException:
-                if any(path for pattern in _KEPT for path in self._work.glob(pattern)):
-                    self.log("finished files are kept: the same command resumes while the text is unchanged")
-                else:
-                    shutil.rmtree(self._work, ignore_errors=True)
-                raise
-
-    def _is_same(self, request: Any, recorded: Sequence[Any], identity: Sequence[Any]) -> bool:
-        """Whether an earlier request and the identities of its sources are the present ones."""
-        return bool(request == self.request and [*map(text_identity, recorded)] == [*map(text_identity, identity)])
-
-    def _is_started(self, identity: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether an earlier build of this dataset can be resumed."""
+        # The sources' identity before reading, so that a file that changes meanwhile is noticed.
+        source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
+        purpose = {"format": FORMAT, "version": VERSION, "source": source, "request": self.request}
         try:
-            purpose = json.loads((self._work / _PURPOSE).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return purpose["version"] == VERSION and self._is_same(purpose["request"], purpose["identity"], identity)
+            manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
+            earlier = manifest or read_manifest(self._work, _PURPOSE)
+            is_resumed = earlier is not None and _is_same(earlier, purpose)
+            if not is_resumed or manifest is None:
+                self._prepare(purpose, is_resumed, workers)
+            self._publish()
+            if not is_resumed:  # nothing is known about files that lay on the disk meanwhile
+                remember_hashes(self.directory)
+        except BaseException:
+            if any(path for pattern in _KEPT for path in self._work.glob(pattern)):
+                self.log("finished files are kept: the same command resumes while the text is unchanged")
+            else:
+                shutil.rmtree(self._work, ignore_errors=True)
+            raise
 
-    def _prepare(self, identity: Sequence[Mapping[str, Any]], workers: int | None) -> None:
-        is_started = self._is_started(identity)
-        self.log(f"preparing {self.sources[0].name}{': resuming' if is_started else ''}")
-        if not is_started:
-            for names in (source.left_out for source in self.sources):
-                if names:
-                    more = ", ..." if len(names) > 3 else ""
-                    self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+    def _prepare(self, purpose: Mapping[str, Any], is_resumed: bool, workers: int | None) -> None:
+        """Write all files of the dataset, the manifest last."""
+        self.log(f"preparing {self.sources[0].name}{': resuming' if is_resumed else ''}")
+        if not is_resumed:
+            for names in (source.left_out for source in self.sources if source.left_out):
+                more = ", ..." if len(names) > 3 else ""
+                self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
             shutil.rmtree(self._work, ignore_errors=True)
             self._work.mkdir()
-        own_tokenizer = load_tokenizer(self._work / TOKENIZER) if is_started else self.tokenizer
+        own_tokenizer = load_tokenizer(self._work / TOKENIZER) if is_resumed else self.tokenizer
         plan, units, tokenizer = make_plan(self._work, self.sources, self.data, own_tokenizer)
-        if not is_started:
+        if not is_resumed:
             write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-            purpose = {"version": VERSION, "request": self.request, "identity": identity}
             write_atomic(self._work / _PURPOSE, json.dumps(purpose))
         size = sum(file.bytes for source in self.sources for file in source.files())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or (1 if size <= _SMALL else cores)
         if self.data.deduplicate:
             units = self._with_duplicates(plan, units, workers)
-        self._run(prepare_unit, plan, [unit for unit in units if not saved_counts(self._work, unit.number)], workers)
-        for source, recorded in zip(self.sources, identity, strict=True):
+        unfinished = [unit for unit in units if not counts_path(self._work, unit.number).is_file()]
+        self._run(prepare_unit, plan, unfinished, workers)
+        for source, recorded in zip(self.sources, purpose["source"]["identity"], strict=True):
             if not source.is_unchanged(recorded):  # the shards may mix two versions of it
-                shutil.rmtree(self._work)
-                raise UserError(f"{source.location} changed while it was prepared; run the command again")
-        manifest = self._manifest(plan, len(units), tokenizer, identity)
+                raise self._refused(f"{source.location} changed while it was prepared; run the command again")
+        manifest = {**purpose, **self._content(plan, len(units), tokenizer)}
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         self.log(_summary(manifest))
+
+    def _refused(self, problem: str) -> UserError:
+        """The error for a dataset that cannot be built from these files, which are removed."""
+        shutil.rmtree(self._work)
+        return UserError(problem)
 
     def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
         """The units with their duplicates: documents with the text of an earlier one of any unit."""
@@ -158,68 +158,57 @@ class DatasetBuilder:
     def _bytes_written(self) -> int:
         return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
 
-    def _manifest(
-        self, plan: Plan, units: int, tokenizer: Tokenizer, identity: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """The manifest. Raises `UserError` if one of the splits is empty."""
+    def _content(self, plan: Plan, units: int, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the manifest says about the files. Raises `UserError` if one of the splits is empty."""
         shards = {
             split: [shard for unit in range(units) for shard in finished_shards(self._work, shard_prefix(split, unit))]
             for split in SPLITS
         }
         if self.data.validation == "first_shard":
             shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
-        self._refuse_empty(shards)
-        hashes = {split: self._hashes(shards[split]) for split in SPLITS}
+        if problem := self._empty_split(shards):
+            raise self._refused(problem)
+        hashes = {
+            split: np.concatenate(
+                [read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]]
+            )
+            for split in SPLITS
+        }
         if self.data.validation == "first_shard":
             # The file is renamed when the dataset is complete.
             shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
-        counts = [counts for unit in range(units) if (counts := saved_counts(self._work, unit))]  # all are finished
+        counts = [json.loads(counts_path(self._work, unit).read_bytes()) for unit in range(units)]
+        names = {
+            "documents": "documents",
+            "blank_documents": "blank",
+            "bad_rows": "bad",
+            "duplicates_removed": "duplicates",
+        }
         return {
-            "format": FORMAT,
-            "version": VERSION,
-            "source": {"name": self.sources[0].name, "identity": identity},
-            "request": self.request,
-            "tokenizer": {
-                "kind": tokenizer.kind,
-                "vocab_size": tokenizer.vocab_size,
-                "sha256": sha256_of(self._work / TOKENIZER),
-            },
+            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
-            "documents": sum(count.documents for count in counts),
-            "blank_documents": sum(count.blank for count in counts),
-            "bad_rows": sum(count.bad for count in counts),
-            "duplicates_removed": sum(count.duplicates for count in counts),
+            **{name: sum(count[field] for count in counts) for name, field in names.items()},
             "duplicates": int(_repeats(np.concatenate([hashes[split] for split in SPLITS])).sum()),
             "validation_documents_in_train": int(np.isin(hashes["validation"], hashes["train"]).sum()),
             "splits": {split: _totals(shards[split]) for split in SPLITS},
         }
 
-    def _refuse_empty(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        first_shard = self.data.validation == "first_shard"
-        name = self.sources[0].location
+    def _empty_split(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+        """Why a split cannot be used; None if both can."""
+        is_first_shard, name = self.data.validation == "first_shard", self.sources[0].location
         if not shards["train"]:
-            hint = "lower data.shard_tokens, or set data.validation = fraction" if first_shard else "use more text"
-            problem = f"{name} has no text left for training after the validation split; {hint}"
-        elif not shards["validation"]:
-            problem = (
-                f"{self.sources[-1].location} has no document left for validation; raise data.validation_fraction, "
-                "or set data.validation_source"
-            )
-        elif first_shard and shards["validation"][0]["is_split"]:
-            problem = f"the first document of {name} is larger than a shard; raise data.shard_tokens"
-        else:
-            return
-        shutil.rmtree(self._work)
-        raise UserError(problem)
-
-    def _hashes(self, shards: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.uint64]:
-        """The hash of each document (documents,) that starts in these shards."""
-        return np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards])
+            hint = "lower data.shard_tokens, or set data.validation = fraction" if is_first_shard else "use more text"
+            return f"{name} has no text left for training after the validation split; {hint}"
+        if not shards["validation"]:
+            hint = "raise data.validation_fraction, or set data.validation_source"
+            return f"{self.sources[-1].location} has no document left for validation; {hint}"
+        if is_first_shard and shards["validation"][0]["is_split"]:
+            return f"the first document of {name} is larger than a shard; raise data.shard_tokens"
+        return None
 
     def _publish(self) -> None:
         """Remove the files that are not part of the dataset, and rename the directory. Repeatable after a kill."""
-        manifest = json.loads((self._work / MANIFEST).read_bytes())
-        kept = files_of(manifest)
+        kept = {MANIFEST, *files_of(json.loads((self._work / MANIFEST).read_bytes()))}
         for name in kept:
             if not (self._work / name).exists():
                 os.replace(self._work / name.replace("validation-", "train-", 1), self._work / name)
@@ -237,6 +226,12 @@ class DatasetBuilder:
         flush_to_disk(self.directory.parent)
 
 
+def _is_same(earlier: Mapping[str, Any], purpose: Mapping[str, Any]) -> bool:
+    """Whether an earlier build had the same request and the same text."""
+    texts = [[text_identity(each) for each in build["source"]["identity"]] for build in (earlier, purpose)]
+    return bool(earlier["request"] == purpose["request"] and texts[0] == texts[1])
+
+
 def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what does not change the text: files' times, and the commit, as most change other files."""
     files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
@@ -249,7 +244,7 @@ def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**sums, "shards": [{key: value for key, value in shard.items() if key != "is_split"} for shard in shards]}
 
 
-def _repeats(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+def _repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
     """Whether each hash (N,) occurred before."""
     repeated = np.ones(len(hashes), dtype=np.bool_)
     # A range of values at a time, as sorting takes several times the memory of what it sorts.

@@ -14,7 +14,7 @@ import filelock
 
 from glassgpt.config.schema import DataConfig, TextConfig
 from glassgpt.data.builder import DatasetBuilder
-from glassgpt.data.dataset import files_of, find_damage, is_dataset, load_manifest, read_manifest
+from glassgpt.data.dataset import MANIFEST, files_of, find_damage, is_dataset, load_manifest, read_manifest
 from glassgpt.data.progress import Log
 from glassgpt.data.sources import PreparedDataset, Source, resolve
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
@@ -27,7 +27,7 @@ def prepare(
     data: DataConfig,
     out: Path | None = None,
     tokenizer: Tokenizer | None = None,
-    log: Log | None = None,
+    log: Log = lambda line: None,
     *,
     workers: int | None = None,
 ) -> Path:
@@ -44,26 +44,31 @@ def prepare(
         tokenizer = build_tokenizer(data.tokenizer)  # so that the request has the file's content instead of its name
     if isinstance(source, PreparedDataset):
         return _use_dataset(source.directory, out, tokenizer)
-    log, sources = log or (lambda line: None), [source]
+    sources = [source]
     if data.validation_source is not None:
         validation = resolve(data.validation_source)
         if isinstance(validation, PreparedDataset):
             raise UserError(f"validation source {data.validation_source} is a prepared dataset; name its text instead")
         sources.append(validation)
-    request = _request(data, sources, tokenizer)
+    # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
+    request = {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
+        "source": source.location,
+        "validation_source": sources[1].location if len(sources) > 1 else None,
+        "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
+        "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
+    }
     if out is None:
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
-        short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
+        short_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
         directory = cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
     else:
-        directory = _check_out(out)
-    if _is_up_to_date(directory, sources, request):
-        return directory
-    with _locked(directory, source, log):
-        if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
-            if out is not None:
-                _announce_replacing(directory, log)
-            DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
+        directory = Path(os.path.realpath(user_path(out)))  # a link's target, next to which the dataset is built
+    if not _is_up_to_date(directory, sources, request):
+        with _locked(directory, source, log):
+            if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
+                if out is not None:
+                    _require_replaceable(directory, log)
+                DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
     return directory
 
 
@@ -76,9 +81,9 @@ def require_tokenizer(data: DataConfig) -> None:
         directory = user_path(source)
         if not source or not is_dataset(directory):
             continue
-        own, file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer)
-        is_file = file is not None and _sha256(build_tokenizer(data.tokenizer).to_json()) == own["sha256"]
-        if own["kind"] != data.tokenizer and not is_file:
+        own, is_file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer) is not None
+        is_same = build_tokenizer(data.tokenizer).sha256 == own["sha256"] if is_file else own["kind"] == data.tokenizer
+        if not is_same:
             raise UserError(
                 f"dataset {source} was prepared with another tokenizer ({own['kind']}) than {data.tokenizer}; "
                 "leave the tokenizer out to use the dataset's, or name the text instead"
@@ -90,27 +95,12 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     own = load_manifest(directory)["tokenizer"]
     if out is not None and out.expanduser().resolve() != directory:
         raise UserError(f"{directory} is already a prepared dataset: use it there, or copy the directory")
-    if tokenizer is not None and _sha256(tokenizer.to_json()) != own["sha256"]:
+    if tokenizer is not None and tokenizer.sha256 != own["sha256"]:
         raise UserError(
             f"dataset {directory} was prepared with another tokenizer ({own['kind']}) than the model's, or than the "
             "named file; name its text instead"
         )
     return directory
-
-
-def _request(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What the dataset is made from, apart from the source's content: one made for another request is out of date."""
-    # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
-    return {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
-        "source": sources[0].location,
-        "validation_source": sources[1].location if len(sources) > 1 else None,
-        "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
-        "tokenizer_sha256": None if tokenizer is None else _sha256(tokenizer.to_json()),
-    }
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[str, Any]) -> bool:
@@ -121,29 +111,22 @@ def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[
     return all(source.is_unchanged(identity) for source, identity in zip(sources, identities, strict=True))
 
 
-def _check_out(out: Path) -> Path:
-    """The directory that the user named. It must be free, or a prepared dataset, since its content is replaced."""
-    out = Path(os.path.realpath(user_path(out)))  # the target of a link, next to which the dataset is built
+def _require_replaceable(out: Path, log: Log) -> None:
+    """Raise `UserError` unless the directory that the user named is free, or has a prepared dataset and no other file.
+
+    Its content is replaced.
+    """
     if out.is_mount():
         raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
-    with explain_os_errors("write", out):
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return out
-        if not out.is_dir() or read_manifest(out) is None:
-            raise UserError(f"{out} exists and is not a prepared dataset: choose another directory, or remove it")
-    return out
-
-
-def _announce_replacing(directory: Path, log: Log) -> None:
-    """Log the replacement of an older dataset. Raises `UserError` if its directory has other files."""
-    old = read_manifest(directory)
-    if old is None:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names and (out.is_dir() or not out.exists()):
         return
-    if others := sorted({path.name for path in directory.iterdir()} - files_of(old)):
-        raise UserError(
-            f"dataset {directory} would be replaced, but {others[0]} in it is not part of it: move that first"
-        )
-    log(f"replacing the dataset {directory}, prepared from {old['request']['source']}")
+    old = read_manifest(out)
+    if old is None:
+        raise UserError(f"{out} exists and is not a prepared dataset: choose another directory, or remove it")
+    if others := sorted(names - {MANIFEST, *files_of(old)}):
+        raise UserError(f"dataset {out} would be replaced, but {others[0]} in it is not part of it: move that first")
+    log(f"replacing the dataset {out}, prepared from {old['request']['source']}")
 
 
 @contextmanager
@@ -153,11 +136,9 @@ def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     with explain_os_errors("write", directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except filelock.Timeout:
             log(f"waiting for another process that prepares {source.name}")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+            held = lock.acquire()
+        with held:
+            yield

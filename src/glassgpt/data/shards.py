@@ -94,11 +94,8 @@ class ShardWriter:
             with suppress(OSError):  # what is in its buffer may not fit on the disk
                 self._file.close()
 
-    @property
-    def _path(self) -> Path:
-        return self._directory / f"{self._prefix}-{self._number:05d}.bin"
-
     def _start_shard(self) -> None:
+        self._path = self._directory / f"{self._prefix}-{self._number:05d}.bin"
         self._tokens = self._bytes = self._characters = 0
         self._is_written = True
         self._documents: list[tuple[int, int]] = []
@@ -107,25 +104,22 @@ class ShardWriter:
     def _write_held(self) -> None:
         held, self._held, self._held_tokens = self._held, [], 0
         for part in held:
-            self._write_part(part)
+            if not part.starts and len(part.ids) and self._tokens == self._limit:
+                self._finish_shard(is_split=True)
+            if part.starts:
+                self._documents.append((self._tokens, part.hash))
+            elif self._documents:
+                self._documents[-1] = (self._documents[-1][0], part.hash)
+            self._bytes += part.bytes
+            self._characters += part.characters
+            ids = part.ids
+            while self._tokens + len(ids) > self._limit:
+                room = self._limit - self._tokens
+                self._write_tokens(ids[:room])
+                ids = ids[room:]
+                self._finish_shard(is_split=True)
+            self._write_tokens(ids)
         self._is_written = True
-
-    def _write_part(self, part: _Part) -> None:
-        ids = part.ids
-        if not part.starts and len(ids) and self._tokens == self._limit:
-            self._finish_shard(is_split=True)
-        if part.starts:
-            self._documents.append((self._tokens, part.hash))
-        elif self._documents:
-            self._documents[-1] = (self._documents[-1][0], part.hash)
-        self._bytes += part.bytes
-        self._characters += part.characters
-        while self._tokens + len(ids) > self._limit:
-            room = self._limit - self._tokens
-            self._write_tokens(ids[:room])
-            ids = ids[room:]
-            self._finish_shard(is_split=True)
-        self._write_tokens(ids)
 
     def _write_tokens(self, ids: npt.NDArray[Any]) -> None:
         if self._file is None:
@@ -136,14 +130,10 @@ class ShardWriter:
         self._tokens += len(ids)
 
     def _finish_shard(self, is_split: bool = False) -> None:
-        """Flush the shard and its index to the disk, then mark them as finished.
-
-        `is_split`: its last document continues in the next shard.
-        """
+        """Flush the shard and its index to the disk, then mark them as finished."""
         assert self._file is not None
         self._file.close()
-        self._file = None
-        path, index = self._path, index_path(self._path)
+        self._file, path, index = None, self._path, index_path(self._path)
         # Not `tofile`, whose errors lack a reason.
         index.write_bytes(np.array(self._documents, dtype=INDEX_DTYPE).tobytes())
         flush_to_disk(path)

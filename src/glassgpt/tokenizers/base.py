@@ -7,14 +7,18 @@ Shapes: `T` tokens, `V` vocabulary.
 """
 
 import codecs
+import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from glassgpt.utils.errors import UserError
+
+T = TypeVar("T", bound=Sized)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -39,6 +43,11 @@ class Tokenizer(ABC):
 
     def _set_table(self, table: list[bytes]) -> None:
         self._table, self.vocab_size = table, len(table)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the tokenizer's file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
@@ -115,6 +124,20 @@ def concatenate_ids(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np
     offsets = np.zeros(len(parts) + 1, dtype=np.uint64)
     offsets[1:] = np.cumsum([len(part) for part in parts])
     return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
+
+
+def batches_by_size(items: Iterable[T], limit: int) -> Iterator[list[T]]:
+    """Yield consecutive items in lists whose lengths (`len` of each item) add up to `limit` or a little more."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= limit:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def describe_character(text: str, offset: int) -> str:
