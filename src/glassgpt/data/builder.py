@@ -37,6 +37,7 @@ from glassgpt.utils.files import PARTIAL_PREFIX, flush_to_disk, write_atomic
 from glassgpt.utils.formatting import format_bytes
 
 R = TypeVar("R")
+Shards = Mapping[str, list[dict[str, Any]]]
 
 # The beginning of the manifest, while the dataset is built: a build resumes only for the same request and text.
 _PURPOSE = "build.json"
@@ -70,10 +71,7 @@ class DatasetBuilder:
         self._work = self.directory.with_name(f"{PARTIAL_PREFIX}{self.directory.name}")
 
     def build(self, workers: int | None) -> None:
-        """Build the dataset with this many processes (default: one per core, if it is large) and move it into place.
-
-        Raises `UserError` for a bad source.
-        """
+        """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
         # The sources' identity before reading, so that a file that changes meanwhile is noticed.
         source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
         purpose = {"format": FORMAT, "version": VERSION, "source": source, "request": self.request}
@@ -114,17 +112,19 @@ class DatasetBuilder:
             units = self._with_duplicates(plan, units, workers)
         unfinished = [unit for unit in units if not counts_path(self._work, unit.number).is_file()]
         self._run(prepare_unit, plan, unfinished, workers)
-        for source, recorded in zip(self.sources, purpose["source"]["identity"], strict=True):
-            if not source.is_unchanged(recorded):  # the shards may mix two versions of it
-                raise self._refused(f"{source.location} changed while it was prepared; run the command again")
-        manifest = {**purpose, **self._content(plan, len(units), tokenizer)}
+        shards = {
+            split: [each for unit in units for each in finished_shards(self._work, shard_prefix(split, unit.number))]
+            for split in SPLITS
+        }
+        if self.data.validation == "first_shard":
+            shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
+        if problem := self._find_problem(shards, purpose["source"]["identity"]):
+            shutil.rmtree(self._work)
+            raise UserError(problem)
+        counts = [json.loads(counts_path(self._work, unit.number).read_bytes()) for unit in units]
+        manifest = {**purpose, **self._content(plan, tokenizer, shards, counts)}
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         self.log(_summary(manifest))
-
-    def _refused(self, problem: str) -> UserError:
-        """The error for a dataset that cannot be built from these files, which are removed."""
-        shutil.rmtree(self._work)
-        return UserError(problem)
 
     def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
         """The units with their duplicates: documents with the text of an earlier one of any unit."""
@@ -158,43 +158,11 @@ class DatasetBuilder:
     def _bytes_written(self) -> int:
         return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
 
-    def _content(self, plan: Plan, units: int, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What the manifest says about the files. Raises `UserError` if one of the splits is empty."""
-        shards = {
-            split: [shard for unit in range(units) for shard in finished_shards(self._work, shard_prefix(split, unit))]
-            for split in SPLITS
-        }
-        if self.data.validation == "first_shard":
-            shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
-        if problem := self._empty_split(shards):
-            raise self._refused(problem)
-        hashes = {
-            split: np.concatenate(
-                [read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]]
-            )
-            for split in SPLITS
-        }
-        if self.data.validation == "first_shard":
-            # The file is renamed when the dataset is complete.
-            shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
-        counts = [json.loads(counts_path(self._work, unit).read_bytes()) for unit in range(units)]
-        names = {
-            "documents": "documents",
-            "blank_documents": "blank",
-            "bad_rows": "bad",
-            "duplicates_removed": "duplicates",
-        }
-        return {
-            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
-            "dtype": plan.dtype,
-            **{name: sum(count[field] for count in counts) for name, field in names.items()},
-            "duplicates": int(_repeats(np.concatenate([hashes[split] for split in SPLITS])).sum()),
-            "validation_documents_in_train": int(np.isin(hashes["validation"], hashes["train"]).sum()),
-            "splits": {split: _totals(shards[split]) for split in SPLITS},
-        }
-
-    def _empty_split(self, shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
-        """Why a split cannot be used; None if both can."""
+    def _find_problem(self, shards: Shards, identity: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why the shards are no dataset: the text changed meanwhile, or a split is empty. None if they are."""
+        for source, recorded in zip(self.sources, identity, strict=True):
+            if not source.is_unchanged(recorded):  # the shards may mix two versions of it
+                return f"{source.location} changed while it was prepared; run the command again"
         is_first_shard, name = self.data.validation == "first_shard", self.sources[0].location
         if not shards["train"]:
             hint = "lower data.shard_tokens, or set data.validation = fraction" if is_first_shard else "use more text"
@@ -205,6 +173,29 @@ class DatasetBuilder:
         if is_first_shard and shards["validation"][0]["is_split"]:
             return f"the first document of {name} is larger than a shard; raise data.shard_tokens"
         return None
+
+    def _content(
+        self, plan: Plan, tokenizer: Tokenizer, shards: Shards, counts: Sequence[Mapping[str, int]]
+    ) -> dict[str, Any]:
+        """What the manifest says about the files."""
+        train, validation = (
+            np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
+            for split in SPLITS
+        )
+        if self.data.validation == "first_shard":
+            # The file is renamed when the dataset is complete.
+            shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
+        return {
+            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+            "dtype": plan.dtype,
+            "documents": sum(count["documents"] for count in counts),
+            "blank_documents": sum(count["blank"] for count in counts),
+            "bad_rows": sum(count["bad"] for count in counts),
+            "duplicates_removed": sum(count["duplicates"] for count in counts),
+            "duplicates": int(_repeats(np.concatenate([train, validation])).sum()),
+            "validation_documents_in_train": int(np.isin(validation, train).sum()),
+            "splits": {split: _totals(shards[split]) for split in SPLITS},
+        }
 
     def _publish(self) -> None:
         """Remove the files that are not part of the dataset, and rename the directory. Repeatable after a kill."""

@@ -132,11 +132,7 @@ def external_manifest(directory: Path) -> dict[str, Any]:
         splits[split] = {"tokens": sum(file.tokens for file in files[split]), "shards": shards}
     return {
         "source": {"name": directory.name},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "sha256": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-        },
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         "dtype": {"<u2": "uint16", "<u4": "uint32"}[files["train"][0].dtype],
         "splits": splits,
     }

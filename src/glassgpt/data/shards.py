@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import encode_utf8
+from glassgpt.tokenizers.base import encode_text
 from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
@@ -73,7 +73,7 @@ class ShardWriter:
         if starts:
             self._write_held()
             self._is_written = False  # whether the start of the last document is in the shard already
-        data = encode_utf8(text)
+        data = encode_text(text)
         self._hash = text_hash(data, None if starts else self._hash)
         self._held.append(_Part(ids.astype(self._dtype), len(data), len(text), self._hash, starts))
         self._held_tokens += len(ids)

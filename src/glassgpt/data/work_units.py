@@ -23,7 +23,7 @@ from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Counts, Part, read_documents
 from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
 from glassgpt.data.sources import Source, read_source
-from glassgpt.tokenizers.base import batches_by_size, encode_utf8
+from glassgpt.tokenizers.base import batches_by_size, encode_text
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
@@ -177,7 +177,7 @@ def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report 
     hashes: list[int] = []
     for _, part in _documents(unit, paths, Counts()):
         before = None if part.starts else hashes.pop()
-        hashes.append(text_hash(encode_utf8(part.text), before))
+        hashes.append(text_hash(encode_text(part.text), before))
         report()
     return np.array(hashes, dtype=np.uint64)
 
