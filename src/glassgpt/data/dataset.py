@@ -22,12 +22,11 @@ from glassgpt.data.formats import (
     remembered,
     verify_token_files,
 )
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
-from glassgpt.utils.formatting import format_bytes
+from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
 
 Ids = npt.NDArray[np.int64]
 

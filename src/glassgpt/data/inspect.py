@@ -11,11 +11,10 @@ import numpy as np
 
 from glassgpt.data.dataset import Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.formatting import escape_token, format_bytes, one_line
+from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_bytes, one_line
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200

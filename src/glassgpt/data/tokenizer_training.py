@@ -15,14 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
 from glassgpt.tokenizers.bpe import BPETokenizer
 from glassgpt.tokenizers.builtin import load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
-from glassgpt.utils.formatting import RemainingTime, format_bytes, format_duration
+from glassgpt.utils.formatting import Log, ProgressLine, RemainingTime, format_bytes, format_duration
 from glassgpt.utils.rng import seed_for
 
 VOCAB_SIZES = range(257, (1 << 20) + 1)

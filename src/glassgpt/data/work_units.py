@@ -149,11 +149,6 @@ def counts_path(directory: Path, unit: int) -> Path:
     return directory / f"unit-{unit:05d}.json"
 
 
-def shard_prefix(split: str, unit: int) -> str:
-    """The start of the names of a unit's shards."""
-    return f"{split}-{unit:05d}"
-
-
 @lru_cache(maxsize=1)  # per process and content, as loading takes as long as encoding some megabytes
 def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(directory / TOKENIZER)
@@ -182,6 +177,17 @@ def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report 
     return np.array(hashes, dtype=np.uint64)
 
 
+def repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each hash (N,) occurred before."""
+    repeated = np.ones(len(hashes), dtype=np.bool_)
+    # A range of values at a time, as sorting takes several times the memory of what it sorts.
+    ranges = max(1, len(hashes) >> 24)
+    for number in range(ranges):
+        chosen = np.flatnonzero(hashes % np.uint64(ranges) == number)
+        repeated[chosen[np.unique(hashes[chosen], return_index=True)[1]]] = False
+    return repeated
+
+
 def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, Part]]:
     """The documents in parts, each with the number of its file in this unit."""
     for number, (name, path) in enumerate(zip(unit.files, paths, strict=True)):
@@ -207,7 +213,7 @@ def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Rep
     counts = Counts(duplicates=int(unit.duplicates.sum()))
     tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
     writers = {
-        split: ShardWriter(plan.directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
+        split: ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
         for split in SPLITS
     }
     try:
