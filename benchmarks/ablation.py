@@ -140,8 +140,8 @@ def figures(config: g.TrainConfig, run: Path) -> tuple[float, float, int]:
 
 
 def finished(run: Path, config: g.TrainConfig) -> bool:
-    """Whether a complete run with this very config is there (its vocabulary and the text's whole path are filled in
-    by the run).
+    """Whether a complete run with this config exists (the run itself fills in vocabulary size and absolute path of the
+    text).
     """
     if not (run / "checkpoints" / f"{config.steps:06d}" / "manifest.json").is_file():
         return False

@@ -32,16 +32,14 @@ from glassgpt import GPT, ModelConfig
 from glassgpt.interop.hf_models import export_hf
 from tokenizers import Tokenizer, models
 
-Writer = Callable[
-    [int, int, int], list[list[int]]
-]  # batch, tokens of the prompt, new tokens -> the new tokens of each text
+Writer = Callable[[int, int, int], list[list[int]]]  # batch, tokens of the prompt, new tokens of each text
 PROMPT, LONG_PROMPT = 16, 512
-# As they are drawn, the blocks add so little that the likeliest token is always the one before.
+# With the usual initialization, the blocks add so little that the likeliest token is always the previous one.
 LIVELIER = 5.0
 
 
 def prompt_of(length: int) -> list[int]:
-    """Tokens all over the vocabulary, but for the one that CTranslate2 takes for the end of a text."""
+    """Tokens from all over the vocabulary, except the one that CTranslate2 takes for the end of a text."""
     return [(7919 * place) % 50257 for place in range(1, length + 1)]
 
 
@@ -104,7 +102,7 @@ WRITERS = {"glassgpt": glassgpt_writer, "transformers": transformers_writer, "CT
 
 
 def convert(directory: Path) -> list[str]:
-    """Make CTranslate2's files out of the export; its compute types on this CPU."""
+    """Convert the export to CTranslate2's files; returns its compute types on this CPU."""
     import ctranslate2  # type: ignore[import-not-found, unused-ignore]
     from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found, unused-ignore]
 
@@ -119,7 +117,7 @@ def convert(directory: Path) -> list[str]:
 
 
 def contenders(directory: Path) -> list[str]:
-    """Everyone who is there, by name and kind."""
+    """Every installed program, by name and kind."""
     model = GPT.create(ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768), seed=0)
     with torch.no_grad():
         for parameter in model.blocks.parameters():
@@ -138,7 +136,7 @@ def contenders(directory: Path) -> list[str]:
 
 
 def measure(found: dict[str, Contender], batch: int, prompt: int, new: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, by turns; a first round warms up."""
+    """Seconds of each, alternately; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(1 + rounds):
         for name, contender in found.items():
@@ -147,20 +145,20 @@ def measure(found: dict[str, Contender], batch: int, prompt: int, new: int, roun
 
 
 def alike(found: dict[str, Contender], name: str) -> str:
-    """How many of the tokens last written are those of transformers."""
+    """How many of the tokens generated last equal transformers'."""
     reference = found.get("transformers float32")
     if reference is None:
         return "-"
     pairs = [
         pair
-        for ours, theirs in zip(found[name].said, reference.said, strict=True)
+        for ours, theirs in zip(found[name].result, reference.result, strict=True)
         for pair in zip(ours, theirs, strict=True)
     ]
     return f"{sum(one == other for one, other in pairs)} of {len(pairs)}"
 
 
 def bars(batch: int, pace: dict[str, float]) -> list[tuple[str, float, float]]:
-    """What is claimed, the ratio measured and the one wanted."""
+    """What is claimed, the measured ratio, and the bar."""
     best = max((pace[name] for name in pace if name.startswith("CTranslate2")), default=None)
     found = []
     if "CTranslate2 float32" in pace:

@@ -143,7 +143,7 @@ class Setting:
     """A tiny model on the CPU instead: to try this script, not to measure."""
 
     def config(self, tokens: Path) -> TrainConfig:
-        """The config; an update has GPT-3's half a million tokens at most, in whole micro-batches."""
+        """The config; an update has at most half a million tokens, as in GPT-3, in whole micro-batches."""
         length = self.model.get("context_length", 1024)
         micro = self.rows * length
         device, precision = ("cpu", "float32") if self.cpu else ("cuda", self.precision)
@@ -163,7 +163,7 @@ class Setting:
 
 
 def measurer(work: Path, cpu: bool) -> Callable[..., Callable[[float], Result]]:
-    """`measure(rows=64, ...)`, the run of a part that measures this `Setting` in a process of its own."""
+    """`measure(rows=64, ...)`: returns the function that measures this `Setting` in a process of its own."""
 
     def measure(**settings: Any) -> Callable[[float], Result]:
         return lambda limit: child(work, {"setting": dataclasses.asdict(Setting(**settings, cpu=cpu))}, limit)
@@ -216,7 +216,7 @@ def seconds_of_updates(state: TrainState, count: int) -> list[float]:
 
 
 def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -> Result:
-    """Median tokens/s, lowest and highest; the median's share of the peak, None if the peak is unknown."""
+    """Median tokens/s, lowest and highest; the median as a share of the peak, None if the peak is unknown."""
     median = statistics.median(rates)
     share = median * summary.training_flops_per_token / peak if peak else None
     return {
@@ -229,7 +229,7 @@ def figures(rates: Sequence[float], summary: ModelSummary, peak: float | None) -
 
 
 def traced(state: TrainState) -> Result:
-    """One update by kernel: milliseconds of each, the longest first, and how long the GPU had nothing at hand."""
+    """One update by kernel: milliseconds of each, the longest first, and how long the GPU was idle."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -243,7 +243,7 @@ def traced(state: TrainState) -> Result:
         if is_cuda:
             torch.cuda.synchronize()
         wall = time.perf_counter() - began
-    # Of a GPU its kernels alone: what the host calls has their time too, and would count it twice.
+    # Only the GPU's kernels: the calls on the host include their time, which would count twice.
     kind = DeviceType.CUDA if is_cuda else DeviceType.CPU
     rows = []
     for event in profiler.key_averages():
@@ -259,7 +259,9 @@ def traced(state: TrainState) -> Result:
 
 
 def generated(cpu: bool) -> Result:
-    """Tokens/s of the 124M model with random weights, by precision, batch and length; the prompt's one token aside."""
+    """Tokens/s of the 124M model with random weights, by precision, batch and length. The prompt's single token is not
+    counted.
+    """
     device = torch.device("cpu" if cpu else "cuda")
     config = recipe("gpt2", model={"vocab_size": GPT2_IDS}).model
     if cpu:
@@ -287,10 +289,10 @@ def generated(cpu: bool) -> Result:
 
 
 def run_build_nanogpt(source: Path, work: Path, lines: Mapping[str, Any], limit: float) -> Result:
-    """build-nanogpt's own train_gpt2.py, but for the values of these variables; its own tokens/s.
+    """Run build-nanogpt's own train_gpt2.py, with other values of these variables; returns its own tokens/s.
 
-    Its imports `tiktoken` and `hellaswag` serve samples and an evaluation before the first update, which want the
-    network: in their place stand modules without any.
+    Its imports `tiktoken` and `hellaswag` serve samples and an evaluation before the first update and need a network.
+    Empty modules replace them.
     """
     copy = Path(tempfile.mkdtemp(prefix="build-nanogpt-", dir=work))
     text = with_lines((source / "train_gpt2.py").read_text(encoding="utf-8"), lines)
@@ -317,8 +319,8 @@ def render_example(example): return None, torch.zeros(4, 16, dtype=torch.long), 
 
 
 def with_lines(text: str, values: Mapping[str, Any]) -> str:
-    """A script whose variables have these values. Raises `PartError` for one that it does not set, once, on a line's
-    left.
+    """A script with these values of its variables. Raises `PartError` if the script does not assign one of them exactly
+    once.
     """
     for name, value in values.items():
         text, count = re.subn(rf"^{name} *= *[^#\n]*?(?= *#|$)", f"{name} = {value}", text, flags=re.MULTILINE)
@@ -330,7 +332,7 @@ def with_lines(text: str, values: Mapping[str, Any]) -> str:
 
 
 def run_nanogpt(source: Path, work: Path, rows: int, limit: float) -> Result:
-    """nanoGPT's own train.py on random tokens, by its options alone."""
+    """Run nanoGPT's own train.py on random tokens, changed only by its options."""
     copy = Path(tempfile.mkdtemp(prefix="nanogpt-", dir=work)) / "nanoGPT"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "random"
@@ -358,7 +360,7 @@ def run_nanogpt(source: Path, work: Path, rows: int, limit: float) -> Result:
 
 
 def peer_figures(rates: Sequence[float]) -> Result:
-    """Figures of a peer's 124M model by the same count of FLOPs as ours, in bfloat16."""
+    """Figures of a peer's 124M model in bfloat16, with the same count of FLOPs as ours."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peak = peak_flops(device, "bfloat16") if device.type == "cuda" else None
     return figures(rates, ModelSummary(ModelConfig(vocab_size=GPT2_IDS, vocab_multiple=128)), peak)
@@ -368,11 +370,10 @@ PEER_UPDATES = 10
 
 
 def lines_of(arguments: Sequence[str], folder: Path, pattern: str, limit: float) -> list[float]:
-    """The numbers that a script prints, those of its first `WARM_UP` updates aside; it is stopped after
+    """The numbers that a script prints, except those of its first `WARM_UP` updates. The script is stopped after
     `PEER_UPDATES` more.
 
-    Fewer count, if the time is over and there are three. Raises `PartError` otherwise, with the last line of what it
-    printed.
+    If the time is over, three numbers are enough. Otherwise raises `PartError` with the last line of its output.
     """
     give_up = time.monotonic() + limit
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": ""}
@@ -409,8 +410,8 @@ def _pass_on(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]")
 
 @contextlib.contextmanager
 def own_process(command: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
-    """A process whose output is one stream of text. It and all that it has started (the compiler's workers) end with
-    the block.
+    """A process whose output is one stream of text. It ends with the context, with all its children (the compiler's
+    workers).
     """
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, **pipes, start_new_session=True, **options)
@@ -418,7 +419,7 @@ def own_process(command: Sequence[str], **options: Any) -> Iterator["subprocess.
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its own group, since it began a session
+            os.killpg(process.pid, signal.SIGKILL)  # its own group, since it started a session
         process.wait()
 
 
@@ -450,7 +451,7 @@ def child(work: Path, job: Mapping[str, Any], limit: float) -> Result:
 
 
 def run_job(job: Mapping[str, Any]) -> Result:
-    """In that process."""
+    """Runs in that process."""
     if "generation" in job:
         return generated(job["cpu"])
     return measured(Setting(**job["setting"]), Path(job["tokens"]))
@@ -472,19 +473,19 @@ def run_tests(work: Path, limit: float) -> Result:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something; of a Python traceback that is the error."""
+    """The last line that is not empty; of a Python traceback, this is the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it printed nothing"
 
 
 def random_tokens(count: int) -> "np.ndarray[Any, np.dtype[np.uint16]]":
-    """So many of GPT-2's ids."""
+    """This many random ids of GPT-2's vocabulary."""
     return np.random.default_rng(0).integers(0, GPT2_IDS, count, dtype=np.uint16)
 
 
 def write_tokens(folder: Path, count: int) -> None:
-    """A dataset of random tokens, with a tokenizer of as many characters as GPT-2 has ids: its own would have to be
-    downloaded.
+    """A dataset of random tokens. Its tokenizer has as many characters as GPT-2 has ids: GPT-2's own may need a
+    download.
     """
     folder.mkdir()
     (folder / "tokenizer.json").write_text(
@@ -498,7 +499,7 @@ def write_tokens(folder: Path, count: int) -> None:
 
 
 def run_parts(parts: Sequence[Part], minutes: float, report: Callable[[list[Result]], None]) -> list[Result]:
-    """Run parts one after the other while time is left; `report` gets all results so far after each."""
+    """Run parts one after the other while time is left; `report` receives all results so far after each."""
     end = time.monotonic() + 60 * minutes
     results: list[Result] = []
     for part in parts:
@@ -549,7 +550,7 @@ def as_markdown(machine: Mapping[str, Any], results: Sequence[Result]) -> str:
 
 
 def _bar(results: Sequence[Result]) -> Iterator[str]:
-    """The fastest of glassgpt's rows of 1,024 against the faster of build-nanogpt's, if both were measured."""
+    """The fastest of glassgpt's rows of 1,024 tokens against build-nanogpt's fastest, if both were measured."""
     rates = {result["name"]: result["tokens_per_second"] for result in results if "tokens_per_second" in result}
     theirs = [rate for name, rate in rates.items() if name.startswith("build-nanogpt")]
     ours = [rate for name, rate in rates.items() if name.startswith("bfloat16, compiled") and name.endswith("x 1024")]

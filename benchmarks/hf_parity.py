@@ -52,7 +52,7 @@ SIZES = {
 
 @torch.no_grad()
 def enliven(model: nn.Module, seed: int) -> None:
-    """Matrices of twice GPT-2's initial deviation, norms' weights around 1, biases around 0."""
+    """Draw matrices with twice GPT-2's initial deviation, norm weights around 1, biases around 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         is_scale = parameter.ndim == 1 and name.endswith("weight")
@@ -61,7 +61,7 @@ def enliven(model: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def difference(ours: GPT, theirs: Any, tokens: int) -> tuple[float, float]:
-    """The largest difference of two texts' logits, and the largest logit."""
+    """The largest difference between two texts' logits, and the largest logit."""
     ids = torch.randint(ours.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(1))
     a, b = ours(ids), theirs(ids).logits
     return (a - b).abs().max().item(), b.abs().max().item()

@@ -48,7 +48,7 @@ BARS = {"speedrun": {"loss": 1.893, "time_ratio": 0.1}, "shakespeare-best": {"lo
 
 
 def prepare_nanogpt(source: Path, text: Path, copy: Path) -> None:
-    """A copy of nanoGPT with the text in place and encoded by its own script."""
+    """A copy of nanoGPT with the text in place, encoded by its own script."""
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "shakespeare_char"
     shutil.copy(text, data / "input.txt")
@@ -56,14 +56,14 @@ def prepare_nanogpt(source: Path, text: Path, copy: Path) -> None:
 
 
 def timed(command: list[str], cwd: Path) -> float:
-    """Wall seconds of a whole process; raises if it fails."""
+    """Wall-clock seconds of a whole process; raises if it fails."""
     began = time.perf_counter()
     subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def nanogpt_loss(copy: Path, out: Path) -> float:
-    """nanoGPT's last checkpoint on its whole validation split, in windows that do not overlap."""
+    """Loss of nanoGPT's last checkpoint on its whole validation split, in non-overlapping windows."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", copy / "model.py")
     assert spec is not None
     assert spec.loader is not None
@@ -78,7 +78,7 @@ def nanogpt_loss(copy: Path, out: Path) -> float:
 
 
 def glassgpt_loss(run: Path, text: Path) -> float:
-    """A run's last checkpoint on the same split, in the same windows, in float32 as well."""
+    """Loss of a run's last checkpoint on the same split, in the same windows, also in float32."""
     model, tokenizer = g.load(str(run), device="cpu")
     assert tokenizer is not None
     whole = text.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def glassgpt_loss(run: Path, text: Path) -> float:
 
 @torch.no_grad()
 def mean_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids: torch.Tensor, length: int) -> float:
-    """Mean over the tokens, in windows of that length."""
+    """Mean loss per token, in windows of this length."""
     total = 0.0
     for start in range(0, len(ids) - 1, length):
         window = ids[start : start + length + 1][None]
@@ -97,15 +97,13 @@ def mean_loss(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids: t
 
 
 def nanogpt_run(copy: Path, out: Path, shift: int) -> dict[str, float]:
-    """Train nanoGPT's side, and measure it."""
+    """Train and measure nanoGPT's side."""
     command = [sys.executable, "-c", SHIFT_SEED.format(shift=shift), *RECIPE.split(), f"--out_dir={out}"]
     return {"nanogpt_seconds": timed(command, copy), "nanogpt_loss": nanogpt_loss(copy, out)}
 
 
 def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, float]:
-    """Train glassgpt's side, and measure it. The text is prepared in the time that is taken, as is its own
-    evaluation.
-    """
+    """Train and measure glassgpt's side. Its time includes preparing the text and its own evaluation."""
     run = work / f"glassgpt-{seed}"
     os.environ["GLASSGPT_CACHE"] = str(work / f"cache-{seed}")
     command = [
@@ -125,7 +123,7 @@ def glassgpt_run(recipe: str, text: Path, work: Path, seed: int) -> dict[str, fl
 
 
 def is_met(recipe: str, summary: dict[str, float]) -> bool:
-    """Whether the recipe's bars are met by the means and medians; prints each that there is."""
+    """Whether means and medians meet the recipe's bars; prints each bar."""
     met = True
     for name, bar in BARS.get(recipe, {}).items():
         measured = summary.get(name if name == "time_ratio" else f"glassgpt_{name}")

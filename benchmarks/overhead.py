@@ -1,13 +1,13 @@
-"""How much of a small model's update is matrix products: the update, and then its products alone, by turns.
+"""How much of a small model's update is matrix products: the update and its products, timed alternately.
 
-    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py       # as the command line has it; --recipe speedrun for another
-    one
+    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py                       # as the command line sets it
+    GOMP_SPINCOUNT=3000 python benchmarks/overhead.py --recipe speedrun     # another recipe
 
-The products are those that one update of glassgpt's `start_update` was seen to make, forward and backward: the same
-operators on tensors of the same shapes and strides, one behind the other. Fused attention, which has two products and a
-softmax between them, counts as products, and its share is told. What is left, as a share of the update, is the
-overhead: norms, activations, the loss, clipping, the optimizer, the batch, and the calls themselves. Prints Markdown:
-medians, fastest and slowest. Leave the machine alone meanwhile.
+The products are those of one recorded call of glassgpt's `start_update`, forward and backward: the same operators
+on tensors of the same shapes and strides, one after the other. Fused attention (two products and a softmax) counts as
+products; its share is printed. The rest of the update is the overhead: norms, activations, the loss, clipping, the
+optimizer, the batch, and the calls themselves. Prints Markdown: medians, fastest and slowest. Keep the machine idle
+meanwhile.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from kill_harness import write_text
 
 PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear", "_addmm_activation")
 ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward")
-# Of an update at most this share may be overhead.
+# At most this share of an update may be overhead.
 BAR = 0.35
 Call = Callable[[], object]
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects the calls of some operators, to be made again."""
+    """Records the calls of some operators, to repeat them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def seconds(calls: list[Call]) -> float:
-    """What they take, one behind the other."""
+    """Seconds that the calls take, one after the other."""
     begin = time.perf_counter()
     with torch.no_grad():
         for call in calls:
@@ -65,7 +65,7 @@ def seconds(calls: list[Call]) -> float:
 
 
 def main() -> int:
-    """Print the table; 1 where the overhead is above the bar."""
+    """Print the table; 1 if the overhead is above the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="shakespeare-cpu")
     parser.add_argument("--rounds", type=int, default=200)

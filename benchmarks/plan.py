@@ -33,8 +33,9 @@ UPDATES = {"shakespeare-cpu": 60, "shakespeare-char": 3, "gpt2": 4}
 
 
 def size(name: str, text: Path) -> TrainConfig:
-    """The recipe on a text of few characters, its vocabulary padded to what the recipe's own has; GPT-2 with 2 x 1024
-    tokens an update."""
+    """The recipe on a text with few characters, its vocabulary padded to the recipe's usual size; GPT-2 with 2 x 1,024
+    tokens per update.
+    """
     changes: dict[str, Any] = {"model": {"vocab_multiple": 65}}
     if name == "gpt2":
         changes = {
@@ -48,7 +49,7 @@ def size(name: str, text: Path) -> TrainConfig:
 
 
 def predict(config: TrainConfig, processor_time: bool) -> dict[str, float]:
-    """Bytes and seconds as `glassgpt plan` has them."""
+    """Bytes and seconds as `glassgpt plan` estimates them."""
     from glassgpt.planning.plan import plan
     from glassgpt.planning.throughput import measured_step_time
 

@@ -52,7 +52,7 @@ WALK = """async () => {
 
 
 def text_of(tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """Random words that are this many tokens."""
+    """Random words with this many tokens in all."""
     draw = random.Random(seed)
     vocabulary = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
     words = [piece for piece in vocabulary if piece.startswith(" ") and piece[1:].isalpha() and piece.isascii()]
@@ -63,7 +63,7 @@ def text_of(tokenizer: Tokenizer, tokens: int, seed: int) -> str:
 
 @contextmanager
 def playing(model: Path) -> Iterator[tuple[str, float]]:
-    """`glassgpt play`: the address that it prints, and when it was started."""
+    """Run `glassgpt play`; yields the printed address and the start time."""
     command = [sys.executable, "-m", "glassgpt", "play", str(model), "--no-browser"]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -56,7 +56,7 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> floa
 
 
 def run_peer(peer: Path, files: Path, work: Path) -> tuple[float, np.ndarray]:
-    """Seconds, and all ids in their order."""
+    """Seconds, and all ids in order."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     shutil.copy(peer, work / "fineweb.py")
@@ -67,7 +67,7 @@ def run_peer(peer: Path, files: Path, work: Path) -> tuple[float, np.ndarray]:
 
 
 def run_glassgpt(files: Path, work: Path) -> tuple[float, np.ndarray]:
-    """Seconds, and all ids in their order."""
+    """Seconds, and all ids in order."""
     shutil.rmtree(work, ignore_errors=True)
     options = ["--tokenizer=gpt2", "--validation=first_shard", f"--out={work}"]
     seconds = timed([sys.executable, "-m", "glassgpt", "prepare", str(files), *options], files, {})

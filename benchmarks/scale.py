@@ -1,12 +1,12 @@
-"""The figures of `docs/scale.md`: its tables by the formulas, and the formulas beside what real runs need.
+"""The figures of `docs/scale.md`: tables from the formulas, and the formulas compared to real runs.
 
     python benchmarks/scale.py --table    # memory, bytes sent and batches of GPT-2's sizes, as Markdown
-    python benchmarks/scale.py --check    # runs on 1, 2 and 4 CPU ranks, formula beside measurement: some minutes, 4 GB
+    python benchmarks/scale.py --check    # runs on 1, 2 and 4 CPU ranks, formula next to measurement: minutes, 4 GB
 
-A check trains a model of 30M parameters under torchrun. Each rank reads its own peak of resident memory (VmHWM) over
-the second and third update, less what it had resident before the model was made, behind a warm-up by a tiny model; and
-the bytes that it has written to its sockets in the third update, from /proc/self/io. malloc gives every block of 64 KiB
-and more back at once, so that resident memory is what tensors take. Linux only.
+A check trains a model of 30M parameters under torchrun. Each rank reads its own peak of resident memory (VmHWM) during
+the second and third update, minus its resident memory before the model was created (after a warm-up with a tiny model).
+It also reads the bytes that it wrote to its sockets in the third update, from /proc/self/io. malloc returns every block
+of 64 KiB and more at once, so that resident memory is the memory of tensors. Linux only.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import Memory, RankBatch, bytes_sent_per_update, memory_per_rank
+from glassgpt.planning.memory import Memory, bytes_sent_per_update, memory_per_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
@@ -56,7 +56,7 @@ def gigabytes(count: float) -> str:
 
 
 def setups() -> Iterator[tuple[TrainConfig, int, str]]:
-    """Each recipe on each number of processes by each strategy; on one process there is one."""
+    """Each recipe on each number of processes with each strategy; on one process there is one strategy."""
     for name in SIZES:
         for processes in PROCESSES:
             for strategy in STRATEGIES if processes > 1 else STRATEGIES[:1]:
@@ -64,27 +64,25 @@ def setups() -> Iterator[tuple[TrainConfig, int, str]]:
 
 
 def tables() -> dict[str, str]:
-    """The tables of `docs/scale.md` by their names."""
+    """The tables of `docs/scale.md` by name."""
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
-        batch, name = (
-            RankBatch.of(config, processes),
-            [config.name, str(processes), strategy if processes > 1 else "single"],
-        )
+        name = [config.name, str(processes), strategy if processes > 1 else "single"]
+        sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
         need = memory_per_rank(config, processes, strategy, "bfloat16")
         memory.append(
             [*name, *(gigabytes(getattr(need, part)) for part in MEMORY_PARTS), f"**{gigabytes(need.total)}**"]
         )
         if processes > 1:
             count = bytes_sent_per_update(config, processes, strategy, "bfloat16")
-            flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
-            sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
+            flops = ModelSummary(config.model).training_flops_per_token * sequences * config.model.context_length
+            sent.append([*name, str(micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
         if strategy == "ddp":
             each = [
-                batch.sequences,
-                batch.micro_batch,
-                batch.micro_steps,
-                batch.micro_batch * config.model.context_length,
+                sequences,
+                config.micro_batch(processes),
+                micro_steps,
+                config.micro_batch(processes) * config.model.context_length,
                 config.batch_tokens,
             ]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
@@ -101,7 +99,7 @@ def tables() -> dict[str, str]:
 
 
 def _recomputed(name: str) -> Iterator[str]:
-    """Totals under FSDP on 8 GPUs by kind of activation checkpointing."""
+    """Totals under FSDP on 8 GPUs, by kind of activation checkpointing."""
     for kind in ("none", "selective", "full"):
         config = recipe(name, model={"vocab_size": 50257}, activation_checkpointing=kind)
         yield gigabytes(memory_per_rank(config, 8, "fsdp", "bfloat16").total)
@@ -131,7 +129,7 @@ def cases() -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def checked_config(text: Path, settings: dict[str, Any]) -> TrainConfig:
-    """8 sequences of 512 tokens an update by a model of 30M parameters, with padding for a vocabulary of 8,192."""
+    """A model of 30M parameters on 8 sequences of 512 tokens per update, its vocabulary padded to 8,192."""
     return tiny_config(
         text,
         model={"n_layer": 8, "n_head": 8, "n_embd": 512, "context_length": 512, "vocab_multiple": 8192},
@@ -146,28 +144,32 @@ def check(folder: Path) -> None:
     """Print a row for each case as soon as it is measured."""
     text = write_text(folder / "text.txt", 60_000)
     memory, sent = "formula, MB|measured, MB|ratio", "sent: formula, MB|with gloo's, MB|measured, MB|ratio"
-    header = f"ranks|strategy|precision|besides|micro-steps|{memory}|{sent}"
+    header = f"ranks|strategy|precision|extra|micro-steps|{memory}|{sent}"
     print(markdown(header, []), end="", flush=True)
     for ranks, settings in cases():
         config = checked_config(text, settings)
         print(f"| {' | '.join(_row(config, ranks, measured(folder, config, ranks)))} |", flush=True)
 
 
-def _row(config: TrainConfig, ranks: int, told: list[dict[str, Any]]) -> list[str]:
-    config = config.override(model={"vocab_size": told[0]["vocab_size"]})
+def _row(config: TrainConfig, ranks: int, ranks_figures: list[dict[str, Any]]) -> list[str]:
+    config = config.override(model={"vocab_size": ranks_figures[0]["vocab_size"]})
     strategy, precision = config.strategy, config.precision
-    besides = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
-    micro_steps = RankBatch.of(config, ranks).micro_steps
+    variant = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
+    micro_steps = config.micro_steps(ranks)
     need, sent = (
         memory_per_rank(config, ranks, strategy, precision),
         bytes_sent_per_update(config, ranks, strategy, precision),
     )
     # gloo reduces and scatters by an all-reduce, which sends twice as much.
     extra = 4 * ModelSummary(config.model).parameters * (ranks - 1) / ranks * micro_steps if strategy == "fsdp" else 0
-    memory, written = mean(each["memory"] for each in told), mean(each["written"] for each in told)
-    print(f"  {_parts(need)}; by rank {[round(each['memory'] / 1e6, 1) for each in told]}", file=sys.stderr, flush=True)
+    memory, written = mean(each["memory"] for each in ranks_figures), mean(each["written"] for each in ranks_figures)
+    print(
+        f"  {_parts(need)}; by rank {[round(each['memory'] / 1e6, 1) for each in ranks_figures]}",
+        file=sys.stderr,
+        flush=True,
+    )
     return [
-        *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, besides, str(micro_steps)),
+        *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, variant, str(micro_steps)),
         *(f"{need.total / 1e6:.1f}", f"{memory / 1e6:.1f}", f"{need.total / memory:.3f}"),
         *(
             f"{sent / 1e6:.2f}",
@@ -183,7 +185,7 @@ def _parts(memory: Memory) -> str:
 
 
 def measured(folder: Path, config: TrainConfig, ranks: int) -> list[dict[str, Any]]:
-    """What each rank of a run has told."""
+    """What each rank of a run measured."""
     path = folder / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     command = torchrun([str(Path(__file__)), "--train", str(path), "--out", str(folder)], ranks=ranks)
@@ -213,12 +215,12 @@ def train(path: Path, out: Path) -> None:
         for state.step in (1, 2):
             written = _of_process("io", "wchar")
             start_update(state, 1e-4).read()
-        told = {
+        ranks_figures = {
             "memory": _of_process("status", "VmHWM") * 1024 - before,
             "written": _of_process("io", "wchar") - written,
             "vocab_size": state.config.model.vocab_size,
         }
-    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told), encoding="utf-8")
+    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(ranks_figures), encoding="utf-8")
 
 
 def _of_process(file: str, name: str) -> int:
@@ -230,7 +232,7 @@ def _of_process(file: str, name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the tables")
-    parser.add_argument("--check", action="store_true", help="train, and print formulas beside measurements")
+    parser.add_argument("--check", action="store_true", help="train, and print formulas next to measurements")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """Every combination of the model's slots, each checked as in `tests/slot_harness.py`: a small model, float64.
 
     python benchmarks/slots.py --processes 2            # all of them: hours
-    python benchmarks/slots.py --every 50 --offset 7    # the 8th of each 50
+    python benchmarks/slots.py --every 50 --offset 7    # the 8th of every 50
 
-Against the papers, against the explicit kernel, gradients by finite differences, nothing from the future, cached as
-uncached, saved and loaded, generated. Prints each combination that fails, and the count.
+Checks: papers, the explicit kernel, gradients by finite differences, causality, cached = uncached, save and
+load, generation. Prints each combination that fails, and the count.
 """
 
 import argparse
@@ -22,10 +22,11 @@ from slot_harness import SLOTS, check_everything, combined
 
 
 def problem(values: tuple[str, ...]) -> str | None:
-    """What is wrong with a combination, None where all holds."""
+    """What is wrong with a combination; None if all checks pass."""
     torch.set_num_threads(1)
     try:
-        with mock.patch("os.fsync", return_value=None):  # no crash is to come, and the disk would take the most time
+        # No crash is expected here, and syncing the disk would take most of the time.
+        with mock.patch("os.fsync", return_value=None):
             check_everything(combined(dict(zip(SLOTS, values, strict=True))))
     except Exception as error:
         return f"{', '.join(values)}: {error}"
@@ -35,7 +36,7 @@ def problem(values: tuple[str, ...]) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--every", type=int, default=1, help="check one of so many")
+    parser.add_argument("--every", type=int, default=1, help="check one in this many")
     parser.add_argument("--offset", type=int, default=0)
     options = parser.parse_args()
     product = list(itertools.product(*SLOTS.values()))

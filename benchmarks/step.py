@@ -1,14 +1,14 @@
-"""A training step of GPT-2 small (124M) on a CPU beside nanoGPT's, by turns: tokens/s and peak memory.
+"""A training step of GPT-2 small (124M) on a CPU, compared to nanoGPT's, alternately: tokens/s and peak memory.
 
     python benchmarks/step.py --nanogpt PATH --rounds 5 --json step.json
 
-Both sides: 2 x 1024 tokens an update drawn evenly from GPT-2's vocabulary, AdamW, clipping, biases, the same threads,
-random weights, in processes of their own (glassgpt's with GOMP_SPINCOUNT=3000, as its command line has it; nanoGPT
-has no such setting). nanoGPT's side is what its train.py does on a CPU: float32 (its `ctx` is empty there),
-`torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's is glassgpt's own
-`start_update` with recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing.
-Without --nanogpt only glassgpt's. Prints Markdown: medians, fastest and slowest, the largest resident memory of each
-process, and whether the bars are met. Linux; leave the machine alone meanwhile.
+Both sides: 2 x 1,024 random tokens of GPT-2's vocabulary per update, AdamW, clipping, biases, random weights, the same
+number of threads, and one process for each side (glassgpt's with GOMP_SPINCOUNT=3000, as its command line sets it;
+nanoGPT has no such setting). nanoGPT's side does what its train.py does on a CPU: float32 (its `ctx` is empty there),
+`torch.optim.AdamW` by its `configure_optimizers`, both sequences at once. glassgpt's side is `start_update` with
+recipe gpt2, in float32 and in `native` precision, with and without activation checkpointing. Without --nanogpt, only
+glassgpt runs. Prints Markdown: medians, fastest and slowest, the largest resident memory of each process, and whether
+the bars are met. Linux only. Keep the machine idle meanwhile.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from contender import Contender, serve
 
-# glassgpt is imported where it works: nanoGPT's process is to hold nothing of it.
+# glassgpt is imported inside functions, so that nanoGPT's process does not hold it in memory.
 GPT2_IDS = 50257
 SEQUENCES, LENGTH, VOCABULARY = 2, 1024, 50304
-# At least so many times its tokens/s, at most so much of its memory.
+# At least this many times its tokens/s, at most this share of its memory.
 FASTER, SMALLER = 1.2, 0.65
 SETTINGS = [("float32", "none"), ("float32", "full"), ("native", "none"), ("native", "selective")]
 
@@ -85,7 +85,7 @@ def glassgpt_step(folder: Path, precision: str, checkpointing: str) -> Callable[
 
 
 def main() -> int:
-    """Print the table; 1 where a bar is missed."""
+    """Print the table; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a copy of nanoGPT")
     parser.add_argument("--rounds", type=int, default=5)
@@ -113,7 +113,7 @@ def main() -> int:
         )
         contenders = {}
         for name, side in sides.items():
-            # As glassgpt's command line has it; nanoGPT's has none.
+            # As glassgpt's command line sets it; nanoGPT has no such setting.
             environment = {**os.environ, **({"GOMP_SPINCOUNT": "3000"} if name != "nanoGPT" else {})}
             command = [__file__, "--threads", str(options.threads), "--serve", *side]
             contenders[name] = running.enter_context(Contender(command, environment))
@@ -131,8 +131,10 @@ def main() -> int:
 
 
 def print_table(found: dict[str, dict[str, Any]]) -> bool:
-    """Each side's row; whether no side of glassgpt's meets both bars."""
-    print("| side | s a step, median (fastest – slowest) | tokens/s | of nanoGPT's | peak memory, GB | of nanoGPT's |")
+    """Print each side's row. Returns whether none of glassgpt's sides meets both bars."""
+    print(
+        "| side | s per step, median (fastest – slowest) | tokens/s | of nanoGPT's | peak memory, GB | of nanoGPT's |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     base = found.get("nanoGPT")
     met: list[str] = []

@@ -1,12 +1,11 @@
-"""Sliding-window attention beside full causal attention, forward and backward on this machine: time and memory by
-length.
+"""Sliding-window attention compared to full causal attention on this machine, forward and backward: time and memory.
 
     python benchmarks/windows.py --window 256
 
-The shape of GPT-2 small's attention (12 heads of 64, batch 1, float32). Each round takes all lengths and both kernels
-by turns; medians. Memory is what a fresh process needs at its peak beyond what it held before. Bars: from 4,096 to
-16,384 tokens at most 4.6 times the time, and faster than full attention from 1,024 on. Leave the machine alone
-meanwhile.
+The shape is GPT-2 small's attention (12 heads of 64, batch 1, float32). Each round measures all lengths and both
+kernels alternately (medians). Memory is the peak of a fresh process beyond what it held before. Bars: from
+4,096 to 16,384 tokens at most 4.6 times the time, and faster than full attention from 1,024 tokens on. Keep the machine
+idle meanwhile.
 """
 
 import argparse
@@ -26,7 +25,7 @@ LONGEST_FULL = 8192  # beyond it a full pass takes half a minute
 
 
 def forward_and_backward(kernel: SDPAKernel, length: int) -> float:
-    """Seconds of one pass both ways."""
+    """Seconds of one forward and backward pass."""
     q, k, v = (torch.randn(1, 12, length, 64, requires_grad=True) for _ in range(3))
     upstream = torch.randn(1, 12, length, 64)
     began = time.perf_counter()
@@ -59,9 +58,7 @@ def measure_memory(span: Span, length: int) -> None:
 
 
 def peak_kibibytes() -> int:
-    """Peak resident memory of this process (Linux). Not `ru_maxrss`, which a process inherits from the one that
-    started it.
-    """
+    """Peak resident memory of this process (Linux). Not `ru_maxrss`: a process inherits that from its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

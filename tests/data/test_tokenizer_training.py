@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glassgpt.cli.data import TokenizerTrainOptions
+from glassgpt.cli.data import TrainTokenizer
 from glassgpt.cli.main import main
 from glassgpt.config.schema import TOKENIZERS, DataConfig, TrainConfig
 from glassgpt.data import tokenizer_training as module
@@ -85,7 +85,7 @@ def test_a_sample_is_announced(tmp_path: Path) -> None:
 
 
 def test_the_command_has_the_same_default() -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(TokenizerTrainOptions)}
+    fields = {field.name: field.default for field in dataclasses.fields(TrainTokenizer)}
     assert fields["max_bytes"] == module.MAX_BYTES
 
 

@@ -299,7 +299,7 @@ def test_a_missing_rotary_base_is_transformers_default(name: str, key: str) -> N
     assert family(name).read_config(given).rope_base == expected
 
 
-# What published config.json files hold besides a family's own keys, as far as it is known; all of it changes no logits.
+# Other keys of published config.json files than a family's own, as far as known; none of them changes logits.
 _LLAMA_2 = {
     "rms_norm_eps": 1e-5,
     "rope_scaling": None,

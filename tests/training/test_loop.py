@@ -93,7 +93,9 @@ def state_for(config: TrainConfig) -> TrainState:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     strategy, outliers = Strategy(model), OutlierWatch(0.0)
     data = TrainingData((dataset,), (1.0,))
-    return TrainState(config, data, batches, 10, torch.device("cpu"), "float32", strategy, optimizers, scaler, outliers)
+    by_length = {config.model.context_length: batches}
+    device = torch.device("cpu")
+    return TrainState(config, data, by_length, 10, device, "float32", strategy, optimizers, scaler, outliers)
 
 
 def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
@@ -105,7 +107,7 @@ def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
 def plain_gradient(state: TrainState, step: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the whole batch at once, as autograd gives them."""
     model = GPT.create(state.strategy.model.config, state.config.seed)
-    loss = plain_loss(model, state.batches.batch_at(step))
+    loss = plain_loss(model, state.batches[state.config.model.context_length].batch_at(step))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
@@ -257,7 +259,7 @@ def test_dropout_is_different_in_each_micro_batch_and_step(text: Path) -> None:
     for step in range(6):
         state.step = step
         windows = Batches([state.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
-        state.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
+        state.batches[16].batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
         losses.add(start_update(state, lr=0.0).read()["loss"])
     assert len(losses) == 6
 

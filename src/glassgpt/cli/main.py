@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from glassgpt.cli.data import data_info, prepare, show_tokenizer, train_tokenizer
-from glassgpt.cli.evaluate import evaluate
-from glassgpt.cli.models import export, generate, info, report
-from glassgpt.cli.options import Command, description
-from glassgpt.cli.planning import bench, plan
-from glassgpt.cli.play import play
-from glassgpt.cli.train import recipes, train
+from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
+from glassgpt.cli.evaluate import Evaluate
+from glassgpt.cli.models import Export, Generate, Info, Play, Report
+from glassgpt.cli.options import Command, gives
+from glassgpt.cli.planning import Bench, Plan
+from glassgpt.cli.train import Recipes, Resume, Train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.openmp import limit_spinning
 
@@ -59,31 +58,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    """Run the command that the first one or two words name, or print an overview. Returns the exit code."""
     if arguments[:1] == ["--version"]:
         print(f"glassgpt {importlib.metadata.version('glassgpt')}")
         return 0
     if arguments[:1] != ["train"] and arguments and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
-    return _dispatch(arguments, COMMANDS)
+    for words in (1, 2):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            is_resume = name == "train" and gives(arguments, "--resume")
+            command = Resume if is_resume else COMMANDS[name]
+            command.parse(name, arguments[words:]).run()
+            return 0
+    group, rest = next(iter(arguments), ""), arguments[1:2]
+    if not arguments or group in ("-h", "--help"):
+        print(_overview(COMMANDS, "", ABOUT))
+        return 0 if arguments else 2
+    commands = {name: command for name, command in COMMANDS.items() if name.startswith(f"{group} ")}
+    if commands and rest and rest[0] in ("-h", "--help"):
+        print(_overview(commands, f"{group} ", GROUPS[group]))
+        return 0
+    valid = ", ".join(commands or COMMANDS)
+    if commands and not rest:
+        raise UserError(f"{group} needs a command (commands: {valid})")
+    wrong = f"{group} {rest[0]}" if commands else group
+    kind = "option" if wrong.startswith("-") else "command"
+    nearest = did_you_mean(wrong, [*COMMANDS, "--help", "--version"])
+    raise UserError(f"unknown {kind} {wrong!r}{nearest} (commands: {valid})")
 
 
-def _dispatch(arguments: Sequence[str], commands: Mapping[str, Command], group: str = "") -> int:
-    """Run the command that the first argument names, or print an overview. Returns the exit code."""
-    name, prefix = next(iter(arguments), ""), f"{group} " if group else ""
-    if name in ("-h", "--help") or not (name or group):
-        print(_overview(commands, prefix, description(COMMANDS[group]) if group else ABOUT))
-        return 0 if name else 2
-    if name not in commands:
-        kind = "option" if name.startswith("-") else "command"
-        problem = f"unknown {kind} {prefix + name!r}" if name else f"{group} needs a command"
-        nearest = did_you_mean(name, [*commands, "--help", "--version"])
-        raise UserError(f"{problem}{nearest} (commands: {', '.join(prefix + each for each in commands)})")
-    commands[name](arguments[1:])
-    return 0
-
-
-def _overview(commands: Mapping[str, Command], prefix: str, about: str) -> str:
-    rows = [f"  {name:<11}{description(command).splitlines()[0]}" for name, command in commands.items()]
+def _overview(commands: Mapping[str, type[Command]], prefix: str, about: str) -> str:
+    rows = [f"  {name:<17}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
     tail = f"`glassgpt {prefix}COMMAND --help` explains a command's options."
     tail += "" if prefix else " `glassgpt --version` prints the version."
     return "\n".join([f"usage: glassgpt {prefix}COMMAND [OPTIONS]", "", about, "", *rows, "", tail])
@@ -94,32 +100,23 @@ def _fail(text: str) -> int:
     return 2
 
 
-def tokenizer(arguments: Sequence[str]) -> None:
-    """Train a tokenizer, or show how one splits text."""
-    _dispatch(arguments, SUBCOMMANDS["tokenizer"], "tokenizer")
-
-
-def data(arguments: Sequence[str]) -> None:
-    """Show the contents of a dataset, and verify it."""
-    _dispatch(arguments, SUBCOMMANDS["data"], "data")
-
-
-SUBCOMMANDS: Mapping[str, Mapping[str, Command]] = {
-    "tokenizer": {"train": train_tokenizer, "show": show_tokenizer},
-    "data": {"info": data_info},
+GROUPS = {
+    "tokenizer": "Train a tokenizer, or show how one splits text.",
+    "data": "Show the contents of a dataset, and verify it.",
 }
-COMMANDS: Mapping[str, Command] = {
-    "prepare": prepare,
-    "plan": plan,
-    "train": train,
-    "generate": generate,
-    "play": play,
-    "eval": evaluate,
-    "info": info,
-    "export": export,
-    "report": report,
-    "recipes": recipes,
-    "bench": bench,
-    "tokenizer": tokenizer,
-    "data": data,
+COMMANDS: Mapping[str, type[Command]] = {
+    "prepare": Prepare,
+    "plan": Plan,
+    "train": Train,
+    "generate": Generate,
+    "play": Play,
+    "eval": Evaluate,
+    "info": Info,
+    "export": Export,
+    "report": Report,
+    "recipes": Recipes,
+    "bench": Bench,
+    "tokenizer train": TrainTokenizer,
+    "tokenizer show": ShowTokenizer,
+    "data info": DataInfo,
 }

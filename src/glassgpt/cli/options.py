@@ -1,13 +1,17 @@
 """Helpers shared by several commands: options as dataclasses that tyro fills, and their errors in a line or two."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import os
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Self, TypeVar
 
 import tyro
 
@@ -23,7 +27,6 @@ from tyro.constructors import (
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
-Command = Callable[[Sequence[str]], None]
 Options = TypeVar("Options")
 REFERENCE_HELP = (
     "A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or "
@@ -32,19 +35,24 @@ REFERENCE_HELP = (
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
 
 
-def description(command: Command) -> str:
-    """The help of a command: its docstring. The first line is also its row in an overview."""
-    return "\n".join(line.strip() for line in (command.__doc__ or "").strip().splitlines())
+class Command:
+    """A command. Subclasses are dataclasses: a field is an option, its comment the option's help.
+
+    The docstring of the class is the help of the command; its first line is also the command's row in the overview.
+    """
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        """The command with its options from the command line. Raises as `parse_options` does."""
+        return parse_options(cls, name, arguments)
+
+    def run(self) -> None:
+        """Run the command. Imports what it runs here, so that help texts need neither torch nor numpy."""
+        raise NotImplementedError
 
 
-def parse(
-    options: type[Options],
-    name: str,
-    command: Command,
-    arguments: Sequence[str],
-    *,
-    default: Options | None = None,
-    hint: str = "",
+def parse_options(
+    options: type[Options], name: str, arguments: Sequence[str], *, default: Options | None = None, hint: str = ""
 ) -> Options:
     """The options of `glassgpt NAME`. `--help` ends in `SystemExit(0)`, a mistake in a `UserError`.
 
@@ -53,6 +61,7 @@ def parse(
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
+    _set_help(options)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
         raise UserError(f"{_message(event, options, hint)} ({program} --help)")
@@ -61,11 +70,41 @@ def parse(
         return tyro.cli(
             options,
             prog=program,
-            description=description(command),
+            description=inspect.getdoc(options),
             args=arguments,
             default=tyro.MISSING_NONPROP if default is None else default,
             registry=registry,
         )
+
+
+def _set_help(options: type) -> None:
+    """Make the comment of each option its help. tyro finds comments too, but takes 0.1 s for the options of train."""
+    comments = dict[str, str]()
+    for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
+        comments |= _field_comments(kind.__module__).get(kind.__name__, {})
+    for name, kind in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            _set_help(kind)
+            comments[name] = (kind.__doc__ or "").partition("\n")[0]
+    for field in dataclasses.fields(options):
+        field.metadata = MappingProxyType({"help": comments.get(field.name, "")})
+
+
+@functools.cache
+def _field_comments(module: str) -> dict[str, dict[str, str]]:
+    """The comments of a module's dataclasses by class and field: at the end of the field's line, or above it."""
+    comments, above = dict[str, dict[str, str]](), list[str]()
+    for line in inspect.getsource(sys.modules[module]).splitlines():
+        if line[:1].strip():  # not indented
+            fields = comments.setdefault(re.split(r"[(:]", line.removeprefix("class "))[0], {})
+        elif line.startswith("    # "):
+            above.append(line.removeprefix("    # "))
+        else:
+            field = re.match(r"    (\w+): .*?(?:  # (.*))?$", line)
+            if field and (field[2] or above):
+                fields[field[1]] = field[2] or " ".join(above)
+            above = []
+    return comments
 
 
 def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
@@ -209,10 +248,12 @@ def decoded(data: bytes, origin: str) -> str:
         raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
-def require_json(path: Path) -> None:
+def require_json(path: Path | None) -> None:
     """Raise `UserError` if figures cannot be written to this file, or would replace another one. Makes its folder."""
     from glassgpt.utils.files import explain_os_errors
 
+    if path is None:
+        return
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -224,10 +265,11 @@ def require_json(path: Path) -> None:
             raise UserError(f"--json {path} belongs to a dataset, a run or a model; name another file")
 
 
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     """Write figures as a JSON object, one line each; numbers that JSON lacks (infinite, not a number) become null."""
     from glassgpt.utils.files import finite, write_atomic
 
     # Not `indent`: it would write each of ten million numbers on its own line, slowly.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
-    write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")
+    if path is not None:
+        write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse, say_aside
+from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import (
     EXECUTION_SETTINGS,
@@ -32,34 +32,36 @@ OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.atte
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Options of `glassgpt train`."""
+class RecipeCommand(Command):
+    """A command that takes a recipe: its values are the defaults of the options."""
 
+    # Directory of the run.
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
-    """Directory of the run."""
-    overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the run that is in this directory."""
+    overwrite: FlagCreatePairsOff[bool] = False  # Replace the run that is in this directory.
+    # Resume the run in this directory, with other execution settings or more --steps if given.
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(see train --resume DIR --help)")] = None
-    """Resume the run in this directory, with other execution settings or more --steps if given."""
-    force: FlagCreatePairsOff[bool] = False
-    """Train even if the memory check says that the run does not fit."""
+    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[TrainConfig, arg(name="")]
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        named = bool(arguments) and not arguments[0].startswith("-")
+        recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+        arguments = _expand_short_forms(arguments)
+        config = recipe(recipe_name)
+        if config.name == TrainConfig.name:
+            config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
+        config = _without_replaced_settings(config, arguments)
+        hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
+        command = parse_options(cls, f"{name} [RECIPE]", arguments, default=cls(config=config), hint=hint)
+        for option in map(option_of, arguments) if command.config.init_from is not None else ():
+            if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
+                raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
+        return command
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Options of `glassgpt train --resume`."""
-
-    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
-    """Directory of the run to resume."""
-    steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
-    """Number of optimizer updates at the end."""
-    force: FlagCreatePairsOff[bool] = False
-    """Train even if the memory check says that the run does not fit."""
-    config: Annotated[ExecutionConfig, arg(name="")]
-
-
-def train(arguments: Sequence[str]) -> None:
+class Train(RecipeCommand):
     """Train a model: a recipe's name or .toml file comes first.
 
     Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
@@ -67,55 +69,77 @@ def train(arguments: Sequence[str]) -> None:
     Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column, etc.
     With --resume DIR, settings of execution may change: train --resume DIR --help lists them.
     """
-    if gives(arguments, "--resume"):
-        return _resume(arguments)
-    options = parse_settings(TrainOptions, "train", train, arguments)
-    if gives(arguments, "--data.tokenizer"):
-        from glassgpt.data.prepare import require_tokenizer
 
-        require_tokenizer(options.config.data)
-    from glassgpt.training import run as training
-    from glassgpt.utils.device import keep_freed_memory
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        command = super().parse(name, arguments)
+        if gives(arguments, "--data.tokenizer"):
+            from glassgpt.data.prepare import require_tokenizer
 
-    _check_memory(options.config, options.force)
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.train(options.config, out=options.out, overwrite=options.overwrite, progress=progress)
-    _print_next_commands(run)
+            require_tokenizer(command.config.data)
+        return command
+
+    def run(self) -> None:
+        from glassgpt.training import run as training
+        from glassgpt.utils.device import keep_freed_memory
+
+        _check_memory(self.config, self.force)
+        keep_freed_memory()
+        with _progress() as progress:
+            run = training.train(self.config, out=self.out, overwrite=self.overwrite, progress=progress)
+        _print_next_commands(run)
 
 
-def _resume(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        option = option_of(argument)
-        name = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
-        if option in ("--out", "--overwrite"):
-            raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
-        if option.startswith("--") and name.partition(".")[0] in NUMERICS_SETTINGS and name != "steps":
-            raise UserError(f"--resume cannot change {name}: it determines the numbers of the run; start a new run")
-    from glassgpt.runs.run_directory import RunDirectory
-    from glassgpt.utils.files import explain_os_errors
+@dataclass(frozen=True, kw_only=True)
+class Resume(Command):
+    """Resume the run in a directory, with other settings of execution or more --steps if given.
 
-    index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
-    value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
-    directory = RunDirectory(value)
-    with explain_os_errors("read", directory.path):
-        config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
-    before = {name: getattr(config, name) for name in EXECUTION_SETTINGS}
-    default = ResumeOptions(resume=Path(), config=ExecutionConfig(**before))
-    hint = "--resume DIR takes --steps and settings of execution only"
-    options = parse(ResumeOptions, "train", train, arguments, default=default, hint=hint)
-    directory = RunDirectory(options.resume)
-    directory.require_run()
-    from glassgpt.training import run as training
-    from glassgpt.utils.device import keep_freed_memory
+    The defaults below are the run's.
+    """
 
-    now = {name: getattr(options.config, name) for name in EXECUTION_SETTINGS}
-    changes = {name: value for name, value in now.items() if value != before[name]}
-    _check_memory(config.override(**changes), options.force)
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.resume(options.resume, steps=options.steps, progress=progress, **changes)
-    _print_next_commands(run)
+    # Directory of the run to resume.
+    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
+    # Number of optimizer updates at the end.
+    steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
+    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
+    config: Annotated[ExecutionConfig, arg(name="")]
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        for argument in arguments:
+            option = option_of(argument)
+            setting = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
+            if option in ("--out", "--overwrite"):
+                raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
+            if option.startswith("--") and setting.partition(".")[0] in NUMERICS_SETTINGS and setting != "steps":
+                raise UserError(f"--resume cannot change {setting}: it determines the numbers; start a new run")
+        from glassgpt.runs.run_directory import RunDirectory
+        from glassgpt.utils.files import explain_os_errors
+
+        index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
+        value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
+        directory = RunDirectory(value)
+        with explain_os_errors("read", directory.path):
+            config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
+        execution = ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+        hint = "--resume DIR takes --steps and settings of execution only"
+        return parse_options(cls, name, arguments, default=cls(resume=Path(), config=execution), hint=hint)
+
+    def run(self) -> None:
+        from glassgpt.runs.run_directory import RunDirectory
+        from glassgpt.training import run as training
+        from glassgpt.utils.device import keep_freed_memory
+
+        directory = RunDirectory(self.resume)
+        directory.require_run()
+        before = directory.read_config()
+        now = {name: getattr(self.config, name) for name in EXECUTION_SETTINGS}
+        changes = {name: value for name, value in now.items() if value != getattr(before, name)}
+        _check_memory(before.override(**changes), self.force)
+        keep_freed_memory()
+        with _progress() as progress:
+            run = training.resume(self.resume, steps=self.steps, progress=progress, **changes)
+        _print_next_commands(run)
 
 
 def _check_memory(config: TrainConfig, force: bool) -> None:
@@ -139,26 +163,6 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
     if problem is not None and is_main_process():
         say_aside(f"warning: this run may not fit: {problem}")
-
-
-Settings = TypeVar("Settings", bound=TrainOptions)
-
-
-def parse_settings(kind: type[Settings], name: str, command: Command, arguments: Sequence[str]) -> Settings:
-    """The options of a command that takes a recipe; the recipe's values are the defaults."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
-    arguments = _expand_short_forms(arguments)
-    config = recipe(recipe_name)
-    if config.name == TrainConfig.name:
-        config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
-    config = _without_replaced_settings(config, arguments)
-    hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
-    options = parse(kind, f"{name} [RECIPE]", command, arguments, default=kind(config=config), hint=hint)
-    for option in map(option_of, arguments) if options.config.init_from is not None else ():
-        if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
-            raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
-    return options
 
 
 def _expand_short_forms(arguments: Sequence[str]) -> list[str]:
@@ -210,26 +214,23 @@ def _print_next_commands(run: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipesOptions:
-    """Options of `glassgpt recipes`."""
+class Recipes(Command):
+    """List the recipes that `train` knows, or print one."""
 
-    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = (
+    # Recipe to print as TOML, which you can save and change.
+    recipe: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = (
         None
     )
-    """Recipe to print as TOML, which you can save and change."""
 
-
-def recipes(arguments: Sequence[str]) -> None:
-    """List the recipes that `train` knows, or print one."""
-    options = parse(RecipesOptions, "recipes", recipes, arguments)
-    if options.name is not None:
-        print(recipe_text(options.name), end="")
-        return
-    for name in recipe_names():
-        text = recipe_text(name)
-        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        size = _model_size(recipe(name)) if "n_embd" in text else "any"
-        print(f"{name:<22} {size:>6}  {comment}")
+    def run(self) -> None:
+        if self.recipe is not None:
+            print(recipe_text(self.recipe), end="")
+            return
+        for name in recipe_names():
+            text = recipe_text(name)
+            comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
+            size = _model_size(recipe(name)) if "n_embd" in text else "any"
+            print(f"{name:<22} {size:>6}  {comment}")
 
 
 def _model_size(config: TrainConfig) -> str:

@@ -25,7 +25,7 @@ types_of: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hint
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The valid values of a number: their description in errors, and the test."""
+    """The valid values of a field: their description in errors, and the test."""
 
     description: str
     contains: Callable[[Any], bool]
@@ -38,6 +38,7 @@ AtLeast1 = Annotated[T, Range("at least 1", lambda value: value >= 1)]
 Positive = Annotated[T, Range("above 0", lambda value: value > 0)]
 BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
+NotEmpty = Annotated[T, Range("at least one character", bool)]
 
 
 def _describe(annotation: Any) -> str:

@@ -12,8 +12,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,15 @@ class Shakespeare(BuiltinText):
     name = location = "shakespeare"
 
     def files(self) -> list[SourceFile]:
+        return [SourceFile("tinyshakespeare.txt", SHAKESPEARE_BYTES, self._fetch)]
+
+    def _fetch(self, on_bytes: Callable[[int], None]) -> Path:
         path = cache_directory() / "downloads" / "tinyshakespeare.txt"
         manual = (
             f"Without network: download that file on another machine and copy it to {path}, or use --data FILE; "
             "--data python-docs needs no download"
         )
-        fetch = partial(download, SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, what="shakespeare", manual=manual)
-        return [SourceFile(path.name, SHAKESPEARE_BYTES, fetch)]
+        return download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, what="shakespeare", manual=manual)
 
     def identity(self) -> dict[str, Any]:
         return {"sha256": SHAKESPEARE_SHA256}
@@ -75,7 +76,7 @@ class PythonDocs(BuiltinText):
             with filelock.FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():
                     write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in python_docs()))
-        return [SourceFile("python-docs.jsonl", path.stat().st_size, lambda: path)]
+        return [SourceFile("python-docs.jsonl", path.stat().st_size, path)]
 
     def identity(self) -> dict[str, Any]:
         """The Python version, and the hash of this file, which has the rules of selection."""

@@ -259,7 +259,6 @@ class DatasetBuilder:
 
     def _run(self, task: Callable[..., R], plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[R]:
         """Call a task for each unit with its files, as soon as they are present."""
-        # New objects: a cancelled one stays so.
         files = [file for source in self.sources for file in source.files()]
         wanted = [file for unit in units for file in files[unit.first_file : unit.first_file + len(unit.files)]]
         progress, before = ProgressLine(self.log), self._bytes_written()

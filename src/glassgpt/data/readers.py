@@ -206,9 +206,7 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
             if not header:
                 raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
             if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
-                raise UserError(
-                    f"{name}, {place}: unclosed quote, so the rows after it cannot be read; close it"
-                ) from None
+                raise UserError(f"{name}, {place}: unclosed quote, so the rows after it are lost; close it") from None
             yield BadRow(place, f"invalid CSV ({error})")
             continue
         if record == []:
@@ -256,10 +254,8 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
                         else:
                             yield text
                         row += 1
-        if row != table.metadata.num_rows:  # the footer has no checksum
-            raise UserError(
-                f"{name} is damaged: it has {row:,} rows instead of {table.metadata.num_rows:,}; get it again"
-            )
+        if row != (listed := table.metadata.num_rows):  # the footer has no checksum
+            raise UserError(f"{name} is damaged: it has {row:,} rows instead of {listed:,}; get it again")
 
 
 @contextmanager
@@ -271,6 +267,5 @@ def _explain_damage(name: str, place: str) -> Iterator[None]:
         yield
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{name} is damaged, or not a parquet file: {place} cannot be read ({reason}); get it again"
-        ) from error
+        problem = f"{place} cannot be read ({reason})"
+        raise UserError(f"{name} is damaged, or not a parquet file: {problem}; get it again") from error

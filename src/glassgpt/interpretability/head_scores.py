@@ -15,8 +15,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.utils.rng import generator_for
 
 HEAD_TYPES = ("previous token", "duplicate token", "induction", "first-token sink")
-PERIOD = 32
-"""Different tokens in a text. A head that attends to all alike scores about 1 / (1.5 * PERIOD) on each type."""
+PERIOD = 32  # tokens before the repetition; a head that attends to all alike scores about 1 / (1.5 * PERIOD)
 TEXTS = 4
 
 

@@ -1,7 +1,7 @@
 """One function per request of the page. Every number is the model's own.
 
-Each function takes a loaded model and the request's fields (`schemas.schema_of`), and returns plain values or packed
-arrays. They run one at a time, without gradients.
+Each takes a loaded model and the request's fields (see `schema_of`), and returns plain values or packed arrays. They
+run one at a time, without gradients.
 
 Shapes: `L` layers, `H` heads, `T` tokens, `D` head width, `V` token ids that can be generated.
 """
@@ -33,15 +33,13 @@ from glassgpt.utils.formatting import escape_token
 Answer = dict[str, Any] | bytes
 Table = Literal["embedding", "head", "positions"]
 
+# From Wang et al., 2022: repeated names that heads can find.
 DEFAULT_TEXT = "When Mary and John went to the store, John gave a drink to"
-"""From Wang et al., 2022: repeated names that heads can find."""
 MAX_MERGE_CHARACTERS = 64
-MAX_LENS_POSITIONS = 128
-"""Positions per request: 32 take 0.3 s with GPT-2 on two cores, and other requests wait."""
+MAX_LENS_POSITIONS = 128  # per request: 32 take 0.3 s with GPT-2 on two cores, and other requests wait
 
 
 def describe_model(loaded: LoadedModel) -> Answer:
-    """The model's config, parameters and tokenizer."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     parameters = dict(loaded.model.named_parameters())
     return {
@@ -83,7 +81,6 @@ def default_text(loaded: LoadedModel) -> str:
 
 
 def vocabulary(loaded: LoadedModel) -> Answer:
-    """The display form of each token id."""
     tokenizer, size = loaded.tokenizer, loaded.model.vocab_size
     if tokenizer is None:
         return {"pieces": [str(i) for i in range(size)]}
@@ -100,7 +97,13 @@ def tokens(loaded: LoadedModel, text: str) -> Answer:
     """The tokens of a text. For a model without a tokenizer, the text is token ids separated by white space."""
     tokenizer = loaded.tokenizer
     if tokenizer is None:
-        ids = parse_ids(loaded, text)
+        words = text.split()
+        wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word)]
+        if wrong or not words:
+            got = f", got {wrong[0]!r}" if wrong else ""
+            raise UserError(f"this model has no tokenizer: write token ids separated by spaces{got}")
+        ids = [int(word) for word in words]
+        require_ids(loaded, ids)
         return {"ids": ids, "pieces": [str(i) for i in ids], "partial": [False] * len(ids), "bytes": [""] * len(ids)}
     ids = encode_text(tokenizer, text)
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in zip([None, *ids], ids, strict=False)]
@@ -110,18 +113,6 @@ def tokens(loaded: LoadedModel, text: str) -> Answer:
         "partial": [piece.decode(errors="ignore").encode() != piece for piece in pieces],  # has a part of a character
         "bytes": [piece.hex() for piece in pieces],
     }
-
-
-def parse_ids(loaded: LoadedModel, text: str) -> list[int]:
-    """The token ids in a text. Raises `UserError` if it contains anything else."""
-    words = text.split()
-    wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word)]
-    if wrong or not words:
-        got = f", got {wrong[0]!r}" if wrong else ""
-        raise UserError(f"this model has no tokenizer: write token ids separated by spaces{got}")
-    ids = [int(word) for word in words]
-    require_ids(loaded, ids)
-    return ids
 
 
 def merges(loaded: LoadedModel, text: str) -> Answer:
@@ -172,10 +163,9 @@ def apply_edits(loaded: LoadedModel, request: CaptureRequest) -> AbstractContext
 
 def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     """Thumbnails of all heads' patterns, and their entropies."""
-    overview = attention_overview(activations(loaded, request))
-    thumbnails = (255 * overview.thumbnails).round().to(torch.uint8)
-    values = {"differences": overview.kernel_errors, "tokens": len(request.ids), "cells": thumbnails.shape[-1]}
-    return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
+    thumbnails, entropies, errors = attention_overview(activations(loaded, request))
+    values = {"differences": errors, "tokens": len(request.ids), "cells": thumbnails.shape[-1]}
+    return pack({"thumbnails": (255 * thumbnails).round().to(torch.uint8), "entropies": entropies}, values)
 
 
 def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
@@ -217,11 +207,9 @@ def lens(
     loaded: LoadedModel, request: CaptureRequest, start: int, stop: int, k: int = 5, watch: list[int] | None = None
 ) -> Answer:
     """The logit lens: the predictions from each layer (L + 1, positions, ...), and of the tokens `watch`."""
-    cache = activations(loaded, request)
-    if not 0 <= start < stop <= min(len(request.ids), start + MAX_LENS_POSITIONS):
-        limits = f"0 <= start < stop <= {len(request.ids)} and stop - start <= {MAX_LENS_POSITIONS}"
-        raise UserError(f"the positions must satisfy {limits}, got start {start} and stop {stop}")
-    result = logit_lens(loaded.model, cache, start, stop, k, watch or ())
+    if stop - start > MAX_LENS_POSITIONS:
+        raise UserError(f"at most {MAX_LENS_POSITIONS} positions at once, got start {start} and stop {stop}")
+    result = logit_lens(loaded.model, activations(loaded, request), start, stop, k, watch or ())
     names = ("top_ids", "top_p", "watch_rank", "watch_p", "next_rank", "next_p", "entropy", "norm")
     return pack({name: getattr(result, name) for name in names}, {})
 
@@ -260,7 +248,6 @@ def generate_text(loaded: LoadedModel, request: GenerateRequest) -> Generator[di
 
 
 def score_heads(loaded: LoadedModel) -> Answer:
-    """Each head's score for each head type."""
     return {"head_types": list(HEAD_TYPES), "head_scores": head_scores(loaded.model).tolist()}
 
 
@@ -287,12 +274,12 @@ def neighbours(loaded: LoadedModel, table: Table, id: int, k: int = 12) -> Answe
 def weight(loaded: LoadedModel, name: str, size: int = 256) -> Answer:
     """A parameter as a picture of at most `size` rows and columns, with statistics."""
     tensor = weights.weight_of(loaded.model, name)
-    values = {"shape": list(tensor.shape), **weights.statistics(tensor)}
-    return pack({"picture": weights.thumbnail(tensor, size)}, values)
+    return pack(
+        {"picture": weights.thumbnail(tensor, size)}, {"shape": list(tensor.shape), **weights.statistics(tensor)}
+    )
 
 
 def spectrum(loaded: LoadedModel, name: str) -> Answer:
-    """A matrix's singular values."""
     return pack({"singular_values": weights.singular_values(weights.weight_of(loaded.model, name))}, {})
 
 

@@ -15,9 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-MAX_BODY = 1 << 18
-"""Bytes of a request's body."""
-
+MAX_BODY = 1 << 18  # bytes of a request's body
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -40,10 +38,8 @@ class AccessPolicy:
     """The token that requests need, and the host names under which the server may be reached."""
 
     token: str
-    cookie: str
-    """Name of the cookie that holds the token. It contains the port: cookies are shared by all ports of a host."""
-    hosts: tuple[str, ...] = LOOPBACK_HOSTS
-    """`("*",)` accepts any name."""
+    cookie: str  # its name, which contains the port: all ports of a host share their cookies
+    hosts: tuple[str, ...] = LOOPBACK_HOSTS  # `("*",)` accepts any name
 
     def is_token(self, text: str) -> bool:
         """Compare with the token in constant time."""

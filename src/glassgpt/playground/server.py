@@ -10,8 +10,8 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import uvicorn
@@ -23,20 +23,16 @@ from glassgpt.utils.errors import UserError
 
 PORT = 7860
 PORTS_TRIED = 20
-MAX_HEADERS = 16 << 10
-"""Bytes of a request's address and headers."""
-MAX_CONNECTIONS = 256
-"""Beyond it, requests are answered with 503."""
+MAX_HEADERS = 16 << 10  # bytes of a request's address and headers
+MAX_CONNECTIONS = 256  # beyond it, requests are answered with 503
 
 
-@dataclass(frozen=True)
-class Address:
-    """A listening socket, and who may use it."""
+class Address(NamedTuple):
+    """A listening socket, who may use it, and the address of the page, without the token."""
 
     listener: socket.socket
     policy: AccessPolicy
     url: str
-    """Address of the page, without the token."""
 
 
 def bind(host: str | None, port: int | None) -> Address:
@@ -76,8 +72,7 @@ class PlayServer(uvicorn.Server):
 
     def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self.api = Api(pool, policy)
-        self.login_file: Path | None = None
-        """Removed when the server ends."""
+        self.login_file: Path | None = None  # removed when the server ends
         self._pool = pool
         config = uvicorn.Config(
             self.api.app(),
@@ -129,9 +124,7 @@ def play(references: list[str], *, device: torch.device, host: str | None, port:
     login_url = f"{address.url}#token={address.policy.token}"  # servers get no fragment, so the token reaches no log
     print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
     # Without a window system, Python would open a browser that runs in this terminal.
-    has_window = sys.platform != "linux" or any(
-        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    )
+    has_window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
     if browser and has_window:
         server.login_file = write_login_file(login_url)
         threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()

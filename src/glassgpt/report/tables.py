@@ -42,13 +42,14 @@ def facts_of(run: RunRecords) -> dict[str, str]:
     facts = {"steps": _number(done) + (f" of {_number(planned)}" if planned is not None else "")}
     if run.training:
         losses, seconds = column(run.training, "loss"), column(run.training, "seconds")
-        speeds, memory = (column(run.training, key) for key in ("tokens_per_second", "memory_bytes"))
+        known = (column(run.training, key) for key in ("tokens_per_second", "memory_bytes"))
+        speeds, memory = (values[np.isfinite(values)] for values in known)
         facts |= {
             "tokens seen": _number(run.training[-1].get("tokens_seen")),
             "training loss, smoothed": _number(smoothed(losses, smoothing_window(len(losses)))[-1], ".4f"),
             "time in training steps": format_duration(np.nansum(seconds)),
-            "tokens per second, median": _number(_median(speeds), ",.0f"),
-            "memory, highest": format_bytes(np.nanmax(memory)) if np.isfinite(memory).any() else ABSENT,
+            "tokens per second, median": _number(np.median(speeds), ",.0f") if len(speeds) else ABSENT,
+            "memory, highest": format_bytes(memory.max()) if len(memory) else ABSENT,
         }
     if run.evaluations:
         facts["time in evaluations"] = format_duration(np.nansum(column(run.evaluations, "seconds")))
@@ -113,11 +114,6 @@ def _differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
 def _rows(columns: Sequence[Mapping[str, str]]) -> Rows:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key, ABSENT) for column in columns] for key in keys}
-
-
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan
 
 
 def _number(value: float | None, spec: str = ",") -> str:

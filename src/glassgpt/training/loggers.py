@@ -10,6 +10,7 @@ import secrets
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import TrainConfig
@@ -63,7 +64,7 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "glassgpt"),
             name=run.path.resolve().name,
-            id=_run_id(run),
+            id=_run_id(run.wandb / "glassgpt-id"),
             dir=str(run.path),
             config=config.to_dict(),
             allow_val_change=True,
@@ -145,24 +146,24 @@ def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class Loggers:
-    """The loggers of a run. One that fails is reported once and closed: a run of days must not end because of a log."""
+    """The loggers of a run that starts, or resumes after `step` updates.
 
-    def __init__(self, run: RunDirectory, config: TrainConfig, notify: Callable[[str], None]) -> None:
-        self._run, self._config, self._notify = run, config, notify
+    One that fails is reported once and closed: a run of days must not end because of a log.
+    """
+
+    def __init__(self, run: RunDirectory, config: TrainConfig, step: int, notify: Callable[[str], None]) -> None:
+        self._run, self._notify = run, notify
         self._loggers: dict[str, Logger] = {}
-
-    def open(self, step: int) -> None:
-        """Training starts, or resumes after `step` updates."""
-        for library in _libraries(self._config.log):
+        for library in _libraries(config.log):
             title, opener = _OPENERS[library]
             try:
-                self._loggers[title] = logger = opener(self._run, self._config, step + 1 if step else 0)
-                self._notify(f"{title}: {logger.place}")
+                self._loggers[title] = logger = opener(run, config, step + 1 if step else 0)
+                notify(f"{title}: {logger.place}")
             except Exception as error:
                 self._warn_of(title, error)
 
     def close(self, failed: bool) -> None:
-        """The run has ended. This may take as long as an upload does."""
+        """Close all loggers, which may take as long as an upload does."""
         self.each(lambda logger: logger.close(failed))
         self._loggers.clear()
 
@@ -185,9 +186,8 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _run_id(run: RunDirectory) -> str:
+def _run_id(path: Path) -> str:
     """The run's permanent id at W&B, drawn when it is first needed."""
-    path = run.wandb / "glassgpt-id"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, secrets.token_hex(8))

@@ -93,16 +93,16 @@ def evaluate(
 
 def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     """The scores on HellaSwag for the record of an evaluation; empty if they are not due."""
+    items, is_published = state.hellaswag
     due = state.step == state.steps or is_due(state.step, state.config.hellaswag_every)
-    if not state.hellaswag or not due:
+    if not items or not due:
         return {}
-    tokenizer = state.data.tokenizer
-    scores = evaluate_hellaswag(model, tokenizer, state.hellaswag, precision=state.precision, ranks=state.ranks)
+    scores = evaluate_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
     return {
         "hellaswag_acc": scores["acc"],
         "hellaswag_acc_norm": scores["acc_norm"],
         "hellaswag_items": scores["n"],
-        "hellaswag_published": state.hellaswag_published,
+        "hellaswag_published": is_published,
     }
 
 

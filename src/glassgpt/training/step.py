@@ -173,7 +173,7 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
     rows = state.local_rows()
-    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, state.update_tokens))
+    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, config.update_tokens(state.step / state.steps)))
     total = torch.zeros((), device=state.device)
     strategy.forward.train()
     with device_rng(state.device) as seed_rng:

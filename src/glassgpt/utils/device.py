@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.gpu_specs import data_sheet
+from glassgpt.utils.gpu_specs import find_gpu
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -97,7 +97,8 @@ def synchronize(device: torch.device) -> None:
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: a GPU's by its data sheet, a CPU's measured (0.3 s), otherwise None."""
     if device.type == "cuda":
-        return data_sheet(torch.cuda.get_device_name(device))[1].get(precision)
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return None if gpu is None else gpu.peaks.get(precision)
     return measure_peak_flops(precision, device) if device.type == "cpu" else None
 
 
