@@ -5,12 +5,13 @@ Not pydantic: its import takes longer than all of `glassgpt --help`, and tyro wo
 
 import dataclasses
 import functools
+import inspect
 import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -109,47 +110,31 @@ class StrictConfig:
         if not holds:
             raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
+        """A config from nested mappings; values that are left out come from `base`.
 
-C = TypeVar("C", bound=StrictConfig)
-
-
-def build(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
-    """A config from nested mappings; values that are left out come from `base`.
-
-    Raises `UserError` for an unknown name, a wrong type, and a missing value without a default.
-    """
-    hints = types_of(config_class)
-    arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"unknown setting {config_class.name_of(name)!r}{did_you_mean(name, hints)}")
-        arguments[name] = _build_value(hints[name], value, getattr(base, name, None))
-    for field in dataclasses.fields(typing.cast(Any, config_class)):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in arguments:
-            raise UserError(f"{config_class.name_of(field.name)} is missing: it must be {_describe(hints[field.name])}")
-    return config_class(**arguments)
+        Raises `UserError` for an unknown name, a wrong type, an impossible value, and a missing one without a default.
+        """
+        hints = types_of(cls)
+        arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
+        for name, value in values.items():
+            if name not in hints:
+                raise UserError(f"unknown setting {cls.name_of(name)!r}{did_you_mean(name, hints)}")
+            arguments[name] = _build_value(hints[name], value, getattr(base, name, None))
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if parameter.default is parameter.empty and name not in arguments:
+                raise UserError(f"{cls.name_of(name)} is missing: it must be {_describe(hints[name])}")
+        return cls(**arguments)
 
 
 def _build_value(annotation: Any, value: Any, base: Any) -> Any:
     """Turn mappings into configs, also inside lists; anything else is kept for the type check."""
     if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, StrictConfig):
-        return build(annotation, value, base=base)
+        return annotation.from_dict(value, base)
     if isinstance(value, list) and typing.get_origin(annotation) is list:
         return [_build_value(typing.get_args(annotation)[0], item, None) for item in value]
     return value
-
-
-def nearest_divisors(number: int, wanted: int) -> str:
-    """The three divisors of a number that are nearest to the wanted one."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))
-
-
-def nearest_multiples(number: int, quantum: int) -> str:
-    """The positive multiples of a quantum around a number."""
-    lower = number // quantum * quantum
-    return " or ".join(str(n) for n in (lower, lower + quantum) if n)
 
 
 def flatten(
@@ -161,24 +146,3 @@ def flatten(
             yield from flatten(value, separator, keep, f"{prefix}{name}{separator}")
         else:
             yield prefix + name, value
-
-
-def without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
-
-
-def halvings(end: int, quantum: int) -> list[int]:
-    """A number halved once, twice and so on, while the result is a multiple of the quantum."""
-    halves = []
-    while end % (2 * quantum) == 0:
-        end //= 2
-        halves.append(end)
-    return halves
-
-
-def doubled(start: int | None, end: int, progress: float) -> int:
-    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
-    if start is None or progress >= 1:
-        return end
-    doublings = (end // start).bit_length() - 1
-    return start << int(progress * doublings)
