@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
@@ -97,11 +97,12 @@ def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     due = state.step == state.steps or is_due(state.step, state.config.hellaswag_every)
     if not items or not due:
         return {}
-    scores = evaluate_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
+    scores = score_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
+    figures = summarize(scores)
     return {
-        "hellaswag_acc": scores["acc"],
-        "hellaswag_acc_norm": scores["acc_norm"],
-        "hellaswag_items": scores["n"],
+        "hellaswag_acc": figures["acc"],
+        "hellaswag_acc_norm": figures["acc_norm"],
+        "hellaswag_items": figures["n"],
         "hellaswag_published": is_published,
     }
 
