@@ -178,8 +178,7 @@ def hash_model(model: GPT) -> str:
 
 def results_name(model_hash: str, tokenizer: Tokenizer, items: Sequence[Item], style: str, precision: str) -> str:
     """Name of the results file for everything that scores depend on."""
-    tokenizer_hash = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-    identity = {"model": model_hash, "tokenizer": tokenizer_hash, "items": fingerprint(items)}
+    identity = {"model": model_hash, "tokenizer": tokenizer.sha256, "items": fingerprint(items)}
     identity |= {"style": style, "precision": precision}
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] + ".jsonl"
 

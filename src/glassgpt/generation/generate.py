@@ -14,7 +14,7 @@ from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
 from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.gpt import GPT
-from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
+from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 

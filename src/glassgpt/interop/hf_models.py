@@ -15,7 +15,6 @@ from glassgpt.interop.hf_families import FAMILIES
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
-from glassgpt.tokenizers.base import begin_of_text
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, explain_os_errors
@@ -77,7 +76,7 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     Raises `UserError` if no family can hold the model, the directory is not empty, or the disk is full.
     """
     family = family_for(model.config)
-    begin, end = (None, None) if tokenizer is None else (begin_of_text(tokenizer), tokenizer.end_of_text)
+    begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
     about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
