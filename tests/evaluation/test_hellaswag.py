@@ -415,14 +415,14 @@ def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
 def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
     plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
-    assert plain.context == "A man is sitting on a roof. he"
-    assert plain.endings[3] == " starts [substeps] pulling   up."
-    assert cleaned.context == "Roof shingle removal: A man is sitting on a roof. He"
-    assert cleaned.endings[3] == " starts pulling  up."  # three spaces become two, as there
-    assert cleaned.characters == (14, 27, 18, 19)
+    assert plain[0] == "A man is sitting on a roof. he"
+    assert plain[1][3] == " starts [substeps] pulling   up."
+    assert cleaned[0] == "Roof shingle removal: A man is sitting on a roof. He"
+    assert cleaned[1][3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned[2] == [14, 27, 18, 19]
     wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
-    assert prompt_of(wiki, "lm-eval").context == "Roof shingle removal: How to fly. Jump. Then"
-    assert prompt_of(wiki, "lm-eval").endings[0] == "  is using wrap."
+    assert prompt_of(wiki, "lm-eval")[0] == "Roof shingle removal: How to fly. Jump. Then"
+    assert prompt_of(wiki, "lm-eval")[1][0] == "  is using wrap."
 
 
 @pytest.mark.parametrize(

@@ -212,16 +212,17 @@ def encode(
     character.
     """
     prompts = [prompt_of(item, style) for item in items]
-    contexts = _encoded(tokenizer, [prompt.context for prompt in prompts])
-    texts = [prompt.context * prompt.encoded_together + ending for prompt in prompts for ending in prompt.endings]
+    together = style == "lm-eval"  # an ending's tokens are those that it adds to the context's
+    contexts = _encoded(tokenizer, [context for context, _, _ in prompts])
+    texts = [context * together + ending for context, endings, _ in prompts for ending in endings]
     encoded = iter(_encoded(tokenizer, texts))
     prefix = np.array(tokenizer.prompt_prefix, dtype=np.int64)
     questions = []
-    for item, prompt, context in zip(items, prompts, contexts, strict=True):
-        start = len(context) if prompt.encoded_together else 0
+    for item, (_, _, characters), own in zip(items, prompts, contexts, strict=True):
+        start = len(own) * together
         endings = tuple(ids[start:][-context_length:] for ids in itertools.islice(encoded, ENDINGS))
-        context = np.concatenate([prefix, context])
-        lengths = prompt.characters or tuple(map(len, endings))
+        context = np.concatenate([prefix, own])
+        lengths = tuple(characters or map(len, endings))
         if not all((len(context), *map(len, endings), *lengths)):
             raise UserError(f"item {item.number} of HellaSwag has an empty context or ending ({item.ctx[:40]!r}...)")
         highest = max(int(ids.max()) for ids in (context, *endings))

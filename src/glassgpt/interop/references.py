@@ -74,18 +74,17 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
     verify: see `find_model`. Raises `UserError` if there is none.
     """
     text, path = str(reference), user_path(str(reference))
-    with explain_os_errors("read", Path(reference)):
-        if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
-            base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
-            directory = _require_checkpoints(base)
-            steps = [int(path.name) for path in checkpoint_paths(directory)]
-            if not selector and verify:
-                return _newest(directory)
-            if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
-                raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
-            step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
-            path = directory / f"{step:06d}"
-        return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
+    if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
+        base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
+        directory = _require_checkpoints(base)
+        steps = [int(path.name) for path in checkpoint_paths(directory)]
+        if not selector and verify:
+            return _newest(directory)
+        if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
+            raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
+        step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
+        path = directory / f"{step:06d}"
+    return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
 
 
 def _require_checkpoints(name: str) -> Path:
