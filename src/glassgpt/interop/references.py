@@ -45,8 +45,7 @@ class LoadedModel:
     def provenance(self) -> dict[str, Any]:
         """What every result of this model names: versions, reference and step."""
         step = None if self.state is None else self.state.step
-        versions = {"glassgpt": version("glassgpt"), "torch": torch.__version__}
-        return {**versions, "model": self.reference, "step": step}
+        return {"glassgpt": version("glassgpt"), "torch": torch.__version__, "model": self.reference, "step": step}
 
 
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
@@ -116,19 +115,15 @@ def _newest(directory: Path) -> Checkpoint:
 
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
-    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
-        except UserError as damaged:
-            error = damaged
+        except UserError:
             continue
         if step is None:
-            raise UserError(
-                f"{directory.parent} has no best checkpoint: none was evaluated yet; use {directory.parent}"
-            )
+            raise UserError(f"{directory.parent} has no best checkpoint: none was evaluated yet; leave @best out")
         return step
-    raise error
+    raise UserError(f"all checkpoints in {directory} are damaged: no state.json can be read")
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:
