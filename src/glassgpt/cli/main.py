@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
-from glassgpt.cli.evaluate import Evaluate
+from glassgpt.cli.evaluate import Bench, Evaluate
 from glassgpt.cli.models import Export, Generate, Info, Play, Report
 from glassgpt.cli.options import Command, gives
-from glassgpt.cli.planning import Bench, Plan
-from glassgpt.cli.train import Recipes, Resume, Train
+from glassgpt.cli.train import Plan, Recipes, Resume, Train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.openmp import limit_spinning
 
