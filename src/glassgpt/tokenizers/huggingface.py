@@ -1,7 +1,7 @@
-"""Any Hugging Face `tokenizer.json`: SentencePiece-like BPE and Unigram, WordPiece, WordLevel, other byte-level BPE.
+"""Tokenizers given by a Hugging Face `tokenizer.json`: byte-level BPE (Radford et al., 2019), and any other kind.
 
-The `tokenizers` library encodes. Decoding is our own: the library's decoder gives each token its bytes once, so that
-the bytes of incomplete characters can be held back while streaming.
+`fastokens` encodes byte-level BPE, the `tokenizers` library everything else. Decoding is our own: the library's decoder
+gives each token its bytes once, so that the bytes of incomplete characters can be held back while streaming.
 """
 
 import hashlib
