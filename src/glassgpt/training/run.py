@@ -149,7 +149,7 @@ class _Job:
         run, ranks = self.run, self.ranks
         ranks.enter_phase("the opening of the logs", may_take_long=True)
         recorder.begin()
-        ranks.on_failure(recorder.fail)
+        ranks.on_failure = recorder.fail
         try:
             self.interrupts.catch()
             with matmul_precision(state.precision):
@@ -166,7 +166,7 @@ class _Job:
         except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
             recorder.end("interrupted", hurry=True)
             raise
-        ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
+        ranks.on_failure = lambda reason: None  # all is written: losing a rank now is not a failure of the run
         if self.stopped_by is None:
             recorder.end("finished")
             self.progress.finished(run.path)
