@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
@@ -24,13 +25,10 @@ FIRST_UPDATE_FACTOR = 6
 def hang_timeout() -> float:
     """Seconds after which a rank that the others wait for counts as missing."""
     text = os.environ.get("GLASSGPT_HANG_SECONDS", "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds >= 3 * PERIOD:
-        raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, at least {3 * PERIOD:.0f}, got {text!r}")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 3 * PERIOD:
+            return seconds
+    raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, at least {3 * PERIOD:.0f}, got {text!r}")
 
 
 @dataclass(frozen=True)
@@ -185,6 +183,6 @@ def print_error(message: str) -> None:
 
 def end_process() -> NoReturn:
     """End at once, whatever other threads wait for."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(1)
