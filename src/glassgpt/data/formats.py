@@ -129,11 +129,7 @@ def external_manifest(directory: Path) -> dict[str, Any]:
             splits[split]["shards"].append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
     return {
         "source": {"name": directory.name},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "sha256": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-        },
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
         "dtype": np.dtype(files["train"][0].dtype).name,
         "splits": splits,
     }

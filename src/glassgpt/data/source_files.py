@@ -10,8 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from glassgpt.data.progress import Log, ProgressLine
-from glassgpt.utils.formatting import format_bytes
+from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
 
 # Seconds that a cancelled download may take to notice it.
 _GRACE = 1.0
