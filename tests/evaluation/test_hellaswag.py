@@ -25,7 +25,7 @@ from glassgpt.evaluation.hellaswag import (
     Question,
     Score,
     encode,
-    evaluate_hellaswag,
+    evaluate_both_styles,
     group_by_length,
     hash_model,
     make_batches,
@@ -37,6 +37,7 @@ from glassgpt.evaluation.hellaswag import (
 from glassgpt.evaluation.hellaswag_items import (
     STYLES,
     Item,
+    Style,
     find_items,
     fingerprint,
     is_published,
@@ -46,6 +47,7 @@ from glassgpt.evaluation.hellaswag_items import (
     without_markup,
 )
 from glassgpt.interop.hf_models import export_hf
+from glassgpt.interop.references import LoadedModel
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
@@ -108,7 +110,7 @@ def prefixed() -> BPETokenizer:
     return tokenizer
 
 
-def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: str) -> tuple[list[float], list[int]]:
+def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: Style) -> tuple[list[float], list[int]]:
     """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's
     cross-entropy.
     """
@@ -146,7 +148,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_choices_are_those_of_a_plain_loop(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choices_are_those_of_a_plain_loop(name: str, style: Style, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses to 1e-4 of 1e3 nats (float32), so each choice is the same where the best two are further apart."""
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # so that there are many batches
     items, model = some_items(16), model_for(BYTES, **MODELS[name])
@@ -180,7 +182,7 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_prompts_start_with_the_tokenizers_prefix(style: str) -> None:
+def test_prompts_start_with_the_tokenizers_prefix(style: Style) -> None:
     tokenizer = prefixed()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
@@ -205,8 +207,8 @@ def test_figures_count_the_choices() -> None:
 
 def test_training_mode_is_restored_and_dropout_is_off() -> None:
     items, model = some_items(6), model_for(BYTES).train()
-    exact = evaluate_hellaswag(model, BYTES, items)
-    assert evaluate_hellaswag(model, BYTES, items) == exact
+    exact = score_hellaswag(model, BYTES, items)
+    assert score_hellaswag(model, BYTES, items) == exact
     assert model.training
     rough = score_hellaswag(model, BYTES, items, precision="bfloat16")
     assert [s.losses for s in rough] != [s.losses for s in score_hellaswag(model, BYTES, items)]
@@ -347,7 +349,7 @@ def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
     for _ in range(2):
-        found = evaluate_hellaswag(model, BYTES, items, results=path)
+        found = summarize(score_hellaswag(model, BYTES, items, results=path))
         assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
 
 
@@ -459,17 +461,15 @@ def test_files_without_items_are_errors(tmp_path: Path) -> None:
 def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     items, model = some_items(2), model_for(BYTES)
     with pytest.raises(UserError, match="tokenizer"):
-        evaluate_hellaswag(model, None, items)
-    with pytest.raises(UserError, match="'lm-evil'; did you mean 'lm-eval'"):
-        evaluate_hellaswag(model, BYTES, items, style="lm-evil")
+        evaluate_both_styles(LoadedModel("x", model, None, None, None), items, False, lambda *numbers: None)
     letters = CharacterTokenizer("abc ")
     with pytest.raises(UserError, match="tokenizer's 4"):
-        evaluate_hellaswag(model_for(letters), letters, items)
+        score_hellaswag(model_for(letters), letters, items)
     with pytest.raises(UserError, match="the tokenizer is not this model's"):
-        evaluate_hellaswag(model_for(letters), BYTES, items)
+        score_hellaswag(model_for(letters), BYTES, items)
     empty = dataclasses.replace(items[0], endings=("[step]", "b", "c", "d"))
     with pytest.raises(UserError, match="item 0 of HellaSwag"):
-        evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
+        score_hellaswag(model, BYTES, [empty], style="lm-eval")
 
 
 def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

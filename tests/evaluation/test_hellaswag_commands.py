@@ -13,7 +13,7 @@ import pytest
 from glassgpt.cli.main import main
 from glassgpt.evaluation import hellaswag, hellaswag_items
 from glassgpt.evaluation.baselines import PUBLISHED
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
 from glassgpt.interop.references import load
 from glassgpt.report.page import write_report
@@ -63,7 +63,7 @@ def test_a_run_evaluates_a_subset_at_its_interval_and_logs_it(tmp_path: Path, fi
     assert [step for step, record in records.items() if "hellaswag_acc" in record] == [0, 10]
     model, tokenizer = load(run)
     assert tokenizer is not None
-    expected = evaluate_hellaswag(model, tokenizer, subset(read_items(file), 8))
+    expected = summarize(score_hellaswag(model, tokenizer, subset(read_items(file), 8)))
     found = records[10]
     assert (found["hellaswag_acc"], found["hellaswag_acc_norm"]) == (expected["acc"], expected["acc_norm"])
     assert (found["hellaswag_items"], found["hellaswag_published"]) == (8, False)

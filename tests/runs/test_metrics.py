@@ -73,6 +73,7 @@ def test_a_half_written_last_line_is_left_out(path: Path, ending: str) -> None:
     metrics = read_metrics(path)
     assert metrics.training == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
     assert metrics.evaluations == [{"step": 0, "val_loss": 3.0}, {"step": 2, "val_loss": 1.5}]
+    assert metrics.damaged == []
     assert read_metrics(path.with_name("none.jsonl")).training == []
 
 
@@ -98,6 +99,7 @@ def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Pa
     path.write_bytes(b"".join([*content[:2], line + b"\n", b"\n", *content[2:]]))
     metrics = read_metrics(path)
     assert (metrics.training, metrics.evaluations) == (whole.training, whole.evaluations)
+    assert metrics.damaged == [3]
     before = path.read_bytes()
     with pytest.raises(UserError, match="line 3 "):
         truncate_metrics(path, 1)

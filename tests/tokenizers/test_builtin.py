@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 from glassgpt.tokenizers import bpe
 from glassgpt.tokenizers import builtin as tokenizers
-from glassgpt.tokenizers.base import bytes_to_unicode
+from glassgpt.tokenizers.base import StreamDecoder, bytes_to_unicode
 from glassgpt.tokenizers.builtin import (
     BPETokenizer,
     BytesTokenizer,
     CharacterTokenizer,
-    StreamDecoder,
     Tokenizer,
     build_tokenizer,
     export_tokenizer,
@@ -224,7 +223,7 @@ def test_a_damaged_or_unsupported_file_is_named(content: bytes, tmp_path: Path) 
 def test_a_missing_file_an_unknown_kind_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.json"):
         load_tokenizer(tmp_path / "missing.json")
-    with pytest.raises(UserError, match="did you mean 'bytes'"):
+    with pytest.raises(UserError, match="no tokenizer 'byte'"):
         build_tokenizer("byte")
     with pytest.raises(UserError, match="empty"):
         build_tokenizer("characters", ["", ""])

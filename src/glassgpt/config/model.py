@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, StrictConfig, nearest_divisors
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, StrictConfig
 from glassgpt.utils.errors import UserError
 
 
@@ -71,10 +71,10 @@ class ModelConfig(StrictConfig):
 
     def _check_heads(self) -> None:
         if self.head_dim is None:
-            valid = f"a divisor of model.n_embd = {self.n_embd}: {nearest_divisors(self.n_embd, self.n_head)}"
+            valid = f"a divisor of model.n_embd = {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
             self.require("n_head", self.n_embd % self.n_head == 0, f"{valid} (or set head_dim)")
         if self.n_kv_head is not None:
-            valid = f"a divisor of model.n_head = {self.n_head}: {nearest_divisors(self.n_head, self.n_kv_head)}"
+            valid = f"a divisor of model.n_head = {self.n_head}: {_nearest_divisors(self.n_head, self.n_kv_head)}"
             self.require("n_kv_head", self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0, valid)
         if self.position == "rope" and self.resolved_head_dim % 2:
             raise UserError(
@@ -147,3 +147,9 @@ class ModelConfig(StrictConfig):
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; it is taken from the tokenizer when a run starts")
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+def _nearest_divisors(number: int, wanted: int) -> str:
+    """The three divisors of a number that are nearest to the wanted one."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))

@@ -7,7 +7,6 @@ both. This is the one place that decides which setting is which.
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -23,12 +22,7 @@ from glassgpt.config.validation import (
     Range,
     Share,
     StrictConfig,
-    build,
-    doubled,
     flatten,
-    halvings,
-    nearest_multiples,
-    without_none,
 )
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -251,13 +245,13 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
     def _check_batches(self) -> None:
         """Check that updates hold whole sequences, and that doubling leads from each start to its end."""
         context, batch = self.model.context_length, self.batch_tokens
-        valid = f"a multiple of model.context_length = {context}; nearest: {nearest_multiples(batch, context)}"
+        valid = f"a multiple of model.context_length = {context}; nearest: {_nearest_multiples(batch, context)}"
         self.require("batch_tokens", batch % context == 0, valid)
         for start, end_name, end, quantum in (
             ("context_start", "model.context_length", context, 1),
             ("batch_start", "batch_tokens", batch, context),
         ):
-            valid_starts = halvings(end, quantum)
+            valid_starts = [end >> n for n in range(1, end.bit_length()) if end % (quantum << n) == 0]
             shown = ", ".join(map(str, valid_starts)) or "none exists"
             is_valid = getattr(self, start) is None or getattr(self, start) in valid_starts
             self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
@@ -266,11 +260,11 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def sequence_length(self, progress: float) -> int:
         """Tokens per sequence of an update; `progress` is the share of the updates done before it."""
-        return doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
+        return _doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
 
     def update_tokens(self, progress: float) -> int:
         """Tokens of an update; `progress` is the share of the updates done before it."""
-        return doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
+        return _doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
 
     @property
     def batch_size(self) -> int:
@@ -279,23 +273,17 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def sequences_per_process(self, processes: int) -> int:
         """Sequences per update on each process. Raises `UserError` if the processes cannot share them evenly."""
-        if processes not in self.valid_process_counts:
-            valid = ", ".join(map(str, self.valid_process_counts))
+        smallest = self.batch_start or self.batch_tokens  # all later updates are multiples of the first one
+        sequences = smallest // self.model.context_length
+        if sequences % processes:
+            valid = ", ".join(str(n) for n in range(1, sequences + 1) if sequences % n == 0)
             setting = "batch_tokens" if self.batch_start is None else "batch_start"
-            smallest = self.batch_start or self.batch_tokens
-            nearest = nearest_multiples(smallest, self.model.context_length * processes)
+            nearest = _nearest_multiples(smallest, self.model.context_length * processes)
             raise UserError(
                 f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes, "
                 f"or in a new run another {setting} (nearest: {nearest})"
             )
         return self.batch_size // processes
-
-    @property
-    def valid_process_counts(self) -> list[int]:
-        """The numbers of processes that can share every update's sequences evenly."""
-        # All later updates are multiples of the first one.
-        smallest = (self.batch_start or self.batch_tokens) // self.model.context_length
-        return [n for n in range(1, smallest + 1) if smallest % n == 0]
 
     def micro_steps(self, processes: int, tokens: int | None = None) -> int:
         """Forward and backward passes per process in an update (of `tokens` tokens, default batch_tokens)."""
@@ -314,7 +302,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested mappings, without settings that are None."""
-        return without_none(dataclasses.asdict(self))
+        return _without_none(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
         """The config as TOML."""
@@ -330,11 +318,6 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A config from nested mappings. Raises as `from_toml` does."""
-        return build(cls, values)
-
     def override(self, **changes: Any) -> Self:
         """A copy with other settings: `config.override(steps=100, optim={"lr": 1e-3})`.
 
@@ -344,9 +327,27 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
             changes.setdefault("epochs", None)
         if changes.get("epochs") is not None:
             changes.setdefault("steps", None)
-        return build(type(self), changes, base=self)
+        return self.from_dict(changes, base=self)
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """The settings that differ from another config's, as `{"optim.lr": (other's value, own value)}`."""
         own, others = (dict(flatten(dataclasses.asdict(config), keep=("mixture",))) for config in (self, other))
         return {name: (others[name], own[name]) for name in own if own[name] != others[name]}
+
+
+def _nearest_multiples(number: int, quantum: int) -> str:
+    """The positive multiples of a quantum around a number."""
+    lower = number // quantum * quantum
+    return " or ".join(str(n) for n in (lower, lower + quantum) if n)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
+
+
+def _doubled(start: int | None, end: int, progress: float) -> int:
+    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
+    if start is None or progress >= 1:
+        return end
+    doublings = (end // start).bit_length() - 1
+    return start << int(progress * doublings)

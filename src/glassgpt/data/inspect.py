@@ -4,19 +4,17 @@ Tokens are read a few million at a time; memory grows by a few dozen bytes per d
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from glassgpt.data.dataset import Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.formatting import escape_token, format_bytes, one_line
+from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_bytes, one_line
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200
@@ -44,14 +42,16 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """
     dataset = open_dataset(directory)
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
-    total, progress = len(dataset.train) + len(dataset.validation), ProgressLine(log)
+    total, read, progress = len(dataset.train) + len(dataset.validation), 0, ProgressLine(log)
 
-    def report(read: int) -> None:
+    def report(tokens: int) -> None:
+        nonlocal read
+        read += tokens
         progress.update(f"counted {read / 1e6:,.0f}M of {total / 1e6:,.0f}M tokens")
 
-    train = _read_split(dataset, "train", report)
-    validation = _read_split(dataset, "validation", lambda read: report(len(dataset.train) + read))
-    counts = train.counts + validation.counts
+    contents = {split: _read_split(dataset, split, report) for split in SPLITS}
+    counts = contents["train"].counts + contents["validation"].counts
+    lengths = [np.diff(content.starts, append=content.tokens) for content in contents.values()]
     files = directory.iterdir() if is_prepared else (file.path for split in SPLITS for file in dataset.files[split])
     return {
         "directory": str(directory),
@@ -63,30 +63,22 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
         "dtype": manifest["dtype"],
         "disk_bytes": sum(path.stat().st_size for path in files),
         "fingerprint": dataset.fingerprint,
-        "splits": {
-            "train": _split_facts(dataset, "train", train),
-            "validation": _split_facts(dataset, "validation", validation),
-        },
+        "splits": {split: _split_facts(dataset, split, content) for split, content in contents.items()},
         "source_counts": {key: manifest[key] for key in _SOURCE_COUNTS} if is_prepared else None,
-        "lengths": length_facts(np.concatenate([train.lengths(), validation.lengths()])),
+        "lengths": length_facts(np.concatenate(lengths)),
         "frequent": _frequent(counts[:-1], tokenizer),
         "unused_ids": int((counts[:-1] == 0).sum()),
         "unknown_tokens": int(counts[-1]),
-        "samples": _samples(dataset.train, tokenizer, train.starts),
+        "samples": _samples(dataset.train, tokenizer, contents["train"].starts),
     }
 
 
-@dataclass(frozen=True)
-class _SplitContent:
+class _SplitContent(NamedTuple):
     """The result of reading a split."""
 
     tokens: int
     counts: Ids  # occurrences (V + 1,) of each id, and last of all tokens that are not an id
     starts: Ids  # the first token (documents,) of each document
-
-    def lengths(self) -> Ids:
-        """The length (documents,) of each document."""
-        return np.diff(self.starts, append=self.tokens) if len(self.starts) else self.starts
 
 
 def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> _SplitContent:
@@ -109,7 +101,7 @@ def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> 
         if end_of_text is not None and not dataset.is_prepared:
             marked.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
         position += len(chunk)
-        report(position)
+        report(len(chunk))
     starts = splits[split].document_starts()
     if starts is None:
         starts = np.concatenate(marked)
@@ -125,7 +117,7 @@ def _split_facts(dataset: Dataset, split: str, content: _SplitContent) -> dict[s
         "shards": len(recorded["shards"]),
         "tokens": content.tokens,
         "documents": documents if is_known else None,
-        "tokens_before": (int(content.starts[0]) if documents else content.tokens) if is_known else None,
+        "tokens_before": int(next(iter(content.starts), content.tokens)) if is_known else None,
         "characters": recorded.get("characters"),
         "bytes": recorded.get("bytes", token_bytes),
     }
@@ -159,14 +151,14 @@ def _frequent(counts: Ids, tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dict[str, Any]]:
     """The first document, the first in the second half, and the last; parts of the text if there is only one."""
-    has_documents = len(starts) > 1
+    has_documents, total = len(starts) > 1, len(tokens)
     if has_documents:
-        middle = min(int(np.searchsorted(starts, len(tokens) // 2)), len(starts) - 1)
-        ends = np.append(starts[1:], len(tokens))
+        middle = min(int(np.searchsorted(starts, total // 2)), len(starts) - 1)
+        ends = np.append(starts[1:], total)
         places = [(int(starts[i]), int(ends[i])) for i in sorted({0, middle, len(starts) - 1})]
     else:
-        last = max(0, len(tokens) - _SAMPLE_TOKENS)
-        places = [(start, len(tokens)) for start in sorted({0, len(tokens) // 2, last}) if start <= last]
+        last = max(0, total - _SAMPLE_TOKENS)
+        places = [(start, total) for start in sorted({0, min(total // 2, last), last})]
     return [
         {
             "token": start,
@@ -203,26 +195,21 @@ def facts_text(facts: Mapping[str, Any]) -> str:
         "on disk": f"{format_bytes(facts['disk_bytes'])}, shards: {shards:,}",
         "fingerprint": facts["fingerprint"],
     }
-    frequent = [
-        f"{token['id']:>{_NAME}}{token['count']:>{_FIGURE},} {token['share']:>7.2%}  {token['piece']}"
-        for token in facts["frequent"]
-    ]
-    unknown = f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged"
+    counts = facts["source_counts"] or {}
+    frequent = ["most frequent tokens"]
+    for token in facts["frequent"]:
+        count, share = f"{token['count']:>{_FIGURE},}", f"{token['share']:>7.2%}"
+        frequent.append(f"{token['id']:>{_NAME}}{count} {share}  {token['piece']}")
+    frequent.append(f"{facts['unused_ids']:,} of {tokenizer['vocab_size']:,} ids never occur")
+    if facts["unknown_tokens"]:
+        frequent.append(f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged")
     paragraphs = [
         [f"{name:<{_NAME}}{value}" for name, value in head.items() if value is not None],
         _split_lines(facts["splits"]),
-        [
-            f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}"
-            for key, count in (facts["source_counts"] or {}).items()
-        ],
+        [f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}" for key, count in counts.items()],
         _length_lines(facts["lengths"]),
-        [
-            "most frequent tokens",
-            *frequent,
-            f"{facts['unused_ids']:,} of {tokenizer['vocab_size']:,} ids never occur",
-            *([unknown] if facts["unknown_tokens"] else []),
-        ],
-        ["documents in train" if samples[0]["begins_document"] else "text in train"] if samples else [],
+        frequent,
+        ["documents in train" if samples[0]["begins_document"] else "text in train"],
     ]
     paragraphs[-1] += [f"token {each['token']:>{_NAME - 6},}  {one_line(each['text'], _SAMPLE)}" for each in samples]
     return "\n\n".join("\n".join(line.rstrip() for line in lines) for lines in paragraphs if lines)

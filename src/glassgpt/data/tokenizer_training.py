@@ -15,14 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
-from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode, encode_utf8
+from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
 from glassgpt.tokenizers.bpe import BPETokenizer
 from glassgpt.tokenizers.builtin import load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
-from glassgpt.utils.formatting import RemainingTime, format_bytes, format_duration
+from glassgpt.utils.formatting import Log, ProgressLine, RemainingTime, format_bytes, format_duration
 from glassgpt.utils.rng import seed_for
 
 VOCAB_SIZES = range(257, (1 << 20) + 1)
@@ -57,7 +56,7 @@ class Corpus:
     @cached_property
     def size(self) -> int:
         """Bytes of the texts in UTF-8, which are all read. Raises `UserError` if there are none."""
-        total = sum(len(encode_utf8(text)) for text in self.texts())
+        total = sum(len(encode_text(text)) for text in self.texts())
         if not total:
             raise UserError(f"{self.name} has no text: it is empty or only white space")
         return total
@@ -121,7 +120,7 @@ def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
     remaining.left(0)
     for text in texts:
         yield text
-        done += len(encode_utf8(text))
+        done += len(encode_text(text))
         left = format_duration(remaining.left(done))
         progress.update(f"  {format_bytes(done)} of {format_bytes(total)} read, {left} left")
 
@@ -138,7 +137,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     # Without special tokens, which would come first. The bytes are numbered by their symbols, which is GPT-2's order.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=_MIN_COUNT, initial_alphabet=bytes_to_unicode(), show_progress=False
+        vocab_size=vocab_size - 1, min_frequency=_MIN_COUNT, initial_alphabet=list(BYTE_OF), show_progress=False
     )
     stop = threading.Event()
     # In another thread, so that Ctrl-C reaches this one: the library does not check for signals.
@@ -156,7 +155,7 @@ def _until(stop: threading.Event, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if stop.is_set():
             raise KeyboardInterrupt
-        encode_utf8(text)  # raises a better error than the library
+        encode_text(text)  # raises a better error than the library
         yield text
 
 

@@ -10,12 +10,12 @@ from glassgpt.config.schema import TOKENIZERS, DataConfig
 from glassgpt.data.batches import Batches, Order
 from glassgpt.data.dataset import Dataset, open_dataset, verify
 from glassgpt.data.prepare import prepare
-from glassgpt.data.progress import Log
 from glassgpt.data.shards import TOKENIZER
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.work_units import all_texts
-from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.formatting import Log
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def pinned(data: DataConfig) -> DataConfig:
         mixture[source] = weight
     source = data.source if mixture else absolute_source(data.source)
     validation = None if data.validation_source is None else absolute_source(data.validation_source)
-    tokenizer = portable_kind(data.tokenizer)
+    file = tokenizer_file(data.tokenizer)
+    tokenizer = data.tokenizer if file is None else str(file.resolve())
     return dataclasses.replace(data, source=source, mixture=mixture, validation_source=validation, tokenizer=tokenizer)
 
 

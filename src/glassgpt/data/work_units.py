@@ -6,7 +6,6 @@ shard: the files before that are read again, but not encoded.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -24,19 +23,18 @@ from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Counts, Part, read_documents
 from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
 from glassgpt.data.sources import Source, read_source
-from glassgpt.tokenizers.base import encode_utf8
+from glassgpt.tokenizers.base import batches_by_size, encode_text
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
 
 # Between documents, if the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
-# Bytes of files in a work unit, for each token of a shard: about one shard of plain text, several if it is compressed.
-_UNIT_BYTES = 4
-# Characters encoded at once: enough for a tokenizer that uses several cores, and little memory.
-_BATCH_CHARACTERS = 1 << 22
+_UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
+_BATCH_CHARACTERS = 1 << 22  # encoded at once: enough for a tokenizer that uses several cores, and little memory
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 Report = Callable[[], None]
+Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def make_plan(
     tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data))
     plan = Plan(
         directory=directory,
-        tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        tokenizer_sha256=tokenizer.sha256,
         dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
         shard_tokens=data.shard_tokens,
     )
@@ -135,36 +133,24 @@ def _work_units(sources: Sequence[Source], data: DataConfig) -> Iterator[WorkUni
     """Consecutive files of a source, until they have enough bytes."""
     number = first = 0
     for source, split in zip(sources, SPLITS, strict=False):
-        files = source.files()
-        names, size = [], 0
-        for position, file in enumerate(files, start=1):
+        files, names, size = source.files(), [], 0
+        for file in files:
             names.append(file.name)
             size += file.bytes
-            if size >= _UNIT_BYTES * data.shard_tokens or position == len(files):
+            if size >= _UNIT_BYTES * data.shard_tokens or file is files[-1]:
                 own_split = split if len(sources) > 1 else None
                 yield WorkUnit(number, tuple(names), first, source.reading or data, own_split)
                 number, first = number + 1, first + len(names)
                 names, size = [], 0
 
 
-def saved_counts(directory: Path, unit: int) -> Counts | None:
-    """The counts of a finished unit; None for an unfinished one."""
-    path = _counts_path(directory, unit)
-    return Counts(**json.loads(path.read_bytes())) if path.is_file() else None
-
-
-def _counts_path(directory: Path, unit: int) -> Path:
+def counts_path(directory: Path, unit: int) -> Path:
+    """The file with the counts of a unit, which marks it as finished."""
     return directory / f"unit-{unit:05d}.json"
 
 
-def shard_prefix(split: str, unit: int) -> str:
-    """The start of the names of a unit's shards."""
-    return f"{split}-{unit:05d}"
-
-
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # per process and content, as loading takes as long as encoding some megabytes
 def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
-    """Loaded once per process and content, as it takes as long as encoding some megabytes."""
     return load_tokenizer(directory / TOKENIZER)
 
 
@@ -176,28 +162,37 @@ def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Repo
     # A worker whose parent was killed may still be exiting.
     lock = filelock.FileLock(plan.directory / f".unit-{unit.number:05d}.lock")
     with explain_os_errors("write", plan.directory), lock:
-        if saved_counts(plan.directory, unit.number) is None:
-            counts = _write_shards(plan, unit, paths, report)
-            write_atomic(_counts_path(plan.directory, unit.number), json.dumps(dataclasses.asdict(counts)))
+        path = counts_path(plan.directory, unit.number)
+        if not path.is_file():
+            write_atomic(path, json.dumps(dataclasses.asdict(_write_shards(plan, unit, paths, report))))
 
 
-def hash_unit(
-    plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None
-) -> npt.NDArray[np.uint64]:
+def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:
     """The hash (documents,) of each document of a unit, by which duplicates are found."""
     hashes: list[int] = []
-    for _, _, part in _documents(unit, paths, Counts()):
+    for _, part in _documents(unit, paths, Counts()):
         before = None if part.starts else hashes.pop()
-        hashes.append(text_hash(encode_utf8(part.text), before))
+        hashes.append(text_hash(encode_text(part.text), before))
         report()
     return np.array(hashes, dtype=np.uint64)
 
 
-def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, str, Part]]:
-    """The documents in parts, each with its file's number in all sources and its place for an error."""
-    for number, (name, path) in enumerate(zip(unit.files, paths, strict=True), start=unit.first_file):
+def repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each hash (N,) occurred before."""
+    repeated = np.ones(len(hashes), dtype=np.bool_)
+    # A range of values at a time, as sorting takes several times the memory of what it sorts.
+    ranges = max(1, len(hashes) >> 24)
+    for number in range(ranges):
+        chosen = np.flatnonzero(hashes % np.uint64(ranges) == number)
+        repeated[chosen[np.unique(hashes[chosen], return_index=True)[1]]] = False
+    return repeated
+
+
+def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, Part]]:
+    """The documents in parts, each with the number of its file in this unit."""
+    for number, (name, path) in enumerate(zip(unit.files, paths, strict=True)):
         for part in read_documents(path, unit.reading, name=name, counts=counts):
-            yield number, f"{name}, row {part.row}", part
+            yield number, part
 
 
 @dataclass(frozen=True)
@@ -208,22 +203,24 @@ class _Piece:
     text: str
     starts: bool
     number: int
-    place: str
+    place: str  # for an error
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
 def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
     counts = Counts(duplicates=int(unit.duplicates.sum()))
     tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
     writers = {
-        split: ShardWriter(plan.directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
+        split: ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
         for split in SPLITS
     }
     try:
-        for batch in _batches(_pieces(plan, unit, _documents(unit, paths, counts))):
-            for split, writer in writers.items():
-                missing = [piece for piece in batch if piece.split == split and piece.number >= writer.done]
-                for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
-                    writer.add(ids, piece.text, piece.starts)
+        for batch in batches_by_size(_pieces(plan, unit, paths, counts), _BATCH_CHARACTERS):
+            missing = [piece for piece in batch if piece.number >= writers[piece.split].done]
+            for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
+                writers[piece.split].add(ids, piece.text, piece.starts)
             report()
         for writer in writers.values():
             writer.close()
@@ -233,12 +230,12 @@ def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Rep
     return counts
 
 
-def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]]) -> Iterator[_Piece]:
+def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
     """What goes into which split, in the order of the files."""
     numbers = dict.fromkeys(SPLITS, -1)
     number = kept = -1
     offset, split, is_duplicate = 0, "train", False
-    for file, place, part in documents:
+    for file, part in _documents(unit, paths, counts):
         if part.starts:
             number += 1
             # A file that has grown has more documents than hashes; the change is found and refused in the end.
@@ -247,29 +244,16 @@ def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part
             continue
         if part.starts:
             kept += 1
-            is_validation = plan.is_validation(unit.number, kept, (file, part.row))
+            is_validation = plan.is_validation(unit.number, kept, (unit.first_file + file, part.row))
             split = unit.split or ("validation" if is_validation else "train")
             numbers[split] += 1
         cut = len(part.text) if plan.cut is None else min(max(plan.cut - offset, 0), len(part.text))
         offset += len(part.text)
+        place = f"{unit.files[file]}, row {part.row}"
         if cut:
             yield _Piece(split, part.text[:cut], part.starts, numbers[split], place)
         if cut < len(part.text):
             yield _Piece("validation", part.text[cut:], False, 0, place)
-
-
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """The pieces, some megabytes at a time."""
-    batch: list[_Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterator[Tokens]:

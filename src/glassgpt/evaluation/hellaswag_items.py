@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassgpt.utils.download import cache_directory, download
-from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import explain_os_errors, sha256_of
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import readable, sha256_of
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 12,246,618 bytes, 10,042 items
@@ -42,10 +42,8 @@ class Prompt:
 
     context: str
     endings: tuple[str, ...]
-    encoded_together: bool
-    """An ending's tokens are those that it adds to the context's; otherwise it is encoded alone."""
-    characters: tuple[int, ...] | None
-    """Divisors of the normalised scores; None: the numbers of tokens."""
+    encoded_together: bool  # an ending's tokens are those that it adds to the context's; otherwise it is encoded alone
+    characters: tuple[int, ...] | None  # divisors of the normalised scores; None: the numbers of tokens
 
 
 def find_items(path: str | Path | None = None) -> Path:
@@ -59,8 +57,7 @@ def find_items(path: str | Path | None = None) -> Path:
 
 def is_published(path: Path) -> bool:
     """Whether this is the published file: only then can scores be compared with published ones."""
-    with explain_os_errors("read", path):
-        return sha256_of(path) == SHA256
+    return sha256_of(path) == SHA256
 
 
 def read_items(path: Path) -> list[Item]:
@@ -69,9 +66,7 @@ def read_items(path: Path) -> list[Item]:
     `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with
     the line.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; pass HellaSwag's items as a .jsonl file")
-    with explain_os_errors("read", path):
+    with readable(path):
         lines = path.read_bytes().split(b"\n")
     items: list[Item] = []
     for line, text in enumerate(lines, start=1):
@@ -129,10 +124,8 @@ def fingerprint(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
 
 
-def prompt_of(item: Item, style: str) -> Prompt:
-    """The item's text in a style. Raises `UserError` for an unknown style."""
-    if style not in STYLES:
-        raise UserError(f"unknown HellaSwag style {style!r}{did_you_mean(style, STYLES)}; use {' or '.join(STYLES)}")
+def prompt_of(item: Item, style: Style) -> Prompt:
+    """The item's text in a style."""
     if style == "build-nanogpt":
         return Prompt(item.ctx, tuple(f" {ending}" for ending in item.endings), encoded_together=False, characters=None)
     text = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")

@@ -4,6 +4,7 @@ Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,7 @@ from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
 from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.gpt import GPT
-from glassgpt.model.kv_cache import KVCache
-from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
+from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 
@@ -83,23 +83,35 @@ def generate(
     def stream() -> Iterator[GeneratedToken]:
         with evaluation_mode(model):
             ready = prepare_for_inference(model, n, max_new_tokens, precision)
-            context = _Context(ready, ids, ids.shape[1] + max_new_tokens, vocab_size, use_cache)
             texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
-            yield from _tokens(context, texts, choose, max_new_tokens, probabilities)
+            yield from _tokens(ready, ids, texts, choose, max_new_tokens, vocab_size, use_cache, probabilities)
 
     return stream()
 
 
 def _tokens(
-    context: "_Context",
+    model: GPT,
+    ids: Tensor,
     texts: list["_TextStream"],
     choose: Callable[[Tensor], Tensor],
     max_new_tokens: int,
+    vocab_size: int,
+    use_cache: bool,
     probabilities: bool,
 ) -> Iterator[GeneratedToken]:
-    """Draw a token for every sample, yield those of the samples that have not ended, and repeat."""
+    """Draw a token for every sample, yield those of the samples that have not ended, and repeat.
+
+    ids: the prompt (n, T). vocab_size: the number of the model's ids that may be drawn.
+    """
+    max_length, start, cache = ids.shape[1] + max_new_tokens, 0, None
+    limit = max_length if model.config.has_unlimited_context else model.config.context_length
     for index in range(max_new_tokens):
-        logits = context.next_logits()
+        before, start = start, window_start(ids.shape[1], limit)
+        with torch.inference_mode():
+            if use_cache and (cache is None or start != before):
+                cache = model.new_cache(len(ids), min(max_length, limit))
+            unread = ids[:, start + (0 if cache is None else cache.length) :]
+            logits = model.logits(model.hidden(unread, cache)[:, -1])[:, :vocab_size]
         drawn = choose(logits).to(logits.device)
         chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist() if probabilities else None
         for sample, (token_id, text) in enumerate(zip(drawn.tolist(), texts, strict=True)):
@@ -108,7 +120,7 @@ def _tokens(
                 yield GeneratedToken(shown, token_id, sample, None if chances is None else chances[sample])
         if all(text.ended for text in texts):
             return
-        context.append(drawn)
+        ids = torch.cat([ids, drawn[:, None]], dim=1)
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -120,42 +132,16 @@ def window_start(length: int, context_length: int) -> int:
     return max(0, -(-(length - context_length) // half)) * half
 
 
-@dataclass
-class _Context:
-    """The tokens so far, ids (n, T), and the next token's logits, with a cache or computed from the whole text."""
-
-    model: GPT
-    ids: Tensor
-    max_length: int
-    vocab_size: int
-    """V, the number of the model's ids that may be drawn."""
-    use_cache: bool
-    cache: KVCache | None = None
-    start: int = 0
-
-    @torch.inference_mode()
-    def next_logits(self) -> Tensor:
-        """Logits (n, V) of the token after the last one."""
-        config = self.model.config
-        limit = self.max_length if config.has_unlimited_context else config.context_length
-        start = window_start(self.ids.shape[1], limit)
-        if self.use_cache and (self.cache is None or start != self.start):
-            self.cache = self.model.new_cache(self.ids.shape[0], min(self.max_length, limit))
-        self.start = start
-        unread = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
-        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]
-
-    def append(self, token_ids: Tensor) -> None:
-        """Add one token (n,) to each sample."""
-        self.ids = torch.cat([self.ids, token_ids[:, None]], dim=1)
-
-
 class _TextStream:
     """One sample's text as it grows: whole characters only, and no part of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self.decoder = None if tokenizer is None else StreamDecoder(tokenizer, after=_text_before(tokenizer, prompt))
-        self.end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        self.decoder, self.end_of_text = None, None
+        if tokenizer is not None:
+            self.end_of_text = tokenizer.end_of_text
+            # A prompt of tokens that start a document has no text that the new text continues.
+            continues = any(i not in (*tokenizer.prompt_prefix, self.end_of_text) for i in prompt)
+            self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
         self.stop = stop
         self.pending = ""
         self.ended = False
@@ -182,23 +168,15 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _text_before(tokenizer: Tokenizer, prompt: Sequence[int]) -> int | None:
-    """The id before the generated text, or None if the prompt has only tokens that start a document."""
-    starts = {*tokenizer.prompt_prefix, tokenizer.end_of_text}
-    return prompt[-1] if any(i not in starts for i in prompt) else None
-
-
 def default_prompt(tokenizer: Tokenizer) -> list[int]:
     """Ids that start a new document: the tokenizer's prefix, or its end of text, or a line break, or the first id."""
     if tokenizer.prompt_prefix:
         return list(tokenizer.prompt_prefix)
     if tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
-    try:
-        ids: list[int] = tokenizer.encode("\n").tolist()
-    except UserError:
-        ids = []
-    return ids or [0]
+    with suppress(UserError):
+        return tokenizer.encode("\n").tolist() or [0]
+    return [0]
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glassgpt.interop.hf_families import gpt2_tensors
+from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
@@ -14,23 +14,23 @@ from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
-_KEYS = {name: (name,) for name in ("vocab_size", "n_layer", "n_head", "n_embd")} | {"context_length": ("block_size",)}
-_DEFAULTS = {"vocab_size": 50304, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
-# Both use the tensor names of GPT-2's first files, but store weights as nn.Linear does.
+# Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.",
-    keys=_KEYS,
-    defaults=_DEFAULTS | {"vocab_size": GPT2_VOCAB_SIZE},
-    tensors=gpt2_tensors(transposed=False),
+    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.", layers="h",
+    defaults={"vocab_size": GPT2_VOCAB_SIZE},
+    keys={
+        "vocab_size": "vocab_size", "context_length": "block_size", "n_layer": "n_layer", "n_head": "n_head",
+        "n_embd": "n_embd",
+    },
+    tensors=GPT2_TENSORS,
     buffers=r"h\.\d+\.attn\.bias",
 )  # fmt: skip
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
     model_type="nanogpt",
-    fixed={"activation": "gelu"},  # the exact form, unlike GPT-2
-    keys=_KEYS | {"bias": ("bias",), "dropout": ("dropout",)},
-    defaults=_DEFAULTS | {"bias": True, "dropout": 0.0},
+    defaults={"vocab_size": 50304, "activation": "gelu"},  # the exact form, unlike GPT-2
+    keys={**_BUILD_NANOGPT.keys, "bias": "bias", "dropout": "dropout"},
 )
 
 

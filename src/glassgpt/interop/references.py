@@ -38,10 +38,8 @@ class LoadedModel:
     reference: str
     model: GPT
     tokenizer: Tokenizer | None
-    config: TrainConfig | None
-    """The config of its run; None for a model from elsewhere."""
-    state: TrainingState | None
-    """The training state of its checkpoint; None for a model from elsewhere."""
+    config: TrainConfig | None  # of its run; None for a model from elsewhere
+    state: TrainingState | None  # of its checkpoint; None for a model from elsewhere
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -77,22 +75,17 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
     """
     text, path = str(reference), user_path(str(reference))
     with explain_os_errors("read", Path(reference)):
-        if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
-            return _open(path, verify)
-        base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
-        directory = _require_checkpoints(base)
-        if not selector:
-            return _newest(directory) if verify else Checkpoint(checkpoint_paths(directory)[-1])
-        if selector == "best":
-            return _open(directory / f"{_best_step(directory):06d}", verify)
-        steps = [int(path.name) for path in checkpoint_paths(directory)]
-        if not selector.isdecimal() or int(selector) not in steps:
-            raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
-        return _open(directory / f"{int(selector):06d}", verify)
-
-
-def _open(path: Path, verify: bool) -> Checkpoint:
-    return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
+        if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
+            base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
+            directory = _require_checkpoints(base)
+            steps = [int(path.name) for path in checkpoint_paths(directory)]
+            if not selector and verify:
+                return _newest(directory)
+            if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
+                raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
+            step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
+            path = directory / f"{step:06d}"
+        return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
 
 
 def _require_checkpoints(name: str) -> Path:
@@ -117,15 +110,14 @@ def _require_checkpoints(name: str) -> Path:
 def _newest(directory: Path) -> Checkpoint:
     """The newest checkpoint that is not damaged; damaged ones are named on standard error."""
     warn = partial(print, "glassgpt: warning:", file=sys.stderr)
-    checkpoint = latest_checkpoint(directory, warn, for_training=False)
-    if checkpoint is None:
+    if (checkpoint := latest_checkpoint(directory, warn, for_training=False)) is None:
         raise UserError(f"the checkpoints in {directory} were removed meanwhile")
     return checkpoint
 
 
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
-    error, run = UserError(f"the checkpoints in {directory} were removed meanwhile"), directory.parent
+    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
@@ -133,7 +125,9 @@ def _best_step(directory: Path) -> int:
             error = damaged
             continue
         if step is None:
-            raise UserError(f"{run} has no best checkpoint: none was evaluated yet; use {run}")
+            raise UserError(
+                f"{directory.parent} has no best checkpoint: none was evaluated yet; use {directory.parent}"
+            )
         return step
     raise error
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.config.validation import StrictConfig, build
+from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.interventions import Edit
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import json_text
@@ -90,7 +90,7 @@ def parse_body(schema: type[R], body: bytes) -> R:
         if limits and isinstance(size, int | float) and not limits[0] <= size <= limits[1]:
             what = name[:40] if size is value else f"the length of {name[:40]}"
             raise UserError(f"{what} must be from {limits[0]:,} to {limits[1]:,}, got {size:,}")
-    return build(schema, values)
+    return schema.from_dict(values)
 
 
 def pack(arrays: Mapping[str, Tensor | npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:

@@ -55,19 +55,11 @@ def _render(runs: Sequence[RunRecords]) -> str:
     from plotly.offline import get_plotlyjs
 
     folder = Path(__file__).parent
+    loader, undefined = jinja2.FileSystemLoader(folder), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.FileSystemLoader(folder),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html").render(
-        runs=runs,
-        tables=tables,
-        charts=charts_of(runs),
-        mark=_MARK,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
-    )
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    values = {"runs": runs, "tables": tables, "charts": charts_of(runs), "mark": _MARK}
+    page = environment.get_template("page.html")
+    return page.render(**values, style=style, script=script, plotly=get_plotlyjs())

@@ -100,13 +100,16 @@ class Metrics:
 
     training: list[Record]
     evaluations: list[Record]
+    damaged: list[int]  # numbers of the lines that were skipped; the report names them
 
 
 def read_metrics(source: Path | bytes) -> Metrics:
     """Read a `metrics.jsonl` (empty if it does not exist), or data from it. Records with neither loss are left out."""
-    metrics = Metrics([], [])
-    for record in parse_metrics(_content(source)):
-        if "val_loss" in record:
+    metrics = Metrics([], [], [])
+    for number, _, record in _lines(_content(source)):
+        if record is None:
+            metrics.damaged.append(number)
+        elif "val_loss" in record:
             metrics.evaluations.append(record)
         elif "loss" in record:
             metrics.training.append(record)

@@ -7,14 +7,18 @@ Shapes: `T` tokens, `V` vocabulary.
 """
 
 import codecs
+import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from glassgpt.utils.errors import UserError
+
+T = TypeVar("T", bound=Sized)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -40,6 +44,16 @@ class Tokenizer(ABC):
     def _set_table(self, table: list[bytes]) -> None:
         self._table, self.vocab_size = table, len(table)
 
+    @property
+    def begin_of_text(self) -> int | None:
+        """The id that a text begins with: the first of the prompt's prefix, otherwise `end_of_text`."""
+        return self.prompt_prefix[0] if self.prompt_prefix else self.end_of_text
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the tokenizer's file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
         return self.encode_documents([text])[0].astype(np.int64)
@@ -60,8 +74,7 @@ class Tokenizer(ABC):
     def _valid(self, ids: Iterable[int]) -> list[int]:
         numbers: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
-            wrong = next(i for i in numbers if not 0 <= i < self.vocab_size)
-            last = self.vocab_size - 1
+            wrong, last = next(i for i in numbers if not 0 <= i < self.vocab_size), self.vocab_size - 1
             raise UserError(f"{wrong} is not an id of this {self.kind} tokenizer; its ids are 0 to {last}")
         return numbers
 
@@ -81,11 +94,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_hugging_face(self) -> str:
         """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
-
-
-def begin_of_text(tokenizer: Tokenizer) -> int | None:
-    """Return the id that a text begins with: the first of the prompt's prefix, otherwise `end_of_text`."""
-    return tokenizer.prompt_prefix[0] if tokenizer.prompt_prefix else tokenizer.end_of_text
 
 
 class StreamDecoder:
@@ -117,6 +125,20 @@ def concatenate_ids(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np
     return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
 
 
+def batches_by_size(items: Iterable[T], limit: int) -> Iterator[list[T]]:
+    """Yield consecutive items in lists whose lengths (`len` of each item) add up to `limit` or a little more."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= limit:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def describe_character(text: str, offset: int) -> str:
     """Describe a character and its position: offset from 0 as in Python, line and column from 1 as in editors."""
     line, column = text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
@@ -132,10 +154,10 @@ def surrogate_error(text: str, offset: int) -> UserError:
     )
 
 
-def encode_utf8(text: str) -> bytes:
+def encode_text(text: str, encoding: str = "utf-8") -> bytes:
     """Return a text's bytes. Raises `UserError` for half a surrogate pair."""
     try:
-        return text.encode()
+        return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise surrogate_error(text, error.start) from None
 
@@ -145,3 +167,6 @@ def bytes_to_unicode() -> list[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = itertools.count(0x100)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+BYTE_OF = {character: byte for byte, character in enumerate(bytes_to_unicode())}

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode, surrogate_error
-from glassgpt.tokenizers.huggingface import FileTokenizer, format_tokenizer_json, pre_tokenize
+from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, surrogate_error
+from glassgpt.tokenizers.huggingface import FileTokenizer, format_tokenizer_json
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
@@ -80,10 +80,6 @@ class BPETokenizer(FileTokenizer):
         pairs = json.loads(self._json)["model"]["merges"]
         return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
 
-    def pre_tokenize(self, text: str) -> list[str]:
-        """Split a text before merging, in the same characters: no token crosses two parts."""
-        return pre_tokenize(self._json, text)
-
 
 def _require_byte_level(content: Mapping[str, Any]) -> None:
     """Raise `ValueError` for other kinds of BPE, which fastokens would accept: SentencePiece's, or BPE with dropout."""
@@ -99,11 +95,10 @@ def _require_byte_level(content: Mapping[str, Any]) -> None:
 
 def _token_bytes(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> list[bytes]:
     """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level vocabulary."""
-    byte_of = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
-    if not byte_of.keys() <= vocab.keys():
+    if not BYTE_OF.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
     tokens = {token["id"]: token["content"].encode() for token in added}  # unlike the others, spelled as they are
-    tokens |= {i: bytes([byte_of[symbol] for symbol in token]) for token, i in vocab.items() if i not in tokens}
+    tokens |= {i: bytes([BYTE_OF[symbol] for symbol in token]) for token, i in vocab.items() if i not in tokens}
     if tokens.keys() != set(range(len(tokens))):
         raise ValueError("the ids have gaps")
     return [tokens[i] for i in range(len(tokens))]

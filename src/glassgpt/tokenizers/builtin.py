@@ -4,40 +4,18 @@ Shapes: `T` tokens, `V` vocabulary.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import (
-    StreamDecoder,
-    Tokenizer,
-    begin_of_text,
-    bytes_to_unicode,
-    concatenate_ids,
-    describe_character,
-    encode_utf8,
-    surrogate_error,
-)
-from glassgpt.tokenizers.bpe import BPETokenizer
+from glassgpt.tokenizers.base import BYTE_OF, concatenate_ids, describe_character, encode_text
+from glassgpt.tokenizers.base import Tokenizer as Tokenizer
+from glassgpt.tokenizers.bpe import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
-from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
-
-__all__ = [
-    "BPETokenizer",
-    "BytesTokenizer",
-    "CharacterTokenizer",
-    "HFTokenizer",
-    "StreamDecoder",
-    "Tokenizer",
-    "build_tokenizer",
-    "export_tokenizer",
-    "load_tokenizer",
-    "portable_kind",
-    "tokenizer_file",
-]
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -105,22 +83,14 @@ class BytesTokenizer(Tokenizer):
         self._set_table([bytes([value]) for value in range(256)])
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return concatenate_ids([np.frombuffer(encode_utf8(text), dtype=np.uint8).astype(np.uint32) for text in texts])
+        return concatenate_ids([np.frombuffer(encode_text(text), dtype=np.uint8).astype(np.uint32) for text in texts])
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind}) + "\n"
 
     def to_hugging_face(self) -> str:
         """Return a byte-level BPE without merges."""
-        vocab = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
-        return BPETokenizer.from_merges(vocab, []).to_hugging_face()
-
-
-_BUILDERS: Mapping[str, Callable[[Iterable[str]], Tokenizer]] = {
-    "characters": CharacterTokenizer.from_texts,
-    "bytes": lambda texts: BytesTokenizer(),
-    "gpt2": lambda texts: BPETokenizer.gpt2(),
-}
+        return BPETokenizer.from_merges(BYTE_OF, []).to_hugging_face()
 
 
 def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
@@ -131,21 +101,19 @@ def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
     """
     if (path := tokenizer_file(kind)) is not None:
         return load_tokenizer(path)
-    if kind not in _BUILDERS:
-        known = f"{', '.join(_BUILDERS)}, or a .json file"
-        raise UserError(f"there is no tokenizer {kind!r}{did_you_mean(kind, _BUILDERS)} (tokenizers: {known})")
-    return _BUILDERS[kind](texts)
+    match kind:
+        case "characters":
+            return CharacterTokenizer.from_texts(texts)
+        case "bytes":
+            return BytesTokenizer()
+        case "gpt2":
+            return BPETokenizer.gpt2()
+    raise UserError(f"there is no tokenizer {kind!r} (tokenizers: characters, bytes, gpt2, or a .json file)")
 
 
 def tokenizer_file(kind: str) -> Path | None:
     """Return the file if `data.tokenizer` names one, None for a kind."""
     return user_path(kind) if kind.endswith(".json") else None
-
-
-def portable_kind(kind: str) -> str:
-    """Return a name of the same tokenizer that is valid in any working directory."""
-    path = tokenizer_file(kind)
-    return kind if path is None else str(path.resolve())
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -216,7 +184,7 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
     text = tokenizer.to_hugging_face()
     content = json.loads(text)
     names = {i: name for name, i in token_ids(content).items()}
-    begin, end = begin_of_text(tokenizer), tokenizer.end_of_text
+    begin, end = tokenizer.begin_of_text, tokenizer.end_of_text
     model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     unknown = names.get(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
     config = {
@@ -236,7 +204,4 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    try:
-        return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    except UnicodeEncodeError as error:
-        raise surrogate_error(text, error.start) from None
+    return np.frombuffer(encode_text(text, "utf-32-le"), dtype="<u4")

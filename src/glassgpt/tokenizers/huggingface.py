@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import (
-    END_OF_TEXT,
-    Tokenizer,
-    bytes_to_unicode,
-    concatenate_ids,
-    describe_character,
-    encode_utf8,
-)
+from glassgpt.tokenizers import base
+from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, Tokenizer
 from glassgpt.utils.errors import UserError
 
 # Names of the end of text without a tokenizer_config.json: of GPT-2, Llama 3, Llama 2 and Mistral, Gemma, DeepSeek, and
@@ -53,6 +47,16 @@ class FileTokenizer(Tokenizer):
 
     def to_hugging_face(self) -> str:
         return self._json
+
+    def pre_tokenize(self, text: str) -> list[str]:
+        """Split a text as before merging, in the characters of the file: no token crosses two parts."""
+        from tokenizers import Tokenizer as Library
+
+        library = Library.from_str(self._json)
+        text = text if library.normalizer is None else library.normalizer.normalize_str(text)
+        if library.pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
 
 
 class HFTokenizer(FileTokenizer):
@@ -93,39 +97,37 @@ class HFTokenizer(FileTokenizer):
                 raise UserError(f"the id {token['id']} of its added token {token['content']!r} is out of order")
 
     def _set_decoder(self, content: Mapping[str, Any], ids: Mapping[str, int]) -> None:
-        """Set the table to each token's bytes within a text; `_first_bytes` returns those at the beginning of one."""
+        """Set the table to each token's bytes within a text."""
         decoder = content.get("decoder") or {}
         if '"CTC"' in json.dumps(decoder):
             raise UserError("its decoder is for speech (CTC): a token's text depends on its neighbours")
         # Of the only decoder whose tokens determine what follows: "</w>" is a space, unless the text ends there.
         self._suffix: str | None = decoder["suffix"] if decoder.get("type") == "BPEDecoder" else None
         self._join = self._encoder.decoder.decode if self._encoder.decoder is not None else " ".join
-        self._names: list[str | None] = [None] * self.vocab_size
+        self._names = [""] * self.vocab_size
         for name, i in ids.items():
             self._names[i] = name
-        self._table = [self._bytes_of(name, self._join(["a", name])[1:]) if name else b"" for name in self._names]
+        self._table = [self._bytes_of(name, "a") for name in self._names]
 
-    def _bytes_of(self, name: str, text: str) -> bytes:
-        """Return a token's bytes; its decoded text has U+FFFD if they are only a part of a character."""
+    def _bytes_of(self, name: str, before: str = "") -> bytes:
+        """Return a token's bytes after a token of one letter, or at a text's beginning, where some lose a space."""
+        if not name:
+            return b""
+        text = self._join([before, name])[1:] if before else self._join([name])
         if "\ufffd" not in text or "\ufffd" in name:
             return text.encode()
-        if match := _BYTE_TOKEN.fullmatch(name):
+        if match := _BYTE_TOKEN.fullmatch(name):  # a part of a character, as below
             return bytes([int(match[1], 16)])
-        return bytes([_BYTE_OF[symbol] for symbol in name])
-
-    def _first_bytes(self, i: int) -> bytes:
-        """Return the bytes of a token at the beginning of a text, where some decoders drop a space."""
-        name = self._names[i]
-        return self._bytes_of(name, self._join([name])) if name else b""
+        return bytes([BYTE_OF[symbol] for symbol in name])
 
     def _ends_word(self, i: int) -> bool:
-        return self._suffix is not None and i < self.vocab_size and (self._names[i] or "").endswith(self._suffix)
+        return self._suffix is not None and i < self.vocab_size and self._names[i].endswith(self._suffix)
 
     def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
         parts = []
         for i in self._valid(ids):
             parts += [b" "] if after is not None and self._ends_word(after) else []
-            parts += [self._first_bytes(i) if after is None else self._table[i]]
+            parts += [self._bytes_of(self._names[i]) if after is None else self._table[i]]
             after = i
         return b"".join(parts)
 
@@ -138,18 +140,17 @@ class HFTokenizer(FileTokenizer):
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises only plain exceptions
             for text in texts:
-                encode_utf8(text)  # raises the better error
+                base.encode_text(text)  # raises the better error
             raise UserError(f"this tokenizer cannot encode the text: {error}") from error
         parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
         for text, part in zip(texts, parts, strict=True):
             if (part == self.vocab_size).any():
                 encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
                 offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-                raise UserError(f"the character {describe_character(text, offset)} has no id;\nremove or replace it")
-        return concatenate_ids(parts)
-
-
-_BYTE_OF = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
+                raise UserError(
+                    f"the character {base.describe_character(text, offset)} has no id;\nremove or replace it"
+                )
+        return base.concatenate_ids(parts)
 
 
 def format_tokenizer_json(
@@ -160,17 +161,6 @@ def format_tokenizer_json(
     content |= {"normalizer": None, "pre_tokenizer": pre_tokenizer, "post_processor": None}
     content |= {"decoder": decoder, "model": model}
     return json.dumps(content, ensure_ascii=False) + "\n"
-
-
-def pre_tokenize(tokenizer_json: str, text: str) -> list[str]:
-    """Split a normalized text as a tokenizer.json does before its model."""
-    from tokenizers import Tokenizer as Library
-
-    library = Library.from_str(tokenizer_json)
-    text = text if library.normalizer is None else library.normalizer.normalize_str(text)
-    if library.pre_tokenizer is None:
-        return [text]
-    return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def token_ids(content: Mapping[str, Any]) -> dict[str, int]:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.model.param_groups import group_weight_norms
+from glassgpt.model.param_groups import norms_by_group
 from glassgpt.runs.checkpoint import take_snapshot
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.recorder import Recorder
@@ -80,7 +80,8 @@ def evaluate(
         )
         record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
         record |= hellaswag_scores(state, model)
-        record |= {"weight_norms": group_weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
+        record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
+        record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
         recorder.evaluated({**record, "seconds": time.perf_counter() - began})
         samples = sample(state, recorder, model)
         probe(state, recorder, model, samples)
@@ -97,11 +98,12 @@ def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     due = state.step == state.steps or is_due(state.step, state.config.hellaswag_every)
     if not items or not due:
         return {}
-    scores = evaluate_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
+    scores = score_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
+    figures = summarize(scores)
     return {
-        "hellaswag_acc": scores["acc"],
-        "hellaswag_acc_norm": scores["acc_norm"],
-        "hellaswag_items": scores["n"],
+        "hellaswag_acc": figures["acc"],
+        "hellaswag_acc_norm": figures["acc_norm"],
+        "hellaswag_items": figures["n"],
         "hellaswag_published": is_published,
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.model.param_groups import group_gradient_norms
+from glassgpt.model.param_groups import norms_by_group
 from glassgpt.model.summary import ModelSummary
 from glassgpt.training.optim import lr_at
 from glassgpt.training.recorder import Recorder
@@ -181,7 +181,8 @@ def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
         state.scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in strategy.model.parameters() if p.grad is not None])
     evaluates = state.evaluates_at(state.step + 1)
-    group_norms = group_gradient_norms(strategy.model, strategy.full_tensor) if evaluates else {}
+    groups = norms_by_group(strategy.model, gradients=True) if evaluates else {}
+    group_norms = {name: strategy.full_tensor(group_norm) for name, group_norm in groups.items()}
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), grad_clip, norm)
     return strategy.full_tensor(norm), group_norms

@@ -31,14 +31,18 @@ def device_rng(device: "torch.device") -> "Iterator[Callable[[int], object]]":
     import torch
 
     if device.type == "mps":
-        state, seed, restore = torch.mps.get_rng_state(), torch.mps.manual_seed, torch.mps.set_rng_state
+        state = torch.mps.get_rng_state()
+        try:
+            yield torch.mps.manual_seed
+        finally:
+            torch.mps.set_rng_state(state)
+        return
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     else:
         generator = torch.default_generator
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            generator = torch.cuda.default_generators[index]
-        state, seed, restore = generator.get_state(), generator.manual_seed, generator.set_state
+    state = generator.get_state()
     try:
-        yield seed
+        yield generator.manual_seed
     finally:
-        restore(state)
+        generator.set_state(state)
