@@ -146,15 +146,9 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
     """Raise `UserError` if an update cannot fit into the free memory; with `force`, only warn."""
     import torch
 
-    from glassgpt.interop.references import find_model
     from glassgpt.planning.memory import check_memory
-    from glassgpt.training.setup import shape_from
     from glassgpt.utils.device import find_device, find_precision
 
-    if config.init_from and not config.model.vocab_size:
-        # Not verified: training reads and verifies the model anyway.
-        shape = shape_from(find_model(config.init_from, verify=False).model_config, config.model)
-        config = dataclasses.replace(config, model=shape)
     device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda" and processes > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

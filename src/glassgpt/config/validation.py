@@ -42,6 +42,12 @@ Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1
 NotEmpty = Annotated[T, Range("at least one character", bool)]
 
 
+@functools.cache
+def _ranges_of(cls: Any) -> dict[str, Range]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
 def _describe(annotation: Any) -> str:
     """A type in words: `a whole number or nothing`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -75,24 +81,15 @@ def _fits(value: Any, annotation: Any) -> bool:
 class StrictConfig:
     """Base of config dataclasses: checks types and ranges of all fields on construction, then calls `check`."""
 
-    # Without annotations, so that they are not fields.
-    section = ""  # of the TOML file
-    ranges = dict[str, Range]()  # noqa: RUF012
-
-    def __init_subclass__(cls) -> None:
-        name = cls.__name__.removesuffix("Config").lower()
-        cls.section = name if name in SECTIONS else cls.section
-        hints = typing.get_type_hints(cls, include_extras=True)
-        cls.ranges = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
-
     def __post_init__(self) -> None:
-        for name, annotation in types_of(type(self)).items():
+        kind: Any = type(self)
+        for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
-        for name, valid in self.ranges.items():
+        for name, valid in _ranges_of(kind).items():
             value = getattr(self, name)
             self.require(name, value is None or valid.contains(value), valid.description)
         self.check()
@@ -103,7 +100,8 @@ class StrictConfig:
     @classmethod
     def name_of(cls, field_name: str) -> str:
         """A field's name in errors, with its section: `model.n_layer`."""
-        return f"{cls.section}.{field_name}" if cls.section else field_name
+        section = cls.__name__.removesuffix("Config").lower()
+        return f"{section}.{field_name}" if section in SECTIONS else field_name
 
     def require(self, field_name: str, holds: bool, valid: str) -> None:
         """Raise `UserError` with the field, its value and the valid values unless `holds`."""

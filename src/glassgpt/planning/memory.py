@@ -206,13 +206,16 @@ def _matrices(config: TrainConfig) -> int:
     return config.model.n_layer * ModelSummary(config.model).block_matrices
 
 
-def with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config with a vocabulary size, which a run takes from its data, and notes on what is assumed."""
+def with_vocabulary(config: TrainConfig, download: bool = False) -> tuple[TrainConfig, list[str]]:
+    """The config with a vocabulary size, which a run takes from its data, and notes on what is assumed.
+
+    `download`: fetch a model of the hub that the run starts from. Otherwise its shape is assumed to be that in [model].
+    """
     notes = []
     init_from = config.init_from
-    if init_from == "" or (init_from and find_hub_id(init_from)):
+    if init_from == "" or (init_from and not download and find_hub_id(init_from)):
         notes.append("the model has the shape in [model]; a run with --init-from takes the shape of that model")
-    elif init_from is not None:
+    elif init_from is not None:  # not verified: training reads and verifies the model anyway
         config = replace(config, model=shape_from(find_model(init_from, verify=False).model_config, config.model))
     if config.model.vocab_size is not None:
         return config, notes
@@ -250,7 +253,7 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
         return None
     on_cpu, checkpointing = device.type == "cpu", config.activation_checkpointing
     if config.model.vocab_size is None:  # a run to resume has one, and the model that it started from may be gone
-        config = with_vocabulary(config)[0]
+        config = with_vocabulary(config, download=True)[0]
     config = config.override(device=device.type)
     strategies = ["single"] if processes == 1 else [config.strategy]  # those that `parallelize` may choose
     if strategies == ["auto"]:
