@@ -86,10 +86,7 @@ class LayerActivations:
         return self.scores(head).softmax(dim=-1)
 
     def kernel_error(self, pattern: Tensor | None = None, head: int | None = None) -> float:
-        """The largest difference between pattern @ v and what the kernel returned: rounding, unless dropout was on.
-
-        `pattern`: that of `head`, if it has been computed already.
-        """
+        """The largest difference between `pattern @ v` and the kernel's output: rounding, unless dropout was on."""
         pattern = self.pattern(head) if pattern is None else pattern
         v, actual = self._of_head(self.v, head), self._of_head(self.kernel_out, head)
         if head is None:
@@ -193,10 +190,7 @@ class AttentionOverview(NamedTuple):
 
 @torch.no_grad()
 def attention_overview(cache: ActivationCache, size: int = 48) -> AttentionOverview:
-    """Thumbnails of at most size x size of the first sequence. Holds one layer's patterns at a time.
-
-    Raises `UserError` before a pass.
-    """
+    """Thumbnails of at most size x size of the first sequence, layer by layer. Raises `UserError` before a pass."""
     cache.require_pass()
     thumbnails, entropies, errors = [], [], []
     for layer in cache.layers:

@@ -48,10 +48,7 @@ def pattern_scores(pattern: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def head_scores(model: GPT, seed: int = 0) -> Tensor:
-    """Scores (4, L, H) of each head, 0 to 1, in the order of `HEAD_TYPES`: the mean over texts drawn from the seed.
-
-    See `pattern_scores`. Dropout is off meanwhile; the model's mode is restored.
-    """
+    """Scores (4, L, H) of each head, 0 to 1 (see `pattern_scores`): the mean over texts drawn from the seed."""
     ids, period = repeated_tokens(model.vocab_size, model.config.context_length, seed)
     with evaluation_mode(model), capture(model) as cache:
         model.hidden(ids.to(model.embedding.weight.device))

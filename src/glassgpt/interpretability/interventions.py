@@ -177,10 +177,7 @@ def _changes_of(edit: Edit, block: Block, patch: LayerActivations | None) -> Ite
 
 
 def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> RemovableHandle:
-    """Apply changes to a module's first input or to its output.
-
-    A `capture` sees the edited values in any order of the two: it hooks after modules, and `prepend` is before it.
-    """
+    """Apply changes to a module's first input or to its output; `prepend`, so that a `capture` always sees them."""
 
     def change(x: Tensor) -> Tensor:
         changed = x.clone()  # each change is computed from x itself, so their order matters only if they overlap

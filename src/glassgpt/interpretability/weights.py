@@ -18,10 +18,7 @@ from glassgpt.utils.torch_internals import uncompiled
 
 
 def tables(model: GPT) -> dict[str, Tensor]:
-    """The tables (N, C) whose rows are vectors of the residual stream, without the rows that pad the vocabulary.
-
-    They are `embedding`, `head` unless it is tied, and `positions` if they are learned.
-    """
+    """`embedding`, `head` unless tied, and `positions` if learned: tables (N, C) without the vocabulary's padding."""
     result = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
     if model.head is not model.embedding:
         result["head"] = model.head.weight.detach()[: model.vocab_size]
@@ -31,10 +28,7 @@ def tables(model: GPT) -> dict[str, Tensor]:
 
 
 def weight_of(model: GPT, name: str) -> Tensor:
-    """A parameter by its name in `model.named_parameters()`, without the rows that pad the vocabulary.
-
-    Raises `UserError` if there is none.
-    """
+    """A parameter by its name, without the vocabulary's padding. Raises `UserError` if there is none."""
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"the model has no parameter {name!r}{did_you_mean(name, parameters)}")
@@ -116,10 +110,7 @@ def statistics(weight: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
-    """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row.
-
-    If a side is not a multiple of size, neighbouring cells share the rows or columns between them.
-    """
+    """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row."""
     matrix = weight.reshape(-1, weight.shape[-1]).float()
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
 
@@ -127,7 +118,6 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
 def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
     """The mean loss of texts ids (B, T) in nats; by parameter name, the norms of the parameter and of its gradient.
 
-    The parameters' `.grad` is left unchanged.
     Raises `UserError` for a text of one token, a kernel without gradients on this device, and an inference model.
     """
     if ids.shape[1] < 2:

@@ -71,7 +71,6 @@ class Follower:
 
 
 def parse_samples(data: bytes) -> list[dict[str, Any]]:
-    """The steps and texts in a part of samples.md."""
     return [{"step": step, "texts": texts} for step, texts in read_samples(data)]
 
 
@@ -101,10 +100,7 @@ def history(run: RunDirectory) -> dict[str, Any]:
 
 
 def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
-    """Training steps (steps, COLUMNS) as columns of at most `MAX_ROWS` numbers that draw the same curve of the loss.
-
-    `NAME_mean`, smoothed as in a report, and `time`, the seconds of training so far, are computed from all steps.
-    """
+    """Training steps (steps, COLUMNS) as thinned columns, with `NAME_mean` as in a report and `time` in seconds."""
     by_name = dict(zip(COLUMNS, training.T, strict=True))
     window = smoothing_window(len(training))
     derived = {f"{name}_mean": smoothed(by_name[name], window) for name in SMOOTHED}

@@ -1,8 +1,6 @@
-"""One function per request of the page. Every number is the model's own.
+"""One function per request of the page, with its fields as parameters (see `schema_of`).
 
-Each takes a loaded model and the request's fields (see `schema_of`), and returns plain values or packed arrays. They
-run one at a time, without gradients.
-
+They run one at a time, without gradients, and return plain values or packed arrays: the model's own numbers.
 Shapes: `L` layers, `H` heads, `T` tokens, `D` head width, `V` token ids that can be generated.
 """
 
@@ -185,10 +183,7 @@ def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) ->
 
 
 def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
-    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D).
-
-    With a position bias, also that (T, T).
-    """
+    """One head's queries and keys before and after rotary positions, values, outputs (T, D), and any bias (T, T)."""
     kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
     heads = {"q_norm": head, "k_norm": kv_head, "rot_q": head, "rot_k": kv_head, "v": kv_head, "kernel_out": head}
     arrays = {name: getattr(cache, name)[0, index].float() for name, index in heads.items()}

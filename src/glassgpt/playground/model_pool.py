@@ -124,10 +124,7 @@ def _last_written(run: RunDirectory) -> int:
 
 
 def find_entry(reference: str) -> CatalogEntry:
-    """The entry for a reference, without loading or downloading anything. Raises `UserError` if it names nothing.
-
-    A run may have no checkpoint yet: it can be followed.
-    """
+    """A reference's entry; no weights are loaded. A run may have no checkpoint yet. Raises `UserError`."""
     if not reference or reference.endswith("@"):
         raise UserError(f"{reference!r} is not a model reference: pass a run, RUN@STEP, a checkpoint or hf:owner/name")
     is_pinned = "@" in reference and not user_path(reference).exists()
@@ -203,10 +200,7 @@ class ModelPool:
         self._models: OrderedDict[ModelKey, asyncio.Future[LoadedModel]] = OrderedDict()
 
     async def get(self, number: int, step: int | None) -> LoadedModel:
-        """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
-
-        Raises `UserError` for a step that does not exist, `BusyError` if too many are loading.
-        """
+        """An entry's model (of a run, that of a step; None: the newest). Raises `UserError` and `BusyError`."""
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
         step = max(kept, default=None) if step is None else step
@@ -256,10 +250,7 @@ class ModelPool:
             self.waiting -= 1
 
     async def stream(self, generator: Generator[T]) -> AsyncGenerator[list[T]]:
-        """What a generator yields, `TURN_SECONDS` at a time, so that other requests are computed in between.
-
-        It is closed when the client leaves. Raises `BusyError`, and what the generator raises.
-        """
+        """What a generator yields, `TURN_SECONDS` at a time: others have a turn in between. Raises `BusyError`."""
         if self.streams >= MAX_STREAMS:
             raise BusyError("too many texts are being generated")
         self.streams += 1
@@ -268,7 +259,7 @@ class ModelPool:
                 yield part
         finally:
             self.streams -= 1
-            self.executor.submit(generator.close)
+            self.executor.submit(generator.close)  # also if the client left
 
 
 def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":

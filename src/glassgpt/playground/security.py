@@ -45,12 +45,6 @@ class AccessPolicy:
         """Compare with the token in constant time."""
         return secrets.compare_digest(text.encode(errors="replace"), self.token.encode())
 
-    def admits(self, request: Request) -> bool:
-        """Whether a request has the token, as `Authorization: Bearer TOKEN` or in the cookie."""
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        cookie = request.cookies.get(self.cookie, "")
-        return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(cookie)
-
 
 def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     """ASGI middleware in front of /api/: raises `HTTPException` for requests without a token or from another site."""
@@ -58,7 +52,9 @@ def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         require_same_site(request)
-        if scope["path"] != "/api/login" and not policy.admits(request):
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        tokens = (bearer if scheme.lower() == "bearer" else "", request.cookies.get(policy.cookie, ""))
+        if scope["path"] != "/api/login" and not any(map(policy.is_token, tokens)):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
         await app(scope, receive, send)
 

@@ -36,10 +36,7 @@ class Address(NamedTuple):
 
 
 def bind(host: str | None, port: int | None) -> Address:
-    """Listen on `host`, by default on this machine only. Without a port, use the first free one from `PORT` on.
-
-    Raises `UserError` if the host is not an address of this machine or the port is taken.
-    """
+    """Listen on `host`, by default on this machine only. Raises `UserError` if it is not an address of this machine."""
     name = "127.0.0.1" if host is None else host
     try:
         family, _, _, _, (ip, *_) = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
@@ -56,7 +53,7 @@ def bind(host: str | None, port: int | None) -> Address:
 
 
 def _listen(family: socket.AddressFamily, ip: str | int, port: int | None) -> socket.socket:
-    """A socket that listens on a port, or on the first free one from `PORT` on."""
+    """A socket that listens on a port, by default the first free one from `PORT` on. Raises `UserError` if taken."""
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
         try:
             return socket.create_server((ip, number), family=family, backlog=256)
@@ -107,10 +104,7 @@ class PlayServer(uvicorn.Server):
 
 
 def write_login_file(url: str) -> Path:
-    """A page that only this user can read and that leads to `url`.
-
-    Browsers get its path: other accounts can read the command lines of processes, where the token must not appear.
-    """
+    """A page that only this user can read and that leads to `url`: command lines, which others see, get its path."""
     with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
     return Path(file.name)

@@ -41,9 +41,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
     for run in runs:
         run.require_run()
     resolved = [run.path.resolve() for run in runs]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise UserError(f"{path} is named twice; a report compares different runs")
+    if len(set(resolved)) < len(runs):
+        twice = max(resolved, key=resolved.count)
+        raise UserError(f"{twice} is named twice; a report compares different runs")
     return [_read(run, name) for run, name in zip(runs, _distinct_names(resolved), strict=True)]
 
 

@@ -15,8 +15,7 @@ from glassgpt.utils.formatting import format_bytes, format_duration
 
 Rows = dict[str, list[str]]
 
-MAX_SAMPLED_STEPS = 12
-"""Steps whose samples the page shows: the first, the last, and some evenly between them."""
+MAX_SAMPLED_STEPS = 12  # steps whose samples the page shows: the first, the last, and some evenly between them
 ABSENT = "–"
 # Values of environment.json that may explain a difference.
 _COMPARED = "parameters device precision processes strategy torch cpu threads data_fingerprint".split()
@@ -84,10 +83,7 @@ def differing_environments(runs: Sequence[RunRecords]) -> Rows:
 
 
 def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
-    """Sections of samples, and a note if some steps are left out.
-
-    A section has `title`, `open` and `columns`: step and texts of each run, or None without samples at this step.
-    """
+    """Sections of samples (`columns`: step and texts of each run, or None), and a note if some steps are left out."""
     by_step = [dict(run.samples) for run in runs]
     steps = sorted({step for samples in by_step for step in samples})
     # Evenly spread, the first and the last included.

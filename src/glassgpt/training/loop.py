@@ -14,7 +14,7 @@ from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.model.param_groups import group_weight_norms
+from glassgpt.model.param_groups import norms_by_group
 from glassgpt.runs.checkpoint import take_snapshot
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.recorder import Recorder
@@ -80,7 +80,8 @@ def evaluate(
         )
         record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
         record |= hellaswag_scores(state, model)
-        record |= {"weight_norms": group_weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
+        record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
+        record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
         recorder.evaluated({**record, "seconds": time.perf_counter() - began})
         samples = sample(state, recorder, model)
         probe(state, recorder, model, samples)
