@@ -10,13 +10,14 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from glassgpt.data.shards import SPLITS, TOKENIZER, TokenFile
-from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import CharacterTokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable, write_atomic
@@ -106,7 +107,7 @@ def external_tokenizer(directory: Path) -> Tokenizer:
             case {"itos": dict(characters)} if sorted(characters) == list(range(len(characters))):
                 return CharacterTokenizer("".join(characters[i] for i in range(len(characters))))
         raise UserError(f"{directory / 'meta.pkl'} has no characters (itos); put a {TOKENIZER} in its directory")
-    return BPETokenizer.gpt2()
+    return gpt2_tokenizer()
 
 
 def external_manifest(directory: Path) -> dict[str, Any]:
@@ -117,14 +118,15 @@ def external_manifest(directory: Path) -> dict[str, Any]:
     """
     files, tokenizer = open_token_files(directory), external_tokenizer(directory)
     splits: dict[str, Any] = {split: {"tokens": 0, "shards": []} for split in SPLITS}
-    for split, file in ((each, file) for each in SPLITS for file in files[each]):
-        scan = _scan(file)
-        if scan["largest"] >= tokenizer.vocab_size:
-            known = f"tokenizer {tokenizer.kind} has ids 0 to {tokenizer.vocab_size - 1}"
-            advice = f"put the right {TOKENIZER} in its directory"
-            raise UserError(f"{file.path} has token id {scan['largest']}, but {known};\n{advice}")
-        splits[split]["tokens"] += file.tokens
-        splits[split]["shards"].append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
+    for split in SPLITS:
+        for file in files[split]:
+            scan = remembered(file.path, "tokens", partial(_scan, file))
+            if scan["largest"] >= tokenizer.vocab_size:
+                known = f"tokenizer {tokenizer.kind} has ids 0 to {tokenizer.vocab_size - 1}"
+                advice = f"put the right {TOKENIZER} in its directory"
+                raise UserError(f"{file.path} has token id {scan['largest']}, but {known};\n{advice}")
+            splits[split]["tokens"] += file.tokens
+            splits[split]["shards"].append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
     return {
         "source": {"name": directory.name},
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
@@ -135,19 +137,15 @@ def external_manifest(directory: Path) -> dict[str, Any]:
 
 def verify_token_files(directory: Path, force: bool) -> int:
     """Compare token files with what they were when first opened, and return their number; see `dataset.verify`."""
-    files = [*itertools.chain(*open_token_files(directory).values())]
+    files = list(itertools.chain(*open_token_files(directory).values()))
     for file in files:
-        if force and _read_tokens(file) != _scan(file):
+        if force and _scan(file) != remembered(file.path, "tokens", partial(_scan, file)):
             raise UserError(f"{file.path} has changed since it was first opened, but its size and time have not")
     return len(files)
 
 
 def _scan(file: TokenFile) -> dict[str, Any]:
-    """Hash and largest id of a file, read once while it stays the same."""
-    return remembered(file.path, "tokens", lambda: _read_tokens(file))
-
-
-def _read_tokens(file: TokenFile) -> dict[str, Any]:
+    """The hash and the largest id of all tokens."""
     digest, largest = hashlib.sha256(), 0
     for chunk in file.chunks():
         digest.update(chunk.data)

@@ -167,7 +167,7 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     if split not in splits and f"partial-{split}" in splits:
         raise UserError(f"{what} has only the first part of the split {split!r}")
     if split not in splits:
-        raise _unknown("split", split, list(splits), what)
+        raise UserError(f"{what} has no split {split!r}, only {_name_some(list(splits))}{did_you_mean(split, splits)}")
     files = splits[split]
     sizes: Counter[str | None] = Counter()
     for file in files:
@@ -186,11 +186,6 @@ def _name_some(names: Sequence[str], limit: int = 20) -> str:
     """The first names of a list for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{', '.join(names[:limit])}{more}" or "none"
-
-
-def _unknown(kind: str, name: str, known: Sequence[str], what: str) -> UserError:
-    """The error for a subset or split that does not exist."""
-    return UserError(f"{what} has no {kind} {name!r}, only {_name_some(known)}{did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -265,7 +260,7 @@ def choose_subset(subsets: Sequence[Subset], name: str | None, what: str) -> Sub
     if name in by_name:
         return by_name[name]
     if name is not None:
-        raise _unknown("subset", name, names, what)
+        raise UserError(f"{what} has no subset {name!r}, only {_name_some(names)}{did_you_mean(name, names)}")
     default = next((subset for subset in subsets if subset.default), by_name.get("default"))
     if default is None and len(by_name) > 1:
         raise UserError(f"{what} has several subsets and no default; name one of {_name_some(names)}")

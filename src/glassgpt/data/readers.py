@@ -131,19 +131,16 @@ def _index_of(column: str, columns: Sequence[str], where: str) -> int:
 
 def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
     """The text in blocks that end with a newline, except for the last."""
-    held: list[str] = []
-    size = 0
+    text = ""
     for piece in pieces:
-        end = piece.rfind("\n") + 1
-        if end:
-            yield "".join([*held, piece[:end]])
-            held, size = [], 0
-        held.append(piece[end:])
-        size += len(piece) - end
-        if size > _LONGEST_LINE:
+        if end := piece.rfind("\n") + 1:
+            yield text + piece[:end]
+            text = ""
+        text += piece[end:]
+        if len(text) > _LONGEST_LINE:
             raise UserError(f"{name} has a line of more than {_LONGEST_LINE:,} characters: not JSON lines or CSV")
-    if rest := "".join(held):
-        yield rest
+    if text:
+        yield text
 
 
 def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | BadRow]:

@@ -44,13 +44,9 @@ def fetch_all(
     line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
     when the generator is closed, running fetches are cancelled.
     """
-    progress, total, missing = ProgressLine(log, every), sum(f.bytes for f in files), sum(f.missing for f in files)
-    received, slots, closing, waiting = (
-        [0] * len(files),
-        threading.Semaphore(parallel),
-        threading.Event(),
-        enumerate(files),
-    )
+    total, missing = sum(file.bytes for file in files), sum(file.missing for file in files)
+    progress, received, waiting = ProgressLine(log, every), [0] * len(files), enumerate(files)
+    slots, closing = threading.Semaphore(parallel), threading.Event()
     ahead: deque[tuple[Future[Path], threading.Thread]] = deque()
 
     def fetch(number: int, file: SourceFile, result: Future[Path]) -> None:

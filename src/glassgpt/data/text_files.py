@@ -133,22 +133,16 @@ def split_text(pieces: Iterable[str], limit: int) -> Iterator[str]:
 
     The parts depend on the text alone, not on the pieces in which it arrives.
     """
-    held: list[str] = []
-    size = 0
+    text = ""
     for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size > limit:
-            text, start = "".join(held), 0
-            held.clear()  # otherwise the text is in memory twice while its parts are used
-            while len(text) - start > limit:
-                end = split_point(text, start, limit)
-                yield text[start:end]
-                start = end
-            held.append(text[start:])
-            size = len(held[0])
-            del text
-    yield "".join(held)
+        text += piece
+        start = 0
+        while len(text) - start > limit:
+            end = split_point(text, start, limit)
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    yield text
 
 
 def split_point(text: str, start: int, limit: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.safe_pickle import read_pickle
 
@@ -42,7 +42,7 @@ def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
     # nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
     if (path.parent / "tokenizer.json").is_file():
         return load_tokenizer(path.parent / "tokenizer.json")
-    return BPETokenizer.gpt2() if vocab_size == GPT2_VOCAB_SIZE else None
+    return gpt2_tokenizer() if vocab_size == GPT2_VOCAB_SIZE else None
 
 
 def open_nanogpt(path: Path) -> ExternalModel:

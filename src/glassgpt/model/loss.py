@@ -47,7 +47,7 @@ def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
     """Loss of each row (n,), and its gradient by the logits (n, V), softmax - onehot, which overwrites the logits.
 
-    targets (n,). In place, because at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
+    In place, because at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
     """
     slope = None
     if cap is not None:

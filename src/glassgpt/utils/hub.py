@@ -81,9 +81,7 @@ class HubFile:
     git_sha1: str | None
 
     def is_at(self, path: Path) -> bool:
-        """Whether this file's content is at `path`: its size is compared first, then its hash."""
-        if not path.is_file() or path.stat().st_size != self.bytes:
-            return False
+        """Whether this file's content is at `path`, by its hash."""
         if self.sha256:
             return sha256_of(path) == self.sha256
         content = path.read_bytes()
