@@ -120,9 +120,8 @@ class SamplingConfig(StrictConfig):
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    prompt: Annotated[str | None, Range("at least one character", bool)] = (
-        None  # Text that the samples continue; none: the beginning of a document.
-    )
+    # Text that the samples continue; none: the beginning of a document.
+    prompt: Annotated[str | None, Range("at least one character", bool)] = None
     count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
 
 
