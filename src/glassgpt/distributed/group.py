@@ -1,9 +1,7 @@
 """The processes of a run: their ranks, what they exchange, and how they end together.
 
 `torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory).
-Training code is the same for one process, for which these methods do nothing.
-
-Shapes: `W` ranks.
+Training code is the same for one process, for which these methods do nothing. Shapes: `W` ranks.
 """
 
 import atexit
@@ -42,15 +40,16 @@ CONNECT_SECONDS = 600
 class Ranks:
     """The ranks of a run. `Ranks()` is a process that trains alone; `process_group` connects several."""
 
-    def __init__(self) -> None:
-        self.rank, self.size = 0, 1
-        self.local_rank = 0  # among the processes of this host
-        self.launch_id: str | None = None  # of one call of torchrun, also after a restart; None without torchrun
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, launch_id: str | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.local_rank = local_rank  # among the processes of this host
+        self.launch_id = launch_id  # of one call of torchrun, also after a restart; None without torchrun
+        # Called with the reason if a failure on any rank ends this one; maybe in another thread.
+        self.on_failure: Callable[[str], None] = lambda reason: None
         self._places: list[tuple[str, int]] = []  # host name and local rank of each rank
         self._watchdog: Watchdog | None = None
         self._store: PrefixStore | None = None  # the watchdog's
         self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
-        self._on_failure: Callable[[str], None] = lambda reason: None
         self._has_failed = False
 
     @classmethod
@@ -61,22 +60,19 @@ class Ranks:
                 "RANK and WORLD_SIZE are set, but LOCAL_RANK is not: set it to the number of this process on its host "
                 "(under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK), or use torchrun"
             )
-        ranks = cls()
-        ranks.rank, ranks.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        ranks.local_rank, ranks.launch_id = int(os.environ["LOCAL_RANK"]), launch_id()
+        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        ranks = cls(rank, size, local_rank, launch_id())
         if not dist.is_initialized():  # a second run in one process uses the group of the first
-            store = connect_to_store(holds_store(ranks.rank))
-            prefix = agree_on_prefix(store, ranks.rank, ranks.size)
+            base = connect_to_store(holds_store(rank))
+            store = PrefixStore(agree_on_prefix(base, rank, size), base)
             # The watchdog finds hangs and names the missing rank, so PyTorch's own timeout comes later.
             timeout = timedelta(seconds=max(1800.0, 20 * hang_timeout()))
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(
-                backend, store=PrefixStore(prefix, store), rank=ranks.rank, world_size=ranks.size, timeout=timeout
-            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
             atexit.register(dist.destroy_process_group)
         ranks._store = PrefixStore(ranks.all_gather_object(uuid.uuid4().hex)[0], connect_to_store(False))
         ranks._watchdog = Watchdog(
-            ranks._store, ranks.rank, ranks.size, lambda: ranks._status, lambda reason: ranks._on_failure(reason)
+            ranks._store, rank, size, lambda: ranks._status, lambda reason: ranks.on_failure(reason)
         )
         # Also waits until each rank has reported its status.
         ranks._places = ranks.all_gather_object([socket.gethostname(), ranks.local_rank])
@@ -168,16 +164,11 @@ class Ranks:
         """Wait until all ranks have finished their common work."""
         self.enter_phase("the end", may_take_long=True)
         self.all_gather_numbers([0])
-        self.shutdown()
 
     def shutdown(self) -> None:
         """Stop watching the other ranks."""
         if self._watchdog is not None:
             self._watchdog.stop()
-
-    def on_failure(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the reason if a failure on any rank ends this one; maybe in another thread."""
-        self._on_failure = callback
 
     def fail(self, error: Exception) -> NoReturn:
         """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first.
@@ -188,7 +179,7 @@ class Ranks:
             raise error
         self._has_failed = True
         if self._watchdog is None:
-            self._on_failure(first_line(error))
+            self.on_failure(first_line(error))
             raise error
         # A collective fails when another rank ends, under gloo with a plain RuntimeError: it is lost or announces why.
         may_be_echo = isinstance(error, dist.DistError) or type(error) is RuntimeError
@@ -200,7 +191,7 @@ class Ranks:
         timer = threading.Timer(SHUTDOWN_SECONDS, end_process)
         timer.daemon = True
         timer.start()
-        self._on_failure(first.reason)
+        self.on_failure(first.reason)
         if first.rank != self.rank:
             end_process()
         self._watchdog.stop()
@@ -233,17 +224,15 @@ def process_group() -> Iterator[Ranks]:
         ranks.finish()
     except Exception as error:
         ranks.fail(error)
-    except KeyboardInterrupt:
+    finally:
         ranks.shutdown()
-        raise
 
 
 def first_line(error: BaseException) -> str:
     """An exception in one line; the whole text of a `UserError`."""
-    text = str(error)
     if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        return str(error)
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Strategy:
     """How the model is laid out over the ranks; this class keeps it in one process."""
 
     name = "single"
+    frees_gradients = True  # after each update
 
     def __init__(self, model: GPT, ranks: Ranks | None = None) -> None:
         self.model = model
@@ -49,8 +50,8 @@ class Strategy:
         return nullcontext()
 
     def finish_update(self) -> None:
-        """Drop the gradients after an update."""
-        self.model.zero_grad(set_to_none=True)
+        """Free or zero the gradients after an update."""
+        self.model.zero_grad(set_to_none=self.frees_gradients)
         self.ranks.update_completed()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
@@ -80,6 +81,7 @@ class DataParallel(Strategy):
     """DDP (Li et al., 2020): all weights on each rank; gradients are averaged during the last backward pass."""
 
     name = "ddp"
+    frees_gradients = False  # they are views of the buckets: freed, they would be allocated twice
 
     def __init__(self, model: GPT, ranks: Ranks, device: torch.device) -> None:
         super().__init__(model, ranks)
@@ -94,11 +96,6 @@ class DataParallel(Strategy):
             for _ in range(2):
                 self.forward(ids, ids).backward()
         self.model.zero_grad(set_to_none=False)
-
-    def finish_update(self) -> None:
-        # Gradients are views of the buckets: dropped, they would be allocated twice.
-        self.model.zero_grad(set_to_none=False)
-        self.ranks.update_completed()
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_last else self._wrapped.no_sync()

@@ -1,7 +1,6 @@
 """Checkpoints: one directory each, written atomically, verified when read, never unpickled.
 
-    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json
-                         manifest.json
+    000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
 
 `manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is detected before its use.
 A checkpoint that fails verification is set aside as `damaged-000500/` on resume, never deleted.
@@ -69,10 +68,11 @@ class Checkpoint:
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What `glassgpt info` prints: the path, and the training so far."""
-        step, val_loss = self.state.step, self.state.val_loss
-        loss = "not evaluated" if val_loss is None else f"{val_loss:.4f} nats per token"
-        progress = (("step", f"{step:,} ({self.tokens_seen:,} tokens seen)"), ("validation loss", loss))
-        return (("checkpoint", str(self.path)), *progress, ("trained on", self.config.data.source))
+        state = self.state
+        step = ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)")
+        loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats per token"
+        source = ("trained on", self.config.data.source)
+        return ("checkpoint", str(self.path)), step, ("validation loss", loss), source
 
     @property
     def tokens_seen(self) -> int:
@@ -99,8 +99,8 @@ class Checkpoint:
         parameters = dict(model.named_parameters())
         shapes, own = ({(name, t.shape) for name, t in each.items()} for each in (tensors, parameters))
         if wrong := sorted({name for name, _ in shapes ^ own}):
-            count = f"({len(wrong)} tensors in all)"
-            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs {count}")
+            what = f"{wrong[0]!r} differs ({len(wrong)} tensors in all)"
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {what}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -188,14 +188,15 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         names = [name for name in sums if for_training or name != OPTIMIZER_FILE]
         wrong = next((name for name in names if sha256_of(path / name) != sums[name]), None)
+        problem = wrong and f"{wrong} does not match its sha256"
     except FileNotFoundError as error:
         if not path.is_dir():
             raise
-        raise UserError(f"checkpoint {path} is damaged: {Path(error.filename).name} is missing") from None
+        problem = f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged: {wrong} does not match its sha256")
+        problem = "manifest.json cannot be read"
+    if problem:
+        raise UserError(f"checkpoint {path} is damaged: {problem}")
     return Checkpoint(path)
 
 

@@ -18,9 +18,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
-INIT_SECONDS = 60
-FINISH_SECONDS = 60
+SECONDS = 60  # that W&B may take to reach its server at the start, and to upload the rest at the end
 CODE_INDENT = "    "  # a block of code in Markdown, which TensorBoard renders
 
 
@@ -60,7 +58,6 @@ class WeightsAndBiases:
         import wandb
 
         self._html = wandb.Html
-        timeouts = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "glassgpt"),
             name=run.path.resolve().name,
@@ -70,7 +67,7 @@ class WeightsAndBiases:
             allow_val_change=True,
             resume="allow" if _is_online() else None,
             reinit="create_new",  # a notebook's own run of W&B is left alone
-            settings=wandb.Settings(console="off", silent=True, **timeouts),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS, finish_timeout=SECONDS),
         )
         self._first_step = self._run.starting_step
         if self._run.disabled:
@@ -98,10 +95,8 @@ class WeightsAndBiases:
 
 
 Logger = TensorBoard | WeightsAndBiases
-_OPENERS: dict[str, tuple[str, type[Logger]]] = {
-    "tensorboard": ("TensorBoard", TensorBoard),
-    "wandb": ("Weights & Biases", WeightsAndBiases),
-}
+_OPENERS: dict[str, tuple[str, type[Logger]]]
+_OPENERS = {"tensorboard": ("TensorBoard", TensorBoard), "wandb": ("Weights & Biases", WeightsAndBiases)}
 
 
 def _libraries(log: str) -> list[str]:
@@ -152,7 +147,7 @@ class Loggers:
     """
 
     def __init__(self, run: RunDirectory, config: TrainConfig, step: int, notify: Callable[[str], None]) -> None:
-        self._run, self._notify = run, notify
+        self._metrics_path, self._notify = run.metrics_path, notify
         self._loggers: dict[str, Logger] = {}
         for library in _libraries(config.log):
             title, opener = _OPENERS[library]
@@ -177,8 +172,8 @@ class Loggers:
                 self._warn_of(title, error)
 
     def _warn_of(self, title: str, error: Exception) -> None:
-        where = f"{self._run.metrics_path} has everything"
-        self._notify(f"warning: {title} failed ({_reason(error)}); training continues without it, and {where}")
+        without = f"training continues without it, and {self._metrics_path} has everything"
+        self._notify(f"warning: {title} failed ({_reason(error)}); {without}")
 
 
 def _reason(error: Exception) -> str:

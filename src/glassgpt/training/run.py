@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,12 @@ class _Job:
     ranks: Ranks
     progress: Progress
     interrupts: Interrupts
+    until_the_end: ExitStack
     stopped_by: int | None = None  # the signal that stopped the run before its end
+
+    def lock(self, wait: float = 0.0) -> None:
+        if self.ranks.is_main:
+            self.until_the_end.enter_context(self.run.locked(wait))
 
     def train(self, config: TrainConfig, overwrite: bool) -> None:
         run, ranks = self.run, self.ranks
@@ -95,61 +100,52 @@ class _Job:
             require_loggers(config.log)
         state = setup_training(config, ranks, self.progress)
         recorder = Recorder(run, state, self.progress, _request_of(config))
-        with self.locked():
-            if ranks.is_main:
-                run.require_free(overwrite)  # again: another process may have been faster
-                run.clear()
-                run.write_environment(environment_of(state))
-                recorder.status("running")  # with launch and request, which `_is_restart` looks for
-                run.write_config(state.config)
-                run.cut_back(0)
-            self.run_to_end(state, recorder)
+        self.lock()
+        if ranks.is_main:
+            run.require_free(overwrite)  # again: another process may have been faster
+            run.clear()
+            run.write_environment(environment_of(state))
+            recorder.status("running")  # with launch and request, which `_is_restart` looks for
+            run.write_config(state.config)
+            run.cut_back(0)
+        self.run_to_end(state, recorder)
 
     def resume(self, changes: Mapping[str, Any]) -> None:
         run, ranks, progress = self.run, self.ranks, self.progress
         # After a restart by torchrun, what is left of the former ranks may need a moment to end.
         is_restart = ranks.launch_id is not None and run.read_status().get("launch") == ranks.launch_id
-        with self.locked(SETTLING_SECONDS if is_restart else 0.0), ExitStack() as stack:
-            config, checkpoint, before = _find_resume_point(run, ranks, changes, progress)
-            # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
-            if before.get("processes", 1) == ranks.size:
-                stack.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(before["threads"])
-            state = setup_training(config, ranks, progress, checkpoint, before)
-            now = environment_of(state)
-            if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
-                progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
-            status = run.read_status()
-            recorder = Recorder(run, state, progress, status.get("request"))
-            if state.step >= state.steps:
-                if status.get("state") != "finished":  # perhaps killed before this was written
-                    recorder.status("finished")
-                progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
-                return
-            if checkpoint is None:
-                progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
-            if ranks.is_main:
-                run.cut_back(state.step if checkpoint is not None else -1)
-                run.write_config(config)
-                set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
-                recorder.status("running")
-            self.run_to_end(state, recorder)
-
-    @contextmanager
-    def locked(self, wait: float = 0.0) -> Iterator[None]:
-        """Lock the run on the main rank. A failure is recorded before the lock ends, so that others may resume."""
-        with self.run.locked(wait) if self.ranks.is_main else nullcontext():
-            try:
-                yield
-            except Exception as error:
-                self.ranks.fail(error)
+        self.lock(SETTLING_SECONDS if is_restart else 0.0)
+        config, checkpoint, before = _find_resume_point(run, ranks, changes, progress)
+        # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
+        if before.get("processes", 1) == ranks.size:
+            self.until_the_end.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(before["threads"])
+        state = setup_training(config, ranks, progress, checkpoint, before)
+        now = environment_of(state)
+        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
+            progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
+        status = run.read_status()
+        recorder = Recorder(run, state, progress, status.get("request"))
+        if state.step >= state.steps:
+            if status.get("state") != "finished":  # perhaps killed before this was written
+                recorder.status("finished")
+            progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
+            return
+        if checkpoint is None:
+            progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
+        if ranks.is_main:
+            run.cut_back(state.step if checkpoint is not None else -1)
+            run.write_config(config)
+            set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
+            recorder.status("running")
+        self.run_to_end(state, recorder)
 
     def run_to_end(self, state: TrainState, recorder: Recorder) -> None:
         """Train until the last step is saved, or the step of a signal."""
         run, ranks = self.run, self.ranks
         ranks.enter_phase("the opening of the logs", may_take_long=True)
         recorder.begin()
-        ranks.on_failure(recorder.fail)
+        ranks.on_failure = recorder.fail
         try:
             self.interrupts.catch()
             with matmul_precision(state.precision):
@@ -166,7 +162,7 @@ class _Job:
         except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
             recorder.end("interrupted", hurry=True)
             raise
-        ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
+        ranks.on_failure = lambda reason: None  # all is written: losing a rank now is not a failure of the run
         if self.stopped_by is None:
             recorder.end("finished")
             self.progress.finished(run.path)
@@ -182,8 +178,10 @@ def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
     """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
     is_alone = not under_torchrun()
     interrupts = Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")
-    with interrupts, process_group() as ranks:
-        job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), interrupts)
+    # A failure is recorded before the run's lock ends: then another process may resume it.
+    with interrupts, ExitStack() as until_the_end, process_group() as ranks:
+        shown = (progress or Progress()) if ranks.is_main else SilentProgress()
+        job = _Job(run, ranks, shown, interrupts, until_the_end)
         yield job
     if job.stopped_by is not None:
         # Under torchrun any other exit code is a failure, after which it restarts the ranks.

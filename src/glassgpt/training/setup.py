@@ -211,7 +211,10 @@ def _build_model(
                 parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
         return model, config
     model = GPT.empty(config.model, device)
-    initialize(model, config.seed) if checkpoint is None else checkpoint.load_model(model)
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+    else:
+        initialize(model, config.seed)
     return model, config
 
 
