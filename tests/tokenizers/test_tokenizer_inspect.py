@@ -107,7 +107,7 @@ def test_without_gpt2s_files_the_line_says_why(monkeypatch: pytest.MonkeyPatch) 
     def none() -> None:
         raise UserError("cannot download it: no network.\nPut it there by hand")
 
-    monkeypatch.setattr("glassgpt.tokenizers.builtin.BPETokenizer.gpt2", none)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.gpt2_tokenizer", none)
     line = compare_with_gpt2(BYTES, ["text"])
     assert line.startswith("1.000; ")
     assert line.endswith("no network.")

@@ -25,8 +25,7 @@ class Generate(Command):
     reference: Reference
     # Text to continue, or - to read it from standard input.
     prompt: Annotated[
-        str | None,
-        arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)"),
+        str | None, arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)")
     ] = None
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None  # File whose text to continue, in UTF-8.
     sampling: OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from glassgpt.data.shards import SPLITS, TOKENIZER, TokenFile
-from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import CharacterTokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable, write_atomic
@@ -107,7 +107,7 @@ def external_tokenizer(directory: Path) -> Tokenizer:
             case {"itos": dict(characters)} if sorted(characters) == list(range(len(characters))):
                 return CharacterTokenizer("".join(characters[i] for i in range(len(characters))))
         raise UserError(f"{directory / 'meta.pkl'} has no characters (itos); put a {TOKENIZER} in its directory")
-    return BPETokenizer.gpt2()
+    return gpt2_tokenizer()
 
 
 def external_manifest(directory: Path) -> dict[str, Any]:

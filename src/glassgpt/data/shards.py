@@ -64,7 +64,7 @@ class ShardWriter:
         self._number = len(finished)
         # Parts of the last document, until it is known whether this shard has room for it.
         self._held: list[_Part] = []
-        self._held_tokens = self._hash = 0
+        self._hash = 0
         self._file: IO[bytes] | None = None
         self._start_shard()
 
@@ -76,8 +76,8 @@ class ShardWriter:
         data = encode_text(text)
         self._hash = text_hash(data, None if starts else self._hash)
         self._held.append(_Part(ids.astype(self._dtype), len(data), len(text), self._hash, starts))
-        self._held_tokens += len(ids)
-        if not self._is_written and self._tokens and self._tokens + self._held_tokens > self._limit:
+        held_tokens = sum(len(part.ids) for part in self._held)
+        if not self._is_written and self._tokens and self._tokens + held_tokens > self._limit:
             self._finish_shard()
         if self._is_written or not self._tokens:
             self._write_held()
@@ -102,7 +102,7 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
 
     def _write_held(self) -> None:
-        held, self._held, self._held_tokens = self._held, [], 0
+        held, self._held = self._held, []
         for part in held:
             if not part.starts and len(part.ids) and self._tokens == self._limit:
                 self._finish_shard(is_split=True)

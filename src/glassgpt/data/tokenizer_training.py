@@ -17,8 +17,7 @@ from pathlib import Path
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
 from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
-from glassgpt.tokenizers.bpe import BPETokenizer
-from glassgpt.tokenizers.builtin import load_tokenizer
+from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 from glassgpt.utils.formatting import Log, ProgressLine, RemainingTime, format_bytes, format_duration

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -28,8 +29,7 @@ from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokeniz
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
 
-# Between documents, if the tokenizer has no end-of-text token.
-SEPARATOR = "\n\n"
+SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
 _UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
 _BATCH_CHARACTERS = 1 << 22  # encoded at once: enough for a tokenizer that uses several cores, and little memory
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -79,8 +79,7 @@ def make_plan(
 ) -> tuple[Plan, list[WorkUnit], Tokenizer]:
     """Plan a dataset that is built in this directory. The tokenizer is the one passed, or the one that `data` names.
 
-    `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
-    characters of all of them. Raises `UserError` for a source without text.
+    A character tokenizer gets the characters of all sources. Raises `UserError` for a source without text.
     """
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
@@ -113,8 +112,9 @@ def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tupl
                 break
         characters += len(part.text)
     if not places:
-        skipped = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
-        reason = skipped if counts.bad else "it is empty or only white space"
+        reason = "it is empty or only white space"
+        if counts.bad:
+            reason = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
         raise UserError(f"{source.location} has no text: {reason}")
     return places, characters
 
@@ -155,16 +155,31 @@ def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
 
 
 def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> None:
-    """Write the shards of a unit into the plan's directory, then mark it as finished.
+    """Write the shards of a unit with these files into the plan's directory, then mark it as finished.
 
-    `paths` are the unit's files. `report` is called now and then. Raises `UserError` for a bad file.
+    `report` is called now and then. Raises `UserError` for a bad file.
     """
+    finished = counts_path(plan.directory, unit.number)
     # A worker whose parent was killed may still be exiting.
     lock = filelock.FileLock(plan.directory / f".unit-{unit.number:05d}.lock")
-    with explain_os_errors("write", plan.directory), lock:
-        path = counts_path(plan.directory, unit.number)
-        if not path.is_file():
-            write_atomic(path, json.dumps(dataclasses.asdict(_write_shards(plan, unit, paths, report))))
+    with explain_os_errors("write", plan.directory), lock, ExitStack() as stack:
+        if finished.is_file():
+            return
+        counts = Counts(duplicates=int(unit.duplicates.sum()))
+        tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
+        writers = {}
+        for split in SPLITS:
+            writer = ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
+            writers[split] = writer
+            stack.callback(writer.abandon)
+        for batch in batches_by_size(_pieces(plan, unit, paths, counts), _BATCH_CHARACTERS):
+            missing = [piece for piece in batch if piece.number >= writers[piece.split].done]
+            for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
+                writers[piece.split].add(ids, piece.text, piece.starts)
+            report()
+        for writer in writers.values():
+            writer.close()
+        write_atomic(finished, json.dumps(dataclasses.asdict(counts)))
 
 
 def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:
@@ -207,27 +222,6 @@ class _Piece:
 
     def __len__(self) -> int:
         return len(self.text)
-
-
-def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
-    counts = Counts(duplicates=int(unit.duplicates.sum()))
-    tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
-    writers = {
-        split: ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
-        for split in SPLITS
-    }
-    try:
-        for batch in batches_by_size(_pieces(plan, unit, paths, counts), _BATCH_CHARACTERS):
-            missing = [piece for piece in batch if piece.number >= writers[piece.split].done]
-            for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
-                writers[piece.split].add(ids, piece.text, piece.starts)
-            report()
-        for writer in writers.values():
-            writer.close()
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    return counts
 
 
 def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
@@ -276,18 +270,13 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
                 raise UserError(f"{piece.place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer returned id {ids.max()}, but has {tokenizer.vocab_size:,} ids: its file is damaged"
-        )
+        raise UserError(f"the tokenizer returned id {ids.max()} of {tokenizer.vocab_size:,} ids: its file is damaged")
     marks = np.array(document_marks(tokenizer), dtype=np.uint32)
     for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
         yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]
 
 
 def document_marks(tokenizer: Tokenizer) -> list[int]:
-    """The ids before each document: end of text (of the document before), then the prefix of prompts.
-
-    The prefix is empty for most tokenizers; it is <s> for Llama, which was trained so. An id that is both stands once.
-    """
+    """The ids before each document: end of text (of the one before), then the prompt's prefix; once if both are one."""
     marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
     return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks

