@@ -26,9 +26,9 @@ from glassgpt.utils.device import autocast, find_device, find_precision, matmul_
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
+Losses = npt.NDArray[np.float64]
 EVALUATION_TOKENS, GPU_EVALUATION_TOKENS = 4096, 32768  # of one pass: more are slower on a CPU, fewer on a GPU
 WORST_DOCUMENTS, EXCERPT_TOKENS = 5, 100
-Losses = npt.NDArray[np.float64]
 WORST_TOKENS = 16  # shorter documents are not among those with the highest loss: a word or two says little
 
 
@@ -51,8 +51,8 @@ class DocumentLosses:
 
     def columns(self, numbers: Ids) -> dict[str, list[Any]]:
         """Number, tokens, loss and bits per byte of some documents (n,), as columns of n each."""
-        nats, tokens, size = self.nats[numbers], self.tokens[numbers], self.bytes[numbers]
-        bits = nats / math.log(2) / size
+        nats, tokens = self.nats[numbers], self.tokens[numbers]
+        bits = nats / math.log(2) / self.bytes[numbers]
         columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits}
         return {name: column.tolist() for name, column in columns.items()}
 
@@ -122,8 +122,7 @@ def measure_stream(
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
-    tokens = EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS
-    batch_size = max(1, tokens // context_length)
+    batch_size = max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
     byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts() if by_document else None
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
     measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)

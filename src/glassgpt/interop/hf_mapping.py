@@ -5,7 +5,6 @@ family reads, or be known to change nothing. Checked against transformers 5.23.
 """
 
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -48,7 +47,7 @@ _ACTIVATIONS = {
 
 
 def _unsupported(key: str, value: object) -> UserError:
-    return UserError(f"{key} = {reprlib.repr(value)} is not supported; loading it anyway would give wrong outputs")
+    return UserError(f"{key} = {value!r:.60} is not supported; loading it anyway would give wrong outputs")
 
 
 def _normalized(config: ModelConfig) -> ModelConfig:

@@ -10,7 +10,6 @@ from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
@@ -48,9 +47,8 @@ def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
 
 def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
-    with explain_os_errors("read", path):
-        modules = ("__main__", "train_gpt2", "model")
-        content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
+    modules = ("__main__", "train_gpt2", "model")
+    content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     content = content if isinstance(content, dict) else {}
     weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
     tensors = weights.items() if isinstance(weights, dict) else ()

@@ -35,8 +35,6 @@ Replacement = Literal["zero", "mean", "patch"]
 class Edit(StrictConfig):
     """One change of what a model computes. Raises `UserError` for an unknown kind or replacement."""
 
-    section = "edits"  # in errors, as in the playground's requests
-
     # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
     # stream after a layer; or hide the token at a `position` from later ones.
     kind: Kind
@@ -46,6 +44,11 @@ class Edit(StrictConfig):
     # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
     # position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`).
     by: Replacement = "zero"
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        """A field's name in errors, as in the playground's requests."""
+        return f"edits.{field_name}"
 
     def check_fits(self, model: GPT, source: ActivationCache | None) -> None:
         """Raise `UserError` if the edit is incomplete or the model has no such part."""
