@@ -49,7 +49,8 @@ class Recorder:
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
         self.run, self.state, self._progress, self._request = run, state, progress, request
-        self._saving: Future[None] = in_background(lambda: None)
+        self._saving: Future[None] = Future()
+        self._saving.set_result(None)
         self._ending = threading.Lock()
         self._has_ended = False
 

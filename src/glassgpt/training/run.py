@@ -85,7 +85,6 @@ class _Job:
     run: RunDirectory
     ranks: Ranks
     progress: Progress
-    interrupts: Interrupts
     until_the_end: ExitStack
     stopped_by: int | None = None  # the signal that stopped the run before its end
 
@@ -147,9 +146,10 @@ class _Job:
         recorder.begin()
         ranks.on_failure = recorder.fail
         try:
-            self.interrupts.catch()
+            interrupts = Interrupts(repeats_mean_quit=not under_torchrun(), announces=ranks.is_main)
+            self.until_the_end.enter_context(interrupts)
             with matmul_precision(state.precision):
-                self.stopped_by = training_loop(state, recorder, self.interrupts)
+                self.stopped_by = training_loop(state, recorder, interrupts)
                 ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
                 recorder.finish()
         except NonFiniteError as error:
@@ -176,16 +176,13 @@ class _Job:
 @contextmanager
 def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
     """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
-    is_alone = not under_torchrun()
-    interrupts = Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")
     # A failure is recorded before the run's lock ends: then another process may resume it.
-    with interrupts, ExitStack() as until_the_end, process_group() as ranks:
-        shown = (progress or Progress()) if ranks.is_main else SilentProgress()
-        job = _Job(run, ranks, shown, interrupts, until_the_end)
+    with ExitStack() as until_the_end, process_group() as ranks:
+        job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), until_the_end)
         yield job
     if job.stopped_by is not None:
         # Under torchrun any other exit code is a failure, after which it restarts the ranks.
-        raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and is_alone else SystemExit(0)
+        raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
 
 
 def _find_resume_point(
