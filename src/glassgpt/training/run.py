@@ -1,8 +1,4 @@
-"""Start a run, or resume one, and take it to its end.
-
-`train` and `resume` differ in where the state comes from; both then hold the run's lock, catch signals, and run
-`training_loop`.
-"""
+"""Start a run, or resume one, and take it to its end."""
 
 import hashlib
 import os
@@ -188,10 +184,7 @@ def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
 def _find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
-    """Find on the main rank where a run resumes, and share it with the others. Raises `UserError` as `resume` does.
-
-    Returns the config with the changes, the checkpoint, and the environment when the run began.
-    """
+    """Find the changed config, the checkpoint and the environment of the start, on the main rank, and share them."""
     ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
     found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     config, step, environment = found
