@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
@@ -65,10 +65,10 @@ def parse_options(
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
-    _set_help(options)
+    names = _set_help(options)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
-        raise UserError(f"{_message(event, options, hint)} ({program} --help)")
+        raise UserError(f"{_message(event, names, hint)} ({program} --help)")
 
     with parse_errors.on_parse_error(refuse):
         return tyro.cli(
@@ -81,17 +81,23 @@ def parse_options(
         )
 
 
-def _set_help(options: type) -> None:
-    """Make the comment of each option its help. tyro finds comments too, but takes 0.1 s for the options of train."""
-    comments = dict[str, str]()
+def _set_help(options: type, prefix: str = "--") -> list[str]:
+    """Make the comment of each option its help, and return the names of the options.
+
+    tyro finds comments too, but takes 0.1 s for the options of train.
+    """
+    names, comments = list[str](), dict[str, str]()
     for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         comments |= _field_comments(kind.__module__).get(kind.__name__, {})
     for name, kind in typing.get_type_hints(options).items():
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            _set_help(kind)
+            names += _set_help(kind, prefix if issubclass(options, Command) else f"{prefix}{name}.")
             comments[name] = (kind.__doc__ or "").partition("\n")[0]
+        else:
+            names.append(prefix + name.replace("_", "-"))
     for field in dataclasses.fields(options):
         field.metadata = MappingProxyType({"help": comments.get(field.name, "")})
+    return names
 
 
 @functools.cache
@@ -111,13 +117,13 @@ def _field_comments(module: str) -> dict[str, dict[str, str]]:
     return comments
 
 
-def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
+def _message(event: parse_errors.ParseErrorEvent, names: Sequence[str], hint: str) -> str:
     """Return the error message for wrong arguments."""
     unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unexpected:
         first = unexpected[0]
         if first.startswith("-"):
-            nearest = did_you_mean(first.partition("=")[0], option_names(options))
+            nearest = did_you_mean(first.partition("=")[0], names)
             return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
@@ -133,15 +139,6 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     if isinstance(event, parse_errors.BadValue):
         return f"{name}a value is missing" if event.offending_value is None else f"{name}takes no value"
     return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
-
-
-def option_names(options: type, prefix: str = "--") -> Iterator[str]:
-    """The names of all options; the settings of a field `config` have no prefix."""
-    for name, kind in typing.get_type_hints(options).items():
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from option_names(kind, prefix if name == "config" else f"{prefix}{name}.")
-        else:
-            yield prefix + name.replace("_", "-")
 
 
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
