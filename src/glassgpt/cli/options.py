@@ -18,12 +18,7 @@ import tyro
 # Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
 from tyro import _errors as parse_errors
 from tyro.conf import Positional, arg
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    UnsupportedTypeAnnotationError,
-)
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -33,6 +28,11 @@ REFERENCE_HELP = (
     "hub id (gpt2); a .pt file of nanoGPT or build-nanogpt."
 )
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
+
+
+def default(text: str, metavar: str | None = None) -> Any:
+    """Annotate an option whose default depends on something else: the help describes it with this text."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -56,11 +56,11 @@ class Command:
 
 
 def parse_options(
-    options: type[Options], name: str, arguments: Sequence[str], *, default: Options | None = None, hint: str = ""
+    options: type[Options], name: str, arguments: Sequence[str], *, base: Options | None = None, hint: str = ""
 ) -> Options:
     """The options of `glassgpt NAME`. `--help` ends in `SystemExit(0)`, a mistake in a `UserError`.
 
-    `hint`: what to do about an unexpected argument.
+    `base`: has the values of options that are not given. `hint`: what to do about an unexpected argument.
     """
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
@@ -76,7 +76,7 @@ def parse_options(
             prog=program,
             description=inspect.getdoc(options),
             args=arguments,
-            default=tyro.MISSING_NONPROP if default is None else default,
+            default=tyro.MISSING_NONPROP if base is None else base,
             registry=registry,
         )
 
@@ -174,7 +174,7 @@ def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
         return None
     member = next(m for m in members if m is not type(None))
     inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(member, set(info.markers)))
-    if isinstance(inner, UnsupportedTypeAnnotationError):
+    if not isinstance(inner, PrimitiveConstructorSpec):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
