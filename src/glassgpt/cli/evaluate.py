@@ -3,7 +3,6 @@
 import operator
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _AS_TRAINED = "(default: the run's)"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
     """Measure a model's loss on a text: by default the run's own validation split."""
 
@@ -108,7 +106,6 @@ def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", publishe
     return figures
 
 
-@dataclass(frozen=True, kw_only=True)
 class Bench(Command):
     """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
 

@@ -35,11 +35,15 @@ REFERENCE_HELP = (
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
 
 
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Command:
-    """A command. Subclasses are dataclasses: a field is an option, its comment the option's help.
+    """A command. A subclass becomes a frozen dataclass: a field is an option, its comment the option's help.
 
     The docstring of the class is the help of the command; its first line is also the command's row in the overview.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:

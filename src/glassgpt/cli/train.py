@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -31,7 +30,6 @@ SHORT_FORMS["--data"] = "--data.source"
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RecipeCommand(Command):
     """A command that takes a recipe: its values are the defaults of the options."""
 
@@ -60,7 +58,6 @@ class RecipeCommand(Command):
         return command
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(RecipeCommand):
     """Train a model: a recipe's name or .toml file comes first.
 
@@ -90,7 +87,6 @@ class Train(RecipeCommand):
         _print_next_commands(run)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Plan(RecipeCommand):
     """Estimate what a run needs: memory by component, the micro-batch that fits, tokens/s and hours.
 
@@ -111,7 +107,6 @@ class Plan(RecipeCommand):
         print(plan(self.config, self.gpus))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Resume(Command):
     """Resume the run in a directory, with other settings of execution or more --steps if given.
 
@@ -228,7 +223,6 @@ def _print_next_commands(run: Path) -> None:
     print(f"  {program()} report {name}     (charts and samples on one page)")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipes(Command):
     """List the recipes that `train` knows, or print one."""
 
