@@ -88,7 +88,7 @@ def main() -> int:
     keep_freed_memory()  # as the command line does
     model = GPT.create(ModelConfig(vocab_size=50257), seed=1).eval()
     items = read_items(find_items(options.items))
-    batches = sample(make_batches(encode(items, gpt2_tokenizer(), options.style, 1024, 50257)), options.count)
+    batches = sample(make_batches(encode(items, gpt2_tokenizer(), options.style, 1024)), options.count)
     questions = [question for batch in batches for question in batch]
     print(f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")

@@ -124,10 +124,10 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
 
     with process_group() as ranks:
         state = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        with state.strategy.full_model() as model:
-            loss = evaluate_data(model, state.data, limit=limit, ranks=ranks)
-            chosen = subset(read_items(Path(items)), count)
-            scores = summarize(score_hellaswag(model, state.data.tokenizer, chosen, ranks=ranks))
+        model = state.strategy.full_model()
+        loss = evaluate_data(model, state.data, limit=limit, ranks=ranks)
+        chosen = subset(read_items(Path(items)), count)
+        scores = summarize(score_hellaswag(model, state.data.tokenizer, chosen, ranks=ranks))
     return {"loss": loss, "hellaswag": scores}
 
 

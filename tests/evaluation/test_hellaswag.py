@@ -186,7 +186,7 @@ def test_prompts_start_with_the_tokenizers_prefix(style: Style) -> None:
     tokenizer = prefixed()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
-    assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256, 258)} == {257}
+    assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256)} == {257}
     for item, score in zip(items, scores, strict=True):
         assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
@@ -244,7 +244,7 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
 
 
 def test_every_item_is_in_one_batch_with_contexts_of_its_length() -> None:
-    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100, 256))
+    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100))
     assert sorted(q.number for batch in batches for q in batch) == list(range(60))
     assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
@@ -337,7 +337,7 @@ def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> Non
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
     model, path = model_for(BYTES), tmp_path / "results.jsonl"
-    assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256, 256))) == 1
+    assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256))) == 1
     whole = score_hellaswag(model, BYTES, items, results=path)
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
     path.write_bytes(b"".join(lines[:3]))
@@ -415,14 +415,14 @@ def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
 def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
     plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
-    assert plain.context == "A man is sitting on a roof. he"
-    assert plain.endings[3] == " starts [substeps] pulling   up."
-    assert cleaned.context == "Roof shingle removal: A man is sitting on a roof. He"
-    assert cleaned.endings[3] == " starts pulling  up."  # three spaces become two, as there
-    assert cleaned.characters == (14, 27, 18, 19)
+    assert plain[0] == "A man is sitting on a roof. he"
+    assert plain[1][3] == " starts [substeps] pulling   up."
+    assert cleaned[0] == "Roof shingle removal: A man is sitting on a roof. He"
+    assert cleaned[1][3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned[2] == [14, 27, 18, 19]
     wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
-    assert prompt_of(wiki, "lm-eval").context == "Roof shingle removal: How to fly. Jump. Then"
-    assert prompt_of(wiki, "lm-eval").endings[0] == "  is using wrap."
+    assert prompt_of(wiki, "lm-eval")[0] == "Roof shingle removal: How to fly. Jump. Then"
+    assert prompt_of(wiki, "lm-eval")[1][0] == "  is using wrap."
 
 
 @pytest.mark.parametrize(
@@ -465,8 +465,6 @@ def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     letters = CharacterTokenizer("abc ")
     with pytest.raises(UserError, match="tokenizer's 4"):
         score_hellaswag(model_for(letters), letters, items)
-    with pytest.raises(UserError, match="the tokenizer is not this model's"):
-        score_hellaswag(model_for(letters), BYTES, items)
     empty = dataclasses.replace(items[0], endings=("[step]", "b", "c", "d"))
     with pytest.raises(UserError, match="item 0 of HellaSwag"):
         score_hellaswag(model, BYTES, [empty], style="lm-eval")

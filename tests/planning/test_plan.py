@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from glassgpt.cli.main import main
-from glassgpt.cli.planning import Plan
+from glassgpt.cli.train import Plan
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.prepare import prepare

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 @configure(FlagCreatePairsOff)
-@dataclass(frozen=True, kw_only=True)
 class Prepare(TextConfig, Command):
     """Turn text into token files for training.
 
@@ -68,7 +67,6 @@ Reading = Annotated[ReadingConfig, FlagCreatePairsOff, arg(name="")]
 COMPARED_BYTES = 10_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainTokenizer(Command):
     """Train a tokenizer on a text: byte-level BPE with GPT-2's splitting.
 
@@ -101,7 +99,6 @@ class TrainTokenizer(Command):
         print(f"  {program()} train RECIPE --data {shlex.quote(self.source)} --data.tokenizer {file}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowTokenizer(Command):
     """Show what a tokenizer is and how it splits text.
 
@@ -149,7 +146,6 @@ def find_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataInfo(Command):
     """Show a dataset's tokens, document lengths, most frequent tokens and samples.
 

@@ -1,15 +1,14 @@
-"""eval and its tables."""
+"""eval with its tables, and bench: what a model and this machine reach."""
 
 import operator
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from glassgpt.cli.options import Command, Reference, require_json, say_aside, write_json
+from glassgpt.cli.options import Command, Reference, require_json, say, say_aside, write_json
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import one_line
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _AS_TRAINED = "(default: the run's)"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
     """Measure a model's loss on a text: by default the run's own validation split."""
 
@@ -106,6 +104,31 @@ def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", publishe
     figures = evaluate_both_styles(loaded, items, published, progress)
     print("\n" + _hellaswag_table(figures))
     return figures
+
+
+class Bench(Command):
+    """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1.
+    json: Annotated[Path | None, arg(metavar="FILE")] = None  # File to write the figures to as JSON.
+
+    def run(self) -> None:
+        require_json(self.json)
+        import torch
+
+        from glassgpt.planning.benchmark import measure
+        from glassgpt.utils.device import device_name, find_device, keep_freed_memory
+
+        keep_freed_memory()
+        device = find_device(self.device)
+        if device.type == "mps":
+            raise UserError("bench measures CPUs and CUDA devices; use --device cpu")
+        say(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        figures = {}
+        for figure in measure(device):
+            say(str(figure))
+            figures[figure.name] = figure.to_dict()
+        write_json(self.json, {"device": device_name(device), **figures})
 
 
 def _figures_table(figures: Mapping[str, Any]) -> str:

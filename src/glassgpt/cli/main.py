@@ -8,15 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
-from glassgpt.cli.evaluate import Evaluate
+from glassgpt.cli.evaluate import Bench, Evaluate
 from glassgpt.cli.models import Export, Generate, Info, Play, Report
 from glassgpt.cli.options import Command, gives
-from glassgpt.cli.planning import Bench, Plan
-from glassgpt.cli.train import Recipes, Resume, Train
+from glassgpt.cli.train import Plan, Recipes, Resume, Train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.openmp import limit_spinning
 
 ABOUT = "Train GPT-2-class language models from any text, and generate with them."
+MORE = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,28 +71,18 @@ def _run(arguments: Sequence[str]) -> int:
             command = Resume if is_resume else COMMANDS[name]
             command.parse(name, arguments[words:]).run()
             return 0
-    group, rest = next(iter(arguments), ""), arguments[1:2]
-    if not arguments or group in ("-h", "--help"):
-        print(_overview(COMMANDS, "", ABOUT))
+    # The first word of two-word commands alone stands for all of them.
+    first = next(iter(arguments), "")
+    group = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}
+    commands, words = (group, 2) if group else (COMMANDS, 1)
+    if not arguments or arguments[words - 1 : words] in (["-h"], ["--help"]):
+        rows = [f"  {name:<17}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
+        print("\n".join(["usage: glassgpt COMMAND [OPTIONS]", "", ABOUT, "", *rows, "", MORE]))
         return 0 if arguments else 2
-    commands = {name: command for name, command in COMMANDS.items() if name.startswith(f"{group} ")}
-    if commands and rest and rest[0] in ("-h", "--help"):
-        print(_overview(commands, f"{group} ", GROUPS[group]))
-        return 0
-    valid = ", ".join(commands or COMMANDS)
-    if commands and not rest:
-        raise UserError(f"{group} needs a command (commands: {valid})")
-    wrong = f"{group} {rest[0]}" if commands else group
+    wrong = " ".join(arguments[:words])
     kind = "option" if wrong.startswith("-") else "command"
     nearest = did_you_mean(wrong, [*COMMANDS, "--help", "--version"])
-    raise UserError(f"unknown {kind} {wrong!r}{nearest} (commands: {valid})")
-
-
-def _overview(commands: Mapping[str, type[Command]], prefix: str, about: str) -> str:
-    rows = [f"  {name:<17}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
-    tail = f"`glassgpt {prefix}COMMAND --help` explains a command's options."
-    tail += "" if prefix else " `glassgpt --version` prints the version."
-    return "\n".join([f"usage: glassgpt {prefix}COMMAND [OPTIONS]", "", about, "", *rows, "", tail])
+    raise UserError(f"unknown {kind} {wrong!r}{nearest} (commands: {', '.join(commands)})")
 
 
 def _fail(text: str) -> int:
@@ -100,10 +90,6 @@ def _fail(text: str) -> int:
     return 2
 
 
-GROUPS = {
-    "tokenizer": "Train a tokenizer, or show how one splits text.",
-    "data": "Show the contents of a dataset, and verify it.",
-}
 COMMANDS: Mapping[str, type[Command]] = {
     "prepare": Prepare,
     "plan": Plan,

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,15 +18,13 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable
 
 
-@dataclass(frozen=True, kw_only=True)
 class Generate(Command):
     """Continue a text with a trained model."""
 
     reference: Reference
     # Text to continue, or - to read it from standard input.
     prompt: Annotated[
-        str | None,
-        arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)"),
+        str | None, arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)")
     ] = None
     prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None  # File whose text to continue, in UTF-8.
     sampling: OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
@@ -101,7 +99,6 @@ def _standard_input() -> bytes:
         timer.cancel()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Play(Command):
     """Open a page that shows what models compute and how runs learn. Without REF, it shows all runs in ./runs."""
 
@@ -128,7 +125,6 @@ class Play(Command):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Info(Command):
     """Show a model's training so far, its dimensions and its size."""
 
@@ -140,7 +136,6 @@ class Info(Command):
         print(references.describe(self.reference))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Export(Command):
     """Save a model and its tokenizer as a directory that Hugging Face's transformers can load."""
 
@@ -156,7 +151,6 @@ class Export(Command):
         print(f"{self.out}: {family}, for AutoModelForCausalLM{tokenizer}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Report(Command):
     """Write a report of one run, or a comparison of several: one HTML file with charts and samples that opens offline.
 

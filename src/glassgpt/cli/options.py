@@ -35,11 +35,15 @@ REFERENCE_HELP = (
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
 
 
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Command:
-    """A command. Subclasses are dataclasses: a field is an option, its comment the option's help.
+    """A command. A subclass becomes a frozen dataclass: a field is an option, its comment the option's help.
 
     The docstring of the class is the help of the command; its first line is also the command's row in the overview.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
@@ -256,9 +260,7 @@ def require_json(path: Path | None) -> None:
         return
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"--json {path} is a directory; name a file")
-        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
+        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
             raise UserError(f"--json {path} exists and is not JSON; name another file")
         siblings = ("manifest.json", "config.toml", "config.json")
         if path.is_file() and any((path.parent / name).is_file() for name in siblings):

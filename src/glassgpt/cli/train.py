@@ -1,4 +1,4 @@
-"""train, its --resume, and recipes."""
+"""train, its --resume, plan and recipes: from a recipe to a run."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -31,7 +30,6 @@ SHORT_FORMS["--data"] = "--data.source"
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RecipeCommand(Command):
     """A command that takes a recipe: its values are the defaults of the options."""
 
@@ -60,7 +58,6 @@ class RecipeCommand(Command):
         return command
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(RecipeCommand):
     """Train a model: a recipe's name or .toml file comes first.
 
@@ -90,7 +87,26 @@ class Train(RecipeCommand):
         _print_next_commands(run)
 
 
-@dataclass(frozen=True, kw_only=True)
+class Plan(RecipeCommand):
+    """Estimate what a run needs: memory by component, the micro-batch that fits, tokens/s and hours.
+
+    Takes a recipe's name or .toml file and the options of train. Nothing is written, and no text is read. --device here
+    (or auto, cpu, cuda) measures this machine for some seconds to a minute. The name of a GPU uses its data sheet:
+    b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
+    """
+
+    gpus: int = 1  # Number of GPUs that train together.
+
+    def run(self) -> None:
+        if self.resume is not None:
+            raise UserError("plan estimates new runs; pass a recipe, or the config.toml of a run, instead of --resume")
+        from glassgpt.planning.plan import plan
+        from glassgpt.utils.device import keep_freed_memory
+
+        keep_freed_memory()  # as training does, so that the measured times are those of training
+        print(plan(self.config, self.gpus))
+
+
 class Resume(Command):
     """Resume the run in a directory, with other settings of execution or more --steps if given.
 
@@ -207,14 +223,11 @@ def _print_next_commands(run: Path) -> None:
     print(f"  {program()} report {name}     (charts and samples on one page)")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipes(Command):
     """List the recipes that `train` knows, or print one."""
 
     # Recipe to print as TOML, which you can save and change.
-    recipe: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = (
-        None
-    )
+    recipe: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: list all)")] = None
 
     def run(self) -> None:
         if self.recipe is not None:

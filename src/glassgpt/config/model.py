@@ -60,16 +60,12 @@ class ModelConfig(StrictConfig):
     attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
 
     def check(self) -> None:
-        self._check_heads()
-        self._check_windows()
         if self.attention == "flex":
             self.require("dropout", self.dropout == 0, "0 with model.attention = 'flex'")
         if self.norm == "layernorm":
             self.require("norm_weight", self.norm_weight, "true unless norm = 'rmsnorm'")
-        if self.norm == "rmsnorm":
+        else:
             self.require("norm_bias", not self.norm_bias, "false unless norm = 'layernorm'")
-
-    def _check_heads(self) -> None:
         if self.head_dim is None:
             valid = f"a divisor of model.n_embd = {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
             self.require("n_head", self.n_embd % self.n_head == 0, f"{valid} (or set head_dim)")
@@ -77,32 +73,26 @@ class ModelConfig(StrictConfig):
             valid = f"a divisor of model.n_head = {self.n_head}: {_nearest_divisors(self.n_head, self.n_kv_head)}"
             self.require("n_kv_head", self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0, valid)
         if self.position == "rope" and self.resolved_head_dim % 2:
-            raise UserError(
-                f"position = 'rope' needs an even head width, got {self.resolved_head_dim}; "
-                "change model.n_head or model.head_dim"
-            )
-
-    def _check_windows(self) -> None:
+            width = self.resolved_head_dim
+            raise UserError(f"rope needs an even head width, got {width}; change model.n_head or model.head_dim")
         letters = bool(self.window_pattern) and set(self.window_pattern) <= set("SL")
         self.require("window_pattern", letters, "made of the letters S and L")
         if self.window is None:
             self.require("window_globals", self.window_globals == 0, "0 unless model.window is set")
             self.require("window_pattern", self.window_pattern == "S", "'S' unless model.window is set")
-            return
-        largest = self.context_length - self.window_globals
-        self.require("window", 1 <= self.window <= largest, f"from 1 to context_length - window_globals = {largest}")
-        fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
-        self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, at least one of them S")
+        else:
+            most = self.context_length - self.window_globals
+            self.require("window", 1 <= self.window <= most, f"from 1 to context_length - window_globals = {most}")
+            fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
+            self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, one of them S")
 
     def with_shorter_context(self, context_length: int) -> "ModelConfig":
         """A copy whose context is at most this long; a window that would cover all of it is dropped."""
         if context_length >= self.context_length:
             return self
-        if self.window is None or self.window + self.window_globals <= context_length:
-            return dataclasses.replace(self, context_length=context_length)
-        return dataclasses.replace(
-            self, context_length=context_length, window=None, window_globals=0, window_pattern="S"
-        )
+        covers_all = self.window is not None and self.window + self.window_globals > context_length
+        shape = dataclasses.replace(self, window=None, window_globals=0, window_pattern="S") if covers_all else self
+        return dataclasses.replace(shape, context_length=context_length)
 
     @property
     def resolved_n_kv_head(self) -> int:

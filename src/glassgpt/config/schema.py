@@ -13,23 +13,12 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import (
-    AtLeast0,
-    AtLeast1,
-    BelowOne,
-    NotEmpty,
-    Positive,
-    Range,
-    Share,
-    StrictConfig,
-    flatten,
-)
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, Share, StrictConfig, flatten
 from glassgpt.utils.errors import UserError, did_you_mean
 
-TOKENIZERS = ("characters", "bytes", "gpt2")
-
-# Vocabulary sizes before a tokenizer exists; for characters a guess: Shakespeare has 65, source code some hundreds.
-TYPICAL_VOCAB_SIZES = {"gpt2": 50257, "bytes": 256, "characters": 100}
+# Tokenizers with vocabulary sizes before they exist; for characters a guess: Shakespeare has 65, source code hundreds.
+TYPICAL_VOCAB_SIZES = {"characters": 100, "bytes": 256, "gpt2": 50257}
+TOKENIZERS = tuple(TYPICAL_VOCAB_SIZES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +68,8 @@ class DataConfig(TextConfig, StrictConfig):
 
     def check(self) -> None:
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
-        hint = did_you_mean(self.tokenizer, TOKENIZERS).lstrip("; ")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
-        self.require("tokenizer", known, f"{valid}{f' ({hint})' if hint else ''}")
+        self.require("tokenizer", known, valid + did_you_mean(self.tokenizer, TOKENIZERS))
         self.require("mixture", all(weight > 0 for weight in self.mixture.values()), "sources with weights above 0")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
@@ -132,7 +120,8 @@ class SamplingConfig(StrictConfig):
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    prompt: NotEmpty[str | None] = None  # Text that the samples continue; none: the beginning of a document.
+    # Text that the samples continue; none: the beginning of a document.
+    prompt: Annotated[str | None, Range("at least one character", bool)] = None
     count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
 
 
@@ -238,12 +227,11 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         if self.hellaswag_every:
             valid = f"a multiple of eval_every = {self.eval_every}"
             self.require("hellaswag_every", self.eval_every > 0 and self.hellaswag_every % self.eval_every == 0, valid)
-        self._check_batches()
         if self.cpu_offload and self.strategy != "fsdp":
             raise UserError("cpu_offload needs --strategy fsdp")
-
-    def _check_batches(self) -> None:
-        """Check that updates hold whole sequences, and that doubling leads from each start to its end."""
+        if self.batch_start is not None and self.steps is None:
+            raise UserError("batch_start needs steps: use --steps N instead of epochs")
+        # Updates hold whole sequences, and doubling leads from each start to its end.
         context, batch = self.model.context_length, self.batch_tokens
         valid = f"a multiple of model.context_length = {context}; nearest: {_nearest_multiples(batch, context)}"
         self.require("batch_tokens", batch % context == 0, valid)
@@ -253,10 +241,8 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         ):
             valid_starts = [end >> n for n in range(1, end.bit_length()) if end % (quantum << n) == 0]
             shown = ", ".join(map(str, valid_starts)) or "none exists"
-            is_valid = getattr(self, start) is None or getattr(self, start) in valid_starts
+            is_valid = getattr(self, start) in (None, *valid_starts)
             self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
-        if self.batch_start is not None and self.steps is None:
-            raise UserError("batch_start needs steps: use --steps N instead of epochs")
 
     def sequence_length(self, progress: float) -> int:
         """Tokens per sequence of an update; `progress` is the share of the updates done before it."""
@@ -278,18 +264,15 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         if sequences % processes:
             valid = ", ".join(str(n) for n in range(1, sequences + 1) if sequences % n == 0)
             setting = "batch_tokens" if self.batch_start is None else "batch_start"
+            problem = f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes"
             nearest = _nearest_multiples(smallest, self.model.context_length * processes)
-            raise UserError(
-                f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes, "
-                f"or in a new run another {setting} (nearest: {nearest})"
-            )
+            raise UserError(f"{problem}, or in a new run another {setting} (nearest: {nearest})")
         return self.batch_size // processes
 
     def micro_steps(self, processes: int, tokens: int | None = None) -> int:
         """Forward and backward passes per process in an update (of `tokens` tokens, default batch_tokens)."""
-        sequences = self.sequences_per_process(processes)
-        if tokens is not None:
-            sequences = tokens // self.model.context_length // processes
+        share = self.sequences_per_process(processes)
+        sequences = share if tokens is None else tokens // self.model.context_length // processes
         return math.ceil(sequences / self.micro_batch_size)
 
     def micro_batch(self, processes: int) -> int:

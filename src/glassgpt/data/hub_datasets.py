@@ -59,11 +59,9 @@ def hub_location(source: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class HubDataset:
-    """The files of a split at a commit. `left_out`: those in another format than most of its bytes."""
+class HubDataset(DatasetRepository):
+    """A repository with the files of a split. `left_out`: those in another format than most of its bytes."""
 
-    hub_id: str
-    commit: str
     subset: str | None
     split: str
     entries: Sequence[HubFile]
@@ -89,18 +87,19 @@ class HubSource:
         return _find(hub_id, subset or default, split or "train")
 
     def files(self) -> list[SourceFile]:
-        repository = DatasetRepository(self.dataset.hub_id, self.dataset.commit)
+        dataset = self.dataset
         return [
-            SourceFile(file.name, file.bytes, partial(repository.download, file), repository.missing_bytes(file))
-            for file in self.dataset.entries
+            SourceFile(file.name, file.bytes, partial(dataset.download, file), dataset.missing_bytes(file))
+            for file in dataset.entries
         ]
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on. Small files have git's sha1 instead of a sha256."""
-        files = [asdict(entry) for entry in self.dataset.entries]
+        dataset = self.dataset
+        files = [asdict(entry) for entry in dataset.entries]
         files = [{key: value for key, value in file.items() if key != "git_sha1" or value} for file in files]
-        at = {"repository": self.dataset.hub_id, "commit": self.dataset.commit}
-        return {**at, "subset": self.dataset.subset, "split": self.dataset.split, "files": files}
+        at = {"repository": dataset.hub_id, "commit": dataset.commit}
+        return {**at, "subset": dataset.subset, "split": dataset.split, "files": files}
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         """Always true: a prepared dataset stays that of its commit, and needs no network."""
@@ -115,12 +114,10 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
     """The files at the hub's newest commit. If the hub cannot be reached, the last result if its files are cached."""
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
-    known, missing = _read_record(record), []
+    known = _read_record(record)
+    missing = [file.name for file in known.entries if known.missing_bytes(file)] if known else []
     if known is None:
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
-    else:
-        repository = DatasetRepository(known.hub_id, known.commit)
-        missing = [file.name for file in known.entries if repository.missing_bytes(file)]
     try:
         dataset = _look_up(hub_id, subset, split, attempts=ATTEMPTS if known is None or missing else 1)
     except HubUnreachableError as error:

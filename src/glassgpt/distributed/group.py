@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -31,10 +31,8 @@ from glassgpt.distributed.watchdog import PERIOD, Status, Watchdog, end_process,
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import RankError, UserError
 
-# Seconds that a failed rank may take to report its failure and to finish a write.
-SHUTDOWN_SECONDS = 6.0
-# Seconds within which all ranks must connect.
-CONNECT_SECONDS = 600
+SHUTDOWN_SECONDS = 6.0  # that a failed rank may take to report its failure and to finish a write
+CONNECT_SECONDS = 600  # within which all ranks must connect
 
 
 class Ranks:
@@ -50,16 +48,14 @@ class Ranks:
         self._watchdog: Watchdog | None = None
         self._store: PrefixStore | None = None  # the watchdog's
         self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
-        self._has_failed = False
 
     @classmethod
     def connect(cls) -> "Ranks":
         """Connect to the other processes that torchrun started."""
         if "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "RANK and WORLD_SIZE are set, but LOCAL_RANK is not: set it to the number of this process on its host "
-                "(under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK), or use torchrun"
-            )
+            variables = "under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK"
+            remedy = f"set it to the number of this process on its host ({variables}), or use torchrun"
+            raise UserError(f"RANK and WORLD_SIZE are set, but LOCAL_RANK is not: {remedy}")
         rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         ranks = cls(rank, size, local_rank, launch_id())
         if not dist.is_initialized():  # a second run in one process uses the group of the first
@@ -75,7 +71,7 @@ class Ranks:
             ranks._store, rank, size, lambda: ranks._status, lambda reason: ranks.on_failure(reason)
         )
         # Also waits until each rank has reported its status.
-        ranks._places = ranks.all_gather_object([socket.gethostname(), ranks.local_rank])
+        ranks._places = ranks.all_gather_object([socket.gethostname(), local_rank])
         ranks._watchdog.start()
         return ranks
 
@@ -171,13 +167,7 @@ class Ranks:
             self._watchdog.stop()
 
     def fail(self, error: Exception) -> NoReturn:
-        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first.
-
-        A second call only raises its exception.
-        """
-        if self._has_failed:
-            raise error
-        self._has_failed = True
+        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
         if self._watchdog is None:
             self.on_failure(first_line(error))
             raise error
@@ -288,8 +278,7 @@ def launch_id() -> str | None:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id != "none":
         return run_id
-    parent = os.getppid()  # a rendezvous without an id: the parent of the processes is torchrun, and stays
-    try:
-        return f"{socket.gethostname()}:{parent}:{psutil.Process(parent).create_time()}"
-    except psutil.Error:  # outside this container
-        return f"{socket.gethostname()}:{parent}"
+    run_id = f"{socket.gethostname()}:{os.getppid()}"  # no id given: torchrun is the parent of the processes, and stays
+    with suppress(psutil.Error):  # outside this container
+        run_id += f":{psutil.Process(os.getppid()).create_time()}"
+    return run_id

@@ -16,8 +16,7 @@ from torch.distributed.distributed_c10d import Store
 
 from glassgpt.utils.errors import UserError
 
-# Seconds between two looks at the store.
-PERIOD = 1.0
+PERIOD = 1.0  # seconds between two looks at the store
 # How much longer a rank may take before its first update is complete: it compiles, and reads data for the first time.
 FIRST_UPDATE_FACTOR = 6
 

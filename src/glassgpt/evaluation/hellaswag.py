@@ -128,11 +128,10 @@ def score_hellaswag(
     progress: called with the numbers of scored and of all items. Raises `UserError` as `encode`.
     """
     ranks = ranks or Ranks()
-    questions = encode(items, tokenizer, style, model.config.context_length, model.vocab_size)
+    questions = encode(items, tokenizer, style, model.config.context_length)
     batches = make_batches(questions)[ranks.rank :: ranks.size]
     saved = {} if results is None else _read_results(results)
-    scores: list[Score] = []
-    device = model.embedding.weight.device
+    scores, device = list[Score](), model.embedding.weight.device
     # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
@@ -203,30 +202,25 @@ def _append_results(path: Path, batch: Sequence[Question], losses: Sequence[tupl
             file.write("\n" + "\n".join(rows) + "\n")  # the first line break ends an incomplete line
 
 
-def encode(
-    items: Sequence[Item], tokenizer: Tokenizer, style: Style, context_length: int, vocab_size: int
-) -> list[Question]:
+def encode(items: Sequence[Item], tokenizer: Tokenizer, style: Style, context_length: int) -> list[Question]:
     """The items as tokens, after the tokenizer's prefix. Only the last `context_length` tokens of an ending are scored.
 
-    Raises `UserError` for text without ids, an id that the model does not have, and an ending without a token or a
-    character.
+    Raises `UserError` for text without ids, and for an ending without a token or a character.
     """
     prompts = [prompt_of(item, style) for item in items]
-    contexts = _encoded(tokenizer, [prompt.context for prompt in prompts])
-    texts = [prompt.context * prompt.encoded_together + ending for prompt in prompts for ending in prompt.endings]
+    together = style == "lm-eval"  # an ending's tokens are those that it adds to the context's
+    contexts = _encoded(tokenizer, [context for context, _, _ in prompts])
+    texts = [context * together + ending for context, endings, _ in prompts for ending in endings]
     encoded = iter(_encoded(tokenizer, texts))
     prefix = np.array(tokenizer.prompt_prefix, dtype=np.int64)
     questions = []
-    for item, prompt, context in zip(items, prompts, contexts, strict=True):
-        start = len(context) if prompt.encoded_together else 0
+    for item, (_, _, characters), own in zip(items, prompts, contexts, strict=True):
+        start = len(own) * together
         endings = tuple(ids[start:][-context_length:] for ids in itertools.islice(encoded, ENDINGS))
-        context = np.concatenate([prefix, context])
-        lengths = prompt.characters or tuple(map(len, endings))
+        context = np.concatenate([prefix, own])
+        lengths = tuple(characters or map(len, endings))
         if not all((len(context), *map(len, endings), *lengths)):
             raise UserError(f"item {item.number} of HellaSwag has an empty context or ending ({item.ctx[:40]!r}...)")
-        highest = max(int(ids.max()) for ids in (context, *endings))
-        if highest >= vocab_size:
-            raise UserError(f"the tokenizer is not this model's: it has id {highest}, and the model {vocab_size} ids")
         cut = any(len(context) + len(ids) > context_length + 1 for ids in endings)
         questions.append(Question(item.number, item.label, context, endings, lengths, cut))
     return questions
@@ -241,8 +235,7 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
 def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
     """All questions in batches: those that are cut first, then contexts of equal length together, the longest first.
 
-    A batch's texts have at most `BATCH_TOKENS` tokens. It is a pure function of the questions, so that every run and
-    any number of ranks use the same batches.
+    A batch's texts have at most `BATCH_TOKENS` tokens. Every run and any number of ranks use the same batches.
     """
     batches: list[list[Question]] = []
     ordered = sorted(questions, key=lambda q: (q.cut, q.shared, q.tokens, q.number), reverse=True)
@@ -256,12 +249,8 @@ def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
 
 
 def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of rows for each forward pass, longest rows first.
-
-    With at most `PADDING_TOKENS` of padding and, unless it is a single row, `PASS_TOKENS` tokens per pass.
-    """
-    group: list[int] = []
-    padding = 0
+    """The rows of each pass, longest first: at most `PADDING_TOKENS` of padding and `PASS_TOKENS`, or a single row."""
+    group, padding = list[int](), 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         longest = lengths[group[0]] if group else lengths[row]
         padding += longest - lengths[row]
@@ -274,11 +263,10 @@ def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def score_batch(model: GPT, questions: Sequence[Question]) -> list[tuple[float, ...]]:
     """The losses of the four endings of each question, summed over their tokens in float64."""
-    device, limit = model.embedding.weight.device, model.config.context_length + 1
+    device, limit, shared = model.embedding.weight.device, model.config.context_length + 1, questions[0].shared
     endings = [ids for question in questions for ids in question.endings]
     rows = [np.concatenate([q.context, ids])[-limit:] for q in questions for ids in q.endings]
     lengths = [len(row) for row in rows]
-    shared = questions[0].shared
     if shared:
         contexts = torch.from_numpy(np.stack([question.context for question in questions])).to(device)
         cache = model.new_cache(len(questions), max(lengths) - 1)

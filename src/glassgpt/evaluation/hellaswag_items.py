@@ -36,16 +36,6 @@ class Item:
     label: int
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """The text of an item in one style."""
-
-    context: str
-    endings: tuple[str, ...]
-    encoded_together: bool  # an ending's tokens are those that it adds to the context's; otherwise it is encoded alone
-    characters: tuple[int, ...] | None  # divisors of the normalised scores; None: the numbers of tokens
-
-
 def find_items(path: str | Path | None = None) -> Path:
     """The given file, or the published validation file, downloaded to the cache once."""
     if path is not None:
@@ -124,15 +114,14 @@ def fingerprint(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
 
 
-def prompt_of(item: Item, style: Style) -> Prompt:
-    """The item's text in a style."""
+def prompt_of(item: Item, style: Style) -> tuple[str, list[str], list[int]]:
+    """The item's context and endings in a style, and for lm-eval the characters of each ending, which normalise."""
     if style == "build-nanogpt":
-        return Prompt(item.ctx, tuple(f" {ending}" for ending in item.endings), encoded_together=False, characters=None)
+        return item.ctx, [f" {ending}" for ending in item.endings], []
     text = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
     context = text.rstrip()  # spaces at the end move to the ending, since tokens begin with them
     cleaned = [without_markup(ending) for ending in item.endings]
-    endings = tuple(f"{text[len(context) :]} {ending}" for ending in cleaned)
-    return Prompt(context, endings, encoded_together=True, characters=tuple(map(len, cleaned)))
+    return context, [f"{text[len(context) :]} {ending}" for ending in cleaned], list(map(len, cleaned))
 
 
 def without_markup(text: str) -> str:

@@ -142,9 +142,7 @@ class _TextStream:
             # A prompt of tokens that start a document has no text that the new text continues.
             continues = any(i not in (*tokenizer.prompt_prefix, self.end_of_text) for i in prompt)
             self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
-        self.stop = stop
-        self.pending = ""
-        self.ended = False
+        self.stop, self.pending, self.ended = stop, "", False
 
     def add(self, token_id: int, last: bool) -> str:
         """Add a token, and return the text that can be shown now. Text that may begin a stop string stays pending."""

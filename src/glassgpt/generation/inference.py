@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.model.gpt import GPT
+from glassgpt.model.gpt import GPT, Reduction
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
 from glassgpt.utils import torch_internals
@@ -130,11 +130,7 @@ class InferenceGPT(GPT):
 
     @torch.inference_mode()
     def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        cache: KVCache | None = None,
-        reduction: Literal["mean", "none"] = "mean",
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Reduction = "mean"
     ) -> Tensor:
         """As `GPT.forward`, without gradients."""
         hidden = self.hidden(ids, cache)
@@ -164,8 +160,7 @@ def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
     if weight.device.type != "cpu":
         raise UserError(f"int8 runs on the CPU only, and the model is on {weight.device}; load it with device='cpu'")
     if weight.dtype != torch.float32:
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise UserError(f"int8 needs a float32 model, and this one is {dtype}; call model.float() first")
+        raise UserError(f"int8 needs a float32 model, and this one is {weight.dtype}; call model.float() first")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only; generate without int8")
     with torch.inference_mode():

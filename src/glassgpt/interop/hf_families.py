@@ -22,11 +22,6 @@ _LLAMA_TENSORS = {
     "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
     "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj", "feed_forward.down": "mlp.down_proj",
 }  # fmt: skip
-_GPT2_KEYS = {
-    "vocab_size": "vocab_size", "context_length": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
-    "n_embd": "n_embd", "n_inner": "n_inner", "activation": "activation_function", "norm_eps": "layer_norm_epsilon",
-    "tied_head": "tie_word_embeddings", "dropout": "resid_pdrop embd_pdrop attn_pdrop",
-}  # fmt: skip
 _LLAMA_KEYS = {
     "vocab_size": "vocab_size", "context_length": "max_position_embeddings", "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "head_dim": "head_dim",
@@ -41,7 +36,12 @@ _GPT2 = Family(
     name="GPT2", model_type="gpt2", architecture="GPT2LMHeadModel", prefix="transformer.", layers="h",
     defaults={"vocab_size": 50257, "activation": "gelu_new", "dropout": 0.1},
     zeros=frozenset({"bias", "norm_bias"}),
-    keys=_GPT2_KEYS,
+    keys={
+        "vocab_size": "vocab_size", "context_length": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
+        "n_embd": "n_embd", "n_inner": "n_inner", "activation": "activation_function",
+        "norm_eps": "layer_norm_epsilon", "tied_head": "tie_word_embeddings",
+        "dropout": "resid_pdrop embd_pdrop attn_pdrop",
+    },
     must_be={
         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
     },
@@ -65,7 +65,7 @@ _LLAMA = Family(
     },
     keys={**_LLAMA_KEYS, "bias": "attention_bias mlp_bias"},
     must_be=_GATED,
-    heads_divide=True,
+    rope_theta=10000.0, heads_divide=True,
     tensors=_LLAMA_TENSORS,
     buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip

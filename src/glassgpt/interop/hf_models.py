@@ -27,13 +27,12 @@ def open_hf(path: Path) -> ExternalModel:
     A file needs its config.json in the same folder, except for the four published GPT-2. Raises `UserError` if anything
     is missing, damaged or not supported.
     """
-    with explain_os_errors("read", path):
-        file = (path if path.is_dir() else path.parent) / "config.json"
-        if path.is_dir():
-            if not file.is_file():
-                raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
-            _weight_files(path)
-        config = _json_object(file) if file.is_file() else _published_gpt2(path)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if path.is_dir():
+        if not file.is_file():
+            raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
+        _weight_files(path)
+    config = _json_object(file) if file.is_file() else _published_gpt2(path)
     known, name = {family.model_type: family for family in FAMILIES}, str(config.get("model_type"))
     if name not in known:
         hint = did_you_mean(name, known)

@@ -10,13 +10,12 @@ from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
 # Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.", layers="h",
+    name="build-nanogpt", prefix="transformer.", layers="h",
     defaults={"vocab_size": GPT2_VOCAB_SIZE},
     keys={
         "vocab_size": "vocab_size", "context_length": "block_size", "n_layer": "n_layer", "n_head": "n_head",
@@ -28,7 +27,6 @@ _BUILD_NANOGPT = Family(
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
-    model_type="nanogpt",
     defaults={"vocab_size": 50304, "activation": "gelu"},  # the exact form, unlike GPT-2
     keys={**_BUILD_NANOGPT.keys, "bias": "bias", "dropout": "dropout"},
 )
@@ -48,9 +46,8 @@ def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
 
 def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
-    with explain_os_errors("read", path):
-        modules = ("__main__", "train_gpt2", "model")
-        content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
+    modules = ("__main__", "train_gpt2", "model")
+    content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     content = content if isinstance(content, dict) else {}
     weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
     tensors = weights.items() if isinstance(weights, dict) else ()

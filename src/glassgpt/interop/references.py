@@ -45,8 +45,7 @@ class LoadedModel:
     def provenance(self) -> dict[str, Any]:
         """What every result of this model names: versions, reference and step."""
         step = None if self.state is None else self.state.step
-        versions = {"glassgpt": version("glassgpt"), "torch": torch.__version__}
-        return {**versions, "model": self.reference, "step": step}
+        return {"glassgpt": version("glassgpt"), "torch": torch.__version__, "model": self.reference, "step": step}
 
 
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
@@ -74,18 +73,17 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
     verify: see `find_model`. Raises `UserError` if there is none.
     """
     text, path = str(reference), user_path(str(reference))
-    with explain_os_errors("read", Path(reference)):
-        if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
-            base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
-            directory = _require_checkpoints(base)
-            steps = [int(path.name) for path in checkpoint_paths(directory)]
-            if not selector and verify:
-                return _newest(directory)
-            if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
-                raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
-            step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
-            path = directory / f"{step:06d}"
-        return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
+    if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
+        base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
+        directory = _require_checkpoints(base)
+        steps = [int(path.name) for path in checkpoint_paths(directory)]
+        if not selector and verify:
+            return _newest(directory)
+        if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
+            raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
+        step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
+        path = directory / f"{step:06d}"
+    return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
 
 
 def _require_checkpoints(name: str) -> Path:
@@ -117,19 +115,15 @@ def _newest(directory: Path) -> Checkpoint:
 
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
-    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
-        except UserError as damaged:
-            error = damaged
+        except UserError:
             continue
         if step is None:
-            raise UserError(
-                f"{directory.parent} has no best checkpoint: none was evaluated yet; use {directory.parent}"
-            )
+            raise UserError(f"{directory.parent} has no best checkpoint: none was evaluated yet; leave @best out")
         return step
-    raise error
+    raise UserError(f"all checkpoints in {directory} are damaged: no state.json can be read")
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:

@@ -35,8 +35,6 @@ Replacement = Literal["zero", "mean", "patch"]
 class Edit(StrictConfig):
     """One change of what a model computes. Raises `UserError` for an unknown kind or replacement."""
 
-    section = "edits"  # in errors, as in the playground's requests
-
     # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
     # stream after a layer; or hide the token at a `position` from later ones.
     kind: Kind
@@ -46,6 +44,11 @@ class Edit(StrictConfig):
     # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
     # position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`).
     by: Replacement = "zero"
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        """A field's name in errors, as in the playground's requests."""
+        return f"edits.{field_name}"
 
     def check_fits(self, model: GPT, source: ActivationCache | None) -> None:
         """Raise `UserError` if the edit is incomplete or the model has no such part."""
@@ -142,21 +145,18 @@ class _Change(NamedTuple):
             at = slice(position, position + 1)
         values: Tensor | float = 0.0
         if self.source is not None:
-            self._check_fit(self.source, x)
+            texts, length = self.source.shape[:2]
+            if texts not in (1, len(x)):
+                raise UserError(f"edit: {texts} source texts for a batch of {len(x)}; give one, or as many")
+            if position is None and length != x.shape[1]:
+                lengths = f"{length} tokens, this one {x.shape[1]}"
+                raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
+            if position is not None and position >= length:
+                raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
             values = self.source[:, at].to(x)
         elif self.edit.by == "mean":
             values = x[..., self.columns].mean(dim=1, keepdim=True)
         changed[:, at, self.columns] = values
-
-    def _check_fit(self, source: Tensor, x: Tensor) -> None:
-        position, length = self.edit.position, source.shape[1]
-        if len(source) not in (1, len(x)):
-            raise UserError(f"edit: {len(source)} source texts for a batch of {len(x)}; give one, or as many")
-        if position is None and length != x.shape[1]:
-            lengths = f"{length} tokens, this one {x.shape[1]}"
-            raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
-        if position is not None and position >= length:
-            raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
 
 
 def _changes_of(edit: Edit, block: Block, patch: LayerActivations | None) -> Iterator[tuple[nn.Module, bool, _Change]]:

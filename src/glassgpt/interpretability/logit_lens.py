@@ -54,8 +54,8 @@ def logit_lens(
 ) -> Lens:
     """The logit lens (nostalgebraist, 2020): final norm and head applied to the residual stream at each depth.
 
-    For positions `start` to `stop` of the first sequence. Holds 64 MiB of logits at a time. The last depth is the
-    model's own prediction. Raises `UserError` for positions or ids out of range, and before a pass.
+    For positions `start` to `stop` of the first sequence; the last depth is the model's own prediction. Holds 64 MiB of
+    logits at a time. Raises `UserError` for positions or ids out of range, and before a pass.
     """
     cache.require_pass()
     T = cache.ids.shape[1]

@@ -81,12 +81,11 @@ def singular_values(weight: Tensor) -> Tensor:
     if weight.dim() != 2:
         raise UserError(f"only a matrix has singular values, and these weights have the shape {tuple(weight.shape)}")
     weight = weight.cpu() if weight.device.type == "mps" else weight
-    tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
-    squares: Tensor = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
+    squares: Tensor = torch.linalg.eigvalsh(_gram(weight if weight.shape[0] >= weight.shape[1] else weight.T))
     return squares.flip(0).clamp(min=0).sqrt()
 
 
-def _gram(table: Tensor, mean: Tensor) -> Tensor:
+def _gram(table: Tensor, mean: Tensor | float = 0.0) -> Tensor:
     """(table - mean)^T (table - mean), (C, C) in float64, without a float64 copy of the table (N, C)."""
     total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
     for rows in _float64_chunks(table):

@@ -1,7 +1,6 @@
 """The runs and models that the page offers (`Catalog`), those in memory, and the one thread that computes with them.
 
-PyTorch uses all cores for each computation, and hooks on a model are not thread-safe. So requests are computed one at a
-time, which does not take longer.
+Requests are computed one at a time: PyTorch uses all cores for each, and hooks on a model are not thread-safe.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """The format of requests, which are validated before any work is done, and of answers with arrays (`pack`).
 
-`model` is a number in the catalog. Unknown names, wrong types and numbers out of range are a `UserError`. The handlers
-check what depends on the model, such as token ids.
+Unknown names, wrong types and numbers out of range are a `UserError`. The handlers check token ids and the like.
 """
 
 import functools
@@ -42,7 +41,7 @@ class LoginRequest(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest(StrictConfig):
-    model: int
+    model: int  # number in the catalog
     step: int | None = None  # of a run's checkpoint; None is the newest
 
 

@@ -35,10 +35,11 @@ class BusyError(HTTPException):
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """The token that requests need, and the host names under which the server may be reached."""
+    """The token that requests need, and the names under which the server may be reached."""
 
     token: str
     cookie: str  # its name, which contains the port: all ports of a host share their cookies
+    url: str  # of the page, without the token
     hosts: tuple[str, ...] = LOOPBACK_HOSTS  # `("*",)` accepts any name
 
     def is_token(self, text: str) -> bool:

@@ -11,7 +11,6 @@ import tempfile
 import threading
 import webbrowser
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import uvicorn
@@ -27,15 +26,7 @@ MAX_HEADERS = 16 << 10  # bytes of a request's address and headers
 MAX_CONNECTIONS = 256  # beyond it, requests are answered with 503
 
 
-class Address(NamedTuple):
-    """A listening socket, who may use it, and the address of the page, without the token."""
-
-    listener: socket.socket
-    policy: AccessPolicy
-    url: str
-
-
-def bind(host: str | None, port: int | None) -> Address:
+def bind(host: str | None, port: int | None) -> tuple[socket.socket, AccessPolicy]:
     """Listen on `host`, by default on this machine only. Raises `UserError` if it is not an address of this machine."""
     name = "127.0.0.1" if host is None else host
     try:
@@ -48,8 +39,8 @@ def bind(host: str | None, port: int | None) -> Address:
     # Not `localhost`: that may resolve to ::1 first, where another program may listen.
     shown = socket.gethostname() if name in ("0.0.0.0", "::") else name
     hosts = LOOPBACK_HOSTS if host is None else ("*",)  # others may know this machine by any name or address
-    policy = AccessPolicy(secrets.token_urlsafe(32), cookie=f"glassgpt-{number}", hosts=hosts)
-    return Address(listener, policy, f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/")
+    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/"
+    return listener, AccessPolicy(secrets.token_urlsafe(32), f"glassgpt-{number}", url, hosts)
 
 
 def _listen(family: socket.AddressFamily, ip: str | int, port: int | None) -> socket.socket:
@@ -104,7 +95,7 @@ class PlayServer(uvicorn.Server):
 
 
 def write_login_file(url: str) -> Path:
-    """A page that only this user can read and that leads to `url`: command lines, which others see, get its path."""
+    """A page that only this user can read and that leads to `url`. A command line, which others see, gets its path."""
     with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
     return Path(file.name)
@@ -113,13 +104,13 @@ def write_login_file(url: str) -> Path:
 def play(references: list[str], *, device: torch.device, host: str | None, port: int | None, browser: bool) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
     pool = ModelPool(Catalog(references), device)
-    address = bind(host, port)
-    server = PlayServer(pool, address.policy)
-    login_url = f"{address.url}#token={address.policy.token}"  # servers get no fragment, so the token reaches no log
+    listener, policy = bind(host, port)
+    server = PlayServer(pool, policy)
+    login_url = f"{policy.url}#token={policy.token}"  # servers get no fragment, so the token reaches no log
     print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
     # Without a window system, Python would open a browser that runs in this terminal.
     has_window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
     if browser and has_window:
         server.login_file = write_login_file(login_url)
         threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()
-    server.run(sockets=[address.listener])
+    server.run(sockets=[listener])

@@ -6,7 +6,7 @@ places on each x axis. plotly.graph_objects would fix axis, colours and shown ru
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,13 +31,15 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     """The charts of one run or of several compared; charts without a finite number are left out."""
     charts: list[Record] = []
 
-    def add(title: str, form: str, traces: Iterable[Record], log: bool = False, tall: bool = False) -> None:
-        chart = {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": list(traces)}
-        measured = [trace["y"] for trace in chart["traces"] if trace["style"] != "reference"]
+    def add(
+        title: str, form: str, traces: list[Record], log: bool = False, tall: bool = False, section: str = "Training"
+    ) -> None:
+        chart = {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": traces}
+        measured = [trace["y"] for trace in traces if trace["style"] != "reference"]
         if any(y is not None for values in measured for y in values):
             charts.append(chart)
 
-    section, is_single = "Training", len(runs) == 1
+    is_single = len(runs) == 1
     training, validation = _training(runs, "loss", smooth=True), _evaluated(runs, "val_loss", "validation")
     validation += _loss_lines(runs)
     if is_single:
@@ -50,17 +52,16 @@ def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     add("HellaSwag", ".1~%", scores + _hellaswag_lines(runs), tall=True)
     for title, key, form, smooth, log in _CURVES:
         add(title + (", smoothed" if smooth and not is_single else ""), form, _training(runs, key, smooth), log=log)
-    section = "Norms"
     if is_single:  # a chart with a curve per parameter group
         for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
             groups = enumerate(PARAM_GROUPS.items())
             traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
-            add(title, ".3~g", (trace for trace in traces if trace["y"]), log=True, tall=True)
+            add(title, ".3~g", [trace for trace in traces if trace["y"]], log=True, tall=True, section="Norms")
     else:  # a chart per group
         gradients = _evaluated(runs, "grad_norms", group="embedding")
-        add("Embedding-gradient norm before clipping", ".3~g", gradients, log=True)
+        add("Embedding-gradient norm before clipping", ".3~g", gradients, log=True, section="Norms")
         for group, name in PARAM_GROUPS.items():
-            add(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group))
+            add(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group), section="Norms")
     return charts
 
 

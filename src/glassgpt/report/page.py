@@ -1,7 +1,6 @@
 """The report of one run or of several compared: one HTML file with charts, summary, samples and config.
 
-It opens from the disk without a network. It only reads the runs' files, so it can be written at any time: before the
-first step, during training, after a kill.
+It opens from the disk without a network. It only reads the runs' files, so it can be written at any time.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,7 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
     """Write the report of a run, or of several compared, and return its path.
 
     `out`: the file to write. Default: `report.html` in the run, or for several runs in the current directory. Raises
-    `UserError` for a directory that is not a run or is named twice, and for a file that cannot be written, or exists
-    and is not a report.
+    `UserError` for a directory that is not a run or is named twice, and if `out` exists and is not a report.
     """
     runs = read_runs([run, *others])
     if out is None and not others:

@@ -43,8 +43,7 @@ def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts)
         if evaluates:
             val_loss, is_best = evaluate(state, recorder, updates.group_norms)
         elif probes:
-            with state.strategy.full_model() as model:
-                probe(state, recorder, model)
+            probe(state, recorder, state.strategy.full_model())
         if saves or is_best:
             save(state, recorder, val_loss)
         if signal and not is_last:
@@ -68,23 +67,19 @@ def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, in
 def evaluate(
     state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None
 ) -> tuple[float, bool]:
-    """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best.
-
-    `grad_norms`: the update's, by parameter group.
-    """
+    """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best."""
     began = time.perf_counter()
-    with state.strategy.full_model() as model:
-        state.ranks.enter_phase(f"the evaluation of step {state.step}")
-        result = evaluate_data(
-            model, state.data, precision=state.precision, limit=state.config.eval_tokens, ranks=state.ranks
-        )
-        record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
-        record |= hellaswag_scores(state, model)
-        record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
-        record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
-        recorder.evaluated({**record, "seconds": time.perf_counter() - began})
-        samples = sample(state, recorder, model)
-        probe(state, recorder, model, samples)
+    model = state.strategy.full_model()
+    state.ranks.enter_phase(f"the evaluation of step {state.step}")
+    limit = state.config.eval_tokens
+    result = evaluate_data(model, state.data, precision=state.precision, limit=limit, ranks=state.ranks)
+    record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
+    record |= hellaswag_scores(state, model)
+    record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
+    record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
+    recorder.evaluated({**record, "seconds": time.perf_counter() - began})
+    samples = sample(state, recorder, model)
+    probe(state, recorder, model, samples)
     loss: float = result["loss"]
     is_best = state.step > 0 and math.isfinite(loss) and (state.best_val_loss is None or loss < state.best_val_loss)
     if is_best:

@@ -36,8 +36,7 @@ from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.formatting import format_duration
 
 # Warn if an update on a CPU takes longer than this, at the share of the peak that such models reach.
-LONG_UPDATE_SECONDS = 60.0
-USUAL_PEAK_SHARE = 0.4
+LONG_UPDATE_SECONDS, USUAL_PEAK_SHARE = 60.0, 0.4
 
 
 @dataclass
@@ -227,10 +226,8 @@ def _compile(strategy: Strategy, backend: str) -> None:
 
 def _hash_of_code() -> str:
     """Hash of this package's own files: ranks with other commits installed may have the same version number."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _open_data(
@@ -293,8 +290,7 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
-    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate
-    them."""
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if they cannot be generated."""
     sampling = {each.name: getattr(settings, each.name) for each in dataclasses.fields(SamplingConfig)}
     return generate(model, tokenizer, settings.prompt, **sampling, n=settings.count, seed=seed, precision="float32")
 
@@ -305,8 +301,8 @@ def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[
     if not length:
         return []
     if not config.probe.prompts:
-        starts = [each.validation.read(0, min(length, len(each.validation))).tolist() for each in data.datasets]
-        return [prompt_of(ids, data.tokenizer) for ids in starts]
+        starts = (each.validation.read(0, min(length, len(each.validation))) for each in data.datasets)
+        return [prompt_of(ids.tolist(), data.tokenizer) for ids in starts]
     prompts = []
     for text in config.probe.prompts:
         try:

@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -187,11 +188,9 @@ def keep_freed_memory() -> None:
 def cpu_name() -> str:
     """The processor's name as the system reports it."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:
