@@ -223,9 +223,9 @@ def test_each_document_has_the_losses_of_its_own_text(
         own = losses[start + 1 : start + 1 + size]
         assert (found.tokens[number], found.bytes[number]) == (size, size)
         assert found.nats[number] == pytest.approx(own.sum(), rel=1e-6)
-        result = found.columns(np.array([number]))
-        assert result["bits_per_byte"] == pytest.approx([own.sum() / np.log(2) / size], rel=1e-6)
-        assert (result["document"], result["tokens"]) == ([number], [size])
+        result = {name: column[number] for name, column in found.columns.items()}
+        assert result["bits_per_byte"] == pytest.approx(own.sum() / np.log(2) / size, rel=1e-6)
+        assert (result["document"], result["tokens"]) == (number, size)
 
 
 def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:

@@ -4,13 +4,23 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
-from glassgpt.cli.options import Command, decoded, gives, parse_options, require_json, say, say_aside, write_json
+from glassgpt.cli.options import (
+    Command,
+    decoded,
+    default,
+    gives,
+    parse_options,
+    require_json,
+    say,
+    say_aside,
+    write_json,
+)
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
 
@@ -19,7 +29,6 @@ if TYPE_CHECKING:
 
 
 @configure(FlagCreatePairsOff)
-@dataclass(frozen=True, kw_only=True)
 class Prepare(TextConfig, Command):
     """Turn text into token files for training.
 
@@ -31,10 +40,9 @@ class Prepare(TextConfig, Command):
     # ('books/*.parquet'), or a dataset of the Hugging Face hub (owner/name:subset).
     source: Positional[str]
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
-    # Directory of the prepared dataset.
-    out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
+    out: Annotated[Path | None, default("in the cache")] = None  # Directory of the prepared dataset.
     # Processes that share the work; the result does not depend on it.
-    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None
+    workers: Annotated[int | None, default("one per core")] = None
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
@@ -68,7 +76,6 @@ Reading = Annotated[ReadingConfig, FlagCreatePairsOff, arg(name="")]
 COMPARED_BYTES = 10_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainTokenizer(Command):
     """Train a tokenizer on a text: byte-level BPE with GPT-2's splitting.
 
@@ -101,7 +108,6 @@ class TrainTokenizer(Command):
         print(f"  {program()} train RECIPE --data {shlex.quote(self.source)} --data.tokenizer {file}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowTokenizer(Command):
     """Show what a tokenizer is and how it splits text.
 
@@ -110,10 +116,9 @@ class ShowTokenizer(Command):
 
     # A tokenizer's .json file, gpt2, bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id.
     tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    # Text to show in tokens.
-    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
+    text: Annotated[str | None, default("a varied sample", "TEXT")] = None  # Text to show in tokens.
     # Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them.
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
+    data: Annotated[str | None, default("none", "SRC")] = None
     reading: Reading = field(default_factory=ReadingConfig)
 
     def run(self) -> None:
@@ -149,7 +154,6 @@ def find_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataInfo(Command):
     """Show a dataset's tokens, document lengths, most frequent tokens and samples.
 

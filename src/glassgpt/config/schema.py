@@ -13,17 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import (
-    AtLeast0,
-    AtLeast1,
-    BelowOne,
-    NotEmpty,
-    Positive,
-    Range,
-    Share,
-    StrictConfig,
-    flatten,
-)
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, Share, StrictConfig, flatten
 from glassgpt.utils.errors import UserError, did_you_mean
 
 # Tokenizers with vocabulary sizes before they exist; for characters a guess: Shakespeare has 65, source code hundreds.
@@ -130,7 +120,8 @@ class SamplingConfig(StrictConfig):
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    prompt: NotEmpty[str | None] = None  # Text that the samples continue; none: the beginning of a document.
+    # Text that the samples continue; none: the beginning of a document.
+    prompt: Annotated[str | None, Range("at least one character", bool)] = None
     count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
 
 

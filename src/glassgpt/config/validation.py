@@ -39,7 +39,6 @@ AtLeast1 = Annotated[T, Range("at least 1", lambda value: value >= 1)]
 Positive = Annotated[T, Range("above 0", lambda value: value > 0)]
 BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
-NotEmpty = Annotated[T, Range("at least one character", bool)]
 
 
 @functools.cache

@@ -49,18 +49,13 @@ class DocumentLosses:
         for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
             np.add.at(total, documents[own], values[own])
 
-    def columns(self, numbers: Ids) -> dict[str, list[Any]]:
-        """Number, tokens, loss and bits per byte of some documents (n,), as columns of n each."""
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Number, tokens, loss and bits per byte (n,) of the documents that have tokens."""
+        numbers = np.flatnonzero(self.tokens)
         nats, tokens = self.nats[numbers], self.tokens[numbers]
         bits = nats / math.log(2) / self.bytes[numbers]
-        columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits}
-        return {name: column.tolist() for name, column in columns.items()}
-
-    def worst(self) -> Ids:
-        """The documents with the highest mean loss, highest first."""
-        eligible = np.flatnonzero(self.tokens >= WORST_TOKENS)
-        means = self.nats[eligible] / self.tokens[eligible]
-        return eligible[np.argsort(-means, kind="stable")[:WORST_DOCUMENTS]]
+        return {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits}
 
 
 @dataclass
@@ -93,13 +88,10 @@ class Measurement:
 
 
 def _figures(loss: float, text_nats: float, text_bytes: float, tokens: int) -> dict[str, Any]:
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        # Special tokens are in neither sum: they have no bytes, and only some tokenizers have them.
-        "bits_per_byte": text_nats / math.log(2) / text_bytes if text_bytes else math.nan,
-        "tokens": tokens,
-    }
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    # Special tokens are in neither sum: they have no bytes, and only some tokenizers have them.
+    bits_per_byte = text_nats / math.log(2) / text_bytes if text_bytes else math.nan
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte, "tokens": tokens}
 
 
 @torch.no_grad()
@@ -200,17 +192,16 @@ def details(
         result["token_losses"] = token_losses.tolist()
     if each is None:
         return result
-    worst, ends, texts = each.worst(), np.append(each.starts[1:], len(stream)), []
-    for number in worst:
-        start = int(each.starts[number])
-        ids = stream.read(start, min(int(ends[number]) - start, EXCERPT_TOKENS))
-        texts.append(tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0]))  # without special tokens
-    columns = {**each.columns(worst), "text": texts}
-    result["document_count"] = int(np.count_nonzero(each.tokens))
-    result["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if documents:
-        result["documents"] = each.columns(np.flatnonzero(each.tokens))
-    return result
+    columns, ends = each.columns, np.append(each.starts[1:], len(stream))
+    eligible = np.flatnonzero(columns["tokens"] >= WORST_TOKENS)
+    worst = eligible[np.argsort(-columns["loss"][eligible], kind="stable")[:WORST_DOCUMENTS]]
+    rows = [{name: column[row].item() for name, column in columns.items()} for row in worst]
+    for row in rows:
+        start, end = int(each.starts[row["document"]]), int(ends[row["document"]])
+        ids = stream.read(start, min(end - start, EXCERPT_TOKENS))
+        row["text"] = tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])  # without special tokens
+    result |= {"document_count": len(columns["document"]), "worst_documents": rows}
+    return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 
 
 def evaluate(

@@ -65,7 +65,7 @@ _LLAMA = Family(
     },
     keys={**_LLAMA_KEYS, "bias": "attention_bias mlp_bias"},
     must_be=_GATED,
-    heads_divide=True,
+    rope_theta=10000.0, heads_divide=True,
     tensors=_LLAMA_TENSORS,
     buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip

@@ -114,8 +114,8 @@ class Family:
     """How one model family stores a `ModelConfig` and the tensors of a `GPT`."""
 
     name: str
-    model_type: str
-    architecture: str
+    model_type: str = ""  # like `architecture`, of transformers; empty for others
+    architecture: str = ""
     # The settings of an empty config.json that are not ModelConfig's defaults. Without a key, all models share them.
     # With a key, an activation is in transformers' spelling.
     defaults: Mapping[str, Any]
@@ -124,8 +124,8 @@ class Family:
     windows: Mapping[str, Any] = field(default_factory=dict)  # keys for sliding windows, with transformers' defaults
     # Keys with the only supported values; the first is transformers' default, and is written.
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    rope_type: str = "default"  # like `rope_theta`, transformers' default if no key holds it
-    rope_theta: float = 10000.0
+    rope_type: str = "default"  # transformers' default if no key holds it
+    rope_theta: float | None = None  # transformers' default if no key holds it; None: no rotary positions
     unread: frozenset[str] = frozenset()  # keys of published configs that transformers does not read
     heads_divide: bool = False  # transformers requires that n_head divides n_embd, even if head_dim is given
     prefix: str  # of all tensors except the head's; files of the bare model leave it out
@@ -144,21 +144,16 @@ class Family:
         for ours, keys in self.keys.items():
             default = self.defaults.get(ours, getattr(_GPT2_SMALL, ours))
             settings[ours] = _read_setting(ours, {key: config.get(key, default) for key in keys.split()})
-        if self.is_rotary:
+        if self.rope_theta is not None:
             settings["rope_base"] = self._rope_base(config)
         windows = {key: config.get(key, default) for key, default in self.windows.items()}
         return _normalized(_with_windows(ModelConfig(**settings), windows))
-
-    @property
-    def is_rotary(self) -> bool:
-        """Whether its models have rotary positions."""
-        return self.defaults.get("position") == "rope"
 
     def _is_supported(self, key: str, value: object) -> bool:
         """Whether a key is read, has a required value, changes nothing, or asks for nothing (null, false or empty)."""
         must_be = {**self.must_be, "is_causal": (True, None)}
         known = {*" ".join(self.keys.values()).split(), *self.windows, *self.unread, *_HARMLESS}
-        if self.is_rotary:
+        if self.rope_theta is not None:
             must_be["partial_rotary_factor"] = (1, None)
             known |= {"rope_theta", "rope_scaling", "rope_parameters"}
         if key in must_be:
@@ -208,7 +203,7 @@ class Family:
                 spellings = (self.defaults[ours], *_ACTIVATIONS)
                 value = next(name for name in spellings if _ACTIVATIONS.get(name) == stored.activation)
             values |= dict.fromkeys(keys.split(), value)
-        if self.is_rotary:  # transformers 5 reads the first, older ones and other programs the second
+        if self.rope_theta is not None:  # transformers 5 reads the first, older ones and other programs the second
             values["rope_parameters"] = {"rope_type": "default", "rope_theta": stored.rope_base}
             values["rope_theta"] = stored.rope_base
         types = [_FULL if window is None else _SLIDING for window in stored.windows]

@@ -15,7 +15,7 @@ from glassgpt.utils.safe_pickle import read_pickle
 GPT2_VOCAB_SIZE = 50257
 # Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.", layers="h",
+    name="build-nanogpt", prefix="transformer.", layers="h",
     defaults={"vocab_size": GPT2_VOCAB_SIZE},
     keys={
         "vocab_size": "vocab_size", "context_length": "block_size", "n_layer": "n_layer", "n_head": "n_head",
@@ -27,7 +27,6 @@ _BUILD_NANOGPT = Family(
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
-    model_type="nanogpt",
     defaults={"vocab_size": 50304, "activation": "gelu"},  # the exact form, unlike GPT-2
     keys={**_BUILD_NANOGPT.keys, "bias": "bias", "dropout": "dropout"},
 )

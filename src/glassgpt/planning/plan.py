@@ -186,22 +186,19 @@ def _table(plan: Plan) -> Iterator[str]:
     yield _row("memory per rank", [format_bytes(column.memory.total + plan.libraries) for column in columns])
     yield _row("  available", [format_bytes(plan.available + plan.libraries) for _ in columns])
     yield _row("largest micro-batch", [str(column.largest or "does not fit") for column in columns])
-    run = "the run" if config.steps is None else f"{config.steps:,} steps"
-    times = zip(*(_times(column.step_time, config) for column in columns), strict=True)
-    for name, cells in zip(("time per step", "tokens/s", run), times, strict=True):
-        yield _row(name, cells)
+    times = [column.step_time for column in columns]
+    yield _row("time per step", ["-" if seconds is None else f"{seconds:,.3g} s" for seconds in times])
+    yield _row("tokens/s", ["-" if seconds is None else f"{config.batch_tokens / seconds:,.0f}" for seconds in times])
+    if config.steps is None:
+        yield _row("the run", ["unknown; give --steps N (plan does not read the text)"])
+    else:
+        runs = ["-" if seconds is None else _hours(config.steps * seconds) for seconds in times]
+        yield _row(f"{config.steps:,} steps", runs)
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<21} {''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
 
 
-def _times(seconds: float | None, config: TrainConfig) -> tuple[str, str, str]:
-    """Of a step, per second and of the run."""
-    run = "unknown; give --steps N (plan does not read the text)" if config.steps is None else "-"
-    if seconds is None:
-        return "-", "-", run
-    if config.steps is not None:
-        total = config.steps * seconds
-        run = format_duration(total) if total < 3600 else f"{total / 3600:,.1f} hours"
-    return f"{seconds:,.3g} s", f"{config.batch_tokens / seconds:,.0f}", run
+def _hours(seconds: float) -> str:
+    return format_duration(seconds) if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
