@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
-from glassgpt.cli.options import Command, decoded, gives, parse_options, require_json, say, say_aside, write_json
+from glassgpt.cli.options import (
+    Command,
+    decoded,
+    default,
+    gives,
+    parse_options,
+    require_json,
+    say,
+    say_aside,
+    write_json,
+)
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
 
@@ -30,10 +40,9 @@ class Prepare(TextConfig, Command):
     # ('books/*.parquet'), or a dataset of the Hugging Face hub (owner/name:subset).
     source: Positional[str]
     tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
-    # Directory of the prepared dataset.
-    out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
+    out: Annotated[Path | None, default("in the cache")] = None  # Directory of the prepared dataset.
     # Processes that share the work; the result does not depend on it.
-    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None
+    workers: Annotated[int | None, default("one per core")] = None
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
@@ -107,10 +116,9 @@ class ShowTokenizer(Command):
 
     # A tokenizer's .json file, gpt2, bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id.
     tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    # Text to show in tokens.
-    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
+    text: Annotated[str | None, default("a varied sample", "TEXT")] = None  # Text to show in tokens.
     # Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them.
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
+    data: Annotated[str | None, default("none", "SRC")] = None
     reading: Reading = field(default_factory=ReadingConfig)
 
     def run(self) -> None:

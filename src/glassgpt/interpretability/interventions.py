@@ -145,21 +145,18 @@ class _Change(NamedTuple):
             at = slice(position, position + 1)
         values: Tensor | float = 0.0
         if self.source is not None:
-            self._check_fit(self.source, x)
+            texts, length = self.source.shape[:2]
+            if texts not in (1, len(x)):
+                raise UserError(f"edit: {texts} source texts for a batch of {len(x)}; give one, or as many")
+            if position is None and length != x.shape[1]:
+                lengths = f"{length} tokens, this one {x.shape[1]}"
+                raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
+            if position is not None and position >= length:
+                raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
             values = self.source[:, at].to(x)
         elif self.edit.by == "mean":
             values = x[..., self.columns].mean(dim=1, keepdim=True)
         changed[:, at, self.columns] = values
-
-    def _check_fit(self, source: Tensor, x: Tensor) -> None:
-        position, length = self.edit.position, source.shape[1]
-        if len(source) not in (1, len(x)):
-            raise UserError(f"edit: {len(source)} source texts for a batch of {len(x)}; give one, or as many")
-        if position is None and length != x.shape[1]:
-            lengths = f"{length} tokens, this one {x.shape[1]}"
-            raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
-        if position is not None and position >= length:
-            raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
 
 
 def _changes_of(edit: Edit, block: Block, patch: LayerActivations | None) -> Iterator[tuple[nn.Module, bool, _Change]]:

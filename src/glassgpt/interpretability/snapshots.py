@@ -111,11 +111,11 @@ def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
 def take_probe(model: GPT, prompts: Sequence[Prompt], samples: Sequence[str], step: int) -> ProbeSnapshot:
     """A snapshot of the model, on the CPU. The model's mode and the caller's generators are left as they were."""
     with evaluation_mode(model), matmul_precision("float32"):
-        activations = [_run(model, prompt) for prompt in prompts]
+        activations = [_activations(model, prompt) for prompt in prompts]
         return ProbeSnapshot(step, activations, list(HEAD_TYPES), head_scores(model).cpu(), list(samples))
 
 
-def _run(model: GPT, prompt: Prompt) -> PromptActivations:
+def _activations(model: GPT, prompt: Prompt) -> PromptActivations:
     with capture(model) as cache:
         model.hidden(torch.tensor([prompt.ids], device=model.embedding.weight.device))
     lens = logit_lens(model, cache, k=PREDICTED)

@@ -148,9 +148,7 @@ class FlexKernel(SDPAKernel):
     It is fast if the model is compiled, has no dropout, and has no gradients on a CPU.
     """
 
-    def __init__(self, span: Span, dropout: float) -> None:
-        super().__init__(span, dropout)
-        self.longest: BlockMask | None = None
+    longest: "BlockMask | None" = None  # the block mask of the longest texts so far
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """With the span as a block mask."""

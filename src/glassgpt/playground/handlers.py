@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glassgpt.generation.generate import generate
+from glassgpt.generation.generate import generate, prompt_ids
 from glassgpt.interpretability import weights
 from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture, require_index
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
@@ -23,7 +23,7 @@ from glassgpt.interpretability.interventions import edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.playground.model_pool import LoadedModel
 from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.tokenizers.inspect import merge_states
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
@@ -71,7 +71,7 @@ def default_text(loaded: LoadedModel) -> str:
     if loaded.tokenizer is None:
         return " ".join(str(i) for i in range(min(8, loaded.vocab_size)))
     try:
-        if len(encode_text(loaded.tokenizer, DEFAULT_TEXT)) <= max_tokens(loaded):
+        if prompt_ids(loaded.model, loaded.tokenizer, DEFAULT_TEXT).numel() <= max_tokens(loaded):
             return DEFAULT_TEXT
         return loaded.tokenizer.decode(loaded.tokenizer.encode(DEFAULT_TEXT)[: max_tokens(loaded) // 2])
     except UserError:  # the vocabulary lacks some of its characters
@@ -86,11 +86,6 @@ def vocabulary(loaded: LoadedModel) -> Answer:
     return {"pieces": known + [f"<{i}>" for i in range(loaded.vocab_size, size)]}
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The token ids of a text, with the tokens that the model expects before a prompt. Raises `UserError`."""
-    return [*tokenizer.prompt_prefix, *tokenizer.encode(text).tolist()]
-
-
 def tokens(loaded: LoadedModel, text: str) -> Answer:
     """The tokens of a text. For a model without a tokenizer, the text is token ids separated by white space."""
     tokenizer = loaded.tokenizer
@@ -103,7 +98,7 @@ def tokens(loaded: LoadedModel, text: str) -> Answer:
         ids = [int(word) for word in words]
         require_ids(loaded, ids)
         return {"ids": ids, "pieces": [str(i) for i in ids], "partial": [False] * len(ids), "bytes": [""] * len(ids)}
-    ids = encode_text(tokenizer, text)
+    ids = prompt_ids(loaded.model, tokenizer, text)[0].tolist()
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in zip([None, *ids], ids, strict=False)]
     return {
         "ids": ids,

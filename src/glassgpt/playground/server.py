@@ -95,7 +95,7 @@ class PlayServer(uvicorn.Server):
 
 
 def write_login_file(url: str) -> Path:
-    """A page that only this user can read and that leads to `url`: command lines, which others see, get its path."""
+    """A page that only this user can read and that leads to `url`. A command line, which others see, gets its path."""
     with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
     return Path(file.name)

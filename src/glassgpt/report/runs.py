@@ -44,16 +44,10 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
     if len(set(resolved)) < len(runs):
         twice = max(resolved, key=resolved.count)
         raise UserError(f"{twice} is named twice; a report compares different runs")
-    return [_read(run, name) for run, name in zip(runs, _distinct_names(resolved), strict=True)]
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, long enough to distinguish them."""
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
+    length = 1  # of the ends of the paths that distinguish them
+    while len({path.parts[-length:] for path in resolved}) < len(runs):
+        length += 1
+    return [_read(run, "/".join(path.parts[-length:])) for run, path in zip(runs, resolved, strict=True)]
 
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
