@@ -35,14 +35,12 @@ MANIFEST = "manifest.json"
 
 
 class TokenStream:
-    """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence."""
+    """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence; errors name it."""
 
     def __init__(self, parts: Sequence[npt.NDArray[Any]], name: str = "text", indexes: Sequence[Path] | None = None):
         self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
-        self.name = name
-        """Its name in errors, such as `train split of NAME`."""
-        self.indexes = indexes
+        self.name, self.indexes = name, indexes
 
     def __len__(self) -> int:
         return int(self._ends[-1])

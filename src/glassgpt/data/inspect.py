@@ -33,12 +33,11 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """Read a dataset once and return its facts as a JSON value. `log` receives progress lines.
 
     `splits`: per split the number of `shards`, `tokens`, `documents` that start in it, `tokens_before` the first one,
-    `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks:
-    `median`, `percentile_90`, `longest`, and a `histogram` of (shortest, longest, documents) by powers of two, without
-    gaps. `frequent` tokens; number of `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files;
-    `samples` of the training text. For token files of other formats, what is not known is None.
-
-    Raises `UserError` as `open_dataset` does, and for an index with unordered documents.
+    `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks,
+    and a `histogram` of (shortest, longest, documents) by powers of two, without gaps. `frequent` tokens; the number of
+    `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files; `samples` of the training text. For
+    token files of other formats, what is not known is None. Raises `UserError` as `open_dataset` does, and for an index
+    with unordered documents.
     """
     dataset = open_dataset(directory)
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
@@ -141,12 +140,12 @@ def length_facts(lengths: Ids) -> dict[str, Any] | None:
 
 
 def _frequent(counts: Ids, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    ids = [i for i in np.argsort(-counts, kind="stable")[:_FREQUENT].tolist() if counts[i]]
-    pieces = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in ids]
-    return [
-        {"id": i, "count": int(counts[i]), "share": float(counts[i] / counts.sum()), "piece": piece}
-        for i, piece in zip(ids, pieces, strict=True)
-    ]
+    frequent = []
+    for i in np.argsort(-counts, kind="stable")[:_FREQUENT].tolist():
+        if count := int(counts[i]):
+            piece = escape_token(tokenizer.decode_bytes([i], after=i))
+            frequent.append({"id": i, "count": count, "share": float(count / counts.sum()), "piece": piece})
+    return frequent
 
 
 def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dict[str, Any]]:
@@ -159,14 +158,11 @@ def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dic
     else:
         last = max(0, total - _SAMPLE_TOKENS)
         places = [(start, total) for start in sorted({0, min(total // 2, last), last})]
-    return [
-        {
-            "token": start,
-            "begins_document": has_documents,
-            "text": _sample_text(tokens.read(start, min(end - start, _SAMPLE_TOKENS)), tokenizer),
-        }
-        for start, end in places
-    ]
+    samples = []
+    for start, end in places:
+        text = _sample_text(tokens.read(start, min(end - start, _SAMPLE_TOKENS)), tokenizer)
+        samples.append({"token": start, "begins_document": has_documents, "text": text})
+    return samples
 
 
 def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
@@ -226,10 +222,8 @@ def _split_lines(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     lines = [f"{name:<{_NAME}}" + "".join(f"{cell:>{_FIGURE}}" for cell in cells) for name, cells in rows.items()]
     for name, split in splits.items():
-        if split["tokens_before"]:
-            lines.append(
-                f"the first {split['tokens_before']:,} tokens of {name} continue a document that started before"
-            )
+        if before := split["tokens_before"]:
+            lines.append(f"the first {before:,} tokens of {name} continue a document that started before")
     return lines
 
 

@@ -40,8 +40,8 @@ Shards = dict[str, list[dict[str, Any]]]
 # The beginning of the manifest, while the dataset is built: a build resumes only for the same request and text.
 _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
-# Files worth keeping if a build stops.
-_KEPT = (*(f"{split}-*.json" for split in SPLITS), _DUPLICATES)
+_KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
+_SUMS = ("characters", "bytes", "tokens", "documents")  # of a split, in the manifest
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 # Counts in the manifest of what is left out.
 _LEFT_OUT = {
@@ -112,10 +112,9 @@ def require_tokenizer(data: DataConfig) -> None:
         own, is_file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer) is not None
         is_same = build_tokenizer(data.tokenizer).sha256 == own["sha256"] if is_file else own["kind"] == data.tokenizer
         if not is_same:
-            raise UserError(
-                f"dataset {source} was prepared with another tokenizer ({own['kind']}) than {data.tokenizer}; "
-                "leave the tokenizer out to use the dataset's, or name the text instead"
-            )
+            advice = "leave the tokenizer out to use the dataset's, or name the text instead"
+            other = f"another tokenizer ({own['kind']}) than {data.tokenizer}"
+            raise UserError(f"dataset {source} was prepared with {other}; {advice}")
 
 
 def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None) -> Path:
@@ -124,10 +123,8 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     if out is not None and out.expanduser().resolve() != directory:
         raise UserError(f"{directory} is already a prepared dataset: use it there, or copy the directory")
     if tokenizer is not None and tokenizer.sha256 != own["sha256"]:
-        raise UserError(
-            f"dataset {directory} was prepared with another tokenizer ({own['kind']}) than the model's, or than the "
-            "named file; name its text instead"
-        )
+        other = f"another tokenizer ({own['kind']}) than the model's, or than the named file"
+        raise UserError(f"dataset {directory} was prepared with {other}; name its text instead")
     return directory
 
 
@@ -140,10 +137,7 @@ def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[
 
 
 def _require_replaceable(out: Path, log: Log) -> None:
-    """Raise `UserError` unless the directory that the user named is free, or has a prepared dataset and no other file.
-
-    Its content is replaced.
-    """
+    """Raise `UserError` unless the directory, whose content is replaced, is free, or a dataset without other files."""
     if out.is_mount():
         raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -174,13 +168,10 @@ def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
 
 @dataclasses.dataclass
 class DatasetBuilder:
-    """Builds a dataset in a hidden directory next to its final one. A later builder resumes what a killed one left.
-
-    `sources` are the text and, if validation has a source of its own, that.
-    """
+    """Builds a dataset in a hidden directory next to its final one. A later builder resumes what a killed one left."""
 
     directory: Path
-    sources: Sequence[Source]
+    sources: Sequence[Source]  # the text and, if validation has a source of its own, that
     data: DataConfig
     tokenizer: Tokenizer | None
     request: Mapping[str, Any]
@@ -304,6 +295,11 @@ class DatasetBuilder:
         if self.data.validation == "first_shard":
             # The file is renamed when the dataset is complete.
             shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
+        splits: dict[str, Any] = {}
+        for split in SPLITS:
+            sums = {name: sum(each[name] for each in shards[split]) for name in _SUMS}
+            entries = [{key: value for key, value in each.items() if key != "is_split"} for each in shards[split]]
+            splits[split] = {**sums, "shards": entries}
         return {
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
@@ -313,7 +309,7 @@ class DatasetBuilder:
             "duplicates_removed": sum(count["duplicates"] for count in counts),
             "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
             "validation_documents_in_train": int(np.isin(validation, train).sum()),
-            "splits": {split: _totals(shards[split]) for split in SPLITS},
+            "splits": splits,
         }
 
     def _publish(self) -> None:
@@ -346,12 +342,6 @@ def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what does not change the text: files' times, and the commit, as most change other files."""
     files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
     return {**identity, "commit": None, "files": files}
-
-
-def _totals(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A split's part of the manifest."""
-    sums = {key: sum(shard[key] for shard in shards) for key in ("characters", "bytes", "tokens", "documents")}
-    return {**sums, "shards": [{key: value for key, value in shard.items() if key != "is_split"} for shard in shards]}
 
 
 def _summary(manifest: Mapping[str, Any]) -> str:

@@ -62,8 +62,7 @@ class ShardWriter:
         self.done = max(sum(shard["documents"] for shard in finished), bool(finished))
         """The number of documents in finished shards, which must not be added again."""
         self._number = len(finished)
-        # Parts of the last document, until it is known whether this shard has room for it.
-        self._held: list[_Part] = []
+        self._held: list[_Part] = []  # of the last document, until it is known whether this shard has room for it
         self._hash = 0
         self._file: IO[bytes] | None = None
         self._start_shard()

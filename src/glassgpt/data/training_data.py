@@ -50,10 +50,7 @@ class TrainingData:
         return Batches(streams, context_length, batch_size, seed, order, self.weights)
 
     def verify(self, log: Log | None = None) -> None:
-        """Compare all files with their hashes, except files that are unchanged since they were last verified.
-
-        Raises `UserError` with the first file whose content has changed.
-        """
+        """Verify all files as `dataset.verify` does."""
         for dataset in self.datasets:
             verify(dataset.directory, log)
 
@@ -105,10 +102,8 @@ def with_own_tokenizer(data: DataConfig, opened: TrainingData, log: Log) -> Data
     # A tokenizer's file was compared with the dataset's when the dataset was opened.
     if not prepared or data.tokenizer == kind or tokenizer_file(data.tokenizer) is not None:
         return data
-    log(
-        f"using the dataset's own tokenizer ({kind}, {opened.tokenizer.vocab_size:,} ids) instead of "
-        f"data.tokenizer = {data.tokenizer!r}"
-    )
+    own = f"({kind}, {opened.tokenizer.vocab_size:,} ids)"
+    log(f"using the dataset's own tokenizer {own} instead of data.tokenizer = {data.tokenizer!r}")
     return dataclasses.replace(data, tokenizer=kind if kind in TOKENIZERS else str(Path(prepared[0]) / TOKENIZER))
 
 

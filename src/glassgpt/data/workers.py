@@ -50,10 +50,8 @@ def run_tasks(
                 wait_until(workers - 1)
             wait_until(0)
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, as the system does if memory runs out; use fewer --workers "
-                "(--workers 1 shows other reasons)"
-            ) from None
+            advice = "use fewer --workers (--workers 1 shows other reasons)"
+            raise UserError(f"a worker process was killed, as the system does if memory runs out; {advice}") from None
         except MemoryError:
             raise UserError("out of memory; use fewer --workers") from None
     return [future.result() for future in futures]

@@ -33,11 +33,7 @@ class Tokenizer(ABC):
     end_of_text: int | None
     """The id that separates documents, if there is one. No text encodes to it."""
     prompt_prefix: tuple[int, ...] = ()
-    """The special ids that a prompt begins with, such as <s> of Llama; empty for most.
-
-    `encode` leaves them out, since a text's ids must not depend on where it stands. A model that was trained with <s>
-    generates badly without it.
-    """
+    """The special ids that a prompt begins with, such as <s> of Llama; empty for most. `encode` leaves them out."""
     _table: list[bytes]
     _special: frozenset[int] = frozenset()
 
@@ -66,8 +62,7 @@ class Tokenizer(ABC):
         """Return the bytes of the ids, special tokens by name. Raises `UserError` for an id outside the vocabulary.
 
         `after` is the id before them, None at the beginning of a text, where some tokenizers drop the first word's
-        space. So `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming
-        exact.
+        space: `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`.
         """
         return b"".join([self._table[i] for i in self._valid(ids)])
 
@@ -97,10 +92,7 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Decodes ids one at a time, holding back bytes until they form whole characters.
-
-    `after` is the id before the first one, None at the beginning of a text.
-    """
+    """Decodes ids one at a time, holding back bytes until they form whole characters; `after` as in `decode_bytes`."""
 
     def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
         self._tokenizer, self._after = tokenizer, after

@@ -64,10 +64,8 @@ class CharacterTokenizer(Tokenizer):
         unknown = ids == self._unknown
         if unknown.any():
             character = describe_character(text, int(unknown.argmax()))
-            raise UserError(
-                f"the character {character} is not one of this tokenizer's {self.vocab_size};\n"
-                "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
-            )
+            advice = "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
+            raise UserError(f"the character {character} is not one of this tokenizer's {self.vocab_size};\n{advice}")
         return ids
 
     def to_json(self) -> str:

@@ -74,8 +74,7 @@ class BPETokenizer(FileTokenizer):
 
         try:
             content = self._read(tokenizer_json, end_of_text)
-            _require_byte_level(content)
-            self._set_table(_token_bytes(content["model"]["vocab"], content.get("added_tokens") or []))
+            self._set_table(_byte_level_table(content))
             self._encoder = Encoder.from_json_str(tokenizer_json)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
@@ -138,18 +137,10 @@ class HFTokenizer(FileTokenizer):
             raise UserError(f"not a valid tokenizer.json ({reason})") from error
         except Exception as error:  # the library raises only plain exceptions
             raise UserError(f"the tokenizers library refuses it: {error}") from error
-        self._check_ids(content)
-        self._set_decoder(content, ids)
-
-    def _check_ids(self, content: Mapping[str, Any]) -> None:
-        """Raise `UserError` if the library, which renumbers added tokens, gives them other ids than the file."""
-        for token in content.get("added_tokens") or []:
+        for token in content.get("added_tokens") or []:  # the library renumbers them
             name = _NO_TEXT + token["content"] if token["id"] in self._special else token["content"]
             if self._encoder.token_to_id(name) != token["id"]:
                 raise UserError(f"the id {token['id']} of its added token {token['content']!r} is out of order")
-
-    def _set_decoder(self, content: Mapping[str, Any], ids: Mapping[str, int]) -> None:
-        """Set the table to each token's bytes within a text."""
         decoder = content.get("decoder") or {}
         if '"CTC"' in json.dumps(decoder):
             raise UserError("its decoder is for speech (CTC): a token's text depends on its neighbours")
@@ -199,15 +190,17 @@ class HFTokenizer(FileTokenizer):
             if (part == self.vocab_size).any():
                 encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
                 offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-                raise UserError(
-                    f"the character {base.describe_character(text, offset)} has no id;\nremove or replace it"
-                )
+                character = base.describe_character(text, offset)
+                raise UserError(f"the character {character} has no id;\nremove or replace it")
         return base.concatenate_ids(parts)
 
 
-def _require_byte_level(content: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for other kinds of BPE, which fastokens would accept: SentencePiece's, or BPE with dropout."""
-    model = content["model"]
+def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
+    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level BPE.
+
+    fastokens would accept other kinds too: SentencePiece's, or BPE with dropout.
+    """
+    model, vocab = content["model"], content["model"]["vocab"]
     is_byte_level = (content.get("decoder") or {}).get("type") == "ByteLevel"
     # The model's type may be missing: GPT-2's own file is older than that field.
     if "merges" not in model or not is_byte_level or '"ByteLevel"' not in json.dumps(content.get("pre_tokenizer")):
@@ -215,13 +208,10 @@ def _require_byte_level(content: Mapping[str, Any]) -> None:
     unsupported = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
     if options := [name for name in unsupported if model.get(name)]:
         raise ValueError(f"it has {', '.join(options)}")
-
-
-def _token_bytes(vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level vocabulary."""
     if not BYTE_OF.keys() <= vocab.keys():
         raise ValueError("some of the 256 bytes have no token")
-    tokens = {token["id"]: token["content"].encode() for token in added}  # unlike the others, spelled as they are
+    # Added tokens are spelled as they are, unlike the others.
+    tokens = {token["id"]: token["content"].encode() for token in content.get("added_tokens") or []}
     tokens |= {i: bytes([BYTE_OF[symbol] for symbol in token]) for token, i in vocab.items() if i not in tokens}
     if tokens.keys() != set(range(len(tokens))):
         raise ValueError("the ids have gaps")
