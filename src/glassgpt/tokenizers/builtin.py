@@ -187,22 +187,18 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
         case {"kind": "hf", "end_of_text": str(name), "tokenizer_json": str(inner)}:
             return _restore(inner, name)
         case {"model": {"vocab": vocab}}:
-            return _restore_hugging_face(text, vocab, end_of_text)
+            # Characters and bytes that `export_tokenizer` wrote become those kinds again, which have better errors.
+            if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
+                return BytesTokenizer()
+            if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
+                own = CharacterTokenizer("".join(vocab))
+                if text == own.to_hugging_face():
+                    return own
+            try:
+                return BPETokenizer(text, end_of_text)
+            except UserError:
+                return HFTokenizer(text, end_of_text)
     raise UserError("neither a glassgpt tokenizer (characters, bytes) nor a Hugging Face tokenizer.json")
-
-
-def _restore_hugging_face(text: str, vocab: object, end_of_text: str | None) -> Tokenizer:
-    # Files that `export_tokenizer` wrote for characters and bytes become those kinds again, which have better errors.
-    if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
-        return BytesTokenizer()
-    if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
-        characters = CharacterTokenizer("".join(vocab))
-        if text == characters.to_hugging_face():
-            return characters
-    try:
-        return BPETokenizer(text, end_of_text)
-    except UserError:
-        return HFTokenizer(text, end_of_text)
 
 
 def _configured_end_of_text(path: Path) -> str | None:
