@@ -1,7 +1,4 @@
-"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them.
-
-Shapes: `T` tokens, `V` vocabulary.
-"""
+"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them."""
 
 import hashlib
 import importlib.metadata
@@ -218,9 +215,8 @@ def _configured_end_of_text(path: Path) -> str | None:
 def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
-    Ids and decoded text are the same there, with one difference: `<|endoftext|>` in a text becomes the special token,
-    unless `split_special_tokens=True`; here it is ordinary text. `context_length` becomes `model_max_length`. Raises
-    `UserError` if the directory cannot be written.
+    Ids and decoded text are the same there, but `<|endoftext|>` in a text becomes the special token, unless
+    `split_special_tokens=True`. `context_length` becomes `model_max_length`. Raises `UserError` if it cannot write.
     """
     text = tokenizer.to_hugging_face()
     content = json.loads(text)

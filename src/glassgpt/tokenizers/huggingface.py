@@ -84,10 +84,9 @@ class BPETokenizer(FileTokenizer):
 
     @classmethod
     def from_merges(cls, vocab: Mapping[str, int], merges: Sequence[str]) -> "BPETokenizer":
-        """Build a tokenizer that splits text as GPT-2 does.
+        """Build a tokenizer that splits text as GPT-2 does; `<|endoftext|>` is a special token if `vocab` has it.
 
-        `vocab` has the id of each token and `merges` the pairs ("a b") in their order, both in the characters of
-        `bytes_to_unicode`. `<|endoftext|>` is a special token if `vocab` has it.
+        `vocab` has each token's id, `merges` the pairs ("a b") in order, both in the characters of `bytes_to_unicode`.
         """
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         special = [{"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocab else []
@@ -116,9 +115,8 @@ class HFTokenizer(FileTokenizer):
     by WordPiece's splitting at spaces, by a token for unknown characters, by `▁` as the space of SentencePiece, by
     Metaspace's leading space, or by a spelled-out byte token (`<0x41>`) under Unigram. `encode` refuses unknown
     characters without a token. Bytes that are not UTF-8 decode to U+FFFD as in Python; the library replaces a whole run
-    of byte tokens. `byte_lengths` takes each token as within a text.
-
-    `end_of_text` names that token if it has an unusual name. Raises `UserError` if the text is not supported.
+    of byte tokens. `byte_lengths` takes each token as within a text. `end_of_text` names that token if it has an
+    unusual name. Raises `UserError` if the text is not supported.
     """
 
     kind = "hf"
