@@ -200,10 +200,8 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
 
 def _configured_end_of_text(path: Path) -> str | None:
     """Return the `eos_token` of a tokenizer_config.json, None if there is no such file."""
-    if not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path.name} in the same folder is damaged ({error})") from error
     match config:
