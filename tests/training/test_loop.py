@@ -668,7 +668,6 @@ def test_training_leaves_the_callers_random_state_and_threads(tmp_path: Path, te
 
 def test_a_first_ctrl_c_is_acknowledged_and_a_second_one_quits(capfd: pytest.CaptureFixture[str]) -> None:
     with Interrupts(repeats_mean_quit=True, announces=True) as interrupts:
-        interrupts.catch()
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
@@ -855,14 +854,12 @@ def test_a_lost_connection_is_a_reason_to_save_however_often_it_is_told() -> Non
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
-            interrupts.catch()
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.signal == signal.SIGHUP
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
         with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
-            interrupts.catch()
             os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.signal is None
     finally:

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
-
-from glassgpt.cli.options import Command, Reference, require_json, say, say_aside, write_json
+from glassgpt.cli.options import Command, File, Flag, Reference, default, require_json, say, say_aside, write_json
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import one_line
 
@@ -16,41 +14,32 @@ if TYPE_CHECKING:
     from glassgpt.evaluation.hellaswag_items import Item
     from glassgpt.interop.references import LoadedModel
 
-_AS_TRAINED = "(default: the run's)"
-
 
 class Evaluate(Command):
     """Measure a model's loss on a text: by default the run's own validation split."""
 
     reference: Reference
     # Text to evaluate on: any source that `prepare` takes, or a prepared dataset (its validation split).
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: the run's data)")] = None
+    data: Annotated[str | None, default("the run's data", "SRC")] = None
     # Part of the text.
-    split: Annotated[
-        Literal["validation", "train", "all"] | None,
-        arg(help_behavior_hint="(default: validation; all for a text not trained on)"),
-    ] = None
+    split: Annotated[Literal["validation", "train", "all"] | None, default("validation; all for another text")] = None
     # Column of .parquet and .csv files, or key of JSON lines, that holds the text.
-    column: Annotated[str | None, arg(help_behavior_hint=_AS_TRAINED)] = None
-    encoding: Annotated[str | None, arg(help_behavior_hint=_AS_TRAINED)] = None  # Encoding of text files.
+    column: Annotated[str | None, default("the run's")] = None
+    encoding: Annotated[str | None, default("the run's")] = None  # Encoding of text files.
     # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
-    errors: Annotated[Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint=_AS_TRAINED)] = None
+    errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
     # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
-    skip_bad: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint=_AS_TRAINED)] = False
-    # Tokens per window of text.
-    context_length: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
-    hellaswag: FlagCreatePairsOff[bool] = False  # Also evaluate HellaSwag in both published styles.
+    skip_bad: Annotated[Flag, default("the run's")] = False
+    context_length: Annotated[int | None, default("the model's")] = None  # Tokens per window of text.
+    hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.
     # HellaSwag's items as a .jsonl file.
-    hellaswag_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: downloaded once)")] = None
-    # Number of items to evaluate.
-    hellaswag_items: Annotated[int | None, arg(help_behavior_hint="(default: all)")] = None
-    # Also write the figures to this file, by position in the context and by document.
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
-    # With --json: also write the id and the loss of every predicted token.
-    token_losses: FlagCreatePairsOff[bool] = False
+    hellaswag_file: Annotated[Path | None, default("downloaded once", "FILE")] = None
+    hellaswag_items: Annotated[int | None, default("all")] = None  # Number of items to evaluate.
+    json: File = None  # Also write the figures to this file, by position in the context and by document.
+    token_losses: Flag = False  # With --json: also write the id and the loss of every predicted token.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
     # Measure the loss with weights rounded to 8 bits, as generate --quantize int8 uses them.
-    quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: none)")] = None
+    quantize: Annotated[str | None, default("none", "int8")] = None
 
     def run(self) -> None:
         if not self.hellaswag and (self.hellaswag_file is not None or self.hellaswag_items is not None):
@@ -110,7 +99,7 @@ class Bench(Command):
     """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1.
-    json: Annotated[Path | None, arg(metavar="FILE")] = None  # File to write the figures to as JSON.
+    json: File = None  # File to write the figures to as JSON.
 
     def run(self) -> None:
         require_json(self.json)

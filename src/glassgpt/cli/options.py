@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
@@ -17,13 +17,8 @@ import tyro
 
 # Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
 from tyro import _errors as parse_errors
-from tyro.conf import Positional, arg
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    UnsupportedTypeAnnotationError,
-)
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -33,6 +28,13 @@ REFERENCE_HELP = (
     "hub id (gpt2); a .pt file of nanoGPT or build-nanogpt."
 )
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
+Flag = Annotated[bool, FlagCreatePairsOff]
+File = Annotated[Path | None, arg(metavar="FILE")]
+
+
+def default(text: str, metavar: str | None = None) -> Any:
+    """Annotate an option whose default depends on something else: the help describes it with this text."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -56,19 +58,19 @@ class Command:
 
 
 def parse_options(
-    options: type[Options], name: str, arguments: Sequence[str], *, default: Options | None = None, hint: str = ""
+    options: type[Options], name: str, arguments: Sequence[str], *, base: Options | None = None, hint: str = ""
 ) -> Options:
     """The options of `glassgpt NAME`. `--help` ends in `SystemExit(0)`, a mistake in a `UserError`.
 
-    `hint`: what to do about an unexpected argument.
+    `base`: has the values of options that are not given. `hint`: what to do about an unexpected argument.
     """
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
-    _set_help(options)
+    names = _set_help(options)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
-        raise UserError(f"{_message(event, options, hint)} ({program} --help)")
+        raise UserError(f"{_message(event, names, hint)} ({program} --help)")
 
     with parse_errors.on_parse_error(refuse):
         return tyro.cli(
@@ -76,22 +78,28 @@ def parse_options(
             prog=program,
             description=inspect.getdoc(options),
             args=arguments,
-            default=tyro.MISSING_NONPROP if default is None else default,
+            default=tyro.MISSING_NONPROP if base is None else base,
             registry=registry,
         )
 
 
-def _set_help(options: type) -> None:
-    """Make the comment of each option its help. tyro finds comments too, but takes 0.1 s for the options of train."""
-    comments = dict[str, str]()
+def _set_help(options: type, prefix: str = "--") -> list[str]:
+    """Make the comment of each option its help, and return the names of the options.
+
+    tyro finds comments too, but takes 0.1 s for the options of train.
+    """
+    names, comments = list[str](), dict[str, str]()
     for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         comments |= _field_comments(kind.__module__).get(kind.__name__, {})
     for name, kind in typing.get_type_hints(options).items():
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            _set_help(kind)
+            names += _set_help(kind, prefix if issubclass(options, Command) else f"{prefix}{name}.")
             comments[name] = (kind.__doc__ or "").partition("\n")[0]
+        else:
+            names.append(prefix + name.replace("_", "-"))
     for field in dataclasses.fields(options):
         field.metadata = MappingProxyType({"help": comments.get(field.name, "")})
+    return names
 
 
 @functools.cache
@@ -111,13 +119,13 @@ def _field_comments(module: str) -> dict[str, dict[str, str]]:
     return comments
 
 
-def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
+def _message(event: parse_errors.ParseErrorEvent, names: Sequence[str], hint: str) -> str:
     """Return the error message for wrong arguments."""
     unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unexpected:
         first = unexpected[0]
         if first.startswith("-"):
-            nearest = did_you_mean(first.partition("=")[0], option_names(options))
+            nearest = did_you_mean(first.partition("=")[0], names)
             return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
@@ -133,15 +141,6 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     if isinstance(event, parse_errors.BadValue):
         return f"{name}a value is missing" if event.offending_value is None else f"{name}takes no value"
     return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
-
-
-def option_names(options: type, prefix: str = "--") -> Iterator[str]:
-    """The names of all options; the settings of a field `config` have no prefix."""
-    for name, kind in typing.get_type_hints(options).items():
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from option_names(kind, prefix if name == "config" else f"{prefix}{name}.")
-        else:
-            yield prefix + name.replace("_", "-")
 
 
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -177,7 +176,7 @@ def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
         return None
     member = next(m for m in members if m is not type(None))
     inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(member, set(info.markers)))
-    if isinstance(inner, UnsupportedTypeAnnotationError):
+    if not isinstance(inner, PrimitiveConstructorSpec):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse_options, say_aside
+from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import (
     EXECUTION_SETTINGS,
@@ -33,12 +33,11 @@ OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.atte
 class RecipeCommand(Command):
     """A command that takes a recipe: its values are the defaults of the options."""
 
-    # Directory of the run.
-    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
-    overwrite: FlagCreatePairsOff[bool] = False  # Replace the run that is in this directory.
+    out: Annotated[Path | None, default("runs/NAME", "DIR")] = None  # Directory of the run.
+    overwrite: Flag = False  # Replace the run that is in this directory.
     # Resume the run in this directory, with other execution settings or more --steps if given.
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(see train --resume DIR --help)")] = None
-    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[TrainConfig, arg(name="")]
 
     @classmethod
@@ -51,7 +50,7 @@ class RecipeCommand(Command):
             config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
         config = _without_replaced_settings(config, arguments)
         hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
-        command = parse_options(cls, f"{name} [RECIPE]", arguments, default=cls(config=config), hint=hint)
+        command = parse_options(cls, f"{name} [RECIPE]", arguments, base=cls(config=config), hint=hint)
         for option in map(option_of, arguments) if command.config.init_from is not None else ():
             if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
                 raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
@@ -113,11 +112,9 @@ class Resume(Command):
     The defaults below are the run's.
     """
 
-    # Directory of the run to resume.
-    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
-    # Number of optimizer updates at the end.
-    steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
-    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
+    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]  # Directory of the run to resume.
+    steps: Annotated[int | None, default("as before")] = None  # Number of optimizer updates at the end.
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[ExecutionConfig, arg(name="")]
 
     @classmethod
@@ -139,7 +136,7 @@ class Resume(Command):
             config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
         execution = ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
         hint = "--resume DIR takes --steps and settings of execution only"
-        return parse_options(cls, name, arguments, default=cls(resume=Path(), config=execution), hint=hint)
+        return parse_options(cls, name, arguments, base=cls(resume=Path(), config=execution), hint=hint)
 
     def run(self) -> None:
         from glassgpt.runs.run_directory import RunDirectory
@@ -227,7 +224,7 @@ class Recipes(Command):
     """List the recipes that `train` knows, or print one."""
 
     # Recipe to print as TOML, which you can save and change.
-    recipe: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: list all)")] = None
+    recipe: Annotated[Positional[str | None], default("list all", "[NAME]")] = None
 
     def run(self) -> None:
         if self.recipe is not None:

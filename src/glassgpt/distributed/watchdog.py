@@ -53,7 +53,7 @@ class Failure:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process if another rank fails or is missing.
+    """Ends this process if another rank fails or is missing, after a call of `on_failure` with the reason.
 
     Ranks write their `Status` into the store of the group (torchrun's, or rank 0's). A rank is missing if it no longer
     reports, or if it is in an earlier phase than the others and makes no progress.
@@ -62,10 +62,7 @@ class Watchdog(threading.Thread):
     def __init__(
         self, store: Store, rank: int, size: int, status: Callable[[], Status], on_failure: Callable[[str], None]
     ) -> None:
-        """`on_failure` is called with the reason before the process ends.
-
-        `store` needs a connection of its own: a thread that waits for a key blocks its connection.
-        """
+        """`store`: a connection of its own, since a thread that waits for a key blocks its connection."""
         super().__init__(name="glassgpt-watchdog", daemon=True)
         self._store, self._rank, self._size = store, rank, size
         self._status, self._on_failure = status, on_failure

@@ -29,15 +29,13 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class OutlierWatch:
-    """Finds a loss or gradient norm far above the 128 before it, as llm.c does; a `threshold` of 0 disables it.
-
-    recent: losses and norms of the last 128 updates, oldest first; checkpoints keep them.
-    """
+    """Finds a loss or gradient norm far above the 128 before it, as llm.c does; a `threshold` of 0 disables it."""
 
     STEPS = 128
 
     def __init__(self, threshold: float, recent: Sequence[list[float]] = ()) -> None:
-        self.threshold, self.recent = threshold, list(recent)
+        self.threshold = threshold
+        self.recent = list(recent)  # losses and norms of the last updates, oldest first; checkpoints keep them
 
     def is_outlier(self, loss: float, norm: float) -> bool:
         """Whether one of the two is more than `threshold` standard deviations above its mean. Adds them to `recent`."""
@@ -68,8 +66,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-# Elements of the matrices that Muon handles together: 256 MiB in float32.
-ELEMENTS_AT_ONCE = 2**26
+ELEMENTS_AT_ONCE = 2**26  # of the matrices that Muon handles together: 256 MiB in float32
 
 
 class Muon(torch.optim.Optimizer):

@@ -42,14 +42,13 @@ def rank_zero_only(
 
 
 class Recorder:
-    """Writes the files of a run. Every rank has one, but only the main one writes.
-
-    request: hash of what was asked for when the run began, for its status.
-    """
+    """Writes the files of a run. Every rank has one, but only the main one writes."""
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
+        """`request`: hash of what was asked for when the run began, for its status."""
         self.run, self.state, self._progress, self._request = run, state, progress, request
-        self._saving: Future[None] = in_background(lambda: None)
+        self._saving: Future[None] = Future()
+        self._saving.set_result(None)
         self._ending = threading.Lock()
         self._has_ended = False
 
@@ -81,22 +80,18 @@ class Recorder:
         self._metrics.write(record)
         self._loggers.each(lambda logger: logger.write(int(record["step"]), dict(numbers_of(record))))
 
-    @rank_zero_only
     def sampled(self, samples: Sequence[str]) -> None:
-        """Record samples."""
+        """Record samples, on the main rank."""
         append_samples(self.run.samples_path, self.state.step, samples)
         self._loggers.each(lambda logger: logger.write_samples(self.state.step, samples))
         self._progress.sampled(self.state.step, samples)
 
-    @rank_zero_only
     def probed(self, snapshot: ProbeSnapshot) -> None:
-        """Write a snapshot of the model's activations."""
+        """Write a snapshot of the model's activations, on the main rank."""
         write_probe(self.run.probe_path(snapshot.step), snapshot)
 
-    @rank_zero_only
-    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
-        """Write a checkpoint of this step while training continues. Raises the error of the save before."""
-        assert snapshot is not None
+    def save(self, snapshot: Snapshot, val_loss: float | None) -> None:
+        """Write a checkpoint of this step, on the main rank, while training continues. Raises as `finish` does."""
         self.finish()
         self._loggers.each(lambda logger: logger.flush())
         state, directory = self.state, self.run.checkpoints
@@ -131,7 +126,6 @@ class Recorder:
         batch = {"step": step + 1, "lr": lr, "ids": self.state.rows(step).tolist()}
         write_atomic(self.run.failure_path(step + 1), json.dumps(batch))
 
-    @rank_zero_only
     def finish(self) -> None:
         """Wait until the running save is complete. Raises its error."""
         self._saving.result()
@@ -146,10 +140,7 @@ class Recorder:
 
     @rank_zero_only
     def end(self, state: State, *, hurry: bool = False, error: str | None = None) -> None:
-        """Write the last status, wait for the running save, and close the files and the loggers.
-
-        `hurry`: wait only a few seconds for the loggers' uploads.
-        """
+        """Write the last status, complete the running save, and close all. `hurry`: wait only briefly for uploads."""
         with self._ending:
             self._has_ended = True
         try:
@@ -171,10 +162,8 @@ class Recorder:
                 self.end("failed", hurry=True, error=reason)
 
     def _close(self, *, has_failed: bool) -> None:
-        """Wait for the running save, then close the metrics, which it flushes. A rank of several soon ends if it fails.
-
-        But a process of its own may survive, and the run's lock ends next: no save may continue without it.
-        """
+        """Wait for the running save, then close the metrics, which it flushes."""
+        # A rank of several ends soon, too. A process of its own may survive, but no save may continue without the lock.
         wait([self._saving], LAST_WRITE_SECONDS if has_failed and not self.state.ranks.is_alone else None)
         if self._saving.done():
             self._metrics.close()

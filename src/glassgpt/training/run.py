@@ -1,8 +1,4 @@
-"""Start a run, or resume one, and take it to its end.
-
-`train` and `resume` differ in where the state comes from; both then hold the run's lock, catch signals, and run
-`training_loop`.
-"""
+"""Start a run, or resume one, and take it to its end."""
 
 import hashlib
 import os
@@ -85,7 +81,6 @@ class _Job:
     run: RunDirectory
     ranks: Ranks
     progress: Progress
-    interrupts: Interrupts
     until_the_end: ExitStack
     stopped_by: int | None = None  # the signal that stopped the run before its end
 
@@ -147,9 +142,10 @@ class _Job:
         recorder.begin()
         ranks.on_failure = recorder.fail
         try:
-            self.interrupts.catch()
+            interrupts = Interrupts(repeats_mean_quit=not under_torchrun(), announces=ranks.is_main)
+            self.until_the_end.enter_context(interrupts)
             with matmul_precision(state.precision):
-                self.stopped_by = training_loop(state, recorder, self.interrupts)
+                self.stopped_by = training_loop(state, recorder, interrupts)
                 ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
                 recorder.finish()
         except NonFiniteError as error:
@@ -176,25 +172,19 @@ class _Job:
 @contextmanager
 def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
     """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
-    is_alone = not under_torchrun()
-    interrupts = Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")
     # A failure is recorded before the run's lock ends: then another process may resume it.
-    with interrupts, ExitStack() as until_the_end, process_group() as ranks:
-        shown = (progress or Progress()) if ranks.is_main else SilentProgress()
-        job = _Job(run, ranks, shown, interrupts, until_the_end)
+    with ExitStack() as until_the_end, process_group() as ranks:
+        job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), until_the_end)
         yield job
     if job.stopped_by is not None:
         # Under torchrun any other exit code is a failure, after which it restarts the ranks.
-        raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and is_alone else SystemExit(0)
+        raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
 
 
 def _find_resume_point(
     run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
-    """Find on the main rank where a run resumes, and share it with the others. Raises `UserError` as `resume` does.
-
-    Returns the config with the changes, the checkpoint, and the environment when the run began.
-    """
+    """Find the changed config, the checkpoint and the environment of the start, on the main rank, and share them."""
     ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
     found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     config, step, environment = found

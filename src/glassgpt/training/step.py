@@ -44,7 +44,7 @@ class Update:
     group_norms: dict[str, Tensor]
     """Gradient norm () by parameter group, before clipping, on the device; empty unless an evaluation follows."""
     arrived: torch.cuda.Event | None = None  # when the numbers are on the host; None if they are there already
-    is_judged: bool = False  # the update was applied, or skipped for a reason other than a failure
+    is_judged: bool = False  # on the host, when it was started
     is_outlier: bool = False
 
     def loss_and_norm(self) -> tuple[float, float]:
@@ -110,11 +110,12 @@ def start_update(state: TrainState, lr: float) -> Update:
     If the loss or the gradient norm is not finite, all ranks raise `NonFiniteError`, with the weights untouched. In
     float16 infinite gradients are normal now and then: the update is skipped and the loss scale halved.
     """
-    loss, norm, group_norms = compute_gradients(state)
+    loss = compute_gradients(state)
+    norm, group_norms = clip_gradients(state)
     numbers = state.ranks.all_gather(torch.stack([loss, norm.to(loss.device)])[None])
     # Queue the copy before the optimizers: reading the numbers then waits neither for them nor for the next update.
     on_host = numbers.to("cpu", non_blocking=state.found_inf is not None)
-    update = Update(state.step + 1, lr, on_host, group_norms)
+    update = Update(state.step + 1, lr, on_host, group_norms, is_judged=state.found_inf is None)
     if state.found_inf is None:
         if _is_accepted(state, update):
             _apply(state, lr)
@@ -137,7 +138,6 @@ def _is_accepted(state: TrainState, update: Update) -> bool:
         update.is_outlier = state.outliers.is_outlier(loss, norm)
     elif not math.isfinite(loss) or state.scaler.get_scale() <= SMALLEST_SCALE:
         raise NonFiniteError(update)
-    update.is_judged = True
     return math.isfinite(norm) and not update.is_outlier
 
 
@@ -150,10 +150,8 @@ def _apply(state: TrainState, lr: float) -> None:
         state.scaler.step(optimizer)
 
 
-def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Compute the clipped gradients of the batch. Returns this rank's mean loss (), the norm () before clipping, and if
-    an evaluation follows, the norms () by parameter group; all on the device.
-    """
+def compute_gradients(state: TrainState) -> Tensor:
+    """Compute the gradients of the batch. Returns this rank's mean loss (), on the device."""
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
     rows = state.local_rows()
@@ -170,18 +168,17 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
                     loss = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
                 state.scaler.scale(loss).backward()
             total += loss.detach()
-    return total, *_clip(state)
+    return total
 
 
-def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clip the gradients. Returns their norms before that, as `compute_gradients` does."""
+def clip_gradients(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, by parameter group."""
     strategy, grad_clip = state.strategy, state.config.optim.grad_clip
     state.ranks.enter_phase(f"the gradient norm of update {state.step + 1}")
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in strategy.model.parameters() if p.grad is not None])
-    evaluates = state.evaluates_at(state.step + 1)
-    groups = norms_by_group(strategy.model, gradients=True) if evaluates else {}
+    groups = norms_by_group(strategy.model, gradients=True) if state.evaluates_at(state.step + 1) else {}
     group_norms = {name: strategy.full_tensor(group_norm) for name, group_norm in groups.items()}
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), grad_clip, norm)

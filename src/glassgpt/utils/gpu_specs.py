@@ -14,11 +14,6 @@ class Gpu:
     link: float  # bytes/s to another GPU of the host, in one direction: NVLink if there is one, otherwise PCIe x16
     peaks: dict[str, float]  # dense peak in FLOP/s (without sparsity) in each precision that the GPU supports
 
-    def matches(self, device_name: str, memory: float) -> bool:
-        """Whether a device of this name and memory (bytes) is one of these."""
-        gpu = find_gpu(device_name)
-        return gpu is not None and gpu.name == self.name and 0.85 < memory / self.memory < 1.2
-
 
 def _peaks(half: float, tf32: float | None, float32: float) -> dict[str, float]:
     """Peaks from TFLOP/s. GPUs without TF32 (before Ampere) lack bfloat16 as well."""
@@ -48,8 +43,13 @@ GPUS: dict[str, Gpu] = {
 }
 
 
-def find_gpu(device_name: str) -> Gpu | None:
-    """The first GPU whose name a device's name contains as whole words (an L40 is not an L4); None for laptops'."""
-    if "Laptop" in device_name:
+def find_gpu(device_name: str, memory: float | None = None) -> Gpu | None:
+    """The GPU whose name a device's name contains as whole words (an L40 is not an L4); None for others and laptops'.
+
+    `memory`: bytes of the device, if the GPU must have about as many.
+    """
+    names = [gpu.name for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", device_name)]
+    if not names or "Laptop" in device_name:
         return None
-    return next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", device_name)), None)
+    boards = [gpu for gpu in GPUS.values() if gpu.name == names[0]]
+    return next((gpu for gpu in boards if memory is None or 0.85 < memory / gpu.memory < 1.2), None)
