@@ -40,7 +40,7 @@ from glassgpt.evaluation.hellaswag_items import (
     Style,
     find_items,
     fingerprint,
-    is_published,
+    load_items,
     prompt_of,
     read_items,
     subset,
@@ -483,7 +483,7 @@ def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypat
     assert path == tmp_path / "downloads" / "hellaswag_val.jsonl"
     assert asked == [(hellaswag_items.URL, path, hellaswag_items.SHA256)]
     assert find_items("mine.jsonl") == Path("mine.jsonl")
-    assert not is_published(written(tmp_path / "items.jsonl", OFFICIAL))
+    assert not load_items(written(tmp_path / "items.jsonl", OFFICIAL))[1]
 
 
 def published_like(count: int) -> list[dict[str, Any]]:

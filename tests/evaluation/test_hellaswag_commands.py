@@ -20,6 +20,7 @@ from glassgpt.report.page import write_report
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import sha256_of
 from hellaswag_harness import some_items
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
 from report_harness import Page
@@ -132,7 +133,7 @@ def test_eval_prints_and_saves_both_styles_and_resumes(
 def test_published_scores_are_shown_for_the_published_file_only(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hellaswag_items, "is_published", lambda path: True)
+    monkeypatch.setattr(hellaswag_items, "SHA256", sha256_of(file))
     run = trained(tmp_path, file)
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     capsys.readouterr()

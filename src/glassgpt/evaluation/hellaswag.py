@@ -94,8 +94,8 @@ def evaluate_both_styles(
 ) -> dict[str, Any]:
     """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
 
-    Scores are kept in the cache, and the next call continues there. `progress` is called with the style and the numbers
-    of scored and of all items. Raises `UserError` for a model without a tokenizer, and as `score_hellaswag`.
+    Scores are kept in the cache, and the next call continues there. progress: as in `score_hellaswag`, after the style.
+    Raises `UserError` for a model without a tokenizer, and as `encode`.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:

@@ -45,11 +45,6 @@ def find_items(path: str | Path | None = None) -> Path:
     return download(URL, target, SHA256, what="HellaSwag's validation items", manual=manual)
 
 
-def is_published(path: Path) -> bool:
-    """Whether this is the published file: only then can scores be compared with published ones."""
-    return sha256_of(path) == SHA256
-
-
 def read_items(path: Path) -> list[Item]:
     """All items of a JSON lines file with the published file's fields; empty lines are skipped.
 
@@ -60,24 +55,23 @@ def read_items(path: Path) -> list[Item]:
         lines = path.read_bytes().split(b"\n")
     items: list[Item] = []
     for line, text in enumerate(lines, start=1):
-        if text.strip():
-            try:
+        try:
+            if text.strip():
                 items.append(_item(len(items), json.loads(text)))
-            except UserError as error:
-                raise UserError(f"{path}, line {line}: {error}") from None
-            except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
-                raise UserError(f"{path}, line {line}: broken JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
+            reason = error if isinstance(error, UserError) else f"broken JSON ({error})"
+            raise UserError(f"{path}, line {line}: {reason}") from None
     if not items:
         raise UserError(f"{path} is empty; HellaSwag's validation file has 10,042 lines of JSON")
     return items
 
 
 def load_items(path: str | Path | None, count: int | None = None) -> tuple[list[Item], bool]:
-    """All items, or a `subset`, of a file (see `find_items`), and whether they are the complete published set."""
+    """All items of a file (see `find_items`), or a `subset`; and whether these are all of the published ones."""
     file = find_items(path)
     items = read_items(file)
     chosen = items if count is None else subset(items, count)
-    return chosen, len(chosen) == len(items) and is_published(file)
+    return chosen, len(chosen) == len(items) and sha256_of(file) == SHA256
 
 
 def _item(number: int, record: Any) -> Item:

@@ -49,8 +49,7 @@ _GPT2 = Family(
     buffers=r"bias|h\.\d+\.attn\.(masked_)?bias",
 )  # fmt: skip
 _GPT_BIGCODE = replace(
-    _GPT2,
-    name="GPTBigCode", model_type="gpt_bigcode", architecture="GPTBigCodeForCausalLM",
+    _GPT2, name="GPTBigCode", model_type="gpt_bigcode", architecture="GPTBigCodeForCausalLM",
     defaults={**_GPT2.defaults, "n_kv_head": 1, "activation": "gelu_pytorch_tanh"},
     # Without multi_query, q, k and v alternate head by head, which `Family.tensors` cannot describe.
     must_be={**_GPT2.must_be, "multi_query": (True,), "num_key_value_heads": (1,)},
@@ -64,27 +63,21 @@ _LLAMA = Family(
         "tied_head": False,
     },
     keys={**_LLAMA_KEYS, "bias": "attention_bias mlp_bias"},
-    must_be=_GATED,
-    rope_theta=10000.0, heads_divide=True,
+    must_be=_GATED, rope_theta=10000.0, heads_divide=True,
     tensors=_LLAMA_TENSORS,
     buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip
 _MISTRAL = replace(
-    _LLAMA,
-    name="Mistral", model_type="mistral", architecture="MistralForCausalLM",
+    _LLAMA, name="Mistral", model_type="mistral", architecture="MistralForCausalLM",
     defaults={**_LLAMA.defaults, "context_length": 131072, "n_kv_head": 8, "n_inner": 14336},
-    keys=_LLAMA_KEYS,
-    windows={"sliding_window": 4096},
-    heads_divide=False,
+    keys=_LLAMA_KEYS, windows={"sliding_window": 4096}, heads_divide=False,
 )  # fmt: skip
 _MINISTRAL = replace(
-    _MISTRAL,
-    name="Ministral", model_type="ministral", architecture="MinistralForCausalLM",
+    _MISTRAL, name="Ministral", model_type="ministral", architecture="MinistralForCausalLM",
     windows={"sliding_window": 4096, "layer_types": None},
 )  # fmt: skip
 _QWEN3 = replace(
-    _MISTRAL,
-    name="Qwen3", model_type="qwen3", architecture="Qwen3ForCausalLM",
+    _MISTRAL, name="Qwen3", model_type="qwen3", architecture="Qwen3ForCausalLM",
     defaults={
         **_LLAMA.defaults, "qk_norm": True, "vocab_size": 151936, "context_length": 32768, "n_kv_head": 32,
         "head_dim": 128, "n_inner": 22016,
@@ -93,8 +86,7 @@ _QWEN3 = replace(
     must_be={**_GATED, **_NO_BIAS},
 )  # fmt: skip
 _STARCODER2 = replace(
-    _LLAMA,
-    name="Starcoder2", model_type="starcoder2", architecture="Starcoder2ForCausalLM",
+    _LLAMA, name="Starcoder2", model_type="starcoder2", architecture="Starcoder2ForCausalLM",
     defaults={
         "position": "rope", "norm_bias": True, "activation": "gelu_pytorch_tanh", "vocab_size": 49152,
         "context_length": 4096, "n_layer": 30, "n_head": 24, "n_kv_head": 2, "n_embd": 3072, "n_inner": 12288,
@@ -104,48 +96,38 @@ _STARCODER2 = replace(
         **_UNGATED_KEYS, "norm_eps": "norm_epsilon", "bias": "use_bias",
         "dropout": "residual_dropout embedding_dropout attention_dropout",
     },
-    windows={"sliding_window": None},
+    windows={"sliding_window": None}, heads_divide=False,
     must_be={"mlp_type": ("default",), "norm_type": ("layer_norm",), "scale_attn_weights": (True,)},
     unread=frozenset({"activation_function", "layer_norm_epsilon", "rms_norm_eps"}),
-    heads_divide=False,
     tensors={**_LLAMA_TENSORS, "feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"},
 )  # fmt: skip
 _ARCEE = replace(
-    _LLAMA,
-    name="Arcee", model_type="arcee", architecture="ArceeForCausalLM",
+    _LLAMA, name="Arcee", model_type="arcee", architecture="ArceeForCausalLM",
     defaults={
         **_LLAMA.defaults, "activation": "relu2", "context_length": 4096, "n_embd": 2560, "n_inner": 18432,
         "norm_eps": 1e-5,
     },
-    keys={**_LLAMA.keys, "activation": "hidden_act"},
-    must_be={},
+    keys={**_LLAMA.keys, "activation": "hidden_act"}, must_be={},
 )  # fmt: skip
 _APERTUS = replace(
-    _MISTRAL,
-    name="Apertus", model_type="apertus", architecture="ApertusForCausalLM",
+    _MISTRAL, name="Apertus", model_type="apertus", architecture="ApertusForCausalLM",
     defaults={
         **_LLAMA.defaults, "qk_norm": True, "activation": "xielu", "vocab_size": 131072, "context_length": 65536,
         "n_inner": 14336, "norm_eps": 1e-5,
     },
-    keys=_UNGATED_KEYS,
-    windows={},
-    must_be=_NO_BIAS,
-    rope_type="llama3", rope_theta=12000000.0,
+    keys=_UNGATED_KEYS, windows={}, must_be=_NO_BIAS, rope_type="llama3", rope_theta=12000000.0,
     tensors={
         **_LLAMA_TENSORS, "attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm",
     },
 )  # fmt: skip
 _NANOCHAT = replace(
-    _MISTRAL,
-    name="NanoChat", model_type="nanochat", architecture="NanoChatForCausalLM",
+    _MISTRAL, name="NanoChat", model_type="nanochat", architecture="NanoChatForCausalLM",
     # It normalises queries and keys after the rotation; without a weight that equals normalising before it.
     defaults={
         **_LLAMA.defaults, "qk_norm": True, "norm_weight": False, "embedding_norm": True, "activation": "relu2",
         "vocab_size": 50304, "n_layer": 12, "n_head": 6, "n_embd": 768, "n_inner": 8192, "logit_softcap": 15.0,
     },
-    keys={**_UNGATED_KEYS, "logit_softcap": "final_logit_softcapping"},
-    windows={},
-    must_be=_NO_BIAS,
+    keys={**_UNGATED_KEYS, "logit_softcap": "final_logit_softcapping"}, windows={}, must_be=_NO_BIAS,
     tensors={**_LLAMA_TENSORS, "feed_forward.up": "mlp.fc1", "feed_forward.down": "mlp.fc2"}, swapped=True,
 )  # fmt: skip
 # A model is exported to the first family that can hold it.
