@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
-from glassgpt.cli.options import (
-    Command,
-    decoded,
-    default,
-    gives,
-    parse_options,
-    require_json,
-    say,
-    say_aside,
-    write_json,
-)
+from glassgpt.cli.options import Command, File, Flag, decoded, default, gives, require_json, say, say_aside, write_json
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
 
@@ -46,7 +36,7 @@ class Prepare(TextConfig, Command):
 
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
-        command = parse_options(cls, name, arguments)
+        command = super().parse(name, arguments)
         if gives(arguments, "--tokenizer"):
             from glassgpt.data.prepare import require_tokenizer
 
@@ -93,14 +83,12 @@ class TrainTokenizer(Command):
     reading: Reading = field(default_factory=ReadingConfig)
 
     def run(self) -> None:
-        from glassgpt.data import tokenizer_training
+        from glassgpt.data.tokenizer_training import Corpus, train_tokenizer
         from glassgpt.tokenizers.inspect import compare_with_gpt2
 
         DataConfig(encoding=self.reading.encoding)  # refuses an unknown encoding
-        corpus = tokenizer_training.Corpus(self.source, self.reading)
-        trained = tokenizer_training.train_tokenizer(
-            corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, log=print
-        )
+        corpus = Corpus(self.source, self.reading)
+        trained = train_tokenizer(corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, log=print)
         print(f"{self.out}: {trained.vocab_size:,} tokens")
         print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
         file = shlex.quote(str(self.out))
@@ -162,9 +150,8 @@ class DataInfo(Command):
 
     # A dataset written by `glassgpt prepare`, or token files of nanoGPT, build-nanogpt or llm.c.
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
-    json: Annotated[Path | None, arg(metavar="FILE")] = None  # Also write the facts to this file.
-    # Do not compare every file with its sha256, which reads all of them again.
-    skip_check: FlagCreatePairsOff[bool] = False
+    json: File = None  # Also write the facts to this file.
+    skip_check: Flag = False  # Do not compare every file with its sha256, which reads all of them again.
 
     def run(self) -> None:
         from glassgpt.data.dataset import verify

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
-
-from glassgpt.cli.options import Command, Reference, default, require_json, say, say_aside, write_json
+from glassgpt.cli.options import Command, File, Flag, Reference, default, require_json, say, say_aside, write_json
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import one_line
 
@@ -31,16 +29,14 @@ class Evaluate(Command):
     # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
     errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
     # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
-    skip_bad: Annotated[FlagCreatePairsOff[bool], default("the run's")] = False
+    skip_bad: Annotated[Flag, default("the run's")] = False
     context_length: Annotated[int | None, default("the model's")] = None  # Tokens per window of text.
-    hellaswag: FlagCreatePairsOff[bool] = False  # Also evaluate HellaSwag in both published styles.
+    hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.
     # HellaSwag's items as a .jsonl file.
     hellaswag_file: Annotated[Path | None, default("downloaded once", "FILE")] = None
     hellaswag_items: Annotated[int | None, default("all")] = None  # Number of items to evaluate.
-    # Also write the figures to this file, by position in the context and by document.
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
-    # With --json: also write the id and the loss of every predicted token.
-    token_losses: FlagCreatePairsOff[bool] = False
+    json: File = None  # Also write the figures to this file, by position in the context and by document.
+    token_losses: Flag = False  # With --json: also write the id and the loss of every predicted token.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
     # Measure the loss with weights rounded to 8 bits, as generate --quantize int8 uses them.
     quantize: Annotated[str | None, default("none", "int8")] = None
@@ -103,7 +99,7 @@ class Bench(Command):
     """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1.
-    json: Annotated[Path | None, arg(metavar="FILE")] = None  # File to write the figures to as JSON.
+    json: File = None  # File to write the figures to as JSON.
 
     def run(self) -> None:
         require_json(self.json)

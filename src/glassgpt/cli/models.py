@@ -10,9 +10,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from glassgpt.cli.options import REFERENCE_HELP, Command, Reference, decoded, default
+from glassgpt.cli.options import REFERENCE_HELP, Command, File, Flag, Reference, decoded, default
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable
@@ -24,9 +24,9 @@ class Generate(Command):
     reference: Reference
     # Text to continue, or - to read it from standard input.
     prompt: Annotated[str | None, default("piped standard input, otherwise a new document", "TEXT")] = None
-    prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None  # File whose text to continue, in UTF-8.
+    prompt_file: File = None  # File whose text to continue, in UTF-8.
     sampling: OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
-    greedy: FlagCreatePairsOff[bool] = False  # Always take the most likely token: the same as --temperature 0.
+    greedy: Flag = False  # Always take the most likely token: the same as --temperature 0.
     # Stop before this text; may be given several times.
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
     n: int = 1  # Number of samples, generated in one batch.
@@ -36,8 +36,7 @@ class Generate(Command):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # int8 generates faster on a CPU, with weights rounded to 8 bits.
     quantize: Annotated[str | None, default("none", "int8")] = None
-    # Compute each token from the whole text, without the cache of keys and values.
-    no_cache: FlagCreatePairsOff[bool] = False
+    no_cache: Flag = False  # Compute each token from the whole text, without the cache of keys and values.
 
     def run(self) -> None:
         prompt = self._prompt()
@@ -104,7 +103,7 @@ class Play(Command):
     port: Annotated[int | None, default("7860, or the next free one", "N")] = None  # Port to listen on.
     # Name or address to listen on, so that other machines can connect with the token. 0.0.0.0 is any address.
     host: Annotated[str | None, default("this machine only", "H")] = None
-    no_browser: FlagCreatePairsOff[bool] = False  # Do not open a browser.
+    no_browser: Flag = False  # Do not open a browser.
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ import tyro
 
 # Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
 from tyro import _errors as parse_errors
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from glassgpt.utils.errors import UserError, did_you_mean
@@ -28,6 +28,8 @@ REFERENCE_HELP = (
     "hub id (gpt2); a .pt file of nanoGPT or build-nanogpt."
 )
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
+Flag = Annotated[bool, FlagCreatePairsOff]
+File = Annotated[Path | None, arg(metavar="FILE")]
 
 
 def default(text: str, metavar: str | None = None) -> Any:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from glassgpt.cli.options import Command, default, gives, is_main_process, option_of, parse_options, say_aside
+from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import (
     EXECUTION_SETTINGS,
@@ -34,10 +34,10 @@ class RecipeCommand(Command):
     """A command that takes a recipe: its values are the defaults of the options."""
 
     out: Annotated[Path | None, default("runs/NAME", "DIR")] = None  # Directory of the run.
-    overwrite: FlagCreatePairsOff[bool] = False  # Replace the run that is in this directory.
+    overwrite: Flag = False  # Replace the run that is in this directory.
     # Resume the run in this directory, with other execution settings or more --steps if given.
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(see train --resume DIR --help)")] = None
-    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[TrainConfig, arg(name="")]
 
     @classmethod
@@ -114,7 +114,7 @@ class Resume(Command):
 
     resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]  # Directory of the run to resume.
     steps: Annotated[int | None, default("as before")] = None  # Number of optimizer updates at the end.
-    force: FlagCreatePairsOff[bool] = False  # Train even if the memory check says that the run does not fit.
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[ExecutionConfig, arg(name="")]
 
     @classmethod

@@ -24,7 +24,6 @@ class Windows:
     own offset, so that over the epochs a token occurs at every position of the context. (A text of T + 1 to 2T - 1
     tokens gives one window.) Orders: `shuffled` takes each window once per epoch, in a keyed permutation; `sequential`
     takes them in the text's order at offset 0 in every epoch; `random` draws each window's start, as nanoGPT does.
-
     Raises `UserError` for a text of fewer than T + 1 tokens.
     """
 
@@ -104,9 +103,8 @@ class Batches:
 def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
     """A period of a mixture: the text (P,) of each sequence, and the number of earlier sequences of that text (P,).
 
-    Each text has its share of the P = `MIXTURE_PERIOD` sequences (P = 1 for a single text), and for every n, up to less
-    than one, its share of the first n sequences: the chairman assignment of Tijdeman (1980). Raises `UserError` for a
-    weight of less than one sequence.
+    Each text has its share of the P = `MIXTURE_PERIOD` sequences (1 for a single text) and, up to less than one, of the
+    first n for every n: the chairman assignment of Tijdeman (1980). Raises `UserError` for less than one sequence.
     """
     if len(weights) == 1:
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)

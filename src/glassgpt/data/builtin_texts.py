@@ -1,8 +1,7 @@
 """Texts that are always available: the documentation bundled with Python, and Shakespeare's plays by download.
 
-python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (the text of
-`help("yield")`) and the docstrings of the standard library. Only paragraphs of prose are kept, each once and on one
-line, in 78 different characters.
+python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (of `help("yield")`) and the
+docstrings of the standard library. Only paragraphs of prose are kept, each once and on one line, in 78 characters.
 """
 
 import ast
@@ -84,10 +83,7 @@ class PythonDocs(BuiltinText):
 
 
 def python_docs() -> list[str]:
-    """The documents, in the order of their hashes, so that any part is a fair sample of all.
-
-    Raises `UserError` if this Python has no documentation.
-    """
+    """The documents in the order of their hashes, so that any part is a fair sample. Raises `UserError` without any."""
     try:
         from pydoc_data.topics import topics
     except ImportError:

@@ -48,8 +48,7 @@ class TokenStream:
     def document_starts(self) -> Ids | None:
         """The first token (documents,) of each document that starts here, in order; None without an index.
 
-        A document's tokens begin with the marks that its tokenizer puts before a text. The first tokens here may belong
-        to a document that started before. Raises `UserError` for an index that is out of order.
+        It is the first of its marks (`document_marks`). Raises `UserError` for an index that is out of order.
         """
         if self.indexes is None:
             return None
@@ -79,10 +78,9 @@ class TokenStream:
     ) -> Iterator[tuple[int, Ids, Ids]]:
         """Yield the position of a batch's first target, its inputs and its targets, both (B, T).
 
-        Every token but the first is a target once. The windows do not overlap and keep the text's order. The last batch
-        may hold fewer than `batch_size` windows; a remainder of r < T tokens comes at the end as (1, r). `limit` stops
-        after this many targets. Each of several ranks gets every `world_size`-th batch, maybe none. Raises `UserError`
-        for fewer than 2 tokens.
+        Every token but the first is a target once, in the text's order. The last batch may hold fewer than `batch_size`
+        windows; a remainder of r < T tokens comes at the end as (1, r). `limit` stops after this many targets. Each of
+        several ranks gets every `world_size`-th batch, maybe none. Raises `UserError` for fewer than 2 tokens.
         """
         if len(self) < 2:
             raise UserError(f"the {self.name} has {len(self)} tokens, and evaluation needs at least 2; use more text")

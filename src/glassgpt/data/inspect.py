@@ -19,7 +19,7 @@ from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_by
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200
 # Counts of the source in the manifest, and how the table names them.
-_SOURCE_COUNTS = {
+SOURCE_COUNTS = {
     "documents": "documents with text in the source",
     "blank_documents": "blank documents, left out",
     "bad_rows": "rows without text, left out (--skip-bad)",
@@ -63,7 +63,7 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
         "disk_bytes": sum(path.stat().st_size for path in files),
         "fingerprint": dataset.fingerprint,
         "splits": {split: _split_facts(dataset, split, content) for split, content in contents.items()},
-        "source_counts": {key: manifest[key] for key in _SOURCE_COUNTS} if is_prepared else None,
+        "source_counts": {key: manifest[key] for key in SOURCE_COUNTS} if is_prepared else None,
         "lengths": length_facts(np.concatenate(lengths)),
         "frequent": _frequent(counts[:-1], tokenizer),
         "unused_ids": int((counts[:-1] == 0).sum()),
@@ -202,7 +202,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     paragraphs = [
         [f"{name:<{_NAME}}{value}" for name, value in head.items() if value is not None],
         _split_lines(facts["splits"]),
-        [f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}" for key, count in counts.items()],
+        [f"{count:>{_NAME + _FIGURE},}  {SOURCE_COUNTS[key]}" for key, count in counts.items()],
         _length_lines(facts["lengths"]),
         frequent,
         ["documents in train" if samples[0]["begins_document"] else "text in train"],

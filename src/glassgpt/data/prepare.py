@@ -23,6 +23,7 @@ import numpy as np
 from glassgpt.config.schema import DataConfig, TextConfig
 from glassgpt.data import dataset, work_units
 from glassgpt.data.dataset import MANIFEST, files_of, find_damage, is_dataset, load_manifest, read_manifest
+from glassgpt.data.inspect import SOURCE_COUNTS
 from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
 from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import PreparedDataset, Source, resolve
@@ -41,14 +42,9 @@ Shards = dict[str, list[dict[str, Any]]]
 _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
 _KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
+_LEFT_OUT = ("blank_documents", "bad_rows", "duplicates_removed")  # keys of the manifest
 _SUMS = ("characters", "bytes", "tokens", "documents")  # of a split, in the manifest
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
-# Counts in the manifest of what is left out.
-_LEFT_OUT = {
-    "blank_documents": "blank documents are left out",
-    "bad_rows": "rows without text are left out (--skip-bad)",
-    "duplicates_removed": "duplicate documents are left out (--deduplicate)",
-}
 
 
 def prepare(
@@ -188,7 +184,7 @@ class DatasetBuilder:
         try:
             manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
             earlier = manifest or read_manifest(self._work, _PURPOSE)
-            is_resumed = earlier is not None and _is_same(earlier, purpose)
+            is_resumed = earlier is not None and _made_from(earlier) == _made_from(purpose)
             if not is_resumed or manifest is None:
                 self._prepare(purpose, is_resumed, workers)
             self._publish()
@@ -332,10 +328,9 @@ class DatasetBuilder:
         flush_to_disk(self.directory.parent)
 
 
-def _is_same(earlier: Mapping[str, Any], purpose: Mapping[str, Any]) -> bool:
-    """Whether an earlier build had the same request and the same text."""
-    texts = [[text_identity(each) for each in build["source"]["identity"]] for build in (earlier, purpose)]
-    return bool(earlier["request"] == purpose["request"] and texts[0] == texts[1])
+def _made_from(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The request and the texts of a dataset."""
+    return manifest["request"], *(text_identity(each) for each in manifest["source"]["identity"])
 
 
 def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,7 +347,7 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     name, documents = manifest["source"]["name"], manifest["documents"]
     lines = [
         f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}",
-        *(f"{manifest[key]:,} {text}" for key, text in _LEFT_OUT.items() if manifest[key]),
+        *(f"{manifest[key]:,} {SOURCE_COUNTS[key]}" for key in _LEFT_OUT if manifest[key]),
     ]
     if manifest["duplicates"] and not manifest["duplicates_removed"]:
         lines.append(

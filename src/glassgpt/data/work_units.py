@@ -155,10 +155,7 @@ def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
 
 
 def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> None:
-    """Write the shards of a unit with these files into the plan's directory, then mark it as finished.
-
-    `report` is called now and then. Raises `UserError` for a bad file.
-    """
+    """Write the shards of a unit with these files, then mark it as finished. Raises `UserError` for a bad file."""
     finished = counts_path(plan.directory, unit.number)
     # A worker whose parent was killed may still be exiting.
     lock = filelock.FileLock(plan.directory / f".unit-{unit.number:05d}.lock")
@@ -251,10 +248,7 @@ def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -
 
 
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterator[Tokens]:
-    """The ids of each piece, after the marks of `document_marks` if it starts a document.
-
-    Without an end-of-text token, an empty line separates documents.
-    """
+    """The ids of each piece. A document starts with its marks; without an end-of-text token, an empty line is first."""
     is_separated = tokenizer.end_of_text is None
     texts = [
         SEPARATOR + piece.text if is_separated and piece.starts and (unit, piece.number) != (0, 0) else piece.text

@@ -98,8 +98,10 @@ class LayerActivations:
     def _of_head(self, x: Tensor, head: int | None) -> Tensor:
         """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
         x = at_least_float32(x)
-        number = 0 if head is None else head * x.shape[1] // self.rot_q.shape[1]
-        return x if head is None else x[:, number : number + 1]
+        if head is None:
+            return x
+        number = head * x.shape[1] // self.rot_q.shape[1]
+        return x[:, number : number + 1]
 
 
 class ActivationCache:

@@ -30,8 +30,7 @@ LIMITS = {
     "temperature": (0, 100), "seed": (-(2**63), 2**64 - 1),
 }  # fmt: skip
 """Least and most items of lists and characters of texts, least and greatest values of numbers."""
-# Dtypes that are converted. float32, int32, uint16 and uint8 are sent as they are.
-SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}
+SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}  # other dtypes are sent as they are
 
 
 @dataclass(frozen=True, kw_only=True)

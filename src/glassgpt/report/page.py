@@ -13,8 +13,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 
-# In the page's head, so that a report is recognised before it is overwritten.
-_MARK = '<meta name="generator" content="glassgpt report">'
+_MARK = '<meta name="generator" content="glassgpt report">'  # by which a report is recognised before it is overwritten
 
 
 def write_report(run: str | Path, *others: str | Path, out: str | Path | None = None) -> Path:

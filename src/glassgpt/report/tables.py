@@ -87,16 +87,16 @@ def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
     by_step = [dict(run.samples) for run in runs]
     steps = sorted({step for samples in by_step for step in samples})
     # Evenly spread, the first and the last included.
-    chosen = {round(i * (len(steps) - 1) / (MAX_SAMPLED_STEPS - 1)) for i in range(MAX_SAMPLED_STEPS)}
+    numbers = {round(i * (len(steps) - 1) / (MAX_SAMPLED_STEPS - 1)) for i in range(MAX_SAMPLED_STEPS)}
+    chosen = [step for number, step in enumerate(steps) if number in numbers]
     sections: list[Record] = []
     if len(runs) > 1 and steps:
         final = [run.samples[-1] if run.samples else None for run in runs]
         sections.append({"title": "Final", "open": True, "columns": final})
-    for index, step in enumerate(steps):
-        if index in chosen:
-            columns = [(step, samples[step]) if step in samples else None for samples in by_step]
-            is_open = len(runs) == 1 and index == len(steps) - 1
-            sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
+    for step in chosen:
+        columns = [(step, samples[step]) if step in samples else None for samples in by_step]
+        is_open = len(runs) == 1 and step == steps[-1]
+        sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
     left_out = len(steps) > len(chosen)
     return sections, f"{len(chosen)} of {len(steps)} steps; samples.md has all of them." if left_out else ""
 

@@ -2,7 +2,6 @@
 
 A tokenizer is a list of byte strings, one per id, and a way to encode. Decoding joins the byte strings. Text is what
 UTF-8 can hold: every tokenizer refuses half a surrogate pair, which a Python string can carry, with a `UserError`.
-
 Shapes: `T` tokens, `V` vocabulary.
 """
 

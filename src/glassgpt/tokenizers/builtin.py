@@ -1,7 +1,4 @@
-"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them.
-
-Shapes: `T` tokens, `V` vocabulary.
-"""
+"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them."""
 
 import hashlib
 import importlib.metadata
@@ -187,30 +184,24 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
         case {"kind": "hf", "end_of_text": str(name), "tokenizer_json": str(inner)}:
             return _restore(inner, name)
         case {"model": {"vocab": vocab}}:
-            return _restore_hugging_face(text, vocab, end_of_text)
+            # Characters and bytes that `export_tokenizer` wrote become those kinds again, which have better errors.
+            if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
+                return BytesTokenizer()
+            if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
+                own = CharacterTokenizer("".join(vocab))
+                if text == own.to_hugging_face():
+                    return own
+            try:
+                return BPETokenizer(text, end_of_text)
+            except UserError:
+                return HFTokenizer(text, end_of_text)
     raise UserError("neither a glassgpt tokenizer (characters, bytes) nor a Hugging Face tokenizer.json")
-
-
-def _restore_hugging_face(text: str, vocab: object, end_of_text: str | None) -> Tokenizer:
-    # Files that `export_tokenizer` wrote for characters and bytes become those kinds again, which have better errors.
-    if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
-        return BytesTokenizer()
-    if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
-        characters = CharacterTokenizer("".join(vocab))
-        if text == characters.to_hugging_face():
-            return characters
-    try:
-        return BPETokenizer(text, end_of_text)
-    except UserError:
-        return HFTokenizer(text, end_of_text)
 
 
 def _configured_end_of_text(path: Path) -> str | None:
     """Return the `eos_token` of a tokenizer_config.json, None if there is no such file."""
-    if not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path.name} in the same folder is damaged ({error})") from error
     match config:
@@ -222,9 +213,8 @@ def _configured_end_of_text(path: Path) -> str | None:
 def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
-    Ids and decoded text are the same there, with one difference: `<|endoftext|>` in a text becomes the special token,
-    unless `split_special_tokens=True`; here it is ordinary text. `context_length` becomes `model_max_length`. Raises
-    `UserError` if the directory cannot be written.
+    Ids and decoded text are the same there, but `<|endoftext|>` in a text becomes the special token, unless
+    `split_special_tokens=True`. `context_length` becomes `model_max_length`. Raises `UserError` if it cannot write.
     """
     text = tokenizer.to_hugging_face()
     content = json.loads(text)

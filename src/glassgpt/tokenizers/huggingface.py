@@ -84,10 +84,9 @@ class BPETokenizer(FileTokenizer):
 
     @classmethod
     def from_merges(cls, vocab: Mapping[str, int], merges: Sequence[str]) -> "BPETokenizer":
-        """Build a tokenizer that splits text as GPT-2 does.
+        """Build a tokenizer that splits text as GPT-2 does; `<|endoftext|>` is a special token if `vocab` has it.
 
-        `vocab` has the id of each token and `merges` the pairs ("a b") in their order, both in the characters of
-        `bytes_to_unicode`. `<|endoftext|>` is a special token if `vocab` has it.
+        `vocab` has each token's id, `merges` the pairs ("a b") in order, both in the characters of `bytes_to_unicode`.
         """
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         special = [{"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocab else []
@@ -106,8 +105,7 @@ class BPETokenizer(FileTokenizer):
 
     def merges(self) -> list[tuple[str, str]]:
         """Return the merged pairs in their order, in the characters of `bytes_to_unicode`."""
-        pairs = json.loads(self._json)["model"]["merges"]
-        return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
+        return _merge_pairs(json.loads(self._json)["model"])
 
 
 class HFTokenizer(FileTokenizer):
@@ -117,9 +115,8 @@ class HFTokenizer(FileTokenizer):
     by WordPiece's splitting at spaces, by a token for unknown characters, by `▁` as the space of SentencePiece, by
     Metaspace's leading space, or by a spelled-out byte token (`<0x41>`) under Unigram. `encode` refuses unknown
     characters without a token. Bytes that are not UTF-8 decode to U+FFFD as in Python; the library replaces a whole run
-    of byte tokens. `byte_lengths` takes each token as within a text.
-
-    `end_of_text` names that token if it has an unusual name. Raises `UserError` if the text is not supported.
+    of byte tokens. `byte_lengths` takes each token as within a text. `end_of_text` names that token if it has an
+    unusual name. Raises `UserError` if the text is not supported.
     """
 
     kind = "hf"
@@ -279,7 +276,8 @@ def _for_encoding(
     no unknown token: they become the id `unknown`, one above all others.
     """
     model = dict(content["model"])
-    renamed = {name: _NO_TEXT + name if i in special else name for name, i in ids.items()}
+    special_names = {name for name, i in ids.items() if i in special}
+    renamed = {name: _NO_TEXT + name if name in special_names else name for name in ids}
     if isinstance(model["vocab"], list):
         model["vocab"] = [[renamed[piece], score] for piece, score in model["vocab"]]
     else:
@@ -288,7 +286,8 @@ def _for_encoding(
         if unknown_token == _UNKNOWN:
             model["vocab"][_UNKNOWN] = unknown
     if "merges" in model:
-        model |= {"merges": [merge for merge in model["merges"] if _merges_text(merge, renamed)], "dropout": None}
+        pairs = [pair for pair in _merge_pairs(model) if special_names.isdisjoint((*pair, "".join(pair)))]
+        model |= {"merges": pairs, "dropout": None}
     added = [
         {**token, "content": renamed[token["content"]]}
         for token in content.get("added_tokens") or []
@@ -298,7 +297,6 @@ def _for_encoding(
     return {**content, "model": model, "added_tokens": added, **unused}
 
 
-def _merges_text(merge: str | Sequence[str], renamed: Mapping[str, str]) -> bool:
-    """Whether a merge of BPE neither uses nor results in a special token."""
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return all(renamed.get(name, name) == name for name in (first, second, first + second))
+def _merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs that a BPE merges, in their order. Older files write a pair as one text."""
+    return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]

@@ -22,10 +22,7 @@ _BATCH = 1 << 22  # characters encoded at once
 
 
 def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
-    """Describe a tokenizer: kind, size, special tokens, longest tokens, and the tokens of a text (default: `SAMPLE`).
-
-    Raises `UserError` if it cannot encode `text`.
-    """
+    """Describe a tokenizer and a text's tokens (default: `SAMPLE`). Raises `UserError` if it cannot encode `text`."""
     width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     rows = [
         ("kind", _KINDS.get(tokenizer.kind, tokenizer.kind)),
