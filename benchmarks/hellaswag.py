@@ -25,7 +25,7 @@ from glassgpt.evaluation.hellaswag import NEAR_TIE, Question, Score, encode, mak
 from glassgpt.evaluation.hellaswag_items import STYLES, find_items, read_items
 from glassgpt.model.gpt import GPT
 from glassgpt.model.loss import token_losses
-from glassgpt.tokenizers.builtin import BPETokenizer
+from glassgpt.tokenizers.builtin import gpt2_tokenizer
 from glassgpt.utils.device import keep_freed_memory
 
 
@@ -88,7 +88,7 @@ def main() -> int:
     keep_freed_memory()  # as the command line does
     model = GPT.create(ModelConfig(vocab_size=50257), seed=1).eval()
     items = read_items(find_items(options.items))
-    batches = sample(make_batches(encode(items, BPETokenizer.gpt2(), options.style, 1024, 50257)), options.count)
+    batches = sample(make_batches(encode(items, gpt2_tokenizer(), options.style, 1024)), options.count)
     questions = [question for batch in batches for question in batch]
     print(f"{len(questions)} of {len(items)} items in {len(batches)} batches, {options.style}")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} before")

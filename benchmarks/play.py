@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from glassgpt import GPT, ModelConfig
 from glassgpt.interop.hf_models import export_hf
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer
 from glassgpt.utils.device import cpu_name
 
 # What is timed, with its target in seconds.
@@ -121,7 +121,7 @@ def main() -> int:
     chromium = shutil.which("chromium")
     if chromium is None:
         parser.error("chromium is not installed: apt-get install chromium")
-    tokenizer = BPETokenizer.gpt2()
+    tokenizer = gpt2_tokenizer()
     seconds: dict[str, list[float]] = {name: [] for name in TARGETS}
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         shape = ModelConfig(vocab_size=50257, context_length=1024, n_layer=12, n_head=12, n_embd=768)

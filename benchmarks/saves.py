@@ -9,6 +9,7 @@ thread: their times are printed next to those of undisturbed steps.
 """
 
 import argparse
+import functools
 import shutil
 import statistics
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from glassgpt.config.recipes import recipe
 from glassgpt.distributed.group import process_group
-from glassgpt.runs.checkpoint import Background, Snapshot, TrainingState, save_checkpoint, take_snapshot
+from glassgpt.runs.checkpoint import Snapshot, TrainingState, in_background, save_checkpoint, take_snapshot
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import TrainState, setup_training
 from glassgpt.training.step import start_update
@@ -62,7 +63,7 @@ def main() -> int:
     }
     with process_group() as ranks:
         state = setup_training(config, ranks, SilentProgress())
-        background = Background()
+        writing = in_background(lambda: None)
 
         def write(snapshot: Snapshot) -> None:
             begin = time.perf_counter()
@@ -78,18 +79,18 @@ def main() -> int:
                 snapshot = take_snapshot(state.strategy, state.optimizers)
                 found["copy"].append(time.perf_counter() - begin)
                 if snapshot is not None:
-                    background.start(lambda snapshot=snapshot: write(snapshot))  # type: ignore[misc]
+                    writing = in_background(functools.partial(write, snapshot))
                     if way == "foreground":
-                        background.finish()
+                        writing.result()
                 ranks.all_gather_numbers([0])  # the others wait for the first
                 found[way].append(time.perf_counter() - begin)
-                writing = len(found["writing"])
+                written = len(found["writing"])
                 for _ in range(arguments.steps if way == "background" else 0):
                     seconds = timed_step(state)
                     found[
-                        "step while writing" if len(found["writing"]) == writing and ranks.is_main else "step"
+                        "step while writing" if len(found["writing"]) == written and ranks.is_main else "step"
                     ].append(seconds)
-                background.finish()
+                writing.result()
         if ranks.is_main:
             size = sum(p.numel() for p in state.strategy.model.parameters()) / 1e6
             print(

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from glassgpt.config.recipes import recipe
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import Memory, RankBatch, bytes_sent_per_update, memory_per_rank
+from glassgpt.planning.memory import Memory, bytes_sent_per_update, memory_per_rank
 from kill_harness import tiny_config, write_text
 from torchrun_harness import environment, torchrun
 
@@ -67,24 +67,22 @@ def tables() -> dict[str, str]:
     """The tables of `docs/scale.md` by name."""
     memory, sent, batches = [], [], []
     for config, processes, strategy in setups():
-        batch, name = (
-            RankBatch.of(config, processes),
-            [config.name, str(processes), strategy if processes > 1 else "single"],
-        )
+        name = [config.name, str(processes), strategy if processes > 1 else "single"]
+        sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
         need = memory_per_rank(config, processes, strategy, "bfloat16")
         memory.append(
             [*name, *(gigabytes(getattr(need, part)) for part in MEMORY_PARTS), f"**{gigabytes(need.total)}**"]
         )
         if processes > 1:
             count = bytes_sent_per_update(config, processes, strategy, "bfloat16")
-            flops = ModelSummary(config.model).training_flops_per_token * batch.sequences * config.model.context_length
-            sent.append([*name, str(batch.micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
+            flops = ModelSummary(config.model).training_flops_per_token * sequences * config.model.context_length
+            sent.append([*name, str(micro_steps), gigabytes(count), f"{flops / count:,.0f}"])
         if strategy == "ddp":
             each = [
-                batch.sequences,
-                batch.micro_batch,
-                batch.micro_steps,
-                batch.micro_batch * config.model.context_length,
+                sequences,
+                config.micro_batch(processes),
+                micro_steps,
+                config.micro_batch(processes) * config.model.context_length,
                 config.batch_tokens,
             ]
             batches.append([*name[:2], *(f"{number:,}" for number in each)])
@@ -156,8 +154,8 @@ def check(folder: Path) -> None:
 def _row(config: TrainConfig, ranks: int, ranks_figures: list[dict[str, Any]]) -> list[str]:
     config = config.override(model={"vocab_size": ranks_figures[0]["vocab_size"]})
     strategy, precision = config.strategy, config.precision
-    extra = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
-    micro_steps = RankBatch.of(config, ranks).micro_steps
+    variant = "muon" if config.optim.name == "muon" else config.activation_checkpointing.replace("none", "")
+    micro_steps = config.micro_steps(ranks)
     need, sent = (
         memory_per_rank(config, ranks, strategy, precision),
         bytes_sent_per_update(config, ranks, strategy, precision),
@@ -171,7 +169,7 @@ def _row(config: TrainConfig, ranks: int, ranks_figures: list[dict[str, Any]]) -
         flush=True,
     )
     return [
-        *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, extra, str(micro_steps)),
+        *(str(ranks), strategy if ranks > 1 or strategy == "fsdp" else "single", precision, variant, str(micro_steps)),
         *(f"{need.total / 1e6:.1f}", f"{memory / 1e6:.1f}", f"{need.total / memory:.3f}"),
         *(
             f"{sent / 1e6:.2f}",

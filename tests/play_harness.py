@@ -160,13 +160,13 @@ class Served:
     """A server in a thread."""
 
     def __init__(self, catalog: Catalog, token: str = TOKEN, port: int = 0) -> None:
-        address = bind(None, port)
-        self.url = address.url
-        self.policy = replace(address.policy, token=token)
-        self.client = Client(address.listener.getsockname()[1], token)
+        listener, policy = bind(None, port)
+        self.url = policy.url
+        self.policy = replace(policy, token=token)
+        self.client = Client(listener.getsockname()[1], token)
         self.pool = ModelPool(catalog, torch.device("cpu"))
         self.server = PlayServer(self.pool, self.policy)
-        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [address.listener]}, daemon=True)
+        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

@@ -116,7 +116,7 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
     """Validation figures and HellaSwag of an untrained model, each rank its share."""
     from glassgpt.config.schema import TrainConfig
     from glassgpt.distributed.group import process_group
-    from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+    from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
     from glassgpt.evaluation.hellaswag_items import read_items, subset
     from glassgpt.evaluation.perplexity import evaluate_data
     from glassgpt.training.progress import SilentProgress
@@ -124,11 +124,10 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
 
     with process_group() as ranks:
         state = setup_training(TrainConfig.from_dict(config), ranks, SilentProgress())
-        with state.strategy.full_model() as model:
-            loss = evaluate_data(model, state.data, limit=limit, ranks=ranks)
-            scores = evaluate_hellaswag(
-                model, state.data.tokenizer, subset(read_items(Path(items)), count), ranks=ranks
-            )
+        model = state.strategy.full_model()
+        loss = evaluate_data(model, state.data, limit=limit, ranks=ranks)
+        chosen = subset(read_items(Path(items)), count)
+        scores = summarize(score_hellaswag(model, state.data.tokenizer, chosen, ranks=ranks))
     return {"loss": loss, "hellaswag": scores}
 
 

@@ -33,7 +33,7 @@ OWNERS = {
     "uvicorn": {"playground.server"},
     "tensorboard": {"training.loggers"},
     "wandb": {"training.loggers"},
-    "fastokens": {"tokenizers.bpe"},
+    "fastokens": {"tokenizers.huggingface"},
     "tokenizers": {"tokenizers.huggingface", "data.tokenizer_training"},
     "safetensors": {"runs.checkpoint", "interop.hf_models"},
     "huggingface_hub": {"utils.hub"},

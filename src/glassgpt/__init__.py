@@ -15,41 +15,26 @@ from typing import TYPE_CHECKING, Any
 from glassgpt.utils.openmp import limit_spinning
 
 if TYPE_CHECKING:
-    from glassgpt.config.model import ModelConfig
-    from glassgpt.config.recipes import recipe, recipe_names
-    from glassgpt.config.schema import DataConfig, OptimConfig, ProbeConfig, SampleConfig, TrainConfig
-    from glassgpt.evaluation.perplexity import evaluate
-    from glassgpt.generation.generate import GeneratedToken, generate
-    from glassgpt.generation.inference import quantize
-    from glassgpt.interop.references import export, load
-    from glassgpt.interpretability.capture import capture
-    from glassgpt.model.gpt import GPT
-    from glassgpt.report.page import write_report
-    from glassgpt.training.run import resume, train
-    from glassgpt.utils.errors import UserError
-
-__all__ = [
-    "GPT",
-    "DataConfig",
-    "GeneratedToken",
-    "ModelConfig",
-    "OptimConfig",
-    "ProbeConfig",
-    "SampleConfig",
-    "TrainConfig",
-    "UserError",
-    "capture",
-    "evaluate",
-    "export",
-    "generate",
-    "load",
-    "quantize",
-    "recipe",
-    "recipe_names",
-    "resume",
-    "train",
-    "write_report",
-]
+    from glassgpt.config.model import ModelConfig as ModelConfig
+    from glassgpt.config.recipes import recipe as recipe
+    from glassgpt.config.recipes import recipe_names as recipe_names
+    from glassgpt.config.schema import DataConfig as DataConfig
+    from glassgpt.config.schema import OptimConfig as OptimConfig
+    from glassgpt.config.schema import ProbeConfig as ProbeConfig
+    from glassgpt.config.schema import SampleConfig as SampleConfig
+    from glassgpt.config.schema import TrainConfig as TrainConfig
+    from glassgpt.evaluation.perplexity import evaluate as evaluate
+    from glassgpt.generation.generate import GeneratedToken as GeneratedToken
+    from glassgpt.generation.generate import generate as generate
+    from glassgpt.generation.inference import quantize as quantize
+    from glassgpt.interop.references import export as export
+    from glassgpt.interop.references import load as load
+    from glassgpt.interpretability.capture import capture as capture
+    from glassgpt.model.gpt import GPT as GPT
+    from glassgpt.report.page import write_report as write_report
+    from glassgpt.training.run import resume as resume
+    from glassgpt.training.run import train as train
+    from glassgpt.utils.errors import UserError as UserError
 
 # Names are imported on first use: importing torch takes 1.6 s, and `glassgpt --help` does not need it.
 _NAMES_BY_MODULE = {
@@ -66,6 +51,7 @@ _NAMES_BY_MODULE = {
     "training.run": ("resume", "train"),
     "utils.errors": ("UserError",),
 }
+__all__ = sorted(name for names in _NAMES_BY_MODULE.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
@@ -78,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -21,7 +21,7 @@ import glassgpt.generation.generate
 import glassgpt.interop.references
 import glassgpt.training.run
 from glassgpt.cli.console import RichProgress
-from glassgpt.cli.main import COMMANDS, SUBCOMMANDS, main
+from glassgpt.cli.main import COMMANDS, main
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
 from glassgpt.generation.generate import GeneratedToken
@@ -74,8 +74,7 @@ def run_process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess
 
 EVERY_COMMAND = [
     [],
-    *([name] for name in COMMANDS),
-    *([group, name] for group, names in SUBCOMMANDS.items() for name in names),
+    *(name.split() for name in (*COMMANDS, "tokenizer", "data")),
 ]
 
 
@@ -263,6 +262,8 @@ def test_a_run_that_does_not_fit_needs_force(
     [
         ("trian", "did you mean 'train'"),
         ("--vresion", "did you mean '--version'"),
+        ("tokenizer", "commands: tokenizer train, tokenizer show"),
+        ("tokenizer trian", "did you mean 'tokenizer train'"),
         ("train demmo", "did you mean 'demo'"),
         ("train --model.n-lyer 3", "did you mean '--model.n-layer'"),
         ("train --n-layer 3", "did you mean '--model.n-layer'"),

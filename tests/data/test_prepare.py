@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import builder, work_units
+from glassgpt.data import work_units
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
 from glassgpt.data.prepare import prepare, require_tokenizer
 from glassgpt.data.shards import ShardWriter
@@ -392,12 +392,11 @@ AT_ONCE = """
 import os, sys, time
 from pathlib import Path
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import builder
 from glassgpt.data.dataset import open_dataset
-from glassgpt.data.prepare import prepare
+from glassgpt.data.prepare import DatasetBuilder, prepare
 
 source, out, folder = sys.argv[1:]
-build = builder.DatasetBuilder.build
+build = DatasetBuilder.build
 
 def wait_and_build(*arguments):
     while len(list(Path(folder).iterdir())) < 2:
@@ -409,7 +408,7 @@ def log(line):
     if line.startswith("waiting"):
         Path(folder, str(os.getpid())).touch()
 
-builder.DatasetBuilder.build = wait_and_build
+DatasetBuilder.build = wait_and_build
 print(open_dataset(prepare(DataConfig(source=source), Path(out), log=log)).fingerprint)
 """
 
@@ -475,7 +474,7 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
         done.append(unit.number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "prepare_unit", fail_at_the_third)
+        patch.setattr(work_units, "prepare_unit", fail_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             prepare(request, tmp_path / "out")
     assert done == [0, 1]
@@ -485,7 +484,7 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
         fetched.extend(file.name for file in files)
         return fetch_all(files, log=log)
 
-    monkeypatch.setattr(builder, "fetch_all", watched)
+    monkeypatch.setattr("glassgpt.data.prepare.fetch_all", watched)
     prepare(request, tmp_path / "out")
     assert fetched == ["2.txt", "3.txt"]
 

@@ -24,7 +24,6 @@ from pyarrow import parquet
 import glassgpt
 from glassgpt.cli.main import main
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import builder
 from glassgpt.data.dataset import open_dataset
 from glassgpt.data.prepare import prepare
 from glassgpt.data.sources import LocalFiles
@@ -79,7 +78,7 @@ def test_a_finished_build_is_not_used_for_another_request(texts: Path, tmp_path:
     """After a kill while a dataset is moved into place, the text or the request changes."""
     out = tmp_path / "sets" / "out"
     for change in ("request", "text"):
-        with mock.patch.object(builder.DatasetBuilder, "_publish", side_effect=KeyboardInterrupt):
+        with mock.patch("glassgpt.data.prepare.DatasetBuilder._publish", side_effect=KeyboardInterrupt):
             assert main(command(texts, out)) == 130
         if change == "text":
             (texts / "a.jsonl").write_text(json.dumps({"text": WORDS}))
@@ -313,7 +312,7 @@ def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: s
 
     request = DataConfig(source=str(texts), tokenizer="bytes", shard_tokens=2000, deduplicate=deduplicate)
     message = r"cannot read .*d\.jsonl" if change == "removed" else "texts changed while"
-    with mock.patch.object(builder, "run_tasks", changing), pytest.raises(UserError, match=message):
+    with mock.patch("glassgpt.data.prepare.run_tasks", changing), pytest.raises(UserError, match=message):
         prepare(request, out, workers=1)
     assert not out.exists()
     prepare(request, out, workers=1)

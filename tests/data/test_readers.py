@@ -471,7 +471,7 @@ def test_pyarrow_and_zstd_are_imported_only_if_needed(tmp_path: Path) -> None:
 def test_utf_16_without_a_byte_order_mark_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"plain text")
-    with pytest.raises(UserError, match=r"a\.txt .* utf-16 \(.*BOM\).*--encoding"):
+    with pytest.raises(UserError, match=r"(?s)a\.txt .* utf-16: .*BOM.*--encoding"):
         list(read_documents(path, ReadingConfig(encoding="utf-16"), name="a.txt"))
 
 

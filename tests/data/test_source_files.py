@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from glassgpt.data.source_files import SourceFile, fetch_all
+
+OnBytes = Callable[[int], None]
 
 
 def silent(line: str) -> None:
@@ -25,7 +29,7 @@ class Fetches:
         self.under_way = self.most = 0
         self.files = [SourceFile(f"{i}.txt", 10, partial(self.fetch, i)) for i in range(count)]
 
-    def fetch(self, index: int) -> Path:
+    def fetch(self, index: int, on_bytes: OnBytes) -> Path:
         with self.lock:
             self.begun.append(index)
             self.under_way += 1
@@ -56,7 +60,7 @@ def test_an_error_is_raised_in_order_and_ends_the_threads() -> None:
     before = threading.active_count()
     fetches = Fetches(10)
 
-    def fail() -> Path:
+    def fail(on_bytes: OnBytes) -> Path:
         raise ValueError("gone")
 
     fetches.files[3] = SourceFile("3.txt", 10, fail)
@@ -71,36 +75,40 @@ def test_an_error_is_raised_in_order_and_ends_the_threads() -> None:
 def test_closing_cancels_running_fetches() -> None:
     """A fetch would take a minute; others are never begun."""
     before = threading.active_count()
-    stops = [threading.Event() for _ in range(9)]
     begun: list[int] = []
+    cancelled: list[int] = []
 
-    def fetch(index: int) -> Path:
+    def fetch(index: int, on_bytes: OnBytes) -> Path:
         begun.append(index)
-        if index and stops[index].wait(60):
-            raise RuntimeError("stopped")
+        for _ in range(6000 if index else 0):
+            time.sleep(0.01)
+            try:
+                on_bytes(1)
+            except CancelledError:
+                cancelled.append(index)
+                raise
         return Path("first")
 
-    files = [SourceFile(str(i), 1, partial(fetch, i), cancel=stops[i].set) for i in range(9)]
+    files = [SourceFile(str(i), 1, partial(fetch, i), missing=1) for i in range(9)]
     with closing(fetch_all(files, parallel=2, log=silent)) as fetched:
         assert next(fetched)[1] == Path("first")
         while len(begun) < 3:
             time.sleep(0.001)
     assert sorted(begun) == [0, 1, 2]
-    assert [stop.is_set() for stop in stops[:3]] == [False, True, True]
+    assert sorted(cancelled) == [1, 2]
     assert threading.active_count() == before
 
 
 def test_progress_lines_appear_only_while_something_is_downloaded() -> None:
-    came = {0: 0, 1: 0}
 
-    def fetch(index: int) -> Path:
+    def fetch(on_bytes: OnBytes) -> Path:
         for _ in range(10):
             time.sleep(0.02)
-            came[index] += 100_000_000
-        return Path(str(index))
+            on_bytes(100_000_000)
+        return Path("downloaded")
 
-    files = [SourceFile(str(i), 1_000_000_000, partial(fetch, i), present=partial(came.__getitem__, i)) for i in (0, 1)]
-    local = SourceFile("local", 500_000_000, lambda: Path("local"))
+    files = [SourceFile(str(i), 1_000_000_000, fetch, missing=1_000_000_000) for i in (0, 1)]
+    local = SourceFile("local", 500_000_000, Path("local"))
     lines: list[str] = []
     assert len(list(fetch_all([*files, local], log=lines.append, every=0.05))) == 3
     assert lines[-1] == "downloaded 2.00 GB of 3 files"
@@ -110,5 +118,6 @@ def test_progress_lines_appear_only_while_something_is_downloaded() -> None:
     )
     assert lines[0].endswith("B/s")
     lines.clear()
-    list(fetch_all([*files, local], log=lines.append, every=0.0))  # all there from the start
+    here = [SourceFile(file.name, file.bytes, Path(file.name)) for file in files]
+    list(fetch_all([*here, local], log=lines.append, every=0.0))
     assert lines == []

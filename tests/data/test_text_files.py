@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
 from glassgpt.data.text_files import split_point, split_text
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> Tokenizer:
-    return BPETokenizer.gpt2()
+    return gpt2_tokenizer()
 
 
 WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2003\u2028\u3000"

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from glassgpt.data import tokenizer_training as module
 from glassgpt.data.tokenizer_training import split_long, train_bpe
 from glassgpt.tokenizers.base import bytes_to_unicode
-from glassgpt.tokenizers.builtin import BPETokenizer
+from glassgpt.tokenizers.builtin import BPETokenizer, gpt2_tokenizer
 from glassgpt.utils.errors import UserError
 from tokenizers import Tokenizer as Library
 
@@ -118,7 +118,7 @@ def test_ids_are_in_gpt2s_order() -> None:
         "bpe",
     )
     assert tokenizer.byte_lengths()[-1] == 0
-    gpt2 = BPETokenizer.gpt2()
+    gpt2 = gpt2_tokenizer()
     assert [tokenizer.decode_bytes([i]) for i in range(256)] == [gpt2.decode_bytes([i]) for i in range(256)]
 
 

@@ -25,7 +25,7 @@ from glassgpt.evaluation.hellaswag import (
     Question,
     Score,
     encode,
-    evaluate_hellaswag,
+    evaluate_both_styles,
     group_by_length,
     hash_model,
     make_batches,
@@ -37,15 +37,17 @@ from glassgpt.evaluation.hellaswag import (
 from glassgpt.evaluation.hellaswag_items import (
     STYLES,
     Item,
+    Style,
     find_items,
     fingerprint,
-    is_published,
+    load_items,
     prompt_of,
     read_items,
     subset,
     without_markup,
 )
 from glassgpt.interop.hf_models import export_hf
+from glassgpt.interop.references import LoadedModel
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
@@ -108,7 +110,7 @@ def prefixed() -> BPETokenizer:
     return tokenizer
 
 
-def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: str) -> tuple[list[float], list[int]]:
+def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: Style) -> tuple[list[float], list[int]]:
     """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's
     cross-entropy.
     """
@@ -146,7 +148,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_choices_are_those_of_a_plain_loop(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choices_are_those_of_a_plain_loop(name: str, style: Style, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses to 1e-4 of 1e3 nats (float32), so each choice is the same where the best two are further apart."""
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # so that there are many batches
     items, model = some_items(16), model_for(BYTES, **MODELS[name])
@@ -180,11 +182,11 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_prompts_start_with_the_tokenizers_prefix(style: str) -> None:
+def test_prompts_start_with_the_tokenizers_prefix(style: Style) -> None:
     tokenizer = prefixed()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
-    assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256, 258)} == {257}
+    assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256)} == {257}
     for item, score in zip(items, scores, strict=True):
         assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
@@ -205,8 +207,8 @@ def test_figures_count_the_choices() -> None:
 
 def test_training_mode_is_restored_and_dropout_is_off() -> None:
     items, model = some_items(6), model_for(BYTES).train()
-    exact = evaluate_hellaswag(model, BYTES, items)
-    assert evaluate_hellaswag(model, BYTES, items) == exact
+    exact = score_hellaswag(model, BYTES, items)
+    assert score_hellaswag(model, BYTES, items) == exact
     assert model.training
     rough = score_hellaswag(model, BYTES, items, precision="bfloat16")
     assert [s.losses for s in rough] != [s.losses for s in score_hellaswag(model, BYTES, items)]
@@ -242,7 +244,7 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
 
 
 def test_every_item_is_in_one_batch_with_contexts_of_its_length() -> None:
-    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100, 256))
+    batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100))
     assert sorted(q.number for batch in batches for q in batch) == list(range(60))
     assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
@@ -335,7 +337,7 @@ def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> Non
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
     model, path = model_for(BYTES), tmp_path / "results.jsonl"
-    assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256, 256))) == 1
+    assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256))) == 1
     whole = score_hellaswag(model, BYTES, items, results=path)
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
     path.write_bytes(b"".join(lines[:3]))
@@ -347,7 +349,7 @@ def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
     for _ in range(2):
-        found = evaluate_hellaswag(model, BYTES, items, results=path)
+        found = summarize(score_hellaswag(model, BYTES, items, results=path))
         assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
 
 
@@ -413,14 +415,14 @@ def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
 def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
     (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
     plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
-    assert plain.context == "A man is sitting on a roof. he"
-    assert plain.endings[3] == " starts [substeps] pulling   up."
-    assert cleaned.context == "Roof shingle removal: A man is sitting on a roof. He"
-    assert cleaned.endings[3] == " starts pulling  up."  # three spaces become two, as there
-    assert cleaned.characters == (14, 27, 18, 19)
+    assert plain[0] == "A man is sitting on a roof. he"
+    assert plain[1][3] == " starts [substeps] pulling   up."
+    assert cleaned[0] == "Roof shingle removal: A man is sitting on a roof. He"
+    assert cleaned[1][3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned[2] == [14, 27, 18, 19]
     wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
-    assert prompt_of(wiki, "lm-eval").context == "Roof shingle removal: How to fly. Jump. Then"
-    assert prompt_of(wiki, "lm-eval").endings[0] == "  is using wrap."
+    assert prompt_of(wiki, "lm-eval")[0] == "Roof shingle removal: How to fly. Jump. Then"
+    assert prompt_of(wiki, "lm-eval")[1][0] == "  is using wrap."
 
 
 @pytest.mark.parametrize(
@@ -459,17 +461,13 @@ def test_files_without_items_are_errors(tmp_path: Path) -> None:
 def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
     items, model = some_items(2), model_for(BYTES)
     with pytest.raises(UserError, match="tokenizer"):
-        evaluate_hellaswag(model, None, items)
-    with pytest.raises(UserError, match="'lm-evil'; did you mean 'lm-eval'"):
-        evaluate_hellaswag(model, BYTES, items, style="lm-evil")
+        evaluate_both_styles(LoadedModel("x", model, None, None, None), items, False, lambda *numbers: None)
     letters = CharacterTokenizer("abc ")
     with pytest.raises(UserError, match="tokenizer's 4"):
-        evaluate_hellaswag(model_for(letters), letters, items)
-    with pytest.raises(UserError, match="the tokenizer is not this model's"):
-        evaluate_hellaswag(model_for(letters), BYTES, items)
+        score_hellaswag(model_for(letters), letters, items)
     empty = dataclasses.replace(items[0], endings=("[step]", "b", "c", "d"))
     with pytest.raises(UserError, match="item 0 of HellaSwag"):
-        evaluate_hellaswag(model, BYTES, [empty], style="lm-eval")
+        score_hellaswag(model, BYTES, [empty], style="lm-eval")
 
 
 def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +483,7 @@ def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypat
     assert path == tmp_path / "downloads" / "hellaswag_val.jsonl"
     assert asked == [(hellaswag_items.URL, path, hellaswag_items.SHA256)]
     assert find_items("mine.jsonl") == Path("mine.jsonl")
-    assert not is_published(written(tmp_path / "items.jsonl", OFFICIAL))
+    assert not load_items(written(tmp_path / "items.jsonl", OFFICIAL))[1]
 
 
 def published_like(count: int) -> list[dict[str, Any]]:

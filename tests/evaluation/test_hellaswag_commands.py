@@ -13,13 +13,14 @@ import pytest
 from glassgpt.cli.main import main
 from glassgpt.evaluation import hellaswag, hellaswag_items
 from glassgpt.evaluation.baselines import PUBLISHED
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
 from glassgpt.interop.references import load
 from glassgpt.report.page import write_report
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import sha256_of
 from hellaswag_harness import some_items
 from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
 from report_harness import Page
@@ -63,7 +64,7 @@ def test_a_run_evaluates_a_subset_at_its_interval_and_logs_it(tmp_path: Path, fi
     assert [step for step, record in records.items() if "hellaswag_acc" in record] == [0, 10]
     model, tokenizer = load(run)
     assert tokenizer is not None
-    expected = evaluate_hellaswag(model, tokenizer, subset(read_items(file), 8))
+    expected = summarize(score_hellaswag(model, tokenizer, subset(read_items(file), 8)))
     found = records[10]
     assert (found["hellaswag_acc"], found["hellaswag_acc_norm"]) == (expected["acc"], expected["acc_norm"])
     assert (found["hellaswag_items"], found["hellaswag_published"]) == (8, False)
@@ -132,7 +133,7 @@ def test_eval_prints_and_saves_both_styles_and_resumes(
 def test_published_scores_are_shown_for_the_published_file_only(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hellaswag_items, "is_published", lambda path: True)
+    monkeypatch.setattr(hellaswag_items, "SHA256", sha256_of(file))
     run = trained(tmp_path, file)
     assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
     capsys.readouterr()

@@ -20,6 +20,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
 from glassgpt.data.prepare import prepare
+from glassgpt.evaluation import perplexity
 from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
 from glassgpt.model.gpt import GPT
@@ -79,12 +80,13 @@ def plain_losses(model: GPT, ids: np.ndarray[Any, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("tokens", [2, 16, 17, 18, 33, 113, 119])
-def test_the_loss_is_the_mean_over_all_tokens_for_any_batch_size(tokens: int) -> None:
+def test_the_loss_is_the_mean_over_all_tokens_for_any_batch_size(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream = model_for(LETTERS), stream_of(tokens)
     losses = plain_losses(model, stream.read(0, tokens))
     assert max(losses) - min(losses) > 0.5 or tokens == 2
-    for batch_size in (None, 1, 2, 3, 5, 7, 64):
-        found = measure_stream(model, stream, LETTERS, batch_size=batch_size).figures
+    for batch_size in (256, 1, 2, 3, 5, 7, 64):
+        monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
+        found = measure_stream(model, stream, LETTERS).figures
         # float32 sums of 16 products differ with the batch's shape in the last digits: 6e-8 each.
         assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
         assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
@@ -92,11 +94,12 @@ def test_the_loss_is_the_mean_over_all_tokens_for_any_batch_size(tokens: int) ->
 
 
 @pytest.mark.parametrize("limit", [1, 15, 16, 17, 40, 118, 10**9])
-def test_a_limit_takes_the_first_tokens_and_reads_no_further(limit: int) -> None:
+def test_a_limit_takes_the_first_tokens_and_reads_no_further(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 32)
     model, ids = model_for(LETTERS), stream_of(119).read(0, 119)
     losses = plain_losses(model, ids)[:limit]
     ids[limit + 1 :] = 60_000  # no token of the model: it would raise IndexError
-    found = measure_stream(model, TokenStream([ids]), LETTERS, limit=limit, batch_size=2).figures
+    found = measure_stream(model, TokenStream([ids]), LETTERS, limit=limit).figures
     assert found["tokens"] == len(losses)
     assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
 
@@ -176,15 +179,17 @@ def test_fewer_than_two_tokens_are_an_error(tokens: int) -> None:
 # document
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, None])
-def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int | None) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
     model, stream = model_for(LETTERS), stream_of(119)
     losses = plain_losses(model, stream.read(0, 119))
-    measured = measure_stream(model, stream, LETTERS, batch_size=batch_size)
-    found = measured.loss_by_position
+    measured = measure_stream(model, stream, LETTERS)
+    found = details(measured, stream, LETTERS)["loss_by_position"]
     assert details(measured, stream, LETTERS) == {"loss_by_position": found, "tokens_by_position": [8] * 6 + [7] * 10}
     assert found == pytest.approx([np.mean(losses[place::16]) for place in range(16)], rel=1e-6)
-    assert len(measure_stream(model, stream_of(9), LETTERS).loss_by_position) == 8
+    short = stream_of(9)
+    assert len(details(measure_stream(model, short, LETTERS), short, LETTERS)["loss_by_position"]) == 8
 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:
@@ -198,16 +203,19 @@ def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETo
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size: int) -> None:
+def test_each_document_has_the_losses_of_its_own_text(
+    tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's
     second.
     """
     texts = ["one", "a longer document, over several windows of sixteen", "é" * 70, "x", "the end"]
+    monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
     stream, tokenizer = documents_stream(tmp_path, texts)
     model = model_for(tokenizer)
     ids = stream.read(0, len(stream))
     losses = np.array([np.nan, *plain_losses(model, ids)])
-    found = measure_stream(model, stream, tokenizer, batch_size=batch_size, by_document=True).documents
+    found = measure_stream(model, stream, tokenizer, by_document=True).documents
     assert found is not None
     starts = np.flatnonzero(ids == 256)
     assert found.starts.tolist() == starts.tolist()
@@ -216,9 +224,9 @@ def test_each_document_has_the_losses_of_its_own_text(tmp_path: Path, batch_size
         own = losses[start + 1 : start + 1 + size]
         assert (found.tokens[number], found.bytes[number]) == (size, size)
         assert found.nats[number] == pytest.approx(own.sum(), rel=1e-6)
-        result = found.columns(np.array([number]))
-        assert result["bits_per_byte"] == pytest.approx([own.sum() / np.log(2) / size], rel=1e-6)
-        assert (result["document"], result["tokens"]) == ([number], [size])
+        result = {name: column[number] for name, column in found.columns.items()}
+        assert result["bits_per_byte"] == pytest.approx(own.sum() / np.log(2) / size, rel=1e-6)
+        assert (result["document"], result["tokens"]) == (number, size)
 
 
 def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation import generate as module
-from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids, window_start
-from glassgpt.generation.sampling import sampling_distribution
+from glassgpt.generation.generate import GeneratedToken, generate, prompt_ids, sampling_distribution, window_start
 from glassgpt.model.gpt import GPT
-from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, HFTokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.tokenizers.huggingface import HFTokenizer
 from glassgpt.utils.errors import UserError
 
 TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.generation.sampling import draw, keep_top_k, sampling_distribution
+from glassgpt.generation.generate import draw, keep_top_k, sampling_distribution
 from glassgpt.utils.errors import UserError
 
 # Probabilities 0.4, 0.3, 0.2, 0.1, in another order.

@@ -288,7 +288,7 @@ def test_rotary_settings_old_and_new() -> None:
     assert read({}).rope_base == 10000.0
 
 
-@pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.fixed.get("position") == "rope"])
+@pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.rope_theta])
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_a_missing_rotary_base_is_transformers_default(name: str, key: str) -> None:
     """10,000 for all but Apertus, whose 12,000,000 would otherwise be silently wrong."""

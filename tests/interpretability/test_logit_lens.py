@@ -158,7 +158,7 @@ def test_invalid_positions_and_tokens_are_refused() -> None:
     model = small()
     cache = captured(model, token_ids())
     for call, message in (
-        (lambda: logit_lens(model, cache, 4, 11), "no positions 4 to 11.* 10 tokens"),
+        (lambda: logit_lens(model, cache, 4, 11), "start 4 to stop 11.* 10 tokens"),
         (lambda: logit_lens(model, cache, watch=[11]), "no token 11.* 0 to 10"),
         (lambda: logit_attribution(model, cache, 10, 0), "no position 10"),
         (lambda: logit_attribution(model, cache, 0, 0, against=-1), "no token -1"),

@@ -23,7 +23,6 @@ from glassgpt.model.summary import ModelSummary
 from glassgpt.planning import memory as memory_module
 from glassgpt.planning.memory import (
     Memory,
-    RankBatch,
     block_activations,
     bytes_sent_per_update,
     check_memory,
@@ -151,7 +150,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_model(changes: dict[st
 
 def test_muon_keeps_one_moment_per_matrix() -> None:
     summary = ModelSummary(config().model)
-    matrices = config().model.n_layer * (summary.attention_weights + summary.feed_forward_weights)
+    matrices = config().model.n_layer * summary.block_matrices
     adamw, muon = (
         memory_per_rank(config(optim={"name": n}), 1, "single", "float32").optimizer for n in ("adamw", "muon")
     )
@@ -202,7 +201,7 @@ def test_bytes_sent_by_hand() -> None:
     """GPT-2 small, 8 ranks: 124,475,904 parameters, of which 7,087,872 in each block; 4 micro-steps of 16 sequences."""
     run = recipe("gpt2", model={"vocab_size": 50257})
     P, blocks = 124_475_904, 12 * 7_087_872
-    assert RankBatch.of(run, 8).micro_steps == 4
+    assert run.micro_steps(8) == 4
     assert bytes_sent_per_update(run, 8, "ddp", "bfloat16") == 2 * 4 * P * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "bfloat16") == 4 * (2 * 2 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
     assert bytes_sent_per_update(run, 8, "fsdp", "float32") == 4 * (2 * 4 * blocks + 4 * (P - blocks) + 4 * P) * 7 // 8
@@ -220,9 +219,10 @@ def test_bytes_sent_by_hand() -> None:
 def test_batches_are_divided_as_the_update_divides_them(
     processes: int, micro_batch_size: int, expected: tuple[int, int, int]
 ) -> None:
-    batch = RankBatch.of(config(micro_batch_size=micro_batch_size), processes)
-    assert (batch.sequences, batch.micro_steps, batch.micro_batch) == expected
-    assert len(torch.zeros(batch.sequences).tensor_split(batch.micro_steps)[0]) == batch.micro_batch
+    run = config(micro_batch_size=micro_batch_size)
+    sequences, micro_steps = run.sequences_per_process(processes), run.micro_steps(processes)
+    assert (sequences, micro_steps, run.micro_batch(processes)) == expected
+    assert len(torch.zeros(sequences).tensor_split(micro_steps)[0]) == run.micro_batch(processes)
     with pytest.raises(UserError, match="3 processes"):
         memory_per_rank(config(), 3, "ddp", "float32")
 

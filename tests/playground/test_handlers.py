@@ -17,7 +17,7 @@ from glassgpt.interpretability.capture import capture
 from glassgpt.interpretability.interventions import Edit, edited
 from glassgpt.model.gpt import GPT
 from glassgpt.playground.schemas import pack
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer
 from glassgpt.utils.formatting import escape_token
 from play_harness import GPT2_LIKE, WINDOWED, Client, serving, small_bpe, unpacked, write_run
 
@@ -141,7 +141,7 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
 def test_merges_of_gpt2_end_in_its_tokens() -> None:
     from glassgpt.tokenizers.inspect import merge_states
 
-    tokenizer = BPETokenizer.gpt2()
+    tokenizer = gpt2_tokenizer()
     for text in ("Hello  world's, naïve 日本語 antidisestablishmentarianism\n\n", " aaaa aaaaa", "\t"):
         ids = tokenizer.encode(text).tolist()
         assert merge_states(tokenizer, text)[-1] == [tokenizer.decode_bytes([i]) for i in ids]

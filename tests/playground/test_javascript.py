@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.generation.generate import window_start
-from glassgpt.generation.sampling import sampling_distribution
+from glassgpt.generation.generate import sampling_distribution, window_start
 from glassgpt.model.attention import Span
 from page_harness import chromium
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import glassgpt
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.generation.sampling import sampling_distribution
+from glassgpt.generation.generate import sampling_distribution
 from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.interventions import Edit, effects
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens

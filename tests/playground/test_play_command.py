@@ -53,11 +53,11 @@ def test_mistakes_are_reported_before_the_server_starts(
 def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         monkeypatch.setattr(server, "PORT", other.getsockname()[1])
-        address = bind(None, None)
-        number = address.listener.getsockname()[1]
+        listener, policy = bind(None, None)
+        number = listener.getsockname()[1]
         assert server.PORT < number < server.PORT + server.PORTS_TRIED
-        assert address.url == f"http://127.0.0.1:{number}/"
-        address.listener.close()
+        assert policy.url == f"http://127.0.0.1:{number}/"
+        listener.close()
         monkeypatch.setattr(server, "PORTS_TRIED", 1)
         with pytest.raises(UserError, match="--port"):
             bind(None, None)
@@ -65,12 +65,14 @@ def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
 def test_each_server_has_its_own_token(host: str | None) -> None:
-    addresses = [bind(host, 0) for _ in range(2)]
-    for address in addresses:
-        assert len(address.policy.token) >= 32
-        address.listener.close()
-    assert addresses[0].policy.token != addresses[1].policy.token
-    assert addresses[0].policy.cookie != addresses[1].policy.cookie
+    policies = []
+    for _ in range(2):
+        listener, policy = bind(host, 0)
+        assert len(policy.token) >= 32
+        listener.close()
+        policies.append(policy)
+    assert policies[0].token != policies[1].token
+    assert policies[0].cookie != policies[1].cookie
 
 
 def test_the_token_is_not_in_the_command_line_of_the_browser(

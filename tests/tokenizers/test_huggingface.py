@@ -14,12 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tokenizers as library
-from glassgpt.tokenizers.base import bytes_to_unicode
+from glassgpt.tokenizers.base import StreamDecoder, bytes_to_unicode
 from glassgpt.tokenizers.builtin import (
     BPETokenizer,
     BytesTokenizer,
     CharacterTokenizer,
-    StreamDecoder,
     Tokenizer,
     export_tokenizer,
     load_tokenizer,

@@ -107,7 +107,7 @@ def test_without_gpt2s_files_the_line_says_why(monkeypatch: pytest.MonkeyPatch) 
     def none() -> None:
         raise UserError("cannot download it: no network.\nPut it there by hand")
 
-    monkeypatch.setattr("glassgpt.tokenizers.builtin.BPETokenizer.gpt2", none)
+    monkeypatch.setattr("glassgpt.tokenizers.builtin.gpt2_tokenizer", none)
     line = compare_with_gpt2(BYTES, ["text"])
     assert line.startswith("1.000; ")
     assert line.endswith("no network.")
@@ -182,7 +182,7 @@ def test_show_finds_the_tokenizers_of_datasets_and_models(tmp_path: Path, capsys
     ("arguments", "expected"),
     [
         ("tokenizer", "(commands: tokenizer train, tokenizer show)"),
-        ("tokenizer trian x", "did you mean 'train'"),
+        ("tokenizer trian x", "did you mean 'tokenizer train'"),
         ("tokenizer train", "SOURCE is missing"),
         ("tokenizer train x", "--vocab-size"),
         ("tokenizer train missing.txt --vocab-size 300", "missing.txt"),

@@ -93,7 +93,9 @@ def state_for(config: TrainConfig) -> TrainState:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     strategy, outliers = Strategy(model), OutlierWatch(0.0)
     data = TrainingData((dataset,), (1.0,))
-    return TrainState(config, data, batches, 10, torch.device("cpu"), "float32", strategy, optimizers, scaler, outliers)
+    by_length = {config.model.context_length: batches}
+    device = torch.device("cpu")
+    return TrainState(config, data, by_length, 10, device, "float32", strategy, optimizers, scaler, outliers)
 
 
 def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
@@ -105,7 +107,7 @@ def plain_loss(model: GPT, windows: np.ndarray[Any, Any]) -> Tensor:
 def plain_gradient(state: TrainState, step: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the whole batch at once, as autograd gives them."""
     model = GPT.create(state.strategy.model.config, state.config.seed)
-    loss = plain_loss(model, state.batches.batch_at(step))
+    loss = plain_loss(model, state.batches[state.config.model.context_length].batch_at(step))
     names, parameters = zip(*model.named_parameters(), strict=True)
     return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
@@ -257,7 +259,7 @@ def test_dropout_is_different_in_each_micro_batch_and_step(text: Path) -> None:
     for step in range(6):
         state.step = step
         windows = Batches([state.data.datasets[0].train], 16, 1, seed=0, order="sequential").batch_at(0)
-        state.batches.batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
+        state.batches[16].batch_at = lambda step, rows, windows=windows: windows  # type: ignore[assignment, misc]
         losses.add(start_update(state, lr=0.0).read()["loss"])
     assert len(losses) == 6
 
@@ -666,7 +668,6 @@ def test_training_leaves_the_callers_random_state_and_threads(tmp_path: Path, te
 
 def test_a_first_ctrl_c_is_acknowledged_and_a_second_one_quits(capfd: pytest.CaptureFixture[str]) -> None:
     with Interrupts(repeats_mean_quit=True, announces=True) as interrupts:
-        interrupts.catch()
         signal.raise_signal(signal.SIGINT)
         assert "Ctrl-C again" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
@@ -853,14 +854,12 @@ def test_a_lost_connection_is_a_reason_to_save_however_often_it_is_told() -> Non
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
-            interrupts.catch()
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.signal == signal.SIGHUP
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
         with Interrupts(repeats_mean_quit=True, announces=False) as interrupts:
-            interrupts.catch()
             os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.signal is None
     finally:

@@ -234,7 +234,7 @@ def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
     start = random(*shape, dtype=torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
-        Muon([{"params": [ours]}], lr=0.02, momentum=0.9, weight_decay=0.1, strategy=WHOLE),
+        Muon([{"params": [ours]}], OptimConfig(lr=0.02, momentum=0.9, weight_decay=0.1), WHOLE),
         torch.optim.Muon(
             [theirs], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"
         ),
@@ -256,7 +256,7 @@ def test_a_fused_projection_is_three_matrices(rows: list[int]) -> None:
     for parameter, piece in zip(parts, torch.split(grad, rows), strict=True):
         parameter.grad = piece.clone()
     for group in ({"params": [fused], "split": rows}, {"params": parts}):
-        Muon([group], lr=0.1, momentum=0.9, weight_decay=0.0, strategy=WHOLE).step()
+        Muon([group], OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0), WHOLE).step()
     torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in parts]), atol=1e-5, rtol=0)
 
 
@@ -266,13 +266,13 @@ def test_muons_update_has_the_size_of_adamws() -> None:
     for shape in ((64, 64), (256, 32), (32, 256)):
         parameter = nn.Parameter(torch.zeros(shape))
         parameter.grad = random(*shape, dtype=torch.float32)
-        Muon([{"params": [parameter]}], lr=1.0, momentum=0.95, weight_decay=0.0, strategy=WHOLE).step()
+        Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.95, weight_decay=0.0), WHOLE).step()
         assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2), shape
 
 
 def test_a_parameter_without_gradient_is_left_alone() -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
-    Muon([{"params": [parameter]}], lr=1.0, momentum=0.9, weight_decay=0.5, strategy=WHOLE).step()
+    Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.9, weight_decay=0.5), WHOLE).step()
     assert torch.equal(parameter.detach(), torch.ones(4, 4))
 
 

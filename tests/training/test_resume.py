@@ -25,9 +25,8 @@ from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training import loop, setup
-from glassgpt.training import resume as resume_module
 from glassgpt.training import run as run_module
+from glassgpt.training import setup
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.utils.device import find_precision
@@ -148,7 +147,10 @@ def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
                 assert self.read_status()["state"] == state
 
     def is_saving() -> bool:
-        return any(thread.name == "glassgpt-save" for thread in threading.enumerate())
+        threads = [thread for thread in threading.enumerate() if thread.name == "glassgpt-save"]
+        for thread in threads:
+            thread.join(0.02)  # it sets its result a moment before it ends
+        return any(thread.is_alive() for thread in threads)
 
     monkeypatch.setattr(MetricsWriter, "sync", slow_sync)
     monkeypatch.setattr(RunDirectory, "locked", watched)
@@ -267,7 +269,7 @@ def test_a_signal_just_after_the_decision_to_save_loses_no_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It once ended the loop after a step that had not been saved, although the message said so."""
-    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), loop.is_due
+    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), setup.is_due
 
     def interrupted(step: int, every: int) -> bool:
         if (step, every) == (3, 100):
@@ -794,6 +796,6 @@ def test_the_other_ranks_wait_for_the_verification_without_limit(
         phases.append((ranks._status.phase, ranks._status.may_take_long))
         return latest_checkpoint(*arguments)
 
-    monkeypatch.setattr(resume_module, "latest_checkpoint", observed)
-    resume_module.find_resume_point(RunDirectory(run), ranks, {}, Quiet())
+    monkeypatch.setattr(run_module, "latest_checkpoint", observed)
+    run_module._find_resume_point(RunDirectory(run), ranks, {}, Quiet())
     assert phases == [("the verification of the checkpoint", True)]

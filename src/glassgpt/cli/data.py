@@ -4,13 +4,13 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
-from glassgpt.cli.options import decoded, gives, parse, require_json, say, say_aside, write_json
+from glassgpt.cli.options import Command, File, Flag, decoded, default, gives, require_json, say, say_aside, write_json
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
 
@@ -19,115 +19,107 @@ if TYPE_CHECKING:
 
 
 @configure(FlagCreatePairsOff)
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions(TextConfig):
-    """Options of `glassgpt prepare`."""
-
-    source: Positional[str]
-    """A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder, a pattern of files in quotes
-    ('books/*.parquet'), or a dataset of the Hugging Face hub (owner/name:subset)."""
-    tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
-    out: Annotated[Path | None, arg(help_behavior_hint="(default: in the cache)")] = None
-    """Directory of the prepared dataset."""
-    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None
-    """Processes that share the work; the result does not depend on it."""
-
-
-def prepare(arguments: Sequence[str]) -> None:
+class Prepare(TextConfig, Command):
     """Turn text into token files for training.
 
     `train` does this automatically if they are missing or out of date. If it is interrupted, even killed, the same
     command resumes after the last finished file.
     """
-    options = parse(PrepareOptions, "prepare", prepare, arguments)
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers must be at least 1, got {options.workers}")
-    from glassgpt.data.dataset import open_dataset
-    from glassgpt.data.prepare import prepare as prepare_data
-    from glassgpt.data.prepare import require_tokenizer
 
-    data = DataConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TextConfig)})
-    if gives(arguments, "--tokenizer"):
-        require_tokenizer(data)
-    directory = prepare_data(data, out=options.out, log=say, workers=options.workers)
-    dataset = open_dataset(directory)
-    print(directory)
-    for name, stream in (("train", dataset.train), ("validation", dataset.validation)):
-        print(f"  {name:<12}{len(stream):>14,} tokens")
+    # A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder, a pattern of files in quotes
+    # ('books/*.parquet'), or a dataset of the Hugging Face hub (owner/name:subset).
+    source: Positional[str]
+    tokenizer: Annotated[str, arg(metavar="KIND|FILE")] = TextConfig.tokenizer
+    out: Annotated[Path | None, default("in the cache")] = None  # Directory of the prepared dataset.
+    # Processes that share the work; the result does not depend on it.
+    workers: Annotated[int | None, default("one per core")] = None
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        command = super().parse(name, arguments)
+        if gives(arguments, "--tokenizer"):
+            from glassgpt.data.prepare import require_tokenizer
+
+            require_tokenizer(command.data)
+        return command
+
+    @property
+    def data(self) -> DataConfig:
+        """What to prepare."""
+        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TextConfig)})
+
+    def run(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers must be at least 1, got {self.workers}")
+        from glassgpt.data.dataset import open_dataset
+        from glassgpt.data.prepare import prepare
+
+        directory = prepare(self.data, out=self.out, log=say, workers=self.workers)
+        dataset = open_dataset(directory)
+        print(directory)
+        for name, stream in (("train", dataset.train), ("validation", dataset.validation)):
+            print(f"  {name:<12}{len(stream):>14,} tokens")
 
 
 Reading = Annotated[ReadingConfig, FlagCreatePairsOff, arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTrainOptions:
-    """Options of `glassgpt tokenizer train`."""
-
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """A registered name (python-docs, shakespeare), a text file, or a folder of them."""
-    vocab_size: int
-    """Vocabulary size: 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2."""
-    out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
-    """File to write, for --data.tokenizer and for Hugging Face's tokenizers library."""
-    max_bytes: int = 200_000_000
-    """Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer."""
-    reading: Reading = field(default_factory=ReadingConfig)
-
-
+# Bytes of the text on which a trained tokenizer is compared with GPT-2's.
 COMPARED_BYTES = 10_000_000
-"""Bytes of the text on which the trained tokenizer is compared with GPT-2's."""
 
 
-def train_tokenizer(arguments: Sequence[str]) -> None:
+class TrainTokenizer(Command):
     """Train a tokenizer on a text: byte-level BPE with GPT-2's splitting.
 
     It encodes any text. Text that resembles the training text takes the fewest tokens.
     """
-    options = parse(TokenizerTrainOptions, "tokenizer train", train_tokenizer, arguments)
-    from glassgpt.data import tokenizer_training
-    from glassgpt.tokenizers.inspect import compare_with_gpt2
 
-    DataConfig(encoding=options.reading.encoding)  # refuses an unknown encoding
-    corpus = tokenizer_training.Corpus(options.source, options.reading)
-    trained = tokenizer_training.train_tokenizer(
-        corpus, options.vocab_size, options.out, max_bytes=options.max_bytes, log=print
-    )
-    print(f"{options.out}: {trained.vocab_size:,} tokens")
-    print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
-    file = shlex.quote(str(options.out))
-    print(f"next:\n  {program()} tokenizer show {file}")
-    print(f"  {program()} train RECIPE --data {shlex.quote(options.source)} --data.tokenizer {file}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerShowOptions:
-    """Options of `glassgpt tokenizer show`."""
-
-    tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
-    """A tokenizer's .json file, gpt2, bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id."""
-    text: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: a varied sample)")] = None
-    """Text to show in tokens."""
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: none)")] = None
-    """Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them."""
+    # A registered name (python-docs, shakespeare), a text file, or a folder of them.
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    # Vocabulary size: 256 bytes, the merges, and <|endoftext|>. Above 65,536 a token takes 4 bytes instead of 2.
+    vocab_size: int
+    # File to write, for --data.tokenizer and for Hugging Face's tokenizers library.
+    out: Annotated[Path, arg(metavar="FILE")] = Path("tokenizer.json")
+    # Bytes of text to train on, sampled from everywhere in it. More takes longer without a better tokenizer.
+    max_bytes: int = 200_000_000
     reading: Reading = field(default_factory=ReadingConfig)
 
+    def run(self) -> None:
+        from glassgpt.data.tokenizer_training import Corpus, train_tokenizer
+        from glassgpt.tokenizers.inspect import compare_with_gpt2
 
-def show_tokenizer(arguments: Sequence[str]) -> None:
+        DataConfig(encoding=self.reading.encoding)  # refuses an unknown encoding
+        corpus = Corpus(self.source, self.reading)
+        trained = train_tokenizer(corpus, self.vocab_size, self.out, max_bytes=self.max_bytes, log=print)
+        print(f"{self.out}: {trained.vocab_size:,} tokens")
+        print(f"bytes per token on {corpus.name}: {compare_with_gpt2(trained, corpus.sample(COMPARED_BYTES))}")
+        file = shlex.quote(str(self.out))
+        print(f"next:\n  {program()} tokenizer show {file}")
+        print(f"  {program()} train RECIPE --data {shlex.quote(self.source)} --data.tokenizer {file}")
+
+
+class ShowTokenizer(Command):
     """Show what a tokenizer is and how it splits text.
 
     │ separates tokens; ␣ is a space, ⏎ a new line, → a tab, and <e2> a byte that is only a part of a character.
     """
-    options = parse(TokenizerShowOptions, "tokenizer show", show_tokenizer, arguments)
-    from glassgpt.data.tokenizer_training import Corpus
-    from glassgpt.tokenizers.inspect import compare_with_gpt2, describe
 
-    DataConfig(encoding=options.reading.encoding)
-    text = None if options.text is None else decoded(os.fsencode(options.text), "--text")
-    corpus = None if options.data is None else Corpus(options.data, options.reading)
-    tokenizer = find_tokenizer(options.tokenizer)
-    print(describe(tokenizer, text))
-    if corpus is not None:
-        print(f"{'bytes per token':<22}on {corpus.name}: {compare_with_gpt2(tokenizer, corpus.texts())}")
+    # A tokenizer's .json file, gpt2, bytes; a prepared dataset, run, checkpoint, Hugging Face directory or hub id.
+    tokenizer: Annotated[Positional[str], arg(metavar="FILE|REF|gpt2")]
+    text: Annotated[str | None, default("a varied sample", "TEXT")] = None  # Text to show in tokens.
+    # Text on which to compare bytes per token with GPT-2's: a registered name, a text file, or a folder of them.
+    data: Annotated[str | None, default("none", "SRC")] = None
+    reading: Reading = field(default_factory=ReadingConfig)
+
+    def run(self) -> None:
+        from glassgpt.data.tokenizer_training import Corpus
+        from glassgpt.tokenizers.inspect import compare_with_gpt2, describe
+
+        DataConfig(encoding=self.reading.encoding)
+        text = None if self.text is None else decoded(os.fsencode(self.text), "--text")
+        corpus = None if self.data is None else Corpus(self.data, self.reading)
+        tokenizer = find_tokenizer(self.tokenizer)
+        print(describe(tokenizer, text))
+        if corpus is not None:
+            print(f"{'bytes per token':<22}on {corpus.name}: {compare_with_gpt2(tokenizer, corpus.texts())}")
 
 
 def find_tokenizer(name: str) -> "Tokenizer":
@@ -150,38 +142,30 @@ def find_tokenizer(name: str) -> "Tokenizer":
     return tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataInfoOptions:
-    """Options of `glassgpt data info`."""
-
-    directory: Annotated[Positional[Path], arg(metavar="DIR")]
-    """A dataset written by `glassgpt prepare`, or token files of nanoGPT, build-nanogpt or llm.c."""
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Also write the facts to this file."""
-    skip_check: FlagCreatePairsOff[bool] = False
-    """Do not compare every file with its sha256, which reads all of them again."""
-
-
-def data_info(arguments: Sequence[str]) -> None:
+class DataInfo(Command):
     """Show a dataset's tokens, document lengths, most frequent tokens and samples.
 
     Then compare every file with its sha256, and name a damaged one.
     """
-    options = parse(DataInfoOptions, "data info", data_info, arguments)
-    from glassgpt.data.dataset import verify
-    from glassgpt.data.inspect import dataset_facts, facts_text
-    from glassgpt.utils.files import user_path
 
-    directory = user_path(options.directory)
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder; name a dataset that {program()} prepare SOURCE --out DIR wrote")
-    if options.json is not None:
-        require_json(options.json)
-    facts = dataset_facts(directory, say_aside)
-    print(facts_text(facts), flush=True)
-    if options.json is not None:
-        write_json(options.json, facts)
-    if not options.skip_check:
-        files = verify(directory, say_aside, force=True)
-        since = "" if facts["made_by"] == "glassgpt" else " of when it was first opened"
-        print(f"\nverified {files:,} files: each has its sha256{since}")
+    # A dataset written by `glassgpt prepare`, or token files of nanoGPT, build-nanogpt or llm.c.
+    directory: Annotated[Positional[Path], arg(metavar="DIR")]
+    json: File = None  # Also write the facts to this file.
+    skip_check: Flag = False  # Do not compare every file with its sha256, which reads all of them again.
+
+    def run(self) -> None:
+        from glassgpt.data.dataset import verify
+        from glassgpt.data.inspect import dataset_facts, facts_text
+        from glassgpt.utils.files import user_path
+
+        directory = user_path(self.directory)
+        if not directory.is_dir():
+            raise UserError(f"{directory} is not a folder; pass a dataset that {program()} prepare wrote")
+        require_json(self.json)
+        facts = dataset_facts(directory, say_aside)
+        print(facts_text(facts), flush=True)
+        write_json(self.json, facts)
+        if not self.skip_check:
+            files = verify(directory, say_aside, force=True)
+            since = "" if facts["made_by"] == "glassgpt" else " of when it was first opened"
+            print(f"\nverified {files:,} files: each has its sha256{since}")

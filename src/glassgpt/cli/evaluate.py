@@ -1,15 +1,12 @@
-"""eval and its tables."""
+"""eval with its tables, and bench: what a model and this machine reach."""
 
 import operator
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, arg
-
-from glassgpt.cli.options import Reference, parse, require_json, say_aside, write_json
+from glassgpt.cli.options import Command, File, Flag, Reference, default, require_json, say, say_aside, write_json
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import one_line
 
@@ -17,88 +14,69 @@ if TYPE_CHECKING:
     from glassgpt.evaluation.hellaswag_items import Item
     from glassgpt.interop.references import LoadedModel
 
-_AS_TRAINED = "(default: the run's)"
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Options of `glassgpt eval`."""
+class Evaluate(Command):
+    """Measure a model's loss on a text: by default the run's own validation split."""
 
     reference: Reference
-    data: Annotated[str | None, arg(metavar="SRC", help_behavior_hint="(default: the run's data)")] = None
-    """Text to evaluate on: any source that `prepare` takes, or a prepared dataset (its validation split)."""
-    split: Annotated[
-        Literal["validation", "train", "all"] | None,
-        arg(help_behavior_hint="(default: validation; all for a text not trained on)"),
-    ] = None
-    """Part of the text."""
-    column: Annotated[str | None, arg(help_behavior_hint=_AS_TRAINED)] = None
-    """Column of .parquet and .csv files, or key of JSON lines, that holds the text."""
-    encoding: Annotated[str | None, arg(help_behavior_hint=_AS_TRAINED)] = None
-    """Encoding of text files."""
-    errors: Annotated[Literal["strict", "replace", "ignore"] | None, arg(help_behavior_hint=_AS_TRAINED)] = None
-    """Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out."""
-    skip_bad: Annotated[FlagCreatePairsOff[bool], arg(help_behavior_hint=_AS_TRAINED)] = False
-    """Leave out rows without text (null, a number, broken JSON) instead of stopping there."""
-    context_length: Annotated[int | None, arg(help_behavior_hint="(default: the model's)")] = None
-    """Tokens per window of text."""
-    hellaswag: FlagCreatePairsOff[bool] = False
-    """Also evaluate HellaSwag in both published styles."""
-    hellaswag_file: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: downloaded once)")] = None
-    """HellaSwag's items as a .jsonl file."""
-    hellaswag_items: Annotated[int | None, arg(help_behavior_hint="(default: all)")] = None
-    """Number of items to evaluate."""
-    json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Also write the figures to this file, by position in the context and by document."""
-    token_losses: FlagCreatePairsOff[bool] = False
-    """With --json: also write the id and the loss of every predicted token."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: none)")] = None
-    """Measure the loss with weights rounded to 8 bits, as generate --quantize int8 uses them."""
+    # Text to evaluate on: any source that `prepare` takes, or a prepared dataset (its validation split).
+    data: Annotated[str | None, default("the run's data", "SRC")] = None
+    # Part of the text.
+    split: Annotated[Literal["validation", "train", "all"] | None, default("validation; all for another text")] = None
+    # Column of .parquet and .csv files, or key of JSON lines, that holds the text.
+    column: Annotated[str | None, default("the run's")] = None
+    encoding: Annotated[str | None, default("the run's")] = None  # Encoding of text files.
+    # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
+    errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
+    # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
+    skip_bad: Annotated[Flag, default("the run's")] = False
+    context_length: Annotated[int | None, default("the model's")] = None  # Tokens per window of text.
+    hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.
+    # HellaSwag's items as a .jsonl file.
+    hellaswag_file: Annotated[Path | None, default("downloaded once", "FILE")] = None
+    hellaswag_items: Annotated[int | None, default("all")] = None  # Number of items to evaluate.
+    json: File = None  # Also write the figures to this file, by position in the context and by document.
+    token_losses: Flag = False  # With --json: also write the id and the loss of every predicted token.
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
+    # Measure the loss with weights rounded to 8 bits, as generate --quantize int8 uses them.
+    quantize: Annotated[str | None, default("none", "int8")] = None
 
+    def run(self) -> None:
+        if not self.hellaswag and (self.hellaswag_file is not None or self.hellaswag_items is not None):
+            raise UserError("--hellaswag-file and --hellaswag-items need --hellaswag")
+        if self.hellaswag and self.quantize is not None:
+            raise UserError("--quantize measures the loss on text only; remove it or --hellaswag")
+        if self.token_losses and self.json is None:
+            raise UserError("--token-losses needs --json FILE")
+        from glassgpt.evaluation.hellaswag_items import load_items
+        from glassgpt.generation.inference import device_for
+        from glassgpt.interop.references import load_model
+        from glassgpt.utils.device import find_device, keep_freed_memory
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """Measure a model's loss on a text: by default the run's own validation split."""
-    options = parse(EvalOptions, "eval", evaluate, arguments)
-    if not options.hellaswag and (options.hellaswag_file is not None or options.hellaswag_items is not None):
-        raise UserError("--hellaswag-file and --hellaswag-items need --hellaswag")
-    if options.hellaswag and options.quantize is not None:
-        raise UserError("--quantize measures the loss on text only; remove it or --hellaswag")
-    if options.token_losses and options.json is None:
-        raise UserError("--token-losses needs --json FILE")
-    from glassgpt.evaluation.hellaswag_items import load_items
-    from glassgpt.generation.inference import device_for
-    from glassgpt.interop.references import load_model
-    from glassgpt.utils.device import find_device, keep_freed_memory
+        keep_freed_memory()
+        # Errors that need no model are reported before minutes of work.
+        require_json(self.json)
+        chosen = load_items(self.hellaswag_file, self.hellaswag_items) if self.hellaswag else None
+        loaded = load_model(self.reference, find_device(device_for(self.quantize, self.device)))
+        figures: dict[str, Any] = {}
+        if not self.hellaswag or self.data is not None or loaded.config is not None:
+            figures = self._evaluate_text(loaded)
+        if chosen is not None:
+            figures["hellaswag"] = _evaluate_hellaswag(loaded, *chosen)
+        write_json(self.json, figures)
 
-    keep_freed_memory()
-    # Errors that need no model are reported before minutes of work.
-    if options.json is not None:
-        require_json(options.json)
-    chosen = load_items(options.hellaswag_file, options.hellaswag_items) if options.hellaswag else None
-    loaded = load_model(options.reference, find_device(device_for(options.quantize, options.device)))
-    figures: dict[str, Any] = {}
-    if not options.hellaswag or options.data is not None or loaded.config is not None:
-        figures = _evaluate_text(loaded, options)
-    if chosen is not None:
-        figures["hellaswag"] = _evaluate_hellaswag(loaded, *chosen)
-    if options.json is not None:
-        write_json(options.json, figures)
+    def _evaluate_text(self, loaded: "LoadedModel") -> dict[str, Any]:
+        from glassgpt.evaluation.perplexity import evaluate
 
-
-def _evaluate_text(loaded: "LoadedModel", options: EvalOptions) -> dict[str, Any]:
-    from glassgpt.evaluation.perplexity import evaluate
-
-    same = ("split", "column", "encoding", "errors", "context_length", "quantize")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in same}
-    settings |= {"source": options.data, "skip_bad": options.skip_bad or None}
-    settings |= {"documents": options.json is not None, "tokens": options.token_losses}
-    figures = evaluate(loaded, **settings, log=say_aside)
-    print(_figures_table(figures))
-    for name, details in figures.get("texts", {"": figures}).items():
-        print((f"\n{name}" if name else "") + _details_table(details), flush=True)
-    return figures
+        same = ("split", "column", "encoding", "errors", "context_length", "quantize")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in same}
+        settings |= {"source": self.data, "skip_bad": self.skip_bad or None}
+        settings |= {"documents": self.json is not None, "tokens": self.token_losses}
+        figures = evaluate(loaded, **settings, log=say_aside)
+        print(_figures_table(figures))
+        for name, details in figures.get("texts", {"": figures}).items():
+            print((f"\n{name}" if name else "") + _details_table(details), flush=True)
+        return figures
 
 
 def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", published: bool) -> dict[str, Any]:
@@ -115,6 +93,31 @@ def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", publishe
     figures = evaluate_both_styles(loaded, items, published, progress)
     print("\n" + _hellaswag_table(figures))
     return figures
+
+
+class Bench(Command):
+    """Measure this machine: matrix products, memory bandwidth, training and generation, each with its limit."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1.
+    json: File = None  # File to write the figures to as JSON.
+
+    def run(self) -> None:
+        require_json(self.json)
+        import torch
+
+        from glassgpt.planning.benchmark import measure
+        from glassgpt.utils.device import device_name, find_device, keep_freed_memory
+
+        keep_freed_memory()
+        device = find_device(self.device)
+        if device.type == "mps":
+            raise UserError("bench measures CPUs and CUDA devices; use --device cpu")
+        say(f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        figures = {}
+        for figure in measure(device):
+            say(str(figure))
+            figures[figure.name] = figure.to_dict()
+        write_json(self.json, {"device": device_name(device), **figures})
 
 
 def _figures_table(figures: Mapping[str, Any]) -> str:

@@ -7,17 +7,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from glassgpt.cli.data import data_info, prepare, show_tokenizer, train_tokenizer
-from glassgpt.cli.evaluate import evaluate
-from glassgpt.cli.models import export, generate, info, report
-from glassgpt.cli.options import Command, description
-from glassgpt.cli.planning import bench, plan
-from glassgpt.cli.play import play
-from glassgpt.cli.train import recipes, train
+from glassgpt.cli.data import DataInfo, Prepare, ShowTokenizer, TrainTokenizer
+from glassgpt.cli.evaluate import Bench, Evaluate
+from glassgpt.cli.models import Export, Generate, Info, Play, Report
+from glassgpt.cli.options import Command, gives
+from glassgpt.cli.train import Plan, Recipes, Resume, Train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.openmp import limit_spinning
 
 ABOUT = "Train GPT-2-class language models from any text, and generate with them."
+MORE = "`glassgpt COMMAND --help` explains a command's options. `glassgpt --version` prints the version."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,34 +58,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    """Run the command that the first one or two words name, or print an overview. Returns the exit code."""
     if arguments[:1] == ["--version"]:
         print(f"glassgpt {importlib.metadata.version('glassgpt')}")
         return 0
     if arguments[:1] != ["train"] and arguments and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
-    return _dispatch(arguments, COMMANDS)
-
-
-def _dispatch(arguments: Sequence[str], commands: Mapping[str, Command], group: str = "") -> int:
-    """Run the command that the first argument names, or print an overview. Returns the exit code."""
-    name, prefix = next(iter(arguments), ""), f"{group} " if group else ""
-    if name in ("-h", "--help") or not (name or group):
-        print(_overview(commands, prefix, description(COMMANDS[group]) if group else ABOUT))
-        return 0 if name else 2
-    if name not in commands:
-        kind = "option" if name.startswith("-") else "command"
-        problem = f"unknown {kind} {prefix + name!r}" if name else f"{group} needs a command"
-        nearest = did_you_mean(name, [*commands, "--help", "--version"])
-        raise UserError(f"{problem}{nearest} (commands: {', '.join(prefix + each for each in commands)})")
-    commands[name](arguments[1:])
-    return 0
-
-
-def _overview(commands: Mapping[str, Command], prefix: str, about: str) -> str:
-    rows = [f"  {name:<11}{description(command).splitlines()[0]}" for name, command in commands.items()]
-    tail = f"`glassgpt {prefix}COMMAND --help` explains a command's options."
-    tail += "" if prefix else " `glassgpt --version` prints the version."
-    return "\n".join([f"usage: glassgpt {prefix}COMMAND [OPTIONS]", "", about, "", *rows, "", tail])
+    for words in (1, 2):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            is_resume = name == "train" and gives(arguments, "--resume")
+            command = Resume if is_resume else COMMANDS[name]
+            command.parse(name, arguments[words:]).run()
+            return 0
+    # The first word of two-word commands alone stands for all of them.
+    first = next(iter(arguments), "")
+    group = {name: command for name, command in COMMANDS.items() if name.startswith(f"{first} ")}
+    commands, words = (group, 2) if group else (COMMANDS, 1)
+    if not arguments or arguments[words - 1 : words] in (["-h"], ["--help"]):
+        rows = [f"  {name:<17}{(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
+        print("\n".join(["usage: glassgpt COMMAND [OPTIONS]", "", ABOUT, "", *rows, "", MORE]))
+        return 0 if arguments else 2
+    wrong = " ".join(arguments[:words])
+    kind = "option" if wrong.startswith("-") else "command"
+    nearest = did_you_mean(wrong, [*COMMANDS, "--help", "--version"])
+    raise UserError(f"unknown {kind} {wrong!r}{nearest} (commands: {', '.join(commands)})")
 
 
 def _fail(text: str) -> int:
@@ -94,32 +90,19 @@ def _fail(text: str) -> int:
     return 2
 
 
-def tokenizer(arguments: Sequence[str]) -> None:
-    """Train a tokenizer, or show how one splits text."""
-    _dispatch(arguments, SUBCOMMANDS["tokenizer"], "tokenizer")
-
-
-def data(arguments: Sequence[str]) -> None:
-    """Show the contents of a dataset, and verify it."""
-    _dispatch(arguments, SUBCOMMANDS["data"], "data")
-
-
-SUBCOMMANDS: Mapping[str, Mapping[str, Command]] = {
-    "tokenizer": {"train": train_tokenizer, "show": show_tokenizer},
-    "data": {"info": data_info},
-}
-COMMANDS: Mapping[str, Command] = {
-    "prepare": prepare,
-    "plan": plan,
-    "train": train,
-    "generate": generate,
-    "play": play,
-    "eval": evaluate,
-    "info": info,
-    "export": export,
-    "report": report,
-    "recipes": recipes,
-    "bench": bench,
-    "tokenizer": tokenizer,
-    "data": data,
+COMMANDS: Mapping[str, type[Command]] = {
+    "prepare": Prepare,
+    "plan": Plan,
+    "train": Train,
+    "generate": Generate,
+    "play": Play,
+    "eval": Evaluate,
+    "info": Info,
+    "export": Export,
+    "report": Report,
+    "recipes": Recipes,
+    "bench": Bench,
+    "tokenizer train": TrainTokenizer,
+    "tokenizer show": ShowTokenizer,
+    "data info": DataInfo,
 }

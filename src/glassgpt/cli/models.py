@@ -1,4 +1,4 @@
-"""generate, info, export and report: commands that use a model."""
+"""generate, play, info, export and report: commands that use models."""
 
 import dataclasses
 import itertools
@@ -6,88 +6,73 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from glassgpt.cli.options import Reference, decoded, parse
+from glassgpt.cli.options import REFERENCE_HELP, Command, File, Flag, Reference, decoded, default
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """Options of `glassgpt generate`."""
+class Generate(Command):
+    """Continue a text with a trained model."""
 
     reference: Reference
-    prompt: Annotated[
-        str | None,
-        arg(metavar="TEXT", help_behavior_hint="(default: piped standard input, otherwise a new document)"),
-    ] = None
-    """Text to continue, or - to read it from standard input."""
-    prompt_file: Annotated[Path | None, arg(metavar="FILE")] = None
-    """File whose text to continue, in UTF-8."""
+    # Text to continue, or - to read it from standard input.
+    prompt: Annotated[str | None, default("piped standard input, otherwise a new document", "TEXT")] = None
+    prompt_file: File = None  # File whose text to continue, in UTF-8.
     sampling: OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
-    greedy: FlagCreatePairsOff[bool] = False
-    """Always take the most likely token: the same as --temperature 0."""
+    greedy: Flag = False  # Always take the most likely token: the same as --temperature 0.
+    # Stop before this text; may be given several times.
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
-    """Stop before this text; may be given several times."""
-    n: int = 1
-    """Number of samples, generated in one batch."""
-    seed: int = 1337
-    """Seed of the random draws."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    n: int = 1  # Number of samples, generated in one batch.
+    seed: int = 1337  # Seed of the random draws.
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
+    # Precision of weights and arithmetic; auto is bfloat16 on GPUs that have it, otherwise float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of weights and arithmetic; auto is bfloat16 on GPUs that have it, otherwise float32."""
-    quantize: Annotated[str | None, arg(metavar="int8", help_behavior_hint="(default: none)")] = None
-    """int8 generates faster on a CPU, with weights rounded to 8 bits."""
-    no_cache: FlagCreatePairsOff[bool] = False
-    """Compute each token from the whole text, without the cache of keys and values."""
+    # int8 generates faster on a CPU, with weights rounded to 8 bits.
+    quantize: Annotated[str | None, default("none", "int8")] = None
+    no_cache: Flag = False  # Compute each token from the whole text, without the cache of keys and values.
 
+    def run(self) -> None:
+        prompt = self._prompt()
+        from glassgpt.generation import generate as generation
+        from glassgpt.generation import inference
+        from glassgpt.interop import references
 
-def generate(arguments: Sequence[str]) -> None:
-    """Continue a text with a trained model."""
-    options = parse(GenerateOptions, "generate", generate, arguments)
-    prompt = _prompt(options)
-    from glassgpt.generation import generate as generation
-    from glassgpt.generation import inference
-    from glassgpt.interop import references
+        device = inference.device_for(self.quantize, self.device)
+        model, tokenizer = references.load(self.reference, device=device)
+        if self.quantize is not None:
+            model = inference.quantize(model, self.quantize)
+        settings = dataclasses.asdict(self.sampling) | ({"temperature": 0.0} if self.greedy else {})
+        settings |= {name: getattr(self, name) for name in ("stop", "n", "seed", "precision")}
+        tokens = generation.generate(model, tokenizer, prompt, use_cache=not self.no_cache, **settings)
+        texts = [prompt or ""] * self.n
+        if self.n == 1:
+            for text in itertools.chain(texts, tokens):
+                print(text, end="", flush=True)
+            print()
+            return
+        for token in tokens:
+            texts[token.sample] += token.text
+        print(f"\n{'-' * 40}\n".join(texts))
 
-    device = inference.device_for(options.quantize, options.device)
-    model, tokenizer = references.load(options.reference, device=device)
-    if options.quantize is not None:
-        model = inference.quantize(model, options.quantize)
-    settings = dataclasses.asdict(options.sampling) | ({"temperature": 0.0} if options.greedy else {})
-    settings |= {name: getattr(options, name) for name in ("stop", "n", "seed", "precision")}
-    tokens = generation.generate(model, tokenizer, prompt, use_cache=not options.no_cache, **settings)
-    texts = [prompt or ""] * options.n
-    if options.n == 1:
-        for text in itertools.chain(texts, tokens):
-            print(text, end="", flush=True)
-        print()
-        return
-    for token in tokens:
-        texts[token.sample] += token.text
-    print(f"\n{'-' * 40}\n".join(texts))
-
-
-def _prompt(options: GenerateOptions) -> str | None:
-    """The prompt from the command line, a file or standard input; None if there is none."""
-    if options.prompt is not None and options.prompt_file is not None:
-        raise UserError("--prompt and --prompt-file cannot be combined; use one of them")
-    if options.prompt_file is not None:
-        with readable(options.prompt_file):
-            return decoded(options.prompt_file.read_bytes(), str(options.prompt_file))
-    if options.prompt == "-":
-        return decoded(_standard_input(), "standard input")
-    if options.prompt is None:
-        return decoded(_standard_input(), "standard input") or None if _is_piped() else None
-    return decoded(os.fsencode(options.prompt), "--prompt")  # invalid UTF-8 reaches Python as lone surrogates
+    def _prompt(self) -> str | None:
+        """The prompt from the command line, a file or standard input; None if there is none."""
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("--prompt and --prompt-file cannot be combined; use one of them")
+        if self.prompt_file is not None:
+            with readable(self.prompt_file):
+                return decoded(self.prompt_file.read_bytes(), str(self.prompt_file))
+        if self.prompt == "-":
+            return decoded(_standard_input(), "standard input")
+        if self.prompt is None:
+            return decoded(_standard_input(), "standard input") or None if _is_piped() else None
+        return decoded(os.fsencode(self.prompt), "--prompt")  # invalid UTF-8 reaches Python as lone surrogates
 
 
 def _is_piped() -> bool:
@@ -111,64 +96,73 @@ def _standard_input() -> bytes:
         timer.cancel()
 
 
-@dataclass(frozen=True, kw_only=True)
-class InfoOptions:
-    """Options of `glassgpt info`."""
+class Play(Command):
+    """Open a page that shows what models compute and how runs learn. Without REF, it shows all runs in ./runs."""
 
-    reference: Reference
+    references: Annotated[Positional[tuple[str, ...]], arg(metavar="[REF ...]", help=REFERENCE_HELP)] = ()
+    port: Annotated[int | None, default("7860, or the next free one", "N")] = None  # Port to listen on.
+    # Name or address to listen on, so that other machines can connect with the token. 0.0.0.0 is any address.
+    host: Annotated[str | None, default("this machine only", "H")] = None
+    no_browser: Flag = False  # Do not open a browser.
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
+
+    def run(self) -> None:
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise UserError(f"--port must be from 1 to 65535, got {self.port}")
+        from glassgpt.playground import server
+        from glassgpt.utils.device import find_device
+
+        server.play(
+            list(self.references),
+            device=find_device(self.device),
+            host=self.host,
+            port=self.port,
+            browser=not self.no_browser,
+        )
 
 
-def info(arguments: Sequence[str]) -> None:
+class Info(Command):
     """Show a model's training so far, its dimensions and its size."""
-    options = parse(InfoOptions, "info", info, arguments)
-    from glassgpt.interop import references
-
-    print(references.describe(options.reference))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Options of `glassgpt export`."""
 
     reference: Reference
-    out: Annotated[Path, arg(metavar="DIR")]
-    """Directory to write; it must be empty or not exist yet."""
+
+    def run(self) -> None:
+        from glassgpt.interop import references
+
+        print(references.describe(self.reference))
 
 
-def export(arguments: Sequence[str]) -> None:
+class Export(Command):
     """Save a model and its tokenizer as a directory that Hugging Face's transformers can load."""
-    options = parse(ExportOptions, "export", export, arguments)
-    from glassgpt.interop import references
 
-    family = references.export(options.reference, options.out)
-    has_tokenizer = (options.out / "tokenizer.json").is_file()
-    tokenizer = " and AutoTokenizer" if has_tokenizer else "; without a tokenizer"
-    print(f"{options.out}: {family}, for AutoModelForCausalLM{tokenizer}")
+    reference: Reference
+    out: Annotated[Path, arg(metavar="DIR")]  # Directory to write; it must be empty or not exist yet.
 
+    def run(self) -> None:
+        from glassgpt.interop import references
 
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Options of `glassgpt report`."""
-
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
-    """Run directory, such as runs/demo; several are compared."""
-    out: Annotated[
-        Path | None,
-        arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html; for several runs ./report.html)"),
-    ] = None
-    """File to write. An existing file is replaced only if it is a report."""
+        family = references.export(self.reference, self.out)
+        has_tokenizer = (self.out / "tokenizer.json").is_file()
+        tokenizer = " and AutoTokenizer" if has_tokenizer else "; without a tokenizer"
+        print(f"{self.out}: {family}, for AutoModelForCausalLM{tokenizer}")
 
 
-def report(arguments: Sequence[str]) -> None:
+class Report(Command):
     """Write a report of one run, or a comparison of several: one HTML file with charts and samples that opens offline.
 
     A comparison shows losses, gradient norms, speed and HellaSwag over steps, tokens or time, the settings that differ,
     and samples side by side.
     """
-    options = parse(ReportOptions, "report", report, arguments)
-    if not options.runs:
-        raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
-    from glassgpt.report.page import write_report
 
-    first, *others = options.runs
-    print(write_report(first, *others, out=options.out))
+    # Run directory, such as runs/demo; several are compared.
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
+    # File to write. An existing file is replaced only if it is a report.
+    out: Annotated[Path | None, default("RUN/report.html; for several runs ./report.html", "FILE")] = None
+
+    def run(self) -> None:
+        if not self.runs:
+            raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
+        from glassgpt.report.page import write_report
+
+        first, *others = self.runs
+        print(write_report(first, *others, out=self.out))

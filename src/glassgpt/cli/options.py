@@ -1,80 +1,131 @@
 """Helpers shared by several commands: options as dataclasses that tyro fills, and their errors in a line or two."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import os
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Self, TypeVar
 
 import tyro
 
 # Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
 from tyro import _errors as parse_errors
-from tyro.conf import Positional, arg
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    PrimitiveTypeInfo,
-    UnsupportedTypeAnnotationError,
-)
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
-Command = Callable[[Sequence[str]], None]
 Options = TypeVar("Options")
 REFERENCE_HELP = (
     "A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or "
     "hub id (gpt2); a .pt file of nanoGPT or build-nanogpt."
 )
 Reference = Annotated[Positional[str], arg(metavar="REF", help=REFERENCE_HELP)]
+Flag = Annotated[bool, FlagCreatePairsOff]
+File = Annotated[Path | None, arg(metavar="FILE")]
 
 
-def description(command: Command) -> str:
-    """The help of a command: its docstring. The first line is also its row in an overview."""
-    return "\n".join(line.strip() for line in (command.__doc__ or "").strip().splitlines())
+def default(text: str, metavar: str | None = None) -> Any:
+    """Annotate an option whose default depends on something else: the help describes it with this text."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
 
 
-def parse(
-    options: type[Options],
-    name: str,
-    command: Command,
-    arguments: Sequence[str],
-    *,
-    default: Options | None = None,
-    hint: str = "",
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+class Command:
+    """A command. A subclass becomes a frozen dataclass: a field is an option, its comment the option's help.
+
+    The docstring of the class is the help of the command; its first line is also the command's row in the overview.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        """The command with its options from the command line. Raises as `parse_options` does."""
+        return parse_options(cls, name, arguments)
+
+    def run(self) -> None:
+        """Run the command. Imports what it runs here, so that help texts need neither torch nor numpy."""
+        raise NotImplementedError
+
+
+def parse_options(
+    options: type[Options], name: str, arguments: Sequence[str], *, base: Options | None = None, hint: str = ""
 ) -> Options:
     """The options of `glassgpt NAME`. `--help` ends in `SystemExit(0)`, a mistake in a `UserError`.
 
-    `hint`: what to do about an unexpected argument.
+    `base`: has the values of options that are not given. `hint`: what to do about an unexpected argument.
     """
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
+    names = _set_help(options)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
-        raise UserError(f"{_message(event, options, hint)} ({program} --help)")
+        raise UserError(f"{_message(event, names, hint)} ({program} --help)")
 
     with parse_errors.on_parse_error(refuse):
         return tyro.cli(
             options,
             prog=program,
-            description=description(command),
+            description=inspect.getdoc(options),
             args=arguments,
-            default=tyro.MISSING_NONPROP if default is None else default,
+            default=tyro.MISSING_NONPROP if base is None else base,
             registry=registry,
         )
 
 
-def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
+def _set_help(options: type, prefix: str = "--") -> list[str]:
+    """Make the comment of each option its help, and return the names of the options.
+
+    tyro finds comments too, but takes 0.1 s for the options of train.
+    """
+    names, comments = list[str](), dict[str, str]()
+    for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
+        comments |= _field_comments(kind.__module__).get(kind.__name__, {})
+    for name, kind in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            names += _set_help(kind, prefix if issubclass(options, Command) else f"{prefix}{name}.")
+            comments[name] = (kind.__doc__ or "").partition("\n")[0]
+        else:
+            names.append(prefix + name.replace("_", "-"))
+    for field in dataclasses.fields(options):
+        field.metadata = MappingProxyType({"help": comments.get(field.name, "")})
+    return names
+
+
+@functools.cache
+def _field_comments(module: str) -> dict[str, dict[str, str]]:
+    """The comments of a module's dataclasses by class and field: at the end of the field's line, or above it."""
+    comments, above = dict[str, dict[str, str]](), list[str]()
+    for line in inspect.getsource(sys.modules[module]).splitlines():
+        if line[:1].strip():  # not indented
+            fields = comments.setdefault(re.split(r"[(:]", line.removeprefix("class "))[0], {})
+        elif line.startswith("    # "):
+            above.append(line.removeprefix("    # "))
+        else:
+            field = re.match(r"    (\w+): .*?(?:  # (.*))?$", line)
+            if field and (field[2] or above):
+                fields[field[1]] = field[2] or " ".join(above)
+            above = []
+    return comments
+
+
+def _message(event: parse_errors.ParseErrorEvent, names: Sequence[str], hint: str) -> str:
     """Return the error message for wrong arguments."""
     unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unexpected:
         first = unexpected[0]
         if first.startswith("-"):
-            nearest = did_you_mean(first.partition("=")[0], option_names(options))
+            nearest = did_you_mean(first.partition("=")[0], names)
             return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):
@@ -90,15 +141,6 @@ def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> s
     if isinstance(event, parse_errors.BadValue):
         return f"{name}a value is missing" if event.offending_value is None else f"{name}takes no value"
     return f"{name}{getattr(event, 'message', 'these arguments do not fit together')}"
-
-
-def option_names(options: type, prefix: str = "--") -> Iterator[str]:
-    """The names of all options; the settings of a field `config` have no prefix."""
-    for name, kind in typing.get_type_hints(options).items():
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from option_names(kind, prefix if name == "config" else f"{prefix}{name}.")
-        else:
-            yield prefix + name.replace("_", "-")
 
 
 def _plain_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -134,7 +176,7 @@ def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
         return None
     member = next(m for m in members if m is not type(None))
     inner = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(member, set(info.markers)))
-    if isinstance(inner, UnsupportedTypeAnnotationError):
+    if not isinstance(inner, PrimitiveConstructorSpec):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -209,25 +251,26 @@ def decoded(data: bytes, origin: str) -> str:
         raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
-def require_json(path: Path) -> None:
+def require_json(path: Path | None) -> None:
     """Raise `UserError` if figures cannot be written to this file, or would replace another one. Makes its folder."""
     from glassgpt.utils.files import explain_os_errors
 
+    if path is None:
+        return
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"--json {path} is a directory; name a file")
-        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
+        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
             raise UserError(f"--json {path} exists and is not JSON; name another file")
         siblings = ("manifest.json", "config.toml", "config.json")
         if path.is_file() and any((path.parent / name).is_file() for name in siblings):
             raise UserError(f"--json {path} belongs to a dataset, a run or a model; name another file")
 
 
-def write_json(path: Path, figures: Mapping[str, Any]) -> None:
+def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     """Write figures as a JSON object, one line each; numbers that JSON lacks (infinite, not a number) become null."""
     from glassgpt.utils.files import finite, write_atomic
 
     # Not `indent`: it would write each of ten million numbers on its own line, slowly.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
-    write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")
+    if path is not None:
+        write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")

@@ -1,4 +1,4 @@
-"""train, its --resume, and recipes."""
+"""train, its --resume, plan and recipes: from a recipe to a run."""
 
 import contextlib
 import dataclasses
@@ -6,13 +6,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from glassgpt.cli.options import Command, gives, is_main_process, option_of, parse, say_aside
+from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import (
     EXECUTION_SETTINGS,
@@ -31,35 +30,34 @@ SHORT_FORMS["--data"] = "--data.source"
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Options of `glassgpt train`."""
+class RecipeCommand(Command):
+    """A command that takes a recipe: its values are the defaults of the options."""
 
-    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
-    """Directory of the run."""
-    overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the run that is in this directory."""
+    out: Annotated[Path | None, default("runs/NAME", "DIR")] = None  # Directory of the run.
+    overwrite: Flag = False  # Replace the run that is in this directory.
+    # Resume the run in this directory, with other execution settings or more --steps if given.
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(see train --resume DIR --help)")] = None
-    """Resume the run in this directory, with other execution settings or more --steps if given."""
-    force: FlagCreatePairsOff[bool] = False
-    """Train even if the memory check says that the run does not fit."""
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
     config: Annotated[TrainConfig, arg(name="")]
 
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        named = bool(arguments) and not arguments[0].startswith("-")
+        recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+        arguments = _expand_short_forms(arguments)
+        config = recipe(recipe_name)
+        if config.name == TrainConfig.name:
+            config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
+        config = _without_replaced_settings(config, arguments)
+        hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
+        command = parse_options(cls, f"{name} [RECIPE]", arguments, base=cls(config=config), hint=hint)
+        for option in map(option_of, arguments) if command.config.init_from is not None else ():
+            if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
+                raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
+        return command
 
-@dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Options of `glassgpt train --resume`."""
 
-    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
-    """Directory of the run to resume."""
-    steps: Annotated[int | None, arg(help_behavior_hint="(default: as before)")] = None
-    """Number of optimizer updates at the end."""
-    force: FlagCreatePairsOff[bool] = False
-    """Train even if the memory check says that the run does not fit."""
-    config: Annotated[ExecutionConfig, arg(name="")]
-
-
-def train(arguments: Sequence[str]) -> None:
+class Train(RecipeCommand):
     """Train a model: a recipe's name or .toml file comes first.
 
     Without one it is `demo`; `glassgpt recipes` lists them. The defaults below are the recipe's.
@@ -67,70 +65,103 @@ def train(arguments: Sequence[str]) -> None:
     Short forms: --data SRC, --column, --encoding, --errors and --skip-bad mean --data.source SRC, --data.column, etc.
     With --resume DIR, settings of execution may change: train --resume DIR --help lists them.
     """
-    if gives(arguments, "--resume"):
-        return _resume(arguments)
-    options = parse_settings(TrainOptions, "train", train, arguments)
-    if gives(arguments, "--data.tokenizer"):
-        from glassgpt.data.prepare import require_tokenizer
 
-        require_tokenizer(options.config.data)
-    from glassgpt.training import run as training
-    from glassgpt.utils.device import keep_freed_memory
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        command = super().parse(name, arguments)
+        if gives(arguments, "--data.tokenizer"):
+            from glassgpt.data.prepare import require_tokenizer
 
-    _check_memory(options.config, options.force)
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.train(options.config, out=options.out, overwrite=options.overwrite, progress=progress)
-    _print_next_commands(run)
+            require_tokenizer(command.config.data)
+        return command
+
+    def run(self) -> None:
+        from glassgpt.training import run as training
+        from glassgpt.utils.device import keep_freed_memory
+
+        _check_memory(self.config, self.force)
+        keep_freed_memory()
+        with _progress() as progress:
+            run = training.train(self.config, out=self.out, overwrite=self.overwrite, progress=progress)
+        _print_next_commands(run)
 
 
-def _resume(arguments: Sequence[str]) -> None:
-    for argument in arguments:
-        option = option_of(argument)
-        name = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
-        if option in ("--out", "--overwrite"):
-            raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
-        if option.startswith("--") and name.partition(".")[0] in NUMERICS_SETTINGS and name != "steps":
-            raise UserError(f"--resume cannot change {name}: it determines the numbers of the run; start a new run")
-    from glassgpt.runs.run_directory import RunDirectory
-    from glassgpt.utils.files import explain_os_errors
+class Plan(RecipeCommand):
+    """Estimate what a run needs: memory by component, the micro-batch that fits, tokens/s and hours.
 
-    index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
-    value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
-    directory = RunDirectory(value)
-    with explain_os_errors("read", directory.path):
-        config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
-    before = {name: getattr(config, name) for name in EXECUTION_SETTINGS}
-    default = ResumeOptions(resume=Path(), config=ExecutionConfig(**before))
-    hint = "--resume DIR takes --steps and settings of execution only"
-    options = parse(ResumeOptions, "train", train, arguments, default=default, hint=hint)
-    directory = RunDirectory(options.resume)
-    directory.require_run()
-    from glassgpt.training import run as training
-    from glassgpt.utils.device import keep_freed_memory
+    Takes a recipe's name or .toml file and the options of train. Nothing is written, and no text is read. --device here
+    (or auto, cpu, cuda) measures this machine for some seconds to a minute. The name of a GPU uses its data sheet:
+    b200, h200, h100, h100-nvl, h100-pcie, a100-80, a100-40, l40s, a10, l4, v100-32, v100-16, t4, rtx4090, rtx3090.
+    """
 
-    now = {name: getattr(options.config, name) for name in EXECUTION_SETTINGS}
-    changes = {name: value for name, value in now.items() if value != before[name]}
-    _check_memory(config.override(**changes), options.force)
-    keep_freed_memory()
-    with _progress() as progress:
-        run = training.resume(options.resume, steps=options.steps, progress=progress, **changes)
-    _print_next_commands(run)
+    gpus: int = 1  # Number of GPUs that train together.
+
+    def run(self) -> None:
+        if self.resume is not None:
+            raise UserError("plan estimates new runs; pass a recipe, or the config.toml of a run, instead of --resume")
+        from glassgpt.planning.plan import plan
+        from glassgpt.utils.device import keep_freed_memory
+
+        keep_freed_memory()  # as training does, so that the measured times are those of training
+        print(plan(self.config, self.gpus))
+
+
+class Resume(Command):
+    """Resume the run in a directory, with other settings of execution or more --steps if given.
+
+    The defaults below are the run's.
+    """
+
+    resume: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]  # Directory of the run to resume.
+    steps: Annotated[int | None, default("as before")] = None  # Number of optimizer updates at the end.
+    force: Flag = False  # Train even if the memory check says that the run does not fit.
+    config: Annotated[ExecutionConfig, arg(name="")]
+
+    @classmethod
+    def parse(cls, name: str, arguments: Sequence[str]) -> Self:
+        for argument in arguments:
+            option = option_of(argument)
+            setting = SHORT_FORMS.get(option, option).removeprefix("--").replace("-", "_")
+            if option in ("--out", "--overwrite"):
+                raise UserError(f"{option} has no effect with --resume: a run stays in its directory")
+            if option.startswith("--") and setting.partition(".")[0] in NUMERICS_SETTINGS and setting != "steps":
+                raise UserError(f"--resume cannot change {setting}: it determines the numbers; start a new run")
+        from glassgpt.runs.run_directory import RunDirectory
+        from glassgpt.utils.files import explain_os_errors
+
+        index = next(i for i, argument in enumerate(arguments) if option_of(argument) == "--resume")
+        value = arguments[index].partition("=")[2] or next(iter(arguments[index + 1 :]), "")
+        directory = RunDirectory(value)
+        with explain_os_errors("read", directory.path):
+            config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
+        execution = ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+        hint = "--resume DIR takes --steps and settings of execution only"
+        return parse_options(cls, name, arguments, base=cls(resume=Path(), config=execution), hint=hint)
+
+    def run(self) -> None:
+        from glassgpt.runs.run_directory import RunDirectory
+        from glassgpt.training import run as training
+        from glassgpt.utils.device import keep_freed_memory
+
+        directory = RunDirectory(self.resume)
+        directory.require_run()
+        before = directory.read_config()
+        now = {name: getattr(self.config, name) for name in EXECUTION_SETTINGS}
+        changes = {name: value for name, value in now.items() if value != getattr(before, name)}
+        _check_memory(before.override(**changes), self.force)
+        keep_freed_memory()
+        with _progress() as progress:
+            run = training.resume(self.resume, steps=self.steps, progress=progress, **changes)
+        _print_next_commands(run)
 
 
 def _check_memory(config: TrainConfig, force: bool) -> None:
     """Raise `UserError` if an update cannot fit into the free memory; with `force`, only warn."""
     import torch
 
-    from glassgpt.interop.references import find_model
     from glassgpt.planning.memory import check_memory
-    from glassgpt.training.setup import shape_from
     from glassgpt.utils.device import find_device, find_precision
 
-    if config.init_from and not config.model.vocab_size:
-        # Not verified: training reads and verifies the model anyway.
-        shape = shape_from(find_model(config.init_from, verify=False).model_config, config.model)
-        config = dataclasses.replace(config, model=shape)
     device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda" and processes > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -139,26 +170,6 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
     if problem is not None and is_main_process():
         say_aside(f"warning: this run may not fit: {problem}")
-
-
-Settings = TypeVar("Settings", bound=TrainOptions)
-
-
-def parse_settings(kind: type[Settings], name: str, command: Command, arguments: Sequence[str]) -> Settings:
-    """The options of a command that takes a recipe; the recipe's values are the defaults."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
-    arguments = _expand_short_forms(arguments)
-    config = recipe(recipe_name)
-    if config.name == TrainConfig.name:
-        config = config.override(name=Path(recipe_name).stem)  # a file that does not name its runs
-    config = _without_replaced_settings(config, arguments)
-    hint = f"a recipe comes first (glassgpt {name} RECIPE …), a value follows its option, a switch takes none"
-    options = parse(kind, f"{name} [RECIPE]", command, arguments, default=kind(config=config), hint=hint)
-    for option in map(option_of, arguments) if options.config.init_from is not None else ():
-        if option == "--data.tokenizer" or (option.startswith("--model.") and option not in OWN_WITH_INIT_FROM):
-            raise UserError(f"{option} has no effect with --init-from: shape and tokenizer are those of its model")
-    return options
 
 
 def _expand_short_forms(arguments: Sequence[str]) -> list[str]:
@@ -209,27 +220,21 @@ def _print_next_commands(run: Path) -> None:
     print(f"  {program()} report {name}     (charts and samples on one page)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipesOptions:
-    """Options of `glassgpt recipes`."""
-
-    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: a table of all)")] = (
-        None
-    )
-    """Recipe to print as TOML, which you can save and change."""
-
-
-def recipes(arguments: Sequence[str]) -> None:
+class Recipes(Command):
     """List the recipes that `train` knows, or print one."""
-    options = parse(RecipesOptions, "recipes", recipes, arguments)
-    if options.name is not None:
-        print(recipe_text(options.name), end="")
-        return
-    for name in recipe_names():
-        text = recipe_text(name)
-        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        size = _model_size(recipe(name)) if "n_embd" in text else "any"
-        print(f"{name:<22} {size:>6}  {comment}")
+
+    # Recipe to print as TOML, which you can save and change.
+    recipe: Annotated[Positional[str | None], default("list all", "[NAME]")] = None
+
+    def run(self) -> None:
+        if self.recipe is not None:
+            print(recipe_text(self.recipe), end="")
+            return
+        for name in recipe_names():
+            text = recipe_text(name)
+            comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
+            size = _model_size(recipe(name)) if "n_embd" in text else "any"
+            print(f"{name:<22} {size:>6}  {comment}")
 
 
 def _model_size(config: TrainConfig) -> str:

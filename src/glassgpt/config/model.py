@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, StrictConfig, nearest_divisors
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, StrictConfig
 from glassgpt.utils.errors import UserError
 
 
@@ -19,106 +19,80 @@ class ModelConfig(StrictConfig):
     an override cannot leave a stale value.
     """
 
-    vocab_size: AtLeast1[int | None] = None
-    """Number of token ids; none: the tokenizer's."""
+    vocab_size: AtLeast1[int | None] = None  # Number of token ids; none: the tokenizer's.
+    # Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability.
     vocab_multiple: AtLeast1[int] = 1
-    """Pad the embedding to a multiple of this (128 suits GPUs); padded ids get no probability."""
-    context_length: AtLeast1[int] = 1024
-    """Longest sequence in training, in tokens."""
-    n_layer: AtLeast1[int] = 12
-    """Number of blocks."""
-    n_head: AtLeast1[int] = 12
-    """Attention heads per block."""
+    context_length: AtLeast1[int] = 1024  # Longest sequence in training, in tokens.
+    n_layer: AtLeast1[int] = 12  # Number of blocks.
+    n_head: AtLeast1[int] = 12  # Attention heads per block.
+    # Key and value heads per block, each shared by n_head / n_kv_head query heads; none: n_head.
     n_kv_head: int | None = None
-    """Key and value heads per block, each shared by n_head / n_kv_head query heads; none: n_head."""
-    head_dim: AtLeast1[int | None] = None
-    """Width of a head; none: n_embd / n_head."""
-    n_embd: AtLeast1[int] = 768
-    """Width of the residual stream."""
+    head_dim: AtLeast1[int | None] = None  # Width of a head; none: n_embd / n_head.
+    n_embd: AtLeast1[int] = 768  # Width of the residual stream.
+    # Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none.
     position: Literal["learned", "rope", "sinusoidal", "none"] = "learned"
-    """Position information: learned or sinusoidal embeddings, rotations inside attention (rope), or none."""
-    rope_base: float = 10000.0
-    """Base of the rotary angles; a larger base rotates more slowly."""
+    # Base of the rotary angles; a larger base rotates more slowly.
+    rope_base: Annotated[float, Range("above 1", lambda value: value > 1)] = 10000.0
+    # Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens.
     window: int | None = None
-    """Tokens visible to a sliding-window layer, including the current one; none: all earlier tokens."""
-    window_globals: AtLeast0[int] = 0
-    """The first N tokens of a text, which windowed layers always see."""
+    window_globals: AtLeast0[int] = 0  # The first N tokens of a text, which windowed layers always see.
+    # One letter per layer, repeated as needed: S for a sliding window, L for the whole text (SSSL: every fourth).
     window_pattern: str = "S"
-    """One letter per layer, repeated as needed: S for a sliding window, L for the whole text (SSSL: every fourth)."""
+    # Normalisation before attention, before the feed-forward block and before the head.
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before attention, before the feed-forward block and before the head."""
-    norm_weight: bool = True
-    """RMSNorms have a weight, including those of queries and keys."""
-    norm_bias: bool | None = None
-    """LayerNorms have a bias; none: the value of `bias`."""
-    norm_eps: Positive[float] = 1e-5
-    """Added to the variance in every normalisation."""
-    embedding_norm: bool = False
-    """Normalise the embedding as well."""
-    qk_norm: bool = False
-    """RMSNorm of each head's queries and keys."""
+    norm_weight: bool = True  # RMSNorms have a weight, including those of queries and keys.
+    norm_bias: bool | None = None  # LayerNorms have a bias; none: the value of `bias`.
+    norm_eps: Positive[float] = 1e-5  # Added to the variance in every normalisation.
+    embedding_norm: bool = False  # Normalise the embedding as well.
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys.
+    # Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix.
     activation: Literal["gelu_tanh", "gelu", "relu", "relu_squared", "silu", "swiglu"] = "gelu_tanh"
-    """Nonlinearity of the feed-forward block; swiglu adds a gate, which is a third matrix."""
+    # Width of the feed-forward block; none: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8.
     n_inner: AtLeast1[int | None] = None
-    """Width of the feed-forward block; none: 4 n_embd; with swiglu 8/3 n_embd, rounded up to a multiple of 8."""
-    bias: bool = True
-    """Biases in linear layers."""
+    bias: bool = True  # Biases in linear layers.
+    # Initial projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero.
     residual_init: Literal["scaled", "zero"] = "scaled"
-    """Initial projections into the residual stream: normal(0, 0.02 / sqrt(2 n_layer)), or zero."""
-    tied_head: bool = True
-    """The output head shares the token embedding's weights."""
+    tied_head: bool = True  # The output head shares the token embedding's weights.
+    # Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2; none: no cap.
     logit_softcap: Positive[float | None] = None
-    """Squash logits into (-cap, cap) by cap x tanh(logits / cap), as in Gemma 2; none: no cap."""
-    dropout: BelowOne[float] = 0.0
-    """Dropout after the embedding, on attention weights and on both residual branches."""
+    dropout: BelowOne[float] = 0.0  # Dropout after the embedding, on attention weights and on both residual branches.
+    # Attention kernel: PyTorch's fused one, the explicit formula, or FlexAttention (trains on CUDA only).
     attention: Literal["sdpa", "explicit", "flex"] = "sdpa"
-    """Attention kernel: PyTorch's fused one, the explicit formula, or FlexAttention (trains on CUDA only)."""
 
     def check(self) -> None:
-        self.require("rope_base", self.rope_base > 1, "above 1")
-        self._check_heads()
-        self._check_windows()
         if self.attention == "flex":
             self.require("dropout", self.dropout == 0, "0 with model.attention = 'flex'")
         if self.norm == "layernorm":
             self.require("norm_weight", self.norm_weight, "true unless norm = 'rmsnorm'")
-        if self.norm == "rmsnorm":
+        else:
             self.require("norm_bias", not self.norm_bias, "false unless norm = 'layernorm'")
-
-    def _check_heads(self) -> None:
         if self.head_dim is None:
-            valid = f"a divisor of model.n_embd = {self.n_embd}: {nearest_divisors(self.n_embd, self.n_head)}"
+            valid = f"a divisor of model.n_embd = {self.n_embd}: {_nearest_divisors(self.n_embd, self.n_head)}"
             self.require("n_head", self.n_embd % self.n_head == 0, f"{valid} (or set head_dim)")
         if self.n_kv_head is not None:
-            valid = f"a divisor of model.n_head = {self.n_head}: {nearest_divisors(self.n_head, self.n_kv_head)}"
+            valid = f"a divisor of model.n_head = {self.n_head}: {_nearest_divisors(self.n_head, self.n_kv_head)}"
             self.require("n_kv_head", self.n_kv_head >= 1 and self.n_head % self.n_kv_head == 0, valid)
         if self.position == "rope" and self.resolved_head_dim % 2:
-            raise UserError(
-                f"position = 'rope' needs an even head width, got {self.resolved_head_dim}; "
-                "change model.n_head or model.head_dim"
-            )
-
-    def _check_windows(self) -> None:
+            width = self.resolved_head_dim
+            raise UserError(f"rope needs an even head width, got {width}; change model.n_head or model.head_dim")
         letters = bool(self.window_pattern) and set(self.window_pattern) <= set("SL")
         self.require("window_pattern", letters, "made of the letters S and L")
         if self.window is None:
             self.require("window_globals", self.window_globals == 0, "0 unless model.window is set")
             self.require("window_pattern", self.window_pattern == "S", "'S' unless model.window is set")
-            return
-        largest = self.context_length - self.window_globals
-        self.require("window", 1 <= self.window <= largest, f"from 1 to context_length - window_globals = {largest}")
-        fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
-        self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, at least one of them S")
+        else:
+            most = self.context_length - self.window_globals
+            self.require("window", 1 <= self.window <= most, f"from 1 to context_length - window_globals = {most}")
+            fits = len(self.window_pattern) <= self.n_layer and "S" in self.window_pattern
+            self.require("window_pattern", fits, f"at most {self.n_layer} letters, one per layer, one of them S")
 
     def with_shorter_context(self, context_length: int) -> "ModelConfig":
         """A copy whose context is at most this long; a window that would cover all of it is dropped."""
         if context_length >= self.context_length:
             return self
-        if self.window is None or self.window + self.window_globals <= context_length:
-            return dataclasses.replace(self, context_length=context_length)
-        return dataclasses.replace(
-            self, context_length=context_length, window=None, window_globals=0, window_pattern="S"
-        )
+        covers_all = self.window is not None and self.window + self.window_globals > context_length
+        shape = dataclasses.replace(self, window=None, window_globals=0, window_pattern="S") if covers_all else self
+        return dataclasses.replace(shape, context_length=context_length)
 
     @property
     def resolved_n_kv_head(self) -> int:
@@ -163,3 +137,9 @@ class ModelConfig(StrictConfig):
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; it is taken from the tokenizer when a run starts")
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+def _nearest_divisors(number: int, wanted: int) -> str:
+    """The three divisors of a number that are nearest to the wanted one."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))

@@ -7,81 +7,59 @@ both. This is the one place that decides which setting is which.
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.config.validation import (
-    AtLeast0,
-    AtLeast1,
-    BelowOne,
-    Positive,
-    Share,
-    StrictConfig,
-    build,
-    doubled,
-    flatten,
-    halvings,
-    nearest_multiples,
-    without_none,
-)
+from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, Share, StrictConfig, flatten
 from glassgpt.utils.errors import UserError, did_you_mean
 
-TOKENIZERS = ("characters", "bytes", "gpt2")
-
-# Vocabulary sizes before a tokenizer exists; for characters a guess: Shakespeare has 65, source code some hundreds.
-TYPICAL_VOCAB_SIZES = {"gpt2": 50257, "bytes": 256, "characters": 100}
+# Tokenizers with vocabulary sizes before they exist; for characters a guess: Shakespeare has 65, source code hundreds.
+TYPICAL_VOCAB_SIZES = {"characters": 100, "bytes": 256, "gpt2": 50257}
+TOKENIZERS = tuple(TYPICAL_VOCAB_SIZES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
     """How text files are read. The one definition, for configs, `prepare`, `eval` and the library."""
 
-    column: str = "text"
-    """Column of .parquet and .csv files, or key of JSON lines, that holds the text."""
-    encoding: str = "utf-8"
-    """Encoding of text, .csv and JSON lines."""
+    column: str = "text"  # Column of .parquet and .csv files, or key of JSON lines, that holds the text.
+    encoding: str = "utf-8"  # Encoding of text, .csv and JSON lines.
+    # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
     errors: Literal["strict", "replace", "ignore"] = "strict"
-    """Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out."""
-    skip_bad: bool = False
-    """Leave out rows without text (null, a number, broken JSON) instead of stopping there."""
+    skip_bad: bool = False  # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(ReadingConfig):
     """How one text becomes a prepared dataset. Checked as part of a `DataConfig`."""
 
-    source: str
-    """A registered name, a file, a folder or pattern of files, or a dataset of the Hugging Face hub."""
+    source: str  # A registered name, a file, a folder or pattern of files, or a dataset of the Hugging Face hub.
+    # How text becomes token ids: characters, bytes, gpt2, or the path of a tokenizer's .json file.
     tokenizer: str = "characters"
-    """How text becomes token ids: characters, bytes, gpt2, or the path of a tokenizer's .json file."""
+    # What is kept for validation: a fraction of the documents, or the first shard.
     validation: Literal["fraction", "first_shard"] = "fraction"
-    """What is kept for validation: a fraction of the documents, or the first shard."""
-    validation_fraction: float = 0.1
-    """Share of the documents for validation, evenly spaced; for a single document, its end."""
-    validation_source: str | None = None
-    """Another source for validation; training then uses all of the first one."""
-    deduplicate: bool = False
-    """Leave out documents whose text occurred before."""
-    shard_tokens: int = 100_000_000
-    """Largest number of tokens in a file of the dataset."""
+    # Share of the documents for validation, evenly spaced; for a single document, its end.
+    validation_fraction: Annotated[float, Range("above 0 and below 1", lambda value: 0 < value < 1)] = 0.1
+    validation_source: str | None = None  # Another source for validation; training then uses all of the first one.
+    deduplicate: bool = False  # Leave out documents whose text occurred before.
+    shard_tokens: AtLeast1[int] = 100_000_000  # Largest number of tokens in a file of the dataset.
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(TextConfig, StrictConfig):
     """Where the text comes from and how it becomes batches."""
 
+    # A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder or pattern of files, a prepared
+    # dataset (which brings its own tokenizer), or a dataset of the Hugging Face hub (owner/name:subset).
     source: str = "python-docs"
-    """A registered name (python-docs, shakespeare, fineweb-edu, ...), a file, a folder or pattern of files, a prepared
-    dataset (which brings its own tokenizer), or a dataset of the Hugging Face hub (owner/name:subset)."""
+    # Several sources with their weights, instead of `source`. Each one keeps its own part for validation.
     mixture: dict[str, float] = field(default_factory=dict)
-    """Several sources with their weights, instead of `source`. Each one keeps its own part for validation."""
+    # Order of the training windows: each once per epoch in shuffled order, in the text's order, or drawn at random.
+    # (Each sequence length of a context_start has its own shuffled order.)
     order: Literal["shuffled", "sequential", "random"] = "shuffled"
-    """Order of the training windows: each once per epoch in shuffled order, in the text's order, or drawn at random.
-    (Each sequence length of a context_start has its own shuffled order.)"""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -90,11 +68,8 @@ class DataConfig(TextConfig, StrictConfig):
 
     def check(self) -> None:
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
-        hint = did_you_mean(self.tokenizer, TOKENIZERS).lstrip("; ")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
-        self.require("tokenizer", known, f"{valid}{f' ({hint})' if hint else ''}")
-        self.require("validation_fraction", 0 < self.validation_fraction < 1, "above 0 and below 1")
-        self.require("shard_tokens", self.shard_tokens >= 1, "at least 1")
+        self.require("tokenizer", known, valid + did_you_mean(self.tokenizer, TOKENIZERS))
         self.require("mixture", all(weight > 0 for weight in self.mixture.values()), "sources with weights above 0")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")
@@ -110,76 +85,56 @@ class DataConfig(TextConfig, StrictConfig):
 class OptimConfig(StrictConfig):
     """The optimizer and its learning rate."""
 
+    # AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
     name: Literal["adamw", "muon"] = "adamw"
-    """AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
-    lr: Positive[float] = 6e-4
-    """Peak learning rate."""
+    lr: Positive[float] = 6e-4  # Peak learning rate.
+    # Decay after warmup, down to min_lr_ratio x lr at the last step.
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay after warmup, down to min_lr_ratio x lr at the last step."""
-    min_lr_ratio: float = 0.1
-    """Final learning rate as a share of the peak."""
-    warmup_steps: AtLeast0[int] = 0
-    """Steps of linear warmup."""
-    beta1: BelowOne[float] = 0.9
-    """Decay of the gradient's running mean in AdamW."""
-    beta2: BelowOne[float] = 0.95
-    """Decay of the squared gradient's running mean in AdamW."""
-    eps: Positive[float] = 1e-8
-    """Added to the denominator of AdamW's update."""
-    momentum: BelowOne[float] = 0.95
-    """Decay of the gradient's running mean in Muon."""
-    weight_decay: AtLeast0[float] = 0.1
-    """Decoupled weight decay, on matrices only."""
-    grad_clip: AtLeast0[float] = 1.0
-    """Largest global gradient norm; 0 disables clipping."""
+    # Final learning rate as a share of the peak.
+    min_lr_ratio: Annotated[float, Range("from 0 to 1", lambda value: 0 <= value <= 1)] = 0.1
+    warmup_steps: AtLeast0[int] = 0  # Steps of linear warmup.
+    beta1: BelowOne[float] = 0.9  # Decay of the gradient's running mean in AdamW.
+    beta2: BelowOne[float] = 0.95  # Decay of the squared gradient's running mean in AdamW.
+    eps: Positive[float] = 1e-8  # Added to the denominator of AdamW's update.
+    momentum: BelowOne[float] = 0.95  # Decay of the gradient's running mean in Muon.
+    weight_decay: AtLeast0[float] = 0.1  # Decoupled weight decay, on matrices only.
+    grad_clip: AtLeast0[float] = 1.0  # Largest global gradient norm; 0 disables clipping.
+    # Skip an update whose loss or gradient norm is more than this many standard deviations above the mean of the last
+    # 128 steps; 0 disables it.
     skip_outliers: AtLeast0[float] = 0.0
-    """Skip an update whose loss or gradient norm is more than this many standard deviations above the mean of the last
-    128 steps; 0 disables it."""
-
-    def check(self) -> None:
-        self.require("min_lr_ratio", 0 <= self.min_lr_ratio <= 1, "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(StrictConfig):
     """How tokens are drawn from a model's predictions."""
 
-    max_new_tokens: AtLeast1[int] = 256
-    """Tokens per sample."""
+    max_new_tokens: AtLeast1[int] = 256  # Tokens per sample.
+    # Divides the logits: below 1 is safer, above 1 more varied, 0 always takes the most likely token.
     temperature: AtLeast0[float] = 0.8
-    """Divides the logits: below 1 is safer, above 1 more varied, 0 always takes the most likely token."""
-    top_k: AtLeast1[int | None] = None
-    """Keep only the k most likely tokens."""
-    top_p: Share[float | None] = None
-    """Keep the most likely tokens that together have this probability."""
-    min_p: Share[float | None] = None
-    """Keep tokens that are at least this share as likely as the most likely one."""
+    top_k: AtLeast1[int | None] = None  # Keep only the k most likely tokens.
+    top_p: Share[float | None] = None  # Keep the most likely tokens that together have this probability.
+    min_p: Share[float | None] = None  # Keep tokens that are at least this share as likely as the most likely one.
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(SamplingConfig):
     """The samples in samples.md, generated at every evaluation."""
 
-    prompt: str | None = None
-    """Text that the samples continue; none: the beginning of a document."""
-    count: AtLeast0[int] = 2
-    """Samples per evaluation; 0 disables them."""
-
-    def check(self) -> None:
-        self.require("prompt", self.prompt != "", "at least one character")
+    # Text that the samples continue; none: the beginning of a document.
+    prompt: Annotated[str | None, Range("at least one character", bool)] = None
+    count: AtLeast0[int] = 2  # Samples per evaluation; 0 disables them.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(StrictConfig):
     """Snapshots of the model in probes/ during training: attention, the logit lens of each layer, head scores."""
 
+    # Texts that the snapshots run the model on; none: the beginning of each validation text.
     prompts: list[str] = field(default_factory=list)
-    """Texts that the snapshots run the model on; none: the beginning of each validation text."""
+    # First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
+    # GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB.
     tokens: AtLeast0[int] = 32
-    """First tokens of each prompt to use, up to the context; 0 disables snapshots. Their size grows with the square:
-    GPT-2 small takes 0.2 MB per prompt and XL 1.3 MB; at 1,024 tokens they take 151 MB and 1.3 GB."""
-    every: AtLeast0[int] = 0
-    """Also take a snapshot every N steps, in addition to every evaluation; 0 disables it."""
+    every: AtLeast0[int] = 0  # Also take a snapshot every N steps, in addition to every evaluation; 0 disables it.
 
     def check(self) -> None:
         self.require("prompts", "" not in self.prompts, "texts of at least one character")
@@ -196,27 +151,22 @@ class NumericsConfig(StrictConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    # Model reference whose weights to start from; its shape then replaces [model], which may shorten the context.
     init_from: str | None = None
-    """Model reference whose weights to start from; its shape then replaces [model], which may shorten the context."""
-    steps: AtLeast1[int | None] = None
-    """Number of optimizer updates. Give this or epochs. Resuming may extend it."""
-    epochs: Positive[float | None] = None
-    """Passes over the training tokens. Give this or steps."""
+    steps: AtLeast1[int | None] = None  # Number of optimizer updates. Give this or epochs. Resuming may extend it.
+    epochs: Positive[float | None] = None  # Passes over the training tokens. Give this or steps.
+    # Tokens per update over all processes, a multiple of context_length x processes. Gradients are accumulated.
     batch_tokens: AtLeast1[int] = 524288
-    """Tokens per update over all processes, a multiple of context_length x processes. Gradients are accumulated."""
+    # Start with updates of this many tokens, doubled until they reach batch_tokens. Needs steps.
     batch_start: int | None = None
-    """Start with updates of this many tokens, doubled until they reach batch_tokens. Needs steps."""
-    batch_warmup: Share[float] = 0.5
-    """Share of the steps with smaller updates, if batch_start is set."""
+    batch_warmup: Share[float] = 0.5  # Share of the steps with smaller updates, if batch_start is set.
+    # Start with sequences of this many tokens, doubled until they reach context_length; updates keep their tokens.
     context_start: int | None = None
-    """Start with sequences of this many tokens, doubled until they reach context_length; updates keep their tokens."""
-    context_warmup: Share[float] = 0.5
-    """Share of the steps with shorter sequences, if context_start is set."""
-    seed: AtLeast0[int] = 1337
-    """Seed of initialisation, batches, dropout and samples."""
+    context_warmup: Share[float] = 0.5  # Share of the steps with shorter sequences, if context_start is set.
+    seed: AtLeast0[int] = 1337  # Seed of initialisation, batches, dropout and samples.
+    # Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs.
+    # A resumed run keeps what these two chose when it began.
     precision: Literal["auto", "native", "float32", "tf32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of matrix products. auto: bfloat16 on GPUs that have it, otherwise float32. native: also on CPUs.
-    A resumed run keeps what these two chose when it began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,43 +177,36 @@ class ExecutionConfig(StrictConfig):
     `compile_backend` (like the number of processes) also change the masks.
     """
 
-    name: str = "run"
-    """Name of the run; its directory is runs/NAME unless another one is given."""
+    name: str = "run"  # Name of the run; its directory is runs/NAME unless another one is given.
+    # Most sequences per forward pass. Lower it if memory runs out: it changes rounding and dropout's masks only.
     micro_batch_size: AtLeast1[int] = 16
-    """Most sequences per forward pass. Lower it if memory runs out: it changes rounding and dropout's masks only."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps.
+    # torch.compile; auto compiles on CUDA only (small models on a CPU lose more than they gain).
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto compiles on CUDA only (small models on a CPU lose more than they gain)."""
-    compile_backend: str = "inductor"
-    """Backend of torch.compile."""
+    compile_backend: str = "inductor"  # Backend of torch.compile.
+    # Under torchrun, each process holds all weights (ddp) or a share of them (fsdp). auto: ddp if it fits.
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Under torchrun, each process holds all weights (ddp) or a share of them (fsdp). auto: ddp if it fits."""
+    # With fsdp: keep weights, gradients and optimizer state in host memory. A GPU still holds the whole model during
+    # initialisation and evaluation.
     cpu_offload: bool = False
-    """With fsdp: keep weights, gradients and optimizer state in host memory. A GPU still holds the whole model during
-    initialisation and evaluation."""
+    # With fsdp: sum gradients over the processes after each micro-step, or once per update. update sends less, but
+    # each process then holds all gradients (4 bytes per parameter).
     fsdp_gradient_sync: Literal["micro_step", "update"] = "micro_step"
-    """With fsdp: sum gradients over the processes after each micro-step, or once per update. update sends less, but
-    each process then holds all gradients (4 bytes per parameter)."""
+    # Save memory by recomputing blocks in the backward pass: full keeps only each block's input, selective also keeps
+    # the results of matrix products and attention.
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Save memory by recomputing blocks in the backward pass: full keeps only each block's input, selective also keeps
-    the results of matrix products and attention."""
+    # Steps between evaluations and samples; 0 evaluates only before the first and after the last step.
     eval_every: AtLeast0[int] = 250
-    """Steps between evaluations and samples; 0 evaluates only before the first and after the last step."""
-    eval_tokens: AtLeast1[int | None] = None
-    """Validation tokens to evaluate on; none: the whole split."""
+    eval_tokens: AtLeast1[int | None] = None  # Validation tokens to evaluate on; none: the whole split.
+    # Steps between evaluations on HellaSwag, a multiple of eval_every; 0 disables them.
     hellaswag_every: AtLeast0[int] = 0
-    """Steps between evaluations on HellaSwag, a multiple of eval_every; 0 disables them."""
-    hellaswag_items: AtLeast1[int] = 1000
-    """Items of HellaSwag to evaluate on; 10042 are all."""
-    hellaswag_file: str | None = None
-    """HellaSwag's items as a .jsonl file; none: downloaded once."""
+    hellaswag_items: AtLeast1[int] = 1000  # Items of HellaSwag to evaluate on; 10042 are all.
+    hellaswag_file: str | None = None  # HellaSwag's items as a .jsonl file; none: downloaded once.
+    # Steps between checkpoints; 0 saves only at the last step and at each new best validation loss.
     checkpoint_every: AtLeast0[int] = 250
-    """Steps between checkpoints; 0 saves only at the last step and at each new best validation loss."""
-    keep_checkpoints: AtLeast1[int] = 2
-    """Checkpoints to keep besides the best one."""
+    keep_checkpoints: AtLeast1[int] = 2  # Checkpoints to keep besides the best one.
+    # Also log to TensorBoard (in RUN/tensorboard), Weights & Biases, or both. Needs pip install 'glassgpt[log]'.
     log: Literal["none", "tensorboard", "wandb", "both"] = "none"
-    """Also log to TensorBoard (in RUN/tensorboard), Weights & Biases, or both. Needs pip install 'glassgpt[log]'."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
@@ -284,33 +227,30 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         if self.hellaswag_every:
             valid = f"a multiple of eval_every = {self.eval_every}"
             self.require("hellaswag_every", self.eval_every > 0 and self.hellaswag_every % self.eval_every == 0, valid)
-        self._check_batches()
         if self.cpu_offload and self.strategy != "fsdp":
             raise UserError("cpu_offload needs --strategy fsdp")
-
-    def _check_batches(self) -> None:
-        """Check that updates hold whole sequences, and that doubling leads from each start to its end."""
+        if self.batch_start is not None and self.steps is None:
+            raise UserError("batch_start needs steps: use --steps N instead of epochs")
+        # Updates hold whole sequences, and doubling leads from each start to its end.
         context, batch = self.model.context_length, self.batch_tokens
-        valid = f"a multiple of model.context_length = {context}; nearest: {nearest_multiples(batch, context)}"
+        valid = f"a multiple of model.context_length = {context}; nearest: {_nearest_multiples(batch, context)}"
         self.require("batch_tokens", batch % context == 0, valid)
         for start, end_name, end, quantum in (
             ("context_start", "model.context_length", context, 1),
             ("batch_start", "batch_tokens", batch, context),
         ):
-            valid_starts = halvings(end, quantum)
+            valid_starts = [end >> n for n in range(1, end.bit_length()) if end % (quantum << n) == 0]
             shown = ", ".join(map(str, valid_starts)) or "none exists"
-            is_valid = getattr(self, start) is None or getattr(self, start) in valid_starts
+            is_valid = getattr(self, start) in (None, *valid_starts)
             self.require(start, is_valid, f"{end_name} = {end} halved once or more ({shown})")
-        if self.batch_start is not None and self.steps is None:
-            raise UserError("batch_start needs steps: use --steps N instead of epochs")
 
     def sequence_length(self, progress: float) -> int:
         """Tokens per sequence of an update; `progress` is the share of the updates done before it."""
-        return doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
+        return _doubled(self.context_start, self.model.context_length, progress / self.context_warmup)
 
     def update_tokens(self, progress: float) -> int:
         """Tokens of an update; `progress` is the share of the updates done before it."""
-        return doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
+        return _doubled(self.batch_start, self.batch_tokens, progress / self.batch_warmup)
 
     @property
     def batch_size(self) -> int:
@@ -319,31 +259,25 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def sequences_per_process(self, processes: int) -> int:
         """Sequences per update on each process. Raises `UserError` if the processes cannot share them evenly."""
-        if processes not in self.valid_process_counts:
-            valid = ", ".join(map(str, self.valid_process_counts))
+        smallest = self.batch_start or self.batch_tokens  # all later updates are multiples of the first one
+        sequences = smallest // self.model.context_length
+        if sequences % processes:
+            valid = ", ".join(str(n) for n in range(1, sequences + 1) if sequences % n == 0)
             setting = "batch_tokens" if self.batch_start is None else "batch_start"
-            smallest = self.batch_start or self.batch_tokens
-            nearest = nearest_multiples(smallest, self.model.context_length * processes)
-            raise UserError(
-                f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes, "
-                f"or in a new run another {setting} (nearest: {nearest})"
-            )
+            problem = f"{processes} processes cannot share {setting} = {smallest} evenly; use {valid} processes"
+            nearest = _nearest_multiples(smallest, self.model.context_length * processes)
+            raise UserError(f"{problem}, or in a new run another {setting} (nearest: {nearest})")
         return self.batch_size // processes
-
-    @property
-    def valid_process_counts(self) -> list[int]:
-        """The numbers of processes that can share every update's sequences evenly."""
-        # All later updates are multiples of the first one.
-        smallest = (self.batch_start or self.batch_tokens) // self.model.context_length
-        return [n for n in range(1, smallest + 1) if smallest % n == 0]
 
     def micro_steps(self, processes: int, tokens: int | None = None) -> int:
         """Forward and backward passes per process in an update (of `tokens` tokens, default batch_tokens)."""
-        if tokens is None:
-            sequences = self.sequences_per_process(processes)
-        else:
-            sequences = tokens // self.model.context_length // processes
+        share = self.sequences_per_process(processes)
+        sequences = share if tokens is None else tokens // self.model.context_length // processes
         return math.ceil(sequences / self.micro_batch_size)
+
+    def micro_batch(self, processes: int) -> int:
+        """Sequences per forward pass in the largest micro-batch of an update, which is divided evenly."""
+        return math.ceil(self.sequences_per_process(processes) / self.micro_steps(processes))
 
     def compiles_on(self, device_type: str) -> bool:
         """Whether training is compiled on a type of device."""
@@ -351,7 +285,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested mappings, without settings that are None."""
-        return without_none(dataclasses.asdict(self))
+        return _without_none(dataclasses.asdict(self))
 
     def to_toml(self) -> str:
         """The config as TOML."""
@@ -367,11 +301,6 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A config from nested mappings. Raises as `from_toml` does."""
-        return build(cls, values)
-
     def override(self, **changes: Any) -> Self:
         """A copy with other settings: `config.override(steps=100, optim={"lr": 1e-3})`.
 
@@ -381,9 +310,27 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
             changes.setdefault("epochs", None)
         if changes.get("epochs") is not None:
             changes.setdefault("steps", None)
-        return build(type(self), changes, base=self)
+        return self.from_dict(changes, base=self)
 
     def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
         """The settings that differ from another config's, as `{"optim.lr": (other's value, own value)}`."""
         own, others = (dict(flatten(dataclasses.asdict(config), keep=("mixture",))) for config in (self, other))
         return {name: (others[name], own[name]) for name in own if own[name] != others[name]}
+
+
+def _nearest_multiples(number: int, quantum: int) -> str:
+    """The positive multiples of a quantum around a number."""
+    lower = number // quantum * quantum
+    return " or ".join(str(n) for n in (lower, lower + quantum) if n)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
+
+
+def _doubled(start: int | None, end: int, progress: float) -> int:
+    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
+    if start is None or progress >= 1:
+        return end
+    doublings = (end // start).bit_length() - 1
+    return start << int(progress * doublings)

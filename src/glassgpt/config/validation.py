@@ -5,12 +5,13 @@ Not pydantic: its import takes longer than all of `glassgpt --help`, and tyro wo
 
 import dataclasses
 import functools
+import inspect
 import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -25,7 +26,7 @@ types_of: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hint
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The valid values of a number: their description in errors, and the test."""
+    """The valid values of a field: their description in errors, and the test."""
 
     description: str
     contains: Callable[[Any], bool]
@@ -38,6 +39,12 @@ AtLeast1 = Annotated[T, Range("at least 1", lambda value: value >= 1)]
 Positive = Annotated[T, Range("above 0", lambda value: value > 0)]
 BelowOne = Annotated[T, Range("at least 0 and below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[T, Range("above 0 and at most 1", lambda value: 0 < value <= 1)]
+
+
+@functools.cache
+def _ranges_of(cls: Any) -> dict[str, Range]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
 def _describe(annotation: Any) -> str:
@@ -73,24 +80,15 @@ def _fits(value: Any, annotation: Any) -> bool:
 class StrictConfig:
     """Base of config dataclasses: checks types and ranges of all fields on construction, then calls `check`."""
 
-    # Without annotations, so that they are not fields.
-    section = ""  # of the TOML file
-    ranges = dict[str, Range]()  # noqa: RUF012
-
-    def __init_subclass__(cls) -> None:
-        name = cls.__name__.removesuffix("Config").lower()
-        cls.section = name if name in SECTIONS else cls.section
-        hints = typing.get_type_hints(cls, include_extras=True)
-        cls.ranges = {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
-
     def __post_init__(self) -> None:
-        for name, annotation in types_of(type(self)).items():
+        kind: Any = type(self)
+        for name, annotation in types_of(kind).items():
             value = getattr(self, name)
             if not _fits(value, annotation):
                 raise UserError(f"{self.name_of(name)} must be {_describe(annotation)}, got {value!r}")
             if type(value) is int and float in (annotation, *typing.get_args(annotation)):
                 object.__setattr__(self, name, float(value))  # so that 1 and 1.0 compare and print alike
-        for name, valid in self.ranges.items():
+        for name, valid in _ranges_of(kind).items():
             value = getattr(self, name)
             self.require(name, value is None or valid.contains(value), valid.description)
         self.check()
@@ -101,54 +99,39 @@ class StrictConfig:
     @classmethod
     def name_of(cls, field_name: str) -> str:
         """A field's name in errors, with its section: `model.n_layer`."""
-        return f"{cls.section}.{field_name}" if cls.section else field_name
+        section = cls.__name__.removesuffix("Config").lower()
+        return f"{section}.{field_name}" if section in SECTIONS else field_name
 
     def require(self, field_name: str, holds: bool, valid: str) -> None:
         """Raise `UserError` with the field, its value and the valid values unless `holds`."""
         if not holds:
             raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
+        """A config from nested mappings; values that are left out come from `base`.
 
-C = TypeVar("C", bound=StrictConfig)
-
-
-def build(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
-    """A config from nested mappings; values that are left out come from `base`.
-
-    Raises `UserError` for an unknown name, a wrong type, and a missing value without a default.
-    """
-    hints = types_of(config_class)
-    arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"unknown setting {config_class.name_of(name)!r}{did_you_mean(name, hints)}")
-        arguments[name] = _build_value(hints[name], value, getattr(base, name, None))
-    for field in dataclasses.fields(typing.cast(Any, config_class)):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in arguments:
-            raise UserError(f"{config_class.name_of(field.name)} is missing: it must be {_describe(hints[field.name])}")
-    return config_class(**arguments)
+        Raises `UserError` for an unknown name, a wrong type, an impossible value, and a missing one without a default.
+        """
+        hints = types_of(cls)
+        arguments = {name: getattr(base, name) for name in hints} if base is not None else {}
+        for name, value in values.items():
+            if name not in hints:
+                raise UserError(f"unknown setting {cls.name_of(name)!r}{did_you_mean(name, hints)}")
+            arguments[name] = _build_value(hints[name], value, getattr(base, name, None))
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if parameter.default is parameter.empty and name not in arguments:
+                raise UserError(f"{cls.name_of(name)} is missing: it must be {_describe(hints[name])}")
+        return cls(**arguments)
 
 
 def _build_value(annotation: Any, value: Any, base: Any) -> Any:
     """Turn mappings into configs, also inside lists; anything else is kept for the type check."""
     if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, StrictConfig):
-        return build(annotation, value, base=base)
+        return annotation.from_dict(value, base)
     if isinstance(value, list) and typing.get_origin(annotation) is list:
         return [_build_value(typing.get_args(annotation)[0], item, None) for item in value]
     return value
-
-
-def nearest_divisors(number: int, wanted: int) -> str:
-    """The three divisors of a number that are nearest to the wanted one."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return ", ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:3])))
-
-
-def nearest_multiples(number: int, quantum: int) -> str:
-    """The positive multiples of a quantum around a number."""
-    lower = number // quantum * quantum
-    return " or ".join(str(n) for n in (lower, lower + quantum) if n)
 
 
 def flatten(
@@ -160,24 +143,3 @@ def flatten(
             yield from flatten(value, separator, keep, f"{prefix}{name}{separator}")
         else:
             yield prefix + name, value
-
-
-def without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: without_none(v) if isinstance(v, dict) else v for k, v in values.items() if v is not None and v != {}}
-
-
-def halvings(end: int, quantum: int) -> list[int]:
-    """A number halved once, twice and so on, while the result is a multiple of the quantum."""
-    halves = []
-    while end % (2 * quantum) == 0:
-        end //= 2
-        halves.append(end)
-    return halves
-
-
-def doubled(start: int | None, end: int, progress: float) -> int:
-    """A number that doubles from `start` to `end` at even distances while `progress` goes from 0 to 1."""
-    if start is None or progress >= 1:
-        return end
-    doublings = (end // start).bit_length() - 1
-    return start << int(progress * doublings)

@@ -24,16 +24,14 @@ class Windows:
     own offset, so that over the epochs a token occurs at every position of the context. (A text of T + 1 to 2T - 1
     tokens gives one window.) Orders: `shuffled` takes each window once per epoch, in a keyed permutation; `sequential`
     takes them in the text's order at offset 0 in every epoch; `random` draws each window's start, as nanoGPT does.
-
     Raises `UserError` for a text of fewer than T + 1 tokens.
     """
 
     def __init__(self, stream: TokenStream, context_length: int, seed: int, order: Order = "shuffled") -> None:
         if len(stream) < context_length + 1:
-            raise UserError(
-                f"the {stream.name} has {len(stream):,} tokens, and a context of {context_length:,} needs at least "
-                f"{context_length + 1:,};\ngive more text, or a smaller model.context_length"
-            )
+            needed = f"a context of {context_length:,} needs at least {context_length + 1:,}"
+            advice = "give more text, or a smaller model.context_length"
+            raise UserError(f"the {stream.name} has {len(stream):,} tokens, and {needed};\n{advice}")
         self.per_epoch = max(1, (len(stream) - context_length) // context_length)
         """n: windows per epoch, in any order."""
         self._stream, self._context_length, self._seed, self._order = stream, context_length, seed, order
@@ -53,14 +51,11 @@ class Windows:
         starts = np.empty_like(positions)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):  # a batch may cross two epochs, or many short ones
             windows = shuffled(positions[epochs == epoch], self.per_epoch, seed_for(self._seed, "batch", epoch))
-            starts[epochs == epoch] = self._offset(epoch) + windows * self._context_length
+            generator = np.random.default_rng(seed_for(self._seed, "offset", epoch))
+            room = len(self._stream) - self.per_epoch * self._context_length  # for the offset, after the last window
+            offset = int(generator.integers(min(self._context_length, room)))
+            starts[epochs == epoch] = offset + windows * self._context_length
         return starts
-
-    def _offset(self, epoch: int) -> int:
-        """The start of an epoch's first window; it leaves room for the last one."""
-        room = len(self._stream) - self.per_epoch * self._context_length
-        generator = np.random.default_rng(seed_for(self._seed, "offset", epoch))
-        return int(generator.integers(min(self._context_length, room)))
 
 
 # Sequences after which a mixture's shares are exact; weights are rounded to multiples of 1 / MIXTURE_PERIOD.
@@ -84,13 +79,12 @@ class Batches:
         weights: Sequence[float] = (1.0,),
     ) -> None:
         seeds = [seed] if len(streams) == 1 else [seed_for(seed, "mixture", i) for i in range(len(streams))]
-        self._windows = [
-            Windows(stream, context_length, own, order) for stream, own in zip(streams, seeds, strict=True)
-        ]
+        texts = zip(streams, seeds, strict=True)
+        self._windows = [Windows(stream, context_length, own, order) for stream, own in texts]
         self._batch_size, self._context_length = batch_size, context_length
         self._text, self._rank = spread(weights)
         self.windows_per_epoch = sum(windows.per_epoch for windows in self._windows)
-        """Windows of all texts together."""
+        """Of all texts together."""
 
     def batch_at(self, step: int, rows: slice = slice(None)) -> Ids:
         """Return the windows (B, T + 1) of a step, counted from 0, or only these rows: no other window is read."""
@@ -109,9 +103,8 @@ class Batches:
 def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
     """A period of a mixture: the text (P,) of each sequence, and the number of earlier sequences of that text (P,).
 
-    Each text has its share of the P = `MIXTURE_PERIOD` sequences (P = 1 for a single text), and for every n, up to less
-    than one, its share of the first n sequences: the chairman assignment of Tijdeman (1980). Raises `UserError` for a
-    weight of less than one sequence.
+    Each text has its share of the P = `MIXTURE_PERIOD` sequences (1 for a single text) and, up to less than one, of the
+    first n for every n: the chairman assignment of Tijdeman (1980). Raises `UserError` for less than one sequence.
     """
     if len(weights) == 1:
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -120,9 +113,8 @@ def spread(weights: Sequence[float]) -> tuple[Ids, Ids]:
     largest_remainders = np.argsort(counts - shares, kind="stable")[: MIXTURE_PERIOD - counts.sum()]
     counts[largest_remainders] += 1
     if (counts == 0).any():
-        raise UserError(
-            f"each text of data.mixture needs at least one sequence in {MIXTURE_PERIOD}: raise its weight, or remove it"
-        )
+        least = f"at least one sequence in {MIXTURE_PERIOD}"
+        raise UserError(f"each text of data.mixture needs {least}: raise its weight, or remove it")
     texts, ranks = np.empty(MIXTURE_PERIOD, dtype=np.int64), np.empty(MIXTURE_PERIOD, dtype=np.int64)
     assigned = np.zeros(len(counts), dtype=np.int64)
     # In units of 1 / (2 (k - 1) P), all integers: what a text lacks, and the latest position of its next sequence.

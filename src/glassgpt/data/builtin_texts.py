@@ -1,8 +1,7 @@
 """Texts that are always available: the documentation bundled with Python, and Shakespeare's plays by download.
 
-python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (the text of
-`help("yield")`) and the docstrings of the standard library. Only paragraphs of prose are kept, each once and on one
-line, in 78 different characters.
+python-docs is about a megabyte of English for a small character model: `pydoc_data.topics` (of `help("yield")`) and the
+docstrings of the standard library. Only paragraphs of prose are kept, each once and on one line, in 78 characters.
 """
 
 import ast
@@ -12,7 +11,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,28 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 
 
-class Shakespeare:
-    """tinyshakespeare, 1,115,394 characters of his plays (Karpathy, 2015), downloaded into the cache once."""
+class BuiltinText:
+    """What these sources share: one file, which is downloaded or written into the cache once."""
 
-    name = location = "shakespeare"
     reading = ReadingConfig()  # whatever the user's options
     left_out: tuple[str, ...] = ()
 
+    def identity(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
+        return recorded == self.identity()
+
+
+class Shakespeare(BuiltinText):
+    """tinyshakespeare, 1,115,394 characters of his plays (Karpathy, 2015)."""
+
+    name = location = "shakespeare"
+
     def files(self) -> list[SourceFile]:
-        """The one file."""
         return [SourceFile("tinyshakespeare.txt", SHAKESPEARE_BYTES, self._fetch)]
 
-    def _fetch(self) -> Path:
+    def _fetch(self, on_bytes: Callable[[int], None]) -> Path:
         path = cache_directory() / "downloads" / "tinyshakespeare.txt"
         manual = (
             f"Without network: download that file on another machine and copy it to {path}, or use --data FILE; "
@@ -49,20 +58,13 @@ class Shakespeare:
         return download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, what="shakespeare", manual=manual)
 
     def identity(self) -> dict[str, Any]:
-        """The file's hash."""
         return {"sha256": SHAKESPEARE_SHA256}
 
-    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Whether an earlier identity is the present one."""
-        return recorded == self.identity()
 
-
-class PythonDocs:
-    """The documentation of the running Python (see `python_docs`), written into the cache once."""
+class PythonDocs(BuiltinText):
+    """The documentation of the running Python (see `python_docs`)."""
 
     name = location = "python-docs"
-    reading = ReadingConfig()  # whatever the user's options
-    left_out: tuple[str, ...] = ()
 
     def files(self) -> list[SourceFile]:
         """The one file, which is written now if it is missing. Raises `UserError` as `python_docs` does."""
@@ -73,25 +75,25 @@ class PythonDocs:
             with filelock.FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.is_file():
                     write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in python_docs()))
-        return [SourceFile("python-docs.jsonl", path.stat().st_size, lambda: path)]
+        return [SourceFile("python-docs.jsonl", path.stat().st_size, path)]
 
     def identity(self) -> dict[str, Any]:
         """The Python version, and the hash of this file, which has the rules of selection."""
         return {"python": sys.version, "rules": sha256_of(Path(__file__))}
 
-    def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
-        """Whether an earlier identity is the present one."""
-        return recorded == self.identity()
-
 
 def python_docs() -> list[str]:
-    """The documents, in the order of their hashes, so that any part is a fair sample of all.
-
-    Raises `UserError` if this Python has no documentation.
-    """
+    """The documents in the order of their hashes, so that any part is a fair sample. Raises `UserError` without any."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UserError(
+            "this Python has no documentation for python-docs (pydoc_data is missing, as in some Linux packages);\n"
+            "install the full Python (apt-get install libpython3-stdlib), or use --data FILE"
+        ) from None
     seen: set[str] = set()
     texts = []
-    for raw in (*_topics(), *_docstrings()):
+    for raw in (*(topics[name] for name in sorted(topics)), *_docstrings()):
         paragraphs = [paragraph for paragraph in dict.fromkeys(_prose_of(raw)) if paragraph not in seen]
         seen.update(paragraphs)
         text = "\n\n".join(paragraphs)
@@ -104,15 +106,13 @@ _SHORTEST_DOCUMENT = 80
 # Folders of tests, tools and other packages in the standard library's directory.
 _NOT_LIBRARY = (
     "__pycache__ dist-packages ensurepip idlelib lib-dynload lib2to3 pydoc_data site-packages test tests turtledemo "
-    "_pyrepl distutils encodings"
-).split()
+    "_pyrepl distutils encodings".split()
+)
 _FUNCTION_WORDS = frozenset(
-    (
-        "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is "
-        "it its may more must no not of on one only or other over same should so some such than that the their them "
-        "then there these they this to until up use used was were when where which while will with within without "
-        "would you your"
-    ).split()
+    "a all also an and any are as at be been but by can cannot do does each either for from has have if in into is it "
+    "its may more must no not of on one only or other over same should so some such than that the their them then "
+    "there these they this to until up use used was were when where which while will with within without would you "
+    "your".split()
 )
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "´": "'", "–": "-", "—": "--", "…": "..."})
 _MARKUP = [
@@ -123,17 +123,6 @@ _MARKUP = [
 _BREAK = re.compile(r"\n\s*\n|\n\s*[-=~*]{3,}[ \t]*(?:\n|$)")  # an empty line, or the rule below a heading
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9 .,;:!?'\"()*_/-]+")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-
-
-def _topics() -> list[str]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise UserError(
-            "this Python has no documentation for python-docs (pydoc_data is missing, as in some Linux packages);\n"
-            "install the full Python (apt-get install libpython3-stdlib), or use --data FILE"
-        ) from None
-    return [topics[name] for name in sorted(topics)]
 
 
 def _docstrings() -> Iterator[str]:
@@ -165,8 +154,7 @@ def _docstrings_in(tree: ast.Module) -> Iterator[str]:
 
 def _prose_of(raw: str) -> Iterator[str]:
     """The paragraphs that are English prose, each on one line, in plain ASCII and without markup."""
-    text = raw.translate(_STRAIGHT)
-    for block in _BREAK.split(text):
+    for block in _BREAK.split(raw.translate(_STRAIGHT)):
         paragraph = " ".join(block.split())
         for pattern, replacement in _MARKUP:
             paragraph = pattern.sub(replacement, paragraph)

@@ -22,12 +22,11 @@ from glassgpt.data.formats import (
     remembered,
     verify_token_files,
 )
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
-from glassgpt.utils.formatting import format_bytes
+from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
 
 Ids = npt.NDArray[np.int64]
 
@@ -36,16 +35,12 @@ MANIFEST = "manifest.json"
 
 
 class TokenStream:
-    """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence."""
+    """The tokens (N,) of a split: one or several arrays, in memory or on disk, read as one sequence; errors name it."""
 
-    def __init__(
-        self, parts: Sequence[npt.NDArray[Any]], name: str = "text", indexes: Sequence[Path] | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[npt.NDArray[Any]], name: str = "text", indexes: Sequence[Path] | None = None):
         self.parts = [np.asarray(part) for part in parts]  # plain views: slicing a memmap object is ten times slower
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
-        self.name = name
-        """Its name in errors, such as `train split of NAME`."""
-        self.indexes = indexes
+        self.name, self.indexes = name, indexes
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -53,8 +48,7 @@ class TokenStream:
     def document_starts(self) -> Ids | None:
         """The first token (documents,) of each document that starts here, in order; None without an index.
 
-        A document's tokens begin with the marks that its tokenizer puts before a text. The first tokens here may belong
-        to a document that started before. Raises `UserError` for an index that is out of order.
+        It is the first of its marks (`document_marks`). Raises `UserError` for an index that is out of order.
         """
         if self.indexes is None:
             return None
@@ -70,8 +64,7 @@ class TokenStream:
         """Return tokens (length,) from `start` on, across parts. Raises `IndexError` outside 0 to N."""
         if not 0 <= start <= start + length <= len(self):
             raise IndexError(f"tokens {start} to {start + length} of a {self.name} that has {len(self)}")
-        tokens = np.empty(length, dtype=np.int64)
-        filled = 0
+        tokens, filled = np.empty(length, dtype=np.int64), 0
         part = int(np.searchsorted(self._ends, start, side="right")) - 1
         while filled < length:
             begin = start + filled - int(self._ends[part])
@@ -85,22 +78,19 @@ class TokenStream:
     ) -> Iterator[tuple[int, Ids, Ids]]:
         """Yield the position of a batch's first target, its inputs and its targets, both (B, T).
 
-        Every token but the first is a target once. The windows do not overlap and keep the text's order. The last batch
-        may hold fewer than `batch_size` windows; a remainder of r < T tokens comes at the end as (1, r). `limit` stops
-        after this many targets. Each of several ranks gets every `world_size`-th batch, maybe none. Raises `UserError`
-        for fewer than 2 tokens.
+        Every token but the first is a target once, in the text's order. The last batch may hold fewer than `batch_size`
+        windows; a remainder of r < T tokens comes at the end as (1, r). `limit` stops after this many targets. Each of
+        several ranks gets every `world_size`-th batch, maybe none. Raises `UserError` for fewer than 2 tokens.
         """
         if len(self) < 2:
             raise UserError(f"the {self.name} has {len(self)} tokens, and evaluation needs at least 2; use more text")
         targets = len(self) - 1 if limit is None else min(limit, len(self) - 1)
         windows, remainder = divmod(targets, context_length)
-        batches = [
-            (first * context_length, min(batch_size, windows - first), context_length)
-            for first in range(0, windows, batch_size)
-        ]
+        batches = [(first, min(batch_size, windows - first), context_length) for first in range(0, windows, batch_size)]
         if remainder:
-            batches.append((windows * context_length, 1, remainder))
-        for start, count, length in batches[rank::world_size]:
+            batches.append((windows, 1, remainder))
+        for first, count, length in batches[rank::world_size]:
+            start = first * context_length
             tokens = self.read(start, count * length + 1)
             yield start + 1, tokens[:-1].reshape(count, length), tokens[1:].reshape(count, length)
 
@@ -122,14 +112,15 @@ class Dataset:
     @property
     def is_prepared(self) -> bool:
         """Whether `prepare` wrote it; otherwise it has token files in another format, without an index."""
-        return _is_prepared(self.manifest)
+        return "format" in self.manifest
 
     @property
     def whole(self) -> TokenStream:
         """Both splits as one text."""
-        train, validation = self.train, self.validation
-        indexes = [*(train.indexes or ()), *(validation.indexes or ())] if self.is_prepared else None
-        return TokenStream([*train.parts, *validation.parts], f"text of {self.manifest['source']['name']}", indexes)
+        parts, indexes = [*self.train.parts, *self.validation.parts], None
+        if self.train.indexes is not None and self.validation.indexes is not None:
+            indexes = [*self.train.indexes, *self.validation.indexes]
+        return TokenStream(parts, f"text of {self.manifest['source']['name']}", indexes)
 
 
 def open_dataset(directory: Path) -> Dataset:
@@ -138,16 +129,13 @@ def open_dataset(directory: Path) -> Dataset:
     The tokens stay on disk until they are read. Raises `UserError` as `load_manifest` does.
     """
     manifest = load_manifest(directory)
-    is_prepared = _is_prepared(manifest)
-    files: Mapping[str, Sequence[TokenFile]]
+    splits, is_prepared = manifest["splits"], "format" in manifest
+    files: dict[str, list[TokenFile]] = {}
     if is_prepared:
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
-        files = {
-            split: [
-                TokenFile(directory / shard["name"], dtype, 0, shard["tokens"]) for shard in shards_of(manifest, split)
-            ]
-            for split in SPLITS
-        }
+        for split in SPLITS:
+            shards = [(directory / shard["name"], shard["tokens"]) for shard in splits[split]["shards"]]
+            files[split] = [TokenFile(path, dtype, 0, tokens) for path, tokens in shards]
     else:
         files, tokenizer = open_token_files(directory), external_tokenizer(directory)
     train, validation = (
@@ -161,7 +149,7 @@ def open_dataset(directory: Path) -> Dataset:
     content = {
         "tokenizer": manifest["tokenizer"]["sha256"],
         "dtype": manifest["dtype"],
-        "shards": {split: [shard["sha256"] for shard in shards_of(manifest, split)] for split in SPLITS},
+        "shards": {split: [shard["sha256"] for shard in splits[split]["shards"]] for split in SPLITS},
     }
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return Dataset(directory, files, train, validation, tokenizer, manifest, fingerprint)
@@ -180,7 +168,7 @@ def load_manifest(directory: Path) -> dict[str, Any]:
             raise UserError(f"{directory} is not a dataset (it has no {MANIFEST} of one); {advice}")
         return external_manifest(directory)
     if damage := find_damage(directory, manifest):
-        raise UserError(f"dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
+        raise _damaged(directory, damage)
     return manifest
 
 
@@ -189,47 +177,41 @@ def is_dataset(directory: Path) -> bool:
     return read_manifest(directory) is not None or bool(find_token_files(directory))
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
+def read_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """The manifest of a prepared dataset; None if there is none, or one of something else or another version."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    is_ours = isinstance(manifest, dict) and _is_prepared(manifest) and manifest.get("version") == VERSION
+    is_ours = isinstance(manifest, dict) and (manifest.get("format"), manifest.get("version")) == (FORMAT, VERSION)
     return manifest if is_ours else None
 
 
-def _is_prepared(manifest: Mapping[str, Any]) -> bool:
-    return manifest.get("format") == FORMAT
-
-
-def shards_of(manifest: Mapping[str, Any], *splits: str) -> list[dict[str, Any]]:
-    """The manifest's entries of the shards of these splits (default: of both, training first)."""
-    return [shard for split in splits or SPLITS for shard in manifest["splits"][split]["shards"]]
-
-
-def files_of(manifest: Mapping[str, Any]) -> set[str]:
-    """The names of all files of a prepared dataset."""
-    shards = [shard["name"] for shard in shards_of(manifest)]
-    return {MANIFEST, TOKENIZER, *shards, *(index_path(Path(name)).name for name in shards)}
+def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
+    """The size (None: any) and the sha256 of each file of a prepared dataset, by name, except the manifest."""
+    width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
+    files: dict[str, tuple[int | None, str]] = {TOKENIZER: (None, manifest["tokenizer"]["sha256"])}
+    for shard in (shard for split in SPLITS for shard in manifest["splits"][split]["shards"]):
+        files[shard["name"]] = shard["tokens"] * width, shard["sha256"]
+        files[index_path(Path(shard["name"])).name] = shard["documents"] * INDEX_DTYPE.itemsize, shard["index_sha256"]
+    return files
 
 
 def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with the sizes of a prepared dataset's files, or with its tokenizer; None if nothing is."""
-    sizes = {}
-    for shard in shards_of(manifest):
-        path = directory / shard["name"]
-        sizes[path] = shard["tokens"] * np.dtype(DTYPES[manifest["dtype"]]).itemsize
-        sizes[index_path(path)] = shard["documents"] * INDEX_DTYPE.itemsize
-    for path, size in sizes.items():
+    for name, (size, sha256) in files_of(manifest).items():
+        path = directory / name
         if not path.is_file():
-            return f"{path.name} is missing"
-        if path.stat().st_size != size:
-            return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-    tokenizer = directory / TOKENIZER
-    if not tokenizer.is_file() or sha256_of(tokenizer) != manifest["tokenizer"]["sha256"]:
-        return f"{TOKENIZER} is missing or changed"
+            return f"{name} is missing"
+        if size is None and sha256_of(path) != sha256:
+            return f"{name} has changed"
+        if size is not None and path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def _damaged(directory: Path, damage: str) -> UserError:
+    return UserError(f"dataset {directory} is damaged: {damage}; remove the directory and prepare it again")
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:
@@ -239,31 +221,19 @@ def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> i
     file that differs. The reference of another format's files is their content when they were first opened.
     """
     manifest = load_manifest(directory)
-    if not _is_prepared(manifest):
+    if "format" not in manifest:
         return verify_token_files(directory, force)
-    files = _hashes(directory, manifest)
-    total, done, progress = sum(path.stat().st_size for path, _ in files), 0, ProgressLine(log)
-    for path, expected in files:
-        if remembered(path, "sha256", partial(sha256_of, path), force) != expected:
-            raise UserError(
-                f"dataset {directory} is damaged: the content of {path.name} has changed; "
-                "remove the directory and prepare it again"
-            )
+    expected = {directory / name: sha256 for name, (_, sha256) in files_of(manifest).items()}
+    total, done, progress = sum(path.stat().st_size for path in expected), 0, ProgressLine(log)
+    for path, sha256 in expected.items():
+        if remembered(path, "sha256", partial(sha256_of, path), force) != sha256:
+            raise _damaged(directory, f"the content of {path.name} has changed")
         done += path.stat().st_size
         progress.update(f"verified {format_bytes(done)} of {format_bytes(total)}")
-    return len(files)
+    return len(expected)
 
 
 def remember_hashes(directory: Path) -> None:
     """Remember the hashes of a dataset that was just written, so that `verify` reads its files only after a change."""
-    for path, sha256 in _hashes(directory, load_manifest(directory)):
-        remembered(path, "sha256", partial(str, sha256))
-
-
-def _hashes(directory: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """The files of a prepared dataset that have a sha256, and these."""
-    hashes = [(directory / TOKENIZER, manifest["tokenizer"]["sha256"])]
-    for shard in shards_of(manifest):
-        path = directory / shard["name"]
-        hashes += [(path, shard["sha256"]), (index_path(path), shard["index_sha256"])]
-    return hashes
+    for name, (_, sha256) in files_of(load_manifest(directory)).items():
+        remembered(directory / name, "sha256", partial(str, sha256))

@@ -10,13 +10,14 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from glassgpt.data.shards import SPLITS, TOKENIZER, TokenFile
-from glassgpt.tokenizers.builtin import BPETokenizer, CharacterTokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import CharacterTokenizer, Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import readable, write_atomic
@@ -52,10 +53,7 @@ def project_of(file: TokenFile) -> str:
 
 def open_token_files(directory: Path) -> dict[str, list[TokenFile]]:
     """Open the files of `find_token_files`. Raises `UserError` for a damaged or empty file, and for differing types."""
-    files = {
-        split: [_open_npy(path) if path.suffix == ".npy" else _open_bin(path) for path in paths]
-        for split, paths in find_token_files(directory).items()
-    }
+    files = {split: [*map(_open, paths)] for split, paths in find_token_files(directory).items()}
     dtypes: dict[str, str] = {}
     for file in itertools.chain(*files.values()):
         dtypes[file.dtype] = file.path.name
@@ -67,7 +65,9 @@ def open_token_files(directory: Path) -> dict[str, list[TokenFile]]:
     return files
 
 
-def _open_bin(path: Path) -> TokenFile:
+def _open(path: Path) -> TokenFile:
+    if path.suffix == ".npy":
+        return _open_npy(path)
     with readable(path):
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", count=_HEADER_WORDS)
@@ -90,9 +90,8 @@ def _open_npy(path: Path) -> TokenFile:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged, or not a NumPy array: {error}") from error
     if tokens.ndim != 1 or tokens.dtype.str not in ("<u2", "<u4"):
-        raise UserError(
-            f"{path} holds {tokens.dtype} of shape {tokens.shape} instead of a row of little-endian uint16 or uint32"
-        )
+        held = f"{tokens.dtype} of shape {tokens.shape}"
+        raise UserError(f"{path} holds {held} instead of a row of little-endian uint16 or uint32")
     return TokenFile(path, tokens.dtype.str, tokens.offset, len(tokens))
 
 
@@ -108,7 +107,7 @@ def external_tokenizer(directory: Path) -> Tokenizer:
             case {"itos": dict(characters)} if sorted(characters) == list(range(len(characters))):
                 return CharacterTokenizer("".join(characters[i] for i in range(len(characters))))
         raise UserError(f"{directory / 'meta.pkl'} has no characters (itos); put a {TOKENIZER} in its directory")
-    return BPETokenizer.gpt2()
+    return gpt2_tokenizer()
 
 
 def external_manifest(directory: Path) -> dict[str, Any]:
@@ -118,45 +117,35 @@ def external_manifest(directory: Path) -> dict[str, Any]:
     times. Raises `UserError` for damaged files, and for ids outside the vocabulary.
     """
     files, tokenizer = open_token_files(directory), external_tokenizer(directory)
-    splits = {}
+    splits: dict[str, Any] = {split: {"tokens": 0, "shards": []} for split in SPLITS}
     for split in SPLITS:
-        shards = []
         for file in files[split]:
-            scan = _scan(file)
+            scan = remembered(file.path, "tokens", partial(_scan, file))
             if scan["largest"] >= tokenizer.vocab_size:
-                raise UserError(
-                    f"{file.path} has token id {scan['largest']}, but tokenizer {tokenizer.kind} has ids 0 to "
-                    f"{tokenizer.vocab_size - 1};\nput the right {TOKENIZER} in its directory"
-                )
-            shards.append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
-        splits[split] = {"tokens": sum(file.tokens for file in files[split]), "shards": shards}
+                known = f"tokenizer {tokenizer.kind} has ids 0 to {tokenizer.vocab_size - 1}"
+                advice = f"put the right {TOKENIZER} in its directory"
+                raise UserError(f"{file.path} has token id {scan['largest']}, but {known};\n{advice}")
+            splits[split]["tokens"] += file.tokens
+            splits[split]["shards"].append({"name": file.path.name, "tokens": file.tokens, "sha256": scan["sha256"]})
     return {
         "source": {"name": directory.name},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "sha256": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-        },
-        "dtype": {"<u2": "uint16", "<u4": "uint32"}[files["train"][0].dtype],
+        "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+        "dtype": np.dtype(files["train"][0].dtype).name,
         "splits": splits,
     }
 
 
 def verify_token_files(directory: Path, force: bool) -> int:
     """Compare token files with what they were when first opened, and return their number; see `dataset.verify`."""
-    files = [*itertools.chain(*open_token_files(directory).values())]
+    files = list(itertools.chain(*open_token_files(directory).values()))
     for file in files:
-        if force and _read_tokens(file) != _scan(file):
+        if force and _scan(file) != remembered(file.path, "tokens", partial(_scan, file)):
             raise UserError(f"{file.path} has changed since it was first opened, but its size and time have not")
     return len(files)
 
 
 def _scan(file: TokenFile) -> dict[str, Any]:
-    """Hash and largest id of a file, read once while it stays the same."""
-    return remembered(file.path, "tokens", lambda: _read_tokens(file))
-
-
-def _read_tokens(file: TokenFile) -> dict[str, Any]:
+    """The hash and the largest id of all tokens."""
     digest, largest = hashlib.sha256(), 0
     for chunk in file.chunks():
         digest.update(chunk.data)

@@ -1,39 +1,30 @@
-"""Datasets of the Hugging Face Hub: the files of a subset and split at one commit, downloaded when they are needed."""
+"""Datasets of the Hugging Face Hub: the files of a subset and split at one commit, downloaded when they are needed.
 
+Which files belong to a subset and split follows from the metadata in README.md, or from names. The rules are documented
+at https://huggingface.co/docs/hub/datasets-manual-configuration and
+https://huggingface.co/docs/hub/datasets-file-names-and-splits, so a name means here what it means to
+`datasets.load_dataset`.
+"""
+
+import glob
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.hub_layout import (
-    Subset,
-    choose_subset,
-    converted_subsets,
-    folder_of,
-    format_of,
-    matches,
-    name_some,
-    splits_by_name,
-    subsets_by_folder,
-    subsets_of,
-    unknown_name,
-)
 from glassgpt.data.source_files import SourceFile
-from glassgpt.utils.errors import UserError
+from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import write_atomic
-from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, Download, HubFile, HubUnreachableError, find_hub_id
-
-# Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
-_CONVERTED = "refs/convert/parquet"
-_READABLE = ".parquet, .jsonl, .csv or .txt file (plain, .gz, .zst or .bz2)"
-
+from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, find_hub_id, list_files
 
 HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),
@@ -41,6 +32,22 @@ HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
     "tinystories": ("roneneldan/TinyStories", None),
 }
 """Registered names: the hub's id, and the default subset."""
+
+# Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
+_CONVERTED = "refs/convert/parquet"
+# What can be read. `.json` is how some (allenai/c4) name JSON lines.
+_FORMATS = {"parquet": "parquet", "jsonl": "jsonl", "json": "jsonl", "csv": "csv", "txt": "txt"}
+_READABLE = ".parquet, .jsonl, .csv or .txt file (plain, .gz, .zst or .bz2)"
+_NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SHARD = re.compile(r"^data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*$")
+_SPLIT_WORDS = {
+    split: re.compile(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)")
+    for split, words in {
+        "train": "train|training",
+        "validation": "validation|valid|dev|val",
+        "test": "test|testing|eval|evaluation",
+    }.items()
+}
 
 
 def hub_location(source: str) -> str | None:
@@ -52,11 +59,9 @@ def hub_location(source: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class HubDataset:
-    """The files of a split at a commit. `left_out`: those in another format than most of its bytes."""
+class HubDataset(DatasetRepository):
+    """A repository with the files of a split. `left_out`: those in another format than most of its bytes."""
 
-    hub_id: str
-    commit: str
     subset: str | None
     split: str
     entries: Sequence[HubFile]
@@ -82,16 +87,19 @@ class HubSource:
         return _find(hub_id, subset or default, split or "train")
 
     def files(self) -> list[SourceFile]:
-        repository = DatasetRepository(self.dataset.hub_id, self.dataset.commit)
-        downloads = [Download(repository, entry) for entry in self.dataset.entries]
-        return [SourceFile(d.file.name, d.file.bytes, d.run, d.present_bytes, d.cancelled.set) for d in downloads]
+        dataset = self.dataset
+        return [
+            SourceFile(file.name, file.bytes, partial(dataset.download, file), dataset.missing_bytes(file))
+            for file in dataset.entries
+        ]
 
     def identity(self) -> dict[str, Any]:
         """What the text depends on. Small files have git's sha1 instead of a sha256."""
-        files = [asdict(entry) for entry in self.dataset.entries]
+        dataset = self.dataset
+        files = [asdict(entry) for entry in dataset.entries]
         files = [{key: value for key, value in file.items() if key != "git_sha1" or value} for file in files]
-        at = {"repository": self.dataset.hub_id, "commit": self.dataset.commit}
-        return {**at, "subset": self.dataset.subset, "split": self.dataset.split, "files": files}
+        at = {"repository": dataset.hub_id, "commit": dataset.commit}
+        return {**at, "subset": dataset.subset, "split": dataset.split, "files": files}
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         """Always true: a prepared dataset stays that of its commit, and needs no network."""
@@ -103,18 +111,13 @@ class HubSource:
 
 
 def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
-    """Return the files at the hub's newest commit.
-
-    If the hub cannot be reached, return the last result if all its files are in the cache.
-    """
+    """The files at the hub's newest commit. If the hub cannot be reached, the last result if its files are cached."""
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
-    known, missing = _read_record(record), []
+    known = _read_record(record)
+    missing = [file.name for file in known.entries if known.missing_bytes(file)] if known else []
     if known is None:
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
-    else:
-        cached_bytes = DatasetRepository(known.hub_id, known.commit).cached_bytes
-        missing = [entry.name for entry in known.entries if cached_bytes(entry) != entry.bytes]
     try:
         dataset = _look_up(hub_id, subset, split, attempts=ATTEMPTS if known is None or missing else 1)
     except HubUnreachableError as error:
@@ -122,7 +125,7 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
             raise
         if not missing:
             return known
-        cached = f"{len(missing)} of its {len(known.entries)} files are not in the cache ({name_some(missing, 2)})"
+        cached = f"{len(missing)} of its {len(known.entries)} files are not in the cache ({_name_some(missing, 2)})"
         raise UserError(f"{error}\n{cached}") from None
     with suppress(OSError, UserError):  # a cache that cannot be written to may still be read
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -143,12 +146,12 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     """The files of a subset and split; those of the hub's own conversion if nothing else can be read."""
     repository = DatasetRepository.open(hub_id, attempts=attempts)
     what = f"the dataset {repository.hub_id}"
-    subsets = subsets_of(repository.metadata(), what) or subsets_by_folder(_list_files(repository))
+    subsets = subsets_of(repository.metadata(), what) or _subsets_by_folder(list_files(repository))
     if not subsets:
-        names = name_some(list(_list_files(repository)), 5)
+        names = _name_some(list(list_files(repository)), 5)
         try:
             repository = DatasetRepository.open(repository.hub_id, _CONVERTED)
-            subsets = converted_subsets(_list_files(repository))
+            subsets = _converted_subsets(list_files(repository))
         except UserError as error:
             if isinstance(error, HubUnreachableError):
                 raise
@@ -161,40 +164,176 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     if split not in splits and f"partial-{split}" in splits:
         raise UserError(f"{what} has only the first part of the split {split!r}")
     if split not in splits:
-        raise unknown_name("split", split, list(splits), what)
-    return _select(repository, subset.name, split, splits[split], what)
-
-
-@cache  # per commit, whose files never change
-def _list_files(repository: DatasetRepository, folder: str = "", recursive: bool = True) -> dict[str, HubFile]:
-    """The files in a folder by their names, sorted."""
-    return {file.name: file for file in sorted(repository.files(folder, recursive), key=lambda file: file.name)}
-
-
-def _splits_of(repository: DatasetRepository, subset: Subset, split: str) -> dict[str, list[HubFile]]:
-    """The files of the wanted split; the other splits without files, since listing them costs requests."""
-    if subset.patterns is None:
-        files = _list_files(repository, subset.folder)
-        return {name: [files[each] for each in names] for name, names in splits_by_name(files, subset.folder).items()}
-    chosen: dict[str, HubFile] = {}  # by name: patterns may overlap
-    for pattern in subset.patterns.get(split, ()):
-        files = _list_files(repository, *folder_of(pattern))
-        chosen |= {name: file for name, file in files.items() if matches(name, pattern) and name != "README.md"}
-    return {other: list(chosen.values()) if other == split else [] for other in subset.patterns}
-
-
-def _select(
-    repository: DatasetRepository, subset: str | None, split: str, files: Sequence[HubFile], what: str
-) -> HubDataset:
-    """The files of a split in the format that most of its bytes are in."""
+        raise UserError(f"{what} has no split {split!r}, only {_name_some(list(splits))}{did_you_mean(split, splits)}")
+    files = splits[split]
     sizes: Counter[str | None] = Counter()
     for file in files:
         sizes[format_of(file.name)] += file.bytes
     del sizes[None]
     if not sizes.total():
-        names = name_some(sorted(file.name for file in files), 5)
+        names = _name_some(sorted(file.name for file in files), 5)
         raise UserError(f"{what} has no {_READABLE} in its split {split!r}, but {names}")
     ((most, _),) = sizes.most_common(1)
     kept = {file.name: file for file in files if file.bytes and format_of(file.name) == most}
     left_out = [file.name for file in files if file.name not in kept]
-    return HubDataset(repository.hub_id, repository.commit, subset, split, list(kept.values()), left_out)
+    return HubDataset(repository.hub_id, repository.commit, subset.name, split, list(kept.values()), left_out)
+
+
+def _name_some(names: Sequence[str], limit: int = 20) -> str:
+    """The first names of a list for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}" or "none"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A subset, or configuration: `patterns` of each split, or None if the names below `folder` give the splits.
+
+    The name None is of a whole repository without metadata.
+    """
+
+    name: str | None
+    default: bool = False
+    folder: str = ""
+    patterns: Mapping[str, Sequence[str]] | None = None
+
+
+def subsets_of(metadata: Mapping[str, Any], what: str) -> list[Subset]:
+    """Return the subsets in a README's metadata, none without `configs`. Raises `UserError` for undocumented forms."""
+    try:
+        return [_subset(config) for config in metadata.get("configs") or []]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the metadata in README.md of {what} is not valid: configs ({error})") from None
+
+
+def _subset(config: Mapping[str, Any]) -> Subset:
+    """Parse one config; any exception means that it has no documented form."""
+    name, default, folder = str(config["config_name"]), bool(config.get("default")), config.get("data_dir") or ""
+    match config.get("data_files"):
+        case None:
+            return Subset(name, default, _relative(folder))
+        case dict(by_split):
+            pass
+        case [dict(), *_] as items:
+            by_split = {item["split"]: item["path"] for item in items}
+        case paths:
+            by_split = {"train": paths}
+    patterns = {}
+    for split, paths in by_split.items():
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not paths:
+            raise ValueError(f"data_files of split {split!r}")
+        patterns[str(split)] = tuple(_relative(f"{folder}/{_relative(path)}") for path in paths)
+    return Subset(name, default, patterns=patterns)
+
+
+def _relative(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if "://" in path or ".." in parts:
+        raise ValueError(f"{path} is outside the repository, and is not downloaded")
+    return "/".join(parts)
+
+
+def _subsets_by_folder(names: Iterable[str]) -> list[Subset]:
+    """The subsets without metadata: all files, and those of each folder; none if no file can be read."""
+    folders = {str(folder) for name in names if format_of(name) for folder in PurePosixPath(name).parents}
+    return [Subset(None, True) if folder == "." else Subset(folder, folder=folder) for folder in sorted(folders)]
+
+
+def _converted_subsets(names: Iterable[str]) -> list[Subset]:
+    """The subsets of the hub's own conversion."""
+    patterns: dict[str, dict[str, list[str]]] = {}
+    for name in sorted(names):
+        if matches(name, "*/*/*.parquet"):
+            subset, split, _ = name.split("/")
+            patterns.setdefault(subset, {})[split] = [f"{glob.escape(f'{subset}/{split}')}/*.parquet"]
+    return [Subset(name, patterns=by_split) for name, by_split in patterns.items()]
+
+
+def choose_subset(subsets: Sequence[Subset], name: str | None, what: str) -> Subset:
+    """Return the subset of that name; without one, the default or only one. Raises `UserError` if there is none."""
+    by_name = {subset.name: subset for subset in subsets}
+    names = [known for known in by_name if known is not None]
+    if name in by_name:
+        return by_name[name]
+    if name is not None:
+        raise UserError(f"{what} has no subset {name!r}, only {_name_some(names)}{did_you_mean(name, names)}")
+    default = next((subset for subset in subsets if subset.default), by_name.get("default"))
+    if default is None and len(by_name) > 1:
+        raise UserError(f"{what} has several subsets and no default; name one of {_name_some(names)}")
+    return default or subsets[0]
+
+
+def _splits_of(repository: DatasetRepository, subset: Subset, split: str) -> dict[str, list[HubFile]]:
+    """The files of the wanted split; the other splits without files, since listing them costs requests."""
+    if subset.patterns is None:
+        files = list_files(repository, subset.folder)
+        return {name: [files[each] for each in names] for name, names in splits_by_name(files, subset.folder).items()}
+    chosen: dict[str, HubFile] = {}  # by name: patterns may overlap
+    for pattern in subset.patterns.get(split, ()):
+        files = list_files(repository, *folder_of(pattern))
+        chosen |= {name: file for name, file in files.items() if matches(name, pattern) and name != "README.md"}
+    return {other: list(chosen.values()) if other == split else [] for other in subset.patterns}
+
+
+def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str]]:
+    """Return the files of each split by their names, of those below `folder` that can be read and are not hidden.
+
+    The first rule that finds any: `data/SPLIT-00000-of-00009.*`; a folder named after a split; a file named after one;
+    all is for training.
+    """
+    prefix = f"{folder}/" if folder else ""
+    inside = (name.removeprefix(prefix) for name in sorted(names) if name.startswith(prefix))
+    below = [name for name in inside if format_of(name) and matches(name, "**")]
+    rules: tuple[Callable[[str], list[str]], ...] = (
+        _SHARD.findall,
+        lambda name: _splits_in(name.rpartition("/")[0]),
+        lambda name: _splits_in(name.rpartition("/")[2]),
+        lambda name: ["train"],
+    )
+    splits: dict[str, list[str]] = {}
+    for rule in rules:
+        for name in below:
+            for split in rule(name):
+                splits.setdefault(split, []).append(prefix + name)
+        if splits:
+            break
+    return splits
+
+
+def _splits_in(text: str) -> list[str]:
+    """The splits whose words stand in a path, delimited by what is not a letter."""
+    return [split for split, words in _SPLIT_WORDS.items() if words.search(text)]
+
+
+def format_of(name: str) -> str | None:
+    """Return `parquet`, `jsonl`, `csv` or `txt` by a file's suffix before .gz, .zst or .bz2, None for others."""
+    base = re.sub(r"\.(gz|zst|bz2)$", "", name.rpartition("/")[2].lower())
+    _, dot, suffix = base.rpartition(".")
+    return _FORMATS.get(suffix) if dot and base not in _NO_DATA else None
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a file's path: `*`, `?` and `[...]` within a part, `**` for any number of parts.
+
+    Hidden parts (beginning with `.` or `__`) match only a pattern that has as many.
+    """
+    parts, wanted = name.split("/"), pattern.split("/")
+    hidden = [sum(part.startswith((".", "__")) for part in each) for each in (parts, wanted)]
+    return hidden[0] == hidden[1] and _parts_match(parts, wanted)
+
+
+def _parts_match(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        rest = wanted[1:] or ["*"]  # a last `**` means every file below
+        return any(_parts_match(parts[skip:], rest) for skip in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _parts_match(parts[1:], wanted[1:])
+
+
+def folder_of(pattern: str) -> tuple[str, bool]:
+    """Return the folder that has all files a pattern can match, and whether they can be in folders below it."""
+    *folders, last = pattern.split("/")
+    fixed = next((i for i, part in enumerate(folders) if re.search(r"[*?[]", part)), len(folders))
+    return "/".join(folders[:fixed]), fixed < len(folders) or last == "**"

@@ -4,24 +4,22 @@ Tokens are read a few million at a time; memory grows by a few dozen bytes per d
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from glassgpt.data.dataset import Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
-from glassgpt.utils.formatting import escape_token, format_bytes, one_line
+from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_bytes, one_line
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200
 # Counts of the source in the manifest, and how the table names them.
-_SOURCE_COUNTS = {
+SOURCE_COUNTS = {
     "documents": "documents with text in the source",
     "blank_documents": "blank documents, left out",
     "bad_rows": "rows without text, left out (--skip-bad)",
@@ -35,23 +33,24 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """Read a dataset once and return its facts as a JSON value. `log` receives progress lines.
 
     `splits`: per split the number of `shards`, `tokens`, `documents` that start in it, `tokens_before` the first one,
-    `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks:
-    `median`, `percentile_90`, `longest`, and a `histogram` of (shortest, longest, documents) by powers of two, without
-    gaps. `frequent` tokens; number of `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files;
-    `samples` of the training text. For token files of other formats, what is not known is None.
-
-    Raises `UserError` as `open_dataset` does, and for an index with unordered documents.
+    `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks,
+    and a `histogram` of (shortest, longest, documents) by powers of two, without gaps. `frequent` tokens; the number of
+    `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files; `samples` of the training text. For
+    token files of other formats, what is not known is None. Raises `UserError` as `open_dataset` does, and for an index
+    with unordered documents.
     """
     dataset = open_dataset(directory)
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
-    total, progress = len(dataset.train) + len(dataset.validation), ProgressLine(log)
+    total, read, progress = len(dataset.train) + len(dataset.validation), 0, ProgressLine(log)
 
-    def report(read: int) -> None:
+    def report(tokens: int) -> None:
+        nonlocal read
+        read += tokens
         progress.update(f"counted {read / 1e6:,.0f}M of {total / 1e6:,.0f}M tokens")
 
-    train = _read_split(dataset, "train", report)
-    validation = _read_split(dataset, "validation", lambda read: report(len(dataset.train) + read))
-    counts = train.counts + validation.counts
+    contents = {split: _read_split(dataset, split, report) for split in SPLITS}
+    counts = contents["train"].counts + contents["validation"].counts
+    lengths = [np.diff(content.starts, append=content.tokens) for content in contents.values()]
     files = directory.iterdir() if is_prepared else (file.path for split in SPLITS for file in dataset.files[split])
     return {
         "directory": str(directory),
@@ -63,30 +62,22 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
         "dtype": manifest["dtype"],
         "disk_bytes": sum(path.stat().st_size for path in files),
         "fingerprint": dataset.fingerprint,
-        "splits": {
-            "train": _split_facts(dataset, "train", train),
-            "validation": _split_facts(dataset, "validation", validation),
-        },
-        "source_counts": {key: manifest[key] for key in _SOURCE_COUNTS} if is_prepared else None,
-        "lengths": length_facts(np.concatenate([train.lengths(), validation.lengths()])),
+        "splits": {split: _split_facts(dataset, split, content) for split, content in contents.items()},
+        "source_counts": {key: manifest[key] for key in SOURCE_COUNTS} if is_prepared else None,
+        "lengths": length_facts(np.concatenate(lengths)),
         "frequent": _frequent(counts[:-1], tokenizer),
         "unused_ids": int((counts[:-1] == 0).sum()),
         "unknown_tokens": int(counts[-1]),
-        "samples": _samples(dataset.train, tokenizer, train.starts),
+        "samples": _samples(dataset.train, tokenizer, contents["train"].starts),
     }
 
 
-@dataclass(frozen=True)
-class _SplitContent:
+class _SplitContent(NamedTuple):
     """The result of reading a split."""
 
     tokens: int
     counts: Ids  # occurrences (V + 1,) of each id, and last of all tokens that are not an id
     starts: Ids  # the first token (documents,) of each document
-
-    def lengths(self) -> Ids:
-        """The length (documents,) of each document."""
-        return np.diff(self.starts, append=self.tokens) if len(self.starts) else self.starts
 
 
 def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> _SplitContent:
@@ -109,7 +100,7 @@ def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> 
         if end_of_text is not None and not dataset.is_prepared:
             marked.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
         position += len(chunk)
-        report(position)
+        report(len(chunk))
     starts = splits[split].document_starts()
     if starts is None:
         starts = np.concatenate(marked)
@@ -125,7 +116,7 @@ def _split_facts(dataset: Dataset, split: str, content: _SplitContent) -> dict[s
         "shards": len(recorded["shards"]),
         "tokens": content.tokens,
         "documents": documents if is_known else None,
-        "tokens_before": (int(content.starts[0]) if documents else content.tokens) if is_known else None,
+        "tokens_before": int(next(iter(content.starts), content.tokens)) if is_known else None,
         "characters": recorded.get("characters"),
         "bytes": recorded.get("bytes", token_bytes),
     }
@@ -149,32 +140,29 @@ def length_facts(lengths: Ids) -> dict[str, Any] | None:
 
 
 def _frequent(counts: Ids, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    ids = [i for i in np.argsort(-counts, kind="stable")[:_FREQUENT].tolist() if counts[i]]
-    pieces = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in ids]
-    return [
-        {"id": i, "count": int(counts[i]), "share": float(counts[i] / counts.sum()), "piece": piece}
-        for i, piece in zip(ids, pieces, strict=True)
-    ]
+    frequent = []
+    for i in np.argsort(-counts, kind="stable")[:_FREQUENT].tolist():
+        if count := int(counts[i]):
+            piece = escape_token(tokenizer.decode_bytes([i], after=i))
+            frequent.append({"id": i, "count": count, "share": float(count / counts.sum()), "piece": piece})
+    return frequent
 
 
 def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dict[str, Any]]:
     """The first document, the first in the second half, and the last; parts of the text if there is only one."""
-    has_documents = len(starts) > 1
+    has_documents, total = len(starts) > 1, len(tokens)
     if has_documents:
-        middle = min(int(np.searchsorted(starts, len(tokens) // 2)), len(starts) - 1)
-        ends = np.append(starts[1:], len(tokens))
+        middle = min(int(np.searchsorted(starts, total // 2)), len(starts) - 1)
+        ends = np.append(starts[1:], total)
         places = [(int(starts[i]), int(ends[i])) for i in sorted({0, middle, len(starts) - 1})]
     else:
-        last = max(0, len(tokens) - _SAMPLE_TOKENS)
-        places = [(start, len(tokens)) for start in sorted({0, len(tokens) // 2, last}) if start <= last]
-    return [
-        {
-            "token": start,
-            "begins_document": has_documents,
-            "text": _sample_text(tokens.read(start, min(end - start, _SAMPLE_TOKENS)), tokenizer),
-        }
-        for start, end in places
-    ]
+        last = max(0, total - _SAMPLE_TOKENS)
+        places = [(start, total) for start in sorted({0, min(total // 2, last), last})]
+    samples = []
+    for start, end in places:
+        text = _sample_text(tokens.read(start, min(end - start, _SAMPLE_TOKENS)), tokenizer)
+        samples.append({"token": start, "begins_document": has_documents, "text": text})
+    return samples
 
 
 def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
@@ -203,26 +191,21 @@ def facts_text(facts: Mapping[str, Any]) -> str:
         "on disk": f"{format_bytes(facts['disk_bytes'])}, shards: {shards:,}",
         "fingerprint": facts["fingerprint"],
     }
-    frequent = [
-        f"{token['id']:>{_NAME}}{token['count']:>{_FIGURE},} {token['share']:>7.2%}  {token['piece']}"
-        for token in facts["frequent"]
-    ]
-    unknown = f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged"
+    counts = facts["source_counts"] or {}
+    frequent = ["most frequent tokens"]
+    for token in facts["frequent"]:
+        count, share = f"{token['count']:>{_FIGURE},}", f"{token['share']:>7.2%}"
+        frequent.append(f"{token['id']:>{_NAME}}{count} {share}  {token['piece']}")
+    frequent.append(f"{facts['unused_ids']:,} of {tokenizer['vocab_size']:,} ids never occur")
+    if facts["unknown_tokens"]:
+        frequent.append(f"{facts['unknown_tokens']:,} tokens are not ids of the tokenizer: a file is damaged")
     paragraphs = [
         [f"{name:<{_NAME}}{value}" for name, value in head.items() if value is not None],
         _split_lines(facts["splits"]),
-        [
-            f"{count:>{_NAME + _FIGURE},}  {_SOURCE_COUNTS[key]}"
-            for key, count in (facts["source_counts"] or {}).items()
-        ],
+        [f"{count:>{_NAME + _FIGURE},}  {SOURCE_COUNTS[key]}" for key, count in counts.items()],
         _length_lines(facts["lengths"]),
-        [
-            "most frequent tokens",
-            *frequent,
-            f"{facts['unused_ids']:,} of {tokenizer['vocab_size']:,} ids never occur",
-            *([unknown] if facts["unknown_tokens"] else []),
-        ],
-        ["documents in train" if samples[0]["begins_document"] else "text in train"] if samples else [],
+        frequent,
+        ["documents in train" if samples[0]["begins_document"] else "text in train"],
     ]
     paragraphs[-1] += [f"token {each['token']:>{_NAME - 6},}  {one_line(each['text'], _SAMPLE)}" for each in samples]
     return "\n\n".join("\n".join(line.rstrip() for line in lines) for lines in paragraphs if lines)
@@ -239,10 +222,8 @@ def _split_lines(splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     lines = [f"{name:<{_NAME}}" + "".join(f"{cell:>{_FIGURE}}" for cell in cells) for name, cells in rows.items()]
     for name, split in splits.items():
-        if split["tokens_before"]:
-            lines.append(
-                f"the first {split['tokens_before']:,} tokens of {name} continue a document that started before"
-            )
+        if before := split["tokens_before"]:
+            lines.append(f"the first {before:,} tokens of {name} continue a document that started before")
     return lines
 
 

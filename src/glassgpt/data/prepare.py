@@ -1,33 +1,57 @@
-"""Prepare a text as a dataset of token shards, unless an up-to-date one exists."""
+"""Prepare a text as a dataset of token shards, unless an up-to-date one exists.
+
+A dataset is built in a hidden directory: it is planned once, its work units are prepared in any order by several
+processes, and then it is moved into place.
+"""
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
+import numpy as np
 
 from glassgpt.config.schema import DataConfig, TextConfig
-from glassgpt.data.builder import DatasetBuilder
-from glassgpt.data.dataset import files_of, find_damage, is_dataset, load_manifest, read_manifest
-from glassgpt.data.progress import Log
+from glassgpt.data import dataset, work_units
+from glassgpt.data.dataset import MANIFEST, files_of, find_damage, is_dataset, load_manifest, read_manifest
+from glassgpt.data.inspect import SOURCE_COUNTS
+from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
+from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import PreparedDataset, Source, resolve
-from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
+from glassgpt.data.work_units import Plan, WorkUnit, counts_path
+from glassgpt.data.workers import run_tasks
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer, tokenizer_file
 from glassgpt.utils.download import cache_directory
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, user_path
+from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, flush_to_disk, user_path, write_atomic
+from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
+
+R = TypeVar("R")
+Shards = dict[str, list[dict[str, Any]]]
+
+# The beginning of the manifest, while the dataset is built: a build resumes only for the same request and text.
+_PURPOSE = "build.json"
+_DUPLICATES = "duplicates.npz"
+_KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
+_LEFT_OUT = ("blank_documents", "bad_rows", "duplicates_removed")  # keys of the manifest
+_SUMS = ("characters", "bytes", "tokens", "documents")  # of a split, in the manifest
+_SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 
 
 def prepare(
     data: DataConfig,
     out: Path | None = None,
     tokenizer: Tokenizer | None = None,
-    log: Log | None = None,
+    log: Log = lambda line: None,
     *,
     workers: int | None = None,
 ) -> Path:
@@ -44,26 +68,31 @@ def prepare(
         tokenizer = build_tokenizer(data.tokenizer)  # so that the request has the file's content instead of its name
     if isinstance(source, PreparedDataset):
         return _use_dataset(source.directory, out, tokenizer)
-    log, sources = log or (lambda line: None), [source]
+    sources = [source]
     if data.validation_source is not None:
         validation = resolve(data.validation_source)
         if isinstance(validation, PreparedDataset):
             raise UserError(f"validation source {data.validation_source} is a prepared dataset; name its text instead")
         sources.append(validation)
-    request = _request(data, sources, tokenizer)
+    # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
+    request = {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
+        "source": source.location,
+        "validation_source": sources[1].location if len(sources) > 1 else None,
+        "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
+        "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
+    }
     if out is None:
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
-        short_hash = _sha256(json.dumps(request, sort_keys=True))[:12]
+        short_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
         directory = cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
     else:
-        directory = _check_out(out)
-    if _is_up_to_date(directory, sources, request):
-        return directory
-    with _locked(directory, source, log):
-        if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
-            if out is not None:
-                _announce_replacing(directory, log)
-            DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
+        directory = Path(os.path.realpath(user_path(out)))  # a link's target, next to which the dataset is built
+    if not _is_up_to_date(directory, sources, request):
+        with _locked(directory, source, log):
+            if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
+                if out is not None:
+                    _require_replaceable(directory, log)
+                DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
     return directory
 
 
@@ -76,13 +105,12 @@ def require_tokenizer(data: DataConfig) -> None:
         directory = user_path(source)
         if not source or not is_dataset(directory):
             continue
-        own, file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer)
-        is_file = file is not None and _sha256(build_tokenizer(data.tokenizer).to_json()) == own["sha256"]
-        if own["kind"] != data.tokenizer and not is_file:
-            raise UserError(
-                f"dataset {source} was prepared with another tokenizer ({own['kind']}) than {data.tokenizer}; "
-                "leave the tokenizer out to use the dataset's, or name the text instead"
-            )
+        own, is_file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer) is not None
+        is_same = build_tokenizer(data.tokenizer).sha256 == own["sha256"] if is_file else own["kind"] == data.tokenizer
+        if not is_same:
+            advice = "leave the tokenizer out to use the dataset's, or name the text instead"
+            other = f"another tokenizer ({own['kind']}) than {data.tokenizer}"
+            raise UserError(f"dataset {source} was prepared with {other}; {advice}")
 
 
 def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None) -> Path:
@@ -90,27 +118,10 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     own = load_manifest(directory)["tokenizer"]
     if out is not None and out.expanduser().resolve() != directory:
         raise UserError(f"{directory} is already a prepared dataset: use it there, or copy the directory")
-    if tokenizer is not None and _sha256(tokenizer.to_json()) != own["sha256"]:
-        raise UserError(
-            f"dataset {directory} was prepared with another tokenizer ({own['kind']}) than the model's, or than the "
-            "named file; name its text instead"
-        )
+    if tokenizer is not None and tokenizer.sha256 != own["sha256"]:
+        other = f"another tokenizer ({own['kind']}) than the model's, or than the named file"
+        raise UserError(f"dataset {directory} was prepared with {other}; name its text instead")
     return directory
-
-
-def _request(data: DataConfig, sources: Sequence[Source], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What the dataset is made from, apart from the source's content: one made for another request is out of date."""
-    # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
-    return {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
-        "source": sources[0].location,
-        "validation_source": sources[1].location if len(sources) > 1 else None,
-        "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
-        "tokenizer_sha256": None if tokenizer is None else _sha256(tokenizer.to_json()),
-    }
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[str, Any]) -> bool:
@@ -121,29 +132,19 @@ def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[
     return all(source.is_unchanged(identity) for source, identity in zip(sources, identities, strict=True))
 
 
-def _check_out(out: Path) -> Path:
-    """The directory that the user named. It must be free, or a prepared dataset, since its content is replaced."""
-    out = Path(os.path.realpath(user_path(out)))  # the target of a link, next to which the dataset is built
+def _require_replaceable(out: Path, log: Log) -> None:
+    """Raise `UserError` unless the directory, whose content is replaced, is free, or a dataset without other files."""
     if out.is_mount():
         raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
-    with explain_os_errors("write", out):
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return out
-        if not out.is_dir() or read_manifest(out) is None:
-            raise UserError(f"{out} exists and is not a prepared dataset: choose another directory, or remove it")
-    return out
-
-
-def _announce_replacing(directory: Path, log: Log) -> None:
-    """Log the replacement of an older dataset. Raises `UserError` if its directory has other files."""
-    old = read_manifest(directory)
-    if old is None:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names and (out.is_dir() or not out.exists()):
         return
-    if others := sorted({path.name for path in directory.iterdir()} - files_of(old)):
-        raise UserError(
-            f"dataset {directory} would be replaced, but {others[0]} in it is not part of it: move that first"
-        )
-    log(f"replacing the dataset {directory}, prepared from {old['request']['source']}")
+    old = read_manifest(out)
+    if old is None:
+        raise UserError(f"{out} exists and is not a prepared dataset: choose another directory, or remove it")
+    if others := sorted(names - {MANIFEST, *files_of(old)}):
+        raise UserError(f"dataset {out} would be replaced, but {others[0]} in it is not part of it: move that first")
+    log(f"replacing the dataset {out}, prepared from {old['request']['source']}")
 
 
 @contextmanager
@@ -153,11 +154,204 @@ def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     with explain_os_errors("write", directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except filelock.Timeout:
             log(f"waiting for another process that prepares {source.name}")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+            held = lock.acquire()
+        with held:
+            yield
+
+
+@dataclasses.dataclass
+class DatasetBuilder:
+    """Builds a dataset in a hidden directory next to its final one. A later builder resumes what a killed one left."""
+
+    directory: Path
+    sources: Sequence[Source]  # the text and, if validation has a source of its own, that
+    data: DataConfig
+    tokenizer: Tokenizer | None
+    request: Mapping[str, Any]
+    log: Log
+
+    def __post_init__(self) -> None:
+        self._work = self.directory.with_name(f"{PARTIAL_PREFIX}{self.directory.name}")
+
+    def build(self, workers: int | None) -> None:
+        """Build the dataset with this many processes (default: one per core, if it is large) and move it into place."""
+        # The sources' identity before reading, so that a file that changes meanwhile is noticed.
+        source = {"name": self.sources[0].name, "identity": [source.identity() for source in self.sources]}
+        purpose = {"format": dataset.FORMAT, "version": dataset.VERSION, "source": source, "request": self.request}
+        try:
+            manifest = read_manifest(self._work)  # if an earlier build was killed while it moved it into place
+            earlier = manifest or read_manifest(self._work, _PURPOSE)
+            is_resumed = earlier is not None and _made_from(earlier) == _made_from(purpose)
+            if not is_resumed or manifest is None:
+                self._prepare(purpose, is_resumed, workers)
+            self._publish()
+            if not is_resumed:  # nothing is known about files that lay on the disk meanwhile
+                dataset.remember_hashes(self.directory)
+        except BaseException:
+            if any(path for pattern in _KEPT for path in self._work.glob(pattern)):
+                self.log("finished files are kept: the same command resumes while the text is unchanged")
+            else:
+                shutil.rmtree(self._work, ignore_errors=True)
+            raise
+
+    def _prepare(self, purpose: Mapping[str, Any], is_resumed: bool, workers: int | None) -> None:
+        """Write all files of the dataset, the manifest last."""
+        self.log(f"preparing {self.sources[0].name}{': resuming' if is_resumed else ''}")
+        if not is_resumed:
+            for names in (source.left_out for source in self.sources if source.left_out):
+                more = ", ..." if len(names) > 3 else ""
+                self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir()
+        own_tokenizer = load_tokenizer(self._work / TOKENIZER) if is_resumed else self.tokenizer
+        plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, own_tokenizer)
+        if not is_resumed:
+            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
+            write_atomic(self._work / _PURPOSE, json.dumps(purpose))
+        size = sum(file.bytes for source in self.sources for file in source.files())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = workers or (1 if size <= _SMALL else cores)
+        if self.data.deduplicate:
+            units = self._with_duplicates(plan, units, workers)
+        unfinished = [unit for unit in units if not counts_path(self._work, unit.number).is_file()]
+        self._run(work_units.prepare_unit, plan, unfinished, workers)
+        shards: Shards = {
+            split: [each for unit in units for each in finished_shards(self._work, f"{split}-{unit.number:05d}")]
+            for split in SPLITS
+        }
+        if self.data.validation == "first_shard":
+            shards["validation"], shards["train"] = shards["train"][:1], shards["train"][1:]
+        if problem := self._find_problem(shards, purpose["source"]["identity"]):
+            shutil.rmtree(self._work)
+            raise UserError(problem)
+        counts = [json.loads(counts_path(self._work, unit.number).read_bytes()) for unit in units]
+        manifest = {**purpose, **self._content(plan, tokenizer, shards, counts)}
+        write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        self.log(_summary(manifest))
+
+    def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
+        """The units with their duplicates: documents with the text of an earlier one of any unit."""
+        path = self._work / _DUPLICATES
+        if not path.is_file():
+            hashes = self._run(work_units.hash_unit, plan, units, workers)
+            ends = np.cumsum([len(part) for part in hashes])
+            repeated = np.split(work_units.repeats(np.concatenate(hashes)), ends[:-1])
+            np.savez(content := io.BytesIO(), *repeated)
+            write_atomic(path, content.getvalue())
+        with np.load(path) as saved:
+            return [dataclasses.replace(unit, duplicates=saved[f"arr_{unit.number}"]) for unit in units]
+
+    def _run(self, task: Callable[..., R], plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[R]:
+        """Call a task for each unit with its files, as soon as they are present."""
+        files = [file for source in self.sources for file in source.files()]
+        wanted = [file for unit in units for file in files[unit.first_file : unit.first_file + len(unit.files)]]
+        progress, before = ProgressLine(self.log), self._bytes_written()
+
+        def message(seconds: float) -> str:
+            if task is work_units.hash_unit:
+                return "looking for duplicates"
+            written = self._bytes_written()
+            return f"{format_bytes(written)} of tokens written ({format_bytes((written - before) / seconds)}/s)"
+
+        with closing(fetch_all(wanted, log=self.log)) as fetched:
+            paths = (path for _, path in fetched)
+            arguments = ((plan, unit, list(itertools.islice(paths, len(unit.files)))) for unit in units)
+            return run_tasks(task, arguments, max(1, min(workers, len(units))), lambda: progress.update(message))
+
+    def _bytes_written(self) -> int:
+        return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
+
+    def _find_problem(self, shards: Shards, identity: Sequence[Mapping[str, Any]]) -> str | None:
+        """What is wrong with the shards: the text changed meanwhile, or a split is empty. None if nothing is."""
+        for source, recorded in zip(self.sources, identity, strict=True):
+            if not source.is_unchanged(recorded):  # the shards may mix two versions of it
+                return f"{source.location} changed while it was prepared; run the command again"
+        is_first_shard, name = self.data.validation == "first_shard", self.sources[0].location
+        if not shards["train"]:
+            hint = "lower data.shard_tokens, or set data.validation = fraction" if is_first_shard else "use more text"
+            return f"{name} has no text left for training after the validation split; {hint}"
+        if not shards["validation"]:
+            hint = "raise data.validation_fraction, or set data.validation_source"
+            return f"{self.sources[-1].location} has no document left for validation; {hint}"
+        if is_first_shard and shards["validation"][0]["is_split"]:
+            return f"the first document of {name} is larger than a shard; raise data.shard_tokens"
+        return None
+
+    def _content(
+        self, plan: Plan, tokenizer: Tokenizer, shards: Shards, counts: Sequence[Mapping[str, int]]
+    ) -> dict[str, Any]:
+        """What the manifest says about the files."""
+        train, validation = (
+            np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
+            for split in SPLITS
+        )
+        if self.data.validation == "first_shard":
+            # The file is renamed when the dataset is complete.
+            shards["validation"][0]["name"] = shards["validation"][0]["name"].replace("train-", "validation-", 1)
+        splits: dict[str, Any] = {}
+        for split in SPLITS:
+            sums = {name: sum(each[name] for each in shards[split]) for name in _SUMS}
+            entries = [{key: value for key, value in each.items() if key != "is_split"} for each in shards[split]]
+            splits[split] = {**sums, "shards": entries}
+        return {
+            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
+            "dtype": plan.dtype,
+            "documents": sum(count["documents"] for count in counts),
+            "blank_documents": sum(count["blank"] for count in counts),
+            "bad_rows": sum(count["bad"] for count in counts),
+            "duplicates_removed": sum(count["duplicates"] for count in counts),
+            "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
+            "validation_documents_in_train": int(np.isin(validation, train).sum()),
+            "splits": splits,
+        }
+
+    def _publish(self) -> None:
+        """Remove the files that are not part of the dataset, and rename the directory. Repeatable after a kill."""
+        kept = {MANIFEST, *files_of(json.loads((self._work / MANIFEST).read_bytes()))}
+        for name in kept:
+            if not (self._work / name).exists():
+                os.replace(self._work / name.replace("validation-", "train-", 1), self._work / name)
+        for path in self._work.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        flush_to_disk(self._work)
+        if self.directory.exists():
+            # The manifest last: what a kill leaves is still recognised as a dataset and may be replaced.
+            for path in self.directory.iterdir():
+                if path.is_file() and path.name != MANIFEST:
+                    path.unlink()
+            shutil.rmtree(self.directory)
+        os.replace(self._work, self.directory)
+        flush_to_disk(self.directory.parent)
+
+
+def _made_from(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The request and the texts of a dataset."""
+    return manifest["request"], *(text_identity(each) for each in manifest["source"]["identity"])
+
+
+def text_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what does not change the text: files' times, and the commit, as most change other files."""
+    files = [{**file, "mtime_ns": None} for file in identity.get("files", [])]
+    return {**identity, "commit": None, "files": files}
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    """What was prepared and left out, in a few lines."""
+    splits = manifest["splits"]
+    characters = sum(splits[split]["characters"] for split in SPLITS)
+    tokens = ", ".join(f"{splits[split]['tokens']:,} tokens for {split}" for split in SPLITS)
+    name, documents = manifest["source"]["name"], manifest["documents"]
+    lines = [
+        f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}",
+        *(f"{manifest[key]:,} {SOURCE_COUNTS[key]}" for key in _LEFT_OUT if manifest[key]),
+    ]
+    if manifest["duplicates"] and not manifest["duplicates_removed"]:
+        lines.append(
+            f"{manifest['duplicates']:,} documents are duplicates (--deduplicate removes them); "
+            f"{manifest['validation_documents_in_train']:,} validation documents are also in the training split"
+        )
+    return "\n".join(lines)

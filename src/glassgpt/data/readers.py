@@ -131,19 +131,16 @@ def _index_of(column: str, columns: Sequence[str], where: str) -> int:
 
 def _lines(pieces: Iterable[str], name: str) -> Iterator[str]:
     """The text in blocks that end with a newline, except for the last."""
-    held: list[str] = []
-    size = 0
+    text = ""
     for piece in pieces:
-        end = piece.rfind("\n") + 1
-        if end:
-            yield "".join([*held, piece[:end]])
-            held, size = [], 0
-        held.append(piece[end:])
-        size += len(piece) - end
-        if size > _LONGEST_LINE:
+        if end := piece.rfind("\n") + 1:
+            yield text + piece[:end]
+            text = ""
+        text += piece[end:]
+        if len(text) > _LONGEST_LINE:
             raise UserError(f"{name} has a line of more than {_LONGEST_LINE:,} characters: not JSON lines or CSV")
-    if rest := "".join(held):
-        yield rest
+    if text:
+        yield text
 
 
 def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | BadRow]:
@@ -206,9 +203,7 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
             if not header:
                 raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
             if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
-                raise UserError(
-                    f"{name}, {place}: unclosed quote, so the rows after it cannot be read; close it"
-                ) from None
+                raise UserError(f"{name}, {place}: unclosed quote, so the rows after it are lost; close it") from None
             yield BadRow(place, f"invalid CSV ({error})")
             continue
         if record == []:
@@ -256,10 +251,8 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
                         else:
                             yield text
                         row += 1
-        if row != table.metadata.num_rows:  # the footer has no checksum
-            raise UserError(
-                f"{name} is damaged: it has {row:,} rows instead of {table.metadata.num_rows:,}; get it again"
-            )
+        if row != (listed := table.metadata.num_rows):  # the footer has no checksum
+            raise UserError(f"{name} is damaged: it has {row:,} rows instead of {listed:,}; get it again")
 
 
 @contextmanager
@@ -271,6 +264,5 @@ def _explain_damage(name: str, place: str) -> Iterator[None]:
         yield
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{name} is damaged, or not a parquet file: {place} cannot be read ({reason}); get it again"
-        ) from error
+        problem = f"{place} cannot be read ({reason})"
+        raise UserError(f"{name} is damaged, or not a parquet file: {problem}; get it again") from error

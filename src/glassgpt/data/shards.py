@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import encode_utf8
+from glassgpt.tokenizers.base import encode_text
 from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
@@ -62,9 +62,8 @@ class ShardWriter:
         self.done = max(sum(shard["documents"] for shard in finished), bool(finished))
         """The number of documents in finished shards, which must not be added again."""
         self._number = len(finished)
-        # Parts of the last document, until it is known whether this shard has room for it.
-        self._held: list[_Part] = []
-        self._held_tokens = self._hash = 0
+        self._held: list[_Part] = []  # of the last document, until it is known whether this shard has room for it
+        self._hash = 0
         self._file: IO[bytes] | None = None
         self._start_shard()
 
@@ -73,11 +72,11 @@ class ShardWriter:
         if starts:
             self._write_held()
             self._is_written = False  # whether the start of the last document is in the shard already
-        data = encode_utf8(text)
+        data = encode_text(text)
         self._hash = text_hash(data, None if starts else self._hash)
         self._held.append(_Part(ids.astype(self._dtype), len(data), len(text), self._hash, starts))
-        self._held_tokens += len(ids)
-        if not self._is_written and self._tokens and self._tokens + self._held_tokens > self._limit:
+        held_tokens = sum(len(part.ids) for part in self._held)
+        if not self._is_written and self._tokens and self._tokens + held_tokens > self._limit:
             self._finish_shard()
         if self._is_written or not self._tokens:
             self._write_held()
@@ -94,38 +93,32 @@ class ShardWriter:
             with suppress(OSError):  # what is in its buffer may not fit on the disk
                 self._file.close()
 
-    @property
-    def _path(self) -> Path:
-        return self._directory / f"{self._prefix}-{self._number:05d}.bin"
-
     def _start_shard(self) -> None:
+        self._path = self._directory / f"{self._prefix}-{self._number:05d}.bin"
         self._tokens = self._bytes = self._characters = 0
         self._is_written = True
         self._documents: list[tuple[int, int]] = []
         self._sha256 = hashlib.sha256()
 
     def _write_held(self) -> None:
-        held, self._held, self._held_tokens = self._held, [], 0
+        held, self._held = self._held, []
         for part in held:
-            self._write_part(part)
+            if not part.starts and len(part.ids) and self._tokens == self._limit:
+                self._finish_shard(is_split=True)
+            if part.starts:
+                self._documents.append((self._tokens, part.hash))
+            elif self._documents:
+                self._documents[-1] = (self._documents[-1][0], part.hash)
+            self._bytes += part.bytes
+            self._characters += part.characters
+            ids = part.ids
+            while self._tokens + len(ids) > self._limit:
+                room = self._limit - self._tokens
+                self._write_tokens(ids[:room])
+                ids = ids[room:]
+                self._finish_shard(is_split=True)
+            self._write_tokens(ids)
         self._is_written = True
-
-    def _write_part(self, part: _Part) -> None:
-        ids = part.ids
-        if not part.starts and len(ids) and self._tokens == self._limit:
-            self._finish_shard(is_split=True)
-        if part.starts:
-            self._documents.append((self._tokens, part.hash))
-        elif self._documents:
-            self._documents[-1] = (self._documents[-1][0], part.hash)
-        self._bytes += part.bytes
-        self._characters += part.characters
-        while self._tokens + len(ids) > self._limit:
-            room = self._limit - self._tokens
-            self._write_tokens(ids[:room])
-            ids = ids[room:]
-            self._finish_shard(is_split=True)
-        self._write_tokens(ids)
 
     def _write_tokens(self, ids: npt.NDArray[Any]) -> None:
         if self._file is None:
@@ -136,14 +129,10 @@ class ShardWriter:
         self._tokens += len(ids)
 
     def _finish_shard(self, is_split: bool = False) -> None:
-        """Flush the shard and its index to the disk, then mark them as finished.
-
-        `is_split`: its last document continues in the next shard.
-        """
+        """Flush the shard and its index to the disk, then mark them as finished."""
         assert self._file is not None
         self._file.close()
-        self._file = None
-        path, index = self._path, index_path(self._path)
+        self._file, path, index = None, self._path, index_path(self._path)
         # Not `tofile`, whose errors lack a reason.
         index.write_bytes(np.array(self._documents, dtype=INDEX_DTYPE).tobytes())
         flush_to_disk(path)

@@ -4,14 +4,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from glassgpt.data.progress import Log, ProgressLine
-from glassgpt.utils.formatting import format_bytes
+from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
 
 # Seconds that a cancelled download may take to notice it.
 _GRACE = 1.0
@@ -21,16 +20,19 @@ _GRACE = 1.0
 class SourceFile:
     """A file of a source.
 
-    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `fetch`
-    returns the local path and may download it, in a thread. `present` returns how many of its `bytes` are here (None:
-    all of them), and `cancel`, called from another thread, ends a running fetch with an exception.
+    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `origin`
+    is its local path, or a function that downloads the `missing` ones of its `bytes`. That calls its argument with the
+    size of each piece that arrives, which may raise `CancelledError` to end it.
     """
 
     name: str
     bytes: int
-    fetch: Callable[[], Path]
-    present: Callable[[], int] | None = None
-    cancel: Callable[[], None] | None = None
+    origin: Path | Callable[[Callable[[int], None]], Path]
+    missing: int = 0
+
+    def fetch(self, on_bytes: Callable[[int], None] = lambda count: None) -> Path:
+        """Return the local path, after the download."""
+        return self.origin if isinstance(self.origin, Path) else self.origin(on_bytes)
 
 
 def fetch_all(
@@ -42,50 +44,49 @@ def fetch_all(
     line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
     when the generator is closed, running fetches are cancelled.
     """
-    progress, total, first = ProgressLine(log, every), sum(file.bytes for file in files), _present_bytes(files)
-    slots, closing, waiting = threading.Semaphore(parallel), threading.Event(), iter(files)
-    ahead: deque[tuple[SourceFile, Future[Path], threading.Thread]] = deque()
+    total, missing = sum(file.bytes for file in files), sum(file.missing for file in files)
+    progress, received, waiting = ProgressLine(log, every), [0] * len(files), enumerate(files)
+    slots, closing = threading.Semaphore(parallel), threading.Event()
+    ahead: deque[tuple[Future[Path], threading.Thread]] = deque()
 
-    def fetch(file: SourceFile, result: Future[Path]) -> None:
+    def fetch(number: int, file: SourceFile, result: Future[Path]) -> None:
+        def on_bytes(count: int) -> None:
+            received[number] = min(received[number] + count, file.missing)
+            if closing.is_set():
+                raise CancelledError
+
         with slots:
             try:
                 if not closing.is_set():
-                    result.set_result(file.fetch())
+                    result.set_result(file.fetch(on_bytes))
             except BaseException as error:  # raised in the reader
                 result.set_exception(error)
 
     def start(count: int) -> None:
-        for file in islice(waiting, count):
+        for number, file in islice(waiting, count):
             result: Future[Path] = Future()
             # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a silent server.
-            ahead.append((file, result, threading.Thread(target=fetch, args=(file, result), daemon=True)))
-            ahead[-1][2].start()
+            ahead.append((result, threading.Thread(target=fetch, args=(number, file, result), daemon=True)))
+            ahead[-1][1].start()
 
     def message(read: int, seconds: float) -> str:
-        present, done = _present_bytes(files), read + sum(result.done() for _, result, _ in ahead)
-        amount = f"{format_bytes(present)} of {format_bytes(total)}"
-        return f"downloading: {done} of {len(files)} files, {amount}, {format_bytes((present - first) / seconds)}/s"
+        done, amount = read + sum(result.done() for result, _ in ahead), format_bytes(total - missing + sum(received))
+        speed = format_bytes(sum(received) / seconds)
+        return f"downloading: {done} of {len(files)} files, {amount} of {format_bytes(total)}, {speed}/s"
 
     try:
         start(2 * parallel)
         for read, file in enumerate(files):
-            result = ahead[0][1]
-            while first < total and not wait([result], timeout=0.1).done:
+            result = ahead[0][0]
+            while missing and not wait([result], timeout=0.1).done:
                 progress.update(partial(message, read))
             yield file, result.result()
-            ahead.popleft()[2].join()
+            ahead.popleft()[1].join()
             start(1)
     finally:
         closing.set()
-        for file, result, _ in ahead:
-            if file.cancel is not None and not result.done():
-                file.cancel()
         deadline = time.monotonic() + _GRACE
-        for _, _, thread in ahead:
+        for _, thread in ahead:
             thread.join(max(0.0, deadline - time.monotonic()))
-    if first < total:
-        log(f"downloaded {format_bytes(total - first)} of {len(files)} files")
-
-
-def _present_bytes(files: Sequence[SourceFile]) -> int:
-    return sum(file.bytes if file.present is None else min(file.present(), file.bytes) for file in files)
+    if missing:
+        log(f"downloaded {format_bytes(missing)} of {len(files)} files")

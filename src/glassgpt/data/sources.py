@@ -2,10 +2,8 @@
 
 import glob
 import itertools
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,9 @@ class LocalFiles:
     All sources have these properties and methods.
     """
 
-    root: Path
-    """The file or folder; names are relative to the folder."""
-    pattern: str = ""
-    """What the names match; empty if all readable files of the folder are meant."""
-    reading: ReadingConfig | None = None
-    """How the files must be read, whatever the user's options; None if the options apply."""
+    root: Path  # the file or folder; names are relative to the folder
+    pattern: str = ""  # what the names match; empty if all readable files of the folder are meant
+    reading: ReadingConfig | None = None  # how the files must be read, whatever the user's options; None: as these say
 
     @property
     def name(self) -> str:
@@ -45,7 +40,7 @@ class LocalFiles:
 
     def files(self) -> list[SourceFile]:
         """The files, always in the same order (of their names). Raises `UserError` if there are none."""
-        return [SourceFile(entry["path"], entry["bytes"], partial(Path, path)) for path, entry in self._entries()]
+        return [SourceFile(entry["path"], entry["bytes"], path) for path, entry in self._entries()]
 
     def identity(self) -> dict[str, Any]:
         """A JSON value that identifies the text, kept with a dataset: each file's name, size, time and hash."""
@@ -71,15 +66,15 @@ class LocalFiles:
 
     def _entries(self) -> list[tuple[Path, dict[str, Any]]]:
         """Each file with its name, size and time."""
+        problem = f"folder {self.root} has no readable text file"
         if self.pattern:
+            problem = f"no file matches {self.location}"
             # A set, since `**/**` matches a file several times.
             matches = {self.root / name for name in glob.glob(self.pattern, root_dir=self.root, recursive=True)}
             paths = [path for path in matches if path.is_file()]
         else:
             paths = list(files_below(self.root, _is_text)) if self.root.is_dir() else [self.root]
         if not paths:
-            no_text = f"folder {self.root} has no readable text file"
-            problem = f"no file matches {self.location}" if self.pattern else no_text
             suffixes = ", ".join(suffix for suffix in SUFFIXES if suffix.count(".") == 1 and suffix != ".json")
             raise UserError(f"{problem}; name a text file, or a folder with some ({suffixes}; also .gz, .bz2 and .zst)")
         entries = []
@@ -101,13 +96,6 @@ def _hash(path: Path) -> str:
         return sha256_of(path)
 
 
-def _matching(pattern: Path) -> LocalFiles:
-    """The files that match a pattern. Only its own wildcards count: a folder may be called `a[1]`."""
-    pattern = Path.cwd() / pattern
-    root = next(folder for folder in pattern.parents if folder.is_dir())
-    return LocalFiles(root, str(pattern.relative_to(root)))
-
-
 Source = LocalFiles | HubSource | PythonDocs | Shakespeare
 
 
@@ -121,6 +109,10 @@ class PreparedDataset:
 # Hub sources are created at each lookup, since they keep the hub's answers.
 _BUILTIN: Mapping[str, Source] = {"python-docs": PythonDocs(), "shakespeare": Shakespeare()}
 REGISTERED: tuple[str, ...] = (*_BUILTIN, *HUB_NAMES)
+_CHOICES = (
+    "a source is a file, a folder, a pattern of files, a prepared dataset, a dataset of the Hugging Face Hub "
+    f"(hf:owner/name:subset), or one of: {', '.join(REGISTERED)}"
+)
 
 
 def resolve(source: str) -> Source | PreparedDataset:
@@ -133,30 +125,31 @@ def resolve(source: str) -> Source | PreparedDataset:
     if source in HUB_NAMES:
         return HubSource(source)
     path = user_path(source)
-    choices = (
-        "a source is a file, a folder, a pattern of files, a prepared dataset, a dataset of the Hugging Face Hub "
-        f"(hf:owner/name:subset), or one of: {', '.join(REGISTERED)}"
-    )
-    if not source:
-        raise UserError(f"no text: use --data SOURCE;\n{choices}")
     try:
-        mode = path.stat().st_mode if source.strip() else None
+        path.stat()  # raises an error for a name that is too long, which `exists` may not
     except (FileNotFoundError, NotADirectoryError):
-        mode = None
+        pass
     except OSError as error:
-        raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{choices}") from error
-    if mode is None and glob.has_magic(source):
-        return _matching(path)
-    if mode is None and (location := hub_location(source)) is not None:
+        raise UserError(f"cannot read {source[:200]!r}: {error.strerror};\n{_CHOICES}") from error
+    if not source.strip():
+        problem = "no text: use --data SOURCE"
+    elif path.is_dir() and is_dataset(path):
+        return PreparedDataset(path.resolve())
+    elif path.is_dir() or path.is_file():
+        return LocalFiles(path.resolve())
+    elif path.exists():
+        problem = f"{source} is neither a regular file nor a folder"
+    elif glob.has_magic(source):  # only its own wildcards count: a folder may be called `a[1]`
+        pattern = Path.cwd() / path
+        root = next(folder for folder in pattern.parents if folder.is_dir())
+        return LocalFiles(root, str(pattern.relative_to(root)))
+    elif (location := hub_location(source)) is not None:
         return HubSource(location)
-    if mode is None:
+    else:
         nearby = nearby_path(source)
         hint = f"; did you mean {nearby}?" if nearby else did_you_mean(source, REGISTERED)
-        raise UserError(f"there is no file, folder or registered source {source!r}{hint};\n{choices}")
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UserError(f"{source} is neither a regular file nor a folder;\n{choices}")
-    is_prepared = stat.S_ISDIR(mode) and is_dataset(path)
-    return PreparedDataset(path.resolve()) if is_prepared else LocalFiles(path.resolve())
+        problem = f"there is no file, folder or registered source {source!r}{hint}"
+    raise UserError(f"{problem};\n{_CHOICES}")
 
 
 def absolute_source(source: str) -> str:

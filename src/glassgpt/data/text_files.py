@@ -43,17 +43,14 @@ def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str
     for chunk in itertools.chain(_read_bytes(path, name), [b""]):
         try:
             text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            # `error.object` ends with this chunk, and may begin with bytes of the chunk before.
-            position = offset + len(chunk) - len(error.object) + error.start
-            raise UserError(
-                f"{name} is not valid {codec.name}: byte 0x{error.object[error.start]:02x} at offset {position} "
-                f"({error.reason});\nset its --encoding (latin-1, cp1252, utf-16, ...), or --errors replace (or ignore)"
-            ) from None
-        except UnicodeError as error:  # utf-16 and utf-32 without a byte-order mark
-            raise UserError(
-                f"{name} is not valid {codec.name} ({error}); set its --encoding (utf-16-le, ...)"
-            ) from None
+        except UnicodeError as error:
+            problem = str(error)  # utf-16 and utf-32 without a byte-order mark
+            if isinstance(error, UnicodeDecodeError):
+                # `error.object` ends with this chunk, and may begin with bytes of the chunk before.
+                position = offset + len(chunk) - len(error.object) + error.start
+                problem = f"byte 0x{error.object[error.start]:02x} at offset {position} ({error.reason})"
+            advice = "set its --encoding (latin-1, cp1252, utf-16-le, ...), or --errors replace (or ignore)"
+            raise UserError(f"{name} is not valid {codec.name}: {problem};\n{advice}") from None
         offset += len(chunk)
         if text and not started:
             text, started = text.removeprefix("\ufeff"), True
@@ -73,58 +70,50 @@ def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
                 raise EOFError
             yield from _decompress(raw, compression)
         except EOFError:
-            raise UserError(
-                f"{name} is truncated: its compressed data does not end within its {raw.tell():,} bytes; get it again"
-            ) from None
+            problem = f"its compressed data does not end within its {raw.tell():,} bytes"
+            raise UserError(f"{name} is truncated: {problem}; get it again") from None
         except (gzip.BadGzipFile, zlib.error) as error:
+            place = f"within its first {raw.tell():,} bytes"
             raise UserError(
-                f"{name} is damaged, or not a {compression} file: {error} (within its first {raw.tell():,} bytes); "
-                "get the file again"
+                f"{name} is damaged, or not a {compression} file: {error} ({place}); get it again"
             ) from error
 
 
 def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
-    """Raises `EOFError` for truncated data, and `zlib.error` or `BadGzipFile` for damaged data of any kind."""
-    if compression == ".gz":
-        yield from iter(partial(gzip.GzipFile(fileobj=raw).read, _CHUNK), b"")
-    elif compression == ".bz2":
-        # Not bz2.open: it takes a member with a damaged header, and all after it, for the end of the file.
-        yield from _decompress_members(raw, bz2.BZ2Decompressor, OSError)
-    else:
-        try:  # the backport of Python 3.14's module; the package `zstandard` accepts truncated files
-            zstd: Any = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-        except ImportError:
-            raise UserError("reading .zst needs backports.zstd: pip install 'glassgpt[data]'") from None
-        # The default refuses the window of `zstd --long=31`, which some published dumps use.
-        options = {zstd.DecompressionParameter.window_log_max: 31}
-        yield from _decompress_members(raw, lambda: zstd.ZstdDecompressor(options=options), zstd.ZstdError)
-
-
-def _decompress_members(
-    raw: BinaryIO, new_decompressor: Callable[[], bz2.BZ2Decompressor], damage: type[Exception]
-) -> Iterator[bytes]:
     """The content of one or more concatenated members, as parallel compressors and `cat` write them.
 
-    `new_decompressor` returns one of `bz2` or of `zstd`: both have the same methods.
+    Raises `EOFError` for truncated data, and `zlib.error` or `BadGzipFile` for damaged data of any kind.
     """
-    member, data, started = new_decompressor(), b"", False
-    while True:
-        if not data and member.needs_input:
-            data = raw.read(_CHUNK >> 3)
-            if not data and started:
+    if compression == ".gz":
+        yield from iter(partial(gzip.GzipFile(fileobj=raw).read, _CHUNK), b"")
+        return
+    # Not bz2.open: it takes a member with a damaged header, and all after it, for the end of the file.
+    new_decompressor, damage = (bz2.BZ2Decompressor, OSError) if compression == ".bz2" else _zstd()
+    data = raw.read(_CHUNK >> 3)
+    while data:
+        member = new_decompressor()
+        while not member.eof:
+            if member.needs_input and not (data := data or raw.read(_CHUNK >> 3)):
                 raise EOFError
-            if not data:
-                return
-        started = True
-        try:
-            content = member.decompress(data, _CHUNK)
-        except damage as error:
-            raise zlib.error(str(error)) from error
-        data = b""
-        if member.eof:
-            member, data, started = new_decompressor(), member.unused_data, False
-        if content:
-            yield content
+            try:
+                content = member.decompress(data, _CHUNK)
+            except damage as error:
+                raise zlib.error(str(error)) from error
+            data = b""
+            if content:
+                yield content
+        data = member.unused_data or raw.read(_CHUNK >> 3)
+
+
+def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
+    """What creates a decompressor with the methods of bz2's, and its error for damaged data."""
+    try:  # the backport of Python 3.14's module; the package `zstandard` accepts truncated files
+        zstd: Any = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ImportError:
+        raise UserError("reading .zst needs backports.zstd: pip install 'glassgpt[data]'") from None
+    # The default refuses the window of `zstd --long=31`, which some published dumps use.
+    options = {zstd.DecompressionParameter.window_log_max: 31}
+    return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
 
 
 # White space as GPT-2's pattern means it by \s (Unicode's property); Python's \s has four control characters more.
@@ -144,22 +133,16 @@ def split_text(pieces: Iterable[str], limit: int) -> Iterator[str]:
 
     The parts depend on the text alone, not on the pieces in which it arrives.
     """
-    held: list[str] = []
-    size = 0
+    text = ""
     for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size > limit:
-            text, start = "".join(held), 0
-            held.clear()  # otherwise the text is in memory twice while its parts are used
-            while len(text) - start > limit:
-                end = split_point(text, start, limit)
-                yield text[start:end]
-                start = end
-            held.append(text[start:])
-            size = len(held[0])
-            del text
-    yield "".join(held)
+        text += piece
+        start = 0
+        while len(text) - start > limit:
+            end = split_point(text, start, limit)
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    yield text
 
 
 def split_point(text: str, start: int, limit: int) -> int:

@@ -15,29 +15,24 @@ from functools import cached_property
 from pathlib import Path
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.progress import Log, ProgressLine
 from glassgpt.data.sources import PreparedDataset, read_source, resolve
-from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode, encode_utf8
-from glassgpt.tokenizers.bpe import BPETokenizer
-from glassgpt.tokenizers.builtin import load_tokenizer
+from glassgpt.tokenizers.base import BYTE_OF, END_OF_TEXT, encode_text
+from glassgpt.tokenizers.builtin import BPETokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
-from glassgpt.utils.formatting import RemainingTime, format_bytes, format_duration
+from glassgpt.utils.formatting import Log, ProgressLine, RemainingTime, format_bytes, format_duration
 from glassgpt.utils.rng import seed_for
 
+# From no merges to four times the largest vocabulary in use: the library reserves memory for as many.
 VOCAB_SIZES = range(257, (1 << 20) + 1)
-"""From no merges to four times the largest vocabulary in use: the library reserves memory for as many."""
 _MIN_COUNT = 2  # a merge of a pair that occurs once would be a quotation, not a pattern
 _PIECE = 1 << 16  # characters given to the library at once, which uses about 100 times their size
 _CUT = re.compile(r"(?<!\s)[ \n]")  # where GPT-2's splitting ends a word in any context: before white space
 # The library counts pairs in 32 bits and overflows silently: no pair of a text this long can occur more often.
 _MOST_BYTES = (1 << 31) - 1
+# Bytes of text to train on. More takes longer without a better tokenizer: of classic-books, 1, 3, 10, 30 and 100 % of
+# 150 MB give 4.10, 4.28, 4.316, 4.319 and 4.319 bytes per token on its validation file, with 32,768 ids.
 MAX_BYTES = 200_000_000
-"""Bytes of text to train on. More takes longer without a better tokenizer.
-
-Of classic-books, 1, 3, 10, 30 and 100 % of 150 MB give 4.10, 4.28, 4.316, 4.319 and 4.319 bytes per token on its
-validation file, with 32,768 ids (19,226 at 1 %).
-"""
 
 
 class Corpus:
@@ -47,8 +42,7 @@ class Corpus:
         resolved = resolve(source)
         if isinstance(resolved, PreparedDataset):
             raise UserError(f"{source} is a prepared dataset, which holds tokens; name the text that it was made from")
-        self.name = resolved.name
-        self._source, self._options = resolved, options or ReadingConfig()
+        self.name, self._source, self._options = resolved.name, resolved, options or ReadingConfig()
 
     def texts(self) -> Iterator[str]:
         """Yield the documents that are not blank."""
@@ -57,10 +51,9 @@ class Corpus:
     @cached_property
     def size(self) -> int:
         """Bytes of the texts in UTF-8, which are all read. Raises `UserError` if there are none."""
-        total = sum(len(encode_utf8(text)) for text in self.texts())
-        if not total:
-            raise UserError(f"{self.name} has no text: it is empty or only white space")
-        return total
+        if total := sum(len(encode_text(text)) for text in self.texts()):
+            return total
+        raise UserError(f"{self.name} has no text: it is empty or only white space")
 
     def sample(self, max_bytes: int) -> Iterator[str]:
         """Yield pieces of the texts from everywhere, about `max_bytes` in all, or all of them if they are no more.
@@ -68,9 +61,8 @@ class Corpus:
         A hash of its number decides on each piece, so the sample is reproducible, and part of every larger sample.
         """
         threshold = int(max_bytes / self.size * (1 << 63))
-        for number, piece in enumerate(split_long(self.texts())):
-            if seed_for(0, "tokenizer", number) < threshold:
-                yield piece
+        pieces = enumerate(split_long(self.texts()))
+        return (piece for number, piece in pieces if seed_for(0, "tokenizer", number) < threshold)
 
 
 def train_tokenizer(
@@ -121,7 +113,7 @@ def _with_progress(texts: Iterable[str], total: int, log: Log) -> Iterator[str]:
     remaining.left(0)
     for text in texts:
         yield text
-        done += len(encode_utf8(text))
+        done += len(encode_text(text))
         left = format_duration(remaining.left(done))
         progress.update(f"  {format_bytes(done)} of {format_bytes(total)} read, {left} left")
 
@@ -138,7 +130,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     # Without special tokens, which would come first. The bytes are numbered by their symbols, which is GPT-2's order.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=_MIN_COUNT, initial_alphabet=bytes_to_unicode(), show_progress=False
+        vocab_size=vocab_size - 1, min_frequency=_MIN_COUNT, initial_alphabet=list(BYTE_OF), show_progress=False
     )
     stop = threading.Event()
     # In another thread, so that Ctrl-C reaches this one: the library does not check for signals.
@@ -156,7 +148,7 @@ def _until(stop: threading.Event, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if stop.is_set():
             raise KeyboardInterrupt
-        encode_utf8(text)  # raises a better error than the library
+        encode_text(text)  # raises a better error than the library
         yield text
 
 

@@ -10,12 +10,12 @@ from glassgpt.config.schema import TOKENIZERS, DataConfig
 from glassgpt.data.batches import Batches, Order
 from glassgpt.data.dataset import Dataset, open_dataset, verify
 from glassgpt.data.prepare import prepare
-from glassgpt.data.progress import Log
 from glassgpt.data.shards import TOKENIZER
 from glassgpt.data.sources import PreparedDataset, absolute_source, resolve
 from glassgpt.data.work_units import all_texts
-from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, portable_kind, tokenizer_file
+from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, tokenizer_file
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.formatting import Log
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class TrainingData:
         return Batches(streams, context_length, batch_size, seed, order, self.weights)
 
     def verify(self, log: Log | None = None) -> None:
-        """Compare all files with their hashes, except files that are unchanged since they were last verified.
-
-        Raises `UserError` with the first file whose content has changed.
-        """
+        """Verify all files as `dataset.verify` does."""
         for dataset in self.datasets:
             verify(dataset.directory, log)
 
@@ -93,7 +90,8 @@ def pinned(data: DataConfig) -> DataConfig:
         mixture[source] = weight
     source = data.source if mixture else absolute_source(data.source)
     validation = None if data.validation_source is None else absolute_source(data.validation_source)
-    tokenizer = portable_kind(data.tokenizer)
+    file = tokenizer_file(data.tokenizer)
+    tokenizer = data.tokenizer if file is None else str(file.resolve())
     return dataclasses.replace(data, source=source, mixture=mixture, validation_source=validation, tokenizer=tokenizer)
 
 
@@ -104,10 +102,8 @@ def with_own_tokenizer(data: DataConfig, opened: TrainingData, log: Log) -> Data
     # A tokenizer's file was compared with the dataset's when the dataset was opened.
     if not prepared or data.tokenizer == kind or tokenizer_file(data.tokenizer) is not None:
         return data
-    log(
-        f"using the dataset's own tokenizer ({kind}, {opened.tokenizer.vocab_size:,} ids) instead of "
-        f"data.tokenizer = {data.tokenizer!r}"
-    )
+    own = f"({kind}, {opened.tokenizer.vocab_size:,} ids)"
+    log(f"using the dataset's own tokenizer {own} instead of data.tokenizer = {data.tokenizer!r}")
     return dataclasses.replace(data, tokenizer=kind if kind in TOKENIZERS else str(Path(prepared[0]) / TOKENIZER))
 
 

@@ -6,11 +6,11 @@ shard: the files before that are read again, but not encoded.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -24,19 +24,17 @@ from glassgpt.config.schema import DataConfig, ReadingConfig
 from glassgpt.data.readers import Counts, Part, read_documents
 from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
 from glassgpt.data.sources import Source, read_source
-from glassgpt.tokenizers.base import encode_utf8
+from glassgpt.tokenizers.base import batches_by_size, encode_text
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
 
-# Between documents, if the tokenizer has no end-of-text token.
-SEPARATOR = "\n\n"
-# Bytes of files in a work unit, for each token of a shard: about one shard of plain text, several if it is compressed.
-_UNIT_BYTES = 4
-# Characters encoded at once: enough for a tokenizer that uses several cores, and little memory.
-_BATCH_CHARACTERS = 1 << 22
+SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
+_UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
+_BATCH_CHARACTERS = 1 << 22  # encoded at once: enough for a tokenizer that uses several cores, and little memory
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 Report = Callable[[], None]
+Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,7 @@ def make_plan(
 ) -> tuple[Plan, list[WorkUnit], Tokenizer]:
     """Plan a dataset that is built in this directory. The tokenizer is the one passed, or the one that `data` names.
 
-    `sources` are the text and, if it has a source of its own, the validation text. A character tokenizer gets the
-    characters of all of them. Raises `UserError` for a source without text.
+    A character tokenizer gets the characters of all sources. Raises `UserError` for a source without text.
     """
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
@@ -90,7 +87,7 @@ def make_plan(
     tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data))
     plan = Plan(
         directory=directory,
-        tokenizer_sha256=hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        tokenizer_sha256=tokenizer.sha256,
         dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
         shard_tokens=data.shard_tokens,
     )
@@ -115,8 +112,9 @@ def _first_documents(source: Source, reading: ReadingConfig, count: int) -> tupl
                 break
         characters += len(part.text)
     if not places:
-        skipped = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
-        reason = skipped if counts.bad else "it is empty or only white space"
+        reason = "it is empty or only white space"
+        if counts.bad:
+            reason = f"all {counts.bad:,} rows were skipped ({counts.first_bad})"
         raise UserError(f"{source.location} has no text: {reason}")
     return places, characters
 
@@ -135,69 +133,78 @@ def _work_units(sources: Sequence[Source], data: DataConfig) -> Iterator[WorkUni
     """Consecutive files of a source, until they have enough bytes."""
     number = first = 0
     for source, split in zip(sources, SPLITS, strict=False):
-        files = source.files()
-        names, size = [], 0
-        for position, file in enumerate(files, start=1):
+        files, names, size = source.files(), [], 0
+        for file in files:
             names.append(file.name)
             size += file.bytes
-            if size >= _UNIT_BYTES * data.shard_tokens or position == len(files):
+            if size >= _UNIT_BYTES * data.shard_tokens or file is files[-1]:
                 own_split = split if len(sources) > 1 else None
                 yield WorkUnit(number, tuple(names), first, source.reading or data, own_split)
                 number, first = number + 1, first + len(names)
                 names, size = [], 0
 
 
-def saved_counts(directory: Path, unit: int) -> Counts | None:
-    """The counts of a finished unit; None for an unfinished one."""
-    path = _counts_path(directory, unit)
-    return Counts(**json.loads(path.read_bytes())) if path.is_file() else None
-
-
-def _counts_path(directory: Path, unit: int) -> Path:
+def counts_path(directory: Path, unit: int) -> Path:
+    """The file with the counts of a unit, which marks it as finished."""
     return directory / f"unit-{unit:05d}.json"
 
 
-def shard_prefix(split: str, unit: int) -> str:
-    """The start of the names of a unit's shards."""
-    return f"{split}-{unit:05d}"
-
-
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # per process and content, as loading takes as long as encoding some megabytes
 def _tokenizer(directory: Path, sha256: str) -> Tokenizer:
-    """Loaded once per process and content, as it takes as long as encoding some megabytes."""
     return load_tokenizer(directory / TOKENIZER)
 
 
 def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> None:
-    """Write the shards of a unit into the plan's directory, then mark it as finished.
-
-    `paths` are the unit's files. `report` is called now and then. Raises `UserError` for a bad file.
-    """
+    """Write the shards of a unit with these files, then mark it as finished. Raises `UserError` for a bad file."""
+    finished = counts_path(plan.directory, unit.number)
     # A worker whose parent was killed may still be exiting.
     lock = filelock.FileLock(plan.directory / f".unit-{unit.number:05d}.lock")
-    with explain_os_errors("write", plan.directory), lock:
-        if saved_counts(plan.directory, unit.number) is None:
-            counts = _write_shards(plan, unit, paths, report)
-            write_atomic(_counts_path(plan.directory, unit.number), json.dumps(dataclasses.asdict(counts)))
+    with explain_os_errors("write", plan.directory), lock, ExitStack() as stack:
+        if finished.is_file():
+            return
+        counts = Counts(duplicates=int(unit.duplicates.sum()))
+        tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
+        writers = {}
+        for split in SPLITS:
+            writer = ShardWriter(plan.directory, f"{split}-{unit.number:05d}", plan.dtype, plan.shard_tokens)
+            writers[split] = writer
+            stack.callback(writer.abandon)
+        for batch in batches_by_size(_pieces(plan, unit, paths, counts), _BATCH_CHARACTERS):
+            missing = [piece for piece in batch if piece.number >= writers[piece.split].done]
+            for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
+                writers[piece.split].add(ids, piece.text, piece.starts)
+            report()
+        for writer in writers.values():
+            writer.close()
+        write_atomic(finished, json.dumps(dataclasses.asdict(counts)))
 
 
-def hash_unit(
-    plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None
-) -> npt.NDArray[np.uint64]:
+def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:
     """The hash (documents,) of each document of a unit, by which duplicates are found."""
     hashes: list[int] = []
-    for _, _, part in _documents(unit, paths, Counts()):
+    for _, part in _documents(unit, paths, Counts()):
         before = None if part.starts else hashes.pop()
-        hashes.append(text_hash(encode_utf8(part.text), before))
+        hashes.append(text_hash(encode_text(part.text), before))
         report()
     return np.array(hashes, dtype=np.uint64)
 
 
-def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, str, Part]]:
-    """The documents in parts, each with its file's number in all sources and its place for an error."""
-    for number, (name, path) in enumerate(zip(unit.files, paths, strict=True), start=unit.first_file):
+def repeats(hashes: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each hash (N,) occurred before."""
+    repeated = np.ones(len(hashes), dtype=np.bool_)
+    # A range of values at a time, as sorting takes several times the memory of what it sorts.
+    ranges = max(1, len(hashes) >> 24)
+    for number in range(ranges):
+        chosen = np.flatnonzero(hashes % np.uint64(ranges) == number)
+        repeated[chosen[np.unique(hashes[chosen], return_index=True)[1]]] = False
+    return repeated
+
+
+def _documents(unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[tuple[int, Part]]:
+    """The documents in parts, each with the number of its file in this unit."""
+    for number, (name, path) in enumerate(zip(unit.files, paths, strict=True)):
         for part in read_documents(path, unit.reading, name=name, counts=counts):
-            yield number, f"{name}, row {part.row}", part
+            yield number, part
 
 
 @dataclass(frozen=True)
@@ -208,37 +215,18 @@ class _Piece:
     text: str
     starts: bool
     number: int
-    place: str
+    place: str  # for an error
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
-def _write_shards(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report) -> Counts:
-    counts = Counts(duplicates=int(unit.duplicates.sum()))
-    tokenizer = _tokenizer(plan.directory, plan.tokenizer_sha256)
-    writers = {
-        split: ShardWriter(plan.directory, shard_prefix(split, unit.number), plan.dtype, plan.shard_tokens)
-        for split in SPLITS
-    }
-    try:
-        for batch in _batches(_pieces(plan, unit, _documents(unit, paths, counts))):
-            for split, writer in writers.items():
-                missing = [piece for piece in batch if piece.split == split and piece.number >= writer.done]
-                for piece, ids in zip(missing, _encode(missing, tokenizer, unit.number), strict=True):
-                    writer.add(ids, piece.text, piece.starts)
-            report()
-        for writer in writers.values():
-            writer.close()
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    return counts
-
-
-def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part]]) -> Iterator[_Piece]:
+def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
     """What goes into which split, in the order of the files."""
     numbers = dict.fromkeys(SPLITS, -1)
     number = kept = -1
     offset, split, is_duplicate = 0, "train", False
-    for file, place, part in documents:
+    for file, part in _documents(unit, paths, counts):
         if part.starts:
             number += 1
             # A file that has grown has more documents than hashes; the change is found and refused in the end.
@@ -247,36 +235,20 @@ def _pieces(plan: Plan, unit: WorkUnit, documents: Iterator[tuple[int, str, Part
             continue
         if part.starts:
             kept += 1
-            is_validation = plan.is_validation(unit.number, kept, (file, part.row))
+            is_validation = plan.is_validation(unit.number, kept, (unit.first_file + file, part.row))
             split = unit.split or ("validation" if is_validation else "train")
             numbers[split] += 1
         cut = len(part.text) if plan.cut is None else min(max(plan.cut - offset, 0), len(part.text))
         offset += len(part.text)
+        place = f"{unit.files[file]}, row {part.row}"
         if cut:
             yield _Piece(split, part.text[:cut], part.starts, numbers[split], place)
         if cut < len(part.text):
             yield _Piece("validation", part.text[cut:], False, 0, place)
 
 
-def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """The pieces, some megabytes at a time."""
-    batch: list[_Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterator[Tokens]:
-    """The ids of each piece, after the marks of `document_marks` if it starts a document.
-
-    Without an end-of-text token, an empty line separates documents.
-    """
+    """The ids of each piece. A document starts with its marks; without an end-of-text token, an empty line is first."""
     is_separated = tokenizer.end_of_text is None
     texts = [
         SEPARATOR + piece.text if is_separated and piece.starts and (unit, piece.number) != (0, 0) else piece.text
@@ -292,18 +264,13 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
                 raise UserError(f"{piece.place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer returned id {ids.max()}, but has {tokenizer.vocab_size:,} ids: its file is damaged"
-        )
+        raise UserError(f"the tokenizer returned id {ids.max()} of {tokenizer.vocab_size:,} ids: its file is damaged")
     marks = np.array(document_marks(tokenizer), dtype=np.uint32)
     for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
         yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]
 
 
 def document_marks(tokenizer: Tokenizer) -> list[int]:
-    """The ids before each document: end of text (of the document before), then the prefix of prompts.
-
-    The prefix is empty for most tokenizers; it is <s> for Llama, which was trained so. An id that is both stands once.
-    """
+    """The ids before each document: end of text (of the one before), then the prompt's prefix; once if both are one."""
     marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
     return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks

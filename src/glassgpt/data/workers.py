@@ -25,8 +25,7 @@ def run_tasks(
     """Call a task (a module-level function) with each of the arguments; return the results in order.
 
     `report` is called now and then. With 1 worker the task runs in this process, and gets it as a further argument.
-    `arguments` may wait for downloads. Raises the first exception of a task; the workers are killed then, and also if
-    this process is interrupted or killed.
+    Raises the first exception of a task; then, or if this process is interrupted or killed, the workers are killed.
     """
     if workers == 1:
         return [task(*each, report) for each in arguments]
@@ -50,10 +49,8 @@ def run_tasks(
                 wait_until(workers - 1)
             wait_until(0)
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, as the system does if memory runs out; use fewer --workers "
-                "(--workers 1 shows other reasons)"
-            ) from None
+            advice = "use fewer --workers (--workers 1 shows other reasons)"
+            raise UserError(f"a worker process was killed, as the system does if memory runs out; {advice}") from None
         except MemoryError:
             raise UserError("out of memory; use fewer --workers") from None
     return [future.result() for future in futures]
@@ -83,11 +80,10 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 class _Worker(SpawnProcess):
-    """A process that Ctrl-C does not reach, and that does not run the user's files.
+    """A process that Ctrl-C does not reach, as each would print a traceback, and that does not run the user's files.
 
-    Ctrl-C reaches every process of a terminal, and would print their tracebacks. multiprocessing would import the
-    user's script again, and so run it if it has no `__main__` guard. Python would also import modules from the working
-    directory, which may have a `queue.py`.
+    multiprocessing would import the user's script again, and so run it if it has no `__main__` guard. Python would also
+    import modules from the working directory, which may have a `queue.py`.
     """
 
     def start(self) -> None:

@@ -1,9 +1,7 @@
 """The processes of a run: their ranks, what they exchange, and how they end together.
 
 `torchrun` starts the processes; `process_group` connects them (NCCL between GPUs, gloo for tensors in host memory).
-Training code is the same for one process, for which these methods do nothing.
-
-Shapes: `W` ranks.
+Training code is the same for one process, for which these methods do nothing. Shapes: `W` ranks.
 """
 
 import atexit
@@ -15,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -33,53 +31,47 @@ from glassgpt.distributed.watchdog import PERIOD, Status, Watchdog, end_process,
 from glassgpt.utils.device import find_device
 from glassgpt.utils.errors import RankError, UserError
 
-# Seconds that a failed rank may take to report its failure and to finish a write.
-SHUTDOWN_SECONDS = 6.0
-# Seconds within which all ranks must connect.
-CONNECT_SECONDS = 600
+SHUTDOWN_SECONDS = 6.0  # that a failed rank may take to report its failure and to finish a write
+CONNECT_SECONDS = 600  # within which all ranks must connect
 
 
 class Ranks:
     """The ranks of a run. `Ranks()` is a process that trains alone; `process_group` connects several."""
 
-    def __init__(self) -> None:
-        self.rank, self.size = 0, 1
-        self.local_rank = 0  # among the processes of this host
-        self.launch_id: str | None = None  # of one call of torchrun, also after a restart; None without torchrun
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, launch_id: str | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.local_rank = local_rank  # among the processes of this host
+        self.launch_id = launch_id  # of one call of torchrun, also after a restart; None without torchrun
+        # Called with the reason if a failure on any rank ends this one; maybe in another thread.
+        self.on_failure: Callable[[str], None] = lambda reason: None
         self._places: list[tuple[str, int]] = []  # host name and local rank of each rank
         self._watchdog: Watchdog | None = None
         self._store: PrefixStore | None = None  # the watchdog's
         self._status = Status(f"{socket.gethostname()}, process {os.getpid()}")
-        self._on_failure: Callable[[str], None] = lambda reason: None
-        self._has_failed = False
 
     @classmethod
     def connect(cls) -> "Ranks":
         """Connect to the other processes that torchrun started."""
         if "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "RANK and WORLD_SIZE are set, but LOCAL_RANK is not: set it to the number of this process on its host "
-                "(under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK), or use torchrun"
-            )
-        ranks = cls()
-        ranks.rank, ranks.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        ranks.local_rank, ranks.launch_id = int(os.environ["LOCAL_RANK"]), launch_id()
+            variables = "under srun $SLURM_LOCALID, under mpirun $OMPI_COMM_WORLD_LOCAL_RANK"
+            remedy = f"set it to the number of this process on its host ({variables}), or use torchrun"
+            raise UserError(f"RANK and WORLD_SIZE are set, but LOCAL_RANK is not: {remedy}")
+        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        ranks = cls(rank, size, local_rank, launch_id())
         if not dist.is_initialized():  # a second run in one process uses the group of the first
-            store = connect_to_store(holds_store(ranks.rank))
-            prefix = agree_on_prefix(store, ranks.rank, ranks.size)
+            base = connect_to_store(holds_store(rank))
+            store = PrefixStore(agree_on_prefix(base, rank, size), base)
             # The watchdog finds hangs and names the missing rank, so PyTorch's own timeout comes later.
             timeout = timedelta(seconds=max(1800.0, 20 * hang_timeout()))
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(
-                backend, store=PrefixStore(prefix, store), rank=ranks.rank, world_size=ranks.size, timeout=timeout
-            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
             atexit.register(dist.destroy_process_group)
         ranks._store = PrefixStore(ranks.all_gather_object(uuid.uuid4().hex)[0], connect_to_store(False))
         ranks._watchdog = Watchdog(
-            ranks._store, ranks.rank, ranks.size, lambda: ranks._status, lambda reason: ranks._on_failure(reason)
+            ranks._store, rank, size, lambda: ranks._status, lambda reason: ranks.on_failure(reason)
         )
         # Also waits until each rank has reported its status.
-        ranks._places = ranks.all_gather_object([socket.gethostname(), ranks.local_rank])
+        ranks._places = ranks.all_gather_object([socket.gethostname(), local_rank])
         ranks._watchdog.start()
         return ranks
 
@@ -168,27 +160,11 @@ class Ranks:
         """Wait until all ranks have finished their common work."""
         self.enter_phase("the end", may_take_long=True)
         self.all_gather_numbers([0])
-        self.shutdown()
-
-    def shutdown(self) -> None:
-        """Stop watching the other ranks."""
-        if self._watchdog is not None:
-            self._watchdog.stop()
-
-    def on_failure(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the reason if a failure on any rank ends this one; maybe in another thread."""
-        self._on_failure = callback
 
     def fail(self, error: Exception) -> NoReturn:
-        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first.
-
-        A second call only raises its exception.
-        """
-        if self._has_failed:
-            raise error
-        self._has_failed = True
+        """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
         if self._watchdog is None:
-            self._on_failure(first_line(error))
+            self.on_failure(first_line(error))
             raise error
         # A collective fails when another rank ends, under gloo with a plain RuntimeError: it is lost or announces why.
         may_be_echo = isinstance(error, dist.DistError) or type(error) is RuntimeError
@@ -200,7 +176,7 @@ class Ranks:
         timer = threading.Timer(SHUTDOWN_SECONDS, end_process)
         timer.daemon = True
         timer.start()
-        self._on_failure(first.reason)
+        self.on_failure(first.reason)
         if first.rank != self.rank:
             end_process()
         self._watchdog.stop()
@@ -233,17 +209,16 @@ def process_group() -> Iterator[Ranks]:
         ranks.finish()
     except Exception as error:
         ranks.fail(error)
-    except KeyboardInterrupt:
-        ranks.shutdown()
-        raise
+    finally:
+        if ranks._watchdog is not None:
+            ranks._watchdog.stop()
 
 
 def first_line(error: BaseException) -> str:
     """An exception in one line; the whole text of a `UserError`."""
-    text = str(error)
     if isinstance(error, UserError):
-        return text
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        return str(error)
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def require_same(ranks: Ranks, facts: Mapping[str, Any]) -> None:
@@ -299,8 +274,7 @@ def launch_id() -> str | None:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id != "none":
         return run_id
-    parent = os.getppid()  # a rendezvous without an id: the parent of the processes is torchrun, and stays
-    try:
-        return f"{socket.gethostname()}:{parent}:{psutil.Process(parent).create_time()}"
-    except psutil.Error:  # outside this container
-        return f"{socket.gethostname()}:{parent}"
+    run_id = f"{socket.gethostname()}:{os.getppid()}"  # no id given: torchrun is the parent of the processes, and stays
+    with suppress(psutil.Error):  # outside this container
+        run_id += f":{psutil.Process(os.getppid()).create_time()}"
+    return run_id

@@ -1,11 +1,8 @@
-"""How a model is laid out over the ranks: in one process, replicated (DDP), or sharded (FSDP2).
-
-Shapes: `W` ranks, `N` matrices of one shape (R, C).
-"""
+"""How a model is laid out over the ranks: in one process, replicated (DDP), or sharded (FSDP2)."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -28,6 +25,7 @@ class Strategy:
     """How the model is laid out over the ranks; this class keeps it in one process."""
 
     name = "single"
+    frees_gradients = True  # after each update
 
     def __init__(self, model: GPT, ranks: Ranks | None = None) -> None:
         self.model = model
@@ -49,8 +47,8 @@ class Strategy:
         return nullcontext()
 
     def finish_update(self) -> None:
-        """Drop the gradients after an update."""
-        self.model.zero_grad(set_to_none=True)
+        """Free or zero the gradients after an update."""
+        self.model.zero_grad(set_to_none=self.frees_gradients)
         self.ranks.update_completed()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
@@ -61,13 +59,12 @@ class Strategy:
         """A tensor of a parameter's shape, laid out over the ranks like the parameter."""
         return full
 
-    @contextmanager
-    def full_model(self) -> Iterator[GPT]:
+    def full_model(self) -> GPT:
         """The model with all weights on each rank, for evaluation and generation, where ranks work apart."""
-        yield self.model
+        return self.model
 
     def distributed_map(self, function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-        """The function of each matrix (N, R, C); each rank computes its share."""
+        """The function of N matrices (N, R, C); each rank computes its share."""
         ranks = self.ranks
         if ranks.size == 1:
             return function(matrices)
@@ -80,12 +77,12 @@ class DataParallel(Strategy):
     """DDP (Li et al., 2020): all weights on each rank; gradients are averaged during the last backward pass."""
 
     name = "ddp"
+    frees_gradients = False  # they are views of the buckets: freed, they would be allocated twice
 
     def __init__(self, model: GPT, ranks: Ranks, device: torch.device) -> None:
         super().__init__(model, ranks)
         devices = [device] if device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-        self.forward = self._wrapped
+        self.forward = self._wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         # Let DDP arrange its buckets in the order of the gradients, which it does once, in the second forward pass. If
         # the first update did that, a resumed run would sum it in another order, which changes bits with 3 ranks and
         # more. (`find_unused_parameters=True` keeps the first order, but walks the graph and warns on each rank.)
@@ -94,11 +91,6 @@ class DataParallel(Strategy):
             for _ in range(2):
                 self.forward(ids, ids).backward()
         self.model.zero_grad(set_to_none=False)
-
-    def finish_update(self) -> None:
-        # Gradients are views of the buckets: dropped, they would be allocated twice.
-        self.model.zero_grad(set_to_none=False)
-        self.ranks.update_completed()
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_last else self._wrapped.no_sync()
@@ -130,11 +122,10 @@ class FullySharded(Strategy):
         self._fsdp = cast(fsdp.FSDPModule, model)  # `fully_shard` changes the model's class
         self._syncs_once = config.fsdp_gradient_sync == "update"
 
-    @contextmanager
-    def gradient_sync(self, is_last: bool) -> Iterator[None]:
+    def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         if self._syncs_once:
             self._fsdp.set_requires_gradient_sync(is_last)
-        yield
+        return nullcontext()
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
@@ -148,19 +139,17 @@ class FullySharded(Strategy):
         # Every rank has the full tensor, so each takes its shard and nothing is sent.
         return distribute_tensor(full, self._mesh, parameter.placements, src_data_rank=None)
 
-    @contextmanager
-    def full_model(self) -> Iterator[GPT]:
+    def full_model(self) -> GPT:
         """A copy, without hooks that wait for other ranks."""
         copy = GPT.empty(self.model.config, self._device)
         with torch.no_grad():
             for target, parameter in zip(copy.parameters(), self.model.parameters(), strict=True):
                 target.copy_(self.full_tensor(parameter.detach()))
-        yield copy.train(self.model.training)
+        return copy.train(self.model.training)
 
 
 # `auto` shards weights, gradients and AdamW's moments if they would take more of a GPU's memory than this share.
-_REPLICATED_SHARE = 0.4
-_BYTES_PER_PARAMETER = 16
+_REPLICATED_SHARE, _BYTES_PER_PARAMETER = 0.4, 16
 
 
 def parallelize(model: GPT, config: TrainConfig, ranks: Ranks, device: torch.device, precision: str) -> Strategy:

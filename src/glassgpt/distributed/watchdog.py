@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
@@ -15,8 +16,7 @@ from torch.distributed.distributed_c10d import Store
 
 from glassgpt.utils.errors import UserError
 
-# Seconds between two looks at the store.
-PERIOD = 1.0
+PERIOD = 1.0  # seconds between two looks at the store
 # How much longer a rank may take before its first update is complete: it compiles, and reads data for the first time.
 FIRST_UPDATE_FACTOR = 6
 
@@ -24,13 +24,10 @@ FIRST_UPDATE_FACTOR = 6
 def hang_timeout() -> float:
     """Seconds after which a rank that the others wait for counts as missing."""
     text = os.environ.get("GLASSGPT_HANG_SECONDS", "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not seconds >= 3 * PERIOD:
-        raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, at least {3 * PERIOD:.0f}, got {text!r}")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 3 * PERIOD:
+            return seconds
+    raise UserError(f"GLASSGPT_HANG_SECONDS must be a number of seconds, at least {3 * PERIOD:.0f}, got {text!r}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Failure:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process if another rank fails or is missing.
+    """Ends this process if another rank fails or is missing, after a call of `on_failure` with the reason.
 
     Ranks write their `Status` into the store of the group (torchrun's, or rank 0's). A rank is missing if it no longer
     reports, or if it is in an earlier phase than the others and makes no progress.
@@ -65,10 +62,7 @@ class Watchdog(threading.Thread):
     def __init__(
         self, store: Store, rank: int, size: int, status: Callable[[], Status], on_failure: Callable[[str], None]
     ) -> None:
-        """`status` returns this rank's; `on_failure` is called with the reason before the process ends.
-
-        `store` needs a connection of its own: a thread that waits for a key blocks its connection.
-        """
+        """`store`: a connection of its own, since a thread that waits for a key blocks its connection."""
         super().__init__(name="glassgpt-watchdog", daemon=True)
         self._store, self._rank, self._size = store, rank, size
         self._status, self._on_failure = status, on_failure
@@ -112,7 +106,7 @@ class Watchdog(threading.Thread):
             if self._stopped.wait(PERIOD):
                 return
             try:
-                reason = self._failure_elsewhere() or self._announce_missing(beat)
+                reason = self._look(beat)
             except RuntimeError:  # the store ended with torchrun, or with the rank that held it
                 if self._stopped.wait(3 * PERIOD):
                     return
@@ -127,17 +121,13 @@ class Watchdog(threading.Thread):
     def _announced_failure(self) -> Failure | None:
         return Failure(**json.loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
 
-    def _failure_elsewhere(self) -> str | None:
-        """Why another rank failed. Its own host has printed that; rank 0 repeats it if it is on another host."""
+    def _look(self, beat: int) -> str | None:
+        """Report this rank's status; return the reason to end if another rank failed or a rank is missing."""
         failure = self._announced_failure()
-        if failure is None or failure.rank == self._rank:
-            return None
-        if self._rank == 0 and failure.host != socket.gethostname():
-            print_error(failure.reason)
-        return failure.reason
-
-    def _announce_missing(self, beat: int) -> str | None:
-        """Report this rank's status; return the reason to end if a rank is missing. The first to notice prints it."""
+        if failure is not None and failure.rank != self._rank:
+            if self._rank == 0 and failure.host != socket.gethostname():  # only its own host has printed it
+                print_error(failure.reason)
+            return failure.reason
         self._report(beat)
         problem = self._find_missing()
         if problem is None:
@@ -189,6 +179,6 @@ def print_error(message: str) -> None:
 
 def end_process() -> NoReturn:
     """End at once, whatever other threads wait for."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(1)

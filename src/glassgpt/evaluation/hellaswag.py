@@ -10,18 +10,19 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from glassgpt.data.dataset import Ids
 from glassgpt.distributed.group import Ranks
-from glassgpt.evaluation.hellaswag_items import STYLES, Item, fingerprint, prompt_of
+from glassgpt.evaluation.hellaswag_items import STYLES, Item, Style, fingerprint, prompt_of
 from glassgpt.generation.inference import evaluation_mode
 from glassgpt.interop.references import LoadedModel
 from glassgpt.model.gpt import GPT
@@ -33,19 +34,11 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of a batch's texts, each ending counted with its own context: the more, the more endings of equal length.
-BATCH_TOKENS = 16384
-# Tokens in the cache of one forward pass: 0.3 GB for GPT-2 small in float32.
-PASS_TOKENS = 4096
-# Padding that is cheaper than another pass: a CPU computes this many tokens in the time of reading the weights.
-PADDING_TOKENS = 32
-# Difference of losses in nats, normalised or not, below which the order of a sum may decide the choice.
-NEAR_TIE = 1e-4
+BATCH_TOKENS = 16384  # of four texts per item, each with its context; the more, the more endings of equal length
+PASS_TOKENS = 4096  # in the cache of one forward pass: 0.3 GB for GPT-2 small in float32
+PADDING_TOKENS = 32  # cheaper than another pass: a CPU computes this many in the time of reading the weights
+NEAR_TIE = 1e-4  # difference of losses, normalised or not, below which the order of a sum may decide the choice
 ENDINGS = 4
-
-Ids = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
-"""Called with the number of scored items and of all items."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,11 @@ class Question:
     def tokens(self) -> int:
         """Tokens of the longest of its four texts."""
         return len(self.context) + max(map(len, self.endings))
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the context that are read once for all four texts; 0 if the item is cut."""
+        return 0 if self.cut else len(self.context)
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,12 @@ class Score:
 
 
 def evaluate_both_styles(
-    loaded: LoadedModel,
-    items: Sequence[Item],
-    published: bool,
-    progress: Callable[[str, int, int], None] = lambda style, done, total: None,
+    loaded: LoadedModel, items: Sequence[Item], published: bool, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
 
-    Scores are kept in the cache, and the next call continues there. `progress` is called with the style and the numbers
-    of scored and of all items. Raises `UserError` as `score_hellaswag`.
+    Scores are kept in the cache, and the next call continues there. progress: as in `score_hellaswag`, after the style.
+    Raises `UserError` for a model without a tokenizer, and as `encode`.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:
@@ -109,53 +104,43 @@ def evaluate_both_styles(
     figures: dict[str, Any] = {"items": len(items), "published": published, "precision": precision, **loaded.provenance}
     for style in STYLES:
         results = cache_directory() / "hellaswag" / results_name(model_hash, tokenizer, items, style, precision)
-        options: dict[str, Any] = {"precision": precision, "results": results, "progress": partial(progress, style)}
-        figures[style] = evaluate_hellaswag(model, tokenizer, items, style=style, **options)
+        own = partial(progress, style)
+        scores = score_hellaswag(model, tokenizer, items, style, precision=precision, results=results, progress=own)
+        figures[style] = {"style": style, **summarize(scores)}
     return figures
-
-
-def evaluate_hellaswag(
-    model: GPT, tokenizer: Tokenizer | None, items: Sequence[Item], *, style: str = "build-nanogpt", **options: Any
-) -> dict[str, Any]:
-    """Score items, with the options of `score_hellaswag`, and return the style and the figures of `summarize`."""
-    return {"style": style, **summarize(score_hellaswag(model, tokenizer, items, style=style, **options))}
 
 
 @torch.no_grad()
 def score_hellaswag(
     model: GPT,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     items: Sequence[Item],
+    style: Style = "build-nanogpt",
     *,
-    style: str = "build-nanogpt",
     precision: str = "float32",
     results: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     ranks: Ranks | None = None,
 ) -> list[Score]:
     """The scores of the items, ordered by number. Each rank computes its share; all ranks get all scores.
 
-    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`). Raises
-    `UserError` for a model without a tokenizer and for text that the tokenizer cannot encode.
+    results: a file to which scores are appended, and from which a repeated call continues (see `results_name`).
+    progress: called with the numbers of scored and of all items. Raises `UserError` as `encode`.
     """
-    if tokenizer is None:
-        raise UserError("HellaSwag needs a tokenizer, and this model has none")
     ranks = ranks or Ranks()
-    questions = encode(items, tokenizer, style, model.config.context_length, model.vocab_size)
+    questions = encode(items, tokenizer, style, model.config.context_length)
     batches = make_batches(questions)[ranks.rank :: ranks.size]
     saved = {} if results is None else _read_results(results)
-    scores: list[Score] = []
-    device = model.embedding.weight.device
+    scores, device = list[Score](), model.embedding.weight.device
     # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
-            numbers = [question.number for question in batch]
             # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
-            losses = [saved[number] for number in numbers if number in saved]
-            if len(losses) < len(numbers):
+            losses = [saved[question.number] for question in batch if question.number in saved]
+            if len(losses) < len(batch):
                 losses = score_batch(model, batch)
                 if results is not None:
-                    _append_results(results, numbers, losses)
+                    _append_results(results, batch, losses)
             scores += [Score(q.number, q.label, four, q.lengths, q.cut) for q, four in zip(batch, losses, strict=True)]
             ranks.heartbeat()
             progress(len(scores), sum(map(len, batches)))
@@ -181,9 +166,6 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
     return figures
 
 
-# Results: a JSON line per item. A line that is not complete, after a crash, is ignored.
-
-
 def hash_model(model: GPT) -> str:
     """sha256 of a model's config and weights."""
     digest = hashlib.sha256(repr(model.config).encode())
@@ -195,60 +177,51 @@ def hash_model(model: GPT) -> str:
 
 def results_name(model_hash: str, tokenizer: Tokenizer, items: Sequence[Item], style: str, precision: str) -> str:
     """Name of the results file for everything that scores depend on."""
-    tokenizer_hash = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-    identity = {"model": model_hash, "tokenizer": tokenizer_hash, "items": fingerprint(items)}
+    identity = {"model": model_hash, "tokenizer": tokenizer.sha256, "items": fingerprint(items)}
     identity |= {"style": style, "precision": precision}
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] + ".jsonl"
 
 
 def _read_results(path: Path) -> dict[int, tuple[float, ...]]:
-    """The saved losses by item number."""
-    saved = {}
+    """The saved losses by item number: a JSON line per item. A line that is incomplete, after a crash, is ignored."""
+    saved: dict[int, tuple[float, ...]] = {}
     with explain_os_errors("read", path):
         lines = path.read_bytes().splitlines() if path.exists() else []
     for line in lines:
-        try:
+        with suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-            losses = tuple(float(loss) for loss in record["losses"])
-            if len(losses) == ENDINGS:
-                saved[int(record["number"])] = losses
-        except (ValueError, TypeError, KeyError):
-            continue
+            if len(record["losses"]) == ENDINGS:
+                saved[int(record["number"])] = tuple(map(float, record["losses"]))
     return saved
 
 
-def _append_results(path: Path, numbers: Sequence[int], losses: Sequence[tuple[float, ...]]) -> None:
-    rows = [json.dumps({"number": number, "losses": four}) for number, four in zip(numbers, losses, strict=True)]
+def _append_results(path: Path, batch: Sequence[Question], losses: Sequence[tuple[float, ...]]) -> None:
+    rows = [json.dumps({"number": q.number, "losses": four}) for q, four in zip(batch, losses, strict=True)]
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write("\n" + "\n".join(rows) + "\n")  # the first line break ends an incomplete line
 
 
-def encode(
-    items: Sequence[Item], tokenizer: Tokenizer, style: str, context_length: int, vocab_size: int
-) -> list[Question]:
+def encode(items: Sequence[Item], tokenizer: Tokenizer, style: Style, context_length: int) -> list[Question]:
     """The items as tokens, after the tokenizer's prefix. Only the last `context_length` tokens of an ending are scored.
 
-    Raises `UserError` for text without ids, an id that the model does not have, and an ending without a token or a
-    character.
+    Raises `UserError` for text without ids, and for an ending without a token or a character.
     """
     prompts = [prompt_of(item, style) for item in items]
-    contexts = _encoded(tokenizer, [prompt.context for prompt in prompts])
-    texts = [prompt.context * prompt.encoded_together + ending for prompt in prompts for ending in prompt.endings]
+    together = style == "lm-eval"  # an ending's tokens are those that it adds to the context's
+    contexts = _encoded(tokenizer, [context for context, _, _ in prompts])
+    texts = [context * together + ending for context, endings, _ in prompts for ending in endings]
     encoded = iter(_encoded(tokenizer, texts))
     prefix = np.array(tokenizer.prompt_prefix, dtype=np.int64)
     questions = []
-    for item, prompt, context in zip(items, prompts, contexts, strict=True):
-        start = len(context) if prompt.encoded_together else 0
+    for item, (_, _, characters), own in zip(items, prompts, contexts, strict=True):
+        start = len(own) * together
         endings = tuple(ids[start:][-context_length:] for ids in itertools.islice(encoded, ENDINGS))
-        context = np.concatenate([prefix, context])
-        lengths = prompt.characters or tuple(map(len, endings))
+        context = np.concatenate([prefix, own])
+        lengths = tuple(characters or map(len, endings))
         if not all((len(context), *map(len, endings), *lengths)):
             raise UserError(f"item {item.number} of HellaSwag has an empty context or ending ({item.ctx[:40]!r}...)")
-        highest = max(int(ids.max()) for ids in (context, *endings))
-        if highest >= vocab_size:
-            raise UserError(f"the tokenizer is not this model's: it has id {highest}, and the model {vocab_size} ids")
         cut = any(len(context) + len(ids) > context_length + 1 for ids in endings)
         questions.append(Question(item.number, item.label, context, endings, lengths, cut))
     return questions
@@ -263,16 +236,11 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
 def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
     """All questions in batches: those that are cut first, then contexts of equal length together, the longest first.
 
-    A batch's texts have at most `BATCH_TOKENS` tokens. It is a pure function of the questions, so that every run and
-    any number of ranks use the same batches.
+    A batch's texts have at most `BATCH_TOKENS` tokens. Every run and any number of ranks use the same batches.
     """
-
-    def shared(question: Question) -> tuple[bool, int]:
-        return question.cut, 0 if question.cut else len(question.context)
-
     batches: list[list[Question]] = []
-    ordered = sorted(questions, key=lambda q: (shared(q), q.tokens, q.number), reverse=True)
-    for _, group in itertools.groupby(ordered, key=shared):
+    ordered = sorted(questions, key=lambda q: (q.cut, q.shared, q.tokens, q.number), reverse=True)
+    for _, group in itertools.groupby(ordered, key=lambda q: q.shared):
         rest = list(group)
         while rest:
             size = max(1, BATCH_TOKENS // (ENDINGS * rest[0].tokens))
@@ -282,12 +250,8 @@ def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
 
 
 def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of rows for each forward pass, longest rows first.
-
-    With at most `PADDING_TOKENS` of padding and, unless it is a single row, `PASS_TOKENS` tokens per pass.
-    """
-    group: list[int] = []
-    padding = 0
+    """The rows of each pass, longest first: at most `PADDING_TOKENS` of padding and `PASS_TOKENS`, or a single row."""
+    group, padding = list[int](), 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         longest = lengths[group[0]] if group else lengths[row]
         padding += longest - lengths[row]
@@ -300,11 +264,10 @@ def group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def score_batch(model: GPT, questions: Sequence[Question]) -> list[tuple[float, ...]]:
     """The losses of the four endings of each question, summed over their tokens in float64."""
-    device, limit = model.embedding.weight.device, model.config.context_length + 1
+    device, limit, shared = model.embedding.weight.device, model.config.context_length + 1, questions[0].shared
     endings = [ids for question in questions for ids in question.endings]
     rows = [np.concatenate([q.context, ids])[-limit:] for q in questions for ids in q.endings]
     lengths = [len(row) for row in rows]
-    shared = 0 if questions[0].cut else len(questions[0].context)
     if shared:
         contexts = torch.from_numpy(np.stack([question.context for question in questions])).to(device)
         cache = model.new_cache(len(questions), max(lengths) - 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassgpt.utils.download import cache_directory, download
-from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import explain_os_errors, sha256_of
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import readable, sha256_of
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 12,246,618 bytes, 10,042 items
@@ -36,18 +36,6 @@ class Item:
     label: int
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """The text of an item in one style."""
-
-    context: str
-    endings: tuple[str, ...]
-    encoded_together: bool
-    """An ending's tokens are those that it adds to the context's; otherwise it is encoded alone."""
-    characters: tuple[int, ...] | None
-    """Divisors of the normalised scores; None: the numbers of tokens."""
-
-
 def find_items(path: str | Path | None = None) -> Path:
     """The given file, or the published validation file, downloaded to the cache once."""
     if path is not None:
@@ -57,42 +45,33 @@ def find_items(path: str | Path | None = None) -> Path:
     return download(URL, target, SHA256, what="HellaSwag's validation items", manual=manual)
 
 
-def is_published(path: Path) -> bool:
-    """Whether this is the published file: only then can scores be compared with published ones."""
-    with explain_os_errors("read", path):
-        return sha256_of(path) == SHA256
-
-
 def read_items(path: Path) -> list[Item]:
     """All items of a JSON lines file with the published file's fields; empty lines are skipped.
 
     `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with
     the line.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; pass HellaSwag's items as a .jsonl file")
-    with explain_os_errors("read", path):
+    with readable(path):
         lines = path.read_bytes().split(b"\n")
     items: list[Item] = []
     for line, text in enumerate(lines, start=1):
-        if text.strip():
-            try:
+        try:
+            if text.strip():
                 items.append(_item(len(items), json.loads(text)))
-            except UserError as error:
-                raise UserError(f"{path}, line {line}: {error}") from None
-            except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
-                raise UserError(f"{path}, line {line}: broken JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # ValueError includes UnicodeDecodeError
+            reason = error if isinstance(error, UserError) else f"broken JSON ({error})"
+            raise UserError(f"{path}, line {line}: {reason}") from None
     if not items:
         raise UserError(f"{path} is empty; HellaSwag's validation file has 10,042 lines of JSON")
     return items
 
 
 def load_items(path: str | Path | None, count: int | None = None) -> tuple[list[Item], bool]:
-    """All items, or a `subset`, of a file (see `find_items`), and whether they are the complete published set."""
+    """All items of a file (see `find_items`), or a `subset`; and whether these are all of the published ones."""
     file = find_items(path)
     items = read_items(file)
     chosen = items if count is None else subset(items, count)
-    return chosen, len(chosen) == len(items) and is_published(file)
+    return chosen, len(chosen) == len(items) and sha256_of(file) == SHA256
 
 
 def _item(number: int, record: Any) -> Item:
@@ -129,17 +108,14 @@ def fingerprint(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps([astuple(item) for item in items]).encode()).hexdigest()
 
 
-def prompt_of(item: Item, style: str) -> Prompt:
-    """The item's text in a style. Raises `UserError` for an unknown style."""
-    if style not in STYLES:
-        raise UserError(f"unknown HellaSwag style {style!r}{did_you_mean(style, STYLES)}; use {' or '.join(STYLES)}")
+def prompt_of(item: Item, style: Style) -> tuple[str, list[str], list[int]]:
+    """The item's context and endings in a style, and for lm-eval the characters of each ending, which normalise."""
     if style == "build-nanogpt":
-        return Prompt(item.ctx, tuple(f" {ending}" for ending in item.endings), encoded_together=False, characters=None)
+        return item.ctx, [f" {ending}" for ending in item.endings], []
     text = without_markup(f"{item.activity_label}: {item.ctx_a} {item.ctx_b.capitalize()}")
     context = text.rstrip()  # spaces at the end move to the ending, since tokens begin with them
     cleaned = [without_markup(ending) for ending in item.endings]
-    endings = tuple(f"{text[len(context) :]} {ending}" for ending in cleaned)
-    return Prompt(context, endings, encoded_together=True, characters=tuple(map(len, cleaned)))
+    return context, [f"{text[len(context) :]} {ending}" for ending in cleaned], list(map(len, cleaned))
 
 
 def without_markup(text: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,10 @@ from glassgpt.utils.device import autocast, find_device, find_precision, matmul_
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
-# Tokens of one forward pass. More are slower on a CPU, and fewer leave a GPU waiting.
-EVALUATION_TOKENS = 4096
-GPU_EVALUATION_TOKENS = 32768
-# Shorter documents are not reported among those with the highest loss: a word or two says little.
-WORST_TOKENS = 16
-WORST_DOCUMENTS = 5
-_EXCERPT_TOKENS = 100
+Losses = npt.NDArray[np.float64]
+EVALUATION_TOKENS, GPU_EVALUATION_TOKENS = 4096, 32768  # of one pass: more are slower on a CPU, fewer on a GPU
+WORST_DOCUMENTS, EXCERPT_TOKENS = 5, 100
+WORST_TOKENS = 16  # shorter documents are not among those with the highest loss: a word or two says little
 
 
 class DocumentLosses:
@@ -42,48 +39,35 @@ class DocumentLosses:
     """
 
     def __init__(self, starts: Ids) -> None:
-        self.starts = starts
-        self.nats = np.zeros(len(starts))
-        self.tokens = np.zeros(len(starts), dtype=np.int64)
-        self.bytes = np.zeros(len(starts), dtype=np.int64)
+        self.starts, self.nats = starts, np.zeros(len(starts))
+        self.tokens, self.bytes = np.zeros_like(starts), np.zeros_like(starts)
 
-    def add(self, first: int, losses: npt.NDArray[np.float64], byte_lengths: Ids) -> None:
+    def add(self, first: int, losses: Losses, byte_lengths: Ids) -> None:
         """Count losses and bytes (n,) of the tokens from `first` on."""
         documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
         own = (byte_lengths > 0) & (documents >= 0)
         for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
             np.add.at(total, documents[own], values[own])
 
-    def columns(self, numbers: Ids) -> dict[str, list[Any]]:
-        """Number, tokens, loss and bits per byte of some documents (n,), as columns of n each."""
+    @property
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Number, tokens, loss and bits per byte (n,) of the documents that have tokens."""
+        numbers = np.flatnonzero(self.tokens)
         nats, tokens = self.nats[numbers], self.tokens[numbers]
-        bits_per_byte = nats / math.log(2) / self.bytes[numbers]
-        columns = {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits_per_byte}
-        return {name: column.tolist() for name, column in columns.items()}
-
-    def worst(self) -> Ids:
-        """The documents with the highest mean loss, highest first."""
-        eligible = np.flatnonzero(self.tokens >= WORST_TOKENS)
-        means = self.nats[eligible] / self.tokens[eligible]
-        return eligible[np.argsort(-means, kind="stable")[:WORST_DOCUMENTS]]
+        bits = nats / math.log(2) / self.bytes[numbers]
+        return {"document": numbers, "tokens": tokens, "loss": nats / tokens, "bits_per_byte": bits}
 
 
 @dataclass
 class Measurement:
-    """Losses of a text's predicted tokens, summed in float64."""
+    """Losses of a text's predicted tokens in nats, summed in float64."""
 
-    nats_by_position: npt.NDArray[np.float64]
-    """Sum of the losses (T,) at each position of the context, in nats; the first position has one token before it."""
-    tokens_by_position: npt.NDArray[np.int64]
-    """Predicted tokens (T,) at each position."""
-    text_nats: float = 0.0
-    """Sum of the losses of tokens that have text: all but special tokens such as end of text."""
-    text_bytes: int = 0
-    """Bytes of these tokens."""
-    documents: DocumentLosses | None = None
-    """Losses by document, if they are asked for and document starts are known."""
-    token_losses: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    """Losses of all predicted tokens in order, one array per batch, if they are kept."""
+    nats_by_position: Losses  # (T,), at each position of the context; the first position has one token before it
+    tokens_by_position: Ids  # (T,), predicted tokens at each position
+    text_nats: float = 0.0  # of the tokens that have text: all but special tokens such as end of text
+    text_bytes: int = 0  # of these tokens
+    documents: DocumentLosses | None = None  # if they are asked for and document starts are known
+    token_losses: list[Losses] = field(default_factory=list)  # of all tokens in order, by batch, if they are kept
 
     @property
     def loss(self) -> float:
@@ -95,22 +79,12 @@ class Measurement:
         """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares tokenizers."""
         return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
 
-    @property
-    def loss_by_position(self) -> list[float]:
-        """Mean loss at each position of the context that has tokens."""
-        reached = np.count_nonzero(self.tokens_by_position)
-        means: list[float] = (self.nats_by_position[:reached] / self.tokens_by_position[:reached]).tolist()
-        return means
-
 
 def _figures(loss: float, text_nats: float, text_bytes: float, tokens: int) -> dict[str, Any]:
-    return {
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        # Special tokens are in neither sum: they have no bytes, and only some tokenizers have them.
-        "bits_per_byte": text_nats / math.log(2) / text_bytes if text_bytes else math.nan,
-        "tokens": tokens,
-    }
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    # Special tokens are in neither sum: they have no bytes, and only some tokenizers have them.
+    bits_per_byte = text_nats / math.log(2) / text_bytes if text_bytes else math.nan
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte, "tokens": tokens}
 
 
 @torch.no_grad()
@@ -121,7 +95,6 @@ def measure_stream(
     *,
     precision: str = "float32",
     limit: int | None = None,
-    batch_size: int | None = None,
     context_length: int | None = None,
     keep_tokens: bool = False,
     by_document: bool = False,
@@ -134,8 +107,7 @@ def measure_stream(
     """
     context_length, ranks = context_length or model.config.context_length, ranks or Ranks()
     device = model.embedding.weight.device
-    tokens = EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS
-    batch_size = batch_size or max(1, tokens // context_length)
+    batch_size = max(1, (EVALUATION_TOKENS if device.type == "cpu" else GPU_EVALUATION_TOKENS) // context_length)
     byte_lengths, starts = tokenizer.byte_lengths(), stream.document_starts() if by_document else None
     measured = Measurement(np.zeros(context_length), np.zeros(context_length, dtype=np.int64))
     measured.documents = None if starts is None or not len(starts) else DocumentLosses(starts)
@@ -167,17 +139,17 @@ def evaluate_data(
     Each rank measures its share, and all ranks get the figures of the whole.
     """
     ranks = ranks or Ranks()
-    options: dict[str, Any] = {"precision": precision, "limit": limit, "ranks": ranks}
-    shares = [measure_stream(model, d.validation, d.tokenizer, **options) for d in data.datasets]
+    shares = [
+        measure_stream(model, each.validation, each.tokenizer, precision=precision, limit=limit, ranks=ranks)
+        for each in data.datasets
+    ]
     ranks.enter_phase("the sums of an evaluation")
-    return combine([_sum_over_ranks(share, ranks) for share in shares], data)
-
-
-def _sum_over_ranks(share: Measurement, ranks: Ranks) -> Measurement:
-    """The losses of all ranks' shares, without those by document and by token."""
-    nats = ranks.all_gather_numbers([*share.nats_by_position, share.text_nats]).sum(axis=0)
-    counts = ranks.all_gather_numbers([*share.tokens_by_position, share.text_bytes]).sum(axis=0).astype(np.int64)
-    return Measurement(nats[:-1], counts[:-1], float(nats[-1]), int(counts[-1]))
+    totals = []
+    for share in shares:
+        nats = ranks.all_gather_numbers([*share.nats_by_position, share.text_nats]).sum(axis=0)
+        counts = ranks.all_gather_numbers([*share.tokens_by_position, share.text_bytes]).sum(axis=0).astype(np.int64)
+        totals.append(Measurement(nats[:-1], counts[:-1], float(nats[-1]), int(counts[-1])))
+    return combine(totals, data)
 
 
 def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, Any]:
@@ -204,30 +176,25 @@ def details(
     `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
     documents: also the figures of all `documents`, as columns.
     """
-    losses, each = measured.loss_by_position, measured.documents
-    result: dict[str, Any] = {
-        "loss_by_position": losses,
-        "tokens_by_position": measured.tokens_by_position[: len(losses)].tolist(),
-    }
+    reached, each = measured.tokens_by_position > 0, measured.documents
+    nats, tokens = measured.nats_by_position[reached], measured.tokens_by_position[reached]
+    result: dict[str, Any] = {"loss_by_position": (nats / tokens).tolist(), "tokens_by_position": tokens.tolist()}
     if measured.token_losses:
         token_losses = np.concatenate(measured.token_losses)
         result["token_ids"] = stream.read(1, len(token_losses)).tolist()
         result["token_losses"] = token_losses.tolist()
     if each is None:
         return result
-    columns, ends = each.columns(worst := each.worst()), np.append(each.starts[1:], len(stream))
-    columns["text"] = [_excerpt(stream, int(each.starts[number]), int(ends[number]), tokenizer) for number in worst]
-    result["document_count"] = int(np.count_nonzero(each.tokens))
-    result["worst_documents"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    if documents:
-        result["documents"] = each.columns(np.flatnonzero(each.tokens))
-    return result
-
-
-def _excerpt(stream: TokenStream, start: int, end: int, tokenizer: Tokenizer) -> str:
-    """How a document begins, without special tokens."""
-    ids = stream.read(start, min(end - start, _EXCERPT_TOKENS))
-    return tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])
+    columns, ends = each.columns, np.append(each.starts[1:], len(stream))
+    eligible = np.flatnonzero(columns["tokens"] >= WORST_TOKENS)
+    worst = eligible[np.argsort(-columns["loss"][eligible], kind="stable")[:WORST_DOCUMENTS]]
+    rows = [{name: column[row].item() for name, column in columns.items()} for row in worst]
+    for row in rows:
+        start, end = int(each.starts[row["document"]]), int(ends[row["document"]])
+        ids = stream.read(start, min(end - start, EXCERPT_TOKENS))
+        row["text"] = tokenizer.decode(ids[tokenizer.byte_lengths()[ids] > 0])  # without special tokens
+    result |= {"document_count": len(columns["document"]), "worst_documents": rows}
+    return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 
 
 def evaluate(
@@ -268,16 +235,15 @@ def evaluate(
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
-    data, is_own = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
-    if split is None:
-        is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
-        split = "validation" if is_own or is_prepared else "all"
+    data, default_split = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
+    split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
-    precision = _precision(loaded, quantize)
-    options: dict[str, Any] = {"precision": precision, "context_length": context_length}
-    options |= {"keep_tokens": tokens, "by_document": True}
+    precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
+    with suppress(UserError):  # the device may lack the run's precision
+        precision = find_precision("float32" if quantize else wanted, model.embedding.weight.device)
+    options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
     with matmul_precision(precision):
-        measured = [measure_stream(model, stream, tokenizer, **options) for stream in streams]
+        measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **combine(measured, data),
@@ -292,17 +258,8 @@ def evaluate(
     }
 
 
-def _precision(loaded: LoadedModel, quantize: str | None) -> str:
-    """The run's precision, or float32 if the device lacks it or the model is quantized."""
-    try:
-        name = "auto" if loaded.config is None else loaded.config.precision
-        return find_precision("float32" if quantize else name, loaded.model.embedding.weight.device)
-    except UserError:
-        return "float32"
-
-
-def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, bool]:
-    """The data to evaluate on, and whether the model was trained on it."""
+def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:
+    """The data to evaluate on, and its default split."""
     config, source = loaded.config or TrainConfig(steps=1), changes.get("source")
     if loaded.config is None and source is None:
         raise UserError(f"{loaded.reference} has no run, so no validation split; choose a text with --data")
@@ -318,4 +275,5 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
         message = "has changed since the model was trained on it, so its validation split may hold training text"
         raise UserError(f"{', '.join(data.names)} {message}; choose another text with --data")
     data.verify(log)
-    return data, is_own
+    is_prepared = source is not None and isinstance(resolve(source), PreparedDataset)
+    return data, "validation" if is_own or is_prepared else "all"

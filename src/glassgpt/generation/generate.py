@@ -1,9 +1,10 @@
-"""Generate text: a cached forward pass per token, and streaming that shows whole characters only.
+"""Generate text: a cached forward pass per token, sampling, and streaming that shows whole characters only.
 
 Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,8 @@ from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
-from glassgpt.generation.sampling import draw, sampling_distribution
 from glassgpt.model.gpt import GPT
-from glassgpt.model.kv_cache import KVCache
-from glassgpt.tokenizers.builtin import StreamDecoder, Tokenizer
+from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
 
@@ -23,13 +22,10 @@ from glassgpt.utils.rng import generator_for
 class GeneratedToken:
     """A generated token. `str(token)` is its text, so `print(token, end="")` streams."""
 
-    text: str
-    """The text that it adds; "" while a character is incomplete or a stop string may have begun."""
+    text: str  # that it adds; "" while a character is incomplete or a stop string may have begun
     token_id: int
-    sample: int
-    """Number of the sample that it belongs to, from 0."""
-    probability: float | None = None
-    """The model's probability of it, before temperature and other settings; None unless asked for."""
+    sample: int  # number of the sample that it belongs to, from 0
+    probability: float | None = None  # the model's, before temperature and other settings; None unless asked for
 
     def __str__(self) -> str:
         return self.text
@@ -83,23 +79,35 @@ def generate(
     def stream() -> Iterator[GeneratedToken]:
         with evaluation_mode(model):
             ready = prepare_for_inference(model, n, max_new_tokens, precision)
-            context = _Context(ready, ids, ids.shape[1] + max_new_tokens, vocab_size, use_cache)
             texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
-            yield from _tokens(context, texts, choose, max_new_tokens, probabilities)
+            yield from _tokens(ready, ids, texts, choose, max_new_tokens, vocab_size, use_cache, probabilities)
 
     return stream()
 
 
 def _tokens(
-    context: "_Context",
+    model: GPT,
+    ids: Tensor,
     texts: list["_TextStream"],
     choose: Callable[[Tensor], Tensor],
     max_new_tokens: int,
+    vocab_size: int,
+    use_cache: bool,
     probabilities: bool,
 ) -> Iterator[GeneratedToken]:
-    """Draw a token for every sample, yield those of the samples that have not ended, and repeat."""
+    """Draw a token for every sample, yield those of the samples that have not ended, and repeat.
+
+    ids: the prompt (n, T). vocab_size: the number of the model's ids that may be drawn.
+    """
+    max_length, start, cache = ids.shape[1] + max_new_tokens, 0, None
+    limit = max_length if model.config.has_unlimited_context else model.config.context_length
     for index in range(max_new_tokens):
-        logits = context.next_logits()
+        before, start = start, window_start(ids.shape[1], limit)
+        with torch.inference_mode():
+            if use_cache and (cache is None or start != before):
+                cache = model.new_cache(len(ids), min(max_length, limit))
+            unread = ids[:, start + (0 if cache is None else cache.length) :]
+            logits = model.logits(model.hidden(unread, cache)[:, -1])[:, :vocab_size]
         drawn = choose(logits).to(logits.device)
         chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist() if probabilities else None
         for sample, (token_id, text) in enumerate(zip(drawn.tolist(), texts, strict=True)):
@@ -108,7 +116,7 @@ def _tokens(
                 yield GeneratedToken(shown, token_id, sample, None if chances is None else chances[sample])
         if all(text.ended for text in texts):
             return
-        context.append(drawn)
+        ids = torch.cat([ids, drawn[:, None]], dim=1)
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -120,45 +128,74 @@ def window_start(length: int, context_length: int) -> int:
     return max(0, -(-(length - context_length) // half)) * half
 
 
-@dataclass
-class _Context:
-    """The tokens so far, ids (n, T), and the next token's logits, with a cache or computed from the whole text."""
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Set all but the k largest logits to -inf (Fan et al., 2018). Logits equal to the k-th largest are kept."""
+    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
 
-    model: GPT
-    ids: Tensor
-    max_length: int
-    vocab_size: int
-    """V, the number of the model's ids that may be drawn."""
-    use_cache: bool
-    cache: KVCache | None = None
-    start: int = 0
 
-    @torch.inference_mode()
-    def next_logits(self) -> Tensor:
-        """Logits (n, V) of the token after the last one."""
-        config = self.model.config
-        limit = self.max_length if config.has_unlimited_context else config.context_length
-        start = window_start(self.ids.shape[1], limit)
-        if self.use_cache and (self.cache is None or start != self.start):
-            self.cache = self.model.new_cache(self.ids.shape[0], min(self.max_length, limit))
-        self.start = start
-        unread = self.ids[:, start + (self.cache.length if self.cache is not None else 0) :]
-        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest most likely tokens whose probabilities sum to at least p (Holtzman et al., 2020)."""
+    if p >= 1:
+        return logits  # a float32 sum reaches 1 before the last tokens and would drop them
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    # A token stays if those before it sum to less than p, so the most likely token always stays.
+    dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
 
-    def append(self, token_ids: Tensor) -> None:
-        """Add one token (n,) to each sample."""
-        self.ids = torch.cat([self.ids, token_ids[:, None]], dim=1)
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens at least p times as likely as the most likely token (Nguyen et al., 2024)."""
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
+    """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order.
+
+    Temperature 0 gives all probability to the most likely token.
+    """
+    logits = logits.float()
+    if settings.temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    if settings.top_k is not None:
+        logits = keep_top_k(logits, settings.top_k)
+    if settings.top_p is not None:
+        logits = keep_top_p(logits, settings.top_p)
+    if settings.min_p is not None:
+        logits = keep_min_p(logits, settings.min_p)
+    return logits.softmax(dim=-1)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one token (n,) from each distribution (n, V), by inversion: one random number per row.
+
+    `torch.multinomial` draws V numbers per row, which takes a tenth of a step for 8 rows of GPT-2's vocabulary. The
+    CPU's `generator` gives the same numbers for every device. Raises `UserError` if a probability is not finite.
+    """
+    if probabilities.device.type == "mps":
+        probabilities = probabilities.cpu()  # MPS has no float64
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    if not sums[:, -1].isfinite().all():
+        raise UserError("the model's probabilities are not finite: its weights diverged; use an earlier checkpoint")
+    # Below 1 after rounding too: otherwise a last token without probability could be drawn.
+    share = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator) * (1 - 2**-50)
+    return torch.searchsorted(sums, share.to(sums.device) * sums[:, -1:], right=True).squeeze(1)
 
 
 class _TextStream:
     """One sample's text as it grows: whole characters only, and no part of a stop string."""
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self.decoder = None if tokenizer is None else StreamDecoder(tokenizer, after=_text_before(tokenizer, prompt))
-        self.end_of_text = None if tokenizer is None else tokenizer.end_of_text
-        self.stop = stop
-        self.pending = ""
-        self.ended = False
+        self.decoder, self.end_of_text = None, None
+        if tokenizer is not None:
+            self.end_of_text = tokenizer.end_of_text
+            # A prompt of tokens that start a document has no text that the new text continues.
+            continues = any(i not in (*tokenizer.prompt_prefix, self.end_of_text) for i in prompt)
+            self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
+        self.stop, self.pending, self.ended = stop, "", False
 
     def add(self, token_id: int, last: bool) -> str:
         """Add a token, and return the text that can be shown now. Text that may begin a stop string stays pending."""
@@ -182,23 +219,15 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _text_before(tokenizer: Tokenizer, prompt: Sequence[int]) -> int | None:
-    """The id before the generated text, or None if the prompt has only tokens that start a document."""
-    starts = {*tokenizer.prompt_prefix, tokenizer.end_of_text}
-    return prompt[-1] if any(i not in starts for i in prompt) else None
-
-
 def default_prompt(tokenizer: Tokenizer) -> list[int]:
     """Ids that start a new document: the tokenizer's prefix, or its end of text, or a line break, or the first id."""
     if tokenizer.prompt_prefix:
         return list(tokenizer.prompt_prefix)
     if tokenizer.end_of_text is not None:
         return [tokenizer.end_of_text]
-    try:
-        ids: list[int] = tokenizer.encode("\n").tolist()
-    except UserError:
-        ids = []
-    return ids or [0]
+    with suppress(UserError):
+        return tokenizer.encode("\n").tolist() or [0]
+    return [0]
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:

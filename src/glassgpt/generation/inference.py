@@ -17,28 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.model.gpt import GPT
+from glassgpt.model.gpt import GPT, Reduction
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
+from glassgpt.utils import torch_internals
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.torch_internals import (
-    copy_modules,
-    has_forward_hooks,
-    int8_linear,
-    pack_int8,
-    pack_weight,
-    packed_linear,
-    unpack_int8,
-)
 
-# Smaller models stay in the CPU's cache, so reading is not what they wait for.
-MIN_BYTES = 32 * 2**20
-# Tokens of all rows together after which packing has paid off (8 tokens of 8 rows). One row needs no packing.
-MIN_TOKENS = 64
-# Scale of a row whose numbers are all 0.
-SMALLEST_SCALE = 1e-30
-
+MIN_BYTES = 32 * 2**20  # smaller models stay in the CPU's cache, so reading is not what they wait for
+MIN_TOKENS = 64  # of all rows, after which packing has paid off (8 tokens of 8 rows); one row needs no packing
+SMALLEST_SCALE = 1e-30  # of a row whose numbers are all 0
 InferencePrecision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -60,11 +48,11 @@ class PackedLinear(nn.Module):
         """weight (N, C), bias (N,). The weight is packed for inputs of M = `rows` rows, and used directly for one."""
         super().__init__()
         self.weight, self.bias = weight.contiguous(), bias
-        self.packed = self.weight if rows == 1 else pack_weight(self.weight, rows)
+        self.packed = self.weight if rows == 1 else torch_internals.pack_weight(self.weight, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        return packed_linear(x, self.packed, self.bias)
+        return torch_internals.packed_linear(x, self.packed, self.bias)
 
 
 class Int8Linear(nn.Module):
@@ -76,14 +64,14 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.packed, self.row_sums = pack_int8(weight)
+        self.packed, self.row_sums = torch_internals.pack_int8(weight)
         self.bias = bias
         self.steps = activation_steps()
 
     @property
     def weight(self) -> Tensor:
         """The rounded matrix (N, C) in float32, unpacked at each access."""
-        return unpack_int8(self.packed)
+        return torch_internals.unpack_int8(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
@@ -96,7 +84,7 @@ class Int8Linear(nn.Module):
         scale = max((high - low) / self.steps, SMALLEST_SCALE)
         if not math.isfinite(scale):
             return x.new_full((*x.shape[:-1], len(self.row_sums)), math.nan)
-        y = int8_linear(x, scale, round(-low / scale), self.packed)
+        y = torch_internals.int8_linear(x, scale, round(-low / scale), self.packed)
         return y if self.bias is None else y.add_(self.bias)
 
     def _rows(self, x: Tensor) -> Tensor:
@@ -105,7 +93,7 @@ class Int8Linear(nn.Module):
         low, high = low.clamp_(max=0), high.clamp_(min=0)
         scale = (high - low).div_(self.steps).clamp_(min=SMALLEST_SCALE)
         zero = (-low / scale).round_()
-        y = int8_linear(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.row_sums, value=-1)
+        y = torch_internals.int8_linear(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.row_sums, value=-1)
         return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 
@@ -117,39 +105,32 @@ def activation_steps() -> int:
     return 255 if torch.cpu.get_capabilities().get("avx512_vnni") else 127
 
 
-LinearFactory = Callable[[Tensor, Tensor | None], nn.Module]
-
-
 class InferenceGPT(GPT):
     """A GPT with other linear layers, made by `linear(weight, bias)`. It shares all other parameters and all hooks.
 
     It has GPT's whole interface, but computes no gradients. A linear layer with a hook, or of a subclass, is kept.
     """
 
-    def __init__(self, model: GPT, linear: LinearFactory) -> None:
+    def __init__(self, model: GPT, linear: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
         nn.Module.__init__(self)
         self.config, self.vocab_size, self.limit = model.config, model.vocab_size, model.limit
 
         def replace(module: nn.Module) -> nn.Module | None:
-            if type(module) is nn.Dropout and not has_forward_hooks(module):
+            if type(module) is nn.Dropout and not torch_internals.has_forward_hooks(module):
                 return nn.Identity()
-            if type(module) is not nn.Linear or has_forward_hooks(module):
+            if type(module) is not nn.Linear or torch_internals.has_forward_hooks(module):
                 return None
             return linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
 
         for name, module in model.named_children():
             if name != "head":
-                self.add_module(name, copy_modules(module, replace))
+                self.add_module(name, torch_internals.copy_modules(module, replace))
         self.head = cast(nn.Linear, linear(model.head.weight.detach()[: model.vocab_size], None))
         self.eval()
 
     @torch.inference_mode()
     def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        cache: KVCache | None = None,
-        reduction: Literal["mean", "none"] = "mean",
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Reduction = "mean"
     ) -> Tensor:
         """As `GPT.forward`, without gradients."""
         hidden = self.hidden(ids, cache)
@@ -179,8 +160,7 @@ def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
     if weight.device.type != "cpu":
         raise UserError(f"int8 runs on the CPU only, and the model is on {weight.device}; load it with device='cpu'")
     if weight.dtype != torch.float32:
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise UserError(f"int8 needs a float32 model, and this one is {dtype}; call model.float() first")
+        raise UserError(f"int8 needs a float32 model, and this one is {weight.dtype}; call model.float() first")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only; generate without int8")
     with torch.inference_mode():
@@ -220,7 +200,7 @@ def prepare_for_inference(model: GPT, rows: int, tokens: int, precision: Inferen
 @torch.no_grad()
 def _in_bfloat16(model: GPT) -> GPT:
     """A copy with bfloat16 parameters that shares the original's hooks."""
-    converted = copy_modules(model, lambda module: None)
+    converted = torch_internals.copy_modules(model, lambda module: None)
     for module in converted.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.bfloat16(), requires_grad=False))

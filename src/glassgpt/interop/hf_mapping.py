@@ -4,9 +4,7 @@ A config that asks for anything glassgpt does not support is refused, with the k
 family reads, or be known to change nothing. Checked against transformers 5.23.
 """
 
-import itertools
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -39,8 +37,8 @@ _HARMLESS = frozenset(
 _HARMLESS_START = ("_", "summary_", "unsloth_")
 # Keys for which null has a meaning: a width or number that follows from the others, no cap, no dropout.
 _NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "final_logit_softcapping", "attention_dropout"}
-_ROPE_KEYS = {"rope_theta", "rope_scaling", "rope_parameters"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
+_GPT2_SMALL = ModelConfig()
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
@@ -49,12 +47,12 @@ _ACTIVATIONS = {
 
 
 def _unsupported(key: str, value: object) -> UserError:
-    return UserError(f"{key} = {reprlib.repr(value)} is not supported; loading it anyway would give wrong outputs")
+    return UserError(f"{key} = {value!r:.60} is not supported; loading it anyway would give wrong outputs")
 
 
 def _normalized(config: ModelConfig) -> ModelConfig:
     """The config with defaults for everything that changes no logits or equals the default."""
-    default, c = ModelConfig(), config
+    default, c = _GPT2_SMALL, config
     full = c.window is None or c.window + c.window_globals >= c.context_length
     pattern = "".join("L" if window is None else "S" for window in c.windows)
     shortest = next(n for n in range(1, len(pattern) + 1) if (pattern[:n] * len(pattern)).startswith(pattern))
@@ -75,39 +73,40 @@ def _normalized(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _swap_halves(rows: Tensor, head_dim: int) -> Tensor:
-    """Exchange the two halves of each head's rows: (heads x D, ...) -> the same shape."""
-    return torch.flip(rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]), [1]).reshape(rows.shape)
+def _read_setting(ours: str, values: Mapping[str, Any]) -> Any:
+    """One of our settings from the keys that hold it."""
+    for key, value in values.items():
+        if value is None and key not in _NULLABLE:
+            raise _unsupported(key, None)
+    key, value = next(iter(values.items()))
+    if ours == "dropout":  # only matters for further training, so several rates may differ
+        return value or 0.0
+    if any(other != value for other in values.values()):
+        listed = " and ".join(f"{k} = {v!r}" for k, v in values.items())
+        raise UserError(f"{listed} differ, but they are one setting in glassgpt")
+    if ours != "activation":
+        return value
+    if not isinstance(value, str) or value not in _ACTIVATIONS:
+        raise _unsupported(key, value)
+    return _ACTIVATIONS[value]
 
 
-@dataclass(frozen=True)
-class TensorMap:
-    """Where the weight and bias of one module are in a family's files; `{}` is the number of a block."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    """One name, or three for the parts of the fused qkv."""
-    transposed: bool = False
-    """GPT-2's Conv1D stores a weight as (in, out)."""
-    swapped: bool = False
-    """NanoChat rotates the halves of a head in the other direction, so the halves of q and k are exchanged."""
-
-    def split(self, tensor: Tensor, config: ModelConfig) -> list[Tensor]:
-        """Our tensor -> theirs, one for each name."""
-        tensor = tensor.T if self.transposed and tensor.ndim == 2 else tensor
-        if len(self.theirs) == 1:
-            return [tensor]
-        D = config.resolved_head_dim
-        kv_rows = config.resolved_n_kv_head * D
-        q, k, v = torch.split(tensor, [len(tensor) - 2 * kv_rows, kv_rows, kv_rows])
-        return [_swap_halves(q, D), _swap_halves(k, D), v] if self.swapped else [q, k, v]
-
-    def join(self, parts: list[Tensor], config: ModelConfig) -> Tensor:
-        """Their tensors -> ours: the inverse of `split`."""
-        if self.swapped:
-            parts = [_swap_halves(part, config.resolved_head_dim) for part in parts[:2]] + parts[2:]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return tensor.T if self.transposed and tensor.ndim == 2 else tensor
+def _with_windows(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
+    """Add sliding windows: of all layers, of those from `max_window_layers` on, or of those in `layer_types`."""
+    window: Any = values.get("sliding_window") if values.get("use_sliding_window", True) else None
+    if window is None and not values.get("layer_types"):
+        return config
+    first = values.get("max_window_layers", 0)
+    for key, value in (("sliding_window", window), ("max_window_layers", first)):
+        if value is not None and type(value) is not int:
+            raise _unsupported(key, value)
+    types = values.get("layer_types") or [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
+    known = isinstance(types, list) and len(types) == config.n_layer and all(t in (_SLIDING, _FULL) for t in types)
+    if not known or (_SLIDING in types and window is None):
+        raise _unsupported("layer_types", types)
+    if window is None or _SLIDING not in types or window >= config.context_length:
+        return config
+    return replace(config, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,99 +114,63 @@ class Family:
     """How one model family stores a `ModelConfig` and the tensors of a `GPT`."""
 
     name: str
-    model_type: str
-    architecture: str
-    prefix: str
-    """Of all tensors except the head's; files of the bare model leave it out."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that all models of the family share and that are not ModelConfig's defaults."""
-    zeros: frozenset[str] = frozenset()
-    """`bias` and `norm_bias` if the family always has them: zeros for a model without."""
-    keys: Mapping[str, tuple[str, ...]]
-    """Our setting -> the keys that hold it."""
+    model_type: str = ""  # like `architecture`, of transformers; empty for others
+    architecture: str = ""
+    # The settings of an empty config.json that are not ModelConfig's defaults. Without a key, all models share them.
+    # With a key, an activation is in transformers' spelling.
     defaults: Mapping[str, Any]
-    """Every key that is read, with transformers' default."""
+    zeros: frozenset[str] = frozenset()  # `bias` and `norm_bias` if the family always has them: zeros without
+    keys: Mapping[str, str]  # our setting -> the key that holds it, or several
+    windows: Mapping[str, Any] = field(default_factory=dict)  # keys for sliding windows, with transformers' defaults
+    # Keys with the only supported values; the first is transformers' default, and is written.
     must_be: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Keys with the only supported values; the first is transformers' default, and is written."""
-    rope_theta: float = 10000.0
-    """transformers' default if no key holds it."""
-    unread: frozenset[str] = frozenset()
-    """Keys of published configs that transformers does not read."""
-    heads_divide: bool = False
-    """transformers requires that n_head divides n_embd, even if head_dim is given."""
-    tensors: tuple[TensorMap, ...]
-    buffers: str
-    """Regular expression for tensors of old files that are not parameters."""
+    rope_type: str = "default"  # transformers' default if no key holds it
+    rope_theta: float | None = None  # transformers' default if no key holds it; None: no rotary positions
+    unread: frozenset[str] = frozenset()  # keys of published configs that transformers does not read
+    heads_divide: bool = False  # transformers requires that n_head divides n_embd, even if head_dim is given
+    prefix: str  # of all tensors except the head's; files of the bare model leave it out
+    layers: str  # the name before the number of a block
+    tensors: Mapping[str, str]  # our module, within its block -> theirs: one name, or three for the parts of qkv
+    transposed: bool = False  # GPT-2's Conv1D stores the weights of linear layers as (in, out)
+    swapped: bool = False  # NanoChat rotates a head in the other direction, so the halves of q and k are exchanged
+    buffers: str  # regular expression for tensors of old files that are not parameters
 
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """config.json -> our config. Raises `UserError` with the first key that is not supported."""
         for key, value in config.items():
             if not self._is_supported(key, value):
                 raise _unsupported(key, value)
-        values = {key: config.get(key, default) for key, default in self.defaults.items()}
-        for key in itertools.chain(*self.keys.values()):
-            if values[key] is None and key not in _NULLABLE:
-                raise _unsupported(key, None)
-        settings = {ours: self._setting(ours, {key: values[key] for key in keys}) for ours, keys in self.keys.items()}
-        if self._rope_keys:
+        settings = dict(self.defaults)
+        for ours, keys in self.keys.items():
+            default = self.defaults.get(ours, getattr(_GPT2_SMALL, ours))
+            settings[ours] = _read_setting(ours, {key: config.get(key, default) for key in keys.split()})
+        if self.rope_theta is not None:
             settings["rope_base"] = self._rope_base(config)
-        return _normalized(self._with_windows(ModelConfig(**{**self.fixed, **settings}), values))
+        windows = {key: config.get(key, default) for key, default in self.windows.items()}
+        return _normalized(_with_windows(ModelConfig(**settings), windows))
 
     def _is_supported(self, key: str, value: object) -> bool:
         """Whether a key is read, has a required value, changes nothing, or asks for nothing (null, false or empty)."""
         must_be = {**self.must_be, "is_causal": (True, None)}
-        if self._rope_keys:
+        known = {*" ".join(self.keys.values()).split(), *self.windows, *self.unread, *_HARMLESS}
+        if self.rope_theta is not None:
             must_be["partial_rotary_factor"] = (1, None)
+            known |= {"rope_theta", "rope_scaling", "rope_parameters"}
         if key in must_be:
             return value in must_be[key]
-        harmless = key in _HARMLESS or key in self.unread or key.startswith(_HARMLESS_START)
-        return not value or harmless or key in self.defaults or key in self._rope_keys
-
-    def _setting(self, ours: str, values: Mapping[str, Any]) -> Any:
-        key, value = next(iter(values.items()))
-        if ours == "dropout":  # only matters for further training, so several rates may differ
-            return value or 0.0
-        if any(other != value for other in values.values()):
-            listed = " and ".join(f"{k} = {v!r}" for k, v in values.items())
-            raise UserError(f"{listed} differ, but they are one setting in glassgpt")
-        if ours != "activation":
-            return value
-        if not isinstance(value, str) or value not in _ACTIVATIONS:
-            raise _unsupported(key, value)
-        return _ACTIVATIONS[value]
-
-    @property
-    def _rope_keys(self) -> set[str]:
-        return _ROPE_KEYS if self.fixed.get("position") == "rope" else set()
+        return not value or key in known or key.startswith(_HARMLESS_START)
 
     def _rope_base(self, config: Mapping[str, Any]) -> Any:
         """The base from any of the three keys, in transformers' order."""
         holder = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
         rope = config.get(holder)
-        rope = self.defaults["rope_parameters"] if rope is None else rope
+        rope = {"rope_type": self.rope_type} if rope is None else rope
         if not isinstance(rope, Mapping):
             raise _unsupported(holder, rope)
         for key, value in sorted(rope.items(), key=lambda item: item[0] not in _ROPE_MUST_BE):  # kind of scaling first
             if value and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
                 raise _unsupported(f"{holder}.{key}", value)
         return rope.get("rope_theta") or config.get("rope_theta") or self.rope_theta
-
-    def _with_windows(self, config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-        """Add sliding windows: of all layers, of those from `max_window_layers` on, or of those in `layer_types`."""
-        window: Any = values.get("sliding_window") if values.get("use_sliding_window", True) else None
-        if window is None and not values.get("layer_types"):
-            return config
-        first = values.get("max_window_layers", 0)
-        for key, value in (("sliding_window", window), ("max_window_layers", first)):
-            if value is not None and type(value) is not int:
-                raise _unsupported(key, value)
-        types = values.get("layer_types") or [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
-        known = isinstance(types, list) and len(types) == config.n_layer and all(t in (_SLIDING, _FULL) for t in types)
-        if not known or (_SLIDING in types and window is None):
-            raise _unsupported("layer_types", types)
-        if window is None or _SLIDING not in types or window >= config.context_length:
-            return config
-        return replace(config, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
     def stored_config(self, config: ModelConfig) -> ModelConfig:
         """The config of the model in a file of the family: with biases (zeros) if the family always has them."""
@@ -220,8 +183,8 @@ class Family:
         """The settings, as `name = value`, that the family cannot hold."""
         stored = self.stored_config(config)
         windows = {"sliding_window": "window", "layer_types": "window_pattern"}
-        free = {*self.keys, *self.zeros, "rope_base", *(windows[key] for key in windows.keys() & self.defaults.keys())}
-        required = {f.name: self.fixed.get(f.name, f.default) for f in fields(stored) if f.name not in free}
+        free = {*self.keys, *self.zeros, "rope_base", *(windows[key] for key in windows.keys() & self.windows.keys())}
+        required = {f.name: self.defaults.get(f.name, f.default) for f in fields(stored) if f.name not in free}
         wrong = [name for name, value in required.items() if getattr(stored, name) != value]
         if "activation" in self.keys and stored.activation not in _ACTIVATIONS.values():
             wrong.append("activation")
@@ -232,15 +195,15 @@ class Family:
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """Our config, without `obstacles` -> config.json with every key that `read_config` reads."""
         stored = self.stored_config(config)
-        values = {**self.defaults, **{key: allowed[0] for key, allowed in self.must_be.items()}}
+        values = {key: allowed[0] for key, allowed in self.must_be.items()}
         resolved = {name: getattr(stored, f"resolved_{name}") for name in ("n_kv_head", "head_dim", "n_inner")}
         for ours, keys in self.keys.items():
-            for key in keys:
-                values[key] = resolved.get(ours, getattr(stored, ours))
-                if ours == "activation":  # in the family's own spelling, if it means the same
-                    spellings = (self.defaults[key], *_ACTIVATIONS)
-                    values[key] = next(name for name in spellings if _ACTIVATIONS.get(name) == stored.activation)
-        if self._rope_keys:  # transformers 5 reads the first, older ones and other programs the second
+            value = resolved.get(ours, getattr(stored, ours))
+            if ours == "activation":  # in the family's own spelling, if it means the same
+                spellings = (self.defaults[ours], *_ACTIVATIONS)
+                value = next(name for name in spellings if _ACTIVATIONS.get(name) == stored.activation)
+            values |= dict.fromkeys(keys.split(), value)
+        if self.rope_theta is not None:  # transformers 5 reads the first, older ones and other programs the second
             values["rope_parameters"] = {"rope_type": "default", "rope_theta": stored.rope_base}
             values["rope_theta"] = stored.rope_base
         types = [_FULL if window is None else _SLIDING for window in stored.windows]
@@ -250,27 +213,36 @@ class Family:
             "max_window_layers": types.index(_SLIDING) if _SLIDING in types else len(types),
             "layer_types": types,
         }
-        return values | {key: windows[key] for key in windows.keys() & values.keys()}
+        return values | {key: windows[key] for key in self.windows}
 
-    def names_of(self, name: str) -> tuple[TensorMap, list[str]]:
-        """The map of one of our parameters, and the names of its parts in a file."""
+    def _parts(self, name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+        """One of our parameters as views by their names in a file: one, or three if the family splits qkv."""
         module, _, kind = name.rpartition(".")
-        number = "".join(re.findall(r"^blocks\.(\d+)\.", module))
-        pattern = module.replace(f"blocks.{number}.", "blocks.{}.", 1)
-        tensor_map = next(each for each in self.tensors if each.ours == pattern)
-        return tensor_map, [f"{theirs.format(number)}.{kind}" for theirs in tensor_map.theirs]
+        place = self.prefix
+        if module.startswith("blocks."):
+            _, number, module = module.split(".", 2)
+            place = f"{self.prefix}{self.layers}.{number}."
+            tensor = tensor.T if self.transposed and tensor.ndim == 2 else tensor
+        names = ["lm_head"] if module == "head" else [f"{place}{theirs}" for theirs in self.tensors[module].split()]
+        kv_rows = config.resolved_n_kv_head * config.resolved_head_dim
+        views = torch.split(tensor, [len(tensor) - 2 * kv_rows, kv_rows, kv_rows]) if len(names) == 3 else (tensor,)
+        return {f"{theirs}.{kind}": view for theirs, view in zip(names, views, strict=True)}
+
+    def _rotated(self, theirs: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+        """A tensor with the other direction of rotation, if the family has that; its own inverse."""
+        if not self.swapped or re.search(r"\.[qk]_proj\.", theirs) is None:
+            return tensor
+        halves = tensor.reshape(-1, 2, config.resolved_head_dim // 2, *tensor.shape[1:])
+        return halves.flip(1).reshape(tensor.shape)
 
     def export_tensors(self, model: GPT) -> dict[str, Tensor]:
         """All tensors of a file of the family, in float32 on the CPU. The model's config must have no `obstacles`."""
-        config = self.stored_config(model.config)
-        with torch.device("meta"):
-            shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
-        ours, result = dict(model.named_parameters()), dict[str, Tensor]()
-        for name, shape in shapes.items():
-            tensor_map, names = self.names_of(name)
+        config, ours, result = self.stored_config(model.config), dict(model.named_parameters()), dict[str, Tensor]()
+        for name, stored in GPT.empty(config, "meta").named_parameters():
             # Rows beyond the vocabulary pad the embedding and the head.
-            tensor = ours[name].detach()[: shape[0]].cpu().float() if name in ours else torch.zeros(shape)
-            result |= dict(zip(names, tensor_map.split(tensor, config), strict=True))
+            own = ours[name].detach()[: len(stored)].cpu().float() if name in ours else torch.zeros(stored.shape)
+            parts = self._parts(name, own, config)
+            result |= {theirs: self._rotated(theirs, part, config) for theirs, part in parts.items()}
         return result
 
     def load_tensors(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:
@@ -278,27 +250,25 @@ class Family:
 
         Raises `UserError`, and fills nothing, unless the tensors are exactly the model's.
         """
-        named = self._named(tensors)
-        if model.config.tied_head and (head := named.pop("lm_head.weight", None)) is not None:
-            (embedding,) = self.names_of("embedding.weight")[1]
-            if embedding in named and not torch.equal(head, named[embedding]):
-                raise UserError(f"lm_head.weight differs from {embedding}, although the config ties them")
-        plan, unused = [], dict(named)
+        unused = self._named(tensors)
+        embedding = f"{self.prefix}{self.tensors['embedding']}.weight"
+        head = unused.pop("lm_head.weight", None) if model.config.tied_head else None
+        if head is not None and embedding in unused and not torch.equal(head, unused[embedding]):
+            raise UserError(f"lm_head.weight differs from {embedding}, although the config ties them")
+        plan = []
         for name, parameter in model.named_parameters():
-            tensor_map, names = self.names_of(name)
-            for theirs, part in zip(names, tensor_map.split(parameter.detach().to("meta"), model.config), strict=True):
+            for theirs, part in self._parts(name, parameter.detach(), model.config).items():
                 tensor = unused.pop(theirs, None)
                 if tensor is None:
                     raise UserError(f"the tensor {theirs!r} of a {self.name} model is missing")
                 if tensor.shape != part.shape or not tensor.is_floating_point():
                     expected = f"floating-point numbers of shape {tuple(part.shape)}"
                     raise UserError(f"the tensor {theirs!r} is {tensor.dtype} {tuple(tensor.shape)}, not {expected}")
-            plan.append((parameter, tensor_map, names))
+                plan.append((theirs, part, tensor))
         if unused:
             raise UserError(f"{len(unused)} tensors do not belong to a {self.name} model, for example {min(unused)!r}")
-        with torch.no_grad():
-            for parameter, tensor_map, names in plan:
-                parameter.copy_(tensor_map.join([named[theirs] for theirs in names], model.config))
+        for theirs, part, tensor in plan:
+            part.copy_(self._rotated(theirs, tensor, model.config))
 
     def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters among a file's tensors, with the prefix if it was left out."""
@@ -314,10 +284,8 @@ class ExternalModel:
 
     path: Path
     family: Family
-    model_config: ModelConfig
-    """The model's shape, `vocab_size` included."""
-    facts: tuple[tuple[str, str], ...]
-    """Names and values that `glassgpt info` prints."""
+    model_config: ModelConfig  # `vocab_size` included
+    facts: tuple[tuple[str, str], ...]  # names and values that `glassgpt info` prints
     read_tensors: Callable[[], Mapping[str, Tensor]]
     read_tokenizer: Callable[[], Tokenizer | None]
 

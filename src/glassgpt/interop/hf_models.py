@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from glassgpt.interop.hf_families import FAMILIES
 from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
-from glassgpt.tokenizers.base import begin_of_text
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, explain_os_errors
@@ -28,20 +27,22 @@ def open_hf(path: Path) -> ExternalModel:
     A file needs its config.json in the same folder, except for the four published GPT-2. Raises `UserError` if anything
     is missing, damaged or not supported.
     """
-    with explain_os_errors("read", path):
-        file = (path if path.is_dir() else path.parent) / "config.json"
-        if path.is_dir():
-            if not file.is_file():
-                raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
-            _weight_files(path)
-        config = _json_object(file) if file.is_file() else _published_gpt2(path)
-    family = _family_of(config, file)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if path.is_dir():
+        if not file.is_file():
+            raise UserError(f"{path} is not a Hugging Face model directory: it has no config.json")
+        _weight_files(path)
+    config = _json_object(file) if file.is_file() else _published_gpt2(path)
+    known, name = {family.model_type: family for family in FAMILIES}, str(config.get("model_type"))
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise UserError(f"{file}: model_type {name!r} is not supported{hint}; supported: {', '.join(known)}")
     try:
-        shape = family.read_config(config)
+        shape = known[name].read_config(config)
     except (UserError, TypeError, AttributeError) as error:  # such as text instead of a number
         raise UserError(f"cannot use {file}: {error}") from None
-    facts = (("Hugging Face model", f"{path} ({family.name})"),)
-    return ExternalModel(path, family, shape, facts, partial(_read_all, path), partial(_tokenizer_in, file.parent))
+    facts = (("Hugging Face model", f"{path} ({known[name].name})"),)
+    return ExternalModel(path, known[name], shape, facts, partial(_read_all, path), partial(_tokenizer_in, file.parent))
 
 
 def _tokenizer_in(folder: Path) -> Tokenizer | None:
@@ -74,15 +75,14 @@ def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
     Raises `UserError` if no family can hold the model, the directory is not empty, or the disk is full.
     """
     family = family_for(model.config)
-    end = None if tokenizer is None else tokenizer.end_of_text
-    begin = None if tokenizer is None else begin_of_text(tokenizer)
+    begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
     ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": None}
-    about: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-    about |= {"dtype": "float32", "use_cache": True}
+    about = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
+    config = {**about, "use_cache": True, **family.write_config(model.config), **ids}
     with _filled(directory) as partial:
-        _write_json(partial / "config.json", {**about, **family.write_config(model.config), **ids})
-        _write_json(partial / "generation_config.json", {**ids, "pad_token_id": end})
+        for name, content in (("config.json", config), ("generation_config.json", {**ids, "pad_token_id": end})):
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         write_tensors(partial / "model.safetensors", family.export_tensors(model), metadata={"format": "pt"})
         if tokenizer is not None:
             export_tokenizer(tokenizer, partial, model.config.context_length)
@@ -109,10 +109,6 @@ def _filled(directory: Path) -> Iterator[Path]:
         inner.rmdir()
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -121,14 +117,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")
     return content
-
-
-def _family_of(config: Mapping[str, Any], file: Path) -> Family:
-    known, name = {family.model_type: family for family in FAMILIES}, str(config.get("model_type"))
-    if name not in known:
-        hint = did_you_mean(name, known)
-        raise UserError(f"{file}: model_type {name!r} is not supported{hint}; supported: {', '.join(known)}")
-    return known[name]
 
 
 def _published_gpt2(path: Path) -> dict[str, Any]:

@@ -6,31 +6,29 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glassgpt.interop.hf_families import gpt2_tensors
+from glassgpt.interop.hf_families import GPT2_TENSORS
 from glassgpt.interop.hf_mapping import ExternalModel, Family
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, load_tokenizer
+from glassgpt.tokenizers.builtin import Tokenizer, gpt2_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors
 from glassgpt.utils.safe_pickle import read_pickle
 
 GPT2_VOCAB_SIZE = 50257
-_KEYS = {name: (name,) for name in ("vocab_size", "n_layer", "n_head", "n_embd")} | {"context_length": ("block_size",)}
-_DEFAULTS = {"vocab_size": 50304, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
-# Both use the tensor names of GPT-2's first files, but store weights as nn.Linear does.
+# Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt", model_type="build-nanogpt", architecture="", prefix="transformer.",
-    keys=_KEYS,
-    defaults=_DEFAULTS | {"vocab_size": GPT2_VOCAB_SIZE},
-    tensors=gpt2_tensors(transposed=False),
+    name="build-nanogpt", prefix="transformer.", layers="h",
+    defaults={"vocab_size": GPT2_VOCAB_SIZE},
+    keys={
+        "vocab_size": "vocab_size", "context_length": "block_size", "n_layer": "n_layer", "n_head": "n_head",
+        "n_embd": "n_embd",
+    },
+    tensors=GPT2_TENSORS,
     buffers=r"h\.\d+\.attn\.bias",
 )  # fmt: skip
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
-    model_type="nanogpt",
-    fixed={"activation": "gelu"},  # the exact form, unlike GPT-2
-    keys=_KEYS | {"bias": ("bias",), "dropout": ("dropout",)},
-    defaults=_DEFAULTS | {"bias": True, "dropout": 0.0},
+    defaults={"vocab_size": 50304, "activation": "gelu"},  # the exact form, unlike GPT-2
+    keys={**_BUILD_NANOGPT.keys, "bias": "bias", "dropout": "dropout"},
 )
 
 
@@ -43,14 +41,13 @@ def _tokenizer_of(path: Path, vocab_size: int | None) -> Tokenizer | None:
     # nanoGPT's character models keep their characters in another pickle; `glassgpt prepare` on the text restores it.
     if (path.parent / "tokenizer.json").is_file():
         return load_tokenizer(path.parent / "tokenizer.json")
-    return BPETokenizer.gpt2() if vocab_size == GPT2_VOCAB_SIZE else None
+    return gpt2_tokenizer() if vocab_size == GPT2_VOCAB_SIZE else None
 
 
 def open_nanogpt(path: Path) -> ExternalModel:
     """Read a `.pt` file of nanoGPT or build-nanogpt. Raises `UserError` with the reason for any other file."""
-    with explain_os_errors("read", path):
-        modules = ("__main__", "train_gpt2", "model")
-        content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
+    modules = ("__main__", "train_gpt2", "model")
+    content = read_pickle(path, [(_PickledConfig, f"{module}.GPTConfig") for module in modules])
     content = content if isinstance(content, dict) else {}
     weights, config, arguments = content.get("model"), content.get("config"), content.get("model_args")
     tensors = weights.items() if isinstance(weights, dict) else ()

@@ -38,17 +38,14 @@ class LoadedModel:
     reference: str
     model: GPT
     tokenizer: Tokenizer | None
-    config: TrainConfig | None
-    """The config of its run; None for a model from elsewhere."""
-    state: TrainingState | None
-    """The training state of its checkpoint; None for a model from elsewhere."""
+    config: TrainConfig | None  # of its run; None for a model from elsewhere
+    state: TrainingState | None  # of its checkpoint; None for a model from elsewhere
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What every result of this model names: versions, reference and step."""
         step = None if self.state is None else self.state.step
-        versions = {"glassgpt": version("glassgpt"), "torch": torch.__version__}
-        return {**versions, "model": self.reference, "step": step}
+        return {"glassgpt": version("glassgpt"), "torch": torch.__version__, "model": self.reference, "step": step}
 
 
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
@@ -76,22 +73,19 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
     verify: see `find_model`. Raises `UserError` if there is none.
     """
     text, path = str(reference), user_path(str(reference))
-    with explain_os_errors("read", Path(reference)):
-        if path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file():
-            return _open(path, verify)
+    if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
         base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")
         directory = _require_checkpoints(base)
-        if not selector:
-            return _newest(directory) if verify else Checkpoint(checkpoint_paths(directory)[-1])
-        if selector == "best":
-            return _open(directory / f"{_best_step(directory):06d}", verify)
         steps = [int(path.name) for path in checkpoint_paths(directory)]
-        if not selector.isdecimal() or int(selector) not in steps:
+        if not selector and verify:
+            warn = partial(print, "glassgpt: warning:", file=sys.stderr)  # names damaged checkpoints
+            if (newest := latest_checkpoint(directory, warn, for_training=False)) is None:
+                raise UserError(f"the checkpoints in {directory} were removed meanwhile")
+            return newest
+        if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
             raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
-        return _open(directory / f"{int(selector):06d}", verify)
-
-
-def _open(path: Path, verify: bool) -> Checkpoint:
+        step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
+        path = directory / f"{step:06d}"
     return open_checkpoint(path, for_training=False) if verify else Checkpoint(path)
 
 
@@ -114,28 +108,17 @@ def _require_checkpoints(name: str) -> Path:
     raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
 
 
-def _newest(directory: Path) -> Checkpoint:
-    """The newest checkpoint that is not damaged; damaged ones are named on standard error."""
-    warn = partial(print, "glassgpt: warning:", file=sys.stderr)
-    checkpoint = latest_checkpoint(directory, warn, for_training=False)
-    if checkpoint is None:
-        raise UserError(f"the checkpoints in {directory} were removed meanwhile")
-    return checkpoint
-
-
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
-    error, run = UserError(f"the checkpoints in {directory} were removed meanwhile"), directory.parent
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
-        except UserError as damaged:
-            error = damaged
+        except UserError:
             continue
         if step is None:
-            raise UserError(f"{run} has no best checkpoint: none was evaluated yet; use {run}")
+            raise UserError(f"{directory.parent} has no best checkpoint: none was evaluated yet; leave @best out")
         return step
-    raise error
+    raise UserError(f"all checkpoints in {directory} are damaged: no state.json can be read")
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:

@@ -17,20 +17,19 @@ Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from glassgpt.model.attention import Span, attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
+
+Hook = tuple[nn.Module, Callable[..., None]]  # a module, and what is called after its forward pass
 
 
 def require_index(what: str, index: int, count: int) -> None:
@@ -44,46 +43,29 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@dataclass
 class LayerActivations:
     """What one block computed. The tensors are the model's own, detached: read them, do not change them."""
 
-    span: Span
-    """How far this layer looks back."""
-    resid_pre: Tensor = field(init=False)
-    """The residual stream before the block (B, T, C)."""
-    q: Tensor = field(init=False)
-    """Queries (B, H, T, D), as projected."""
-    k: Tensor = field(init=False)
-    """Keys (B, K, T, D), as projected: those of this pass alone, also over a KV cache."""
-    q_norm: Tensor = field(init=False)
-    """Queries after the QK-norm (B, H, T, D); `q` without one."""
-    k_norm: Tensor = field(init=False)
-    """Keys after the QK-norm (B, K, T, D); `k` without one."""
-    rot_q: Tensor = field(init=False)
-    """Queries after rotary positions (B, H, T, D): what the kernel received."""
-    rot_k: Tensor = field(init=False)
-    """Keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)."""
-    v: Tensor = field(init=False)
-    """Values (B, K, S, D)."""
-    kernel_mask: Tensor | None = field(init=False)
-    """The mask (T, S) that the kernel received; None if the kernel derived it from the span."""
-    kernel_bias: Tensor | None = field(init=False)
-    """The position bias (H, T, S) that the kernel received."""
-    kernel_out: Tensor = field(init=False)
-    """What the kernel returned (B, H, T, D): `pattern @ v`."""
-    z: Tensor = field(init=False)
-    """The input of the output projection (B, H, T, D): `kernel_out`, or what an edit replaced it with."""
-    attn_out: Tensor = field(init=False)
-    """What attention added to the residual stream (B, T, C)."""
-    resid_mid: Tensor = field(init=False)
-    """The residual stream between attention and the feed-forward block (B, T, C)."""
-    mlp_post: Tensor = field(init=False)
-    """The feed-forward block's inner values, after activation and gate (B, T, F)."""
-    mlp_out: Tensor = field(init=False)
-    """What the feed-forward block added to the residual stream (B, T, C)."""
-    resid_post: Tensor = field(init=False)
-    """The residual stream after the block (B, T, C)."""
+    resid_pre: Tensor  # the residual stream before the block (B, T, C)
+    q: Tensor  # queries (B, H, T, D), as projected
+    k: Tensor  # keys (B, K, T, D), as projected: those of this pass alone, also over a KV cache
+    q_norm: Tensor  # queries after the QK-norm (B, H, T, D); `q` without one
+    k_norm: Tensor  # keys after the QK-norm (B, K, T, D); `k` without one
+    rot_q: Tensor  # queries after rotary positions (B, H, T, D): what the kernel received
+    rot_k: Tensor  # keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)
+    v: Tensor  # values (B, K, S, D)
+    kernel_mask: Tensor | None  # the mask (T, S) that the kernel received; None if it derived the mask from the span
+    kernel_bias: Tensor | None  # the position bias (H, T, S) that the kernel received
+    kernel_out: Tensor  # what the kernel returned (B, H, T, D): `pattern @ v`
+    z: Tensor  # the input of the output projection (B, H, T, D): `kernel_out`, or what an edit replaced it with
+    attn_out: Tensor  # what attention added to the residual stream (B, T, C)
+    resid_mid: Tensor  # the residual stream between attention and the feed-forward block (B, T, C)
+    mlp_post: Tensor  # the feed-forward block's inner values, after activation and gate (B, T, F)
+    mlp_out: Tensor  # what the feed-forward block added to the residual stream (B, T, C)
+    resid_post: Tensor  # the residual stream after the block (B, T, C)
+
+    def __init__(self, span: Span) -> None:
+        self.span = span  # how far this layer looks back
 
     @property
     def mask(self) -> Tensor:
@@ -104,10 +86,7 @@ class LayerActivations:
         return self.scores(head).softmax(dim=-1)
 
     def kernel_error(self, pattern: Tensor | None = None, head: int | None = None) -> float:
-        """The largest difference between pattern @ v and what the kernel returned: rounding, unless dropout was on.
-
-        `pattern`: that of `head`, if it has been computed already.
-        """
+        """The largest difference between `pattern @ v` and the kernel's output: rounding, unless dropout was on."""
         pattern = self.pattern(head) if pattern is None else pattern
         v, actual = self._of_head(self.v, head), self._of_head(self.kernel_out, head)
         if head is None:
@@ -119,19 +98,20 @@ class LayerActivations:
     def _of_head(self, x: Tensor, head: int | None) -> Tensor:
         """x (B, H or K, T, D) in at least float32: all of it, or what query head `head` uses (B, 1, T, D)."""
         x = at_least_float32(x)
-        number = 0 if head is None else head * x.shape[1] // self.rot_q.shape[1]
-        return x if head is None else x[:, number : number + 1]
+        if head is None:
+            return x
+        number = head * x.shape[1] // self.rot_q.shape[1]
+        return x[:, number : number + 1]
 
 
-@dataclass
 class ActivationCache:
     """What the last forward pass inside a `capture` computed."""
 
-    layers: list[LayerActivations]
-    ids: Tensor = field(init=False)
-    """Token ids (B, T)."""
-    ln_final: Tensor = field(init=False)
-    """The residual stream after the final norm (B, T, C). TransformerLens: `ln_final.hook_normalized`."""
+    ids: Tensor  # token ids (B, T)
+    ln_final: Tensor  # the residual stream after the final norm (B, T, C). TransformerLens: `ln_final.hook_normalized`
+
+    def __init__(self, layers: list[LayerActivations]) -> None:
+        self.layers = layers
 
     @property
     def residual_stream(self) -> list[Tensor]:
@@ -150,32 +130,30 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
 
     A compiled model runs uncompiled inside, since hooks on compiled modules never fire; its compiled code is kept.
     """
-    blocks = [cast(Block, block) for block in model.blocks]
+    blocks = cast(list[Block], list(model.blocks))
     cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
-    handles = [
-        model.embedding.register_forward_hook(partial(_store, cache, "ids", None)),
-        model.norm.register_forward_hook(partial(_store, cache, None, "ln_final")),
-    ]
-    try:
-        for block, layer in zip(blocks, cache.layers, strict=True):
-            handles += _hook_block(block, layer)
-        with uncompiled(model):
-            yield cache
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks: list[Hook] = [(model.embedding, _store(cache, "ids", None)), (model.norm, _store(cache, None, "ln_final"))]
+    for block, layer in zip(blocks, cache.layers, strict=True):
+        hooks += _hooks_of(block, layer)
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.enter_context(module.register_forward_hook(hook))
+        stack.enter_context(uncompiled(model))
+        yield cache
 
 
-def _store(
-    target: object, input_name: str | None, output_name: str | None, _: nn.Module, inputs: Any, output: Tensor
-) -> None:
+def _store(target: object, input_name: str | None, output_name: str | None) -> Callable[..., None]:
     """A forward hook that stores a module's first input and its output as attributes of `target`."""
-    for name, value in ((input_name, inputs[0]), (output_name, output)):
-        if name is not None:
-            setattr(target, name, value.detach())
+
+    def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        for name, value in ((input_name, inputs[0]), (output_name, output)):
+            if name is not None:
+                setattr(target, name, value.detach())
+
+    return hook
 
 
-def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
+def _hooks_of(block: Block, layer: LayerActivations) -> list[Hook]:
     attention, feed_forward = block.attention, block.feed_forward
 
     def after_kernel(_: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -191,38 +169,30 @@ def _hook_block(block: Block, layer: LayerActivations) -> list[RemovableHandle]:
         if inputs[2] is not None:  # a KV cache: keys and values may be its buffers, which the next pass overwrites
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
-    hooks: list[tuple[nn.Module, Callable[..., None]]] = [
-        (attention.q_norm, partial(_store, layer, "q", "q_norm")),
-        (attention.k_norm, partial(_store, layer, "k", "k_norm")),
+    return [
+        (attention.q_norm, _store(layer, "q", "q_norm")),
+        (attention.k_norm, _store(layer, "k", "k_norm")),
         (attention.kernel, after_kernel),
         (attention.out, after_out),
         (attention, after_attention),
-        (block.feed_forward_norm, partial(_store, layer, "resid_mid", None)),
-        (feed_forward.down, partial(_store, layer, "mlp_post", None)),
-        (feed_forward, partial(_store, layer, None, "mlp_out")),
-        (block, partial(_store, layer, "resid_pre", "resid_post")),
+        (block.feed_forward_norm, _store(layer, "resid_mid", None)),
+        (feed_forward.down, _store(layer, "mlp_post", None)),
+        (feed_forward, _store(layer, None, "mlp_out")),
+        (block, _store(layer, "resid_pre", "resid_post")),
     ]
-    return [module.register_forward_hook(hook) for module, hook in hooks]
 
 
-@dataclass(frozen=True)
-class AttentionOverview:
+class AttentionOverview(NamedTuple):
     """All heads' attention in one sequence, at a glance."""
 
-    thumbnails: Tensor
-    """Patterns (layers, H, R, R): if R is less than the number of tokens, each cell has its largest weight."""
-    entropies: Tensor
-    """Mean entropy of each head's rows in bits (layers, H): 0 if each token attends to one."""
-    kernel_errors: list[float]
-    """`LayerActivations.kernel_error` of each layer."""
+    thumbnails: Tensor  # patterns (layers, H, R, R); with R below T, each cell has its largest weight
+    entropies: Tensor  # mean entropy of each head's rows in bits (layers, H): 0 if each token attends to one
+    kernel_errors: list[float]  # `LayerActivations.kernel_error` of each layer
 
 
 @torch.no_grad()
 def attention_overview(cache: ActivationCache, size: int = 48) -> AttentionOverview:
-    """Thumbnails of at most size x size of the first sequence. Holds one layer's patterns at a time.
-
-    Raises `UserError` before a pass.
-    """
+    """Thumbnails of at most size x size of the first sequence, layer by layer. Raises `UserError` before a pass."""
     cache.require_pass()
     thumbnails, entropies, errors = [], [], []
     for layer in cache.layers:

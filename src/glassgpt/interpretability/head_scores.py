@@ -15,8 +15,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.utils.rng import generator_for
 
 HEAD_TYPES = ("previous token", "duplicate token", "induction", "first-token sink")
-PERIOD = 32
-"""Different tokens in a text. A head that attends to all alike scores about 1 / (1.5 * PERIOD) on each type."""
+PERIOD = 32  # tokens before the repetition; a head that attends to all alike scores about 1 / (1.5 * PERIOD)
 TEXTS = 4
 
 
@@ -49,10 +48,7 @@ def pattern_scores(pattern: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def head_scores(model: GPT, seed: int = 0) -> Tensor:
-    """Scores (4, L, H) of each head, 0 to 1, in the order of `HEAD_TYPES`: the mean over texts drawn from the seed.
-
-    See `pattern_scores`. Dropout is off meanwhile; the model's mode is restored.
-    """
+    """Scores (4, L, H) of each head, 0 to 1 (see `pattern_scores`): the mean over texts drawn from the seed."""
     ids, period = repeated_tokens(model.vocab_size, model.config.context_length, seed)
     with evaluation_mode(model), capture(model) as cache:
         model.hidden(ids.to(model.embedding.weight.device))

@@ -11,7 +11,7 @@ Shapes: `B` batch, `T` tokens, `C` channels, `H` query heads, `D` head width, `V
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from glassgpt.config.validation import StrictConfig
-from glassgpt.interpretability.capture import ActivationCache, require_index
+from glassgpt.interpretability.capture import ActivationCache, LayerActivations, require_index
 from glassgpt.model.attention import Span
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
@@ -35,47 +35,43 @@ Replacement = Literal["zero", "mean", "patch"]
 class Edit(StrictConfig):
     """One change of what a model computes. Raises `UserError` for an unknown kind or replacement."""
 
-    section = "edits"  # in errors, as in the playground's requests
-
+    # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
+    # stream after a layer; or hide the token at a `position` from later ones.
     kind: Kind
-    """Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the
-    `residual` stream after a layer; or hide the token at a `position` from later ones."""
-    layer: int | None = None
-    """Required, except for `position`, which without a layer is hidden in all."""
-    head: int | None = None
-    """Required for `head`; not allowed otherwise."""
-    position: int | None = None
-    """The token to hide. For other kinds: the only position to edit; default: all."""
+    layer: int | None = None  # required, except for `position`, which without a layer is hidden in all
+    head: int | None = None  # required for `head`; not allowed otherwise
+    position: int | None = None  # the token to hide; for other kinds the only position to edit (default: all)
+    # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
+    # position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`).
     by: Replacement = "zero"
-    """What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
-    position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`)."""
+
+    @classmethod
+    def name_of(cls, field_name: str) -> str:
+        """A field's name in errors, as in the playground's requests."""
+        return f"edits.{field_name}"
 
     def check_fits(self, model: GPT, source: ActivationCache | None) -> None:
         """Raise `UserError` if the edit is incomplete or the model has no such part."""
+        what, config = f"edit: kind {self.kind!r}", model.config
         if self.layer is not None:
-            require_index("layer", self.layer, len(model.blocks))
+            require_index("layer", self.layer, config.n_layer)
         elif self.kind != "position":
-            raise UserError(f"edit: kind {self.kind!r} needs a layer, 0 to {len(model.blocks) - 1}")
+            raise UserError(f"{what} needs a layer, 0 to {config.n_layer - 1}")
         if (self.head is None) == (self.kind == "head"):
-            raise UserError(f"edit: kind {self.kind!r} {'needs a' if self.head is None else 'does not take a'} head")
+            raise UserError(f"{what} {'needs a' if self.head is None else 'does not take a'} head")
         if self.head is not None:
-            require_index("head", self.head, model.config.n_head)
+            require_index("head", self.head, config.n_head)
         if self.kind == "position" and (self.position is None or self.by != "zero"):
-            raise UserError("edit: kind 'position' needs a position, and only by 'zero'")
+            raise UserError(f"{what} needs a position, and only by 'zero'")
         if self.kind == "residual" and self.by != "patch":
-            raise UserError("edit: kind 'residual' only by 'patch'")
+            raise UserError(f"{what} only by 'patch'")
         if self.by == "patch":
-            _require_source(model, source)
-
-
-def _require_source(model: GPT, source: ActivationCache | None) -> None:
-    if source is None:
-        raise UserError("edit: by 'patch' needs `source`, the captured activations of a second text")
-    source.require_pass()
-    shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
-    config = model.config
-    if shape != (config.n_layer, config.n_embd, config.n_head):
-        raise UserError("edit: the source text was captured in a model of another shape; capture it in this model")
+            if source is None:
+                raise UserError("edit: by 'patch' needs `source`, the captured activations of a second text")
+            source.require_pass()
+            shape = (len(source.layers), source.ln_final.shape[-1], source.layers[0].z.shape[1])
+            if shape != (config.n_layer, config.n_embd, config.n_head):
+                raise UserError("edit: the source text was captured in a model of another shape")
 
 
 @contextmanager
@@ -87,24 +83,26 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
     and no token can be hidden. Raises `UserError` for an edit or, in the forward pass, a position or source text that
     does not fit.
     """
-    for edit in edits:
-        edit.check_fits(model, source)
+    blocks = cast(list[Block], list(model.blocks))
     changes: dict[tuple[nn.Module, bool], list[_Change]] = {}
     hidden: dict[nn.Module, list[int]] = {}
     for edit in edits:
-        if edit.kind == "position":
-            for block in model.blocks if edit.layer is None else [model.blocks[edit.layer]]:
-                hidden.setdefault(cast(Block, block).attention.kernel, []).append(cast(int, edit.position))
-        for module, at_input, change in _changes_of(edit, model, source):
-            changes.setdefault((module, at_input), []).append(change)
-    handles = [kernel.register_forward_pre_hook(partial(_hide, positions)) for kernel, positions in hidden.items()]
-    try:
-        handles += [_hook(module, at_input, several) for (module, at_input), several in changes.items()]
-        with uncompiled(model):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        edit.check_fits(model, source)
+        affected = range(len(blocks)) if edit.layer is None else [edit.layer]
+        for layer in affected:
+            if edit.position is not None and edit.kind == "position":
+                hidden.setdefault(blocks[layer].attention.kernel, []).append(edit.position)
+                continue
+            patch = source.layers[layer] if source is not None and edit.by == "patch" else None
+            for module, at_input, change in _changes_of(edit, blocks[layer], patch):
+                changes.setdefault((module, at_input), []).append(change)
+    with ExitStack() as hooks:
+        for kernel, positions in hidden.items():
+            hooks.enter_context(kernel.register_forward_pre_hook(partial(_hide, positions)))
+        for (module, at_input), several in changes.items():
+            hooks.enter_context(_hook(module, at_input, several))
+        hooks.enter_context(uncompiled(model))
+        yield
 
 
 class Effects(NamedTuple):
@@ -132,68 +130,54 @@ def effects(
         return Effects(before, model.logits(model.hidden(ids)[:, at]))
 
 
-@dataclass(frozen=True)
-class _Change:
-    """New values for some columns of x (B, T, ...), at one position or all."""
+class _Change(NamedTuple):
+    """New values for some columns of x (B, T, ...), at the edit's position or at all."""
 
-    by: Replacement
-    position: int | None
-    columns: slice
-    source: Tensor | None
-    """The values to patch in (B or 1, source's T, columns)."""
+    edit: Edit
+    source: Tensor | None  # the values to patch in (B or 1, source's T, columns)
+    columns: slice = slice(None)
 
     def apply(self, x: Tensor, changed: Tensor) -> None:
         """Write new values, computed from x, into `changed`, its copy."""
-        at = slice(None)
-        if self.position is not None:
-            require_index("position", self.position, x.shape[1])
-            at = slice(self.position, self.position + 1)
-        own = x[..., self.columns]
+        at, position = slice(None), self.edit.position
+        if position is not None:
+            require_index("position", position, x.shape[1])
+            at = slice(position, position + 1)
+        values: Tensor | float = 0.0
         if self.source is not None:
-            self._check_fit(self.source, x)
+            texts, length = self.source.shape[:2]
+            if texts not in (1, len(x)):
+                raise UserError(f"edit: {texts} source texts for a batch of {len(x)}; give one, or as many")
+            if position is None and length != x.shape[1]:
+                lengths = f"{length} tokens, this one {x.shape[1]}"
+                raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
+            if position is not None and position >= length:
+                raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
             values = self.source[:, at].to(x)
-        else:
-            values = own.mean(dim=1, keepdim=True) if self.by == "mean" else torch.zeros_like(own[:, at])
+        elif self.edit.by == "mean":
+            values = x[..., self.columns].mean(dim=1, keepdim=True)
         changed[:, at, self.columns] = values
 
-    def _check_fit(self, source: Tensor, x: Tensor) -> None:
-        if len(source) not in (1, len(x)):
-            raise UserError(f"edit: {len(source)} source texts for a batch of {len(x)}; give one, or as many")
-        if self.position is None and source.shape[1] != x.shape[1]:
-            lengths = f"{source.shape[1]} tokens, this one {x.shape[1]}"
-            raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
-        if self.position is not None and self.position >= source.shape[1]:
-            raise UserError(f"edit: the source text has {source.shape[1]} tokens, so no position {self.position}")
 
-
-def _changes_of(edit: Edit, model: GPT, source: ActivationCache | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
+def _changes_of(edit: Edit, block: Block, patch: LayerActivations | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
     """The modules that an edit changes: module, whether its input (otherwise its output) changes, change."""
-    if edit.kind == "position":
-        return
-    assert edit.layer is not None
-    block = cast(Block, model.blocks[edit.layer])
-    patch = source.layers[edit.layer] if source is not None and edit.by == "patch" else None
-    replace = partial(_Change, edit.by, edit.position, slice(None))
+    out = block.attention.out
     if edit.kind == "residual":
-        yield block, False, replace(patch.resid_post if patch else None)
+        yield block, False, _Change(edit, patch.resid_post if patch else None)
     if edit.kind in ("attention", "block"):
-        yield block.attention.out, True, replace(patch.z.transpose(1, 2).flatten(2) if patch else None)
+        yield out, True, _Change(edit, patch.z.transpose(1, 2).flatten(2) if patch else None)
         if edit.by == "zero":  # its bias, too
-            yield block.attention.out, False, replace(None)
+            yield out, False, _Change(edit, None)
     if edit.kind in ("feed_forward", "block"):
-        yield block.feed_forward, False, replace(patch.mlp_out if patch else None)
+        yield block.feed_forward, False, _Change(edit, patch.mlp_out if patch else None)
     if edit.head is not None:
         D = block.attention.head_dim
         columns = slice(edit.head * D, (edit.head + 1) * D)
-        values = patch.z[:, edit.head] if patch else None
-        yield block.attention.out, True, _Change(edit.by, edit.position, columns, values)
+        yield out, True, _Change(edit, patch.z[:, edit.head] if patch else None, columns)
 
 
 def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> RemovableHandle:
-    """Apply changes to a module's first input or to its output.
-
-    A `capture` sees the edited values in any order of the two: it hooks after modules, and `prepend` is before it.
-    """
+    """Apply changes to a module's first input or to its output; `prepend`, so that a `capture` always sees them."""
 
     def change(x: Tensor) -> Tensor:
         changed = x.clone()  # each change is computed from x itself, so their order matters only if they overlap

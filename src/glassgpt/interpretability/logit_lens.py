@@ -22,20 +22,13 @@ from glassgpt.utils.errors import UserError
 class Predictions:
     """What the head predicts after each position, soft-cap included. In a `Lens`, the depths (L + 1) come first."""
 
-    top_ids: Tensor
-    """The k most likely ids (n, k), the most likely first; fewer if the vocabulary is smaller."""
-    top_p: Tensor
-    """Their probabilities (n, k)."""
-    watch_rank: Tensor
-    """How many ids are more likely than each watched one (n, W): 0 for the most likely."""
-    watch_p: Tensor
-    """Probabilities of the watched ids (n, W)."""
-    next_rank: Tensor
-    """How many ids are more likely than the actual next one (n); -1 after the text's last token."""
-    next_bits: Tensor
-    """Surprisal of the actual next token, -log2 p, (n); NaN after the last. (p can underflow in float32.)"""
-    entropy: Tensor
-    """Entropy of the predicted distribution in bits (n)."""
+    top_ids: Tensor  # the k most likely ids (n, k), the most likely first; fewer if the vocabulary is smaller
+    top_p: Tensor  # their probabilities (n, k)
+    watch_rank: Tensor  # how many ids are more likely than each watched one (n, W): 0 for the most likely
+    watch_p: Tensor  # probabilities of the watched ids (n, W)
+    next_rank: Tensor  # how many ids are more likely than the actual next one (n); -1 after the text's last token
+    next_bits: Tensor  # surprisal of the actual next token, -log2 p, (n); NaN after the last. p can underflow
+    entropy: Tensor  # entropy of the predicted distribution in bits (n)
 
     @property
     def next_p(self) -> Tensor:
@@ -52,8 +45,7 @@ class Predictions:
 class Lens(Predictions):
     """Predictions from the embedding and from the residual stream after each block (L + 1, n, ...)."""
 
-    norm: Tensor
-    """Norm of the residual stream's vectors (L + 1, n), before the final norm."""
+    norm: Tensor  # norm of the residual stream's vectors (L + 1, n), before the final norm
 
 
 @torch.no_grad()
@@ -62,14 +54,14 @@ def logit_lens(
 ) -> Lens:
     """The logit lens (nostalgebraist, 2020): final norm and head applied to the residual stream at each depth.
 
-    For positions `start` to `stop` of the first sequence. Holds 64 MiB of logits at a time. The last depth is the
-    model's own prediction. Raises `UserError` for positions or ids out of range, and before a pass.
+    For positions `start` to `stop` of the first sequence; the last depth is the model's own prediction. Holds 64 MiB of
+    logits at a time. Raises `UserError` for positions or ids out of range, and before a pass.
     """
     cache.require_pass()
     T = cache.ids.shape[1]
     stop = T if stop is None else stop
     if not 0 <= start < stop <= T:
-        raise UserError(f"there are no positions {start} to {stop}; the text has {T} tokens")
+        raise UserError(f"there are no positions from start {start} to stop {stop}; the text has {T} tokens")
     for token in watch:
         require_index("token", token, model.vocab_size)
     x = torch.stack([stream[0, start:stop] for stream in cache.residual_stream])  # (L + 1, n, C)
@@ -140,12 +132,9 @@ class Contribution:
 class Attribution:
     """A logit, or the difference of two, as a sum over the parts that added to the residual stream."""
 
-    logit: float
-    """The token's logit before a soft-cap."""
-    against_logit: float | None
-    """The logit of the token that it is compared with."""
-    parts: list[Contribution]
-    """Their values sum to logit - against_logit."""
+    logit: float  # the token's, before a soft-cap
+    against_logit: float | None  # that of the token that it is compared with
+    parts: list[Contribution]  # their values sum to logit - against_logit
 
 
 @torch.no_grad()
@@ -163,7 +152,7 @@ def logit_attribution(
     """
     cache.require_pass()
     require_index("position", position, cache.ids.shape[1])
-    for index in (token, *([] if against is None else [against])):
+    for index in (token, token if against is None else against):
         require_index("token", index, model.vocab_size)
     head = model.head.weight
     own, other = _exact(head[token]), None if against is None else _exact(head[against])

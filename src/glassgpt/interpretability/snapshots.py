@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, write_atomic
 from glassgpt.utils.formatting import escape_token
 
-PREDICTED = 3
-"""Predicted ids that a snapshot keeps per depth and token."""
+PREDICTED = 3  # ids that a snapshot keeps per depth and token
 _DTYPES = {
     "attention": torch.uint8,
     "lens_ids": torch.int32,
@@ -36,6 +36,12 @@ _DTYPES = {
     "next_rank": torch.int32,
     "surprisal": torch.float32,
 }
+_NAMES_IN_FILE = {"head_types": "kinds", "head_scores": "head_kinds"}  # those of version 0.1
+
+
+def _require_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: list[int]) -> None:
+    if (tensor.dtype, list(tensor.shape)) != (dtype, shape):
+        raise UserError(f"{name} must be {dtype} {shape}, not {tensor.dtype} {list(tensor.shape)}")
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,7 @@ class Prompt(StrictConfig):
     """A tokenized text."""
 
     ids: list[int]
-    pieces: list[str]
-    """Each token's text in display form (see `escape_token`)."""
+    pieces: list[str]  # each token's text in display form (see `escape_token`)
 
     def check(self) -> None:
         if not len(self.ids) == len(self.pieces) > 0:
@@ -56,16 +61,11 @@ class PromptActivations(StrictConfig):
     """What a model computes over a prompt. Raises `UserError` if shapes or dtypes do not fit."""
 
     prompt: Prompt
-    attention: Tensor
-    """Attention patterns w (L, H, T, T) as round(255 w), uint8."""
-    lens_ids: Tensor
-    """The most likely next ids at each depth (L + 1, T, E), the most likely first, int32; see `logit_lens`."""
-    lens_p: Tensor
-    """Their probabilities (L + 1, T, E), float16."""
-    next_rank: Tensor
-    """How many ids each depth ranks above the actual next one (L + 1, T), int32; -1 after the last token."""
-    surprisal: Tensor
-    """Surprisal of each token in bits (T,), float32; NaN for the first."""
+    attention: Tensor  # attention patterns w (L, H, T, T) as round(255 w), uint8
+    lens_ids: Tensor  # the most likely next ids at each depth (L + 1, T, E), int32; see `logit_lens`
+    lens_p: Tensor  # their probabilities (L + 1, T, E), float16
+    next_rank: Tensor  # how many ids each depth ranks above the next one (L + 1, T), int32; -1 after the last token
+    surprisal: Tensor  # surprisal of each token in bits (T,), float32; NaN for the first
 
     def check(self) -> None:
         T, heads = len(self.prompt.ids), list(self.attention.shape[:2])
@@ -73,10 +73,7 @@ class PromptActivations(StrictConfig):
         shapes = {"attention": [*heads, T, T], "next_rank": [*depths, T], "surprisal": [T]}
         shapes["lens_ids"] = shapes["lens_p"] = [*depths, T, *predicted]
         for name, dtype in _DTYPES.items():
-            tensor: Tensor = getattr(self, name)
-            if (tensor.dtype, list(tensor.shape)) != (dtype, shapes[name]):
-                expected, actual = f"{dtype} {shapes[name]}", f"{tensor.dtype} {list(tensor.shape)}"
-                raise UserError(f"{name} of a prompt of {T} tokens must be {expected}, not {actual}")
+            _require_tensor(f"{name} of a prompt of {T} tokens", getattr(self, name), dtype, shapes[name])
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,20 @@ class ProbeSnapshot(StrictConfig):
     step: int
     prompts: list[PromptActivations]
     head_types: list[str]
-    head_scores: Tensor
-    """Each head's score for each type (types, L, H), 0 to 1, float32; see `head_scores`."""
-    samples: list[str]
-    """Texts that the model generated at this step."""
+    head_scores: Tensor  # each head's score for each type (types, L, H), 0 to 1, float32; see `head_scores`
+    samples: list[str]  # texts that the model generated at this step
 
     def check(self) -> None:
-        scores, actual = self.head_scores, list(self.head_scores.shape)
-        heads = [list(each.attention.shape[:2]) for each in self.prompts] or [actual[1:]]
-        for layers_and_heads in heads:
-            expected = [len(self.head_types), *layers_and_heads]
-            if scores.dtype != torch.float32 or scores.dim() != 3 or actual != expected:
-                raise UserError(f"head scores must be torch.float32 {expected}, not {scores.dtype} {actual}")
+        heads = [each.attention.shape[:2] for each in self.prompts] or [self.head_scores.shape[-2:]]
+        for shape in heads:
+            _require_tensor("head scores", self.head_scores, torch.float32, [len(self.head_types), *shape])
+
+    def flat(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name (`attention.0` is that of prompt 0), and the other values."""
+        tensors = {f"{name}.{i}": getattr(each, name) for i, each in enumerate(self.prompts) for name in _DTYPES}
+        prompts = [{"ids": each.prompt.ids, "pieces": each.prompt.pieces} for each in self.prompts]
+        values = {"step": self.step, "prompts": prompts, "head_types": self.head_types, "samples": self.samples}
+        return {**tensors, "head_scores": self.head_scores}, values
 
 
 def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
@@ -112,11 +111,11 @@ def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
 def take_probe(model: GPT, prompts: Sequence[Prompt], samples: Sequence[str], step: int) -> ProbeSnapshot:
     """A snapshot of the model, on the CPU. The model's mode and the caller's generators are left as they were."""
     with evaluation_mode(model), matmul_precision("float32"):
-        activations = [_run(model, prompt) for prompt in prompts]
+        activations = [_activations(model, prompt) for prompt in prompts]
         return ProbeSnapshot(step, activations, list(HEAD_TYPES), head_scores(model).cpu(), list(samples))
 
 
-def _run(model: GPT, prompt: Prompt) -> PromptActivations:
+def _activations(model: GPT, prompt: Prompt) -> PromptActivations:
     with capture(model) as cache:
         model.hidden(torch.tensor([prompt.ids], device=model.embedding.weight.device))
     lens = logit_lens(model, cache, k=PREDICTED)
@@ -129,12 +128,7 @@ def _run(model: GPT, prompt: Prompt) -> PromptActivations:
 
 def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
     """Write a snapshot atomically. Raises `UserError` if the disk is full."""
-    # The file keeps the names that version 0.1 used: kinds, head_kinds.
-    tensors = {"head_kinds": snapshot.head_scores}
-    for number, each in enumerate(snapshot.prompts):
-        tensors |= {f"{name}.{number}": getattr(each, name) for name in _DTYPES}
-    prompts = [{"ids": each.prompt.ids, "pieces": each.prompt.pieces} for each in snapshot.prompts]
-    values = {"step": snapshot.step, "prompts": prompts, "kinds": snapshot.head_types, "samples": snapshot.samples}
+    tensors, values = ({_NAMES_IN_FILE.get(k, k): v for k, v in part.items()} for part in snapshot.flat())
     with explain_os_errors("write", path):
         path.parent.mkdir(exist_ok=True)
     write_atomic(path, tensor_file(tensors, {"snapshot": json.dumps(values)}))

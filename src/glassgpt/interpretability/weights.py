@@ -18,10 +18,7 @@ from glassgpt.utils.torch_internals import uncompiled
 
 
 def tables(model: GPT) -> dict[str, Tensor]:
-    """The tables (N, C) whose rows are vectors of the residual stream, without the rows that pad the vocabulary.
-
-    They are `embedding`, `head` unless it is tied, and `positions` if they are learned.
-    """
+    """`embedding`, `head` unless tied, and `positions` if learned: tables (N, C) without the vocabulary's padding."""
     result = {"embedding": model.embedding.weight.detach()[: model.vocab_size]}
     if model.head is not model.embedding:
         result["head"] = model.head.weight.detach()[: model.vocab_size]
@@ -31,10 +28,7 @@ def tables(model: GPT) -> dict[str, Tensor]:
 
 
 def weight_of(model: GPT, name: str) -> Tensor:
-    """A parameter by its name in `model.named_parameters()`, without the rows that pad the vocabulary.
-
-    Raises `UserError` if there is none.
-    """
+    """A parameter by its name, without the vocabulary's padding. Raises `UserError` if there is none."""
     parameters = dict(model.named_parameters())
     if name not in parameters:
         raise UserError(f"the model has no parameter {name!r}{did_you_mean(name, parameters)}")
@@ -87,12 +81,11 @@ def singular_values(weight: Tensor) -> Tensor:
     if weight.dim() != 2:
         raise UserError(f"only a matrix has singular values, and these weights have the shape {tuple(weight.shape)}")
     weight = weight.cpu() if weight.device.type == "mps" else weight
-    tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
-    squares: Tensor = torch.linalg.eigvalsh(_gram(tall, tall.new_zeros(tall.shape[1], dtype=torch.float64)))
+    squares: Tensor = torch.linalg.eigvalsh(_gram(weight if weight.shape[0] >= weight.shape[1] else weight.T))
     return squares.flip(0).clamp(min=0).sqrt()
 
 
-def _gram(table: Tensor, mean: Tensor) -> Tensor:
+def _gram(table: Tensor, mean: Tensor | float = 0.0) -> Tensor:
     """(table - mean)^T (table - mean), (C, C) in float64, without a float64 copy of the table (N, C)."""
     total = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64, device=table.device)
     for rows in _float64_chunks(table):
@@ -116,10 +109,7 @@ def statistics(weight: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
-    """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row.
-
-    If a side is not a multiple of size, neighbouring cells share the rows or columns between them.
-    """
+    """A matrix (N, C) reduced to at most size x size by the means of cells, float32; a vector counts as one row."""
     matrix = weight.reshape(-1, weight.shape[-1]).float()
     return F.adaptive_avg_pool2d(matrix[None], (min(size, matrix.shape[0]), min(size, matrix.shape[1])))[0]
 
@@ -127,7 +117,6 @@ def thumbnail(weight: Tensor, size: int = 256) -> Tensor:
 def gradient_norms(model: GPT, ids: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
     """The mean loss of texts ids (B, T) in nats; by parameter name, the norms of the parameter and of its gradient.
 
-    The parameters' `.grad` is left unchanged.
     Raises `UserError` for a text of one token, a kernel without gradients on this device, and an inference model.
     """
     if ids.shape[1] < 2:

@@ -17,9 +17,8 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     """Let a block recompute its activations, in place: `none`, `selective` or `full`. Results do not change."""
     if kind == "none":
         return
-    contexts: dict[str, Any] = {}
-    if kind == "selective":
-        contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    keep_products = partial(create_selective_checkpoint_contexts, _policy)
+    contexts: dict[str, Any] = {"context_fn": keep_products} if kind == "selective" else {}
     inner = block.forward
 
     def forward(*arguments: Any) -> Any:

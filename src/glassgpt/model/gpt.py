@@ -18,6 +18,8 @@ from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
 from glassgpt.utils.rng import generator_for
 from glassgpt.utils.torch_internals import SkipInit
 
+Reduction = Literal["mean", "none"]
+
 
 class ReLUSquared(nn.Module):
     """max(0, x)^2 (So et al., 2021)."""
@@ -165,11 +167,7 @@ class GPT(nn.Module):
             return cls(config)
 
     def forward(
-        self,
-        ids: Tensor,
-        targets: Tensor | None = None,
-        cache: KVCache | None = None,
-        reduction: Literal["mean", "none"] = "mean",
+        self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: Reduction = "mean"
     ) -> Tensor:
         """Logits (B, T, vocab_size), or with targets (B, T) the loss in nats.
 

@@ -1,7 +1,6 @@
 """Keys and values of past tokens, so that each new token needs one position's computation only.
 
-Shapes: `B` batch, `T` new positions, `S` positions returned, `K` key/value heads, `D` head width, `W` window, `G`
-global tokens.
+Shapes: `B` batch, `T` new and `S` returned positions, `K` key/value heads, `D` head width, `W` window, `G` globals.
 """
 
 import copy
@@ -68,8 +67,7 @@ class LayerCache:
 class KVCache:
     """One `LayerCache` per layer, for `batch_size` sequences of up to `capacity` tokens.
 
-    `limit` is the capacity. It is None (no limit) if positions are relative, all layers have windows, and the capacity
-    holds a window. `like` as in `LayerCache`. Raises `ValueError` for a capacity over a limited model's context length.
+    Raises `ValueError` for a capacity over the context length, unless the model has no limit.
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
@@ -77,6 +75,7 @@ class KVCache:
             raise ValueError(f"a cache of {capacity} positions exceeds the context length of {config.context_length}")
         self.layers = [LayerCache(config, window, batch_size, capacity, like) for window in config.windows]
         window_and_globals = (config.window or 0) + config.window_globals
+        # None (no limit) if positions are relative, all layers have windows, and the capacity holds a window.
         self.limit = None if config.has_unlimited_context and capacity >= window_and_globals else capacity
 
     @property

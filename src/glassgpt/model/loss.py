@@ -13,16 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Targets with this value have no loss and no gradient (PyTorch's own convention).
-IGNORED = -100
-# Logits per chunk: 64 MiB of float32. Small next to a step's peak, large enough for efficient products.
-CHUNK_ELEMENTS = 2**24
-# Rows per chunk: their products are summed in the compute dtype, and more of them could overflow float16.
-CHUNK_ROWS = 2048
+IGNORED = -100  # targets with this value have no loss and no gradient (PyTorch's own convention)
+CHUNK_ELEMENTS = 2**24  # logits per chunk: 64 MiB of float32, little in a step, enough for efficient products
+CHUNK_ROWS = 2048  # their products are summed in the compute dtype, and more of them could overflow float16
 # On a GPU: GPT-2's 50,304 logits of this many rows are 1.6 GB; a larger vocabulary gets fewer rows. Smaller chunks read
 # and write the head's gradient more often, and compiled code repeats per chunk.
-GPU_CHUNK_ROWS = 8192
-GPU_CHUNK_ELEMENTS = 2**29
+GPU_CHUNK_ROWS, GPU_CHUNK_ELEMENTS = 8192, 2**29
 # Rows of the head that a CPU handles at once: in evaluation they stay in its cache (1.5 times as fast), and their
 # gradient in bfloat16 is converted to float32 before it is added.
 CPU_VOCAB_BLOCK = 4096
@@ -51,7 +47,7 @@ def _in_compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _losses_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, cap: float | None) -> tuple[Tensor, Tensor]:
     """Loss of each row (n,), and its gradient by the logits (n, V), softmax - onehot, which overwrites the logits.
 
-    targets (n,). In place, because at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
+    In place, because at GPT-2's vocabulary each further copy would be a tenth of a small run's memory.
     """
     slope = None
     if cap is not None:

@@ -1,6 +1,5 @@
 """Parameter groups, by which norms of weights and gradients are reported."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the report needs the names only, and torch takes a second to import
@@ -27,21 +26,12 @@ def param_groups(model: "nn.Module") -> dict[str, "list[nn.Parameter]"]:
     return {key: group for key, group in groups.items() if group}
 
 
-def group_weight_norms(model: "nn.Module") -> dict[str, float]:
-    """The Euclidean norm of each group's weights, padding included. The model must not be sharded."""
+def norms_by_group(model: "nn.Module", gradients: bool = False) -> "dict[str, Tensor]":
+    """The Euclidean norm () of each group's weights, padding included, or gradients; of a sharded model, sharded."""
     from torch.nn.utils import get_total_norm
 
-    return {key: get_total_norm([p.detach() for p in group]).item() for key, group in param_groups(model).items()}
-
-
-def group_gradient_norms(model: "nn.Module", full_tensor: "Callable[[Tensor], Tensor]") -> "dict[str, Tensor]":
-    """The Euclidean norm () of each group's gradient, still on the device.
-
-    `full_tensor` gathers what is sharded (see `Strategy.full_tensor`), so every rank must call this.
-    """
-    from torch.nn.utils import get_total_norm
-
-    return {
-        key: full_tensor(get_total_norm([p.grad for p in group if p.grad is not None]))
-        for key, group in param_groups(model).items()
-    }
+    norms = {}
+    for key, group in param_groups(model).items():
+        tensors = [p.grad if gradients else p.detach() for p in group]
+        norms[key] = get_total_norm([tensor for tensor in tensors if tensor is not None])
+    return norms

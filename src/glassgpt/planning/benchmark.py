@@ -15,7 +15,7 @@ from glassgpt.model.summary import ModelSummary
 from glassgpt.planning.memory import FLOAT32, memory_per_rank
 from glassgpt.planning.throughput import measured_step_time
 from glassgpt.utils.device import available_memory, fastest_call, find_precision, measure_peak_flops, peak_flops
-from glassgpt.utils.gpu_specs import GPUS
+from glassgpt.utils.gpu_specs import find_gpu
 
 # Numbers that are copied and read: 154 MB, several times a CPU's cache; 16 times as many on a GPU.
 _NUMBERS = 50304 * 768
@@ -103,8 +103,8 @@ def _sheet_bandwidth(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
-    matching = (gpu for gpu in GPUS.values() if gpu.matches(properties.name, properties.total_memory))
-    return next((gpu.bandwidth / 1e9 for gpu in matching), None)
+    gpu = find_gpu(properties.name, properties.total_memory)
+    return None if gpu is None else gpu.bandwidth / 1e9
 
 
 def _generation_rate(config: TrainConfig, device: torch.device) -> float:

@@ -7,7 +7,6 @@ width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in mat
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,21 +57,6 @@ class Memory:
         return sum(dataclasses.astuple(self))
 
 
-@dataclass(frozen=True)
-class RankBatch:
-    """How the sequences of an update are divided."""
-
-    sequences: int  # on each rank
-    micro_steps: int  # forward and backward passes per update, on each rank
-    micro_batch: int  # sequences in the largest of them
-
-    @classmethod
-    def of(cls, config: TrainConfig, processes: int) -> "RankBatch":
-        """Raises `UserError` if the processes cannot share the batch evenly."""
-        sequences, micro_steps = config.sequences_per_process(processes), config.micro_steps(processes)
-        return cls(sequences, micro_steps, math.ceil(sequences / micro_steps))
-
-
 def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
     """Bytes that each rank sends in one update by ring algorithms, without evaluation.
 
@@ -105,14 +89,15 @@ def moments(config: TrainConfig, processes: int, strategy: str, precision: str) 
     Not counted: the device's context, buffers of libraries and collectives, what the allocator reserves, evaluation,
     `cpu_offload`.
     """
-    c, summary, batch = config.model, ModelSummary(config.model), RankBatch.of(config, processes)
-    tokens, matrices, muon = batch.micro_batch * c.context_length, _matrices(config), config.optim.name == "muon"
+    c, summary, micro_steps = config.model, ModelSummary(config.model), config.micro_steps(processes)
+    tokens = config.micro_batch(processes) * c.context_length
+    matrices, muon = _matrices(config), config.optim.name == "muon"
     sharded = strategy == "fsdp"
     shards = processes if sharded else 1
     weights = -(-summary.parameters * FLOAT32 // shards)
     # DDP's buckets always exist and are the gradients. Otherwise an update's first backward pass makes the gradients.
-    earlier = weights if batch.micro_steps > 1 or (processes > 1 and not sharded) else 0
-    if sharded and config.fsdp_gradient_sync == "update" and batch.micro_steps > 1:
+    earlier = weights if micro_steps > 1 or (processes > 1 and not sharded) else 0
+    if sharded and config.fsdp_gradient_sync == "update" and micro_steps > 1:
         earlier = summary.parameters * FLOAT32
     state = Memory(weights, earlier, -(-FLOAT32 * (2 * summary.parameters - muon * matrices) // shards))
     kept = block_activations(config, tokens, precision, config.activation_checkpointing)
@@ -221,13 +206,16 @@ def _matrices(config: TrainConfig) -> int:
     return config.model.n_layer * ModelSummary(config.model).block_matrices
 
 
-def with_vocabulary(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The config with a vocabulary size, which a run takes from its data, and notes on what is assumed."""
+def with_vocabulary(config: TrainConfig, download: bool = False) -> tuple[TrainConfig, list[str]]:
+    """The config with a vocabulary size, which a run takes from its data, and notes on what is assumed.
+
+    `download`: fetch a model of the hub that the run starts from. Otherwise its shape is assumed to be that in [model].
+    """
     notes = []
     init_from = config.init_from
-    if init_from == "" or (init_from and find_hub_id(init_from)):
+    if init_from == "" or (init_from and not download and find_hub_id(init_from)):
         notes.append("the model has the shape in [model]; a run with --init-from takes the shape of that model")
-    elif init_from is not None:
+    elif init_from is not None:  # not verified: training reads and verifies the model anyway
         config = replace(config, model=shape_from(find_model(init_from, verify=False).model_config, config.model))
     if config.model.vocab_size is not None:
         return config, notes
@@ -265,7 +253,7 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
         return None
     on_cpu, checkpointing = device.type == "cpu", config.activation_checkpointing
     if config.model.vocab_size is None:  # a run to resume has one, and the model that it started from may be gone
-        config = with_vocabulary(config)[0]
+        config = with_vocabulary(config, download=True)[0]
     config = config.override(device=device.type)
     strategies = ["single"] if processes == 1 else [config.strategy]  # those that `parallelize` may choose
     if strategies == ["auto"]:

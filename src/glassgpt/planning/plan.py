@@ -12,15 +12,8 @@ import torch
 from glassgpt.config.schema import TrainConfig
 from glassgpt.model.summary import ModelSummary
 from glassgpt.planning import throughput
-from glassgpt.planning.memory import Memory, RankBatch, largest_micro_batch, memory_per_rank, with_vocabulary
-from glassgpt.utils.device import (
-    available_memory,
-    device_name,
-    find_device,
-    find_precision,
-    memory_used,
-    require_kernel,
-)
+from glassgpt.planning.memory import Memory, largest_micro_batch, memory_per_rank, with_vocabulary
+from glassgpt.utils import device as hardware
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.formatting import format_bytes, format_duration
 from glassgpt.utils.gpu_specs import GPUS, Gpu
@@ -47,7 +40,7 @@ class Column:
     """What a run needs with one strategy, with the recipe's micro-batch or the largest that fits."""
 
     strategy: str  # single, ddp or fsdp
-    batch: RankBatch
+    config: TrainConfig  # with that micro-batch
     memory: Memory  # on each rank, at the peak of an update
     largest: int | None  # the largest micro-batch that fits; None if none does
     step_time: float | None  # seconds of an update; None if the run does not fit
@@ -59,6 +52,7 @@ class Plan:
 
     title: str
     config: TrainConfig
+    gpus: int
     libraries: int  # bytes of interpreter and libraries that share the memory with the run, on a CPU
     available: float  # bytes that the run may take on each rank
     columns: Sequence[Column]
@@ -86,7 +80,7 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     config, notes = with_vocabulary(config)
     if config.context_start is not None or config.batch_start is not None:
         notes.append("updates at their final size; the early, smaller ones need less")
-    requested = RankBatch.of(config, gpus).micro_batch
+    requested = config.micro_batch(gpus)
     name, gpu = config.device, GPUS.get(config.device.lower())
     known = ["here", "cpu", "cuda", *GPUS]
     if gpu is None and gpus > 1:
@@ -96,9 +90,9 @@ def plan(config: TrainConfig, gpus: int = 1) -> Plan:
     estimate = _measured(config) if gpu is None else _on_paper(config, gpu, gpus)
     warnings = ["hours: updates only; evaluations, samples and checkpoints add to this"]
     columns = [column for column in estimate.columns if column.step_time is not None]
-    if any(column.batch.micro_batch < requested for column in columns):
+    if any(column.config.micro_batch(gpus) < requested for column in columns):
         warnings.append(f"micro-batch: the recipe's {requested} sequences do not fit; the largest that fits was used")
-    if gpu and any(c.step_time / c.batch.micro_steps < SHORT_PASS for c in columns if c.step_time):
+    if gpu and any(c.step_time / c.config.micro_steps(gpus) < SHORT_PASS for c in columns if c.step_time):
         warnings.append("time: passes this short are limited by starting kernels, which is not counted: expect more")
     return replace(estimate, assumptions=[*estimate.assumptions, *warnings, *notes])
 
@@ -128,20 +122,20 @@ def _on_paper(config: TrainConfig, gpu: Gpu, gpus: int) -> Plan:
         "memory: of eager kernels; torch.compile, on by default on GPUs, should need less",
     ]
     title = f"{config.name} on {gpus} x {gpu.name} of {gpu.memory / 1e9:.0f} GB, {precision}"
-    return Plan(title, config, 0, available, columns, assumptions)
+    return Plan(title, config, gpus, 0, available, columns, assumptions)
 
 
 def _measured(config: TrainConfig) -> Plan:
-    device = find_device("auto" if config.device == "here" else config.device)
+    device = hardware.find_device("auto" if config.device == "here" else config.device)
     config = config.override(device=device.type)
-    precision = find_precision(config.precision, device)
-    require_kernel(config.model.attention, device)
+    precision = hardware.find_precision(config.precision, device)
+    hardware.require_kernel(config.model.attention, device)
     libraries, threads, assumptions, unused = 0, "", [], f", less {FRAGMENTED:.0%} that an allocator wastes"
     if device.type == "cpu":
         importlib.import_module("glassgpt.training.run")  # a training process has at least this process's libraries
-        libraries, threads, unused = memory_used(device), f", {torch.get_num_threads()} threads", ""
+        libraries, threads, unused = hardware.memory_used(device), f", {torch.get_num_threads()} threads", ""
         assumptions = [f"memory: malloc is assumed to hold {HEAP:.0%} of activations and working memory unused"]
-    free = available_memory(device)
+    free = hardware.available_memory(device)
     if free is None:
         raise UserError(f"the free memory of {device.type} is unknown; use --device cpu or the name of a GPU")
     available = free if device.type == "cpu" else (1 - FRAGMENTED) * free
@@ -150,8 +144,8 @@ def _measured(config: TrainConfig) -> Plan:
         "time: passes and updates were measured now, while other programs ran",
         f"available: the memory that is free now{unused}",
     ]
-    title = f"{config.name} here ({device_name(device)}{threads}), {precision}"
-    return Plan(title, config, libraries, available, [column], assumptions)
+    title = f"{config.name} here ({hardware.device_name(device)}{threads}), {precision}"
+    return Plan(title, config, 1, libraries, available, [column], assumptions)
 
 
 def _column(
@@ -173,17 +167,16 @@ def _column(
         seconds = throughput.estimated_step_time(config, target, processes, strategy, precision)
     else:
         seconds = throughput.measured_step_time(config, target, precision)
-    return Column(strategy, RankBatch.of(config, processes), need(config), largest, seconds)
+    return Column(strategy, config, need(config), largest, seconds)
 
 
 def _table(plan: Plan) -> Iterator[str]:
-    columns, steps = plan.columns, plan.config.steps
+    columns, config, gpus = plan.columns, plan.config, plan.gpus
     yield _row("parameters", [f"{plan.parameters:,}"])
-    yield _row(
-        "batch", [f"{plan.config.batch_tokens:,} tokens per update, {columns[0].batch.sequences:,} sequences per rank"]
-    )
+    sequences = config.sequences_per_process(gpus)
+    yield _row("batch", [f"{config.batch_tokens:,} tokens per update, {sequences:,} sequences per rank"])
     yield _row("", [column.strategy for column in columns])
-    yield _row("micro-batch", [f"{c.batch.micro_steps} x {c.batch.micro_batch}" for c in columns])
+    yield _row("micro-batch", [f"{c.config.micro_steps(gpus)} x {c.config.micro_batch(gpus)}" for c in columns])
     for component in fields(Memory):
         sizes = [getattr(column.memory, component.name) for column in columns]
         if any(sizes):
@@ -193,21 +186,19 @@ def _table(plan: Plan) -> Iterator[str]:
     yield _row("memory per rank", [format_bytes(column.memory.total + plan.libraries) for column in columns])
     yield _row("  available", [format_bytes(plan.available + plan.libraries) for _ in columns])
     yield _row("largest micro-batch", [str(column.largest or "does not fit") for column in columns])
-    times = [_times(column.step_time, plan.config) for column in columns]
-    for index, name in enumerate(("time per step", "tokens/s", "the run" if steps is None else f"{steps:,} steps")):
-        yield _row(name, [cells[index] for cells in times])
+    times = [column.step_time for column in columns]
+    yield _row("time per step", ["-" if seconds is None else f"{seconds:,.3g} s" for seconds in times])
+    yield _row("tokens/s", ["-" if seconds is None else f"{config.batch_tokens / seconds:,.0f}" for seconds in times])
+    if config.steps is None:
+        yield _row("the run", ["unknown; give --steps N (plan does not read the text)"])
+    else:
+        runs = ["-" if seconds is None else _hours(config.steps * seconds) for seconds in times]
+        yield _row(f"{config.steps:,} steps", runs)
 
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"{name:<21} {''.join(f'{cell:>14}' for cell in cells) if len(cells) > 1 else cells[0]}".rstrip()
 
 
-def _times(seconds: float | None, config: TrainConfig) -> tuple[str, str, str]:
-    """Of a step, per second and of the run."""
-    run = "unknown; give --steps N (plan does not read the text)" if config.steps is None else "-"
-    if seconds is None:
-        return "-", "-", run
-    if config.steps is not None:
-        total = config.steps * seconds
-        run = format_duration(total) if total < 3600 else f"{total / 3600:,.1f} hours"
-    return f"{seconds:,.3g} s", f"{config.batch_tokens / seconds:,.0f}", run
+def _hours(seconds: float) -> str:
+    return format_duration(seconds) if seconds < 3600 else f"{seconds / 3600:,.1f} hours"

@@ -12,7 +12,7 @@ from glassgpt.distributed.strategies import Strategy
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
 from glassgpt.model.summary import ModelSummary
-from glassgpt.planning.memory import RankBatch, bytes_sent_per_update
+from glassgpt.planning.memory import bytes_sent_per_update
 from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.device import autocast, matmul_precision, synchronize
 from glassgpt.utils.gpu_specs import Gpu
@@ -39,7 +39,7 @@ def estimated_step_time(config: TrainConfig, gpu: Gpu, processes: int, strategy:
     flops = summary.training_flops_per_token
     if config.activation_checkpointing == "full":  # one more forward pass of the blocks
         flops += (flops - 6 * config.model.padded_vocab_size * config.model.n_embd) // 3
-    tokens = RankBatch.of(config, processes).sequences * config.model.context_length
+    tokens = config.sequences_per_process(processes) * config.model.context_length
     passes = tokens * flops / (ASSUMED_SHARE * gpu.peaks[precision])
     network = bytes_sent_per_update(config, processes, strategy, precision) / link_bandwidth(gpu, processes)
     parameters = summary.parameters / (processes if strategy == "fsdp" else 1)
@@ -58,8 +58,7 @@ def measured_step_time(
 
     On a CPU a micro-batch that would take too long is measured in part and scaled up.
     """
-    batch, measure = RankBatch.of(config, 1), _build_step(config, device, precision, clock)
-    count = batch.micro_batch
+    count, measure = config.micro_batch(1), _build_step(config, device, precision, clock)
     with matmul_precision(precision):
         if device.type == "cpu":
             measure(1)  # warm up
@@ -69,7 +68,7 @@ def measured_step_time(
         while len(rounds) < _REPETITIONS or clock() - begin < _TOTAL_SECONDS:
             rounds.append(measure(count))
     passes, update = (float(statistics.median(times)) for times in zip(*rounds, strict=True))
-    return batch.sequences / count * passes + update
+    return config.batch_size / count * passes + update
 
 
 def _build_step(

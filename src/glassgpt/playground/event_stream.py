@@ -12,20 +12,16 @@ import numpy.typing as npt
 from glassgpt.interpretability.snapshots import read_probe
 from glassgpt.playground.model_pool import kept_checkpoints
 from glassgpt.playground.schemas import pack
-from glassgpt.report.runs import smoothed, smoothing_window, thinned
+from glassgpt.report.runs import read_text, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import LINE, SECTION, FollowedFile, number_in, parse_metrics, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
 COLUMNS = tuple("step loss lr grad_norm tokens_per_second memory_bytes peak_share tokens_seen seconds".split())
-SMOOTHED = ("loss", "grad_norm", "tokens_per_second")
-"""Columns that also have a smoothed version, `NAME_mean`."""
-MAX_ROWS = 3000
-"""Most training steps in a history: about two per pixel."""
-MAX_BYTES = 1 << 20
-"""Bytes of metrics per poll; the rest comes with the next one."""
-START = "0-0-0-0"
-"""The cursor of a run's first record."""
+SMOOTHED = ("loss", "grad_norm", "tokens_per_second")  # these columns also have a smoothed version, `NAME_mean`
+MAX_ROWS = 3000  # most training steps in a history: about two per pixel
+MAX_BYTES = 1 << 20  # bytes of metrics per poll; the rest comes with the next one
+START = "0-0-0-0"  # the cursor of a run's first record
 _CURSOR = re.compile(r"([0-9]{1,15})-([0-9]{1,10})-([0-9]{1,15})-([0-9]{1,10})")
 
 
@@ -48,7 +44,6 @@ class Follower:
 
     @property
     def cursor(self) -> str:
-        """The position in both files."""
         return f"{self.metrics.cursor}-{self.samples.cursor}"
 
     def poll(self) -> Iterator[tuple[str, Any]]:
@@ -76,7 +71,6 @@ class Follower:
 
 
 def parse_samples(data: bytes) -> list[dict[str, Any]]:
-    """The steps and texts in a part of samples.md."""
     return [{"step": step, "texts": texts} for step, texts in read_samples(data)]
 
 
@@ -84,18 +78,16 @@ def history(run: RunDirectory) -> dict[str, Any]:
     """What a run has written so far, except its models, with thinned training steps; and the cursor to follow it."""
     follower = Follower(run, START)
     evaluations, numbers = [], array("d")  # one dict per step would take ten times the memory
-    for _, record in parse_metrics(follower.metrics.read() or b""):
-        if record is not None and "val_loss" in record:
+    for record in parse_metrics(follower.metrics.read() or b""):
+        if "val_loss" in record:
             evaluations.append(record)
-        elif record is not None and "loss" in record:
+        elif "loss" in record:
             numbers.extend(number_in(record, name) for name in COLUMNS)
-    config, environment = "", {}
-    with suppress(OSError):
-        config = run.config_path.read_bytes().decode(errors="replace")
+    environment: dict[str, Any] = {}
     with suppress(UserError):
         environment = run.read_environment()
     return {
-        "config": config,
+        "config": read_text(run.config_path),
         "environment": environment,
         "status": {**run.read_status(), "state": run.state},
         "training": columns(np.array(numbers).reshape(-1, len(COLUMNS))),
@@ -108,10 +100,7 @@ def history(run: RunDirectory) -> dict[str, Any]:
 
 
 def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
-    """Training steps (steps, COLUMNS) as columns of at most `MAX_ROWS` numbers that draw the same curve of the loss.
-
-    `NAME_mean`, smoothed as in a report, and `time`, the seconds of training so far, are computed from all steps.
-    """
+    """Training steps (steps, COLUMNS) as thinned columns, with `NAME_mean` as in a report and `time` in seconds."""
     by_name = dict(zip(COLUMNS, training.T, strict=True))
     window = smoothing_window(len(training))
     derived = {f"{name}_mean": smoothed(by_name[name], window) for name in SMOOTHED}
@@ -123,12 +112,7 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
 def snapshot(run: RunDirectory, step: int) -> bytes:
     """A probe snapshot, packed. Raises `UserError` for a step without one."""
     try:
-        probe = read_probe(run.probe_path(step))
+        return pack(*read_probe(run.probe_path(step)).flat())
     except OSError:
         steps = ", ".join(map(str, run.probed_steps)) or "none"
         raise UserError(f"the run has no snapshot of step {step} (any more); it has {steps}") from None
-    names = ("attention", "lens_ids", "lens_p", "next_rank", "surprisal")
-    arrays = {f"{name}.{i}": getattr(seen, name) for i, seen in enumerate(probe.prompts) for name in names}
-    prompts = [{"ids": seen.prompt.ids, "pieces": seen.prompt.pieces} for seen in probe.prompts]
-    values = {"step": probe.step, "prompts": prompts, "head_types": probe.head_types, "samples": probe.samples}
-    return pack({**arrays, "head_scores": probe.head_scores}, values)

@@ -1,8 +1,6 @@
-"""One function per request of the page. Every number is the model's own.
+"""One function per request of the page, with its fields as parameters (see `schema_of`).
 
-Each function takes a loaded model and the request's fields (`schemas.schema_of`), and returns plain values or packed
-arrays. They run one at a time, without gradients.
-
+They run one at a time, without gradients, and return plain values or packed arrays: the model's own numbers.
 Shapes: `L` layers, `H` heads, `T` tokens, `D` head width, `V` token ids that can be generated.
 """
 
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glassgpt.generation.generate import generate
+from glassgpt.generation.generate import generate, prompt_ids
 from glassgpt.interpretability import weights
 from glassgpt.interpretability.capture import ActivationCache, attention_overview, capture, require_index
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores
@@ -25,7 +23,7 @@ from glassgpt.interpretability.interventions import edited
 from glassgpt.interpretability.logit_lens import logit_attribution, logit_lens, predictions
 from glassgpt.playground.model_pool import LoadedModel
 from glassgpt.playground.schemas import MAX_TOKENS, CaptureRequest, GenerateRequest, pack
-from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer
+from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.tokenizers.inspect import merge_states
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
@@ -33,15 +31,13 @@ from glassgpt.utils.formatting import escape_token
 Answer = dict[str, Any] | bytes
 Table = Literal["embedding", "head", "positions"]
 
+# From Wang et al., 2022: repeated names that heads can find.
 DEFAULT_TEXT = "When Mary and John went to the store, John gave a drink to"
-"""From Wang et al., 2022: repeated names that heads can find."""
 MAX_MERGE_CHARACTERS = 64
-MAX_LENS_POSITIONS = 128
-"""Positions per request: 32 take 0.3 s with GPT-2 on two cores, and other requests wait."""
+MAX_LENS_POSITIONS = 128  # per request: 32 take 0.3 s with GPT-2 on two cores, and other requests wait
 
 
 def describe_model(loaded: LoadedModel) -> Answer:
-    """The model's config, parameters and tokenizer."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     parameters = dict(loaded.model.named_parameters())
     return {
@@ -75,7 +71,7 @@ def default_text(loaded: LoadedModel) -> str:
     if loaded.tokenizer is None:
         return " ".join(str(i) for i in range(min(8, loaded.vocab_size)))
     try:
-        if len(encode_text(loaded.tokenizer, DEFAULT_TEXT)) <= max_tokens(loaded):
+        if prompt_ids(loaded.model, loaded.tokenizer, DEFAULT_TEXT).numel() <= max_tokens(loaded):
             return DEFAULT_TEXT
         return loaded.tokenizer.decode(loaded.tokenizer.encode(DEFAULT_TEXT)[: max_tokens(loaded) // 2])
     except UserError:  # the vocabulary lacks some of its characters
@@ -83,7 +79,6 @@ def default_text(loaded: LoadedModel) -> str:
 
 
 def vocabulary(loaded: LoadedModel) -> Answer:
-    """The display form of each token id."""
     tokenizer, size = loaded.tokenizer, loaded.model.vocab_size
     if tokenizer is None:
         return {"pieces": [str(i) for i in range(size)]}
@@ -91,18 +86,19 @@ def vocabulary(loaded: LoadedModel) -> Answer:
     return {"pieces": known + [f"<{i}>" for i in range(loaded.vocab_size, size)]}
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The token ids of a text, with the tokens that the model expects before a prompt. Raises `UserError`."""
-    return [*tokenizer.prompt_prefix, *tokenizer.encode(text).tolist()]
-
-
 def tokens(loaded: LoadedModel, text: str) -> Answer:
     """The tokens of a text. For a model without a tokenizer, the text is token ids separated by white space."""
     tokenizer = loaded.tokenizer
     if tokenizer is None:
-        ids = parse_ids(loaded, text)
+        words = text.split()
+        wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word)]
+        if wrong or not words:
+            got = f", got {wrong[0]!r}" if wrong else ""
+            raise UserError(f"this model has no tokenizer: write token ids separated by spaces{got}")
+        ids = [int(word) for word in words]
+        require_ids(loaded, ids)
         return {"ids": ids, "pieces": [str(i) for i in ids], "partial": [False] * len(ids), "bytes": [""] * len(ids)}
-    ids = encode_text(tokenizer, text)
+    ids = prompt_ids(loaded.model, tokenizer, text)[0].tolist()
     pieces = [tokenizer.decode_bytes([i], after=before) for before, i in zip([None, *ids], ids, strict=False)]
     return {
         "ids": ids,
@@ -110,18 +106,6 @@ def tokens(loaded: LoadedModel, text: str) -> Answer:
         "partial": [piece.decode(errors="ignore").encode() != piece for piece in pieces],  # has a part of a character
         "bytes": [piece.hex() for piece in pieces],
     }
-
-
-def parse_ids(loaded: LoadedModel, text: str) -> list[int]:
-    """The token ids in a text. Raises `UserError` if it contains anything else."""
-    words = text.split()
-    wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word)]
-    if wrong or not words:
-        got = f", got {wrong[0]!r}" if wrong else ""
-        raise UserError(f"this model has no tokenizer: write token ids separated by spaces{got}")
-    ids = [int(word) for word in words]
-    require_ids(loaded, ids)
-    return ids
 
 
 def merges(loaded: LoadedModel, text: str) -> Answer:
@@ -172,10 +156,9 @@ def apply_edits(loaded: LoadedModel, request: CaptureRequest) -> AbstractContext
 
 def attention(loaded: LoadedModel, request: CaptureRequest) -> Answer:
     """Thumbnails of all heads' patterns, and their entropies."""
-    overview = attention_overview(activations(loaded, request))
-    thumbnails = (255 * overview.thumbnails).round().to(torch.uint8)
-    values = {"differences": overview.kernel_errors, "tokens": len(request.ids), "cells": thumbnails.shape[-1]}
-    return pack({"thumbnails": thumbnails, "entropies": overview.entropies}, values)
+    thumbnails, entropies, errors = attention_overview(activations(loaded, request))
+    values = {"differences": errors, "tokens": len(request.ids), "cells": thumbnails.shape[-1]}
+    return pack({"thumbnails": (255 * thumbnails).round().to(torch.uint8), "entropies": entropies}, values)
 
 
 def kv_head_of(loaded: LoadedModel, layer: int, head: int) -> int:
@@ -195,10 +178,7 @@ def head(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) ->
 
 
 def vectors(loaded: LoadedModel, request: CaptureRequest, layer: int, head: int) -> Answer:
-    """One head's queries and keys before and after rotary positions, values, and kernel outputs: each (T, D).
-
-    With a position bias, also that (T, T).
-    """
+    """One head's queries and keys before and after rotary positions, values, outputs (T, D), and any bias (T, T)."""
     kv_head, cache = kv_head_of(loaded, layer, head), activations(loaded, request).layers[layer]
     heads = {"q_norm": head, "k_norm": kv_head, "rot_q": head, "rot_k": kv_head, "v": kv_head, "kernel_out": head}
     arrays = {name: getattr(cache, name)[0, index].float() for name, index in heads.items()}
@@ -217,11 +197,9 @@ def lens(
     loaded: LoadedModel, request: CaptureRequest, start: int, stop: int, k: int = 5, watch: list[int] | None = None
 ) -> Answer:
     """The logit lens: the predictions from each layer (L + 1, positions, ...), and of the tokens `watch`."""
-    cache = activations(loaded, request)
-    if not 0 <= start < stop <= min(len(request.ids), start + MAX_LENS_POSITIONS):
-        limits = f"0 <= start < stop <= {len(request.ids)} and stop - start <= {MAX_LENS_POSITIONS}"
-        raise UserError(f"the positions must satisfy {limits}, got start {start} and stop {stop}")
-    result = logit_lens(loaded.model, cache, start, stop, k, watch or ())
+    if stop - start > MAX_LENS_POSITIONS:
+        raise UserError(f"at most {MAX_LENS_POSITIONS} positions at once, got start {start} and stop {stop}")
+    result = logit_lens(loaded.model, activations(loaded, request), start, stop, k, watch or ())
     names = ("top_ids", "top_p", "watch_rank", "watch_p", "next_rank", "next_p", "entropy", "norm")
     return pack({name: getattr(result, name) for name in names}, {})
 
@@ -260,7 +238,6 @@ def generate_text(loaded: LoadedModel, request: GenerateRequest) -> Generator[di
 
 
 def score_heads(loaded: LoadedModel) -> Answer:
-    """Each head's score for each head type."""
     return {"head_types": list(HEAD_TYPES), "head_scores": head_scores(loaded.model).tolist()}
 
 
@@ -292,7 +269,6 @@ def weight(loaded: LoadedModel, name: str, size: int = 256) -> Answer:
 
 
 def spectrum(loaded: LoadedModel, name: str) -> Answer:
-    """A matrix's singular values."""
     return pack({"singular_values": weights.singular_values(weights.weight_of(loaded.model, name))}, {})
 
 

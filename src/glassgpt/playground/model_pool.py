@@ -1,7 +1,6 @@
 """The runs and models that the page offers (`Catalog`), those in memory, and the one thread that computes with them.
 
-PyTorch uses all cores for each computation, and hooks on a model are not thread-safe. So requests are computed one at a
-time, which does not take longer.
+Requests are computed one at a time: PyTorch uses all cores for each, and hooks on a model are not thread-safe.
 """
 
 import asyncio
@@ -33,19 +32,13 @@ from glassgpt.utils.hub import find_hub_id
 
 T = TypeVar("T")
 
-MAX_RUNS = 500
-"""Most runs of a folder that are listed."""
-MAX_MODELS = 3
-"""Models in memory: two to compare, and the one before."""
-MAX_WAITING = 24
-"""Requests that wait for a thread; the page sends a few at once."""
+MAX_RUNS = 500  # runs of a folder that are listed
+MAX_MODELS = 3  # in memory: two to compare, and the one before
+MAX_WAITING = 24  # requests that wait for a thread; the page sends a few at once
 MAX_LOADING = 2
-MAX_STREAMS = 4
-"""Texts generated at once: each has a key/value cache."""
-CACHE_BYTES = 1 << 30
-"""Memory for captures. One of 1,024 tokens by GPT-2 takes half of it."""
-TURN_SECONDS = 0.03
-"""How long a long computation runs before other requests have their turn."""
+MAX_STREAMS = 4  # texts generated at once: each has a key/value cache
+CACHE_BYTES = 1 << 30  # memory for captures; one of 1,024 tokens by GPT-2 takes half of it
+TURN_SECONDS = 0.03  # how long a long computation runs before other requests have their turn
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,7 @@ class CatalogEntry:
 
     reference: str
     run: RunDirectory | None = None
-    pinned: str | None = None
-    """The only step of the run to offer: a number or `best`. None offers all."""
+    pinned: str | None = None  # the only step of the run to offer: a number or `best`; None offers all
 
     def checkpoints(self) -> dict[int, Path]:
         """The run's checkpoints by step, in order; of a pinned run only that one."""
@@ -67,10 +59,10 @@ class CatalogEntry:
 
     def describe(self, number: int) -> dict[str, Any]:
         """The entry as the page gets it."""
-        kept, run = self.checkpoints(), self.run
-        kind, state = ("model", None) if run is None else ("run", run.state)
-        facts = {"id": number, "name": self.reference, "kind": kind, "state": state}
-        return {**facts, "steps": list(kept), "best": best_step(kept)}
+        kept = self.checkpoints()
+        kind, state = ("model", None) if self.run is None else ("run", self.run.state)
+        steps = {"steps": list(kept), "best": best_step(kept)}
+        return {"id": number, "name": self.reference, "kind": kind, "state": state, **steps}
 
 
 def kept_checkpoints(run: RunDirectory) -> dict[int, Path]:
@@ -92,10 +84,7 @@ class Catalog:
     """All entries. Their numbers do not change: new runs are appended."""
 
     def __init__(self, references: Sequence[str], folder: Path = Path("runs")) -> None:
-        """The references of a command line; without any, the runs in a folder, and those that are started later.
-
-        Raises `UserError` for a reference that names nothing, and for a folder without runs.
-        """
+        """Without references: the runs in a folder, also those that start later. Raises `UserError` if it has none."""
         self._folder = None if references else folder
         self._entries = [find_entry(reference) for reference in references]
         self._lock = threading.Lock()
@@ -134,10 +123,7 @@ def _last_written(run: RunDirectory) -> int:
 
 
 def find_entry(reference: str) -> CatalogEntry:
-    """The entry for a reference. No weights are loaded, and a model of the Hub is not downloaded yet.
-
-    A run may have no checkpoint yet: it can be followed. Raises `UserError` if the reference names nothing.
-    """
+    """A reference's entry; no weights are loaded. A run may have no checkpoint yet. Raises `UserError`."""
     if not reference or reference.endswith("@"):
         raise UserError(f"{reference!r} is not a model reference: pass a run, RUN@STEP, a checkpoint or hf:owner/name")
     is_pinned = "@" in reference and not user_path(reference).exists()
@@ -183,8 +169,7 @@ class LoadedModel:
     """A model in memory."""
 
     name: str
-    step: int | None
-    """Of the run's checkpoint."""
+    step: int | None  # of the run's checkpoint
     model: GPT
     tokenizer: Tokenizer | None
     load_seconds: float
@@ -197,8 +182,8 @@ class LoadedModel:
         return size if self.tokenizer is None else min(size, self.tokenizer.vocab_size)
 
 
+# Number in the catalog, step, and a stamp that changes when another checkpoint of that step replaces the first.
 ModelKey = tuple[int, int | None, Hashable]
-"""Number in the catalog, step, and a stamp that changes when another checkpoint of that step replaces the first."""
 
 
 class ModelPool:
@@ -207,19 +192,14 @@ class ModelPool:
     def __init__(self, catalog: Catalog, device: torch.device) -> None:
         self.catalog = catalog
         self.device = device
-        self.waiting = 0
-        """Requests that wait for the computing thread, the one it works for included."""
-        self.streams = 0
-        """Texts being generated."""
+        self.waiting = 0  # requests that wait for the computing thread, the one it works for included
+        self.streams = 0  # texts being generated
         self.executor = ThreadPoolExecutor(1, "glassgpt-compute", torch.set_grad_enabled, (False,))
         self._captures = CaptureCache()
         self._models: OrderedDict[ModelKey, asyncio.Future[LoadedModel]] = OrderedDict()
 
     async def get(self, number: int, step: int | None) -> LoadedModel:
-        """The model of a catalog entry, loaded if needed; of a run, that of a step (None: the newest).
-
-        Raises `UserError` for a step that does not exist, `BusyError` if too many are loading.
-        """
+        """An entry's model (of a run, that of a step; None: the newest). Raises `UserError` and `BusyError`."""
         entry = self.catalog[number]
         kept = await asyncio.to_thread(entry.checkpoints)
         step = max(kept, default=None) if step is None else step
@@ -243,12 +223,19 @@ class ModelPool:
         for oldest in ready[: max(0, len(self._models) - MAX_MODELS + 1)]:
             del self._models[oldest]
 
+        def load() -> LoadedModel:
+            begin, step = time.perf_counter(), key[1]
+            reference = entry.reference if entry.run is None or step is None else f"{entry.run.path}@{step}"
+            loaded = load_model(reference, self.device)
+            seconds = time.perf_counter() - begin
+            return LoadedModel(entry.reference, step, loaded.model, loaded.tokenizer, seconds, self._captures)
+
         def forget_failure(loading: "asyncio.Future[LoadedModel]") -> None:
             failed = loading.cancelled() or loading.exception() is not None
             if failed and self._models.get(key) is loading:  # so that the next request tries again
                 del self._models[key]
 
-        self._models[key] = run_in_daemon(lambda: load(entry, key[1], self.device, self._captures))
+        self._models[key] = run_in_daemon(load)
         self._models[key].add_done_callback(forget_failure)
 
     async def compute(self, work: Callable[[], T], max_waiting: float = MAX_WAITING) -> T:
@@ -262,10 +249,7 @@ class ModelPool:
             self.waiting -= 1
 
     async def stream(self, generator: Generator[T]) -> AsyncGenerator[list[T]]:
-        """What a generator yields, `TURN_SECONDS` at a time, so that other requests are computed in between.
-
-        It is closed when the client leaves. Raises `BusyError`, and what the generator raises.
-        """
+        """What a generator yields, `TURN_SECONDS` at a time: others have a turn in between. Raises `BusyError`."""
         if self.streams >= MAX_STREAMS:
             raise BusyError("too many texts are being generated")
         self.streams += 1
@@ -274,7 +258,7 @@ class ModelPool:
                 yield part
         finally:
             self.streams -= 1
-            self.executor.submit(generator.close)
+            self.executor.submit(generator.close)  # also if the client left
 
 
 def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":
@@ -307,12 +291,3 @@ def _stamp(checkpoint: Path) -> Hashable:
         status = checkpoint.stat()
         return status.st_ino, status.st_mtime_ns
     return None
-
-
-def load(entry: CatalogEntry, step: int | None, device: torch.device, captures: CaptureCache) -> LoadedModel:
-    """Load the model of an entry; of a run, that of a step. Raises `UserError` if that fails."""
-    begin = time.perf_counter()
-    reference = entry.reference if entry.run is None or step is None else f"{entry.run.path}@{step}"
-    loaded = load_model(reference, device)
-    seconds = time.perf_counter() - begin
-    return LoadedModel(entry.reference, step, loaded.model, loaded.tokenizer, seconds, captures)

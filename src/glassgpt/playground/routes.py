@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections import deque
@@ -35,12 +36,9 @@ from glassgpt.utils.files import json_text
 T = TypeVar("T")
 M = TypeVar("M", bound=schemas.ModelRequest)
 
-MAX_ERROR = 400
-"""Characters of an error's text, which may quote the request."""
-MAX_FOLLOWERS = 16
-"""Event streams at once: one more ends the oldest, whose page reconnects."""
-POLL_SECONDS = 0.5
-"""Between two looks at a run's files."""
+MAX_ERROR = 400  # characters of an error's text, which may quote the request
+MAX_FOLLOWERS = 16  # event streams at once: one more ends the oldest, whose page reconnects
+POLL_SECONDS = 0.5  # between two looks at a run's files
 
 HANDLERS: dict[str, Callable[..., Answer]] = {
     "model": handlers.describe_model, "vocabulary": handlers.vocabulary,
@@ -150,24 +148,28 @@ class Api:
         body = await asyncio.to_thread(schemas.parse_body, schema, await read_body(request))
         return body, await unless_gone(request, self._pool.get(body.model, body.step))
 
-    def _run(self, parameters: list[tuple[str, str]], *names: str) -> tuple[RunDirectory, list[int]]:
-        """The run that an address names, and its other parameters."""
-        number, *others = schemas.parse_query(parameters, "model", *names)
-        entry = self._pool.catalog[number]
+    def _run(self, request: Request, *names: str, optional: str = "") -> RunDirectory:
+        """The run whose number is the parameter `model`. Raises `UserError` unless the others are there as numbers."""
+        wanted = ["model", *names]
+        parameters = [pair for pair in request.query_params.multi_items() if pair[0] != optional]
+        are_numbers = all(re.fullmatch("[0-9]{1,18}", text) for _, text in parameters)
+        if sorted(name for name, _ in parameters) != sorted(wanted) or not are_numbers:
+            raise UserError(f"this address takes whole numbers as parameters: {', '.join(wanted)}")
+        entry = self._pool.catalog[int(request.query_params["model"])]
         if entry.run is None:
             raise UserError(f"{entry.reference} is not a run: it has no history")
-        return entry.run, others
+        return entry.run
 
     async def _history(self, request: Request) -> Response:
-        run, _ = self._run(request.query_params.multi_items())
+        run = self._run(request)
         return await asyncio.to_thread(lambda: _response(event_stream.history(run)))
 
     async def _snapshot(self, request: Request) -> Response:
-        run, [step] = self._run(request.query_params.multi_items(), "step")
-        return _response(await asyncio.to_thread(event_stream.snapshot, run, step))
+        run = self._run(request, "step")
+        return _response(await asyncio.to_thread(event_stream.snapshot, run, int(request.query_params["step"])))
 
     async def _events(self, request: Request) -> Response:
-        run, _ = self._run([pair for pair in request.query_params.multi_items() if pair[0] != "after"])
+        run = self._run(request, optional="after")
         cursor = request.headers.get("last-event-id") or request.query_params.get("after")
         follower = await asyncio.to_thread(event_stream.Follower, run, cursor)
         return StreamingResponse(self._follow(follower), media_type="text/event-stream")

@@ -1,13 +1,11 @@
 """The format of requests, which are validated before any work is done, and of answers with arrays (`pack`).
 
-`model` is a number in the catalog. Unknown names, wrong types and numbers out of range are a `UserError`. The handlers
-check what depends on the model, such as token ids.
+Unknown names, wrong types and numbers out of range are a `UserError`. The handlers check token ids and the like.
 """
 
 import functools
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, TypeVar
@@ -17,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
-from glassgpt.config.validation import StrictConfig, build
+from glassgpt.config.validation import StrictConfig
 from glassgpt.interpretability.interventions import Edit
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import json_text
@@ -32,8 +30,7 @@ LIMITS = {
     "temperature": (0, 100), "seed": (-(2**63), 2**64 - 1),
 }  # fmt: skip
 """Least and most items of lists and characters of texts, least and greatest values of numbers."""
-SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}
-"""Dtypes that are converted. float32, int32, uint16 and uint8 are sent as they are."""
+SENT_AS = {"float64": "float32", "float16": "float32", "int64": "int32"}  # other dtypes are sent as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +40,8 @@ class LoginRequest(StrictConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest(StrictConfig):
-    model: int
-    step: int | None = None
-    """Of a run's checkpoint; None is the newest."""
+    model: int  # number in the catalog
+    step: int | None = None  # of a run's checkpoint; None is the newest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +86,9 @@ def parse_body(schema: type[R], body: bytes) -> R:
         limits = LIMITS.get(name, (0, MAX_TOKENS) if isinstance(value, list) else None)
         size = len(value) if isinstance(value, list | str) else value
         if limits and isinstance(size, int | float) and not limits[0] <= size <= limits[1]:
-            verb, unit = (
-                ("be", "") if size is value else ("have", " characters" if isinstance(value, str) else " items")
-            )
-            raise UserError(f"{name[:40]} must {verb} from {limits[0]:,} to {limits[1]:,}{unit}, got {size:,}")
-    return build(schema, values)
-
-
-def parse_query(parameters: list[tuple[str, str]], *names: str) -> list[int]:
-    """The whole numbers that an address gives for these names. Raises `UserError` for anything else."""
-    values = dict(parameters)
-    is_complete = len(parameters) == len(names) and set(values) == set(names)
-    if not is_complete or not all(re.fullmatch("[0-9]{1,18}", text) for text in values.values()):
-        raise UserError(f"this address takes whole numbers as parameters: {', '.join(names)}")
-    return [int(values[name]) for name in names]
+            what = name[:40] if size is value else f"the length of {name[:40]}"
+            raise UserError(f"{what} must be from {limits[0]:,} to {limits[1]:,}, got {size:,}")
+    return schema.from_dict(values)
 
 
 def pack(arrays: Mapping[str, Tensor | npt.NDArray[Any]], values: Mapping[str, Any]) -> bytes:
@@ -115,14 +100,12 @@ def pack(arrays: Mapping[str, Tensor | npt.NDArray[Any]], values: Mapping[str, A
     """
     descriptions: dict[str, dict[str, Any]] = {}
     parts: list[bytes] = []
-    offset = 0
     for name, array in arrays.items():
         numbers = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
         dtype = np.dtype(SENT_AS.get(numbers.dtype.name, numbers.dtype.name))
         assert dtype.name in ("float32", "int32", "uint16", "uint8"), dtype
-        descriptions[name] = {"dtype": dtype.name, "shape": list(numbers.shape), "offset": offset}
+        descriptions[name] = {"dtype": dtype.name, "shape": list(numbers.shape), "offset": sum(map(len, parts))}
         parts.append(_pad(np.asarray(numbers, dtype.newbyteorder("<")).tobytes()))
-        offset += len(parts[-1])
     header = json_text({**values, "arrays": descriptions}).encode()
     return b"".join([_pad(len(header).to_bytes(4, "little") + header), *parts])
 

@@ -15,9 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-MAX_BODY = 1 << 18
-"""Bytes of a request's body."""
-
+MAX_BODY = 1 << 18  # bytes of a request's body
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,23 +35,16 @@ class BusyError(HTTPException):
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """The token that requests need, and the host names under which the server may be reached."""
+    """The token that requests need, and the names under which the server may be reached."""
 
     token: str
-    cookie: str
-    """Name of the cookie that holds the token. It contains the port: cookies are shared by all ports of a host."""
-    hosts: tuple[str, ...] = LOOPBACK_HOSTS
-    """`("*",)` accepts any name."""
+    cookie: str  # its name, which contains the port: all ports of a host share their cookies
+    url: str  # of the page, without the token
+    hosts: tuple[str, ...] = LOOPBACK_HOSTS  # `("*",)` accepts any name
 
     def is_token(self, text: str) -> bool:
         """Compare with the token in constant time."""
         return secrets.compare_digest(text.encode(errors="replace"), self.token.encode())
-
-    def admits(self, request: Request) -> bool:
-        """Whether a request has the token, as `Authorization: Bearer TOKEN` or in the cookie."""
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        cookie = request.cookies.get(self.cookie, "")
-        return (scheme.lower() == "bearer" and self.is_token(bearer)) or self.is_token(cookie)
 
 
 def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
@@ -62,7 +53,9 @@ def guarded(app: ASGIApp, policy: AccessPolicy) -> ASGIApp:
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         require_same_site(request)
-        if scope["path"] != "/api/login" and not policy.admits(request):
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        tokens = (bearer if scheme.lower() == "bearer" else "", request.cookies.get(policy.cookie, ""))
+        if scope["path"] != "/api/login" and not any(map(policy.is_token, tokens)):
             raise HTTPException(401, "the token is missing or wrong: open the address that `glassgpt play` printed")
         await app(scope, receive, send)
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,27 +22,12 @@ from glassgpt.utils.errors import UserError
 
 PORT = 7860
 PORTS_TRIED = 20
-MAX_HEADERS = 16 << 10
-"""Bytes of a request's address and headers."""
-MAX_CONNECTIONS = 256
-"""Beyond it, requests are answered with 503."""
+MAX_HEADERS = 16 << 10  # bytes of a request's address and headers
+MAX_CONNECTIONS = 256  # beyond it, requests are answered with 503
 
 
-@dataclass(frozen=True)
-class Address:
-    """A listening socket, and who may use it."""
-
-    listener: socket.socket
-    policy: AccessPolicy
-    url: str
-    """Address of the page, without the token."""
-
-
-def bind(host: str | None, port: int | None) -> Address:
-    """Listen on `host`, by default on this machine only. Without a port, use the first free one from `PORT` on.
-
-    Raises `UserError` if the host is not an address of this machine or the port is taken.
-    """
+def bind(host: str | None, port: int | None) -> tuple[socket.socket, AccessPolicy]:
+    """Listen on `host`, by default on this machine only. Raises `UserError` if it is not an address of this machine."""
     name = "127.0.0.1" if host is None else host
     try:
         family, _, _, _, (ip, *_) = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
@@ -55,12 +39,12 @@ def bind(host: str | None, port: int | None) -> Address:
     # Not `localhost`: that may resolve to ::1 first, where another program may listen.
     shown = socket.gethostname() if name in ("0.0.0.0", "::") else name
     hosts = LOOPBACK_HOSTS if host is None else ("*",)  # others may know this machine by any name or address
-    policy = AccessPolicy(secrets.token_urlsafe(32), cookie=f"glassgpt-{number}", hosts=hosts)
-    return Address(listener, policy, f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/")
+    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{number}/"
+    return listener, AccessPolicy(secrets.token_urlsafe(32), f"glassgpt-{number}", url, hosts)
 
 
 def _listen(family: socket.AddressFamily, ip: str | int, port: int | None) -> socket.socket:
-    """A socket that listens on a port, or on the first free one from `PORT` on."""
+    """A socket that listens on a port, by default the first free one from `PORT` on. Raises `UserError` if taken."""
     for number in range(PORT, PORT + PORTS_TRIED) if port is None else [port]:
         try:
             return socket.create_server((ip, number), family=family, backlog=256)
@@ -76,8 +60,7 @@ class PlayServer(uvicorn.Server):
 
     def __init__(self, pool: ModelPool, policy: AccessPolicy) -> None:
         self.api = Api(pool, policy)
-        self.login_file: Path | None = None
-        """Removed when the server ends."""
+        self.login_file: Path | None = None  # removed when the server ends
         self._pool = pool
         config = uvicorn.Config(
             self.api.app(),
@@ -112,10 +95,7 @@ class PlayServer(uvicorn.Server):
 
 
 def write_login_file(url: str) -> Path:
-    """A page that only this user can read and that leads to `url`.
-
-    Browsers get its path: other accounts can read the command lines of processes, where the token must not appear.
-    """
+    """A page that only this user can read and that leads to `url`. A command line, which others see, gets its path."""
     with tempfile.NamedTemporaryFile("w", prefix="glassgpt-", suffix=".html", delete=False) as file:  # mode 0600
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">')
     return Path(file.name)
@@ -124,15 +104,13 @@ def write_login_file(url: str) -> Path:
 def play(references: list[str], *, device: torch.device, host: str | None, port: int | None, browser: bool) -> None:
     """Serve the page over models and runs, or over every run in ./runs, until interrupted. Raises `UserError`."""
     pool = ModelPool(Catalog(references), device)
-    address = bind(host, port)
-    server = PlayServer(pool, address.policy)
-    login_url = f"{address.url}#token={address.policy.token}"  # servers get no fragment, so the token reaches no log
+    listener, policy = bind(host, port)
+    server = PlayServer(pool, policy)
+    login_url = f"{policy.url}#token={policy.token}"  # servers get no fragment, so the token reaches no log
     print(f"glassgpt: {login_url} (Ctrl-C ends it)", flush=True)  # it listens: requests wait until it runs
     # Without a window system, Python would open a browser that runs in this terminal.
-    has_window = sys.platform != "linux" or any(
-        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    )
+    has_window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
     if browser and has_window:
         server.login_file = write_login_file(login_url)
         threading.Thread(target=webbrowser.open, args=[server.login_file.as_uri()], daemon=True).start()
-    server.run(sockets=[address.listener])
+    server.run(sockets=[listener])

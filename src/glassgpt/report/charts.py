@@ -6,7 +6,7 @@ places on each x axis. plotly.graph_objects would fix axis, colours and shown ru
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from glassgpt.model.param_groups import PARAM_GROUPS
 from glassgpt.report.runs import MAX_POINTS, RunRecords, column, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import Record
 
+Array = np.ndarray
 # Title, key in the training records, number format, whether to smooth, whether the y axis is logarithmic.
 _CURVES = (
     ("Learning rate", "lr", ".3~g", False, False),
@@ -28,52 +29,39 @@ _CURVES = (
 
 def charts_of(runs: Sequence[RunRecords]) -> list[Record]:
     """The charts of one run or of several compared; charts without a finite number are left out."""
-    scores = [*_evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised"), *_hellaswag_lines(runs)]
-    charts = [*_losses(runs), _chart("HellaSwag", ".1~%", scores, tall=True)]
+    charts: list[Record] = []
+
+    def add(
+        title: str, form: str, traces: list[Record], log: bool = False, tall: bool = False, section: str = "Training"
+    ) -> None:
+        chart = {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": traces}
+        measured = [trace["y"] for trace in traces if trace["style"] != "reference"]
+        if any(y is not None for values in measured for y in values):
+            charts.append(chart)
+
+    is_single = len(runs) == 1
+    training, validation = _training(runs, "loss", smooth=True), _evaluated(runs, "val_loss", "validation")
+    validation += _loss_lines(runs)
+    if is_single:
+        add("Loss (nats per token)", ".4~g", training + validation, tall=True)
+    else:
+        add("Training loss, smoothed (nats per token)", ".4~g", training, tall=True)
+        add("Validation loss (nats per token)", ".4~g", validation, tall=True)
+        add("Validation, bits per byte", ".4~g", _evaluated(runs, "val_bits_per_byte"))
+    scores = _evaluated(runs, "hellaswag_acc_norm", "HellaSwag, normalised")
+    add("HellaSwag", ".1~%", scores + _hellaswag_lines(runs), tall=True)
     for title, key, form, smooth, log in _CURVES:
-        suffix = ", smoothed" if smooth and len(runs) > 1 else ""
-        charts.append(_chart(title + suffix, form, _training(runs, key, smooth), log=log))
-    charts += _norms(runs)
-    return [chart for chart in charts if any(map(_has_numbers, chart["traces"]))]
-
-
-def _has_numbers(trace: Record) -> bool:
-    return trace["style"] != "reference" and any(y is not None for y in trace["y"])
-
-
-def _chart(
-    title: str, form: str, traces: Iterable[Record], *, log: bool = False, tall: bool = False, section: str = "Training"
-) -> Record:
-    return {"title": title, "section": section, "format": form, "log": log, "tall": tall, "traces": list(traces)}
-
-
-def _losses(runs: Sequence[RunRecords]) -> list[Record]:
-    training, lines = _training(runs, "loss", smooth=True), _loss_lines(runs)
-    validation = _evaluated(runs, "val_loss", "validation")
-    if len(runs) == 1:
-        return [_chart("Loss (nats per token)", ".4~g", [*training, *validation, *lines], tall=True)]
-    return [
-        _chart("Training loss, smoothed (nats per token)", ".4~g", training, tall=True),
-        _chart("Validation loss (nats per token)", ".4~g", [*validation, *lines], tall=True),
-        _chart("Validation, bits per byte", ".4~g", _evaluated(runs, "val_bits_per_byte")),
-    ]
-
-
-def _norms(runs: Sequence[RunRecords]) -> list[Record]:
-    """Of one run, a chart with a curve per parameter group; of several, a chart per group."""
-    if len(runs) > 1:
+        add(title + (", smoothed" if smooth and not is_single else ""), form, _training(runs, key, smooth), log=log)
+    if is_single:  # a chart with a curve per parameter group
+        for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
+            groups = enumerate(PARAM_GROUPS.items())
+            traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
+            add(title, ".3~g", [trace for trace in traces if trace["y"]], log=True, tall=True, section="Norms")
+    else:  # a chart per group
         gradients = _evaluated(runs, "grad_norms", group="embedding")
-        title = "Embedding-gradient norm before clipping"
-        weights = (
-            _chart(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group), section="Norms")
-            for group, name in PARAM_GROUPS.items()
-        )
-        return [_chart(title, ".3~g", gradients, log=True, section="Norms"), *weights]
-    charts = []
-    for title, key in (("Gradient norms before clipping", "grad_norms"), ("Weight norms", "weight_norms")):
-        groups = enumerate(PARAM_GROUPS.items())
-        traces = [_evaluated(runs, key, name, group)[0] | {"color": color} for color, (group, name) in groups]
-        charts.append(_chart(title, ".3~g", (t for t in traces if t["y"]), log=True, tall=True, section="Norms"))
+        add("Embedding-gradient norm before clipping", ".3~g", gradients, log=True, section="Norms")
+        for group, name in PARAM_GROUPS.items():
+            add(f"Weight norm: {name}", ".4~g", _evaluated(runs, "weight_norms", group=group), section="Norms")
     return charts
 
 
@@ -87,10 +75,10 @@ def _training(runs: Sequence[RunRecords], key: str, smooth: bool) -> list[Record
         if len(runs) > 1:
             limit = max(500, MAX_POINTS // len(runs))
             traces.append(_trace(run, run.name, steps, mean, "line", number, limit))
-            continue
-        traces.append(_trace(run, "each step", steps, values, "faint" if smooth else "line"))
-        if smooth:
-            traces.append(_trace(run, f"mean of {window:,} steps", steps, mean, "line"))
+        else:
+            traces.append(_trace(run, "each step", steps, values, "faint" if smooth else "line"))
+            if smooth:
+                traces.append(_trace(run, f"mean of {window:,} steps", steps, mean, "line"))
     return traces
 
 
@@ -128,13 +116,7 @@ def _reference(name: str, value: float) -> Record:
 
 
 def _trace(
-    run: RunRecords,
-    name: str,
-    steps: np.ndarray,
-    y: np.ndarray,
-    style: str,
-    color: int | None = None,
-    limit: int = MAX_POINTS,
+    run: RunRecords, name: str, steps: Array, y: Array, style: str, color: int | None = None, limit: int = MAX_POINTS
 ) -> Record:
     """A series of one run, thinned."""
     kept = thinned(y, limit)
@@ -142,6 +124,6 @@ def _trace(
     return {"name": name, "style": style, "color": color, **places, "y": _numbers(y[kept], whole=False)}
 
 
-def _numbers(values: np.ndarray, whole: bool = True) -> list[float | None]:
+def _numbers(values: Array, whole: bool = True) -> list[float | None]:
     """As JSON has them: null if not finite; whole numbers without a fraction, which is shorter."""
     return [None if not math.isfinite(v) else int(v) if whole and v == int(v) else float(v) for v in values]

@@ -1,7 +1,6 @@
 """The report of one run or of several compared: one HTML file with charts, summary, samples and config.
 
-It opens from the disk without a network. It only reads the runs' files, so it can be written at any time: before the
-first step, during training, after a kill.
+It opens from the disk without a network. It only reads the runs' files, so it can be written at any time.
 """
 
 from collections.abc import Sequence
@@ -14,16 +13,14 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
 
-# In the page's head, so that a report is recognised before it is overwritten.
-_MARK = '<meta name="generator" content="glassgpt report">'
+_MARK = '<meta name="generator" content="glassgpt report">'  # by which a report is recognised before it is overwritten
 
 
 def write_report(run: str | Path, *others: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run, or of several compared, and return its path.
 
     `out`: the file to write. Default: `report.html` in the run, or for several runs in the current directory. Raises
-    `UserError` for a directory that is not a run or is named twice, and for a file that cannot be written, or exists
-    and is not a report.
+    `UserError` for a directory that is not a run or is named twice, and if `out` exists and is not a report.
     """
     runs = read_runs([run, *others])
     if out is None and not others:
@@ -55,19 +52,11 @@ def _render(runs: Sequence[RunRecords]) -> str:
     from plotly.offline import get_plotlyjs
 
     folder = Path(__file__).parent
+    loader, undefined = jinja2.FileSystemLoader(folder), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.FileSystemLoader(folder),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html").render(
-        runs=runs,
-        tables=tables,
-        charts=charts_of(runs),
-        mark=_MARK,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
-    )
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    values = {"runs": runs, "tables": tables, "charts": charts_of(runs), "mark": _MARK}
+    page = environment.get_template("page.html")
+    return page.render(**values, style=style, script=script, plotly=get_plotlyjs())

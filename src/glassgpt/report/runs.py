@@ -13,22 +13,18 @@ from glassgpt.runs.metrics import Metrics, Record, number_in, read_metrics, read
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 
-MAX_POINTS = 5000
-"""Points of a series: about two per pixel on the widest screens, and a page of a few MB for a run of any length."""
+MAX_POINTS = 5000  # of a series: about two per pixel on the widest screens, and a page of a few MB for any run
 
 
 @dataclass(frozen=True)
 class RunRecords(Metrics):
     """A run's files, read once."""
 
-    name: str
-    """The directory's name, with as many parents as distinguish the runs of a report."""
+    name: str  # the directory's, with as many parents as distinguish the runs of a report
     config_text: str
-    config: Record
-    """Nested as in the file; empty if it cannot be read."""
+    config: Record  # nested as in the file; empty if it cannot be read
     environment: Record
-    samples: list[tuple[int, list[str]]]
-    """Step and texts."""
+    samples: list[tuple[int, list[str]]]  # step and texts
     checkpoints: list[str]
 
     def places(self, steps: np.ndarray) -> dict[str, np.ndarray]:
@@ -45,25 +41,19 @@ def read_runs(paths: Sequence[str | Path]) -> list[RunRecords]:
     for run in runs:
         run.require_run()
     resolved = [run.path.resolve() for run in runs]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise UserError(f"{path} is named twice; a report compares different runs")
-    return [_read(run, name) for run, name in zip(runs, _distinct_names(resolved), strict=True)]
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, long enough to distinguish them."""
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
+    if len(set(resolved)) < len(runs):
+        twice = max(resolved, key=resolved.count)
+        raise UserError(f"{twice} is named twice; a report compares different runs")
+    length = 1  # of the ends of the paths that distinguish them
+    while len({path.parts[-length:] for path in resolved}) < len(runs):
+        length += 1
+    return [_read(run, "/".join(path.parts[-length:])) for run, path in zip(runs, resolved, strict=True)]
 
 
 def _read(run: RunDirectory, name: str) -> RunRecords:
-    config_text, environment, config = _text(run.config_path), {}, {}
+    config_text, environment, config = read_text(run.config_path), {}, {}
     with contextlib.suppress(ValueError, TypeError):  # still being written
-        environment = dict(json.loads(_text(run.environment_path)))
+        environment = dict(json.loads(read_text(run.environment_path)))
     with contextlib.suppress(tomllib.TOMLDecodeError):
         config = tomllib.loads(config_text)
     return RunRecords(
@@ -77,8 +67,11 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
     )
 
 
-def _text(path: Path) -> str:
-    return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+def read_text(path: Path) -> str:
+    """A file's text; empty if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes().decode(errors="replace")
+    return ""
 
 
 def column(records: Sequence[Record], key: str, group: str | None = None) -> np.ndarray:

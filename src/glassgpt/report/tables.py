@@ -15,8 +15,7 @@ from glassgpt.utils.formatting import format_bytes, format_duration
 
 Rows = dict[str, list[str]]
 
-MAX_SAMPLED_STEPS = 12
-"""Steps whose samples the page shows: the first, the last, and some evenly between them."""
+MAX_SAMPLED_STEPS = 12  # steps whose samples the page shows: the first, the last, and some evenly between them
 ABSENT = "–"
 # Values of environment.json that may explain a difference.
 _COMPARED = "parameters device precision processes strategy torch cpu threads data_fingerprint".split()
@@ -42,13 +41,14 @@ def facts_of(run: RunRecords) -> dict[str, str]:
     facts = {"steps": _number(done) + (f" of {_number(planned)}" if planned is not None else "")}
     if run.training:
         losses, seconds = column(run.training, "loss"), column(run.training, "seconds")
-        speeds, memory = (column(run.training, key) for key in ("tokens_per_second", "memory_bytes"))
+        known = (column(run.training, key) for key in ("tokens_per_second", "memory_bytes"))
+        speeds, memory = (values[np.isfinite(values)] for values in known)
         facts |= {
             "tokens seen": _number(run.training[-1].get("tokens_seen")),
             "training loss, smoothed": _number(smoothed(losses, smoothing_window(len(losses)))[-1], ".4f"),
             "time in training steps": format_duration(np.nansum(seconds)),
-            "tokens per second, median": _number(_median(speeds), ",.0f"),
-            "memory, highest": format_bytes(np.nanmax(memory)) if np.isfinite(memory).any() else ABSENT,
+            "tokens per second, median": _number(np.median(speeds), ",.0f") if len(speeds) else ABSENT,
+            "memory, highest": format_bytes(memory.max()) if len(memory) else ABSENT,
         }
     if run.evaluations:
         facts["time in evaluations"] = format_duration(np.nansum(column(run.evaluations, "seconds")))
@@ -83,23 +83,20 @@ def differing_environments(runs: Sequence[RunRecords]) -> Rows:
 
 
 def samples_of(runs: Sequence[RunRecords]) -> tuple[list[Record], str]:
-    """Sections of samples, and a note if some steps are left out.
-
-    A section has `title`, `open` and `columns`: step and texts of each run, or None without samples at this step.
-    """
+    """Sections of samples (`columns`: step and texts of each run, or None), and a note if some steps are left out."""
     by_step = [dict(run.samples) for run in runs]
     steps = sorted({step for samples in by_step for step in samples})
     # Evenly spread, the first and the last included.
-    chosen = {round(i * (len(steps) - 1) / (MAX_SAMPLED_STEPS - 1)) for i in range(MAX_SAMPLED_STEPS)}
+    numbers = {round(i * (len(steps) - 1) / (MAX_SAMPLED_STEPS - 1)) for i in range(MAX_SAMPLED_STEPS)}
+    chosen = [step for number, step in enumerate(steps) if number in numbers]
     sections: list[Record] = []
     if len(runs) > 1 and steps:
         final = [run.samples[-1] if run.samples else None for run in runs]
         sections.append({"title": "Final", "open": True, "columns": final})
-    for index, step in enumerate(steps):
-        if index in chosen:
-            columns = [(step, samples[step]) if step in samples else None for samples in by_step]
-            is_open = len(runs) == 1 and index == len(steps) - 1
-            sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
+    for step in chosen:
+        columns = [(step, samples[step]) if step in samples else None for samples in by_step]
+        is_open = len(runs) == 1 and step == steps[-1]
+        sections.append({"title": f"Step {step:,}", "open": is_open, "columns": columns})
     left_out = len(steps) > len(chosen)
     return sections, f"{len(chosen)} of {len(steps)} steps; samples.md has all of them." if left_out else ""
 
@@ -113,11 +110,6 @@ def _differing(columns: Sequence[Mapping[str, Any]]) -> Rows:
 def _rows(columns: Sequence[Mapping[str, str]]) -> Rows:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key, ABSENT) for column in columns] for key in keys}
-
-
-def _median(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan
 
 
 def _number(value: float | None, spec: str = ",") -> str:

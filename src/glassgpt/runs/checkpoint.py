@@ -1,7 +1,6 @@
 """Checkpoints: one directory each, written atomically, verified when read, never unpickled.
 
-    checkpoints/000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json
-                         manifest.json
+    000500/  model.safetensors  optimizer.safetensors  config.toml  tokenizer.json  state.json  manifest.json
 
 `manifest.json` holds the sha256 of every other file, so a truncated or altered checkpoint is detected before its use.
 A checkpoint that fails verification is set aside as `damaged-000500/` on resume, never deleted.
@@ -15,6 +14,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +38,14 @@ _STEP_NAME = re.compile(r"\d{6,}")
 class TrainingState:
     """The state of training besides weights and optimizer: the progress of the run, and its best step."""
 
-    step: int
-    """Updates done."""
-    val_loss: float | None = None
-    """Validation loss at this step in nats per token; None if it was not evaluated."""
+    step: int  # updates done
+    val_loss: float | None = None  # at this step, in nats per token; None if it was not evaluated
     best_step: int | None = None
     best_val_loss: float | None = None
-    scaler: dict[str, float | int] | None = None
-    """Loss scale of float16 training."""
+    scaler: dict[str, float | int] | None = None  # the loss scale of float16 training
     data_fingerprint: str | None = None
-    """Fingerprint of the training data."""
-    recent: list[list[float]] | None = None
-    """Loss and gradient norm of the last updates, if outliers are skipped."""
-    tokens_seen: int | None = None
-    """Tokens of all updates; None in checkpoints from before 2026-11-22, when all updates had the same size."""
+    recent: list[list[float]] | None = None  # loss and gradient norm of the last updates, if outliers are skipped
+    tokens_seen: int | None = None  # None before 2026-11-22, when all updates had the same size
 
 
 @dataclass(frozen=True)
@@ -74,14 +68,11 @@ class Checkpoint:
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What `glassgpt info` prints: the path, and the training so far."""
-        config, state = self.config, self.state
+        state = self.state
+        step = ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)")
         loss = "not evaluated" if state.val_loss is None else f"{state.val_loss:.4f} nats per token"
-        return (
-            ("checkpoint", str(self.path)),
-            ("step", f"{state.step:,} ({self.tokens_seen:,} tokens seen)"),
-            ("validation loss", loss),
-            ("trained on", config.data.source),
-        )
+        source = ("trained on", self.config.data.source)
+        return ("checkpoint", str(self.path)), step, ("validation loss", loss), source
 
     @property
     def tokens_seen(self) -> int:
@@ -106,10 +97,10 @@ class Checkpoint:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
         tensors = read_tensors(self.path / "model.safetensors")
         parameters = dict(model.named_parameters())
-        shapes, own = ({n: t.shape for n, t in each.items()}.items() for each in (tensors, parameters))
+        shapes, own = ({(name, t.shape) for name, t in each.items()} for each in (tensors, parameters))
         if wrong := sorted({name for name, _ in shapes ^ own}):
-            count = f"({len(wrong)} tensors in all)"
-            raise UserError(f"{self.path} is a checkpoint of another architecture: {wrong[0]!r} differs {count}")
+            what = f"{wrong[0]!r} differs ({len(wrong)} tensors in all)"
+            raise UserError(f"{self.path} is a checkpoint of another architecture: {what}")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
@@ -119,12 +110,12 @@ class Checkpoint:
         parameters = dict(strategy.model.named_parameters())
         owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         for key, value in read_tensors(self.path / OPTIMIZER_FILE).items():
-            kind, _, name = key.partition(".")
+            moment, _, name = key.partition(".")
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
-            state = strategy.shard_like(copy, parameter) if copy.shape == parameter.shape else copy
-            owners[parameter].state[parameter][kind] = state
+            is_sharded = copy.shape == parameter.shape  # unlike AdamW's count of steps
+            owners[parameter].state[parameter][moment] = strategy.shard_like(copy, parameter) if is_sharded else copy
 
 
 @dataclass(frozen=True)
@@ -132,23 +123,21 @@ class Snapshot:
     """Copies of weights and optimizer state in host memory, which do not change while they are written."""
 
     weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
-    """By the names of the moment and its parameter: `exp_avg.blocks.0.attention.qkv.weight`."""
+    moments: dict[str, Tensor]  # by moment and parameter: `exp_avg.blocks.0.attention.qkv.weight`
 
 
 def take_snapshot(strategy: Strategy, optimizers: Sequence[torch.optim.Optimizer]) -> Snapshot | None:
     """A snapshot on the main rank, None on the others, which help to gather it."""
-    found = Snapshot({}, {})
-    weights: dict[str, Tensor] = dict(strategy.model.named_parameters())
-    names = {parameter: name for name, parameter in weights.items()}
-    states = [item for optimizer in optimizers for item in optimizer.state.items()]
-    moments = {f"{key}.{names[parameter]}": value for parameter, state in states for key, value in state.items()}
-    for tensors, kept in ((weights, found.weights), (moments, found.moments)):
-        for name, tensor in tensors.items():
-            whole = strategy.full_tensor(tensor.detach())
-            if strategy.ranks.is_main:
-                kept[name] = whole.to("cpu", copy=True)
-    return found if strategy.ranks.is_main else None
+    snapshot = Snapshot({}, {})
+    names: dict[Tensor, str] = {parameter: name for name, parameter in strategy.model.named_parameters()}
+    tensors = [(snapshot.weights, name, parameter.detach()) for parameter, name in names.items()]
+    for parameter, state in (item for optimizer in optimizers for item in optimizer.state.items()):
+        tensors += [(snapshot.moments, f"{moment}.{names[parameter]}", value) for moment, value in state.items()]
+    for copies, name, tensor in tensors:
+        full = strategy.full_tensor(tensor)
+        if strategy.ranks.is_main:
+            copies[name] = full.to("cpu", copy=True)
+    return snapshot if strategy.ranks.is_main else None
 
 
 def save_checkpoint(
@@ -167,46 +156,20 @@ def save_checkpoint(
     return final
 
 
-class Background:
-    """Runs one action at a time in a thread; the next call raises what it raised."""
+def in_background(action: Callable[[], None]) -> Future[None]:
+    """Run an action in a thread, for which the end of the process does not wait."""
+    future: Future[None] = Future()
 
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
-    def start(self, action: Callable[[], None]) -> None:
-        """Wait for the last action, then run this one."""
-        self.finish()
-
-        def run() -> None:
-            try:
-                action()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="glassgpt-save", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raise what the action raised, if it has ended."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def finish(self) -> None:
-        """Wait until the action has ended; raise what it raised."""
-        self.join()
-        self.check()
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until the action has ended, or for this many seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the action has not ended."""
-        return self._thread is not None and self._thread.is_alive()
+    threading.Thread(target=run, name="glassgpt-save", daemon=True).start()
+    return future
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:
@@ -225,14 +188,15 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         names = [name for name in sums if for_training or name != OPTIMIZER_FILE]
         wrong = next((name for name in names if sha256_of(path / name) != sums[name]), None)
+        problem = None if wrong is None else f"{wrong} does not match its sha256"
     except FileNotFoundError as error:
         if not path.is_dir():
             raise
-        raise UserError(f"checkpoint {path} is damaged: {Path(error.filename).name} is missing") from None
+        problem = f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint {path} is damaged: manifest.json cannot be read") from None
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged: {wrong} does not match its sha256")
+        problem = "manifest.json cannot be read"
+    if problem is not None:
+        raise UserError(f"checkpoint {path} is damaged: {problem}")
     return Checkpoint(path)
 
 
@@ -248,9 +212,8 @@ def latest_checkpoint(directory: Path, warn: Callable[[str], None], *, for_train
         except UserError as error:
             warn(f"{error}; trying the one before it")
     if paths:
-        raise UserError(
-            f"no checkpoint in {directory} passes verification; restore one from a copy, or start a new run elsewhere"
-        )
+        remedy = "restore one from a copy, or start a new run elsewhere"
+        raise UserError(f"no checkpoint in {directory} passes verification; {remedy}")
     return None
 
 
@@ -271,9 +234,9 @@ def set_aside_later_checkpoints(directory: Path, step: int, notify: Callable[[st
     """
     for path in checkpoint_paths(directory):
         if int(path.name) > step:
-            suffixes = itertools.chain([""], map("-{}".format, itertools.count(2)))
-            names = (path.with_name(f"damaged-{path.name}{suffix}") for suffix in suffixes)
-            aside = next(name for name in names if not name.exists())
+            aside, copies = path.with_name(f"damaged-{path.name}"), itertools.count(2)
+            while aside.exists():
+                aside = path.with_name(f"damaged-{path.name}-{next(copies)}")
             os.replace(path, aside)
             notify(f"checkpoint {path} was set aside as {aside.name}")
 

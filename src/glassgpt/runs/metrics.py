@@ -4,8 +4,8 @@
 finite are null. `samples.md` holds one section per step, `## Step 000500`, with `### Sample 1` and the text indented by
 four spaces.
 
-Damage: a last line without its newline is still being written, and all readers leave it. They skip a complete line that
-is not a record, and report its number. Only `truncate_metrics`, which rewrites the file, refuses it.
+Readers leave a last line without its newline, which is still being written, and skip a line that is not a record. Only
+`truncate_metrics`, which rewrites the file, refuses such a line.
 """
 
 import io
@@ -28,7 +28,8 @@ Record = dict[str, Any]
 LINE, SECTION = b"\n", b"\n## Step "
 _CHECKED_BYTES = 256
 _SAMPLES_TITLE = "# Samples\n"
-_SECTION = re.compile(r"\n## Step (\d+)\n(?:\n### Sample \d+\n\n(?:    .*\n)+)*")
+_SAMPLE = r"### Sample [0-9]+\n\n((?:    .*\n)+)"
+_SECTION = re.compile(rf"^## Step ([0-9]{{1,15}})\n(?:\n{_SAMPLE})*", re.MULTILINE)
 # Markdown and Python end a line at a lone carriage return, too: the rest of a sample must not lose its indent there.
 _LINE_END = re.compile(r"\r\n?|\n")
 
@@ -63,11 +64,16 @@ class MetricsWriter:
             self._file.close()
 
 
-def parse_metrics(data: bytes) -> Iterator[tuple[int, Record | None]]:
-    """Yield the number (from 1) and the record of each complete line that is not blank; None if it is damaged."""
+def parse_metrics(data: bytes) -> Iterator[Record]:
+    """Yield the records in complete lines."""
+    yield from (record for _, _, record in _lines(data) if record is not None)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Yield each complete line that is not blank: its number from 1, itself, and its record, None if it is damaged."""
     for number, line in enumerate(io.BytesIO(data), 1):
         if line.endswith(b"\n") and line.strip():
-            yield number, _record(line)
+            yield number, line, _record(line)
 
 
 def _record(line: bytes) -> Record | None:
@@ -94,15 +100,13 @@ class Metrics:
 
     training: list[Record]
     evaluations: list[Record]
-    damaged: list[int]
-    """Numbers of the lines that were skipped."""
+    damaged: list[int]  # numbers of the lines that were skipped; the report names them
 
 
 def read_metrics(source: Path | bytes) -> Metrics:
     """Read a `metrics.jsonl` (empty if it does not exist), or data from it. Records with neither loss are left out."""
-    data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
     metrics = Metrics([], [], [])
-    for number, record in parse_metrics(data):
+    for number, _, record in _lines(_content(source)):
         if record is None:
             metrics.damaged.append(number)
         elif "val_loss" in record:
@@ -112,46 +116,46 @@ def read_metrics(source: Path | bytes) -> Metrics:
     return metrics
 
 
+def _content(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return source.read_bytes() if source.is_file() else b""
+
+
 def truncate_metrics(path: Path, step: int) -> None:
     """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line."""
-    data = path.read_bytes() if path.exists() else b""
-    lines, kept = io.BytesIO(data).readlines(), []
-    for number, record in parse_metrics(data):
+    kept = []
+    for number, line, record in _lines(_content(path)):
         if record is None:
             raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
         if record["step"] <= step:
-            kept.append(lines[number - 1])
+            kept.append(line)
     write_atomic(path, b"".join(kept))
 
 
 def append_samples(path: Path, step: int, samples: Sequence[str]) -> None:
     """Append a step's samples to `samples.md`, indented, so that no line of them looks like a heading."""
-    parts = [f"\n## Step {step:06d}\n"]
+    text = f"\n## Step {step:06d}\n"
     for number, sample in enumerate(samples, start=1):
         body = "\n".join(f"    {line}" for line in _LINE_END.split(sample))
-        parts.append(f"\n### Sample {number}\n\n{body}\n")
+        text += f"\n### Sample {number}\n\n{body}\n"
     with explain_os_errors("write", path), open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(parts))
+        file.write(text)
 
 
 def read_samples(source: Path | bytes) -> list[tuple[int, list[str]]]:
     """The steps and texts of a `samples.md` (none if it does not exist), or of data from it."""
-    data = source if isinstance(source, bytes) else source.read_bytes() if source.is_file() else b""
-    sections: list[tuple[int, list[list[str]]]] = []
-    for line in data.decode(errors="replace").split("\n"):
-        if heading := re.fullmatch(r"## Step ([0-9]{1,15})", line):
-            sections.append((int(heading[1]), []))
-        elif sections and re.fullmatch(r"### Sample [0-9]+", line):
-            sections[-1][1].append([])
-        elif sections and sections[-1][1] and line.startswith("    "):
-            sections[-1][1][-1].append(line[4:])
-    return [(step, ["\n".join(lines) for lines in texts]) for step, texts in sections]
+    found = []
+    for section in _SECTION.finditer(_content(source).decode(errors="replace")):
+        texts = (re.sub(r"^    ", "", body, flags=re.MULTILINE) for body in re.findall(_SAMPLE, section[0]))
+        found.append((int(section[1]), [text.removesuffix("\n") for text in texts]))
+    return found
 
 
 def truncate_samples(path: Path, step: int) -> None:
     """Remove the samples after a step, and a section that a kill or a full disk cut off, perhaps inside a character."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    kept = [section[0] for section in _SECTION.finditer(text) if int(section[1]) <= step]
+    sections = _SECTION.finditer(_content(path).decode(errors="replace"))
+    kept = [f"\n{section[0]}" for section in sections if int(section[1]) <= step]
     write_atomic(path, "".join([_SAMPLES_TITLE, *kept]))
 
 
@@ -160,8 +164,7 @@ class FollowedFile:
     """A growing file, read piece by piece. A checksum of the last bytes shows if it was cut back or replaced."""
 
     path: Path
-    separator: bytes
-    """`LINE` or `SECTION`: what is incomplete after the last one is left for the next read."""
+    separator: bytes  # `LINE` or `SECTION`: what is incomplete after the last one is left for the next read
     offset: int = 0
     checksum: int = 0
 

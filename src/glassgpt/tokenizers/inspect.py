@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from glassgpt.tokenizers.base import begin_of_text, bytes_to_unicode
+from glassgpt.tokenizers.base import BYTE_OF, batches_by_size
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, build_tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
@@ -22,16 +22,13 @@ _BATCH = 1 << 22  # characters encoded at once
 
 
 def describe(tokenizer: Tokenizer, text: str | None = None) -> str:
-    """Describe a tokenizer: kind, size, special tokens, longest tokens, and the tokens of a text (default: `SAMPLE`).
-
-    Raises `UserError` if it cannot encode `text`.
-    """
+    """Describe a tokenizer and a text's tokens (default: `SAMPLE`). Raises `UserError` if it cannot encode `text`."""
     width = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     rows = [
         ("kind", _KINDS.get(tokenizer.kind, tokenizer.kind)),
         ("tokens", f"{tokenizer.vocab_size:,}, of {width} bytes each in a dataset"),
         ("end of text", _special(tokenizer, tokenizer.end_of_text)),
-        ("a text begins with", _special(tokenizer, begin_of_text(tokenizer))),
+        ("a text begins with", _special(tokenizer, tokenizer.begin_of_text)),
     ]
     try:
         lines = show_tokens(tokenizer, SAMPLE if text is None else text)
@@ -73,10 +70,9 @@ def merge_states(tokenizer: BPETokenizer, text: str) -> list[list[bytes]]:
     tokenizer.encode(text)  # refuses invalid Unicode
     words = [list(word) for word in tokenizer.pre_tokenize(text)]
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges())}
-    byte_of = {symbol: bytes([byte]) for byte, symbol in enumerate(bytes_to_unicode())}
     states = []
     while True:
-        states.append([b"".join(byte_of[symbol] for symbol in part) for word in words for part in word])
+        states.append([bytes(BYTE_OF[symbol] for symbol in part) for word in words for part in word])
         pairs = {pair for word in words for pair in itertools.pairwise(word)} & ranks.keys()
         if not pairs:
             return states
@@ -97,23 +93,13 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 def bytes_per_token(tokenizers: Sequence[Tokenizer], texts: Iterable[str]) -> list[float]:
     """Return each tokenizer's mean bytes per token. Raises `UserError` if there is no text, or one cannot encode it."""
     total, tokens = 0, [0] * len(tokenizers)
-    for batch in _batches(texts):
+    for batch in batches_by_size(texts, _BATCH):
         total += sum(len(text.encode()) for text in batch)
         for i, tokenizer in enumerate(tokenizers):
             tokens[i] += len(tokenizer.encode_documents(batch)[0])
     if not total:
         raise UserError("there is no text to count tokens in")
     return [total / count for count in tokens]
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if sum(map(len, batch)) >= _BATCH:
-            yield batch
-            batch = []
-    yield batch
 
 
 def compare_with_gpt2(tokenizer: Tokenizer, texts: Iterable[str]) -> str:

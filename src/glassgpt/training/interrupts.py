@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, Self
 
 NOTICE = b"\nstopping after this step, then saving (Ctrl-C again quits without saving)\n"
 
 
-class Interrupts(contextlib.AbstractContextManager["Interrupts"]):
-    """Catches SIGINT, SIGTERM and SIGHUP from `catch` to the end of the `with` block; `signal` is the first one.
+class Interrupts:
+    """Catches SIGINT, SIGTERM and SIGHUP in a `with` block; `signal` is the first one.
 
     A second SIGINT or SIGTERM ends the process at once, but not under torchrun, which repeats the scheduler's signal.
     A second SIGHUP does nothing: both the terminal and the shell report a lost connection. Python allows signal
@@ -24,14 +24,13 @@ class Interrupts(contextlib.AbstractContextManager["Interrupts"]):
         self._repeats_mean_quit, self._announces = repeats_mean_quit, announces
         self._handlers: dict[int, Any] = {}
 
-    def catch(self) -> None:
-        """Catch signals from here on."""
-        if threading.current_thread() is not threading.main_thread():
-            return
+    def __enter__(self) -> Self:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
             numbers.append(signal.SIGHUP)
-        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
 
     def _receive(self, number: int, frame: object) -> None:
         if self.signal is None:

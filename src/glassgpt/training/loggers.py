@@ -10,6 +10,7 @@ import secrets
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from glassgpt.config.schema import TrainConfig
@@ -17,9 +18,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-# Seconds that W&B may take to reach its server at the start, and to upload the rest at the end.
-INIT_SECONDS = 60
-FINISH_SECONDS = 60
+SECONDS = 60  # that W&B may take to reach its server at the start, and to upload the rest at the end
 CODE_INDENT = "    "  # a block of code in Markdown, which TensorBoard renders
 
 
@@ -59,17 +58,16 @@ class WeightsAndBiases:
         import wandb
 
         self._html = wandb.Html
-        timeouts = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "glassgpt"),
             name=run.path.resolve().name,
-            id=_run_id(run),
+            id=_run_id(run.wandb / "glassgpt-id"),
             dir=str(run.path),
             config=config.to_dict(),
             allow_val_change=True,
             resume="allow" if _is_online() else None,
             reinit="create_new",  # a notebook's own run of W&B is left alone
-            settings=wandb.Settings(console="off", silent=True, **timeouts),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS, finish_timeout=SECONDS),
         )
         self._first_step = self._run.starting_step
         if self._run.disabled:
@@ -97,10 +95,8 @@ class WeightsAndBiases:
 
 
 Logger = TensorBoard | WeightsAndBiases
-_OPENERS: dict[str, tuple[str, type[Logger]]] = {
-    "tensorboard": ("TensorBoard", TensorBoard),
-    "wandb": ("Weights & Biases", WeightsAndBiases),
-}
+_OPENERS: dict[str, tuple[str, type[Logger]]]
+_OPENERS = {"tensorboard": ("TensorBoard", TensorBoard), "wandb": ("Weights & Biases", WeightsAndBiases)}
 
 
 def _libraries(log: str) -> list[str]:
@@ -131,10 +127,7 @@ def _is_online() -> bool:
 
 
 def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """A record's numbers by their names in a log: `train/loss`, `val/loss`, `hellaswag/acc`, `grad_norms/embedding`.
-
-    Booleans and None are left out; numbers that are not finite stay.
-    """
+    """A record's numbers by their names in a log: `train/loss`, `val/loss`, `hellaswag/acc`, `grad_norms/embedding`."""
     own_section = "val" if "val_loss" in record else "train"
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -145,24 +138,24 @@ def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class Loggers:
-    """The loggers of a run. One that fails is reported once and closed: a run of days must not end because of a log."""
+    """The loggers of a run that starts, or resumes after `step` updates.
 
-    def __init__(self, run: RunDirectory, config: TrainConfig, notify: Callable[[str], None]) -> None:
-        self._run, self._config, self._notify = run, config, notify
+    One that fails is reported once and closed: a run of days must not end because of a log.
+    """
+
+    def __init__(self, run: RunDirectory, config: TrainConfig, step: int, notify: Callable[[str], None]) -> None:
+        self._metrics_path, self._notify = run.metrics_path, notify
         self._loggers: dict[str, Logger] = {}
-
-    def open(self, step: int) -> None:
-        """Training starts, or resumes after `step` updates."""
-        for library in _libraries(self._config.log):
+        for library in _libraries(config.log):
             title, opener = _OPENERS[library]
             try:
-                self._loggers[title] = logger = opener(self._run, self._config, step + 1 if step else 0)
-                self._notify(f"{title}: {logger.place}")
+                self._loggers[title] = logger = opener(run, config, step + 1 if step else 0)
+                notify(f"{title}: {logger.place}")
             except Exception as error:
                 self._warn_of(title, error)
 
     def close(self, failed: bool) -> None:
-        """The run has ended. This may take as long as an upload does."""
+        """Close all loggers, which may take as long as an upload does."""
         self.each(lambda logger: logger.close(failed))
         self._loggers.clear()
 
@@ -176,8 +169,8 @@ class Loggers:
                 self._warn_of(title, error)
 
     def _warn_of(self, title: str, error: Exception) -> None:
-        where = f"{self._run.metrics_path} has everything"
-        self._notify(f"warning: {title} failed ({_reason(error)}); training continues without it, and {where}")
+        without = f"training continues without it, and {self._metrics_path} has everything"
+        self._notify(f"warning: {title} failed ({_reason(error)}); {without}")
 
 
 def _reason(error: Exception) -> str:
@@ -185,9 +178,8 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _run_id(run: RunDirectory) -> str:
+def _run_id(path: Path) -> str:
     """The run's permanent id at W&B, drawn when it is first needed."""
-    path = run.wandb / "glassgpt-id"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, secrets.token_hex(8))

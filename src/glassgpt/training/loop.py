@@ -10,15 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glassgpt.evaluation.hellaswag import evaluate_hellaswag
+from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
 from glassgpt.model.gpt import GPT
-from glassgpt.model.param_groups import group_weight_norms
+from glassgpt.model.param_groups import norms_by_group
 from glassgpt.runs.checkpoint import take_snapshot
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.recorder import Recorder
-from glassgpt.training.setup import TrainState, sampler
+from glassgpt.training.setup import TrainState, is_due, sampler
 from glassgpt.training.step import UpdateQueue
 from glassgpt.utils.device import memory_used
 from glassgpt.utils.rng import seed_for
@@ -43,18 +43,12 @@ def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts)
         if evaluates:
             val_loss, is_best = evaluate(state, recorder, updates.group_norms)
         elif probes:
-            with state.strategy.full_model() as model:
-                probe(state, recorder, model)
+            probe(state, recorder, state.strategy.full_model())
         if saves or is_best:
             save(state, recorder, val_loss)
         if signal and not is_last:
             return signal
     return None
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every N steps happens at this one; 0 is never."""
-    return every > 0 and step % every == 0
 
 
 def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, int]:
@@ -68,22 +62,19 @@ def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, in
 def evaluate(
     state: TrainState, recorder: Recorder, grad_norms: Mapping[str, float] | None = None
 ) -> tuple[float, bool]:
-    """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best.
-
-    `grad_norms`: the update's, by parameter group.
-    """
+    """Record validation loss, norms, samples and a snapshot. Returns the loss, and whether it is a new best."""
     began = time.perf_counter()
-    with state.strategy.full_model() as model:
-        state.ranks.enter_phase(f"the evaluation of step {state.step}")
-        result = evaluate_data(
-            model, state.data, precision=state.precision, limit=state.config.eval_tokens, ranks=state.ranks
-        )
-        record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
-        record |= hellaswag_scores(state, model)
-        record |= {"weight_norms": group_weight_norms(model)} | ({"grad_norms": dict(grad_norms)} if grad_norms else {})
-        recorder.evaluated({**record, "seconds": time.perf_counter() - began})
-        samples = sample(state, recorder, model)
-        probe(state, recorder, model, samples)
+    model = state.strategy.full_model()
+    state.ranks.enter_phase(f"the evaluation of step {state.step}")
+    limit = state.config.eval_tokens
+    result = evaluate_data(model, state.data, precision=state.precision, limit=limit, ranks=state.ranks)
+    record = {"step": state.step, **{f"val_{key}": value for key, value in result.items()}}
+    record |= hellaswag_scores(state, model)
+    record["weight_norms"] = {name: norm.item() for name, norm in norms_by_group(model).items()}
+    record |= {"grad_norms": dict(grad_norms)} if grad_norms else {}
+    recorder.evaluated({**record, "seconds": time.perf_counter() - began})
+    samples = sample(state, recorder, model)
+    probe(state, recorder, model, samples)
     loss: float = result["loss"]
     is_best = state.step > 0 and math.isfinite(loss) and (state.best_val_loss is None or loss < state.best_val_loss)
     if is_best:
@@ -93,16 +84,17 @@ def evaluate(
 
 def hellaswag_scores(state: TrainState, model: GPT) -> dict[str, Any]:
     """The scores on HellaSwag for the record of an evaluation; empty if they are not due."""
+    items, is_published = state.hellaswag
     due = state.step == state.steps or is_due(state.step, state.config.hellaswag_every)
-    if not state.hellaswag or not due:
+    if not items or not due:
         return {}
-    tokenizer = state.data.tokenizer
-    scores = evaluate_hellaswag(model, tokenizer, state.hellaswag, precision=state.precision, ranks=state.ranks)
+    scores = score_hellaswag(model, state.data.tokenizer, items, precision=state.precision, ranks=state.ranks)
+    figures = summarize(scores)
     return {
-        "hellaswag_acc": scores["acc"],
-        "hellaswag_acc_norm": scores["acc_norm"],
-        "hellaswag_items": scores["n"],
-        "hellaswag_published": state.hellaswag_published,
+        "hellaswag_acc": figures["acc"],
+        "hellaswag_acc_norm": figures["acc_norm"],
+        "hellaswag_items": figures["n"],
+        "hellaswag_published": is_published,
     }
 
 
@@ -131,4 +123,6 @@ def save(state: TrainState, recorder: Recorder, val_loss: float | None) -> None:
     state.ranks.enter_phase(f"the save of step {state.step}", may_take_long=True)
     recorder.finish()  # the save before: two copies might not fit into the host's memory
     state.ranks.enter_phase(f"the gathering of step {state.step}")
-    recorder.save(take_snapshot(state.strategy, state.optimizers), val_loss)
+    snapshot = take_snapshot(state.strategy, state.optimizers)
+    if snapshot is not None:
+        recorder.save(snapshot, val_loss)

@@ -29,22 +29,16 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class OutlierWatch:
-    """Finds a loss or gradient norm far above the ones before it, as llm.c does; a `threshold` of 0 disables it.
-
-    recent: losses and norms of the last 128 updates, oldest first; checkpoints keep them.
-    """
+    """Finds a loss or gradient norm far above the 128 before it, as llm.c does; a `threshold` of 0 disables it."""
 
     STEPS = 128
 
-    def __init__(self, threshold: float, recent: Sequence[Sequence[float]] = ()) -> None:
+    def __init__(self, threshold: float, recent: Sequence[list[float]] = ()) -> None:
         self.threshold = threshold
-        self.recent = [list(pair) for pair in recent]
+        self.recent = list(recent)  # losses and norms of the last updates, oldest first; checkpoints keep them
 
     def is_outlier(self, loss: float, norm: float) -> bool:
-        """Whether one of the two is more than `threshold` standard deviations above its mean. Adds them to `recent`.
-
-        Never in the first 128 updates.
-        """
+        """Whether one of the two is more than `threshold` standard deviations above its mean. Adds them to `recent`."""
         if not self.threshold:
             return False
         found = False
@@ -72,8 +66,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-# Elements of the matrices that Muon handles together: 256 MiB in float32.
-ELEMENTS_AT_ONCE = 2**26
+ELEMENTS_AT_ONCE = 2**26  # of the matrices that Muon handles together: 256 MiB in float32
 
 
 class Muon(torch.optim.Optimizer):
@@ -86,15 +79,10 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        groups: Sequence[dict[str, Any]],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        strategy: Strategy,
-        dtype: torch.dtype = torch.float32,
+        self, groups: list[dict[str, Any]], config: OptimConfig, strategy: Strategy, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": None})
+        settings = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+        super().__init__(groups, {**settings, "split": None})
         self._strategy = strategy
         self._orthogonalize = partial(orthogonalize, dtype=dtype)
         self.found_inf: Tensor | None = None
@@ -117,11 +105,9 @@ class Muon(torch.optim.Optimizer):
             for matrix in torch.split(direction, group["split"] or [len(direction)]):
                 by_shape.setdefault(matrix.shape, []).append(matrix)
         for shape, matrices in by_shape.items():
-            scale = 0.2 * math.sqrt(max(shape))
-            for matrix, orthogonal in zip(
-                matrices, self._strategy.distributed_map(self._orthogonalize, torch.stack(matrices)), strict=True
-            ):
-                torch.mul(orthogonal, scale, out=matrix)
+            orthogonal = self._strategy.distributed_map(self._orthogonalize, torch.stack(matrices))
+            for matrix, update in zip(matrices, orthogonal, strict=True):
+                torch.mul(update, 0.2 * math.sqrt(max(shape)), out=matrix)
         for (parameter, group), direction in zip(members, directions, strict=True):
             update = self._strategy.shard_like(direction, parameter)
             # In place, unless all of it may have to be left out.
@@ -161,7 +147,7 @@ def build_optimizers(
     groups: list[dict[str, Any]] = [{"params": fused, "split": model.blocks[0].attention.split}, {"params": single}]
     rest = [p for p in parameters if id(p) not in taken]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    return [Muon(groups, config.lr, config.momentum, config.weight_decay, strategy, dtype), build_adamw(rest, config)]
+    return [Muon(groups, config, strategy, dtype), build_adamw(rest, config)]
 
 
 def build_adamw(parameters: Sequence[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:

@@ -23,17 +23,14 @@ class Progress:
         self, interval: float = 5.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._interval, self._stream, self._clock = interval, stream, clock
-        self._is_open = True
-        self._shown: float | None = None
-        self._last_step = 0
+        self._is_open, self._sample, self._last_step = True, "", 0
+        self._shown: float | None = None  # when the last line about a step was printed
         self._remaining = RemainingTime(0, clock)
-        self._sample = ""
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
         """Training starts or resumes. `summary`: of the model. `last_step`: number of updates at the end."""
-        self._last_step = last_step
+        self._last_step, self._shown = last_step, None
         self._remaining = RemainingTime(last_step, self._clock)
-        self._shown = None
         self._print(summary)
         sources = ", ".join(config.data.sources)
         self._print(f"training on {sources} into {run}: {last_step} steps of {config.batch_tokens} tokens", "bold")
@@ -45,22 +42,15 @@ class Progress:
         if self._shown is not None and step != self._last_step and now - self._shown < self._interval:
             return
         self._shown = now
-        parts = (
-            f"step {step}/{self._last_step}",
-            f"loss {format_number(record.get('loss'), '.4f')}",
-            f"lr {format_number(record.get('lr'), '.2e')}",
-            f"{format_number(record.get('tokens_per_second'), ',.0f')} tokens/s",
-            f"{format_duration(left)} left",
-        )
-        self._print("  ".join(parts))
+        loss, lr = format_number(record.get("loss"), ".4f"), format_number(record.get("lr"), ".2e")
+        speed = f"{format_number(record.get('tokens_per_second'), ',.0f')} tokens/s  {format_duration(left)} left"
+        self._print(f"step {step}/{self._last_step}  loss {loss}  lr {lr}  {speed}")
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """The validation split was evaluated."""
         loss, perplexity, bits = (record.get(f"val_{name}") for name in ("loss", "perplexity", "bits_per_byte"))
-        line = (
-            f"step {record['step']}/{self._last_step}  validation loss {format_number(loss, '.4f')}"
-            f"  perplexity {format_number(perplexity, ',.2f')}  {format_number(bits, '.3f')} bits per byte"
-        )
+        line = f"step {record['step']}/{self._last_step}  validation loss {format_number(loss, '.4f')}"
+        line += f"  perplexity {format_number(perplexity, ',.2f')}  {format_number(bits, '.3f')} bits per byte"
         if "hellaswag_acc_norm" in record:
             line += f"  HellaSwag {record['hellaswag_acc_norm']:.1%} of {record['hellaswag_items']:,}"
         self._print(line, "green")

@@ -1,37 +1,39 @@
-"""Start a run, or resume one, and take it to its end.
-
-`train` and `resume` differ in where the state comes from; both then hold the run's lock, catch signals, and run
-`training_loop`.
-"""
+"""Start a run, or resume one, and take it to its end."""
 
 import hashlib
 import os
 import shlex
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glassgpt.config.schema import TrainConfig
+from glassgpt.config.schema import EXECUTION_SETTINGS, TrainConfig
+from glassgpt.data.sources import resolve as resolve_source
 from glassgpt.distributed.group import Ranks, process_group, under_torchrun
-from glassgpt.runs.checkpoint import set_aside_later_checkpoints
+from glassgpt.runs.checkpoint import Checkpoint, latest_checkpoint, set_aside_later_checkpoints
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.loggers import require_loggers
 from glassgpt.training.loop import training_loop
-from glassgpt.training.optim import lr_at
 from glassgpt.training.progress import Progress, SilentProgress
-from glassgpt.training.recorder import Recorder, recorder_of
-from glassgpt.training.resume import SETTLING_SECONDS, find_resume_point, warn_of_changed_environment
+from glassgpt.training.recorder import Recorder
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
+
+# Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
+SETTLING_SECONDS = 60.0
+# Random numbers depend on the device and its kernels, and on how a batch is cut.
+_AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 
 def train(
@@ -45,15 +47,14 @@ def train(
     torchrun restarts the ranks, the run that they began is resumed. Whether it fits into memory is not checked.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with _interrupts() as interrupts, process_group() as ranks:
-        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
-        is_restart = ranks.is_main and _is_restart(run, config, overwrite, ranks)
-        if ranks.all_gather_object(is_restart)[0]:
-            progress.message(f"resuming {run.path}, which this torchrun job began")
-            stopped_by = _resume(run, ranks, progress, interrupts, {}, wait=SETTLING_SECONDS)
+    with _job(run, progress) as job:
+        is_restart = job.ranks.is_main and _is_restart(run, config, overwrite, job.ranks)
+        if job.ranks.all_gather_object(is_restart)[0]:
+            job.progress.message(f"resuming {run.path}, which this torchrun job began")
+            job.resume({})
         else:
-            stopped_by = _train(config, run, overwrite, ranks, progress, interrupts)
-    return _end(run, stopped_by)
+            job.train(config, overwrite)
+    return run.path
 
 
 def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None, **execution: Any) -> Path:
@@ -66,27 +67,35 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     determines the numbers, for a device that lacks the precision, and if no checkpoint passes verification.
     """
     directory = RunDirectory(run)
-    with _interrupts() as interrupts, process_group() as ranks:
-        if ranks.is_main:
+    with _job(directory, progress) as job:
+        if job.ranks.is_main:
             directory.require_run()
-        # After a restart by torchrun, what is left of the former ranks may need a moment to end.
-        is_restart = ranks.launch_id is not None and directory.read_status().get("launch") == ranks.launch_id
-        wait = SETTLING_SECONDS if is_restart else 0.0
-        changes = execution if steps is None else {**execution, "steps": steps}
-        progress = (progress or Progress()) if ranks.is_main else SilentProgress()
-        stopped_by = _resume(directory, ranks, progress, interrupts, changes, wait)
-    return _end(directory, stopped_by)
+        job.resume(execution if steps is None else {**execution, "steps": steps})
+    return directory.path
 
 
-def _train(
-    config: TrainConfig, run: RunDirectory, overwrite: bool, ranks: Ranks, progress: Progress, interrupts: Interrupts
-) -> int | None:
-    if ranks.is_main:
-        run.require_free(overwrite)
-        require_loggers(config.log)
-    state = setup_training(config, ranks, progress)
-    recorder = recorder_of(run, state, progress, _request_of(config))
-    with _lock(run, ranks):
+@dataclass
+class _Job:
+    """One rank's part in the training of a run."""
+
+    run: RunDirectory
+    ranks: Ranks
+    progress: Progress
+    until_the_end: ExitStack
+    stopped_by: int | None = None  # the signal that stopped the run before its end
+
+    def lock(self, wait: float = 0.0) -> None:
+        if self.ranks.is_main:
+            self.until_the_end.enter_context(self.run.locked(wait))
+
+    def train(self, config: TrainConfig, overwrite: bool) -> None:
+        run, ranks = self.run, self.ranks
+        if ranks.is_main:
+            run.require_free(overwrite)
+            require_loggers(config.log)
+        state = setup_training(config, ranks, self.progress)
+        recorder = Recorder(run, state, self.progress, _request_of(config))
+        self.lock()
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
             run.clear()
@@ -94,26 +103,29 @@ def _train(
             recorder.status("running")  # with launch and request, which `_is_restart` looks for
             run.write_config(state.config)
             run.cut_back(0)
-        return _run_to_end(run, state, recorder, progress, interrupts)
+        self.run_to_end(state, recorder)
 
-
-def _resume(
-    run: RunDirectory, ranks: Ranks, progress: Progress, interrupts: Interrupts, changes: dict[str, Any], wait: float
-) -> int | None:
-    with _lock(run, ranks, wait), ExitStack() as stack:
-        config, checkpoint, environment, request = find_resume_point(run, ranks, changes, progress)
+    def resume(self, changes: Mapping[str, Any]) -> None:
+        run, ranks, progress = self.run, self.ranks, self.progress
+        # After a restart by torchrun, what is left of the former ranks may need a moment to end.
+        is_restart = ranks.launch_id is not None and run.read_status().get("launch") == ranks.launch_id
+        self.lock(SETTLING_SECONDS if is_restart else 0.0)
+        config, checkpoint, before = _find_resume_point(run, ranks, changes, progress)
         # Sums depend on the number of threads, so restore it. With another number of processes, keep torchrun's.
-        if environment.get("processes", 1) == ranks.size:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(environment["threads"])
-        state = setup_training(config, ranks, progress, checkpoint, environment)
-        warn_of_changed_environment(environment, environment_of(state), progress)
-        recorder = recorder_of(run, state, progress, request)
+        if before.get("processes", 1) == ranks.size:
+            self.until_the_end.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(before["threads"])
+        state = setup_training(config, ranks, progress, checkpoint, before)
+        now = environment_of(state)
+        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
+            progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
+        status = run.read_status()
+        recorder = Recorder(run, state, progress, status.get("request"))
         if state.step >= state.steps:
-            if run.read_status().get("state") != "finished":  # perhaps killed before this was written
+            if status.get("state") != "finished":  # perhaps killed before this was written
                 recorder.status("finished")
             progress.message(f"{run.path} is finished at step {state.step}; --steps N extends it")
-            return None
+            return
         if checkpoint is None:
             progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
         if ranks.is_main:
@@ -121,53 +133,115 @@ def _resume(
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
             recorder.status("running")
-        return _run_to_end(run, state, recorder, progress, interrupts)
+        self.run_to_end(state, recorder)
+
+    def run_to_end(self, state: TrainState, recorder: Recorder) -> None:
+        """Train until the last step is saved, or the step of a signal."""
+        run, ranks = self.run, self.ranks
+        ranks.enter_phase("the opening of the logs", may_take_long=True)
+        recorder.begin()
+        ranks.on_failure = recorder.fail
+        try:
+            interrupts = Interrupts(repeats_mean_quit=not under_torchrun(), announces=ranks.is_main)
+            self.until_the_end.enter_context(interrupts)
+            with matmul_precision(state.precision):
+                self.stopped_by = training_loop(state, recorder, interrupts)
+                ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
+                recorder.finish()
+        except NonFiniteError as error:
+            state.step = error.step - 1
+            recorder.failed_step()
+            # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
+            ranks.all_gather_numbers([0])
+            batch = run.failure_path(error.step)
+            raise UserError(f"{error}; its batch is in {batch}. Try a lower --optim.lr") from None
+        except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
+            recorder.end("interrupted", hurry=True)
+            raise
+        ranks.on_failure = lambda reason: None  # all is written: losing a rank now is not a failure of the run
+        if self.stopped_by is None:
+            recorder.end("finished")
+            self.progress.finished(run.path)
+            return
+        recorder.end("interrupted" if self.stopped_by == signal.SIGINT else "preempted")
+        command = "torchrun … -m glassgpt" if under_torchrun() else program()
+        resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
+        self.progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
 
 
-def _run_to_end(
-    run: RunDirectory, state: TrainState, recorder: Recorder, progress: Progress, interrupts: Interrupts
-) -> int | None:
-    """Train until the last step is saved, or the step of a signal, which is returned."""
-    state.ranks.enter_phase("the opening of the logs", may_take_long=True)
-    recorder.begin()
-    state.ranks.on_failure(recorder.fail)
+@contextmanager
+def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
+    """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
+    # A failure is recorded before the run's lock ends: then another process may resume it.
+    with ExitStack() as until_the_end, process_group() as ranks:
+        job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), until_the_end)
+        yield job
+    if job.stopped_by is not None:
+        # Under torchrun any other exit code is a failure, after which it restarts the ranks.
+        raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
+
+
+def _find_resume_point(
+    run: RunDirectory, ranks: Ranks, changes: Mapping[str, Any], progress: Progress
+) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
+    """Find the changed config, the checkpoint and the environment of the start, on the main rank, and share them."""
+    ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
+    found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
+    config, step, environment = found
+    if step is None:
+        return TrainConfig.from_dict(config), None, environment
+    path, give_up = run.checkpoints / f"{step:06d}", time.monotonic() + SETTLING_SECONDS
+    while not (path / "manifest.json").is_file():  # other hosts may see it later on a network file system
+        if time.monotonic() > give_up:
+            raise UserError(f"{path} is missing on this host: a run needs a directory that all hosts share")
+        time.sleep(0.5)
+    return TrainConfig.from_dict(config), Checkpoint(path), environment
+
+
+def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> tuple[dict[str, Any], int | None, Any]:
+    """The changed config, the step of the checkpoint and the environment, as JSON values."""
+    environment, config = run.read_environment(), run.read_config()
+    checkpoint = latest_checkpoint(run.checkpoints, progress.message)
+    done, saved = (0, config) if checkpoint is None else (checkpoint.state.step, checkpoint.config)
+    changed = config.override(**changes)  # which refuses unknown names and wrong values
+    _require_same_numerics(run, changes, changed, saved)
+    steps = changes.get("steps")
+    if steps is not None and steps != config.steps:
+        if steps <= done:
+            raise UserError(f"the run {run.path} is already at step {done}: --steps must be larger")
+        progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
+    for name, (before, after) in changed.differences(saved).items():
+        if name.partition(".")[0] in EXECUTION_SETTINGS:
+            effect = ""
+            if name == "eval_tokens":
+                effect = "; the best validation loss starts over, as the two are not comparable"
+            elif name in _AFFECT_DROPOUT and config.model.dropout:
+                effect = " (and dropout's masks change)"
+            progress.message(f"{name}: {before!r} -> {after!r} from step {done} on{effect}")
     try:
-        interrupts.catch()
-        with matmul_precision(state.precision):
-            stopped_by = training_loop(state, recorder, interrupts)
-            state.ranks.enter_phase("the last save, and the end of the logs", may_take_long=True)
-            recorder.finish()
-    except NonFiniteError as error:
-        raise _record_failure(error, run, state, recorder) from None
-    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C: a running save is completed, no other one begins
-        recorder.end("interrupted", hurry=True)
-        raise
-    state.ranks.on_failure(lambda reason: None)  # all is written: losing a rank now is not a failure of the run
-    recorder.end("finished" if stopped_by is None else "interrupted" if stopped_by == signal.SIGINT else "preempted")
-    if stopped_by is None:
-        progress.finished(run.path)
-        return None
-    command = "torchrun … -m glassgpt" if under_torchrun() else program()
-    resume_command = f"{command} train --resume {shlex.quote(str(run.path))}"
-    progress.message(f"stopped at step {state.step} and saved; resume with: {resume_command}")
-    return stopped_by
+        for source in config.data.sources:
+            resolve_source(source)
+    except UserError as error:
+        moved = f"if the text has moved, write its new place into {run.config_path} as data.source or in data.mixture"
+        raise UserError(f"{str(error).splitlines()[0]}\n{moved}") from None
+    require_loggers(changed.log)
+    return changed.to_dict(), None if checkpoint is None else done, environment
 
 
-def _record_failure(error: NonFiniteError, run: RunDirectory, state: TrainState, recorder: Recorder) -> UserError:
-    """Record the batch of an update that was not finite. Returns the error to raise."""
-    state.step = error.step - 1
-    recorder.failed_step(lr_at(state.step, state.steps, state.config.optim))
-    # Wait until that is written: every rank fails here, and the first one to announce it ends the others.
-    state.ranks.all_gather_numbers([0])
-    return UserError(f"{error}; its batch is in {run.failure_path(error.step)}. Try a lower --optim.lr")
-
-
-def _end(run: RunDirectory, stopped_by: int | None) -> Path:
-    """The run's directory; if a signal stopped the run, raise the exception that ends the process."""
-    if stopped_by is None:
-        return run.path
-    # Under torchrun any other exit code is a failure, after which it restarts the ranks.
-    raise KeyboardInterrupt if stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
+def _require_same_numerics(
+    run: RunDirectory, changes: Mapping[str, Any], changed: TrainConfig, saved: TrainConfig
+) -> None:
+    """Refuse a setting that determines the numbers and was changed since the checkpoint, now or in config.toml."""
+    # The length may change, and the text may have moved: its fingerprint shows whether it is the same.
+    may_change = {"steps", "epochs", "data.source"}
+    if list(changed.data.mixture.values()) == list(saved.data.mixture.values()):
+        may_change.add("data.mixture")
+    fixed = [name for name in changed.differences(saved) if name.partition(".")[0] not in EXECUTION_SETTINGS]
+    if name := next((name for name in fixed if name != "steps" and name.partition(".")[0] in changes), None):
+        raise UserError(f"{name} determines the numbers of a run, so --resume cannot change it; start a new run")
+    if edited := ", ".join(sorted(set(fixed) - may_change)):
+        remedy = f"restore it, or start a new run with --init-from {shlex.quote(str(run.path))}"
+        raise UserError(f"{edited} in {run.config_path} was changed since the last checkpoint; {remedy}")
 
 
 def _request_of(config: TrainConfig) -> str:
@@ -188,23 +262,6 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
     if not same_job or own == (status["host"], status["pid"]):
         return False
     if overwrite and not restarts:
-        raise UserError(
-            f"a torchrun job with this --rdzv-id began {run.path}: choose another id to --overwrite the run, "
-            "or leave out --overwrite to resume it"
-        )
+        remedy = "choose another id to --overwrite the run, or leave out --overwrite to resume it"
+        raise UserError(f"a torchrun job with this --rdzv-id began {run.path}: {remedy}")
     return True
-
-
-@contextmanager
-def _lock(run: RunDirectory, ranks: Ranks, wait: float = 0.0) -> Iterator[None]:
-    """Lock the run on the main rank. A failure is recorded before the lock ends: then another process may resume."""
-    with run.locked(wait) if ranks.is_main else nullcontext():
-        try:
-            yield
-        except Exception as error:
-            ranks.fail(error)
-
-
-def _interrupts() -> Interrupts:
-    is_alone = not under_torchrun()
-    return Interrupts(repeats_mean_quit=is_alone, announces=is_alone or os.environ["RANK"] == "0")

@@ -36,17 +36,21 @@ from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.formatting import format_duration
 
 # Warn if an update on a CPU takes longer than this, at the share of the peak that such models reach.
-LONG_UPDATE_SECONDS = 60.0
-USUAL_PEAK_SHARE = 0.4
+LONG_UPDATE_SECONDS, USUAL_PEAK_SHARE = 60.0, 0.4
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every N steps happens at this one; 0 is never."""
+    return every > 0 and step % every == 0
 
 
 @dataclass
 class TrainState:
-    """The state of training, which each update changes. `step` counts the updates done."""
+    """The state of training, which each update changes."""
 
     config: TrainConfig
     data: TrainingData
-    batches: Batches
+    batches: dict[int, Batches]  # by sequence length; shorter ones, with `context_start`, are added when needed
     steps: int
     device: torch.device
     precision: str
@@ -54,13 +58,11 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     outliers: OutlierWatch
-    hellaswag: Sequence[Item] = ()
-    hellaswag_published: bool = False
-    """Whether the items are the complete published file."""
-    prompts: Sequence[Prompt] = ()
-    """Inputs of the snapshots; empty if there are none."""
+    hellaswag: tuple[Sequence[Item], bool] = ((), False)  # the items, and whether they are the complete published file
+    prompts: Sequence[Prompt] = ()  # inputs of the snapshots; empty if there are none
+    peak_flops: float | None = None  # of this rank's device at its best; None if unknown
 
-    step: int = 0
+    step: int = 0  # updates done
     tokens_seen: int = 0
     best_step: int | None = None
     best_val_loss: float | None = None
@@ -68,40 +70,28 @@ class TrainState:
     """If the device judges updates itself, so that the host need not wait: 1.0 (), on the device, as soon as a loss or
     gradient norm was not finite; the optimizers then change nothing any more."""
 
-    shorter_batches: dict[int, Batches] = field(default_factory=dict)
-    """Batches of shorter sequences by their length, with `context_start`."""
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "glassgpt-batches"))
     read_ahead: tuple[int, Future[Tensor]] | None = None
     """A step, and its rows of this rank, which the reader reads while the step before is computed."""
-    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "glassgpt-batches"))
-    peak_flops: float | None = None
-    """FLOP/s of this rank's device at its best; None if unknown."""
 
     @property
     def ranks(self) -> Ranks:
         """The processes that train together."""
         return self.strategy.ranks
 
-    @property
-    def update_tokens(self) -> int:
-        """Tokens of the next update."""
-        return self.config.update_tokens(self.step / self.steps)
-
     def evaluates_at(self, step: int) -> bool:
         """Whether the model is evaluated after this many updates."""
-        every = self.config.eval_every
-        return step == self.steps or (every > 0 and step % every == 0)
+        return step == self.steps or is_due(step, self.config.eval_every)
 
     def rows(self, step: int, part: Callable[[int], slice] = slice) -> Ids:
         """The sequences (B, T + 1) of the update after `step` updates, or a part of them."""
-        config, length = self.config, self.config.sequence_length(step / self.steps)
-        batches = self.batches
-        if length < config.model.context_length:
-            if length not in self.shorter_batches:
-                batch_size = config.batch_tokens // length
-                self.shorter_batches[length] = self.data.batches(length, batch_size, config.seed, config.data.order)
-            batches = self.shorter_batches[length]
+        config, progress = self.config, step / self.steps
+        length = config.sequence_length(progress)
+        if length not in self.batches:
+            batch_size = config.batch_tokens // length
+            self.batches[length] = self.data.batches(length, batch_size, config.seed, config.data.order)
         # A smaller update skips the rest of its batch, so that the windows of a step depend on the step alone.
-        return batches.batch_at(step, part(config.update_tokens(step / self.steps) // length))
+        return self.batches[length].batch_at(step, part(config.update_tokens(progress) // length))
 
     def local_rows(self) -> Tensor:
         """This rank's sequences (B, T + 1) of the next update, on the device."""
@@ -133,9 +123,9 @@ def setup_training(
     precision = _precision_of(config, environment, device)
     fingerprint = None if environment is None else str(environment["data_fingerprint"])
     with ranks.main_process_first("opening the data"):
-        start = find_model(config.init_from) if config.init_from is not None and checkpoint is None else None
+        start = find_model(config.init_from) if config.init_from and checkpoint is None else None
         config, data = _open_data(config, start or checkpoint, fingerprint, ranks, progress)
-        items, is_published_set = _open_hellaswag(config)
+        hellaswag = _open_hellaswag(config)
     ranks.enter_phase("the start of training")
     model, config = _build_model(config, start, checkpoint, ranks, device)
     if config.sample.count:
@@ -143,7 +133,7 @@ def setup_training(
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
     facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "config": config.to_toml()}
     facts |= {"precision": precision, "data": data.fingerprint}
-    require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(items)})
+    require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(hellaswag[0])})
     for block in model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)
     strategy = parallelize(model, config, ranks, device, precision)
@@ -152,7 +142,7 @@ def setup_training(
     state = TrainState(
         config=config,
         data=data,
-        batches=batches,
+        batches={config.model.context_length: batches},
         steps=config.steps or max(1, math.ceil((config.epochs or 0) * batches.windows_per_epoch / config.batch_size)),
         device=device,
         precision=precision,
@@ -160,8 +150,7 @@ def setup_training(
         optimizers=build_optimizers(strategy, config.optim, precision),
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "float16"),
         outliers=OutlierWatch(config.optim.skip_outliers),
-        hellaswag=items,
-        hellaswag_published=is_published_set,
+        hellaswag=hellaswag,
         prompts=_probe_prompts(model, data, config),
         peak_flops=peak_flops(device, precision),
     )
@@ -185,9 +174,8 @@ def _precision_of(config: TrainConfig, environment: Mapping[str, Any] | None, de
     try:
         return find_precision(name, device)
     except UserError as error:
-        raise UserError(
-            f"this run began with precision {name!r}, so it cannot resume on {device.type}: {error}"
-        ) from None
+        problem = f"this run began with precision {name!r}, so it cannot resume on {device.type}"
+        raise UserError(f"{problem}: {error}") from None
 
 
 def _warn_of_long_updates(state: TrainState, progress: Progress) -> None:
@@ -195,14 +183,13 @@ def _warn_of_long_updates(state: TrainState, progress: Progress) -> None:
     config = state.config
     if state.device.type != "cpu" or not state.peak_flops:
         return
-    flops = config.batch_tokens * ModelSummary(config.model).training_flops_per_token
+    tokens = config.batch_tokens
+    flops = tokens * ModelSummary(config.model).training_flops_per_token
     seconds = flops / (state.peak_flops * USUAL_PEAK_SHARE * state.ranks.size)
     if seconds > LONG_UPDATE_SECONDS:
-        smaller = max(config.model.context_length, config.batch_tokens // 64)
-        progress.message(
-            f"warning: each update of {config.batch_tokens:,} tokens will take about {format_duration(seconds)} min on "
-            f"this CPU; try fewer, such as --batch-tokens {smaller}"
-        )
+        time = f"each update of {tokens:,} tokens will take about {format_duration(seconds)} min on this CPU"
+        smaller = max(config.model.context_length, tokens // 64)
+        progress.message(f"warning: {time}; try fewer, such as --batch-tokens {smaller}")
 
 
 def judge_on_device(state: TrainState) -> None:
@@ -218,18 +205,19 @@ def _build_model(
     """The model, new or with the weights of `start` or a checkpoint, and the config with its shape."""
     config.sequences_per_process(ranks.size)  # raises if the ranks cannot share a batch
     require_kernel(config.model.attention, device)
-    trained = load_source(start, device)[0] if start is not None else None
-    if trained is not None:
+    if start is not None:
+        trained = load_source(start, device)[0]
         config = dataclasses.replace(config, model=shape_from(trained.config, config.model))
-    model = GPT.empty(config.model, device)
-    if checkpoint is not None:
-        checkpoint.load_model(model)
-    elif trained is None:
-        initialize(model, config.seed)
-    else:
+        model = GPT.empty(config.model, device)
         with torch.no_grad():
             for parameter, original in zip(model.parameters(), trained.parameters(), strict=True):
                 parameter.copy_(original[: parameter.shape[0]])  # only learned positions have rows to lose
+        return model, config
+    model = GPT.empty(config.model, device)
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+    else:
+        initialize(model, config.seed)
     return model, config
 
 
@@ -242,10 +230,8 @@ def _compile(strategy: Strategy, backend: str) -> None:
 
 def _hash_of_code() -> str:
     """Hash of this package's own files: ranks with other commits installed may have the same version number."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _open_data(
@@ -256,7 +242,12 @@ def _open_data(
     if is_new:
         init_from = None if start is None else str(start.path.resolve())
         config = dataclasses.replace(config, init_from=init_from, data=pinned(config.data))
-    data = open_training_data(config.data, _tokenizer_for(config, start), progress.message)
+    # The tokenizer of the model that the run starts from or resumes, unless it is built from the data.
+    from_data = config.init_from is None and tokenizer_file(config.data.tokenizer) is None and not config.data.mixture
+    tokenizer = tokenizer_of(start) if start is not None and not from_data else None
+    if tokenizer is None and config.init_from is not None:
+        raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
+    data = open_training_data(config.data, tokenizer, progress.message)
     if is_new and start is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
@@ -264,26 +255,13 @@ def _open_data(
     if ranks.local_rank == 0:
         data.verify(progress.message)
     require_validation(data)
-    vocab_size = data.tokenizer.vocab_size
-    if config.model.vocab_size not in (None, vocab_size):
-        raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer has {vocab_size}; leave it out"
-        )
+    given, vocab_size = config.model.vocab_size, data.tokenizer.vocab_size
+    if given not in (None, vocab_size):
+        raise UserError(f"model.vocab_size = {given}, but the tokenizer has {vocab_size}; leave it out")
     return config.override(model={"vocab_size": vocab_size}), data
 
 
-def _tokenizer_for(config: TrainConfig, start: ModelSource | None) -> Tokenizer | None:
-    """The tokenizer of the model that a run starts from or resumes; None if it is built from the data."""
-    from_file = tokenizer_file(config.data.tokenizer) is not None
-    needed = config.init_from is not None or from_file or bool(config.data.mixture)
-    tokenizer = tokenizer_of(start) if start is not None and needed else None
-    if tokenizer is None and config.init_from is not None:
-        raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
-    return tokenizer
-
-
 def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
-    """The items to evaluate on, and whether they are the complete published file."""
     if not config.hellaswag_every:
         return (), False
     try:
@@ -311,8 +289,7 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def sampler(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> Iterator[GeneratedToken]:
-    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if this model cannot generate
-    them."""
+    """The tokens of the samples that [sample] asks for. Raises `UserError` at once if they cannot be generated."""
     sampling = {each.name: getattr(settings, each.name) for each in dataclasses.fields(SamplingConfig)}
     return generate(model, tokenizer, settings.prompt, **sampling, n=settings.count, seed=seed, precision="float32")
 
@@ -323,15 +300,15 @@ def _probe_prompts(model: GPT, data: TrainingData, config: TrainConfig) -> list[
     if not length:
         return []
     if not config.probe.prompts:
-        starts = [each.validation.read(0, min(length, len(each.validation))).tolist() for each in data.datasets]
-        return [prompt_of(ids, data.tokenizer) for ids in starts]
+        starts = (each.validation.read(0, min(length, len(each.validation))) for each in data.datasets)
+        return [prompt_of(ids.tolist(), data.tokenizer) for ids in starts]
     prompts = []
     for text in config.probe.prompts:
         try:
-            ids = prompt_ids(model, data.tokenizer, text)[0, :length].tolist()
+            ids = prompt_ids(model, data.tokenizer, text)
         except UserError as error:
             raise UserError(f"probe.prompts, {text!r}: {error}") from None
-        prompts.append(prompt_of(ids, data.tokenizer))
+        prompts.append(prompt_of(ids[0, :length].tolist(), data.tokenizer))
     return prompts
 
 

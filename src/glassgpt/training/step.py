@@ -1,7 +1,4 @@
-"""One update: gradients of the batch, the verdict whether they are finite, and the optimizers.
-
-Shapes: `B` sequences of this rank, `T` tokens of each, `W` ranks.
-"""
+"""One update: gradients of the batch, the verdict whether they are finite, and the optimizers. Shapes: `W` ranks."""
 
 import math
 import time
@@ -13,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glassgpt.model.param_groups import group_gradient_norms
+from glassgpt.model.param_groups import norms_by_group
 from glassgpt.model.summary import ModelSummary
 from glassgpt.training.optim import lr_at
 from glassgpt.training.recorder import Recorder
@@ -27,28 +24,27 @@ SMALLEST_SCALE = 1.0
 
 
 class NonFiniteError(UserError):
-    """The loss or the gradient norm of update `step` is not finite; the weights are those before the update."""
+    """The loss or the gradient norm of an update is not finite; the weights are those before the update."""
 
-    def __init__(self, step: int, loss: float, norm: float, of_rank: str = "") -> None:
-        super().__init__(f"step {step}: the loss is {loss}{of_rank}, the gradient norm {norm}")
-        self.step = step
+    def __init__(self, update: "Update") -> None:
+        self.step = update.step
+        loss, norm = update.loss_and_norm()
+        failed = (~update.numbers[:, 0].isfinite()).nonzero().flatten().tolist()
+        of_rank = f" (on rank {failed[0]})" if failed and len(update.numbers) > 1 else ""
+        super().__init__(f"step {self.step}: the loss is {loss}{of_rank}, the gradient norm {norm}")
 
 
 @dataclass
 class Update:
     """An update that was started. On a GPU it may still run, and its numbers may still be on their way to the host."""
 
-    step: int
-    """From 1."""
+    step: int  # from 1
     lr: float
-    numbers: Tensor
-    """Loss in nats and gradient norm before clipping of each rank (W, 2), on the host."""
+    numbers: Tensor  # loss in nats and gradient norm before clipping of each rank (W, 2), on the host
     group_norms: dict[str, Tensor]
     """Gradient norm () by parameter group, before clipping, on the device; empty unless an evaluation follows."""
-    arrived: torch.cuda.Event | None = None
-    """Recorded when the numbers are on the host; None if they are there already."""
-    is_judged: bool = False
-    """Whether the verdict is known: the update was applied, or skipped for a reason other than a failure."""
+    arrived: torch.cuda.Event | None = None  # when the numbers are on the host; None if they are there already
+    is_judged: bool = False  # on the host, when it was started
     is_outlier: bool = False
 
     def loss_and_norm(self) -> tuple[float, float]:
@@ -58,18 +54,11 @@ class Update:
         losses, norms = self.numbers.double().unbind(1)
         return losses.mean().item(), norms[0].item()
 
-    def failure(self) -> NonFiniteError:
-        """The error of an update whose numbers are not finite; names the first rank whose loss is not."""
-        loss, norm = self.loss_and_norm()
-        failed = (~self.numbers[:, 0].isfinite()).nonzero().flatten().tolist()
-        of_rank = f" (on rank {failed[0]})" if failed and len(self.numbers) > 1 else ""
-        return NonFiniteError(self.step, loss, norm, of_rank)
-
     def read(self) -> dict[str, Any]:
         """Wait for the record: `step`, `loss`, `lr`, `grad_norm`, and `skipped` if it was. Raises `NonFiniteError`."""
         loss, norm = self.loss_and_norm()
         if not self.is_judged and not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.failure()
+            raise NonFiniteError(self)
         record = {"step": self.step, "loss": loss, "lr": self.lr, "grad_norm": norm}
         return record | ({"skipped": True} if self.is_outlier else {})
 
@@ -78,12 +67,10 @@ class UpdateQueue:
     """Starts and records updates. A device that judges them itself computes one while the host starts the next."""
 
     def __init__(self, state: TrainState, recorder: Recorder) -> None:
-        self._state = state
-        self._recorder = recorder
+        self._state, self._recorder = state, recorder
         self._running: deque[Update] = deque()
         self._began = 0.0
-        self.group_norms: dict[str, float] = {}
-        """Gradient norms by parameter group of the last finished update."""
+        self.group_norms: dict[str, float] = {}  # gradient norms by parameter group of the last finished update
 
     def start_update(self) -> None:
         """Start the next update."""
@@ -100,24 +87,21 @@ class UpdateQueue:
             update = self._running.popleft()
             record = update.read()
             seconds, self._began = time.perf_counter() - self._began, time.perf_counter()
-            record |= self._throughput(update.step, seconds)
-            self._recorder.step({**record, "memory_bytes": memory_bytes})
+            self._recorder.step({**record, **self._throughput(update.step, seconds), "memory_bytes": memory_bytes})
             self.group_norms = {name: norm.item() for name, norm in update.group_norms.items()}
 
     def _throughput(self, step: int, seconds: float) -> Mapping[str, float | None]:
         """Count an update's tokens, and measure its speed; `peak_share` is None if the device's peak is unknown."""
-        state, progress = self._state, (step - 1) / self._state.steps
-        tokens = state.config.update_tokens(progress)
+        state, config, progress = self._state, self._state.config, (step - 1) / self._state.steps
+        tokens = config.update_tokens(progress)
         state.tokens_seen += tokens
-        shape = state.config.model.with_shorter_context(state.config.sequence_length(progress))
-        flops = tokens * ModelSummary(shape).training_flops_per_token
-        peak = state.peak_flops
-        return {
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "tokens_seen": state.tokens_seen,
-            "peak_share": flops / seconds / (peak * state.ranks.size) if peak else None,
-        }
+        shape = config.model.with_shorter_context(config.sequence_length(progress))
+        share = None
+        if state.peak_flops:
+            flops = tokens * ModelSummary(shape).training_flops_per_token
+            share = flops / seconds / (state.peak_flops * state.ranks.size)
+        speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        return {**speed, "tokens_seen": state.tokens_seen, "peak_share": share}
 
 
 def start_update(state: TrainState, lr: float) -> Update:
@@ -126,11 +110,12 @@ def start_update(state: TrainState, lr: float) -> Update:
     If the loss or the gradient norm is not finite, all ranks raise `NonFiniteError`, with the weights untouched. In
     float16 infinite gradients are normal now and then: the update is skipped and the loss scale halved.
     """
-    loss, norm, group_norms = compute_gradients(state)
+    loss = compute_gradients(state)
+    norm, group_norms = clip_gradients(state)
     numbers = state.ranks.all_gather(torch.stack([loss, norm.to(loss.device)])[None])
     # Queue the copy before the optimizers: reading the numbers then waits neither for them nor for the next update.
     on_host = numbers.to("cpu", non_blocking=state.found_inf is not None)
-    update = Update(state.step + 1, lr, on_host, group_norms)
+    update = Update(state.step + 1, lr, on_host, group_norms, is_judged=state.found_inf is None)
     if state.found_inf is None:
         if _is_accepted(state, update):
             _apply(state, lr)
@@ -152,8 +137,7 @@ def _is_accepted(state: TrainState, update: Update) -> bool:
     if math.isfinite(loss) and math.isfinite(norm):
         update.is_outlier = state.outliers.is_outlier(loss, norm)
     elif not math.isfinite(loss) or state.scaler.get_scale() <= SMALLEST_SCALE:
-        raise update.failure()
-    update.is_judged = True
+        raise NonFiniteError(update)
     return math.isfinite(norm) and not update.is_outlier
 
 
@@ -166,14 +150,12 @@ def _apply(state: TrainState, lr: float) -> None:
         state.scaler.step(optimizer)
 
 
-def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Compute the clipped gradients of the batch. Returns this rank's mean loss (), the norm () before clipping, and if
-    an evaluation follows, the norms () by parameter group; all on the device.
-    """
+def compute_gradients(state: TrainState) -> Tensor:
+    """Compute the gradients of the batch. Returns this rank's mean loss (), on the device."""
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
     rows = state.local_rows()
-    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, state.update_tokens))
+    micro_batches = rows.tensor_split(config.micro_steps(ranks.size, config.update_tokens(state.step / state.steps)))
     total = torch.zeros((), device=state.device)
     strategy.forward.train()
     with device_rng(state.device) as seed_rng:
@@ -186,18 +168,18 @@ def compute_gradients(state: TrainState) -> tuple[Tensor, Tensor, dict[str, Tens
                     loss = strategy.forward(micro_batch[:, :-1], micro_batch[:, 1:]) * (len(micro_batch) / len(rows))
                 state.scaler.scale(loss).backward()
             total += loss.detach()
-    return total, *_clip(state)
+    return total
 
 
-def _clip(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clip the gradients. Returns their norms before that, as `compute_gradients` does."""
+def clip_gradients(state: TrainState) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clip the gradients. Returns their norm () before that, and if an evaluation follows, by parameter group."""
     strategy, grad_clip = state.strategy, state.config.optim.grad_clip
     state.ranks.enter_phase(f"the gradient norm of update {state.step + 1}")
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in strategy.model.parameters() if p.grad is not None])
-    evaluates = state.evaluates_at(state.step + 1)
-    group_norms = group_gradient_norms(strategy.model, strategy.full_tensor) if evaluates else {}
+    groups = norms_by_group(strategy.model, gradients=True) if state.evaluates_at(state.step + 1) else {}
+    group_norms = {name: strategy.full_tensor(group_norm) for name, group_norm in groups.items()}
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(strategy.model.parameters(), grad_clip, norm)
     return strategy.full_tensor(norm), group_norms

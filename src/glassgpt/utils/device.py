@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import psutil
 import torch
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.gpu_specs import data_sheet
+from glassgpt.utils.gpu_specs import find_gpu
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -97,7 +98,8 @@ def synchronize(device: torch.device) -> None:
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of matrix products: a GPU's by its data sheet, a CPU's measured (0.3 s), otherwise None."""
     if device.type == "cuda":
-        return data_sheet(torch.cuda.get_device_name(device))[1].get(precision)
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return None if gpu is None else gpu.peaks.get(precision)
     return measure_peak_flops(precision, device) if device.type == "cpu" else None
 
 
@@ -186,11 +188,9 @@ def keep_freed_memory() -> None:
 def cpu_name() -> str:
     """The processor's name as the system reports it."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:

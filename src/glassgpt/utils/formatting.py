@@ -1,8 +1,11 @@
-"""Numbers, texts and tokens as people read them: the only place that formats bytes, durations and excerpts."""
+"""Numbers, texts, tokens and progress as people read them: the one place that formats bytes, durations and excerpts."""
 
 import re
+import time
 import unicodedata
 from collections.abc import Callable
+
+Log = Callable[[str], None]
 
 
 def format_bytes(count: float) -> str:
@@ -80,3 +83,18 @@ class RemainingTime:
             return None
         first, start = self._start
         return (self._last_step - step) * (self._clock() - start) / (step - first)
+
+
+class ProgressLine:
+    """Logs a line every few seconds."""
+
+    def __init__(self, log: Log | None, interval: float = 5.0) -> None:
+        self._log, self._interval = log, interval
+        self._start = self._last = time.monotonic()
+
+    def update(self, message: str | Callable[[float], str]) -> None:
+        """Log the message if a line is due. A function makes it from the seconds since the start."""
+        now = time.monotonic()
+        if self._log is not None and now - self._last >= self._interval:
+            self._last = now
+            self._log(message if isinstance(message, str) else message(now - self._start))

@@ -7,12 +7,12 @@ Everything is kept in the library's cache. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`,
 import hashlib
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,10 +64,10 @@ def download_model(hub_id: str) -> Path:
 
     if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
-    with explain_hub_errors(hub_id, "model"):
-        path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_SAFETENSORS]))
-        if not any(match for pattern in _SAFETENSORS for match in path.glob(pattern)):
-            path = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIG, *_TORCH]))
+    for weights in (_SAFETENSORS, _TORCH):
+        path = Path(_request(partial(snapshot_download, hub_id, allow_patterns=[*_CONFIG, *weights]), hub_id, "model"))
+        if any(match for pattern in _SAFETENSORS for match in path.glob(pattern)):
+            break
     return path
 
 
@@ -81,9 +81,7 @@ class HubFile:
     git_sha1: str | None
 
     def is_at(self, path: Path) -> bool:
-        """Whether this file's content is at `path`: its size is compared first, then its hash."""
-        if not path.is_file() or path.stat().st_size != self.bytes:
-            return False
+        """Whether this file's content is at `path`, by its hash."""
         if self.sha256:
             return sha256_of(path) == self.sha256
         content = path.read_bytes()
@@ -103,11 +101,9 @@ class DatasetRepository:
         from huggingface_hub import HfApi, constants
 
         timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        with explain_hub_errors(hub_id, "dataset"):
-            info = retry(partial(HfApi().dataset_info, hub_id, revision=revision, timeout=timeout), attempts)
-            if info.sha is None:
-                raise ValueError("its answer has no commit")
-        return cls(info.id, info.sha)  # another id if the repository was renamed
+        ask = partial(HfApi().dataset_info, hub_id, revision=revision, timeout=timeout)
+        info = _request(ask, hub_id, attempts=attempts)
+        return cls(info.id, str(info.sha))  # another id if the repository was renamed
 
     @property
     def cache(self) -> Path:
@@ -121,129 +117,97 @@ class DatasetRepository:
         from huggingface_hub import hf_hub_download, metadata_load
         from huggingface_hub.errors import EntryNotFoundError
 
-        path = None
-        readme = partial(hf_hub_download, self.hub_id, "README.md", repo_type="dataset", revision=self.commit)
-        with explain_hub_errors(self.hub_id, "dataset"), suppress(EntryNotFoundError):
-            path = retry(readme)
+        def readme() -> str | None:
+            with suppress(EntryNotFoundError):
+                return hf_hub_download(self.hub_id, "README.md", repo_type="dataset", revision=self.commit)
+            return None
+
+        path = _request(readme, self.hub_id)
         try:
             return (path and metadata_load(path)) or {}
         except Exception as error:  # of the YAML library that the hub's library uses
             reason = str(error).splitlines()[0]
             raise UserError(f"the metadata in README.md of {self.hub_id} is not valid: {reason}") from None
 
-    def files(self, folder: str = "", recursive: bool = True) -> list[HubFile]:
-        """List the files in a folder, and below it; none if there is no such folder."""
-        from huggingface_hub import HfApi, RepoFile
-        from huggingface_hub.errors import EntryNotFoundError
+    def missing_bytes(self, file: HubFile) -> int:
+        """The file's size if it is not in the cache or has another size there, otherwise 0."""
+        path = self.cache / "snapshots" / self.commit / file.name
+        return 0 if path.is_file() and path.stat().st_size == file.bytes else file.bytes
 
-        tree = partial(HfApi().list_repo_tree, self.hub_id, folder or None, recursive=recursive)
-        entries: list[object] = []
-        with explain_hub_errors(self.hub_id, "dataset"), suppress(EntryNotFoundError):
-            entries = retry(lambda: list(tree(revision=self.commit, repo_type="dataset")))
-        return [
-            HubFile(entry.path, entry.size, *((entry.lfs.sha256, None) if entry.lfs else (None, entry.blob_id)))
-            for entry in entries
-            if isinstance(entry, RepoFile)
-        ]
-
-    def cached_bytes(self, file: HubFile) -> int:
-        """Size of the file in the cache, 0 if it is not there."""
-        with suppress(OSError):
-            return (self.cache / "snapshots" / self.commit / file.name).stat().st_size
-        return 0
-
-
-@dataclass
-class Download:
-    """A file's download, which other threads may watch and cancel."""
-
-    repository: DatasetRepository
-    file: HubFile
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    received: int = 0
-
-    def present_bytes(self) -> int:
-        """Bytes of the file that are on this machine."""
-        return self.repository.cached_bytes(self.file) or self.received
-
-    def run(self) -> Path:
+    def download(self, file: HubFile, on_bytes: Callable[[int], None]) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        Setting `cancelled` ends it with `CancelledError`.
+        `on_bytes` gets the size of each piece that arrives. If it raises `CancelledError`, the download ends.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
-
-        download = self
 
         class Bar(tqdm):  # prints nothing: the library's only hook into a running download
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
             def update(self, n: float | None = 1) -> None:
-                download.received += int(n or 0)
-                if download.cancelled.is_set():
-                    raise CancelledError
+                on_bytes(int(n or 0))
 
-        hub_id, name = self.repository.hub_id, self.file.name
-        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.repository.commit, "tqdm_class": Bar}
-        with explain_os_errors("write", self.repository.cache), explain_hub_errors(hub_id, "dataset", name):
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit, "tqdm_class": Bar}
+        with explain_os_errors("write", self.cache):
             for force in (False, True):  # the library compares sizes only
-                fetch = partial(hf_hub_download, hub_id, name, force_download=force, **where)
-                path = Path(retry(fetch, cancelled=self.cancelled))
-                if self.file.is_at(path):
+                fetch = partial(hf_hub_download, self.hub_id, file.name, force_download=force, **where)
+                path = Path(_request(fetch, self.hub_id, file=file.name))
+                if file.is_at(path):
                     return path
-        raise UserError(f"{name} of the dataset {hub_id} does not have the hash that the hub lists")
+        raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
 
 
-def retry(call: Callable[[], T], attempts: int = ATTEMPTS, cancelled: threading.Event | None = None) -> T:
-    """Call, and call again after a pause if the error may pass."""
-    cancelled, attempt = cancelled or threading.Event(), 0
-    while not cancelled.wait(_PAUSE * 2 ** (attempt - 1) if attempt else 0):
-        attempt += 1
+@cache  # per commit, whose files never change
+def list_files(repository: DatasetRepository, folder: str = "", recursive: bool = True) -> dict[str, HubFile]:
+    """Return the files in a folder, and below it, by their names, sorted; none if there is no such folder."""
+    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def files() -> dict[str, HubFile]:
+        where: dict[str, Any] = {"recursive": recursive, "revision": repository.commit, "repo_type": "dataset"}
+        found = {}
+        with suppress(EntryNotFoundError):
+            for file in HfApi().list_repo_tree(repository.hub_id, folder or None, **where):
+                if isinstance(file, RepoFile):
+                    sha256, git_sha1 = (file.lfs.sha256, None) if file.lfs else (None, file.blob_id)
+                    found[file.path] = HubFile(file.path, file.size, sha256, git_sha1)
+        return dict(sorted(found.items()))
+
+    return _request(files, repository.hub_id)
+
+
+def _request(call: Callable[[], T], hub_id: str, kind: str = "dataset", file: str = "", attempts: int = ATTEMPTS) -> T:
+    """Call the library, and again after a pause if the error may pass.
+
+    Its errors become `HubUnreachableError`, or a `UserError` that says what to do.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    for attempt in range(attempts):
+        time.sleep(_PAUSE * 2 ** (attempt - 1) if attempt else 0)
         try:
             return call()
-        except Exception as error:
-            if attempt == attempts or not _may_pass(error):
-                raise
-    raise CancelledError
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a request may succeed if it is repeated: a broken connection, or a status of 408, 429 or 5xx."""
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    # The second: the library has retried already. An error with a number is of this machine's disk.
-    final = (CancelledError, EntryNotFoundError, OfflineModeIsEnabled)
-    return not isinstance(error, final) and getattr(error, "errno", None) is None
-
-
-@contextmanager
-def explain_hub_errors(hub_id: str, kind: str, file: str | None = None) -> Iterator[None]:
-    """Turn the library's errors into `HubUnreachableError`, or a `UserError` that says what to do."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        yield
-    except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
-        if isinstance(error, CancelledError) or getattr(error, "errno", None) is not None:
-            raise  # one with a number is of this machine's disk
-        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
-        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        if isinstance(error, GatedRepoError):
-            page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
-            raise UserError(f"the {kind} {hub_id} is gated: accept its terms at {page} and set HF_TOKEN") from None
-        if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-            advice = "if it is private, set HF_TOKEN to a token that may read it"
-            raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; {advice}") from None
-        reason = f"it answers {status}" if status else (str(cause) or type(cause).__name__).splitlines()[0]
-        what = f"{file} of the {kind} {hub_id}" if file else f"the {kind} {hub_id}"
-        manual = {
-            "model": "name a directory with the model's config.json, model.safetensors and tokenizer.json",
-            "dataset": f"run `hf download --repo-type dataset {hub_id} --local-dir DIR` elsewhere and name that folder",
-        }
-        message = f"cannot download {what} from the Hugging Face Hub: {reason}\nwithout network: {manual[kind]}"
-        raise (UserError if status == 404 else HubUnreachableError)(message) from None
+        except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
+            if isinstance(error, CancelledError) or getattr(error, "errno", None) is not None:
+                raise  # one with a number is of this machine's disk
+            cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+            is_hidden = isinstance(error, RepositoryNotFoundError) or status in (401, 403)
+            is_final = isinstance(error, EntryNotFoundError | OfflineModeIsEnabled)  # the library has retried the first
+            if is_final or (status is not None and status < 500 and status not in (408, 429)):
+                break
+    if is_hidden:
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
+        advice = f"if it is private or gated, accept its terms at {page} and set HF_TOKEN to a token that may read it"
+        raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; {advice}")
+    reason = f"it answers {status}" if status else (str(cause) or type(cause).__name__).splitlines()[0]
+    what = f"{file} of the {kind} {hub_id}" if file else f"the {kind} {hub_id}"
+    manual = {
+        "model": "name a directory with the model's config.json, model.safetensors and tokenizer.json",
+        "dataset": f"run `hf download --repo-type dataset {hub_id} --local-dir DIR` elsewhere and name that folder",
+    }
+    message = f"cannot download {what} from the Hugging Face Hub: {reason}\nwithout network: {manual[kind]}"
+    raise (UserError if status == 404 else HubUnreachableError)(message)

@@ -1,4 +1,4 @@
-// Sampling as in generation/sampling.py: temperature, then top-k, top-p and min-p, in this order. Logits are scaled in
+// Sampling as in generation/generate.py: temperature, then top-k, top-p and min-p, in this order. Logits are scaled in
 // float32 as there, so that the same tokens tie; sums are in float64.
 
 // exp(x) / sum(exp(x)).
