@@ -12,6 +12,7 @@ import numpy as np
 from glassgpt.runs.metrics import Metrics, Record, number_in, read_metrics, read_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import explain_os_errors
 
 MAX_POINTS = 5000  # of a series: about two per pixel on the widest screens, and a page of a few MB for any run
 
@@ -68,10 +69,9 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; empty if it cannot be read."""
-    with contextlib.suppress(OSError):
-        return path.read_bytes().decode(errors="replace")
-    return ""
+    """A file's text; empty if it does not exist yet."""
+    with explain_os_errors("read", path):
+        return path.read_bytes().decode(errors="replace") if path.is_file() else ""
 
 
 def column(records: Sequence[Record], key: str, group: str | None = None) -> np.ndarray:

@@ -119,7 +119,8 @@ def read_metrics(source: Path | bytes) -> Metrics:
 def _content(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    return source.read_bytes() if source.is_file() else b""
+    with explain_os_errors("read", source):
+        return source.read_bytes() if source.is_file() else b""
 
 
 def truncate_metrics(path: Path, step: int) -> None:

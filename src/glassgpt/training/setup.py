@@ -33,7 +33,6 @@ from glassgpt.training.optim import OutlierWatch, build_optimizers
 from glassgpt.training.progress import Progress
 from glassgpt.utils.device import describe_environment, find_precision, peak_flops, require_kernel
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.formatting import format_duration
 
 # Warn if an update on a CPU takes longer than this, at the share of the peak that such models reach.
 LONG_UPDATE_SECONDS, USUAL_PEAK_SHARE = 60.0, 0.4
@@ -187,7 +186,7 @@ def _warn_of_long_updates(state: TrainState, progress: Progress) -> None:
     flops = tokens * ModelSummary(config.model).training_flops_per_token
     seconds = flops / (state.peak_flops * USUAL_PEAK_SHARE * state.ranks.size)
     if seconds > LONG_UPDATE_SECONDS:
-        time = f"each update of {tokens:,} tokens will take about {format_duration(seconds)} min on this CPU"
+        time = f"each update of {tokens:,} tokens will take about {seconds:,.0f} s on this CPU"
         smaller = max(config.model.context_length, tokens // 64)
         progress.message(f"warning: {time}; try fewer, such as --batch-tokens {smaller}")
 
