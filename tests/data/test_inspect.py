@@ -326,11 +326,11 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
     ("arguments", "expected"),
     [
         ("data", "commands: data info"),
-        ("data inof x", "did you mean 'info'"),
+        ("data inof x", "did you mean 'data info'"),
         ("data info", "DIR is missing"),
         ("data info missing", "missing is not a folder"),
         ("data info .", "is not a dataset"),
-        ("data info out --json out", "--json out is a directory"),
+        ("data info out --json out", "cannot write out: it is a directory"),
         ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is not JSON"),
     ],
 )

@@ -185,10 +185,11 @@ def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int, monk
     model, stream = model_for(LETTERS), stream_of(119)
     losses = plain_losses(model, stream.read(0, 119))
     measured = measure_stream(model, stream, LETTERS)
-    found = measured.loss_by_position
+    found = details(measured, stream, LETTERS)["loss_by_position"]
     assert details(measured, stream, LETTERS) == {"loss_by_position": found, "tokens_by_position": [8] * 6 + [7] * 10}
     assert found == pytest.approx([np.mean(losses[place::16]) for place in range(16)], rel=1e-6)
-    assert len(measure_stream(model, stream_of(9), LETTERS).loss_by_position) == 8
+    short = stream_of(9)
+    assert len(details(measure_stream(model, short, LETTERS), short, LETTERS)["loss_by_position"]) == 8
 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:

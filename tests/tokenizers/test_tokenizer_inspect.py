@@ -182,7 +182,7 @@ def test_show_finds_the_tokenizers_of_datasets_and_models(tmp_path: Path, capsys
     ("arguments", "expected"),
     [
         ("tokenizer", "(commands: tokenizer train, tokenizer show)"),
-        ("tokenizer trian x", "did you mean 'train'"),
+        ("tokenizer trian x", "did you mean 'tokenizer train'"),
         ("tokenizer train", "SOURCE is missing"),
         ("tokenizer train x", "--vocab-size"),
         ("tokenizer train missing.txt --vocab-size 300", "missing.txt"),

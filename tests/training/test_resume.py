@@ -25,8 +25,8 @@ from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
-from glassgpt.training import loop, setup
 from glassgpt.training import run as run_module
+from glassgpt.training import setup
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.utils.device import find_precision
@@ -269,7 +269,7 @@ def test_a_signal_just_after_the_decision_to_save_loses_no_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It once ended the loop after a step that had not been saved, although the message said so."""
-    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), loop.is_due
+    config, due = tiny_config(text, eval_every=0, checkpoint_every=100), setup.is_due
 
     def interrupted(step: int, every: int) -> bool:
         if (step, every) == (3, 100):

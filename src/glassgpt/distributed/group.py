@@ -161,11 +161,6 @@ class Ranks:
         self.enter_phase("the end", may_take_long=True)
         self.all_gather_numbers([0])
 
-    def shutdown(self) -> None:
-        """Stop watching the other ranks."""
-        if self._watchdog is not None:
-            self._watchdog.stop()
-
     def fail(self, error: Exception) -> NoReturn:
         """Announce an exception, which ends all ranks, and raise it. Ends silently if another rank failed first."""
         if self._watchdog is None:
@@ -215,7 +210,8 @@ def process_group() -> Iterator[Ranks]:
     except Exception as error:
         ranks.fail(error)
     finally:
-        ranks.shutdown()
+        if ranks._watchdog is not None:
+            ranks._watchdog.stop()
 
 
 def first_line(error: BaseException) -> str:

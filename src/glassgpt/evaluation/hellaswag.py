@@ -190,7 +190,8 @@ def _read_results(path: Path) -> dict[int, tuple[float, ...]]:
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-            saved[int(record["number"])] = tuple(map(float, record["losses"]))
+            if len(record["losses"]) == ENDINGS:
+                saved[int(record["number"])] = tuple(map(float, record["losses"]))
     return saved
 
 

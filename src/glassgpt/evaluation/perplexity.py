@@ -79,13 +79,6 @@ class Measurement:
         """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares tokenizers."""
         return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
 
-    @property
-    def loss_by_position(self) -> list[float]:
-        """Mean loss at each position of the context that has tokens."""
-        reached = self.tokens_by_position > 0
-        means: list[float] = (self.nats_by_position[reached] / self.tokens_by_position[reached]).tolist()
-        return means
-
 
 def _figures(loss: float, text_nats: float, text_bytes: float, tokens: int) -> dict[str, Any]:
     perplexity = math.exp(loss) if loss < 700 else math.inf
@@ -183,9 +176,9 @@ def details(
     `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
     documents: also the figures of all `documents`, as columns.
     """
-    losses, each = measured.loss_by_position, measured.documents
-    tokens = measured.tokens_by_position[: len(losses)].tolist()
-    result: dict[str, Any] = {"loss_by_position": losses, "tokens_by_position": tokens}
+    reached, each = measured.tokens_by_position > 0, measured.documents
+    nats, tokens = measured.nats_by_position[reached], measured.tokens_by_position[reached]
+    result: dict[str, Any] = {"loss_by_position": (nats / tokens).tolist(), "tokens_by_position": tokens.tolist()}
     if measured.token_losses:
         token_losses = np.concatenate(measured.token_losses)
         result["token_ids"] = stream.read(1, len(token_losses)).tolist()

@@ -78,7 +78,10 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
         directory = _require_checkpoints(base)
         steps = [int(path.name) for path in checkpoint_paths(directory)]
         if not selector and verify:
-            return _newest(directory)
+            warn = partial(print, "glassgpt: warning:", file=sys.stderr)  # names damaged checkpoints
+            if (newest := latest_checkpoint(directory, warn, for_training=False)) is None:
+                raise UserError(f"the checkpoints in {directory} were removed meanwhile")
+            return newest
         if selector not in ("", "best") and not (selector.isdecimal() and int(selector) in steps):
             raise UserError(f"{base} has no checkpoint {selector!r}; it has {', '.join(map(str, steps))} and best")
         step = _best_step(directory) if selector == "best" else int(selector or steps[-1])
@@ -103,14 +106,6 @@ def _require_checkpoints(name: str) -> Path:
         resume = f"{program()} train --resume {shlex.quote(str(run))}"
         raise UserError(f"{run} has no checkpoint yet; continue its training with: {resume}")
     raise UserError(f"{run} is neither a run nor a checkpoint: it has no checkpoints directory")
-
-
-def _newest(directory: Path) -> Checkpoint:
-    """The newest checkpoint that is not damaged; damaged ones are named on standard error."""
-    warn = partial(print, "glassgpt: warning:", file=sys.stderr)
-    if (checkpoint := latest_checkpoint(directory, warn, for_training=False)) is None:
-        raise UserError(f"the checkpoints in {directory} were removed meanwhile")
-    return checkpoint
 
 
 def _best_step(directory: Path) -> int:

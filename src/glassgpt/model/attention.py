@@ -178,11 +178,10 @@ class FlexKernel(SDPAKernel):
 
 def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel:
     """The kernel that the config asks for, for a layer with that span."""
-    if config.attention == "explicit":
-        return ExplicitKernel(span, config.dropout)
-    if config.attention == "flex":
-        return FlexKernel(span, config.dropout)
-    return SDPAKernel(span, config.dropout) if span.window is None else WindowKernel(span, config.dropout)
+    sdpa = SDPAKernel if span.window is None else WindowKernel
+    kinds: dict[str, type[ExplicitKernel | SDPAKernel]]
+    kinds = {"explicit": ExplicitKernel, "sdpa": sdpa, "flex": FlexKernel}
+    return kinds[config.attention](span, config.dropout)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -264,9 +264,8 @@ def neighbours(loaded: LoadedModel, table: Table, id: int, k: int = 12) -> Answe
 def weight(loaded: LoadedModel, name: str, size: int = 256) -> Answer:
     """A parameter as a picture of at most `size` rows and columns, with statistics."""
     tensor = weights.weight_of(loaded.model, name)
-    return pack(
-        {"picture": weights.thumbnail(tensor, size)}, {"shape": list(tensor.shape), **weights.statistics(tensor)}
-    )
+    values = {"shape": list(tensor.shape), **weights.statistics(tensor)}
+    return pack({"picture": weights.thumbnail(tensor, size)}, values)
 
 
 def spectrum(loaded: LoadedModel, name: str) -> Answer:

@@ -32,7 +32,7 @@ from glassgpt.utils.hub import find_hub_id
 
 T = TypeVar("T")
 
-MAX_RUNS = 500  # of a folder that are listed
+MAX_RUNS = 500  # runs of a folder that are listed
 MAX_MODELS = 3  # in memory: two to compare, and the one before
 MAX_WAITING = 24  # requests that wait for a thread; the page sends a few at once
 MAX_LOADING = 2
@@ -224,7 +224,7 @@ class ModelPool:
             del self._models[oldest]
 
         def load() -> LoadedModel:
-            begin, (_, step, _) = time.perf_counter(), key
+            begin, step = time.perf_counter(), key[1]
             reference = entry.reference if entry.run is None or step is None else f"{entry.run.path}@{step}"
             loaded = load_model(reference, self.device)
             seconds = time.perf_counter() - begin

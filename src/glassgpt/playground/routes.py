@@ -153,7 +153,7 @@ class Api:
         wanted = ["model", *names]
         parameters = [pair for pair in request.query_params.multi_items() if pair[0] != optional]
         are_numbers = all(re.fullmatch("[0-9]{1,18}", text) for _, text in parameters)
-        if sorted(name for name, _ in parameters) != wanted or not are_numbers:
+        if sorted(name for name, _ in parameters) != sorted(wanted) or not are_numbers:
             raise UserError(f"this address takes whole numbers as parameters: {', '.join(wanted)}")
         entry = self._pool.catalog[int(request.query_params["model"])]
         if entry.run is None:

@@ -188,14 +188,14 @@ def open_checkpoint(path: Path, *, for_training: bool = True) -> Checkpoint:
         sums: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         names = [name for name in sums if for_training or name != OPTIMIZER_FILE]
         wrong = next((name for name in names if sha256_of(path / name) != sums[name]), None)
-        problem = wrong and f"{wrong} does not match its sha256"
+        problem = None if wrong is None else f"{wrong} does not match its sha256"
     except FileNotFoundError as error:
         if not path.is_dir():
             raise
         problem = f"{Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         problem = "manifest.json cannot be read"
-    if problem:
+    if problem is not None:
         raise UserError(f"checkpoint {path} is damaged: {problem}")
     return Checkpoint(path)
 

@@ -127,10 +127,7 @@ def _is_online() -> bool:
 
 
 def numbers_of(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """A record's numbers by their names in a log: `train/loss`, `val/loss`, `hellaswag/acc`, `grad_norms/embedding`.
-
-    Booleans and None are left out; numbers that are not finite stay.
-    """
+    """A record's numbers by their names in a log: `train/loss`, `val/loss`, `hellaswag/acc`, `grad_norms/embedding`."""
     own_section = "val" if "val_loss" in record else "train"
     for key, value in record.items():
         if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ from glassgpt.model.param_groups import norms_by_group
 from glassgpt.runs.checkpoint import take_snapshot
 from glassgpt.training.interrupts import Interrupts
 from glassgpt.training.recorder import Recorder
-from glassgpt.training.setup import TrainState, sampler
+from glassgpt.training.setup import TrainState, is_due, sampler
 from glassgpt.training.step import UpdateQueue
 from glassgpt.utils.device import memory_used
 from glassgpt.utils.rng import seed_for
@@ -49,11 +49,6 @@ def training_loop(state: TrainState, recorder: Recorder, interrupts: Interrupts)
         if signal and not is_last:
             return signal
     return None
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every N steps happens at this one; 0 is never."""
-    return every > 0 and step % every == 0
 
 
 def highest_of_ranks(state: TrainState, interrupts: Interrupts) -> tuple[int, int]:

@@ -39,6 +39,11 @@ from glassgpt.utils.formatting import format_duration
 LONG_UPDATE_SECONDS, USUAL_PEAK_SHARE = 60.0, 0.4
 
 
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every N steps happens at this one; 0 is never."""
+    return every > 0 and step % every == 0
+
+
 @dataclass
 class TrainState:
     """The state of training, which each update changes."""
@@ -76,8 +81,7 @@ class TrainState:
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the model is evaluated after this many updates."""
-        every = self.config.eval_every
-        return step == self.steps or (every > 0 and step % every == 0)
+        return step == self.steps or is_due(step, self.config.eval_every)
 
     def rows(self, step: int, part: Callable[[int], slice] = slice) -> Ids:
         """The sequences (B, T + 1) of the update after `step` updates, or a part of them."""
@@ -238,7 +242,12 @@ def _open_data(
     if is_new:
         init_from = None if start is None else str(start.path.resolve())
         config = dataclasses.replace(config, init_from=init_from, data=pinned(config.data))
-    data = open_training_data(config.data, _tokenizer_for(config, start), progress.message)
+    # The tokenizer of the model that the run starts from or resumes, unless it is built from the data.
+    from_data = config.init_from is None and tokenizer_file(config.data.tokenizer) is None and not config.data.mixture
+    tokenizer = tokenizer_of(start) if start is not None and not from_data else None
+    if tokenizer is None and config.init_from is not None:
+        raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
+    data = open_training_data(config.data, tokenizer, progress.message)
     if is_new and start is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
@@ -250,16 +259,6 @@ def _open_data(
     if given not in (None, vocab_size):
         raise UserError(f"model.vocab_size = {given}, but the tokenizer has {vocab_size}; leave it out")
     return config.override(model={"vocab_size": vocab_size}), data
-
-
-def _tokenizer_for(config: TrainConfig, start: ModelSource | None) -> Tokenizer | None:
-    """The tokenizer of the model that a run starts from or resumes; None if it is built from the data."""
-    from_file = tokenizer_file(config.data.tokenizer) is not None
-    needed = config.init_from is not None or from_file or bool(config.data.mixture)
-    tokenizer = tokenizer_of(start) if start is not None and needed else None
-    if tokenizer is None and config.init_from is not None:
-        raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
-    return tokenizer
 
 
 def _open_hellaswag(config: TrainConfig) -> tuple[Sequence[Item], bool]:
