@@ -5,8 +5,8 @@
 The peer's file is unchanged except for two things: its text comes from the same local files (a stand-in for its
 `datasets` library yields their rows), and it uses a process for each core instead of half as many. Both write shards of
 100 million tokens with GPT-2's vocabulary, and their ids are compared. `--repeat` uses the files several times, so that
-start-up time matters little. The peer's tiktoken downloads GPT-2's vocabulary, or finds it in TIKTOKEN_CACHE_DIR. Bars: 60 MB of text
-per second on 2 cores, and 4 times the peer. The machine must be idle.
+start-up time matters little. The peer's tiktoken downloads GPT-2's vocabulary, or finds it in TIKTOKEN_CACHE_DIR.
+Bars: 60 MB of text per second on 2 cores, and 4 times the peer. The machine must be idle.
 """
 
 import argparse
