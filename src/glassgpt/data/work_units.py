@@ -264,7 +264,9 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
                 raise UserError(f"{piece.place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise UserError(f"the tokenizer returned id {ids.max()} of {tokenizer.vocab_size:,} ids: its file is damaged")
+        raise UserError(
+            f"the tokenizer returned id {ids.max()}, beyond its {tokenizer.vocab_size:,} ids: it is damaged"
+        )
     marks = np.array(document_marks(tokenizer), dtype=np.uint32)
     for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
         yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]

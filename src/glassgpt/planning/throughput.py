@@ -74,10 +74,7 @@ def measured_step_time(
 def _build_step(
     config: TrainConfig, device: torch.device, precision: str, clock: Callable[[], float]
 ) -> Callable[[int], tuple[float, float]]:
-    """Build the run's model and optimizers.
-
-    Returns a function that measures the seconds of a forward and backward pass of some sequences, and of an update.
-    """
+    """A function that measures the seconds of a forward and backward pass of some sequences, and of an update."""
     strategy = Strategy(GPT.create(config.model, config.seed, device).train())
     for block in strategy.model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)

@@ -70,15 +70,15 @@ def copy_modules(module: nn.Module, replace: Callable[[nn.Module], nn.Module | N
     copies: dict[int, nn.Module] = {}  # by the original's id, so that a tied head stays tied
 
     def copied(original: nn.Module) -> nn.Module:
-        if id(original) not in copies:
-            copies[id(original)] = replace(original) or shallow(original)
-        return copies[id(original)]
-
-    def shallow(original: nn.Module) -> nn.Module:
-        own = copy.copy(original)
-        vars(own).pop("forward", None)  # of activation checkpointing: it would call the original's layers
-        own._modules = {name: child and copied(child) for name, child in original._modules.items()}
-        own._parameters = dict(original._parameters)
+        if id(original) in copies:
+            return copies[id(original)]
+        own = replace(original)
+        if own is None:
+            own = copy.copy(original)
+            vars(own).pop("forward", None)  # of activation checkpointing: it would call the original's layers
+            own._modules = {name: child and copied(child) for name, child in original._modules.items()}
+            own._parameters = dict(original._parameters)
+        copies[id(original)] = own
         return own
 
     return copied(module)
