@@ -65,8 +65,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.row_sums = torch_internals.pack_int8(weight)
-        self.bias = bias
-        self.steps = activation_steps()
+        self.bias, self.steps = bias, activation_steps()
 
     @property
     def weight(self) -> Tensor:
@@ -75,7 +74,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., N)."""
-        return self._one_row(x) if x.numel() == x.shape[-1] else self._rows(x)
+        if x.numel() == x.shape[-1]:
+            return self._one_row(x)
+        # FBGEMM takes one scale for all rows, so each row is scaled to integers first, and its zero point undone.
+        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        low, high = low.clamp_(max=0), high.clamp_(min=0)
+        scale = (high - low).div_(self.steps).clamp_(min=SMALLEST_SCALE)
+        zero = (-low / scale).round_()
+        y = torch_internals.int8_linear(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.row_sums, value=-1)
+        return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
     def _one_row(self, x: Tensor) -> Tensor:
         """For a single row FBGEMM does it all: x = scale (integers - zero point)."""
@@ -86,15 +93,6 @@ class Int8Linear(nn.Module):
             return x.new_full((*x.shape[:-1], len(self.row_sums)), math.nan)
         y = torch_internals.int8_linear(x, scale, round(-low / scale), self.packed)
         return y if self.bias is None else y.add_(self.bias)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """FBGEMM takes one scale for all rows, so each row is scaled to integers first, and its zero point undone."""
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
-        low, high = low.clamp_(max=0), high.clamp_(min=0)
-        scale = (high - low).div_(self.steps).clamp_(min=SMALLEST_SCALE)
-        zero = (-low / scale).round_()
-        y = torch_internals.int8_linear(x / scale + zero, 1.0, 0, self.packed).addcmul_(zero, self.row_sums, value=-1)
-        return y.mul_(scale) if self.bias is None else torch.addcmul(self.bias, y, scale)
 
 
 def activation_steps() -> int:
