@@ -294,7 +294,7 @@ def test_names_that_do_not_exist_are_errors_with_those_that_do(server: HubServer
         '"acme/two"': ("en, de",),
         '"acme/two", "de", "dev"': ("'de'", "'dev'", ".parquet, .jsonl, .csv or .txt"),
         '"acme/stories", "data1"': ("'data1'", "only data"),
-        '"acme/large"': ("first part", "'train'"),
+        '"acme/large"': ("no split 'train', only partial-train",),
         '"acme/nothing"': ("README.md, raw.zip, script.py",),
         '"acme/broken"': ("README.md of acme/broken",),
         '"acme/none"': ("acme/none", "HF_TOKEN"),

@@ -145,7 +145,7 @@ def _details_table(details: Mapping[str, Any]) -> str:
 
 def _hellaswag_table(figures: Mapping[str, Any]) -> str:
     """The figures with their standard errors, and published scores if the items are the same."""
-    from glassgpt.evaluation.baselines import PUBLISHED
+    from glassgpt.evaluation.hellaswag_items import PUBLISHED
 
     lines = [f"HellaSwag, {figures['items']:,} items       accuracy         normalised"]
     for style, divisor in (("build-nanogpt", "token"), ("lm-eval", "character")):

@@ -14,14 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glassgpt.data.formats import (
-    external_manifest,
-    external_tokenizer,
-    find_token_files,
-    open_token_files,
-    remembered,
-    verify_token_files,
-)
+from glassgpt.data import formats
+from glassgpt.data.formats import find_token_files, remembered
 from glassgpt.data.shards import DTYPES, INDEX_DTYPE, SPLITS, TOKENIZER, TokenFile, index_path, read_index
 from glassgpt.tokenizers.builtin import Tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
@@ -46,9 +40,9 @@ class TokenStream:
         return int(self._ends[-1])
 
     def document_starts(self) -> Ids | None:
-        """The first token (documents,) of each document that starts here, in order; None without an index.
+        """The first token (documents,) of each document, its marks included; None without an index.
 
-        It is the first of its marks (`document_marks`). Raises `UserError` for an index that is out of order.
+        Raises `UserError` for an index that is out of order.
         """
         if self.indexes is None:
             return None
@@ -117,27 +111,23 @@ class Dataset:
     @property
     def whole(self) -> TokenStream:
         """Both splits as one text."""
-        parts, indexes = [*self.train.parts, *self.validation.parts], None
-        if self.train.indexes is not None and self.validation.indexes is not None:
-            indexes = [*self.train.indexes, *self.validation.indexes]
+        parts = [*self.train.parts, *self.validation.parts]
+        indexes = [*(self.train.indexes or ()), *(self.validation.indexes or ())] if self.is_prepared else None
         return TokenStream(parts, f"text of {self.manifest['source']['name']}", indexes)
 
 
 def open_dataset(directory: Path) -> Dataset:
-    """Open a prepared dataset, or a directory with token files of nanoGPT, build-nanogpt or llm.c.
-
-    The tokens stay on disk until they are read. Raises `UserError` as `load_manifest` does.
-    """
+    """Open a prepared dataset, or a directory with token files of another project. Raises as `load_manifest` does."""
     manifest = load_manifest(directory)
     splits, is_prepared = manifest["splits"], "format" in manifest
-    files: dict[str, list[TokenFile]] = {}
     if is_prepared:
         dtype, tokenizer = DTYPES[manifest["dtype"]], load_tokenizer(directory / TOKENIZER)
-        for split in SPLITS:
-            shards = [(directory / shard["name"], shard["tokens"]) for shard in splits[split]["shards"]]
-            files[split] = [TokenFile(path, dtype, 0, tokens) for path, tokens in shards]
+        files = {
+            split: [TokenFile(directory / each["name"], dtype, 0, each["tokens"]) for each in splits[split]["shards"]]
+            for split in SPLITS
+        }
     else:
-        files, tokenizer = open_token_files(directory), external_tokenizer(directory)
+        files, tokenizer = formats.open_token_files(directory), formats.external_tokenizer(directory)
     train, validation = (
         TokenStream(
             [file.open() for file in files[split]],
@@ -156,17 +146,16 @@ def open_dataset(directory: Path) -> Dataset:
 
 
 def load_manifest(directory: Path) -> dict[str, Any]:
-    """Load the manifest of a dataset after a check that its files have the right sizes.
+    """Load the manifest of a dataset, or make one for token files of another project.
 
-    A directory of another format gets one made from its files. Raises `UserError` if the directory is not a dataset or
-    is damaged; `verify` also compares hashes.
+    Raises `UserError` if the directory is not a dataset, or a file has a wrong size; `verify` also compares hashes.
     """
     manifest = read_manifest(directory)
     if manifest is None:
         if not find_token_files(directory):
             advice = "create one: glassgpt prepare SOURCE --out DIR"
             raise UserError(f"{directory} is not a dataset (it has no {MANIFEST} of one); {advice}")
-        return external_manifest(directory)
+        return formats.external_manifest(directory)
     if damage := find_damage(directory, manifest):
         raise _damaged(directory, damage)
     return manifest
@@ -215,14 +204,14 @@ def _damaged(directory: Path, damage: str) -> UserError:
 
 
 def verify(directory: Path, log: Log | None = None, *, force: bool = False) -> int:
-    """Compare every file of a dataset with its sha256 and return the number of files.
+    """Compare every file of a dataset with its sha256 and return the number of files. Raises `UserError`.
 
-    Without `force`, a file is read once while its size, time and inode stay the same. Raises `UserError` with the first
-    file that differs. The reference of another format's files is their content when they were first opened.
+    Without `force`, a file is read once while its size, time and inode stay the same. Other projects' files have no
+    recorded sha256: they are compared with what they were when first opened.
     """
     manifest = load_manifest(directory)
     if "format" not in manifest:
-        return verify_token_files(directory, force)
+        return formats.verify_token_files(directory, force)
     expected = {directory / name: sha256 for name, (_, sha256) in files_of(manifest).items()}
     total, done, progress = sum(path.stat().st_size for path in expected), 0, ProgressLine(log)
     for path, sha256 in expected.items():

@@ -96,10 +96,7 @@ def _open_npy(path: Path) -> TokenFile:
 
 
 def external_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in `tokenizer.json`, otherwise nanoGPT's characters (`meta.pkl`), otherwise GPT-2's.
-
-    Raises `UserError` if the file is damaged, or GPT-2's vocabulary is not available.
-    """
+    """The tokenizer in `tokenizer.json`, otherwise nanoGPT's characters (`meta.pkl`), otherwise GPT-2's."""
     if (directory / TOKENIZER).is_file():
         return load_tokenizer(directory / TOKENIZER)
     if (directory / "meta.pkl").is_file():
@@ -111,10 +108,9 @@ def external_tokenizer(directory: Path) -> Tokenizer:
 
 
 def external_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of token files in the format of a prepared dataset's, as far as it is known.
+    """The manifest of token files in the format of a prepared dataset's. All tokens are read the first time.
 
-    The first time, all tokens are read; later the results come from the cache while the files keep their sizes and
-    times. Raises `UserError` for damaged files, and for ids outside the vocabulary.
+    Raises `UserError` for damaged files, and for ids outside the vocabulary.
     """
     files, tokenizer = open_token_files(directory), external_tokenizer(directory)
     splits: dict[str, Any] = {split: {"tokens": 0, "shards": []} for split in SPLITS}
@@ -154,10 +150,7 @@ def _scan(file: TokenFile) -> dict[str, Any]:
 
 
 def remembered(path: Path, what: str, compute: Callable[[], T], force: bool = False) -> T:
-    """Compute a JSON value from a file, or take it from the cache if the file's size, time and inode are the same.
-
-    `force` computes it again. A cache that cannot be written costs time only.
-    """
+    """Compute a JSON value from a file, or take it from the cache if the file's size, time and inode are the same."""
     status = path.stat()  # before the file is read, so that a later change is noticed
     state = [str(path.resolve()), what, status.st_size, status.st_mtime_ns, status.st_ino]
     name = hashlib.sha256(json.dumps(state[:2]).encode()).hexdigest()[:32]

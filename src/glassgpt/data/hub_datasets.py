@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.source_files import SourceFile
+from glassgpt.data.text_files import compression_of
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import write_atomic
 from glassgpt.utils.hub import ATTEMPTS, DatasetRepository, HubFile, HubUnreachableError, find_hub_id, list_files
@@ -36,17 +37,14 @@ HUB_NAMES: Mapping[str, tuple[str, str | None]] = {
 # Where the hub keeps its own conversion of datasets that are in other formats, as SUBSET/SPLIT/NUMBER.parquet.
 _CONVERTED = "refs/convert/parquet"
 # What can be read. `.json` is how some (allenai/c4) name JSON lines.
-_FORMATS = {"parquet": "parquet", "jsonl": "jsonl", "json": "jsonl", "csv": "csv", "txt": "txt"}
+_FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".txt": "txt"}
 _READABLE = ".parquet, .jsonl, .csv or .txt file (plain, .gz, .zst or .bz2)"
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SHARD = re.compile(r"^data/([^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*$")
 _SPLIT_WORDS = {
-    split: re.compile(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)")
-    for split, words in {
-        "train": "train|training",
-        "validation": "validation|valid|dev|val",
-        "test": "test|testing|eval|evaluation",
-    }.items()
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "dev", "val"},
+    "test": {"test", "testing", "eval", "evaluation"},
 }
 
 
@@ -114,7 +112,10 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
     """The files at the hub's newest commit. If the hub cannot be reached, the last result if its files are cached."""
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
-    known = _read_record(record)
+    known = None
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no valid record of an earlier call
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        known = HubDataset(**{**saved, "entries": [HubFile(**entry) for entry in saved["entries"]]})
     missing = [file.name for file in known.entries if known.missing_bytes(file)] if known else []
     if known is None:
         print(f"downloading {hub_id} from the Hugging Face Hub", file=sys.stderr)
@@ -131,15 +132,6 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(record, json.dumps(asdict(dataset), indent=1) + "\n")
     return dataset
-
-
-def _read_record(path: Path) -> HubDataset | None:
-    """What an earlier call found, None if there is no valid record of it."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return HubDataset(**{**record, "entries": [HubFile(**entry) for entry in record["entries"]]})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDataset:
@@ -161,8 +153,6 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     subset = choose_subset(subsets, name, what)
     what = f"{what}, subset {subset.name!r}," if subset.name else what
     splits = _splits_of(repository, subset, split)
-    if split not in splits and f"partial-{split}" in splits:
-        raise UserError(f"{what} has only the first part of the split {split!r}")
     if split not in splits:
         raise UserError(f"{what} has no split {split!r}, only {_name_some(list(splits))}{did_you_mean(split, splits)}")
     files = splits[split]
@@ -199,7 +189,7 @@ class Subset:
 
 
 def subsets_of(metadata: Mapping[str, Any], what: str) -> list[Subset]:
-    """Return the subsets in a README's metadata, none without `configs`. Raises `UserError` for undocumented forms."""
+    """Return the subsets in a README's metadata. Raises `UserError` for undocumented forms."""
     try:
         return [_subset(config) for config in metadata.get("configs") or []]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -277,18 +267,15 @@ def _splits_of(repository: DatasetRepository, subset: Subset, split: str) -> dic
 
 
 def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str]]:
-    """Return the files of each split by their names, of those below `folder` that can be read and are not hidden.
-
-    The first rule that finds any: `data/SPLIT-00000-of-00009.*`; a folder named after a split; a file named after one;
-    all is for training.
-    """
+    """Return the files of each split, of those below `folder` that can be read and are not hidden."""
     prefix = f"{folder}/" if folder else ""
     inside = (name.removeprefix(prefix) for name in sorted(names) if name.startswith(prefix))
     below = [name for name in inside if format_of(name) and matches(name, "**")]
+    # The first rule that finds any split holds.
     rules: tuple[Callable[[str], list[str]], ...] = (
         _SHARD.findall,
-        lambda name: _splits_in(name.rpartition("/")[0]),
-        lambda name: _splits_in(name.rpartition("/")[2]),
+        lambda name: _splits_in(name.rpartition("/")[0]),  # a folder named after a split
+        lambda name: _splits_in(name.rpartition("/")[2]),  # a file named after one
         lambda name: ["train"],
     )
     splits: dict[str, list[str]] = {}
@@ -302,23 +289,21 @@ def splits_by_name(names: Iterable[str], folder: str = "") -> dict[str, list[str
 
 
 def _splits_in(text: str) -> list[str]:
-    """The splits whose words stand in a path, delimited by what is not a letter."""
-    return [split for split, words in _SPLIT_WORDS.items() if words.search(text)]
+    """The splits whose words stand in a path."""
+    words = set(re.split(r"[-._ 0-9/]", text))
+    return [split for split, own in _SPLIT_WORDS.items() if own & words]
 
 
 def format_of(name: str) -> str | None:
     """Return `parquet`, `jsonl`, `csv` or `txt` by a file's suffix before .gz, .zst or .bz2, None for others."""
-    base = re.sub(r"\.(gz|zst|bz2)$", "", name.rpartition("/")[2].lower())
-    _, dot, suffix = base.rpartition(".")
-    return _FORMATS.get(suffix) if dot and base not in _NO_DATA else None
+    plain = PurePosixPath(name.lower().removesuffix(compression_of(name)))
+    return _FORMATS.get(plain.suffix) if plain.name not in _NO_DATA else None
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern matches a file's path: `*`, `?` and `[...]` within a part, `**` for any number of parts.
-
-    Hidden parts (beginning with `.` or `__`) match only a pattern that has as many.
-    """
+    """Whether a pattern matches a file's path: `*`, `?` and `[...]` within a part, `**` for any number of parts."""
     parts, wanted = name.split("/"), pattern.split("/")
+    # Hidden parts match only a pattern that has as many.
     hidden = [sum(part.startswith((".", "__")) for part in each) for each in (parts, wanted)]
     return hidden[0] == hidden[1] and _parts_match(parts, wanted)
 

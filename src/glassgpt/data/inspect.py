@@ -33,11 +33,9 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """Read a dataset once and return its facts as a JSON value. `log` receives progress lines.
 
     `splits`: per split the number of `shards`, `tokens`, `documents` that start in it, `tokens_before` the first one,
-    `characters` and `bytes` of text. `source_counts`: as in the manifest. `lengths` of documents in tokens, with marks,
-    and a `histogram` of (shortest, longest, documents) by powers of two, without gaps. `frequent` tokens; the number of
-    `unused_ids`; `unknown_tokens` outside the vocabulary, as in damaged files; `samples` of the training text. For
-    token files of other formats, what is not known is None. Raises `UserError` as `open_dataset` does, and for an index
-    with unordered documents.
+    `characters` and `bytes` of text. `lengths` of documents in tokens, with marks, and a `histogram` of (shortest,
+    longest, documents) by powers of two. `unknown_tokens` are outside the vocabulary, as in damaged files. What is not
+    known of another project's files is None. Raises `UserError` as `open_dataset` and `document_starts` do.
     """
     dataset = open_dataset(directory)
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
@@ -81,13 +79,10 @@ class _SplitContent(NamedTuple):
 
 
 def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> _SplitContent:
-    """Count the tokens and find the documents.
-
-    Documents start where the index says. Without an index, they start at each end-of-text token, or after it if both
-    splits end with one, as nanoGPT writes them.
-    """
+    """Count the tokens and find the documents: by the index, otherwise by end-of-text tokens."""
     splits = {"train": dataset.train, "validation": dataset.validation}
     end_of_text, vocab_size = dataset.tokenizer.end_of_text, dataset.tokenizer.vocab_size
+    # nanoGPT writes the token after each document, so that both splits end with one; others write it before.
     is_last = all(part.read(len(part) - 1, 1)[0] == end_of_text for part in splits.values())
     counts = np.zeros(vocab_size + 1, dtype=np.int64)
     marked = [np.zeros(int(is_last), dtype=np.int64)]

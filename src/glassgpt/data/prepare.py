@@ -42,7 +42,8 @@ Shards = dict[str, list[dict[str, Any]]]
 _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
 _KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
-_LEFT_OUT = ("blank_documents", "bad_rows", "duplicates_removed")  # keys of the manifest
+# Keys of the manifest, and the counts that they sum.
+_COUNTS = {"documents": "documents", "blank_documents": "blank", "bad_rows": "bad", "duplicates_removed": "duplicates"}
 _SUMS = ("characters", "bytes", "tokens", "documents")  # of a split, in the manifest
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 
@@ -59,9 +60,8 @@ def prepare(
 
     A `tokenizer` (of a trained model) replaces the one that `data` names. A source that is a prepared dataset is
     returned as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind
-    that it names (see `require_tokenizer`). `log` receives lines about long tasks. `workers` processes share the work
-    (default: one per core), and the result does not depend on their number. After an interrupt or a kill, the next call
-    resumes. Raises `UserError` for a bad source, and for an `out` that holds something else.
+    that it names (see `require_tokenizer`). The result does not depend on the number of `workers` (default: one per
+    core). The next call resumes an interrupted one. Raises `UserError` for a bad source, and for an `out` in use.
     """
     source = resolve(data.source)
     if tokenizer is None and tokenizer_file(data.tokenizer) is not None:
@@ -101,16 +101,15 @@ def require_tokenizer(data: DataConfig) -> None:
 
     For callers who know that the user named it; a config cannot distinguish that from a default or a recipe's value.
     """
-    for source in data.sources:
-        directory = user_path(source)
-        if not source or not is_dataset(directory):
+    for directory in (user_path(source) for source in data.sources if source):
+        if not is_dataset(directory):
             continue
         own, is_file = load_manifest(directory)["tokenizer"], tokenizer_file(data.tokenizer) is not None
         is_same = build_tokenizer(data.tokenizer).sha256 == own["sha256"] if is_file else own["kind"] == data.tokenizer
         if not is_same:
             advice = "leave the tokenizer out to use the dataset's, or name the text instead"
             other = f"another tokenizer ({own['kind']}) than {data.tokenizer}"
-            raise UserError(f"dataset {source} was prepared with {other}; {advice}")
+            raise UserError(f"dataset {directory} was prepared with {other}; {advice}")
 
 
 def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None) -> Path:
@@ -299,10 +298,7 @@ class DatasetBuilder:
         return {
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
-            "documents": sum(count["documents"] for count in counts),
-            "blank_documents": sum(count["blank"] for count in counts),
-            "bad_rows": sum(count["bad"] for count in counts),
-            "duplicates_removed": sum(count["duplicates"] for count in counts),
+            **{key: sum(count[name] for count in counts) for key, name in _COUNTS.items()},
             "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
             "validation_documents_in_train": int(np.isin(validation, train).sum()),
             "splits": splits,
@@ -347,7 +343,7 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     name, documents = manifest["source"]["name"], manifest["documents"]
     lines = [
         f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}",
-        *(f"{manifest[key]:,} {SOURCE_COUNTS[key]}" for key in _LEFT_OUT if manifest[key]),
+        *(f"{manifest[key]:,} {SOURCE_COUNTS[key]}" for key in _COUNTS if key != "documents" and manifest[key]),
     ]
     if manifest["duplicates"] and not manifest["duplicates_removed"]:
         lines.append(

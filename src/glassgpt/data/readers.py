@@ -1,8 +1,4 @@
-"""Read documents from a file: plain text, JSON lines, CSV or parquet, in little memory.
-
-Documents longer than `PART_CHARACTERS` come in parts. A text file is one document, and is never held whole. JSON lines,
-CSV and parquet hold one document at a time.
-"""
+"""Read documents from a file: plain text, never held whole, or JSON lines, CSV or parquet, one document at a time."""
 
 import csv
 import io
@@ -65,8 +61,8 @@ def read_documents(
 ) -> Iterator[Part]:
     """Yield the documents of a file that are not blank, in order, and count them.
 
-    `name` (default: the path) selects the format, and errors call the file by it. A file with an unknown suffix is read
-    as one document of plain text. Raises `UserError` with the file and the row, line or byte offset.
+    The suffix of `name` (default: the path) selects the format, plain text if it is unknown. Raises `UserError` with
+    the name and the row, line or byte offset.
     """
     name, counts = name or str(path), counts or Counts()
     for row, pieces in _documents(path, name, options, counts):

@@ -18,17 +18,14 @@ _GRACE = 1.0
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source.
+    """A file of a source."""
 
-    `name` is its path within the folder or repository, for errors and manifests; its suffixes give the format. `origin`
-    is its local path, or a function that downloads the `missing` ones of its `bytes`. That calls its argument with the
-    size of each piece that arrives, which may raise `CancelledError` to end it.
-    """
-
-    name: str
+    name: str  # its path within the folder or repository; its suffixes give the format
     bytes: int
+    # The local path, or a function that downloads the file. It calls its argument with the size of each piece that
+    # arrives, which may raise `CancelledError` to end it.
     origin: Path | Callable[[Callable[[int], None]], Path]
-    missing: int = 0
+    missing: int = 0  # of its bytes
 
     def fetch(self, on_bytes: Callable[[int], None] = lambda count: None) -> Path:
         """Return the local path, after the download."""
@@ -40,9 +37,8 @@ def fetch_all(
 ) -> Generator[tuple[SourceFile, Path], None, None]:
     """Yield each file with its local path, in order, while `parallel` threads fetch the next ones.
 
-    At most `2 * parallel` files are ahead of the reader, so that a slow reader does not fill the disk. `log` gets a
-    line on the progress every `every` seconds. The exception of a fetch is raised when its file's turn comes. Then, and
-    when the generator is closed, running fetches are cancelled.
+    At most `2 * parallel` files are ahead, so that a slow reader does not fill the disk. The exception of a fetch is
+    raised when its file's turn comes. Then, and when the generator is closed, running fetches are cancelled.
     """
     total, missing = sum(file.bytes for file in files), sum(file.missing for file in files)
     progress, received, waiting = ProgressLine(log, every), [0] * len(files), enumerate(files)

@@ -116,10 +116,7 @@ _CHOICES = (
 
 
 def resolve(source: str) -> Source | PreparedDataset:
-    """Find the source of a name: a registered name, then a path, a pattern, or a hub dataset.
-
-    Raises `UserError` if there is none.
-    """
+    """Find a source: a registered name, then a path, a pattern, or a hub dataset. Raises `UserError` if it is none."""
     if source in _BUILTIN:
         return _BUILTIN[source]
     if source in HUB_NAMES:
@@ -159,10 +156,7 @@ def absolute_source(source: str) -> str:
 
 
 def read_source(source: Source, options: ReadingConfig, counts: Counts | None = None) -> Iterator[tuple[int, Part]]:
-    """Yield the documents of a source, long ones in parts, each with the number of its file.
-
-    Raises `UserError` for a file that cannot be read.
-    """
+    """Yield the documents of a source as `read_documents` does, each with the number of its file."""
     for number, file in enumerate(source.files()):
         for part in read_documents(file.fetch(), source.reading or options, name=file.name, counts=counts):
             yield number, part

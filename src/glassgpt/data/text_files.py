@@ -32,10 +32,9 @@ def compression_of(name: str) -> str:
 
 
 def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
-    """Yield the file's text without its byte-order mark; newlines stay as they are.
+    """Yield the file's text, decompressed by the suffix of `name`, without its byte-order mark.
 
-    The suffix of `name` selects the decompression, and errors call the file by it. Raises `UserError` for a file that
-    cannot be read, is damaged or truncated, or is not valid in its encoding.
+    Raises `UserError` for a file that cannot be read, is damaged or truncated, or is not valid in its encoding.
     """
     codec = codecs.lookup(encoding)
     decoder = codec.incrementaldecoder(errors)
@@ -73,17 +72,12 @@ def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
             problem = f"its compressed data does not end within its {raw.tell():,} bytes"
             raise UserError(f"{name} is truncated: {problem}; get it again") from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            place = f"within its first {raw.tell():,} bytes"
-            raise UserError(
-                f"{name} is damaged, or not a {compression} file: {error} ({place}); get it again"
-            ) from error
+            problem = f"{error} (within its first {raw.tell():,} bytes)"
+            raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; get it again") from error
 
 
 def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
-    """The content of one or more concatenated members, as parallel compressors and `cat` write them.
-
-    Raises `EOFError` for truncated data, and `zlib.error` or `BadGzipFile` for damaged data of any kind.
-    """
+    """The content of the file's members. Raises `EOFError` if truncated, `zlib.error` or `BadGzipFile` if damaged."""
     if compression == ".gz":
         yield from iter(partial(gzip.GzipFile(fileobj=raw).read, _CHUNK), b"")
         return
@@ -129,10 +123,7 @@ _AT_WHITE_SPACE = re.compile(rf"(?s:.*)(?:{_NOT_S}(?={_S})|(?!\r\n){_S}(?={_S}{_
 
 
 def split_text(pieces: Iterable[str], limit: int) -> Iterator[str]:
-    """Split the joined pieces into parts of at most `limit` characters; an empty text gives one empty part.
-
-    The parts depend on the text alone, not on the pieces in which it arrives.
-    """
+    """Split the joined pieces into parts of at most `limit` characters, at least one. They depend on the text alone."""
     text = ""
     for piece in pieces:
         text += piece

@@ -56,10 +56,8 @@ class Corpus:
         raise UserError(f"{self.name} has no text: it is empty or only white space")
 
     def sample(self, max_bytes: int) -> Iterator[str]:
-        """Yield pieces of the texts from everywhere, about `max_bytes` in all, or all of them if they are no more.
-
-        A hash of its number decides on each piece, so the sample is reproducible, and part of every larger sample.
-        """
+        """Yield pieces of the texts from everywhere, about `max_bytes` in all, or all of them if they are no more."""
+        # A hash of its number decides on each piece: the sample is reproducible, and part of every larger one.
         threshold = int(max_bytes / self.size * (1 << 63))
         pieces = enumerate(split_long(self.texts()))
         return (piece for number, piece in pieces if seed_for(0, "tokenizer", number) < threshold)
@@ -70,7 +68,7 @@ def train_tokenizer(
 ) -> BPETokenizer:
     """Train on a corpus, or on a sample of about `max_bytes` of it, and write the file that `data.tokenizer` takes.
 
-    `log` gets progress lines. Raises `UserError`, before any work, for an invalid size and if `out` cannot be written.
+    Raises `UserError`, before any work, for an invalid size and if `out` cannot be written.
     """
     path = user_path(out)
     if vocab_size not in VOCAB_SIZES:

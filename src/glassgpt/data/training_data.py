@@ -56,10 +56,7 @@ class TrainingData:
 
 
 def open_training_data(data: DataConfig, tokenizer: Tokenizer | None, log: Log) -> TrainingData:
-    """Open the data that a config names, and prepare what is missing. A model's `tokenizer` replaces the config's.
-
-    Raises `UserError` for a bad source, and for datasets with different tokenizers.
-    """
+    """Open the data that a config names, and prepare what is missing. A model's `tokenizer` replaces the config's."""
     if not data.mixture:
         return TrainingData((open_dataset(prepare(data, tokenizer=tokenizer, log=log)),), (1.0,))
     tokenizer = tokenizer or _common_tokenizer(data)

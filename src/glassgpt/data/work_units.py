@@ -1,8 +1,7 @@
 """The plan of a dataset, and the preparation of one work unit: consecutive files, encoded and written as shards.
 
-The shards depend on the plan, the tokenizer and the text alone: not on who prepares a unit, how many workers there are,
-or how often they were killed. A plan is computed again when a build resumes. A unit resumes after its last finished
-shard: the files before that are read again, but not encoded.
+The shards depend on the plan, the tokenizer and the text alone, not on workers and kills. A build that resumes computes
+the plan again. A unit resumes after its last finished shard: the files before that are read again, but not encoded.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ Report = Callable[[], None]
 Hashes = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """How documents become shards."""
 
@@ -50,13 +49,10 @@ class Plan:
     cut: int | None = None  # if the source is one document: its text after this many characters
 
     def is_validation(self, unit: int, number: int, place: tuple[int, int]) -> bool:
-        """Whether document `number` of a work unit, at this file and row, is for validation.
-
-        With a fraction of 0.1, it is one document in ten. Which one differs from unit to unit, so that many units of
-        few documents have their share together; in the first unit it is the middle one.
-        """
+        """Whether document `number` of a work unit, at this file and row, is for validation."""
         if place == self.document or self.fraction is None:
             return place == self.document
+        # With 0.1, one in ten: in the first unit the middle one, in others another, since units may have few documents.
         phase = (0.5 + unit * _GOLDEN_RATIO) % 1
         return math.floor((number + 1) * self.fraction + phase) > math.floor(number * self.fraction + phase)
 
@@ -85,12 +81,8 @@ def make_plan(
     first_chosen = math.ceil(0.5 / data.validation_fraction)
     places, characters = _first_documents(sources[0], data, max(2, first_chosen))
     tokenizer = tokenizer or build_tokenizer(data.tokenizer, all_texts(sources, data))
-    plan = Plan(
-        directory=directory,
-        tokenizer_sha256=tokenizer.sha256,
-        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-        shard_tokens=data.shard_tokens,
-    )
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    plan = Plan(directory, tokenizer.sha256, dtype, data.shard_tokens)
     if len(sources) == 1 and data.validation == "fraction":
         if len(places) == 1:
             # Exact; a float could be one character off. For tinyshakespeare it is nanoGPT's `data[:int(n*0.9)]`.
@@ -264,9 +256,8 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
                 raise UserError(f"{piece.place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer returned id {ids.max()}, beyond its {tokenizer.vocab_size:,} ids: it is damaged"
-        )
+        known = f"its {tokenizer.vocab_size:,} ids"
+        raise UserError(f"the tokenizer returned id {ids.max()}, beyond {known}: it is damaged")
     marks = np.array(document_marks(tokenizer), dtype=np.uint32)
     for piece, (start, end) in zip(pieces, itertools.pairwise(offsets.tolist()), strict=True):
         yield np.concatenate([marks, ids[start:end]]) if piece.starts and len(marks) else ids[start:end]

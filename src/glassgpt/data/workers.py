@@ -24,8 +24,8 @@ def run_tasks(
 ) -> list[R]:
     """Call a task (a module-level function) with each of the arguments; return the results in order.
 
-    `report` is called now and then. With 1 worker the task runs in this process, and gets it as a further argument.
-    Raises the first exception of a task; then, or if this process is interrupted or killed, the workers are killed.
+    With 1 worker the task runs in this process, and gets `report` as a further argument. Raises the first exception of
+    a task; then, or if this process is interrupted or killed, the workers are killed.
     """
     if workers == 1:
         return [task(*each, report) for each in arguments]
@@ -80,18 +80,14 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 class _Worker(SpawnProcess):
-    """A process that Ctrl-C does not reach, as each would print a traceback, and that does not run the user's files.
-
-    multiprocessing would import the user's script again, and so run it if it has no `__main__` guard. Python would also
-    import modules from the working directory, which may have a `queue.py`.
-    """
+    """A process that Ctrl-C does not reach, as each would print a traceback, and that does not run the user's files."""
 
     def start(self) -> None:
         resource_tracker.ensure_running()  # starting it later would unblock the signal
         main, environment = sys.modules["__main__"], dict(os.environ)
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        os.environ["PYTHONSAFEPATH"] = "1"
+        sys.modules["__main__"] = types.ModuleType("__main__")  # else the user's script runs again, if it has no guard
+        os.environ["PYTHONSAFEPATH"] = "1"  # no modules from the working directory, which may have a `queue.py`
         try:
             super().start()
         finally:

@@ -100,8 +100,7 @@ class BytesTokenizer(Tokenizer):
 def build_tokenizer(kind: str, texts: Iterable[str] = ()) -> Tokenizer:
     """Build the tokenizer that `data.tokenizer` names: `characters` (those of the texts), `bytes`, `gpt2`, or a file's.
 
-    Only `characters` reads the texts. Raises `UserError` for an unknown kind, for texts without a character, if GPT-2's
-    files cannot be downloaded, and as `load_tokenizer` does.
+    Raises `UserError` for an unknown kind, for texts without a character, and as `load_tokenizer` does.
     """
     if (path := tokenizer_file(kind)) is not None:
         return load_tokenizer(path)

@@ -51,16 +51,6 @@ class FileTokenizer(Tokenizer):
     def to_hugging_face(self) -> str:
         return self._json
 
-    def pre_tokenize(self, text: str) -> list[str]:
-        """Split a text as before merging, in the characters of the file: no token crosses two parts."""
-        from tokenizers import Tokenizer as Library
-
-        library = Library.from_str(self._json)
-        text = text if library.normalizer is None else library.normalizer.normalize_str(text)
-        if library.pre_tokenizer is None:
-            return [text]
-        return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
-
 
 class BPETokenizer(FileTokenizer):
     """Byte-level BPE, given by the text of a Hugging Face `tokenizer.json`.
@@ -106,6 +96,14 @@ class BPETokenizer(FileTokenizer):
     def merges(self) -> list[tuple[str, str]]:
         """Return the merged pairs in their order, in the characters of `bytes_to_unicode`."""
         return _merge_pairs(json.loads(self._json)["model"])
+
+    def pre_tokenize(self, text: str) -> list[str]:
+        """Split a text as before merging, in the characters of `bytes_to_unicode`: no token crosses two parts."""
+        from tokenizers import Tokenizer as Library
+
+        library = Library.from_str(self._json)
+        text = text if library.normalizer is None else library.normalizer.normalize_str(text)
+        return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)]
 
 
 class HFTokenizer(FileTokenizer):

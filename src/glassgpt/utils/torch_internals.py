@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 # What selective activation checkpointing keeps: the results of matrix products and of attention. torch.utils.checkpoint
 # (2.13) asks its policy about operators, and operators have no public names.
 _aten = torch.ops.aten
-CHECKPOINTED_OPERATORS = {
+CHECKPOINTED_OPERATORS = [
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -22,7 +22,7 @@ CHECKPOINTED_OPERATORS = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
-}
+]
 
 
 @contextmanager
