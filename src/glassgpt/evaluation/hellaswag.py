@@ -233,10 +233,7 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
 
 
 def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
-    """All questions in batches: those that are cut first, then contexts of equal length together, the longest first.
-
-    A batch's texts have at most `BATCH_TOKENS` tokens. Every run and any number of ranks use the same batches.
-    """
+    """All questions in batches of contexts of equal length, the longest first; those that are cut come first of all."""
     batches: list[list[Question]] = []
     ordered = sorted(questions, key=lambda q: (q.cut, q.shared, q.tokens, q.number), reverse=True)
     for _, group in itertools.groupby(ordered, key=lambda q: q.shared):

@@ -170,11 +170,9 @@ def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, An
 def details(
     measured: Measurement, stream: TokenStream, tokenizer: Tokenizer, documents: bool = False
 ) -> dict[str, Any]:
-    """What `figures` leaves out, as JSON: `loss_by_position` and `tokens_by_position`.
+    """What `figures` leaves out, as JSON: losses by position, of tokens if they were kept, and of the worst documents.
 
-    If token losses were kept, also `token_ids` and `token_losses`. If documents are known, also `document_count` and
-    `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
-    documents: also the figures of all `documents`, as columns.
+    documents: also the figures of all documents, as columns.
     """
     reached, each = measured.tokens_by_position > 0, measured.documents
     nats, tokens = measured.nats_by_position[reached], measured.tokens_by_position[reached]

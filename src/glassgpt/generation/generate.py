@@ -117,34 +117,9 @@ def _tokens(
 
 
 def window_start(length: int, context_length: int) -> int:
-    """The first of `length` tokens that the model still reads: a full context drops its older half.
-
-    It depends on the length alone, so that cached and uncached generation read the same tokens.
-    """
+    """The first of `length` tokens that the model still reads, with a cache and without."""
     half = max(1, context_length // 2)
     return max(0, -(-(length - context_length) // half)) * half
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest logits to -inf (Fan et al., 2018). Logits equal to the k-th largest are kept."""
-    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities sum to at least p (Holtzman et al., 2020)."""
-    if p >= 1:
-        return logits  # a float32 sum reaches 1 before the last tokens and would drop them
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    # A token stays if those before it sum to less than p, so the most likely token always stays.
-    dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep tokens at least p times as likely as the most likely token (Nguyen et al., 2024)."""
-    probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
 
 
 def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
@@ -157,12 +132,19 @@ def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
-    if settings.top_k is not None:
-        logits = keep_top_k(logits, settings.top_k)
-    if settings.top_p is not None:
-        logits = keep_top_p(logits, settings.top_p)
-    if settings.min_p is not None:
-        logits = keep_min_p(logits, settings.min_p)
+    if settings.top_k is not None:  # Fan et al., 2018; logits equal to the k-th largest are kept
+        threshold = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    # Holtzman et al., 2020. Not for 1: a float32 sum reaches it before the last tokens and would drop them.
+    if settings.top_p is not None and settings.top_p < 1:
+        probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token stays if those before it sum to less than p, so the most likely token always stays.
+        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= settings.top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    if settings.min_p is not None:  # Nguyen et al., 2024; relative to the most likely token
+        probabilities = logits.softmax(dim=-1)
+        too_small = probabilities < settings.min_p * probabilities.amax(dim=-1, keepdim=True)
+        logits = logits.masked_fill(too_small, -torch.inf)
     return logits.softmax(dim=-1)
 
 
@@ -232,11 +214,12 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
 
     Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
     """
-    if tokenizer is None and (prompt is None or isinstance(prompt, str)):
-        raise UserError("this model has no tokenizer; pass the prompt as token ids")
-    if tokenizer is not None and prompt is None:
+    if tokenizer is None:
+        if prompt is None or isinstance(prompt, str):
+            raise UserError("this model has no tokenizer; pass the prompt as token ids")
+    elif prompt is None:
         prompt = default_prompt(tokenizer)
-    if tokenizer is not None and isinstance(prompt, str):
+    elif isinstance(prompt, str):
         encoded = tokenizer.encode(prompt).tolist()
         prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()

@@ -56,11 +56,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8 with dynamic quantization: a scale per output, and a scale and zero point per row of x.
-
-    Sums of integers are exact, so a row's result does not depend on other rows, except for one input in a million that
-    is rounded to the next integer.
-    """
+    """A linear layer in int8 with dynamic quantization: a scale per output, and a scale and zero point per row of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
