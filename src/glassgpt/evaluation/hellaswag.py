@@ -89,10 +89,9 @@ class Score:
 def evaluate_both_styles(
     loaded: LoadedModel, items: Sequence[Item], published: bool, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
+    """The figures of `summarize` by style, with scores kept in the cache, and what was measured.
 
-    Scores are kept in the cache, and the next call continues there. progress: as in `score_hellaswag`, after the style.
-    Raises `UserError` for a model without a tokenizer, and as `encode`.
+    published: whether published scores compare. progress: as in `score_hellaswag`, after the style. Raises `UserError`.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:

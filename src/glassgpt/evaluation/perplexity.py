@@ -33,10 +33,7 @@ WORST_TOKENS = 16  # shorter documents are not among those with the highest loss
 
 
 class DocumentLosses:
-    """Losses of each document's text tokens, in nats.
-
-    starts: the first token (documents,) of each in the stream. Tokens before the first start are not counted.
-    """
+    """Losses of each document's text tokens, in nats. `starts` (documents,): the first token of each in the stream."""
 
     def __init__(self, starts: Ids) -> None:
         self.starts, self.nats = starts, np.zeros(len(starts))
@@ -45,7 +42,7 @@ class DocumentLosses:
     def add(self, first: int, losses: Losses, byte_lengths: Ids) -> None:
         """Count losses and bytes (n,) of the tokens from `first` on."""
         documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
-        own = (byte_lengths > 0) & (documents >= 0)
+        own = (byte_lengths > 0) & (documents >= 0)  # tokens before the first start are not counted
         for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
             np.add.at(total, documents[own], values[own])
 

@@ -123,10 +123,7 @@ def window_start(length: int, context_length: int) -> int:
 
 
 def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
-    """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order.
-
-    Temperature 0 gives all probability to the most likely token.
-    """
+    """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order."""
     logits = logits.float()
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -187,15 +184,12 @@ class _TextStream:
         if stops:
             self.ended = True
             return self.pending[: min(stops)]
-        held = 0 if self.ended else max((_overlap(self.pending, text) for text in self.stop), default=0)
-        shown = self.pending[: len(self.pending) - held]
-        self.pending = self.pending[len(shown) :]
+        held = ""  # the longest end that a stop string begins with
+        if not self.ended:
+            ends = (self.pending[at:] for at in range(len(self.pending)))
+            held = next((end for end in ends if any(text.startswith(end) for text in self.stop)), "")
+        shown, self.pending = self.pending.removesuffix(held), held
         return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def default_prompt(tokenizer: Tokenizer) -> list[int]:

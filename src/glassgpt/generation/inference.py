@@ -92,10 +92,8 @@ class Int8Linear(nn.Module):
 
 
 def activation_steps() -> int:
-    """Integer steps from a row's smallest number to its largest.
-
-    Without AVX-512's int8 dot products FBGEMM adds two products in 16 bits, which must not overflow.
-    """
+    """Integer steps from a row's smallest number to its largest."""
+    # Without AVX-512's int8 dot products FBGEMM adds two products in 16 bits, which must not overflow.
     return 255 if torch.cpu.get_capabilities().get("avx512_vnni") else 127
 
 

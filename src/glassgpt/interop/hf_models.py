@@ -68,10 +68,7 @@ def family_for(config: ModelConfig) -> Family:
 
 
 def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
-    """Write a directory that transformers can load, in float32, and return the family's name.
-
-    Raises `UserError` if no family can hold the model, the directory is not empty, or the disk is full.
-    """
+    """Write a directory that transformers can load, in float32. Returns the family's name; raises as `export`."""
     family = family_for(model.config)
     begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.
