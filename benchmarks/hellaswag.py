@@ -53,13 +53,13 @@ def sample(batches: list[list[Question]], items: int) -> list[list[Question]]:
 
 
 def scores(questions: list[Question], losses: list[tuple[float, ...]]) -> list[Score]:
-    return [Score(q.number, q.label, four, q.lengths, q.cut) for q, four in zip(questions, losses, strict=True)]
+    return [Score(question, four) for question, four in zip(questions, losses, strict=True)]
 
 
 def differences(ours: list[Score], theirs: list[Score]) -> list[int]:
     """Items on which the choices differ by either score, except near ties."""
     return [
-        a.number
+        a.question.number
         for a, b in zip(ours, theirs, strict=True)
         for normalised in (False, True)
         if a.choice(normalised) != b.choice(normalised) and b.margin(normalised) > NEAR_TIE

@@ -153,13 +153,13 @@ def test_the_choices_are_those_of_a_plain_loop(name: str, style: Style, monkeypa
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # so that there are many batches
     items, model = some_items(16), model_for(BYTES, **MODELS[name])
     scores = score_hellaswag(model, BYTES, items, style=style)
-    assert [score.number for score in scores] == list(range(16))
-    assert any(score.cut for score in scores) == ("overflow" in name)
+    assert [score.question.number for score in scores] == list(range(16))
+    assert any(score.question.cut for score in scores) == ("overflow" in name)
     for item, score in zip(items, scores, strict=True):
         losses, lengths = plain_losses(model, BYTES, item, style)
         assert score.losses == pytest.approx(losses, rel=3e-6)
-        assert list(score.lengths) == lengths
-        assert score.label == item.label
+        assert list(score.question.lengths) == lengths
+        assert score.question.label == item.label
         for normalised in (False, True):
             values = [loss / length for loss, length in zip(losses, lengths, strict=True)] if normalised else losses
             assert score.choice(normalised) == values.index(min(values)) or score.margin(normalised) <= NEAR_TIE
@@ -191,12 +191,21 @@ def test_prompts_start_with_the_tokenizers_prefix(style: Style) -> None:
         assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
 
+def losses_of(scores: list[Score]) -> dict[int, tuple[float, ...]]:
+    return {score.question.number: score.losses for score in scores}
+
+
+def scored(label: int, losses: tuple[float, ...], lengths: tuple[int, ...], cut: bool = False) -> Score:
+    ids = np.zeros(1, dtype=np.int64)
+    return Score(Question(0, label, ids, (ids,) * 4, lengths, cut), losses)
+
+
 def test_figures_count_the_choices() -> None:
     scores = [
-        Score(0, 1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7), False),  # plain right; normalised the first of three equal ones
-        Score(1, 0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), True),  # plain right by a hair; normalised wrong
-        Score(2, 2, (1.0, 2.0, math.nan, 3.0), (1, 1, 1, 1), False),  # no number: wrong
-        Score(3, 3, (4.0, 4.0, 4.0, 3.0), (1, 1, 1, 1), False),
+        scored(1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7)),  # plain right; normalised the first of three equal ones
+        scored(0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), cut=True),  # plain right by a hair; normalised wrong
+        scored(2, (1.0, 2.0, math.nan, 3.0), (1, 1, 1, 1)),  # no number: wrong
+        scored(3, (4.0, 4.0, 4.0, 3.0), (1, 1, 1, 1)),
     ]
     found = summarize(scores)
     assert (found["n"], found["cut"], found["acc"], found["acc_norm"]) == (4, 1, 0.75, 0.25)
@@ -207,8 +216,8 @@ def test_figures_count_the_choices() -> None:
 
 def test_training_mode_is_restored_and_dropout_is_off() -> None:
     items, model = some_items(6), model_for(BYTES).train()
-    exact = score_hellaswag(model, BYTES, items)
-    assert score_hellaswag(model, BYTES, items) == exact
+    exact = losses_of(score_hellaswag(model, BYTES, items))
+    assert losses_of(score_hellaswag(model, BYTES, items)) == exact
     assert model.training
     rough = score_hellaswag(model, BYTES, items, precision="bfloat16")
     assert [s.losses for s in rough] != [s.losses for s in score_hellaswag(model, BYTES, items)]
@@ -219,7 +228,7 @@ def test_training_mode_is_restored_and_dropout_is_off() -> None:
 @pytest.mark.parametrize("changes", [{}, {"window": 5, "position": "rope"}])
 def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes: dict[str, Any]) -> None:
     items, model = some_items(6), model_for(BYTES, **changes)
-    plain = score_hellaswag(model, BYTES, items)
+    plain = losses_of(score_hellaswag(model, BYTES, items))
     compiled: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -234,7 +243,7 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
         before = model(ids)
         graphs = len(compiled)
         assert graphs
-        assert score_hellaswag(model, BYTES, items) == plain
+        assert losses_of(score_hellaswag(model, BYTES, items)) == plain
         assert torch.equal(model(ids), before)
     assert len(compiled) == graphs
 
@@ -276,10 +285,10 @@ class OneRank(Ranks):
 def test_the_shares_of_all_ranks_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model = some_items(20), model_for(BYTES, context_length=100)
-    whole = score_hellaswag(model, BYTES, items)
+    whole = losses_of(score_hellaswag(model, BYTES, items))
     shares = [score_hellaswag(model, BYTES, items, ranks=OneRank(rank, world_size)) for rank in range(world_size)]
-    scores = sorted(itertools.chain.from_iterable(shares), key=lambda score: score.number)
-    assert scores == whole  # to the last bit: the batches are the same
+    scores = sorted(itertools.chain.from_iterable(shares), key=lambda score: score.question.number)
+    assert losses_of(scores) == whole  # to the last bit: the batches are the same
     if world_size == 100:
         assert [] in shares
 
@@ -307,7 +316,7 @@ class StoppedError(Exception):
 def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model, path = some_items(20), model_for(BYTES), tmp_path / "new" / "results.jsonl"
-    whole = score_hellaswag(model, BYTES, items)
+    whole = losses_of(score_hellaswag(model, BYTES, items))
 
     def stop(done: int, total: int) -> None:
         assert total == 20
@@ -325,10 +334,10 @@ def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkey
         return score_batch(m, batch)
 
     monkeypatch.setattr(module, "score_batch", counted)
-    assert score_hellaswag(model, BYTES, items, results=path) == whole
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
     assert 0 < len(computed) <= 12
     computed.clear()
-    assert score_hellaswag(model, BYTES, items, results=path) == whole
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
     assert computed == []
 
 
@@ -338,10 +347,10 @@ def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> Non
     ]
     model, path = model_for(BYTES), tmp_path / "results.jsonl"
     assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256))) == 1
-    whole = score_hellaswag(model, BYTES, items, results=path)
+    whole = losses_of(score_hellaswag(model, BYTES, items, results=path))
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
     path.write_bytes(b"".join(lines[:3]))
-    assert score_hellaswag(model, BYTES, items, results=path) == whole
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
 
 
 def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
@@ -511,7 +520,7 @@ def test_a_file_of_the_published_form_is_read_and_scored(tmp_path: Path) -> None
     chosen = subset(items, 12)
     model = model_for(BYTES, context_length=300)
     for style in STYLES:
-        scores = {score.number: score for score in score_hellaswag(model, BYTES, chosen, style=style)}
+        scores = {score.question.number: score for score in score_hellaswag(model, BYTES, chosen, style=style)}
         for item in chosen:
             assert scores[item.number].losses == pytest.approx(plain_losses(model, BYTES, item, style)[0], rel=3e-6)
 
@@ -570,12 +579,12 @@ def test_lm_eval_scores_an_exported_model_as_we_do(
     ours, theirs = summarize(scores), found["results"]["hellaswag_local"]
     samples = sorted(found["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
     # An ending longer than the context stops lm-eval, so none is here; longer contexts are.
-    assert any(score.cut for score in scores) == (context_length == 400)
+    assert any(score.question.cut for score in scores) == (context_length == 400)
     for score, sample in zip(scores, samples, strict=True):
         answers = [float(answer[0]) for answer in itertools.chain.from_iterable(sample["resps"])]
         assert [-loss for loss in score.losses] == pytest.approx(answers, rel=1e-5)
         assert (sample["acc"], sample["acc_norm"]) == tuple(
-            float(score.choice(norm) == score.label) for norm in (False, True)
+            float(score.choice(norm) == score.question.label) for norm in (False, True)
         )
     assert (theirs["acc,none"], theirs["acc_norm,none"]) == (ours["acc"], ours["acc_norm"])
     assert 0 < ours["acc"] < 1

@@ -12,9 +12,8 @@ import pytest
 
 from glassgpt.cli.main import main
 from glassgpt.evaluation import hellaswag, hellaswag_items
-from glassgpt.evaluation.baselines import PUBLISHED
 from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
-from glassgpt.evaluation.hellaswag_items import Item, read_items, subset
+from glassgpt.evaluation.hellaswag_items import PUBLISHED, Item, read_items, subset
 from glassgpt.interop.references import load
 from glassgpt.report.page import write_report
 from glassgpt.training.progress import Progress

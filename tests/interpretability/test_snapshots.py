@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import TrainConfig
@@ -55,21 +54,12 @@ def small_snapshot() -> ProbeSnapshot:
     return take_probe(model, prompts, ["a sample\n", "ein Wörtchen \ud7ff\U0001f642"], step=12)
 
 
-def tensors_of(snapshot: ProbeSnapshot) -> list[Tensor]:
-    activations = [
-        [each.attention, each.lens_ids, each.lens_p, each.next_rank, each.surprisal] for each in snapshot.prompts
-    ]
-    return [snapshot.head_scores, *(tensor for each in activations for tensor in each)]
-
-
 def same(one: ProbeSnapshot, other: ProbeSnapshot) -> bool:
     """Whether two snapshots have the same bits."""
-    values = [
-        (each.step, [activations.prompt for activations in each.prompts], each.head_types, each.samples)
-        for each in (one, other)
-    ]
-    tensors = [[(t.dtype, t.shape, t.numpy().tobytes()) for t in tensors_of(each)] for each in (one, other)]
-    return values[0] == values[1] and tensors[0] == tensors[1]
+    first, second = (
+        {name: (t.dtype, t.shape, t.numpy().tobytes()) for name, t in each.tensors.items()} for each in (one, other)
+    )
+    return one.values == other.values and first == second
 
 
 # --- numbers
@@ -82,20 +72,20 @@ def test_a_snapshot_is_what_its_checkpoint_computes(tmp_path: Path, text: Path, 
     run = run_of(config, tmp_path / "run")
     snapshot = read_probe(RunDirectory(run).probe_path(5))
     model, tokenizer = load(f"{run}@5")
-    (activations,) = snapshot.prompts
+    (prompt,), tensors = snapshot.prompts, snapshot.tensors
     ids = open_dataset(prepare(config.data)).validation.read(0, 16)  # 16 are its context
-    assert activations.prompt.ids == ids.tolist()
+    assert prompt.ids == ids.tolist()
     assert tokenizer is not None
-    assert "".join(activations.prompt.pieces) == tokenizer.decode(ids.tolist()).replace(" ", "␣").replace("\n", "⏎")
+    assert "".join(prompt.pieces) == tokenizer.decode(ids.tolist()).replace(" ", "␣").replace("\n", "⏎")
     row = torch.tensor(ids)[None]
     with torch.no_grad(), capture(model) as computed:
         logits = model(row)[0]
     bits = F.cross_entropy(logits[:-1], row[0, 1:], reduction="none") / math.log(2)
-    assert math.isnan(activations.surprisal[0])
+    assert math.isnan(tensors["surprisal.0"][0])
     torch.testing.assert_close(
-        activations.surprisal[1:], bits, rtol=1e-5, atol=1e-5
+        tensors["surprisal.0"][1:], bits, rtol=1e-5, atol=1e-5
     )  # rounding of sums in another order
-    for layer, attention in zip(computed.layers, activations.attention, strict=True):
+    for layer, attention in zip(computed.layers, tensors["attention.0"], strict=True):
         weights = (
             (layer.rot_q @ layer.rot_k.transpose(-2, -1) / math.sqrt(8))
             .masked_fill(~torch.ones(16, 16).tril().bool(), -math.inf)
@@ -107,16 +97,16 @@ def test_a_snapshot_is_what_its_checkpoint_computes(tmp_path: Path, text: Path, 
         for depth, stream in enumerate(computed.residual_stream):
             weight, bias = model.get_parameter("norm.weight"), model.get_parameter("norm.bias")
             expected = (F.layer_norm(stream[0], (16,), weight, bias) @ model.embedding.weight.T).softmax(-1)
-            chosen = expected.gather(1, activations.lens_ids[depth].long())
+            chosen = expected.gather(1, tensors["lens_ids.0"][depth].long())
             torch.testing.assert_close(
-                activations.lens_p[depth].float(), chosen, rtol=2**-10, atol=1e-6
+                tensors["lens_p.0"][depth].float(), chosen, rtol=2**-10, atol=1e-6
             )  # float16's digits
             torch.testing.assert_close(chosen, expected.topk(3).values, rtol=1e-5, atol=0)
             own = expected[:-1].gather(1, row[0, 1:, None])
-            assert activations.next_rank[depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
+            assert tensors["next_rank.0"][depth].tolist() == [*(expected[:-1] > own).sum(-1).tolist(), -1]
     assert snapshot.head_types == list(HEAD_TYPES)
-    torch.testing.assert_close(snapshot.head_scores, head_scores(model), rtol=0, atol=0)
-    assert same(snapshot, take_probe(model, [activations.prompt], snapshot.samples, 5))
+    torch.testing.assert_close(tensors["head_scores"], head_scores(model), rtol=0, atol=0)
+    assert same(snapshot, take_probe(model, [prompt], snapshot.samples, 5))
 
 
 @pytest.mark.slow
@@ -166,7 +156,7 @@ def test_prompts_are_cut_to_the_configured_tokens(tmp_path: Path, text: Path) ->
     config = tiny_config(text, probe={"prompts": ["the fox", "a", "quick brown dog jumps over"], "tokens": 20}, steps=1)
     for changes, expected in (({}, [7, 1, 16]), ({"tokens": 3}, [3, 1, 3])):  # 16 are the context
         run = run_of(config.override(probe=changes), tmp_path / str(len(changes)))
-        pieces = [activations.prompt.pieces for activations in read_probe(RunDirectory(run).probe_path(1)).prompts]
+        pieces = [prompt.pieces for prompt in read_probe(RunDirectory(run).probe_path(1)).prompts]
         assert [len(each) for each in pieces] == expected
         assert "".join(pieces[0]) == "the␣fox"[: expected[0]]
 
@@ -185,11 +175,8 @@ def test_snapshots_between_the_evaluations(tmp_path: Path, text: Path) -> None:
 def test_a_mixture_has_a_prompt_per_text(tmp_path: Path) -> None:
     texts = [write_text(tmp_path / f"{seed}.txt", seed=seed) for seed in (1, 2)]
     config = tiny_config(texts[0], data={"mixture": {str(path): 0.5 for path in texts}}, steps=1)
-    prompts = [
-        activations.prompt.ids
-        for activations in read_probe(RunDirectory(run_of(config, tmp_path / "run")).probe_path(0)).prompts
-    ]
-    assert len({tuple(ids) for ids in prompts}) == 2
+    prompts = read_probe(RunDirectory(run_of(config, tmp_path / "run")).probe_path(0)).prompts
+    assert len({tuple(prompt.ids) for prompt in prompts}) == 2
 
 
 def test_pieces_of_a_prompt_are_in_display_form() -> None:
@@ -215,9 +202,8 @@ def test_prompts_may_change_on_resume(tmp_path: Path, text: Path) -> None:
     for steps, section, tokens in ((7, "", 16), (10, '[probe]\nprompts = ["the fox"]\ntokens = 4\n', 4)):
         (run / "config.toml").write_text(before.replace(section_text, section))
         resume(run, steps=steps, progress=Quiet())
-        assert [
-            len(activations.prompt.ids) for activations in read_probe(RunDirectory(run).probe_path(steps)).prompts
-        ] == [tokens]
+        prompts = read_probe(RunDirectory(run).probe_path(steps)).prompts
+        assert [len(prompt.ids) for prompt in prompts] == [tokens]
         before = (run / "config.toml").read_text()
 
 
@@ -256,16 +242,16 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"facts": {"prompts": [{"ids": [0]}]}}, "pieces"),
         ({"facts": {"prompts": [{"ids": [0], "pieces": []}]}}, "1 ids and 0 pieces"),
         ({"facts": {"samples": [3]}}, "samples must be a list, each item of it a string"),
-        ({"facts": {"kinds": ["one"]}}, r"head scores .* \[1, 2, 4\]"),
+        ({"facts": {"kinds": ["one"]}}, r"head_scores .* \[1, 2, 4\]"),
         ({"tensors": {"attention.0": None}}, r"'attention\.0' is missing"),
-        ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, "attention of a prompt of 4 tokens .* torch.float32"),
-        ({"tensors": {"surprisal.1": torch.zeros(2)}}, "surprisal of a prompt of 1 tokens"),
-        ({"tensors": {"lens_p.0": torch.zeros(9, 4, 3).half()}}, "lens_p of a prompt of 4 tokens"),
-        ({"tensors": {"next_rank.0": torch.tensor(0, dtype=torch.int32)}}, "next_rank of a prompt of 4 tokens"),
-        ({"tensors": {"attention.0": torch.tensor(0, dtype=torch.uint8)}}, "attention of a prompt of 4 tokens"),
-        ({"tensors": {"lens_ids.0": torch.tensor(0, dtype=torch.int32)}}, "lens_ids of a prompt of 4 tokens"),
-        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, r"head scores .* \[4, 7, 7\]"),
-        ({"tensors": {"head_kinds": torch.zeros(4)}}, r"head scores .* \[4\]"),
+        ({"tensors": {"attention.0": torch.zeros(2, 3, 4, 4)}}, r"attention\.0 must be .* torch\.float32"),
+        ({"tensors": {"surprisal.1": torch.zeros(2)}}, r"surprisal\.1 must be"),
+        ({"tensors": {"lens_p.0": torch.zeros(9, 4, 3).half()}}, r"lens_p\.0 must be"),
+        ({"tensors": {"next_rank.0": torch.tensor(0, dtype=torch.int32)}}, r"next_rank\.0 must be"),
+        ({"tensors": {"attention.0": torch.tensor(0, dtype=torch.uint8)}}, r"attention\.0 must be"),
+        ({"tensors": {"lens_ids.0": torch.tensor(0, dtype=torch.int32)}}, r"lens_ids\.0 must be"),
+        ({"tensors": {"head_kinds": torch.zeros(4, 7, 7)}}, r"attention\.0 must be torch\.uint8 \[7, 7, 4, 4\]"),
+        ({"tensors": {"head_kinds": torch.zeros(4)}}, r"head_scores .* \[4\]"),
     ],
     ids=str,
 )
@@ -290,7 +276,7 @@ def test_a_snapshot_of_version_0_1_is_read() -> None:
     snapshot = read_probe(Path(__file__).parents[1] / "fixtures" / "v0_1" / "run" / "probes" / "000006.safetensors")
     assert snapshot.step == 6
     assert snapshot.head_types == list(HEAD_TYPES)
-    assert snapshot.head_scores.shape[0] == 4
+    assert snapshot.tensors["head_scores"].shape[0] == 4
 
 
 def test_a_full_disk_leaves_no_partial_snapshot(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

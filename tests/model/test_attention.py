@@ -76,7 +76,7 @@ def test_kernels_equal_the_formula_forward_and_backward(
     """All positions, or only the last few after a cache, with the mask of `Span`."""
     q, k, v = random(B, H, queries, D, seed=1), random(B, kv_heads, T, D, seed=2), random(B, kv_heads, T, D, seed=3)
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    mask = None if queries == T else span.mask(torch.arange(T - queries, T), torch.arange(T))
+    mask = None if queries == T else span.visible(torch.arange(T - queries, T)[:, None], torch.arange(T))
     upstream = random(B, H, queries, D, seed=4)
     actual, expected = kernel(span, dropout=0.0)(q, k, v, mask), by_hand(q, k, v, span)
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
@@ -146,10 +146,10 @@ def test_dropout_falls_on_the_weights_in_training_only(kernel: Kernel, span: Spa
 def test_the_mask_of_a_span() -> None:
     """W counts the token itself; the first G are seen by all that come after them, and by none before."""
     q, k = torch.tensor([2, 3]), torch.arange(5)
-    assert FULL.mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
-    assert Span(2).mask(q, k).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
-    assert Span(1, 1).mask(q, k).int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 1, 0]]
-    assert Span(1, 5).mask(q, k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert FULL.visible(q[:, None], k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert Span(2).visible(q[:, None], k).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]]
+    assert Span(1, 1).visible(q[:, None], k).int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 0, 1, 0]]
+    assert Span(1, 5).visible(q[:, None], k).int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
 
 
 def test_rotary_is_a_rotation_of_complex_numbers() -> None:
@@ -248,7 +248,7 @@ def test_a_position_bias_reaches_every_kernel(kernel: str, span: Span) -> None:
         assert bias[1, 4, 1] == -0.25 * 3
         scores = q @ k.transpose(-2, -1) / math.sqrt(8) + bias
         torch.testing.assert_close(attention_scores(q, k, bias), scores, atol=1e-12, rtol=0)
-        weights = scores.masked_fill(~span.mask(positions, positions), -torch.inf).softmax(-1)
+        weights = scores.masked_fill(~span.visible(positions[:, None], positions), -torch.inf).softmax(-1)
         torch.testing.assert_close(output, weights @ v, atol=1e-12, rtol=0)
         shape = ModelConfig(n_embd=24, n_head=3, n_kv_head=1, window=span.window, window_globals=span.n_global)
         cache = LayerCache(shape, span.window, B, T, torch.zeros((), dtype=torch.float64))

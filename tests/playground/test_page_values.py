@@ -856,27 +856,29 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
         )
         model, tokenizer = glassgpt.load(f"{trained}@{step}")
         assert tokenizer is not None
-        prompt = read_probe(RunDirectory(trained).probe_path(step)).prompts[0].prompt
+        prompt = read_probe(RunDirectory(trained).probe_path(step)).prompts[0]
         taken = take_probe(model, [prompt], [], step)
-        seen = taken.prompts[0]
+        seen = {name.removesuffix(".0"): tensor for name, tensor in taken.tensors.items()}
         found.append(np.nan_to_num(matrix_of(csv_at(shown, "head-of-a-step"))))
-        same(found[-1], seen.attention[1, 1].double() / 255)
+        same(found[-1], seen["attention"][1, 1].double() / 255)
         weights = torch.cat(
-            [torch.zeros(0), *(row[: i + 1] for i, row in enumerate(seen.attention[1, 1].double() / 255))]
+            [torch.zeros(0), *(row[: i + 1] for i, row in enumerate(seen["attention"][1, 1].double() / 255))]
         )
         assert float(weights.sum()) == pytest.approx(
             len(prompt.ids), abs=len(weights) / 510
         )  # each is rounded to 1/255
         rows = shown.csv_of("Logit lens")
-        same(column(rows, "top probability"), seen.lens_p[..., 0].flatten())
+        same(column(rows, "top probability"), seen["lens_p"][..., 0].flatten())
         same(
             column(rows, "rank of the next token"),
-            (seen.next_rank + 1).double().masked_fill(seen.next_rank < 0, torch.nan).flatten(),
+            (seen["next_rank"] + 1).double().masked_fill(seen["next_rank"] < 0, torch.nan).flatten(),
         )
-        names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen.lens_ids[..., 0].flatten().tolist()]
+        names = [
+            escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen["lens_ids"][..., 0].flatten().tolist()
+        ]
         assert texts(rows, "top token") == names
-        same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen.surprisal)
-        same(column(shown.csv_of("Head scores"), "score"), taken.head_scores.flatten())
+        same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen["surprisal"])
+        same(column(shown.csv_of("Head scores"), "score"), seen["head_scores"].flatten())
     assert np.abs(found[0] - found[1]).max() > 1 / 255
 
 

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig, OptimConfig, TrainConfig
-from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS
+from glassgpt.report.charts import GPT2_FINEWEB_LOSS
 from glassgpt.report.page import write_report
 from glassgpt.report.runs import MAX_POINTS, smoothed, thinned
 from glassgpt.utils.errors import UserError

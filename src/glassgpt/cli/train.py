@@ -1,11 +1,11 @@
 """train, its --resume, plan and recipes: from a recipe to a run."""
 
-import contextlib
 import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -23,7 +23,6 @@ from glassgpt.config.schema import (
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
-DEFAULT_RECIPE = "demo"
 SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
 SHORT_FORMS["--data"] = "--data.source"
 # Settings of the model that a run started from another model may have.
@@ -43,7 +42,7 @@ class RecipeCommand(Command):
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
         named = bool(arguments) and not arguments[0].startswith("-")
-        recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+        recipe_name, arguments = (arguments[0], arguments[1:]) if named else ("demo", arguments)
         arguments = _expand_short_forms(arguments)
         config = recipe(recipe_name)
         if config.name == TrainConfig.name:
@@ -157,14 +156,12 @@ class Resume(Command):
 
 def _check_memory(config: TrainConfig, force: bool) -> None:
     """Raise `UserError` if an update cannot fit into the free memory; with `force`, only warn."""
-    import torch
-
     from glassgpt.planning.memory import check_memory
     from glassgpt.utils.device import find_device, find_precision
 
     device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda" and processes > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     problem = check_memory(config, processes, device, find_precision(config.precision, device))
     if problem is not None and not force:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
@@ -197,18 +194,15 @@ def _without_replaced_settings(config: TrainConfig, arguments: Sequence[str]) ->
     return config.override(data={"mixture": {}})
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> AbstractContextManager[Progress]:
     """A live display on a terminal, plain lines elsewhere; nothing on ranks other than the main one."""
     if not is_main_process():
-        yield SilentProgress()
-    elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        yield Progress()
-    else:
-        from glassgpt.cli.console import RichProgress
+        return nullcontext(SilentProgress())
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return nullcontext(Progress())
+    from glassgpt.cli.console import RichProgress
 
-        with RichProgress() as progress:
-            yield progress
+    return RichProgress()
 
 
 def _print_next_commands(run: Path) -> None:

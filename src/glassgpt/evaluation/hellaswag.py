@@ -9,9 +9,9 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """The losses of an item's endings in nats, summed over their tokens, and the divisors that normalise them."""
+    """The losses of a question's endings in nats, summed over their tokens."""
 
-    number: int
-    label: int
+    question: Question
     losses: tuple[float, ...]
-    lengths: tuple[int, ...]
-    cut: bool
 
     def values(self, normalised: bool) -> list[float]:
         """The losses that are compared: sums, or means per token or character."""
-        divisors = self.lengths if normalised else (1,) * ENDINGS
+        divisors = self.question.lengths if normalised else (1,) * ENDINGS
         return [loss / divisor for loss, divisor in zip(self.losses, divisors, strict=True)]
 
     def choice(self, normalised: bool) -> int | None:
@@ -131,22 +128,24 @@ def score_hellaswag(
     questions = encode(items, tokenizer, style, model.config.context_length)
     batches = make_batches(questions)[ranks.rank :: ranks.size]
     saved = {} if results is None else _read_results(results)
-    scores, device = list[Score](), model.embedding.weight.device
+    losses, device = dict[int, tuple[float, ...]](), model.embedding.weight.device
     # Uncompiled, since a caller's blocks may be compiled: each length would compile them again.
     with evaluation_mode(model), uncompiled(model), matmul_precision(precision), autocast(device, precision):
         for batch in batches:
+            numbers = [question.number for question in batch]
             # All of a batch or nothing: the last bits of a loss depend on the rest of its batch.
-            losses = [saved[question.number] for question in batch if question.number in saved]
-            if len(losses) < len(batch):
-                losses = score_batch(model, batch)
+            if not saved.keys() >= set(numbers):
+                computed = dict(zip(numbers, score_batch(model, batch), strict=True))
+                saved |= computed
                 if results is not None:
-                    _append_results(results, batch, losses)
-            scores += [Score(q.number, q.label, four, q.lengths, q.cut) for q, four in zip(batch, losses, strict=True)]
+                    _append_results(results, computed)
+            losses |= {number: saved[number] for number in numbers}
             ranks.heartbeat()
-            progress(len(scores), sum(map(len, batches)))
+            progress(len(losses), sum(map(len, batches)))
     ranks.enter_phase("the scores of HellaSwag")
-    shares = ranks.all_gather_object([asdict(score) for score in scores])
-    return sorted((Score(**score) for share in shares for score in share), key=lambda score: score.number)
+    shares = ranks.all_gather_object(list(losses.items()))
+    by_number = {question.number: question for question in questions}
+    return [Score(by_number[number], tuple(four)) for number, four in sorted(itertools.chain(*shares))]
 
 
 def summarize(scores: Sequence[Score]) -> dict[str, Any]:
@@ -156,9 +155,9 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
     two lowest losses differ by at most `NEAR_TIE`. With the suffix `_norm`, losses are per token or per character.
     """
     n = len(scores)
-    figures: dict[str, Any] = {"n": n, "cut": sum(score.cut for score in scores)}
+    figures: dict[str, Any] = {"n": n, "cut": sum(score.question.cut for score in scores)}
     for suffix, normalised in (("", False), ("_norm", True)):
-        accuracy = sum(score.choice(normalised) == score.label for score in scores) / n
+        accuracy = sum(score.choice(normalised) == score.question.label for score in scores) / n
         figures[f"acc{suffix}"] = accuracy
         # With the sample variance (n - 1), as in lm-eval.
         figures[f"stderr{suffix}"] = math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan
@@ -195,8 +194,8 @@ def _read_results(path: Path) -> dict[int, tuple[float, ...]]:
     return saved
 
 
-def _append_results(path: Path, batch: Sequence[Question], losses: Sequence[tuple[float, ...]]) -> None:
-    rows = [json.dumps({"number": q.number, "losses": four}) for q, four in zip(batch, losses, strict=True)]
+def _append_results(path: Path, losses: Mapping[int, tuple[float, ...]]) -> None:
+    rows = [json.dumps({"number": number, "losses": four}) for number, four in losses.items()]
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
@@ -21,6 +21,32 @@ by tokens. lm-eval (task `hellaswag` of github.com/EleutherAI/lm-evaluation-harn
 activity before the text, context and ending encoded together, normalised by characters.
 """
 STYLES: tuple[Style, ...] = ("build-nanogpt", "lm-eval")
+
+
+class Published(NamedTuple):
+    """The scores of a published model on all items; None: not published."""
+
+    model: str
+    style: str
+    acc: float | None
+    acc_norm: float
+    source: str
+
+
+_SCRIPT, _NOTEBOOK = "build-nanogpt, hellaswag.py", "build-nanogpt, play.ipynb"
+PUBLISHED = (
+    Published("GPT-2 124M", "build-nanogpt", 0.2859, 0.2955, _SCRIPT),
+    Published("GPT-2 350M", "build-nanogpt", None, 0.375224, _NOTEBOOK),
+    Published("GPT-2 774M", "build-nanogpt", None, 0.431986, _NOTEBOOK),
+    Published("GPT-2 1558M", "build-nanogpt", 0.3842, 0.4893, _SCRIPT),
+    Published("GPT-2 124M", "lm-eval", 0.2892, 0.3114, _SCRIPT),
+    Published("GPT-2 1558M", "lm-eval", 0.4004, 0.5089, _SCRIPT),
+    # Scored in OpenAI's own style; the notebook plots them next to build-nanogpt's.
+    Published("GPT-3 124M", "GPT-3 paper", None, 0.337, _NOTEBOOK),
+    Published("GPT-3 350M", "GPT-3 paper", None, 0.436, _NOTEBOOK),
+    Published("GPT-3 774M", "GPT-3 paper", None, 0.510, _NOTEBOOK),
+    Published("GPT-3 1558M", "GPT-3 paper", None, 0.547, _NOTEBOOK),
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -69,54 +69,51 @@ def generate(
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
+    texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
-
-    def choose(logits: Tensor) -> Tensor:
-        if temperature == 0:  # the distribution would put all on one token, and cost a twentieth of a step
-            return logits.argmax(dim=-1)
-        return draw(sampling_distribution(logits, settings), generator)
-
-    def stream() -> Iterator[GeneratedToken]:
-        with evaluation_mode(model):
-            ready = prepare_for_inference(model, n, max_new_tokens, precision)
-            texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
-            yield from _tokens(ready, ids, texts, choose, max_new_tokens, vocab_size, use_cache, probabilities)
-
-    return stream()
+    return _tokens(model, ids, texts, settings, generator, vocab_size, use_cache, precision, probabilities)
 
 
 def _tokens(
     model: GPT,
     ids: Tensor,
     texts: list["_TextStream"],
-    choose: Callable[[Tensor], Tensor],
-    max_new_tokens: int,
+    settings: SamplingConfig,
+    generator: torch.Generator,
     vocab_size: int,
     use_cache: bool,
+    precision: InferencePrecision,
     probabilities: bool,
 ) -> Iterator[GeneratedToken]:
     """Draw a token for every sample, yield those of the samples that have not ended, and repeat.
 
     ids: the prompt (n, T). vocab_size: the number of the model's ids that may be drawn.
     """
-    max_length, start, cache = ids.shape[1] + max_new_tokens, 0, None
+    max_length, start, cache = ids.shape[1] + settings.max_new_tokens, 0, None
     limit = max_length if model.config.has_unlimited_context else model.config.context_length
-    for index in range(max_new_tokens):
-        before, start = start, window_start(ids.shape[1], limit)
-        with torch.inference_mode():
-            if use_cache and (cache is None or start != before):
-                cache = model.new_cache(len(ids), min(max_length, limit))
-            unread = ids[:, start + (0 if cache is None else cache.length) :]
-            logits = model.logits(model.hidden(unread, cache)[:, -1])[:, :vocab_size]
-        drawn = choose(logits).to(logits.device)
-        chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist() if probabilities else None
-        for sample, (token_id, text) in enumerate(zip(drawn.tolist(), texts, strict=True)):
-            if not text.ended:
-                shown = text.add(token_id, last=index == max_new_tokens - 1)
-                yield GeneratedToken(shown, token_id, sample, None if chances is None else chances[sample])
-        if all(text.ended for text in texts):
-            return
-        ids = torch.cat([ids, drawn[:, None]], dim=1)
+    with evaluation_mode(model):
+        model = prepare_for_inference(model, len(ids), settings.max_new_tokens, precision)
+        for index in range(settings.max_new_tokens):
+            before, start = start, window_start(ids.shape[1], limit)
+            with torch.inference_mode():
+                if use_cache and (cache is None or start != before):
+                    cache = model.new_cache(len(ids), min(max_length, limit))
+                unread = ids[:, start + (0 if cache is None else cache.length) :]
+                logits = model.logits(model.hidden(unread, cache)[:, -1])[:, :vocab_size]
+            if settings.temperature == 0:  # the distribution would put all on one token: a twentieth of a step
+                drawn = logits.argmax(dim=-1)
+            else:
+                drawn = draw(sampling_distribution(logits, settings), generator).to(logits.device)
+            chances: list[float | None] = [None] * len(ids)
+            if probabilities:
+                chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist()
+            for sample, (token_id, chance, text) in enumerate(zip(drawn.tolist(), chances, texts, strict=True)):
+                if not text.ended:
+                    shown = text.add(token_id, last=index == settings.max_new_tokens - 1)
+                    yield GeneratedToken(shown, token_id, sample, chance)
+            if all(text.ended for text in texts):
+                return
+            ids = torch.cat([ids, drawn[:, None]], dim=1)
 
 
 def window_start(length: int, context_length: int) -> int:

@@ -9,8 +9,6 @@ The names are TransformerLens's hook points: `q` of layer 3 is its `blocks.3.att
 - Heads come before positions: (B, H, T, D) instead of (B, T, H, D).
 - `scores` and `pattern` are methods. Fast kernels never form them, so they are computed when called, in float32 or
   float64, from what the kernel received. `kernel_error` measures how far that is from what the kernel returned.
-- `rot_q` and `rot_k` exist without rotary positions, too: they are what the kernel received.
-- Over a KV cache, `v` has all keys' values, as `rot_k` has all keys.
 
 Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/value heads, `D` head width, `F` inner.
 """
@@ -18,7 +16,7 @@ Shapes: `B` batch, `T` tokens, `S` keys, `C` channels, `H` query heads, `K` key/
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,7 @@ from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
-Hook = tuple[nn.Module, Callable[..., None]]  # a module, and what is called after its forward pass
+Hook = Callable[..., None]  # what is called after a module's forward pass
 
 
 def require_index(what: str, index: int, count: int) -> None:
@@ -51,9 +49,9 @@ class LayerActivations:
     k: Tensor  # keys (B, K, T, D), as projected: those of this pass alone, also over a KV cache
     q_norm: Tensor  # queries after the QK-norm (B, H, T, D); `q` without one
     k_norm: Tensor  # keys after the QK-norm (B, K, T, D); `k` without one
-    rot_q: Tensor  # queries after rotary positions (B, H, T, D): what the kernel received
+    rot_q: Tensor  # queries after rotary positions (B, H, T, D), or without any: what the kernel received
     rot_k: Tensor  # keys after rotary positions (B, K, S, D). Query head h uses key/value head h // (H / K)
-    v: Tensor  # values (B, K, S, D)
+    v: Tensor  # values (B, K, S, D), over a KV cache those of all keys
     kernel_mask: Tensor | None  # the mask (T, S) that the kernel received; None if it derived the mask from the span
     kernel_bias: Tensor | None  # the position bias (H, T, S) that the kernel received
     kernel_out: Tensor  # what the kernel returned (B, H, T, D): `pattern @ v`
@@ -132,7 +130,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     """
     blocks = cast(list[Block], list(model.blocks))
     cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
-    hooks: list[Hook] = [(model.embedding, _store(cache, "ids", None)), (model.norm, _store(cache, None, "ln_final"))]
+    hooks = [(model.embedding, _store(cache, ("ids",))), (model.norm, _store(cache, output="ln_final"))]
     for block, layer in zip(blocks, cache.layers, strict=True):
         hooks += _hooks_of(block, layer)
     with ExitStack() as stack:
@@ -142,24 +140,19 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
         yield cache
 
 
-def _store(target: object, input_name: str | None, output_name: str | None) -> Callable[..., None]:
-    """A forward hook that stores a module's first input and its output as attributes of `target`."""
+def _store(target: object, inputs: tuple[str, ...] = (), output: str | None = None) -> Hook:
+    """A forward hook that stores a module's first inputs and its output as attributes of `target`."""
 
-    def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        for name, value in ((input_name, inputs[0]), (output_name, output)):
+    def hook(_: nn.Module, values: Any, result: Tensor) -> None:
+        for name, value in (*zip(inputs, values, strict=False), (output, result)):
             if name is not None:
-                setattr(target, name, value.detach())
+                setattr(target, name, None if value is None else value.detach())
 
     return hook
 
 
-def _hooks_of(block: Block, layer: LayerActivations) -> list[Hook]:
+def _hooks_of(block: Block, layer: LayerActivations) -> list[tuple[nn.Module, Hook]]:
     attention, feed_forward = block.attention, block.feed_forward
-
-    def after_kernel(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
-        layer.kernel_mask, layer.kernel_bias = inputs[3:]
-        layer.kernel_out = output.detach()
 
     def after_out(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
@@ -170,29 +163,25 @@ def _hooks_of(block: Block, layer: LayerActivations) -> list[Hook]:
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
     return [
-        (attention.q_norm, _store(layer, "q", "q_norm")),
-        (attention.k_norm, _store(layer, "k", "k_norm")),
-        (attention.kernel, after_kernel),
+        (attention.q_norm, _store(layer, ("q",), "q_norm")),
+        (attention.k_norm, _store(layer, ("k",), "k_norm")),
+        (attention.kernel, _store(layer, ("rot_q", "rot_k", "v", "kernel_mask", "kernel_bias"), "kernel_out")),
         (attention.out, after_out),
         (attention, after_attention),
-        (block.feed_forward_norm, _store(layer, "resid_mid", None)),
-        (feed_forward.down, _store(layer, "mlp_post", None)),
-        (feed_forward, _store(layer, None, "mlp_out")),
-        (block, _store(layer, "resid_pre", "resid_post")),
+        (block.feed_forward_norm, _store(layer, ("resid_mid",))),
+        (feed_forward.down, _store(layer, ("mlp_post",))),
+        (feed_forward, _store(layer, output="mlp_out")),
+        (block, _store(layer, ("resid_pre",), "resid_post")),
     ]
 
 
-class AttentionOverview(NamedTuple):
-    """All heads' attention in one sequence, at a glance."""
-
-    thumbnails: Tensor  # patterns (layers, H, R, R); with R below T, each cell has its largest weight
-    entropies: Tensor  # mean entropy of each head's rows in bits (layers, H): 0 if each token attends to one
-    kernel_errors: list[float]  # `LayerActivations.kernel_error` of each layer
-
-
 @torch.no_grad()
-def attention_overview(cache: ActivationCache, size: int = 48) -> AttentionOverview:
-    """Thumbnails of at most size x size of the first sequence, layer by layer. Raises `UserError` before a pass."""
+def attention_overview(cache: ActivationCache, size: int = 48) -> tuple[Tensor, Tensor, list[float]]:
+    """All heads' attention in the first sequence. Raises `UserError` before a pass.
+
+    Returns thumbnails of the patterns (layers, H, R, R), with the largest weight per cell if R = `size` is below T; the
+    mean entropy of each head's rows in bits (layers, H), 0 if each token attends to one; each layer's `kernel_error`.
+    """
     cache.require_pass()
     thumbnails, entropies, errors = [], [], []
     for layer in cache.layers:
@@ -202,4 +191,4 @@ def attention_overview(cache: ActivationCache, size: int = 48) -> AttentionOverv
         shape = [min(size, length) for length in first.shape[-2:]]
         thumbnails.append(F.adaptive_max_pool2d(first, shape))  # not the mean, in which single bright cells would fade
         entropies.append(torch.special.entr(first).sum(dim=-1).mean(dim=-1) / math.log(2))
-    return AttentionOverview(torch.stack(thumbnails), torch.stack(entropies), errors)
+    return torch.stack(thumbnails), torch.stack(entropies), errors

@@ -27,9 +27,6 @@ from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
 
-Kind = Literal["head", "attention", "feed_forward", "block", "position", "residual"]
-Replacement = Literal["zero", "mean", "patch"]
-
 
 @dataclass(frozen=True)
 class Edit(StrictConfig):
@@ -37,13 +34,13 @@ class Edit(StrictConfig):
 
     # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
     # stream after a layer; or hide the token at a `position` from later ones.
-    kind: Kind
+    kind: Literal["head", "attention", "feed_forward", "block", "position", "residual"]
     layer: int | None = None  # required, except for `position`, which without a layer is hidden in all
     head: int | None = None  # required for `head`; not allowed otherwise
     position: int | None = None  # the token to hide; for other kinds the only position to edit (default: all)
     # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same
     # position (`patch`). A `residual` can only be patched, and a `position` only hidden (`zero`).
-    by: Replacement = "zero"
+    by: Literal["zero", "mean", "patch"] = "zero"
 
     @classmethod
     def name_of(cls, field_name: str) -> str:
@@ -85,20 +82,17 @@ def edited(model: GPT, edits: Sequence[Edit], source: ActivationCache | None = N
     """
     blocks = cast(list[Block], list(model.blocks))
     changes: dict[tuple[nn.Module, bool], list[_Change]] = {}
-    hidden: dict[nn.Module, list[int]] = {}
-    for edit in edits:
-        edit.check_fits(model, source)
-        affected = range(len(blocks)) if edit.layer is None else [edit.layer]
-        for layer in affected:
-            if edit.position is not None and edit.kind == "position":
-                hidden.setdefault(blocks[layer].attention.kernel, []).append(edit.position)
-                continue
-            patch = source.layers[layer] if source is not None and edit.by == "patch" else None
-            for module, at_input, change in _changes_of(edit, blocks[layer], patch):
-                changes.setdefault((module, at_input), []).append(change)
     with ExitStack() as hooks:
-        for kernel, positions in hidden.items():
-            hooks.enter_context(kernel.register_forward_pre_hook(partial(_hide, positions)))
+        for edit in edits:
+            edit.check_fits(model, source)
+            for layer in range(len(blocks)) if edit.layer is None else [edit.layer]:
+                if edit.kind == "position" and edit.position is not None:
+                    hide = partial(_hide, edit.position)
+                    hooks.enter_context(blocks[layer].attention.kernel.register_forward_pre_hook(hide))
+                    continue
+                patch = source.layers[layer] if source is not None and edit.by == "patch" else None
+                for module, at_input, change in _changes_of(edit, blocks[layer], patch):
+                    changes.setdefault((module, at_input), []).append(change)
         for (module, at_input), several in changes.items():
             hooks.enter_context(_hook(module, at_input, several))
         hooks.enter_context(uncompiled(model))
@@ -151,8 +145,8 @@ class _Change(NamedTuple):
             if position is None and length != x.shape[1]:
                 lengths = f"{length} tokens, this one {x.shape[1]}"
                 raise UserError(f"edit: the source text has {lengths}; make them equally long, or patch one position")
-            if position is not None and position >= length:
-                raise UserError(f"edit: the source text has {length} tokens, so no position {position}")
+            if position is not None:
+                require_index("position in the source text", position, length)
             values = self.source[:, at].to(x)
         elif self.edit.by == "mean":
             values = x[..., self.columns].mean(dim=1, keepdim=True)
@@ -190,15 +184,13 @@ def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> Removabl
     return module.register_forward_hook(lambda _, inputs, output: change(output), prepend=True)
 
 
-def _hide(positions: list[int], kernel: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The kernel's inputs with a mask that hides the tokens at these positions from all but themselves."""
+def _hide(position: int, kernel: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The kernel's inputs with a mask that hides the token at a position from later ones."""
     q, k, v, mask, bias = inputs
     T = k.shape[-2]
     if q.shape[-2] != T:
         raise UserError("edit: a token can only be hidden in a pass over the whole text, without a KV cache")
-    for position in positions:
-        require_index("position", position, T)
-    mask = cast(Span, kernel.span).plain_mask(T, T, k.device) if mask is None else mask
-    shown = torch.ones(T, dtype=torch.bool, device=k.device)
-    shown[positions] = False
-    return q, k, v, mask & (shown | torch.eye(T, dtype=torch.bool, device=k.device)), bias
+    require_index("position", position, T)
+    mask = cast(Span, kernel.span).plain_mask(T, T, k.device) if mask is None else mask.clone()
+    mask[position + 1 :, position] = False
+    return q, k, v, mask, bias

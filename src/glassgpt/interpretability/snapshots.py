@@ -29,19 +29,15 @@ from glassgpt.utils.files import explain_os_errors, write_atomic
 from glassgpt.utils.formatting import escape_token
 
 PREDICTED = 3  # ids that a snapshot keeps per depth and token
+# The tensors of each prompt, which a snapshot holds as `attention.0`, `attention.1` and so on.
 _DTYPES = {
-    "attention": torch.uint8,
-    "lens_ids": torch.int32,
-    "lens_p": torch.float16,
-    "next_rank": torch.int32,
-    "surprisal": torch.float32,
+    "attention": torch.uint8,  # attention patterns w (L, H, T, T) as round(255 w)
+    "lens_ids": torch.int32,  # the most likely next ids at each depth (L + 1, T, E); see `logit_lens`
+    "lens_p": torch.float16,  # their probabilities (L + 1, T, E)
+    "next_rank": torch.int32,  # how many ids each depth ranks above the next one (L + 1, T); -1 after the last token
+    "surprisal": torch.float32,  # surprisal of each token in bits (T,); NaN for the first
 }
 _NAMES_IN_FILE = {"head_types": "kinds", "head_scores": "head_kinds"}  # those of version 0.1
-
-
-def _require_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: list[int]) -> None:
-    if (tensor.dtype, list(tensor.shape)) != (dtype, shape):
-        raise UserError(f"{name} must be {dtype} {shape}, not {tensor.dtype} {list(tensor.shape)}")
 
 
 @dataclass(frozen=True)
@@ -57,46 +53,34 @@ class Prompt(StrictConfig):
 
 
 @dataclass(frozen=True)
-class PromptActivations(StrictConfig):
-    """What a model computes over a prompt. Raises `UserError` if shapes or dtypes do not fit."""
-
-    prompt: Prompt
-    attention: Tensor  # attention patterns w (L, H, T, T) as round(255 w), uint8
-    lens_ids: Tensor  # the most likely next ids at each depth (L + 1, T, E), int32; see `logit_lens`
-    lens_p: Tensor  # their probabilities (L + 1, T, E), float16
-    next_rank: Tensor  # how many ids each depth ranks above the next one (L + 1, T), int32; -1 after the last token
-    surprisal: Tensor  # surprisal of each token in bits (T,), float32; NaN for the first
-
-    def check(self) -> None:
-        T, heads = len(self.prompt.ids), list(self.attention.shape[:2])
-        depths, predicted = [layers + 1 for layers in heads[:1]], list(self.lens_ids.shape[-1:])
-        shapes = {"attention": [*heads, T, T], "next_rank": [*depths, T], "surprisal": [T]}
-        shapes["lens_ids"] = shapes["lens_p"] = [*depths, T, *predicted]
-        for name, dtype in _DTYPES.items():
-            _require_tensor(f"{name} of a prompt of {T} tokens", getattr(self, name), dtype, shapes[name])
-
-
-@dataclass(frozen=True)
 class ProbeSnapshot(StrictConfig):
     """A model's activations at a training step. Raises `UserError` if shapes or dtypes do not fit."""
 
     step: int
-    prompts: list[PromptActivations]
+    prompts: list[Prompt]
     head_types: list[str]
-    head_scores: Tensor  # each head's score for each type (types, L, H), 0 to 1, float32; see `head_scores`
     samples: list[str]  # texts that the model generated at this step
+    # Those of `_DTYPES` for each prompt, and `head_scores` (types, L, H), 0 to 1, float32; see `head_scores`.
+    tensors: dict[str, Tensor]
 
     def check(self) -> None:
-        heads = [each.attention.shape[:2] for each in self.prompts] or [self.head_scores.shape[-2:]]
-        for shape in heads:
-            _require_tensor("head scores", self.head_scores, torch.float32, [len(self.head_types), *shape])
+        heads = self.tensors["head_scores"].shape[-2:]  # L and H
+        depths = [layers + 1 for layers in heads[:1]]
+        shapes = {"head_scores": [len(self.head_types), *heads]}
+        for i, T in enumerate(len(prompt.ids) for prompt in self.prompts):
+            lens = [*depths, T, *self.tensors[f"lens_ids.{i}"].shape[-1:]]
+            shapes |= {f"attention.{i}": [*heads, T, T], f"lens_ids.{i}": lens, f"lens_p.{i}": lens}
+            shapes |= {f"next_rank.{i}": [*depths, T], f"surprisal.{i}": [T]}
+        for name, shape in shapes.items():
+            tensor, dtype = self.tensors[name], _DTYPES.get(name.partition(".")[0], torch.float32)
+            if (tensor.dtype, list(tensor.shape)) != (dtype, shape):
+                raise UserError(f"{name} must be {dtype} {shape}, not {tensor.dtype} {list(tensor.shape)}")
 
-    def flat(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name (`attention.0` is that of prompt 0), and the other values."""
-        tensors = {f"{name}.{i}": getattr(each, name) for i, each in enumerate(self.prompts) for name in _DTYPES}
-        prompts = [{"ids": each.prompt.ids, "pieces": each.prompt.pieces} for each in self.prompts]
-        values = {"step": self.step, "prompts": prompts, "head_types": self.head_types, "samples": self.samples}
-        return {**tensors, "head_scores": self.head_scores}, values
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything except the tensors, for JSON."""
+        prompts = [vars(prompt) for prompt in self.prompts]
+        return {"step": self.step, "prompts": prompts, "head_types": self.head_types, "samples": self.samples}
 
 
 def prompt_of(ids: Sequence[int], tokenizer: Tokenizer) -> Prompt:
@@ -112,10 +96,13 @@ def take_probe(model: GPT, prompts: Sequence[Prompt], samples: Sequence[str], st
     """A snapshot of the model, on the CPU. The model's mode and the caller's generators are left as they were."""
     with evaluation_mode(model), matmul_precision("float32"):
         activations = [_activations(model, prompt) for prompt in prompts]
-        return ProbeSnapshot(step, activations, list(HEAD_TYPES), head_scores(model).cpu(), list(samples))
+        tensors = {f"{name}.{i}": each[name] for i, each in enumerate(activations) for name in _DTYPES}
+        tensors["head_scores"] = head_scores(model).cpu()
+    return ProbeSnapshot(step, list(prompts), list(HEAD_TYPES), list(samples), tensors)
 
 
-def _activations(model: GPT, prompt: Prompt) -> PromptActivations:
+def _activations(model: GPT, prompt: Prompt) -> dict[str, Tensor]:
+    """What the model computes over a prompt: the tensors of `_DTYPES`."""
     with capture(model) as cache:
         model.hidden(torch.tensor([prompt.ids], device=model.embedding.weight.device))
     lens = logit_lens(model, cache, k=PREDICTED)
@@ -123,12 +110,13 @@ def _activations(model: GPT, prompt: Prompt) -> PromptActivations:
     patterns = [(255 * layer.pattern()[0]).round_().to("cpu", torch.uint8) for layer in cache.layers]
     tensors = {"attention": torch.stack(patterns), "surprisal": predictions(model, cache).surprisal}
     tensors |= {"lens_ids": lens.top_ids, "lens_p": lens.top_p, "next_rank": lens.next_rank}
-    return PromptActivations(prompt, **{name: tensors[name].to("cpu", dtype) for name, dtype in _DTYPES.items()})
+    return {name: tensor.to("cpu", _DTYPES[name]) for name, tensor in tensors.items()}
 
 
 def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
     """Write a snapshot atomically. Raises `UserError` if the disk is full."""
-    tensors, values = ({_NAMES_IN_FILE.get(k, k): v for k, v in part.items()} for part in snapshot.flat())
+    parts = (snapshot.tensors, snapshot.values)
+    tensors, values = ({_NAMES_IN_FILE.get(k, k): v for k, v in part.items()} for part in parts)
     with explain_os_errors("write", path):
         path.parent.mkdir(exist_ok=True)
     write_atomic(path, tensor_file(tensors, {"snapshot": json.dumps(values)}))
@@ -136,15 +124,13 @@ def write_probe(path: Path, snapshot: ProbeSnapshot) -> None:
 
 def read_probe(path: Path) -> ProbeSnapshot:
     """Read a snapshot. Raises `UserError` with the path if it is damaged, `FileNotFoundError` if it is missing."""
-    tensors, metadata = read_tensors_and_metadata(path)
+    stored, metadata = read_tensors_and_metadata(path)
     try:
         values = json.loads(metadata["snapshot"])
-        prompts = [
-            PromptActivations(Prompt(**prompt), **{name: tensors[f"{name}.{number}"] for name in _DTYPES})
-            for number, prompt in enumerate(values["prompts"])
-        ]
-        return ProbeSnapshot(values["step"], prompts, values["kinds"], tensors["head_kinds"], values["samples"])
-    except KeyError as error:
-        raise UserError(f"{path} is not a complete probe snapshot: {error} is missing") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not a complete probe snapshot: {error}") from None
+        prompts = [Prompt(**prompt) for prompt in values["prompts"]]
+        names = [f"{name}.{i}" for i in range(len(prompts)) for name in _DTYPES]
+        tensors = {name: stored[name] for name in names} | {"head_scores": stored["head_kinds"]}
+        return ProbeSnapshot(values["step"], prompts, values["kinds"], values["samples"], tensors)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not a complete probe snapshot: {problem}") from None

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from glassgpt.utils.torch_internals import CHECKPOINTED_OPERATORS
 
@@ -17,7 +17,7 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     """Let a block recompute its activations, in place: `none`, `selective` or `full`. Results do not change."""
     if kind == "none":
         return
-    keep_products = partial(create_selective_checkpoint_contexts, _policy)
+    keep_products = partial(create_selective_checkpoint_contexts, CHECKPOINTED_OPERATORS)
     contexts: dict[str, Any] = {"context_fn": keep_products} if kind == "selective" else {}
     inner = block.forward
 
@@ -27,7 +27,3 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
     # On the instance: hooks on the block, such as FSDP's, stay outside the recomputation, and no parameter changes its
     # name. A function rather than a `partial`: inside FSDP's hooks it is the frame that torch.compile starts from.
     block.forward = forward
-
-
-def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in CHECKPOINTED_OPERATORS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -33,24 +33,20 @@ class Span:
     n_global: int = 0
 
     def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Whether a query at `q_pos` sees a key at `k_pos`, element by element. Every kernel follows this rule."""
+        """Whether a query at `q_pos` sees a key at `k_pos`, with broadcasting: (T, 1) and (S,) give a mask (T, S)."""
         past = k_pos <= q_pos
         return past if self.window is None else past & ((q_pos - k_pos < self.window) | (k_pos < self.n_global))
-
-    def mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Positions (T,) and (S,) -> mask (T, S), true if a query sees a key."""
-        return self.visible(q_pos[:, None], k_pos[None, :])
 
     def plain_mask(self, n_queries: int, n_keys: int, device: torch.device) -> Tensor:
         """The mask (T, S) of keys at positions 0 to S - 1 and queries at the last T of these."""
         positions = torch.arange(n_keys, device=device)
-        return self.mask(positions[-n_queries:], positions)
+        return self.visible(positions[-n_queries:, None], positions)
 
     def cached_mask(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
         """The mask over a cache; None for the first T positions, and for one query that sees all keys."""
         if len(q_pos) == len(k_pos) or (len(q_pos) == 1 and self.window is None):
             return None
-        return self.mask(q_pos, k_pos)
+        return self.visible(q_pos[:, None], k_pos)
 
 
 def spans(config: ModelConfig) -> list[Span]:
@@ -138,7 +134,7 @@ class WindowKernel(SDPAKernel):
             keys = torch.cat([k_global[..., :seen, :], k_blocks[previous], k_blocks[own]], dim=-2)
             values = torch.cat([v_global[..., :seen, :], v_blocks[previous], v_blocks[own]], dim=-2)
             k_pos = torch.cat([torch.arange(seen, device=q.device), positions[previous], positions[own]])
-            outputs.append(self.fused(q_blocks[own], keys, values, self.span.mask(positions[own], k_pos)))
+            outputs.append(self.fused(q_blocks[own], keys, values, self.span.visible(positions[own][:, None], k_pos)))
         return torch.cat(outputs, dim=-2)
 
 
@@ -179,8 +175,7 @@ class FlexKernel(SDPAKernel):
 def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel:
     """The kernel that the config asks for, for a layer with that span."""
     sdpa = SDPAKernel if span.window is None else WindowKernel
-    kinds: dict[str, type[ExplicitKernel | SDPAKernel]]
-    kinds = {"explicit": ExplicitKernel, "sdpa": sdpa, "flex": FlexKernel}
+    kinds: dict[str, type[ExplicitKernel | SDPAKernel]] = {"explicit": ExplicitKernel, "sdpa": sdpa, "flex": FlexKernel}
     return kinds[config.attention](span, config.dropout)
 
 

@@ -58,10 +58,8 @@ class Memory:
 
 
 def bytes_sent_per_update(config: TrainConfig, processes: int, strategy: str, precision: str) -> int:
-    """Bytes that each rank sends in one update by ring algorithms, without evaluation.
-
-    An all-gather or a reduce-scatter of n bytes sends n (W - 1) / W, an all-reduce twice that.
-    """
+    """Bytes that each rank sends in one update by ring algorithms, without evaluation."""
+    # An all-gather or a reduce-scatter of n bytes sends n (W - 1) / W, an all-reduce twice that.
     summary = ModelSummary(config.model)
     if strategy == "fsdp":
         micro_steps = config.micro_steps(processes)

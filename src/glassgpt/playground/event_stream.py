@@ -112,7 +112,8 @@ def columns(training: npt.NDArray[np.float64]) -> dict[str, list[Any]]:
 def snapshot(run: RunDirectory, step: int) -> bytes:
     """A probe snapshot, packed. Raises `UserError` for a step without one."""
     try:
-        return pack(*read_probe(run.probe_path(step)).flat())
+        probe = read_probe(run.probe_path(step))
     except OSError:
         steps = ", ".join(map(str, run.probed_steps)) or "none"
         raise UserError(f"the run has no snapshot of step {step} (any more); it has {steps}") from None
+    return pack(probe.tensors, probe.values)

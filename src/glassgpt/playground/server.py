@@ -63,19 +63,11 @@ class PlayServer(uvicorn.Server):
         self.login_file: Path | None = None  # removed when the server ends
         self._pool = pool
         config = uvicorn.Config(
-            self.api.app(),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            log_level="critical",  # not the mistakes of clients; `error_response` prints tracebacks of bugs
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=MAX_HEADERS,
-            timeout_graceful_shutdown=2,
-        )
+            self.api.app(), http="h11", ws="none", loop="asyncio", lifespan="off", proxy_headers=False,
+            log_config=None, log_level="critical",  # not clients' mistakes; `error_response` prints bugs' tracebacks
+            limit_concurrency=MAX_CONNECTIONS, h11_max_incomplete_event_size=MAX_HEADERS,
+            server_header=False, timeout_graceful_shutdown=2,
+        )  # fmt: skip
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

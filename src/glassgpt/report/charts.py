@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.evaluation.baselines import GPT2_FINEWEB_LOSS, PUBLISHED
+from glassgpt.evaluation.hellaswag_items import PUBLISHED
 from glassgpt.model.param_groups import PARAM_GROUPS
 from glassgpt.report.runs import MAX_POINTS, RunRecords, column, smoothed, smoothing_window, thinned
 from glassgpt.runs.metrics import Record
@@ -93,6 +93,7 @@ def _evaluated(runs: Sequence[RunRecords], key: str, name: str = "", group: str 
     return traces
 
 
+GPT2_FINEWEB_LOSS = 3.2924  # of GPT-2 124M in nats per token, as plotted in build-nanogpt's play.ipynb
 _FINEWEB = DataConfig(source="fineweb-edu", validation="first_shard", tokenizer="gpt2")
 _DECIDES_VALIDATION = "source column mixture tokenizer validation validation_source deduplicate shard_tokens".split()
 

@@ -36,8 +36,6 @@ def write_report(run: str | Path, *others: str | Path, out: str | Path | None = 
 def _require_report(path: Path) -> None:
     """Raise `UserError` if another file would be overwritten."""
     with explain_os_errors("write", path):
-        if path.is_dir():
-            raise UserError(f"{path} is a directory; name a file (--out {path / 'report.html'})")
         if not path.parent.is_dir():
             raise UserError(f"there is no directory {path.parent}; create it, or choose another --out")
         if path.is_file():

@@ -19,10 +19,6 @@ import torch
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.gpu_specs import find_gpu
 
-# Parameters of mallopt(3), from glibc's malloc.h.
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
-
 
 def find_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` is CUDA, MPS or the CPU. Raises `UserError` if it is not available."""
@@ -181,8 +177,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc allows; larger blocks come from the kernel
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the most that glibc allows; larger blocks come from the kernel
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def cpu_name() -> str:

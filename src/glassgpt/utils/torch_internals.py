@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 # What selective activation checkpointing keeps: the results of matrix products and of attention. torch.utils.checkpoint
 # (2.13) asks its policy about operators, and operators have no public names.
 _aten = torch.ops.aten
-CHECKPOINTED_OPERATORS = {
+CHECKPOINTED_OPERATORS = [
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -22,7 +22,7 @@ CHECKPOINTED_OPERATORS = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
-}
+]
 
 
 @contextmanager
@@ -103,10 +103,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:
-    """Round each row of a matrix (N, C) to 127 steps of its largest number, and pack it for FBGEMM.
-
-    Also returns the row sums (N,) of the rounded matrix.
-    """
+    """Round each row of a matrix (N, C) to 127 steps of its largest number: packed for FBGEMM, and row sums (N,)."""
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
     zero = torch.zeros(len(weight), dtype=torch.int64)
     engine = torch.backends.quantized.engine
