@@ -25,16 +25,8 @@ def main() -> int:
     arguments = parser.parse_args()
     worst = 0
     for ranks in arguments.ranks:
-        command = [
-            sys.executable,
-            str(HARNESS),
-            "--ranks",
-            str(ranks),
-            "--kills",
-            str(arguments.kills),
-            "--strategy",
-            arguments.strategy,
-        ]
+        command = [sys.executable, str(HARNESS), "--ranks", str(ranks), "--kills", str(arguments.kills)]
+        command += ["--strategy", arguments.strategy]
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         last = result.stdout.splitlines()[-1] if result.stdout else ""
         worst = max(worst, result.returncode)
@@ -42,18 +34,12 @@ def main() -> int:
             print(f"{ranks} ranks: the harness failed, see above")
             continue
         outcome = json.loads(last)
-        hits = {kind: f" ({count} hit one)" for kind, count in outcome["hits"].items()}
-        kinds = ", ".join(
-            f"{count} meant for a(n) {kind}{hits.get(kind, '')}" for kind, count in outcome["kills"].items()
-        )
-        print(
-            f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: "
-            f"{sum(outcome['kills'].values())} kills ({kinds})",
-            end="",
-        )
+        kinds = ", ".join(f"{count} aimed at a {kind}" for kind, count in outcome["kills"].items())
+        hits = ", ".join(f"{count} hit a {kind}" for kind, count in outcome["hits"].items())
+        print(f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: {kinds} ({hits})", end="")
         print(f" in {outcome['seconds']:.0f} s; {len(outcome['steps_lost'])} saved steps lost; ", end="")
         differing = outcome["differences"] + outcome["left_behind"]
-        print("differs in " + ", ".join(differing) if differing else "the end is the same, bit for bit", flush=True)
+        print(f"differs in {', '.join(differing)}" if differing else "the end is the same, bit for bit", flush=True)
     return worst
 
 

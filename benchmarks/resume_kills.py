@@ -36,17 +36,12 @@ def main() -> int:
     if not last.startswith("{"):
         return harness.returncode or 1
     outcome = json.loads(last)
-    print(
-        f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {time.perf_counter() - begin:.0f} s; "
-        "resumed at steps"
-    )
+    seconds = time.perf_counter() - begin
+    print(f"{outcome['kills']} kills, {outcome['in_save']} inside a save, in {seconds:.0f} s; resumed at steps")
     print(*outcome["steps"])
-    differing = outcome["differences"] + outcome["left_behind"]
-    print(
-        "the end differs in " + ", ".join(differing)
-        if differing
-        else "weights, optimizer, metrics and samples are the same, bit for bit"
-    )
+    differing = ", ".join(outcome["differences"] + outcome["left_behind"])
+    same = "weights, optimizer, metrics and samples are the same, bit for bit"
+    print(f"the end differs in {differing}" if differing else same)
     return harness.returncode
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import glassgpt.interop.references
 import glassgpt.training.run
 from glassgpt.cli.console import RichProgress
 from glassgpt.cli.main import COMMANDS, main
+from glassgpt.cli.options import _field_comments
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
 from glassgpt.generation.generate import GeneratedToken
@@ -137,6 +139,17 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
         assert found, option
         assert len(found["help"].split()) >= 2 or option == "--device", option
         assert found["default"] == shown, option
+
+
+def test_help_works_without_the_packages_sources(capsys: Capture, monkeypatch: Patch) -> None:
+    """As in a frozen application; the texts, which are comments in the sources, are then missing."""
+    monkeypatch.setattr(inspect, "getsource", mock.Mock(side_effect=OSError))
+    _field_comments.cache_clear()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    _field_comments.cache_clear()
+    assert stop.value.code == 0
+    assert "--optim.lr" in capsys.readouterr().out
 
 
 # train

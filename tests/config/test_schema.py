@@ -371,7 +371,7 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text(SMALL.to_toml(), encoding="utf-8")
     assert recipe(str(path), seed=3) == SMALL.override(seed=3)
     path.write_bytes(b"name = '\xff'")
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not valid UTF-8"):
         recipe(str(path))
 
 

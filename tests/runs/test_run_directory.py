@@ -208,7 +208,7 @@ def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
     run.config_path.write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"config\.toml is not UTF-8"):
+    with pytest.raises(UserError, match=r"config\.toml is not valid UTF-8"):
         run.read_config()
 
 

@@ -35,10 +35,7 @@ class LastingStream:
 
 
 class RichProgress(Progress, AbstractContextManager["RichProgress"]):
-    """One live line with bar, losses, speed and remaining time; evaluations, samples and messages scroll above it.
-
-    Used as a context manager, so that the terminal is restored whatever ends the run.
-    """
+    """One live line with bar, losses, speed and remaining time; evaluations, samples and messages scroll above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
@@ -57,7 +54,7 @@ class RichProgress(Progress, AbstractContextManager["RichProgress"]):
         self._task: bars.TaskID | None = None
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self._bar.stop()  # restores the terminal, whatever ends the run
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
         super().started(run, config, summary, first_step, last_step)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg, configure
 
-from glassgpt.cli.options import Command, File, Flag, decoded, default, gives, require_json, say, say_aside, write_json
+from glassgpt.cli.options import Command, File, Flag, default, gives, require_json, say, say_aside, write_json
 from glassgpt.config.schema import DataConfig, ReadingConfig, TextConfig
 from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.files import decoded, user_path
 
 if TYPE_CHECKING:
     from glassgpt.tokenizers.base import Tokenizer
@@ -125,14 +126,13 @@ class ShowTokenizer(Command):
 def find_tokenizer(name: str) -> "Tokenizer":
     """Find `gpt2`, `bytes`, a tokenizer's file, or a dataset's or model's tokenizer. Raises `UserError` otherwise."""
     from glassgpt.tokenizers.builtin import build_tokenizer, load_tokenizer, tokenizer_file
-    from glassgpt.utils.files import user_path
 
     if name == "characters":
         raise UserError("a character tokenizer depends on a text; name a run or dataset that has one")
-    if name in ("gpt2", "bytes"):
+    if name in ("gpt2", "bytes") or tokenizer_file(name) is not None:
         return build_tokenizer(name)
-    path = tokenizer_file(name) or user_path(name) / "tokenizer.json"
-    if path.is_file() or tokenizer_file(name) is not None:
+    path = user_path(name) / "tokenizer.json"
+    if path.is_file():
         return load_tokenizer(path)
     from glassgpt.interop import references
 
@@ -156,7 +156,6 @@ class DataInfo(Command):
     def run(self) -> None:
         from glassgpt.data.dataset import verify
         from glassgpt.data.inspect import dataset_facts, facts_text
-        from glassgpt.utils.files import user_path
 
         directory = user_path(self.directory)
         if not directory.is_dir():

@@ -1,17 +1,15 @@
 """eval with its tables, and bench: what a model and this machine reach."""
 
 import operator
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from glassgpt.cli.options import Command, File, Flag, Reference, default, require_json, say, say_aside, write_json
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.formatting import one_line
+from glassgpt.utils.formatting import ProgressLine, one_line
 
 if TYPE_CHECKING:
-    from glassgpt.evaluation.hellaswag_items import Item
     from glassgpt.interop.references import LoadedModel
 
 
@@ -48,6 +46,7 @@ class Evaluate(Command):
             raise UserError("--quantize measures the loss on text only; remove it or --hellaswag")
         if self.token_losses and self.json is None:
             raise UserError("--token-losses needs --json FILE")
+        from glassgpt.evaluation.hellaswag import evaluate_both_styles
         from glassgpt.evaluation.hellaswag_items import load_items
         from glassgpt.generation.inference import device_for
         from glassgpt.interop.references import load_model
@@ -62,7 +61,13 @@ class Evaluate(Command):
         if not self.hellaswag or self.data is not None or loaded.config is not None:
             figures = self._evaluate_text(loaded)
         if chosen is not None:
-            figures["hellaswag"] = _evaluate_hellaswag(loaded, *chosen)
+            line = ProgressLine(say_aside, interval=10.0)
+
+            def progress(style: str, done: int, total: int) -> None:
+                line.update(f"HellaSwag, {style} style: {done:,} of {total:,}")
+
+            figures["hellaswag"] = evaluate_both_styles(loaded, *chosen, progress)
+            print("\n" + _hellaswag_table(figures["hellaswag"]))
         write_json(self.json, figures)
 
     def _evaluate_text(self, loaded: "LoadedModel") -> dict[str, Any]:
@@ -77,22 +82,6 @@ class Evaluate(Command):
         for name, details in figures.get("texts", {"": figures}).items():
             print((f"\n{name}" if name else "") + _details_table(details), flush=True)
         return figures
-
-
-def _evaluate_hellaswag(loaded: "LoadedModel", items: "Sequence[Item]", published: bool) -> dict[str, Any]:
-    from glassgpt.evaluation.hellaswag import evaluate_both_styles
-
-    last = time.monotonic()
-
-    def progress(style: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            say_aside(f"HellaSwag, {style} style: {done:,} of {total:,}")
-
-    figures = evaluate_both_styles(loaded, items, published, progress)
-    print("\n" + _hellaswag_table(figures))
-    return figures
 
 
 class Bench(Command):
@@ -139,13 +128,11 @@ def _details_table(details: Mapping[str, Any]) -> str:
     """Loss by position in the context, in ranges that double, and the documents with the highest loss."""
     losses, tokens = details["loss_by_position"], details["tokens_by_position"]
     lines = ["", "loss by position in the context"]
-    start = 1
-    while start <= len(losses):
+    for start in (2**power for power in range(len(losses).bit_length())):
         end = min(2 * start - 1, len(losses))
         counts = tokens[start - 1 : end]
         loss = sum(map(operator.mul, losses[start - 1 : end], counts)) / sum(counts)
         lines.append(f"{start if start == end else f'{start} to {end}':<14}{loss:>14.4f}")
-        start = end + 1
     if worst := details.get("worst_documents"):
         lines += ["", f"highest loss of {details['document_count']:,} documents, nats per token and bits per byte"]
         for document in worst:

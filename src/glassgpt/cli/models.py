@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from glassgpt.cli.options import REFERENCE_HELP, Command, File, Flag, Reference, decoded, default
+from glassgpt.cli.options import REFERENCE_HELP, Command, File, Flag, Reference, default
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import decoded, readable
 
 
 class Generate(Command):
@@ -112,13 +112,8 @@ class Play(Command):
         from glassgpt.playground import server
         from glassgpt.utils.device import find_device
 
-        server.play(
-            list(self.references),
-            device=find_device(self.device),
-            host=self.host,
-            port=self.port,
-            browser=not self.no_browser,
-        )
+        references, device, browser = list(self.references), find_device(self.device), not self.no_browser
+        server.play(references, device=device, host=self.host, port=self.port, browser=browser)
 
 
 class Info(Command):
@@ -164,5 +159,4 @@ class Report(Command):
             raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
         from glassgpt.report.page import write_report
 
-        first, *others = self.runs
-        print(write_report(first, *others, out=self.out))
+        print(write_report(*self.runs, out=self.out))

@@ -23,6 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from glassgpt.utils.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
+say = functools.partial(print, flush=True)  # on standard output at once
 REFERENCE_HELP = (
     "A run (runs/demo, runs/demo@best, runs/demo@500) or checkpoint; a Hugging Face directory, .safetensors file or "
     "hub id (gpt2); a .pt file of nanoGPT or build-nanogpt."
@@ -84,10 +85,8 @@ def parse_options(
 
 
 def _set_help(options: type, prefix: str = "--") -> list[str]:
-    """Make the comment of each option its help, and return the names of the options.
-
-    tyro finds comments too, but takes 0.1 s for the options of train.
-    """
+    """Make the comment of each option its help, and return the names of the options."""
+    # tyro finds comments too, but takes 0.1 s for the options of train.
     names, comments = list[str](), dict[str, str]()
     for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         comments |= _field_comments(kind.__module__).get(kind.__name__, {})
@@ -105,8 +104,12 @@ def _set_help(options: type, prefix: str = "--") -> list[str]:
 @functools.cache
 def _field_comments(module: str) -> dict[str, dict[str, str]]:
     """The comments of a module's dataclasses by class and field: at the end of the field's line, or above it."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):  # a zipped or frozen application without sources: its help texts are empty
+        return {}
     comments, above = dict[str, dict[str, str]](), list[str]()
-    for line in inspect.getsource(sys.modules[module]).splitlines():
+    for line in source.splitlines():
         if line[:1].strip():  # not indented
             fields = comments.setdefault(re.split(r"[(:]", line.removeprefix("class "))[0], {})
         elif line.startswith("    # "):
@@ -233,22 +236,9 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(line: str) -> None:
-    """Print a line on standard output at once."""
-    print(line, flush=True)
-
-
 def say_aside(line: str) -> None:
     """Print a line on standard error: it is not part of the result."""
     print(line, file=sys.stderr, flush=True)
-
-
-def decoded(data: bytes, origin: str) -> str:
-    """Text in UTF-8. Raises `UserError` that names the origin and the first wrong byte."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
 def require_json(path: Path | None) -> None:

@@ -1,11 +1,11 @@
 """train, its --resume, plan and recipes: from a recipe to a run."""
 
-import contextlib
 import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -13,17 +13,10 @@ from tyro.conf import Positional, arg
 
 from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
-from glassgpt.config.schema import (
-    EXECUTION_SETTINGS,
-    NUMERICS_SETTINGS,
-    TYPICAL_VOCAB_SIZES,
-    ExecutionConfig,
-    TrainConfig,
-)
+from glassgpt.config.schema import NUMERICS_SETTINGS, TYPICAL_VOCAB_SIZES, ExecutionConfig, TrainConfig
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
-DEFAULT_RECIPE = "demo"
 SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
 SHORT_FORMS["--data"] = "--data.source"
 # Settings of the model that a run started from another model may have.
@@ -43,7 +36,7 @@ class RecipeCommand(Command):
     @classmethod
     def parse(cls, name: str, arguments: Sequence[str]) -> Self:
         named = bool(arguments) and not arguments[0].startswith("-")
-        recipe_name, arguments = (arguments[0], arguments[1:]) if named else (DEFAULT_RECIPE, arguments)
+        recipe_name, arguments = (arguments[0], arguments[1:]) if named else ("demo", arguments)
         arguments = _expand_short_forms(arguments)
         config = recipe(recipe_name)
         if config.name == TrainConfig.name:
@@ -134,7 +127,8 @@ class Resume(Command):
         directory = RunDirectory(value)
         with explain_os_errors("read", directory.path):
             config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
-        execution = ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+        settings = [field.name for field in dataclasses.fields(ExecutionConfig)]
+        execution = ExecutionConfig(**{name: getattr(config, name) for name in settings})
         hint = "--resume DIR takes --steps and settings of execution only"
         return parse_options(cls, name, arguments, base=cls(resume=Path(), config=execution), hint=hint)
 
@@ -146,8 +140,7 @@ class Resume(Command):
         directory = RunDirectory(self.resume)
         directory.require_run()
         before = directory.read_config()
-        now = {name: getattr(self.config, name) for name in EXECUTION_SETTINGS}
-        changes = {name: value for name, value in now.items() if value != getattr(before, name)}
+        changes = {name: value for name, value in vars(self.config).items() if value != getattr(before, name)}
         _check_memory(before.override(**changes), self.force)
         keep_freed_memory()
         with _progress() as progress:
@@ -157,14 +150,12 @@ class Resume(Command):
 
 def _check_memory(config: TrainConfig, force: bool) -> None:
     """Raise `UserError` if an update cannot fit into the free memory; with `force`, only warn."""
-    import torch
-
     from glassgpt.planning.memory import check_memory
     from glassgpt.utils.device import find_device, find_precision
 
     device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type == "cuda" and processes > 1:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     problem = check_memory(config, processes, device, find_precision(config.precision, device))
     if problem is not None and not force:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")
@@ -197,18 +188,15 @@ def _without_replaced_settings(config: TrainConfig, arguments: Sequence[str]) ->
     return config.override(data={"mixture": {}})
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> AbstractContextManager[Progress]:
     """A live display on a terminal, plain lines elsewhere; nothing on ranks other than the main one."""
     if not is_main_process():
-        yield SilentProgress()
-    elif not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-        yield Progress()
-    else:
-        from glassgpt.cli.console import RichProgress
+        return nullcontext(SilentProgress())
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return nullcontext(Progress())
+    from glassgpt.cli.console import RichProgress
 
-        with RichProgress() as progress:
-            yield progress
+    return RichProgress()
 
 
 def _print_next_commands(run: Path) -> None:

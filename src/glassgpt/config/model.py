@@ -1,7 +1,6 @@
 """The shape of a model, and the values that follow from it."""
 
 import dataclasses
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -119,8 +118,8 @@ class ModelConfig(StrictConfig):
     @property
     def windows(self) -> list[int | None]:
         """The sliding window of each layer; None for a layer that sees the whole text."""
-        letters = itertools.islice(itertools.cycle(self.window_pattern), self.n_layer)
-        return [self.window if letter == "S" else None for letter in letters]
+        pattern = self.window_pattern
+        return [self.window if pattern[layer % len(pattern)] == "S" else None for layer in range(self.n_layer)]
 
     @property
     def has_unlimited_context(self) -> bool:

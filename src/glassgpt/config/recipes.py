@@ -7,7 +7,7 @@ from typing import Any
 
 from glassgpt.config.schema import TrainConfig
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import decoded, readable
 
 RECIPES = resources.files(__package__) / "recipes"
 
@@ -23,19 +23,14 @@ def recipe_text(name: str) -> str:
         return (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix == ".toml":
-        try:
-            with readable(name):
-                return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{name} is not UTF-8 text") from None
+        with readable(name):
+            return decoded(path.read_bytes(), name)
     if (path / "config.toml").is_file():
         raise UserError(f"{name} is a run, not a recipe; its config is {path / 'config.toml'}")
     if path.exists():
         raise UserError(f"{name} is not a recipe; to train on its text: glassgpt train --data {shlex.quote(name)}")
-    known = recipe_names()
-    raise UserError(
-        f"unknown recipe {name!r}{did_you_mean(name, known)} (recipes: {', '.join(known)}; or a .toml file)"
-    )
+    nearest = did_you_mean(name, recipe_names())
+    raise UserError(f"unknown recipe {name!r}{nearest} (recipes: {', '.join(recipe_names())}; or a .toml file)")
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

@@ -134,12 +134,10 @@ def _build_value(annotation: Any, value: Any, base: Any) -> Any:
     return value
 
 
-def flatten(
-    values: Mapping[str, Any], separator: str = ".", keep: Collection[str] = (), prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], separator: str = ".", keep: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by their joined names; a mapping named in `keep` is a leaf."""
     for name, value in values.items():
         if isinstance(value, Mapping) and name not in keep:
-            yield from flatten(value, separator, keep, f"{prefix}{name}{separator}")
+            yield from ((f"{name}{separator}{inner}", leaf) for inner, leaf in flatten(value, separator, keep))
         else:
-            yield prefix + name, value
+            yield name, value

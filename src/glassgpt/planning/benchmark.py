@@ -21,7 +21,6 @@ from glassgpt.utils.gpu_specs import find_gpu
 _NUMBERS = 50304 * 768
 # Seconds for which a short operation is repeated.
 _REPEAT_SECONDS = 0.5
-_GENERATED_TOKENS = 68
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,7 @@ def _short(value: float) -> str:
 
 
 def measure(device: torch.device) -> Iterator[Figure]:
-    """Measure a CPU or a CUDA device for a minute or two; yields each figure as soon as it is measured.
-
-    Models have random weights, which take as long as any others. GPT-2 is left out if it does not fit into the free
-    memory.
-    """
+    """Measure a CPU or a CUDA device for a minute or two; yields each figure as soon as it is measured."""
     peaks: dict[str, float] = {}
     for precision in ("float32", "bfloat16"):
         measured = measure_peak_flops(precision, device)
@@ -63,8 +58,11 @@ def measure(device: torch.device) -> Iterator[Figure]:
         peaks[precision] = sheet or measured
         limit = None if sheet is None else sheet / 1e12
         yield Figure(f"matrix products, {precision}", measured / 1e12, "TFLOP/s", limit, "the data sheet's")
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    gpu = find_gpu(properties.name, properties.total_memory) if properties else None
+    limit = None if gpu is None else gpu.bandwidth / 1e9
     for name, bandwidth in zip(("memory, a copy", "memory, reading"), _bandwidths(device), strict=True):
-        yield Figure(name, bandwidth / 1e9, "GB/s", _sheet_bandwidth(device), "the data sheet's")
+        yield Figure(name, bandwidth / 1e9, "GB/s", limit, "the data sheet's")
     precision, configs, free = find_precision("auto", device), training_configs(device), available_memory(device)
     for config in configs:
         on_device = config.override(device=device.type)
@@ -98,18 +96,9 @@ def _bandwidths(device: torch.device) -> tuple[float, float]:
     return 2 * numbers.nbytes / copying, numbers.nbytes / fastest_call(numbers.sum, device, _REPEAT_SECONDS)
 
 
-def _sheet_bandwidth(device: torch.device) -> float | None:
-    """In GB/s, if the device's name and memory are those of one data sheet."""
-    if device.type != "cuda":
-        return None
-    properties = torch.cuda.get_device_properties(device)
-    gpu = find_gpu(properties.name, properties.total_memory)
-    return None if gpu is None else gpu.bandwidth / 1e9
-
-
 def _generation_rate(config: TrainConfig, device: torch.device) -> float:
     """Tokens/s of one text from its fifth token on: the first includes the prompt, the next ones warm up."""
-    tokens = generate(GPT.create(config.model, config.seed, device), None, [0], max_new_tokens=_GENERATED_TOKENS)
+    tokens = generate(GPT.create(config.model, config.seed, device), None, [0], max_new_tokens=68)
     for _ in range(4):
         next(tokens)
     begin = time.perf_counter()

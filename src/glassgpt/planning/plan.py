@@ -1,7 +1,4 @@
-"""What a run needs: memory by component, the largest micro-batch that fits, tokens/s and hours.
-
-A GPU is judged by its data sheet and named assumptions, this machine by a short measurement.
-"""
+"""What a run needs: memory by component, the largest micro-batch that fits, tokens/s and hours."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -57,11 +54,6 @@ class Plan:
     available: float  # bytes that the run may take on each rank
     columns: Sequence[Column]
     assumptions: Sequence[str]
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the model."""
-        return ModelSummary(self.config.model).parameters
 
     def __str__(self) -> str:
         return "\n".join([self.title, "", *_table(self), "", *(f"- {line}" for line in self.assumptions)])
@@ -172,7 +164,7 @@ def _column(
 
 def _table(plan: Plan) -> Iterator[str]:
     columns, config, gpus = plan.columns, plan.config, plan.gpus
-    yield _row("parameters", [f"{plan.parameters:,}"])
+    yield _row("parameters", [f"{ModelSummary(config.model).parameters:,}"])
     sequences = config.sequences_per_process(gpus)
     yield _row("batch", [f"{config.batch_tokens:,} tokens per update, {sequences:,} sequences per rank"])
     yield _row("", [column.strategy for column in columns])

@@ -31,10 +31,7 @@ _TOTAL_SECONDS = 2.0
 
 
 def estimated_step_time(config: TrainConfig, gpu: Gpu, processes: int, strategy: str, precision: str) -> float:
-    """Seconds of an update from the data sheet: the passes or the communication that they hide, then the optimizer.
-
-    Products run at `ASSUMED_SHARE` of the peak, clipping and the optimizer at the memory's bandwidth.
-    """
+    """Seconds of an update from the data sheet: the passes or the communication that they hide, then the optimizer."""
     summary = ModelSummary(config.model)
     flops = summary.training_flops_per_token
     if config.activation_checkpointing == "full":  # one more forward pass of the blocks
@@ -54,13 +51,10 @@ def link_bandwidth(gpu: Gpu, processes: int) -> float:
 def measured_step_time(
     config: TrainConfig, device: torch.device, precision: str, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of an update: measures passes and updates of the run's model, in one process, for a few seconds.
-
-    On a CPU a micro-batch that would take too long is measured in part and scaled up.
-    """
+    """Seconds of an update: measures passes and updates of the run's model, in one process, for a few seconds."""
     count, measure = config.micro_batch(1), _build_step(config, device, precision, clock)
     with matmul_precision(precision):
-        if device.type == "cpu":
+        if device.type == "cpu":  # a micro-batch that would take too long is measured in part and scaled up
             measure(1)  # warm up
             count = max(1, min(count, int(_PASS_SECONDS / measure(1)[0])))
         measure(count)

@@ -227,8 +227,7 @@ def next_logits(loaded: LoadedModel, request: CaptureRequest, position: int | No
 def generate_text(loaded: LoadedModel, request: GenerateRequest) -> Generator[dict[str, Any]]:
     """The continuation of a text, token by token, as `glassgpt generate` with the same options."""
     require_ids(loaded, request.ids)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "n", "seed")
-    options = {name: getattr(request, name) for name in names}
+    options = {name: value for name, value in vars(request).items() if name not in ("model", "step", "ids")}
     begin, count = time.perf_counter(), 0
     for token in generate(loaded.model, loaded.tokenizer, request.ids, **options, probabilities=True):
         count += 1

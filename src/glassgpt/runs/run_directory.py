@@ -26,7 +26,7 @@ import psutil
 from glassgpt.config.schema import TrainConfig
 from glassgpt.runs.metrics import truncate_metrics, truncate_samples
 from glassgpt.utils.errors import UserError, nearby_path
-from glassgpt.utils.files import PARTIAL_PREFIX, explain_os_errors, remove_partials, user_path, write_atomic
+from glassgpt.utils.files import PARTIAL_PREFIX, decoded, explain_os_errors, remove_partials, user_path, write_atomic
 
 _SNAPSHOT_NAME = re.compile(r"\d{6,}\.safetensors")
 # Files that hold an update whose loss or gradient was not finite, with its token ids.
@@ -131,11 +131,8 @@ class RunDirectory:
 
     def read_config(self) -> TrainConfig:
         """The run's config."""
-        try:
-            with explain_os_errors("read", self.config_path):
-                text = self.config_path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{self.config_path} is not UTF-8 text") from None
+        with explain_os_errors("read", self.config_path):
+            text = decoded(self.config_path.read_bytes(), str(self.config_path))
         return TrainConfig.from_toml(text, origin=str(self.config_path))
 
     def write_config(self, config: TrainConfig) -> None:

@@ -25,14 +25,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("GLASSGPT_CACHE") or platformdirs.user_cache_dir("glassgpt")).expanduser().absolute()
 
 
-def download(url: str, path: Path, sha256: str, what: str | None = None, manual: str | None = None) -> Path:
+def download(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
     """Download `url` to `path`, unless a file with this sha256 is there already, and return `path`.
 
     `what` names the file in errors, and `manual` says there what to do without network. Raises `UserError` if the
     download fails or is another file; nothing is left at `path` then.
     """
-    what = what or path.name
-    manual = manual or f"without network: get {url} on another machine and put it at {path}"
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(f".{path.name}.lock")):  # two processes may want the same file

@@ -10,10 +10,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """An error that the user can fix. The command line prints its text without a traceback and exits with code 2.
-
-    Any other exception is a defect of glassgpt and keeps its traceback.
-    """
+    """An error that the user can fix. The command line prints its text without a traceback and exits with code 2."""
 
 
 class RankError(UserError):
@@ -57,8 +54,7 @@ def nearby_path(text: str) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a CPU or a GPU."""
-    torch = sys.modules.get("torch")  # not imported for this
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
         return True
     # torch's CPU allocator raises a plain RuntimeError, which only its text identifies.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

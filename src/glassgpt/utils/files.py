@@ -33,10 +33,7 @@ _REASONS = {
 
 @contextmanager
 def explain_os_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn errors that a user can fix (a full disk, missing permissions, ...) into a `UserError` that names the path.
-
-    Other errors pass. `write_atomic` and `atomic_directory` do this already.
-    """
+    """Turn errors that a user can fix (a full disk, missing permissions) into a `UserError`; other errors pass."""
     try:
         yield
     except OSError as error:
@@ -57,10 +54,15 @@ def readable(path: Path | str) -> Iterator[None]:
 
 def user_path(text: str | Path) -> Path:
     """Return a path with a leading `~` replaced, which the shell leaves in `--out=~/runs`."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  # Path's own raises for a `~nobody` without a home directory
+
+
+def decoded(data: bytes, origin: str) -> str:
+    """Text in UTF-8. Raises `UserError` that names the origin and the first wrong byte."""
     try:
-        return Path(text).expanduser()
-    except RuntimeError:  # `~nobody`, without a home directory: a name like any other
-        return Path(text)
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -21,8 +21,7 @@ from glassgpt.utils.files import explain_os_errors, sha256_of, user_path
 
 T = TypeVar("T")
 
-ATTEMPTS = 4
-"""Requests in all if the hub does not answer or answers 408, 429 or 5xx."""
+ATTEMPTS = 4  # requests in all if the hub does not answer or answers 408, 429 or 5xx
 _PAUSE = 1.0  # seconds before the second request; doubled before each further one
 
 # Named without an owner, from the hub's first days. Any other name without an owner is a path.
@@ -179,10 +178,7 @@ def list_files(repository: DatasetRepository, folder: str = "", recursive: bool 
 
 
 def _request(call: Callable[[], T], hub_id: str, kind: str = "dataset", file: str = "", attempts: int = ATTEMPTS) -> T:
-    """Call the library, and again after a pause if the error may pass.
-
-    Its errors become `HubUnreachableError`, or a `UserError` that says what to do.
-    """
+    """Call the library, and again after a pause if the error may pass. Raises `HubUnreachableError` or `UserError`."""
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,25 +25,18 @@ def generator_for(seed: int, *purpose: str | int, device: "torch.device | str" =
 
 @contextmanager
 def device_rng(device: "torch.device") -> "Iterator[Callable[[int], object]]":
-    """Yield a function that seeds the device's global generator; restore that generator's state afterwards.
-
-    For operations that take no generator of their own, such as dropout.
-    """
+    """Yield a function that seeds the device's global generator, as dropout uses it; restore its state afterwards."""
     import torch
 
+    seed: Callable[[int], object]
+    restore: Callable[[], object]
     if device.type == "mps":
-        state = torch.mps.get_rng_state()
-        try:
-            yield torch.mps.manual_seed
-        finally:
-            torch.mps.set_rng_state(state)
-        return
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        seed, restore = torch.mps.manual_seed, partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
     else:
-        generator = torch.default_generator
-    state = generator.get_state()
+        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+        generator = torch.cuda.default_generators[index] if device.type == "cuda" else torch.default_generator
+        seed, restore = generator.manual_seed, partial(generator.set_state, generator.get_state())
     try:
-        yield generator.manual_seed
+        yield seed
     finally:
-        generator.set_state(state)
+        restore()

@@ -31,7 +31,6 @@ class _PlainUnpickler(pickle.Unpickler):
     """Numbers, text, lists and dictionaries: no class or function can be named, so nothing can be executed."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        """Refuse every name."""
         raise pickle.UnpicklingError(f"loading it would execute {module}.{name}")
 
 

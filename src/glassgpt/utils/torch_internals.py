@@ -103,10 +103,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def pack_int8(weight: Tensor) -> tuple[torch.ScriptObject, Tensor]:
-    """Round each row of a matrix (N, C) to 127 steps of its largest number, and pack it for FBGEMM.
-
-    Also returns the row sums (N,) of the rounded matrix.
-    """
+    """Round each row of a matrix (N, C) to 127 steps of its largest number: packed for FBGEMM, and row sums (N,)."""
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny).double() / 127
     zero = torch.zeros(len(weight), dtype=torch.int64)
     engine = torch.backends.quantized.engine
