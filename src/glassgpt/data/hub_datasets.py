@@ -177,12 +177,9 @@ def _name_some(names: Sequence[str], limit: int = 20) -> str:
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset, or configuration: `patterns` of each split, or None if the names below `folder` give the splits.
+    """A subset, or configuration: `patterns` of each split, or None if the names below `folder` give the splits."""
 
-    The name None is of a whole repository without metadata.
-    """
-
-    name: str | None
+    name: str | None  # None for a whole repository without metadata
     default: bool = False
     folder: str = ""
     patterns: Mapping[str, Sequence[str]] | None = None
