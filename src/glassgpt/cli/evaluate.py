@@ -128,13 +128,11 @@ def _details_table(details: Mapping[str, Any]) -> str:
     """Loss by position in the context, in ranges that double, and the documents with the highest loss."""
     losses, tokens = details["loss_by_position"], details["tokens_by_position"]
     lines = ["", "loss by position in the context"]
-    start = 1
-    while start <= len(losses):
+    for start in (2**power for power in range(len(losses).bit_length())):
         end = min(2 * start - 1, len(losses))
         counts = tokens[start - 1 : end]
         loss = sum(map(operator.mul, losses[start - 1 : end], counts)) / sum(counts)
         lines.append(f"{start if start == end else f'{start} to {end}':<14}{loss:>14.4f}")
-        start = end + 1
     if worst := details.get("worst_documents"):
         lines += ["", f"highest loss of {details['document_count']:,} documents, nats per token and bits per byte"]
         for document in worst:

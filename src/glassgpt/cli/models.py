@@ -159,5 +159,4 @@ class Report(Command):
             raise UserError("report needs a run directory, such as runs/demo (glassgpt report --help)")
         from glassgpt.report.page import write_report
 
-        first, *others = self.runs
-        print(write_report(first, *others, out=self.out))
+        print(write_report(*self.runs, out=self.out))

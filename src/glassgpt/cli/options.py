@@ -85,10 +85,8 @@ def parse_options(
 
 
 def _set_help(options: type, prefix: str = "--") -> list[str]:
-    """Make the comment of each option its help, and return the names of the options.
-
-    tyro finds comments too, but takes 0.1 s for the options of train.
-    """
+    """Make the comment of each option its help, and return the names of the options."""
+    # tyro finds comments too, but takes 0.1 s for the options of train.
     names, comments = list[str](), dict[str, str]()
     for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         comments |= _field_comments(kind.__module__).get(kind.__name__, {})

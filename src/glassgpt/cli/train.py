@@ -13,13 +13,7 @@ from tyro.conf import Positional, arg
 
 from glassgpt.cli.options import Command, Flag, default, gives, is_main_process, option_of, parse_options, say_aside
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
-from glassgpt.config.schema import (
-    EXECUTION_SETTINGS,
-    NUMERICS_SETTINGS,
-    TYPICAL_VOCAB_SIZES,
-    ExecutionConfig,
-    TrainConfig,
-)
+from glassgpt.config.schema import NUMERICS_SETTINGS, TYPICAL_VOCAB_SIZES, ExecutionConfig, TrainConfig
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 
@@ -133,7 +127,8 @@ class Resume(Command):
         directory = RunDirectory(value)
         with explain_os_errors("read", directory.path):
             config = directory.read_config() if value and directory.is_run else TrainConfig(steps=1)
-        execution = ExecutionConfig(**{name: getattr(config, name) for name in EXECUTION_SETTINGS})
+        settings = [field.name for field in dataclasses.fields(ExecutionConfig)]
+        execution = ExecutionConfig(**{name: getattr(config, name) for name in settings})
         hint = "--resume DIR takes --steps and settings of execution only"
         return parse_options(cls, name, arguments, base=cls(resume=Path(), config=execution), hint=hint)
 
@@ -145,8 +140,7 @@ class Resume(Command):
         directory = RunDirectory(self.resume)
         directory.require_run()
         before = directory.read_config()
-        now = {name: getattr(self.config, name) for name in EXECUTION_SETTINGS}
-        changes = {name: value for name, value in now.items() if value != getattr(before, name)}
+        changes = {name: value for name, value in vars(self.config).items() if value != getattr(before, name)}
         _check_memory(before.override(**changes), self.force)
         keep_freed_memory()
         with _progress() as progress:

@@ -51,10 +51,8 @@ class Shakespeare(BuiltinText):
 
     def _fetch(self, on_bytes: Callable[[int], None]) -> Path:
         path = cache_directory() / "downloads" / "tinyshakespeare.txt"
-        manual = (
-            f"Without network: download that file on another machine and copy it to {path}, or use --data FILE; "
-            "--data python-docs needs no download"
-        )
+        copy = f"download that file on another machine and copy it to {path}, or use --data FILE"
+        manual = f"Without network: {copy}; --data python-docs needs no download"
         return download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, what="shakespeare", manual=manual)
 
     def identity(self) -> dict[str, Any]:

@@ -40,10 +40,7 @@ class TokenStream:
         return int(self._ends[-1])
 
     def document_starts(self) -> Ids | None:
-        """The first token (documents,) of each document, its marks included; None without an index.
-
-        Raises `UserError` for an index that is out of order.
-        """
+        """The first token (documents,) of each document, which is a mark if it has one; None without an index."""
         if self.indexes is None:
             return None
         starts = [np.empty(0, dtype=np.int64)]

@@ -1,9 +1,6 @@
-"""What is in a dataset: token counts, document lengths and samples, as `glassgpt data info` prints them.
+"""What is in a dataset: token counts, document lengths and samples, as `glassgpt data info` prints them."""
 
-Tokens are read a few million at a time; memory grows by a few dozen bytes per document. Shapes: `V` vocabulary.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +36,8 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     """
     dataset = open_dataset(directory)
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
-    total, read, progress = len(dataset.train) + len(dataset.validation), 0, ProgressLine(log)
-
-    def report(tokens: int) -> None:
-        nonlocal read
-        read += tokens
-        progress.update(f"counted {read / 1e6:,.0f}M of {total / 1e6:,.0f}M tokens")
-
-    contents = {split: _read_split(dataset, split, report) for split in SPLITS}
+    progress = ProgressLine(log)
+    contents = {split: _read_split(dataset, split, progress) for split in SPLITS}
     counts = contents["train"].counts + contents["validation"].counts
     lengths = [np.diff(content.starts, append=content.tokens) for content in contents.values()]
     files = directory.iterdir() if is_prepared else (file.path for split in SPLITS for file in dataset.files[split])
@@ -74,11 +65,11 @@ class _SplitContent(NamedTuple):
     """The result of reading a split."""
 
     tokens: int
-    counts: Ids  # occurrences (V + 1,) of each id, and last of all tokens that are not an id
+    counts: Ids  # occurrences (vocab_size + 1,) of each id, and last of all tokens that are not an id
     starts: Ids  # the first token (documents,) of each document
 
 
-def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> _SplitContent:
+def _read_split(dataset: Dataset, split: str, progress: ProgressLine) -> _SplitContent:
     """Count the tokens and find the documents: by the index, otherwise by end-of-text tokens."""
     splits = {"train": dataset.train, "validation": dataset.validation}
     end_of_text, vocab_size = dataset.tokenizer.end_of_text, dataset.tokenizer.vocab_size
@@ -95,7 +86,7 @@ def _read_split(dataset: Dataset, split: str, report: Callable[[int], None]) -> 
         if end_of_text is not None and not dataset.is_prepared:
             marked.append(np.flatnonzero(chunk == end_of_text) + position + is_last)
         position += len(chunk)
-        report(len(chunk))
+        progress.update(f"counted {position / 1e6:,.0f}M of {len(splits[split]) / 1e6:,.0f}M tokens for {split}")
     starts = splits[split].document_starts()
     if starts is None:
         starts = np.concatenate(marked)

@@ -138,14 +138,9 @@ def split_text(pieces: Iterable[str], limit: int) -> Iterator[str]:
 
 def split_point(text: str, start: int, limit: int) -> int:
     """The end of the part that begins at `start`. It depends on the `limit` + 1 characters from there on alone."""
-    beyond = start + limit + 1
+    half, end = start + limit // 2, start + limit
     # Most other tokenizers split at the first two as well. Neither is worth a part of less than half the limit.
-    for pattern, first in (
-        (_AFTER_NEWLINE, start + limit // 2),
-        (_BEFORE_SPACE, start + limit // 2),
-        (_AT_WHITE_SPACE, start),
-    ):
-        if match := pattern.match(text, first, beyond):
+    for pattern, first in ((_AFTER_NEWLINE, half), (_BEFORE_SPACE, half), (_AT_WHITE_SPACE, start)):
+        if match := pattern.match(text, first, end + 1):
             return match.end()
-    end = start + limit
     return end - 1 if text[end - 1 : end + 1] == "\r\n" and limit > 1 else end

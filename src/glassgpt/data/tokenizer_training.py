@@ -120,7 +120,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Train a tokenizer of `vocab_size` ids: the 256 bytes in GPT-2's order, the merges, `<|endoftext|>`.
 
     It has fewer ids if no further pair of tokens occurs twice. `texts` are read once; all distinct words are in memory.
-    Raises `UserError` for texts with half a surrogate pair.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 

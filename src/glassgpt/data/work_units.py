@@ -73,10 +73,7 @@ class WorkUnit:
 def make_plan(
     directory: Path, sources: Sequence[Source], data: DataConfig, tokenizer: Tokenizer | None = None
 ) -> tuple[Plan, list[WorkUnit], Tokenizer]:
-    """Plan a dataset that is built in this directory. The tokenizer is the one passed, or the one that `data` names.
-
-    A character tokenizer gets the characters of all sources. Raises `UserError` for a source without text.
-    """
+    """Plan a dataset in this directory, by default with the tokenizer of `data`. Raises `UserError` without text."""
     # Number, from 1, of the first document that the fraction would choose for validation if there were one work unit.
     first_chosen = math.ceil(0.5 / data.validation_fraction)
     places, characters = _first_documents(sources[0], data, max(2, first_chosen))

@@ -48,11 +48,9 @@ def run_tasks(
                 running.add(futures[-1])
                 wait_until(workers - 1)
             wait_until(0)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, MemoryError):
             advice = "use fewer --workers (--workers 1 shows other reasons)"
-            raise UserError(f"a worker process was killed, as the system does if memory runs out; {advice}") from None
-        except MemoryError:
-            raise UserError("out of memory; use fewer --workers") from None
+            raise UserError(f"out of memory, or a worker process was killed; {advice}") from None
     return [future.result() for future in futures]
 
 

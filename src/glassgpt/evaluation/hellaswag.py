@@ -89,10 +89,9 @@ class Score:
 def evaluate_both_styles(
     loaded: LoadedModel, items: Sequence[Item], published: bool, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """The figures of `summarize` by style, `items`, `precision`, and `published`: whether published scores compare.
+    """The figures of `summarize` by style, with scores kept in the cache, and what was measured.
 
-    Scores are kept in the cache, and the next call continues there. progress: as in `score_hellaswag`, after the style.
-    Raises `UserError` for a model without a tokenizer, and as `encode`.
+    published: whether published scores compare. progress: as in `score_hellaswag`, after the style. Raises `UserError`.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     if tokenizer is None:
@@ -233,10 +232,7 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
 
 
 def make_batches(questions: Iterable[Question]) -> list[list[Question]]:
-    """All questions in batches: those that are cut first, then contexts of equal length together, the longest first.
-
-    A batch's texts have at most `BATCH_TOKENS` tokens. Every run and any number of ranks use the same batches.
-    """
+    """All questions in batches of contexts of equal length, the longest first; those that are cut come first of all."""
     batches: list[list[Question]] = []
     ordered = sorted(questions, key=lambda q: (q.cut, q.shared, q.tokens, q.number), reverse=True)
     for _, group in itertools.groupby(ordered, key=lambda q: q.shared):

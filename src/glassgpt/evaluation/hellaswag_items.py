@@ -72,11 +72,7 @@ def find_items(path: str | Path | None = None) -> Path:
 
 
 def read_items(path: Path) -> list[Item]:
-    """All items of a JSON lines file with the published file's fields; empty lines are skipped.
-
-    `label` may be text (as on the hub); without `ctx_a` and `ctx_b`, `ctx` is used for `ctx_a`. Raises `UserError` with
-    the line.
-    """
+    """All items of a JSON lines file with the published file's fields. Raises `UserError` with the first wrong line."""
     with readable(path):
         lines = path.read_bytes().split(b"\n")
     items: list[Item] = []
@@ -105,7 +101,7 @@ def _item(number: int, record: Any) -> Item:
     if not isinstance(record, dict) or not record.keys() >= set(needed):
         raise UserError(f"an item must be a JSON object with {', '.join(needed)}")
     texts = {name: record[name] for name in ("activity_label", "ctx")}
-    has_parts = "ctx_a" in record and "ctx_b" in record
+    has_parts = "ctx_a" in record and "ctx_b" in record  # otherwise all of `ctx` is `ctx_a`
     texts |= {"ctx_a": record["ctx_a" if has_parts else "ctx"], "ctx_b": record["ctx_b"] if has_parts else ""}
     for name, text in texts.items():
         if not isinstance(text, str) or (name == "ctx" and not text.strip()):
@@ -113,7 +109,7 @@ def _item(number: int, record: Any) -> Item:
     endings, label = record["endings"], record["label"]
     if not (isinstance(endings, list) and len(endings) == 4 and all(isinstance(e, str) and e.strip() for e in endings)):
         raise UserError("endings must be exactly four texts, none of them empty")
-    if isinstance(label, bool) or label not in (0, 1, 2, 3, "0", "1", "2", "3"):
+    if isinstance(label, bool) or label not in (0, 1, 2, 3, "0", "1", "2", "3"):  # text on the hub
         raise UserError(f"label must be 0, 1, 2 or 3, the number of the right ending, got {label!r}")
     return Item(number=number, **texts, endings=tuple(endings), label=int(label))
 
@@ -145,9 +141,6 @@ def prompt_of(item: Item, style: Style) -> tuple[str, list[str], list[int]]:
 
 
 def without_markup(text: str) -> str:
-    """Text without bracketed markup such as WikiHow's `[header]`, `[title]` and `[step]`.
-
-    These are lm-eval's exact steps, even if more than one space remains: published scores were computed with them.
-    """
+    """Text without WikiHow's bracketed markup, by lm-eval's exact steps, with which published scores were computed."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

@@ -33,10 +33,7 @@ WORST_TOKENS = 16  # shorter documents are not among those with the highest loss
 
 
 class DocumentLosses:
-    """Losses of each document's text tokens, in nats.
-
-    starts: the first token (documents,) of each in the stream. Tokens before the first start are not counted.
-    """
+    """Losses of each document's text tokens, in nats. `starts` (documents,): the first token of each in the stream."""
 
     def __init__(self, starts: Ids) -> None:
         self.starts, self.nats = starts, np.zeros(len(starts))
@@ -45,7 +42,7 @@ class DocumentLosses:
     def add(self, first: int, losses: Losses, byte_lengths: Ids) -> None:
         """Count losses and bytes (n,) of the tokens from `first` on."""
         documents = np.searchsorted(self.starts, np.arange(first, first + len(losses)), side="right") - 1
-        own = (byte_lengths > 0) & (documents >= 0)
+        own = (byte_lengths > 0) & (documents >= 0)  # tokens before the first start are not counted
         for total, values in ((self.nats, losses), (self.bytes, byte_lengths), (self.tokens, own)):
             np.add.at(total, documents[own], values[own])
 
@@ -170,11 +167,9 @@ def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, An
 def details(
     measured: Measurement, stream: TokenStream, tokenizer: Tokenizer, documents: bool = False
 ) -> dict[str, Any]:
-    """What `figures` leaves out, as JSON: `loss_by_position` and `tokens_by_position`.
+    """What `figures` leaves out, as JSON: losses by position, of tokens if they were kept, and of the worst documents.
 
-    If token losses were kept, also `token_ids` and `token_losses`. If documents are known, also `document_count` and
-    `worst_documents` (number in the split, tokens, loss, bits per byte and beginning of those with the highest loss).
-    documents: also the figures of all `documents`, as columns.
+    documents: also the figures of all documents, as columns.
     """
     reached, each = measured.tokens_by_position > 0, measured.documents
     nats, tokens = measured.nats_by_position[reached], measured.tokens_by_position[reached]

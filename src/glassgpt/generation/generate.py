@@ -117,52 +117,31 @@ def _tokens(
 
 
 def window_start(length: int, context_length: int) -> int:
-    """The first of `length` tokens that the model still reads: a full context drops its older half.
-
-    It depends on the length alone, so that cached and uncached generation read the same tokens.
-    """
+    """The first of `length` tokens that the model still reads, with a cache and without."""
     half = max(1, context_length // 2)
     return max(0, -(-(length - context_length) // half)) * half
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest logits to -inf (Fan et al., 2018). Logits equal to the k-th largest are kept."""
-    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities sum to at least p (Holtzman et al., 2020)."""
-    if p >= 1:
-        return logits  # a float32 sum reaches 1 before the last tokens and would drop them
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    # A token stays if those before it sum to less than p, so the most likely token always stays.
-    dropped = (probabilities.cumsum(dim=-1) - probabilities) >= p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep tokens at least p times as likely as the most likely token (Nguyen et al., 2024)."""
-    probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
-
-
 def sampling_distribution(logits: Tensor, settings: SamplingConfig) -> Tensor:
-    """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order.
-
-    Temperature 0 gives all probability to the most likely token.
-    """
+    """The distribution (n, V) that tokens are drawn from: apply temperature, top-k, top-p and min-p in this order."""
     logits = logits.float()
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 first, so that a tiny temperature gives -inf and not inf - inf.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
-    if settings.top_k is not None:
-        logits = keep_top_k(logits, settings.top_k)
-    if settings.top_p is not None:
-        logits = keep_top_p(logits, settings.top_p)
-    if settings.min_p is not None:
-        logits = keep_min_p(logits, settings.min_p)
+    if settings.top_k is not None:  # Fan et al., 2018; logits equal to the k-th largest are kept
+        threshold = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    # Holtzman et al., 2020. Not for 1: a float32 sum reaches it before the last tokens and would drop them.
+    if settings.top_p is not None and settings.top_p < 1:
+        probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        # A token stays if those before it sum to less than p, so the most likely token always stays.
+        dropped = (probabilities.cumsum(dim=-1) - probabilities) >= settings.top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    if settings.min_p is not None:  # Nguyen et al., 2024; relative to the most likely token
+        probabilities = logits.softmax(dim=-1)
+        too_small = probabilities < settings.min_p * probabilities.amax(dim=-1, keepdim=True)
+        logits = logits.masked_fill(too_small, -torch.inf)
     return logits.softmax(dim=-1)
 
 
@@ -205,15 +184,12 @@ class _TextStream:
         if stops:
             self.ended = True
             return self.pending[: min(stops)]
-        held = 0 if self.ended else max((_overlap(self.pending, text) for text in self.stop), default=0)
-        shown = self.pending[: len(self.pending) - held]
-        self.pending = self.pending[len(shown) :]
+        held = ""  # the longest end that a stop string begins with
+        if not self.ended:
+            ends = (self.pending[at:] for at in range(len(self.pending)))
+            held = next((end for end in ends if any(text.startswith(end) for text in self.stop)), "")
+        shown, self.pending = self.pending.removesuffix(held), held
         return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def default_prompt(tokenizer: Tokenizer) -> list[int]:
@@ -232,11 +208,12 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
 
     Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
     """
-    if tokenizer is None and (prompt is None or isinstance(prompt, str)):
-        raise UserError("this model has no tokenizer; pass the prompt as token ids")
-    if tokenizer is not None and prompt is None:
+    if tokenizer is None:
+        if prompt is None or isinstance(prompt, str):
+            raise UserError("this model has no tokenizer; pass the prompt as token ids")
+    elif prompt is None:
         prompt = default_prompt(tokenizer)
-    if tokenizer is not None and isinstance(prompt, str):
+    elif isinstance(prompt, str):
         encoded = tokenizer.encode(prompt).tolist()
         prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()

@@ -56,11 +56,7 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8 with dynamic quantization: a scale per output, and a scale and zero point per row of x.
-
-    Sums of integers are exact, so a row's result does not depend on other rows, except for one input in a million that
-    is rounded to the next integer.
-    """
+    """A linear layer in int8 with dynamic quantization: a scale per output, and a scale and zero point per row of x."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -96,10 +92,8 @@ class Int8Linear(nn.Module):
 
 
 def activation_steps() -> int:
-    """Integer steps from a row's smallest number to its largest.
-
-    Without AVX-512's int8 dot products FBGEMM adds two products in 16 bits, which must not overflow.
-    """
+    """Integer steps from a row's smallest number to its largest."""
+    # Without AVX-512's int8 dot products FBGEMM adds two products in 16 bits, which must not overflow.
     return 255 if torch.cpu.get_capabilities().get("avx512_vnni") else 127
 
 

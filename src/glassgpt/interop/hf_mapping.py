@@ -246,10 +246,7 @@ class Family:
         return result
 
     def load_tensors(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:
-        """Fill a model's parameters from a file's tensors.
-
-        Raises `UserError`, and fills nothing, unless the tensors are exactly the model's.
-        """
+        """Fill a model's parameters. Raises `UserError`, and fills nothing, unless these are exactly its tensors."""
         unused = self._named(tensors)
         embedding = f"{self.prefix}{self.tensors['embedding']}.weight"
         head = unused.pop("lm_head.weight", None) if model.config.tied_head else None

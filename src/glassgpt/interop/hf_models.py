@@ -22,10 +22,9 @@ from glassgpt.utils.safe_pickle import read_pickle
 
 
 def open_hf(path: Path) -> ExternalModel:
-    """Open a directory with config.json and weights, or a .safetensors file.
+    """Open a directory with config.json and weights, or a .safetensors file in the folder of its config.json.
 
-    A file needs its config.json in the same folder, except for the four published GPT-2. Raises `UserError` if anything
-    is missing, damaged or not supported.
+    The four published GPT-2 need no config.json. Raises `UserError` if anything is missing, damaged or not supported.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
     if path.is_dir():
@@ -62,18 +61,14 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
 
 def family_for(config: ModelConfig) -> Family:
     """The first family that can hold models of this config. Raises `UserError` with the settings that none can hold."""
-    obstacles = {family.name: family.obstacles(config) for family in FAMILIES}
-    nearest = min(FAMILIES, key=lambda family: len(obstacles[family.name]))
-    if settings := ", ".join(obstacles[nearest.name]):
+    nearest = min(FAMILIES, key=lambda family: len(family.obstacles(config)))
+    if settings := ", ".join(nearest.obstacles(config)):
         raise UserError(f"no family of transformers holds this model; the nearest, {nearest.name}, lacks {settings}")
     return nearest
 
 
 def export_hf(model: GPT, tokenizer: Tokenizer | None, directory: Path) -> str:
-    """Write a directory that transformers can load, in float32, and return the family's name.
-
-    Raises `UserError` if no family can hold the model, the directory is not empty, or the disk is full.
-    """
+    """Write a directory that transformers can load, in float32. Returns the family's name; raises as `export`."""
     family = family_for(model.config)
     begin, end = (None, None) if tokenizer is None else (tokenizer.begin_of_text, tokenizer.end_of_text)
     # Without a padding id: transformers does not train the embedding of the config's padding id.

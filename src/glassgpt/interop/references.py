@@ -49,10 +49,9 @@ class LoadedModel:
 
 
 def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
-    """The model that a reference names. A hub id is downloaded if nothing local has that name.
+    """The model that a reference names; a hub id is downloaded. Raises `UserError` if it does not exist or is damaged.
 
-    verify: compare a checkpoint's files with their sha256, which reads all weights. Raises `UserError` if the model
-    does not exist or is damaged.
+    verify: compare a checkpoint's files with their sha256, which reads all weights.
     """
     text, path = str(reference), user_path(str(reference))
     with explain_os_errors("read", Path(reference)):
@@ -176,14 +175,14 @@ def export(reference: str | Path, out: str | Path) -> str:
 
 def describe(reference: str | Path) -> str:
     """A few lines about a model: its place, training so far, tokenizer and summary. Weights are not verified."""
-    return read_reference(reference, _describe, verify=False)
 
+    def read(source: ModelSource) -> str:
+        try:
+            tokenizer = tokenizer_of(source)
+            about = "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
+        except UserError as error:  # for example, GPT-2's vocabulary without network
+            about = f"not available: {error}"
+        rows = (*source.facts, ("tokenizer", about))
+        return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(source.model_config)}"
 
-def _describe(source: ModelSource) -> str:
-    try:
-        tokenizer = tokenizer_of(source)
-        about = "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
-    except UserError as error:  # for example, GPT-2's vocabulary without network
-        about = f"not available: {error}"
-    rows = (*source.facts, ("tokenizer", about))
-    return "\n".join(f"{name:<22}{value}" for name, value in rows) + f"\n{ModelSummary(source.model_config)}"
+    return read_reference(reference, read, verify=False)

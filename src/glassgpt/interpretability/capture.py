@@ -130,10 +130,7 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
     """
     blocks = cast(list[Block], list(model.blocks))
     cache = ActivationCache([LayerActivations(block.attention.kernel.span) for block in blocks])
-    hooks: list[tuple[nn.Module, Hook]] = [
-        (model.embedding, _store(cache, "ids", None)),
-        (model.norm, _store(cache, None, "ln_final")),
-    ]
+    hooks = [(model.embedding, _store(cache, ("ids",))), (model.norm, _store(cache, output="ln_final"))]
     for block, layer in zip(blocks, cache.layers, strict=True):
         hooks += _hooks_of(block, layer)
     with ExitStack() as stack:
@@ -143,24 +140,19 @@ def capture(model: GPT) -> Iterator[ActivationCache]:
         yield cache
 
 
-def _store(target: object, input_name: str | None, output_name: str | None) -> Hook:
-    """A forward hook that stores a module's first input and its output as attributes of `target`."""
+def _store(target: object, inputs: tuple[str, ...] = (), output: str | None = None) -> Hook:
+    """A forward hook that stores a module's first inputs and its output as attributes of `target`."""
 
-    def hook(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        for name, value in ((input_name, inputs[0]), (output_name, output)):
+    def hook(_: nn.Module, values: Any, result: Tensor) -> None:
+        for name, value in (*zip(inputs, values, strict=False), (output, result)):
             if name is not None:
-                setattr(target, name, value.detach())
+                setattr(target, name, None if value is None else value.detach())
 
     return hook
 
 
 def _hooks_of(block: Block, layer: LayerActivations) -> list[tuple[nn.Module, Hook]]:
     attention, feed_forward = block.attention, block.feed_forward
-
-    def after_kernel(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        layer.rot_q, layer.rot_k, layer.v = (x.detach() for x in inputs[:3])
-        layer.kernel_mask, layer.kernel_bias = inputs[3:]
-        layer.kernel_out = output.detach()
 
     def after_out(_: nn.Module, inputs: Any, output: Tensor) -> None:
         layer.z = inputs[0].detach().unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
@@ -171,15 +163,15 @@ def _hooks_of(block: Block, layer: LayerActivations) -> list[tuple[nn.Module, Ho
             layer.rot_k, layer.v = layer.rot_k.clone(), layer.v.clone()
 
     return [
-        (attention.q_norm, _store(layer, "q", "q_norm")),
-        (attention.k_norm, _store(layer, "k", "k_norm")),
-        (attention.kernel, after_kernel),
+        (attention.q_norm, _store(layer, ("q",), "q_norm")),
+        (attention.k_norm, _store(layer, ("k",), "k_norm")),
+        (attention.kernel, _store(layer, ("rot_q", "rot_k", "v", "kernel_mask", "kernel_bias"), "kernel_out")),
         (attention.out, after_out),
         (attention, after_attention),
-        (block.feed_forward_norm, _store(layer, "resid_mid", None)),
-        (feed_forward.down, _store(layer, "mlp_post", None)),
-        (feed_forward, _store(layer, None, "mlp_out")),
-        (block, _store(layer, "resid_pre", "resid_post")),
+        (block.feed_forward_norm, _store(layer, ("resid_mid",))),
+        (feed_forward.down, _store(layer, ("mlp_post",))),
+        (feed_forward, _store(layer, output="mlp_out")),
+        (block, _store(layer, ("resid_pre",), "resid_post")),
     ]
 
 

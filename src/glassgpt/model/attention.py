@@ -113,16 +113,13 @@ class SDPAKernel(nn.Module):
 
 
 class WindowKernel(SDPAKernel):
-    """Sliding-window attention in time and memory linear in the length.
-
-    Each block of W queries sees its own and the previous block. The global tokens come before both. On a GPU
-    `FlexKernel` takes fewer steps.
-    """
+    """Sliding-window attention, block by block, in time and memory linear in the length. On a GPU use `FlexKernel`."""
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Block by block. `split` rather than slices, whose gradients would each be as long as the text."""
+        """Each block of W queries sees the first G tokens, the previous block and its own."""
         W, G = self.span.window, self.span.n_global
         assert W is not None
+        # `split` rather than slices, whose gradients would each be as long as the text.
         q_blocks, k_blocks, v_blocks = (torch.split(x, W, dim=-2) for x in (q, k, v))
         positions = torch.split(torch.arange(q.shape[-2], device=q.device), W)
         n_global_blocks = max(1, math.ceil(G / W))

@@ -183,9 +183,8 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) -> the residual stream after the last norm (B, T, C). A cache takes in these tokens."""
-        start = cache.length if cache is not None else 0
+        start, limit = (0, self.limit) if cache is None else (cache.length, cache.limit)
         end = start + ids.shape[1]
-        limit = cache.limit if cache is not None else self.limit
         if limit is not None and end > limit:
             raise ValueError(f"{end} tokens do not fit into {limit} positions")
         positions = torch.arange(start, end, device=ids.device)

@@ -260,20 +260,20 @@ def check_memory(config: TrainConfig, processes: int, device: torch.device, prec
     def peaks(changed: TrainConfig) -> list[Memory]:
         return [memory_per_rank(changed, processes, strategy, precision) for strategy in strategies]
 
+    def need(changed: TrainConfig) -> int:
+        return min(memory.total for memory in peaks(changed))
+
+    least = need(config)
     if config.compiles_on(device.type):  # a compiler may drop all but the results of products and of attention
         least_kept = config.override(activation_checkpointing="full" if checkpointing == "full" else "selective")
         least = min(replace(memory, copies=0, working=0).total for memory in peaks(least_kept))
-    else:
-        least = min(memory.total for memory in peaks(config))
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if under_torchrun() and on_cpu else 1
     available = free / sharing
     if least <= DOUBT * available:
         return None
     owner = "each process" if sharing > 1 else "this machine" if on_cpu else "the GPU"
     problem = f"an update needs {format_bytes(least)} and {owner} has {format_bytes(available)} free"
-    fitting = largest_micro_batch(
-        config, processes, lambda changed: min(memory.total for memory in peaks(changed)), COMFORT * available
-    )
+    fitting = largest_micro_batch(config, processes, need, COMFORT * available)
     if fitting is not None:
         return f"{problem}; use --micro-batch-size {fitting}"
     suggestion = "" if checkpointing == "full" else "--activation-checkpointing full or "

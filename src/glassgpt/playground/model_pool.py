@@ -147,14 +147,13 @@ class CaptureCache:
         for dead in [kept for kept in self._kept if kept[0]() is None]:
             del self._kept[dead]
         place = (weakref.ref(loaded), key)
-        if place in self._kept:
-            self._kept.move_to_end(place)
-            return self._kept[place][0]
-        cache = compute()
-        self._kept[place] = (cache, size_in_bytes(cache))
+        if place not in self._kept:
+            cache = compute()
+            self._kept[place] = (cache, size_in_bytes(cache))
+        self._kept.move_to_end(place)
         while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._max_bytes:
             self._kept.popitem(last=False)
-        return cache
+        return self._kept[place][0]
 
 
 def size_in_bytes(cache: ActivationCache) -> int:

@@ -102,18 +102,14 @@ class Api:
         post |= {name: functools.partial(self._compute, handler) for name, handler in HANDLERS.items()}
         methods, files = (("GET", get), ("POST", post)), page_files()
         api = [Route(f"/{name}", rows[name], methods=[method]) for method, rows in methods for name in rows]
-        app = Starlette(
-            routes=[
-                Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
-                Mount("/static", PageFiles(files)),
-                Mount("/api", routes=api, middleware=[Middleware(guarded, self._policy)]),
-            ],
-            middleware=[
-                Middleware(TrustedHostMiddleware, allowed_hosts=list(self._policy.hosts), www_redirect=False),
-                Middleware(Compression),
-            ],
-            exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), error_response),
-        )
+        routes = [
+            Route("/", PageFiles({"": files["index.html"]}), methods=["GET"]),
+            Mount("/static", PageFiles(files)),
+            Mount("/api", routes=api, middleware=[Middleware(guarded, self._policy)]),
+        ]
+        hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(self._policy.hosts), www_redirect=False)
+        errors = dict.fromkeys((HTTPException, UserError, Exception), error_response)
+        app = Starlette(routes=routes, middleware=[hosts, Middleware(Compression)], exception_handlers=errors)
         return with_security_headers(app)
 
     async def _login(self, request: Request) -> Response:

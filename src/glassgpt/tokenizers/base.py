@@ -139,10 +139,8 @@ def describe_character(text: str, offset: int) -> str:
 
 def surrogate_error(text: str, offset: int) -> UserError:
     """Return the error for half a surrogate pair."""
-    return UserError(
-        f"half a surrogate pair, {describe_character(text, offset)}, is not valid Unicode;\n"
-        "remove or replace it (text from a command line or terminal must be UTF-8)"
-    )
+    advice = "remove or replace it (text from a command line or terminal must be UTF-8)"
+    return UserError(f"half a surrogate pair, {describe_character(text, offset)}, is not valid Unicode;\n{advice}")
 
 
 def encode_text(text: str, encoding: str = "utf-8") -> bytes:

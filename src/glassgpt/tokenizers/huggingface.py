@@ -191,10 +191,8 @@ class HFTokenizer(FileTokenizer):
 
 
 def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
-    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level BPE.
-
-    fastokens would accept other kinds too: SentencePiece's, or BPE with dropout.
-    """
+    """Return the bytes of each id. Raises `KeyError` or `ValueError` unless it is a byte-level BPE."""
+    # fastokens would accept other kinds too: SentencePiece's, or BPE with dropout.
     model, vocab = content["model"], content["model"]["vocab"]
     is_byte_level = (content.get("decoder") or {}).get("type") == "ByteLevel"
     # The model's type may be missing: GPT-2's own file is older than that field.

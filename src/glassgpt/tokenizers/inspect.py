@@ -63,10 +63,7 @@ def show_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def merge_states(tokenizer: BPETokenizer, text: str) -> list[list[bytes]]:
-    """Return a text's pieces before the first merge and after each one, from single bytes to tokens.
-
-    Each merge joins one pair everywhere, the earliest in the tokenizer's list. Raises `UserError` for text without ids.
-    """
+    """Return a text's pieces before the first merge and after each one. Raises `UserError` for text without ids."""
     tokenizer.encode(text)  # refuses invalid Unicode
     words = [list(word) for word in tokenizer.pre_tokenize(text)]
     ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges())}

@@ -138,11 +138,10 @@ def available_memory(device: torch.device, *, swap: bool = False) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
     if device.type != "cpu":
         return None
-    free = min([psutil.virtual_memory().available, *_free_in_groups(CGROUPS)])
+    free = min([psutil.virtual_memory().available, *_free_in_groups()])
     return max(0, int(free)) + (psutil.swap_memory().free if swap else 0)
 
 
-CGROUPS = Path("/sys/fs/cgroup")
 # Files of a control group by version: its limit, its usage, and the lines of memory.stat that can be reclaimed.
 _GROUP_FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file")),
@@ -150,9 +149,9 @@ _GROUP_FILES = (
 )
 
 
-def _free_in_groups(root: Path) -> Iterator[int]:
+def _free_in_groups() -> Iterator[int]:
     """Free bytes of this process's control group and of each group around it, by cgroups(7); nothing without limits."""
-    listing = Path("/proc/self/cgroup")
+    listing, root = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
     lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
