@@ -131,10 +131,7 @@ def measure_stream(
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits, for a mixture those of `combine`. `limit`: predicted tokens per split.
-
-    Each rank measures its share, and all ranks get the figures of the whole.
-    """
+    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split."""
     ranks = ranks or Ranks()
     shares = [
         measure_stream(model, each.validation, each.tokenizer, precision=precision, limit=limit, ranks=ranks)
