@@ -351,7 +351,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("write", {"ids": [1], "n": 9}, "n must be"),
     ("write", {"ids": [1], "max_new_tokens": 1025}, "max_new_tokens must be"),
     ("map", {"table": "head"}, "no table 'head'"),
-    ("map", {"table": "../head"}, "table must be"),
+    ("map", {"table": "../head"}, "no table '../head'"),
     ("near", {"table": "embedding", "id": 256}, "no row 256"),
     ("weight", {"name": "blocks.0"}, "blocks.0"),
     ("weight", {"name": "norm.weight", "size": 0}, "size must be"),

@@ -51,19 +51,19 @@ class RichProgress(Progress, AbstractContextManager["RichProgress"]):
             refresh_per_second=4,  # its thread shares the cores with training
             expand=True,
         )
-        self._task: bars.TaskID | None = None
+        self._task = self._bar.add_task("", total=None, loss="?", validation="?", rate="?", left="?")
 
     def __exit__(self, *error: object) -> None:
         self._bar.stop()  # restores the terminal, whatever ends the run
 
     def started(self, run: Path, config: TrainConfig, summary: str, first_step: int, last_step: int) -> None:
         super().started(run, config, summary, first_step, last_step)
-        fields = dict.fromkeys(("loss", "validation", "rate", "left"), "?")
-        self._task = self._bar.add_task("", total=last_step, completed=first_step, **cast(dict[str, Any], fields))
+        self._bar.update(self._task, total=last_step, completed=first_step)
         self._bar.start()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        self._update(
+        self._bar.update(
+            self._task,
             completed=int(record["step"]),
             loss=format_number(record.get("loss"), ".3f"),
             rate=format_number(record.get("tokens_per_second"), ",.0f"),
@@ -71,16 +71,12 @@ class RichProgress(Progress, AbstractContextManager["RichProgress"]):
         )
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        self._update(validation=format_number(record.get("val_loss"), ".3f"))
+        self._bar.update(self._task, validation=format_number(record.get("val_loss"), ".3f"))
         super().evaluated(record)
 
     def finished(self, run: Path) -> None:
         self._bar.stop()
         super().finished(run)
-
-    def _update(self, **fields: Any) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, **fields)
 
     def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style))  # a Text, since a sample's [brackets] are not markup

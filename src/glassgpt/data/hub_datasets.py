@@ -113,7 +113,7 @@ def _find(hub_id: str, subset: str | None, split: str) -> HubDataset:
     key = hashlib.sha256(json.dumps([subset, split]).encode()).hexdigest()[:16]
     record = DatasetRepository(hub_id, "").cache / "glassgpt" / f"{key}.json"
     known = None
-    with suppress(OSError, ValueError, KeyError, TypeError):  # no valid record of an earlier call
+    with suppress(OSError, ValueError, KeyError, TypeError):  # if an earlier call left a valid record
         saved = json.loads(record.read_text(encoding="utf-8"))
         known = HubDataset(**{**saved, "entries": [HubFile(**entry) for entry in saved["entries"]]})
     missing = [file.name for file in known.entries if known.missing_bytes(file)] if known else []

@@ -1,7 +1,4 @@
-"""What is in a dataset: token counts, document lengths and samples, as `glassgpt data info` prints them.
-
-Tokens are read a few million at a time; memory grows by a few dozen bytes per document. Shapes: `V` vocabulary.
-"""
+"""What is in a dataset: token counts, document lengths and samples, as `glassgpt data info` prints them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +65,7 @@ class _SplitContent(NamedTuple):
     """The result of reading a split."""
 
     tokens: int
-    counts: Ids  # occurrences (V + 1,) of each id, and last of all tokens that are not an id
+    counts: Ids  # occurrences (vocab_size + 1,) of each id, and last of all tokens that are not an id
     starts: Ids  # the first token (documents,) of each document
 
 

@@ -61,7 +61,7 @@ def prepare(
     A `tokenizer` (of a trained model) replaces the one that `data` names. A source that is a prepared dataset is
     returned as it is; its own tokenizer must be `tokenizer` or the file that `data` names, but may differ from the kind
     that it names (see `require_tokenizer`). The result does not depend on the number of `workers` (default: one per
-    core). The next call resumes an interrupted one. Raises `UserError` for a bad source, and for an `out` in use.
+    core). A call resumes an interrupted one. Raises `UserError` for a bad source, or an `out` with other content.
     """
     source = resolve(data.source)
     if tokenizer is None and tokenizer_file(data.tokenizer) is not None:

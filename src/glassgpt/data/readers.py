@@ -109,9 +109,8 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
             raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
 
 
-def _lacks(column: str, columns: Iterable[str]) -> str:
+def _lacks(column: str, columns: Sequence[str]) -> str:
     """That a column is missing, with the columns there are."""
-    columns = list(columns)
     listed = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
     return f"has no {column!r}{did_you_mean(column, columns)} (it has {listed or 'nothing'})"
 
@@ -165,7 +164,7 @@ def _json_text(content: str, place: str, key: str) -> str | BadRow:
     if not isinstance(record, dict):
         return BadRow(place, f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
     if key not in record:
-        return BadRow(place, _lacks(key, record), lacks_column=True)
+        return BadRow(place, _lacks(key, list(record)), lacks_column=True)
     text = record[key]
     if not isinstance(text, str):
         return BadRow(place, f"{key!r} is {_json_type(text)}, not text")

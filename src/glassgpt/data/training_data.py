@@ -27,7 +27,6 @@ class TrainingData:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of all datasets."""
         return self.datasets[0].tokenizer
 
     @property
@@ -102,10 +101,3 @@ def with_own_tokenizer(data: DataConfig, opened: TrainingData, log: Log) -> Data
     own = f"({kind}, {opened.tokenizer.vocab_size:,} ids)"
     log(f"using the dataset's own tokenizer {own} instead of data.tokenizer = {data.tokenizer!r}")
     return dataclasses.replace(data, tokenizer=kind if kind in TOKENIZERS else str(Path(prepared[0]) / TOKENIZER))
-
-
-def require_validation(opened: TrainingData) -> None:
-    """Raise `UserError` if a validation split is too short to be evaluated."""
-    for dataset in opened.datasets:
-        if len(dataset.validation) < 2:
-            raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")

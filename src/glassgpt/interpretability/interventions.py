@@ -155,19 +155,16 @@ class _Change(NamedTuple):
 
 def _changes_of(edit: Edit, block: Block, patch: LayerActivations | None) -> Iterator[tuple[nn.Module, bool, _Change]]:
     """The modules that an edit changes: module, whether its input (otherwise its output) changes, change."""
-    out = block.attention.out
+    out, D = block.attention.out, block.attention.head_dim
     if edit.kind == "residual":
         yield block, False, _Change(edit, patch.resid_post if patch else None)
-    if edit.kind in ("attention", "block"):
-        yield out, True, _Change(edit, patch.z.transpose(1, 2).flatten(2) if patch else None)
-        if edit.by == "zero":  # its bias, too
+    if edit.kind in ("head", "attention", "block"):
+        columns = slice(None) if edit.head is None else slice(edit.head * D, (edit.head + 1) * D)
+        yield out, True, _Change(edit, patch.z.transpose(1, 2).flatten(2)[..., columns] if patch else None, columns)
+        if edit.by == "zero" and edit.head is None:  # the bias of all heads, too
             yield out, False, _Change(edit, None)
     if edit.kind in ("feed_forward", "block"):
         yield block.feed_forward, False, _Change(edit, patch.mlp_out if patch else None)
-    if edit.head is not None:
-        D = block.attention.head_dim
-        columns = slice(edit.head * D, (edit.head + 1) * D)
-        yield out, True, _Change(edit, patch.z[:, edit.head] if patch else None, columns)
 
 
 def _hook(module: nn.Module, at_input: bool, changes: list[_Change]) -> RemovableHandle:

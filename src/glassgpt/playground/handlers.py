@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 
 Answer = dict[str, Any] | bytes
-Table = Literal["embedding", "head", "positions"]
 
 # From Wang et al., 2022: repeated names that heads can find.
 DEFAULT_TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -248,13 +247,13 @@ def table_of(loaded: LoadedModel, name: str) -> Tensor:
     return tables[name]
 
 
-def table_map(loaded: LoadedModel, table: Table) -> Answer:
+def table_map(loaded: LoadedModel, table: str) -> Answer:
     """A table's rows along its principal components."""
     points, explained = weights.principal_components(table_of(loaded, table))
     return pack({"points": points, "explained": explained}, {})
 
 
-def neighbours(loaded: LoadedModel, table: Table, id: int, k: int = 12) -> Answer:
+def neighbours(loaded: LoadedModel, table: str, id: int, k: int = 12) -> Answer:
     """The rows nearest to one row."""
     ids, cosines = weights.nearest(table_of(loaded, table), id, k)
     return {"ids": ids.tolist(), "cosines": cosines.tolist()}

@@ -55,6 +55,5 @@ def _render(runs: Sequence[RunRecords]) -> str:
         autoescape=True, loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    values = {"runs": runs, "tables": tables, "charts": charts_of(runs), "mark": _MARK}
-    page = environment.get_template("page.html")
-    return page.render(**values, style=style, script=script, plotly=get_plotlyjs())
+    values = {"runs": runs, "tables": tables, "charts": charts_of(runs), "mark": _MARK, "plotly": get_plotlyjs()}
+    return environment.get_template("page.html").render(values, style=style, script=script)

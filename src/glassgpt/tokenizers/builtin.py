@@ -124,7 +124,7 @@ def _read_gpt2_file(name: str) -> bytes:
     """Return a file of OpenAI, verified: from tiktoken's cache, ours, the package of extra `gpt2`, or a download."""
     url, sha256, cached = _GPT2_URL + name, _GPT2_SHA256[name], cache_directory() / "gpt2" / name
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):  # tiktoken's name
+        for path in (Path(folder) / hashlib.sha1(url.encode()).hexdigest(), Path(folder) / name):  # its name first
             if path.is_file():
                 if sha256_of(path) != sha256:
                     raise UserError(f"{path} is not GPT-2's {name} (its sha256 differs): remove it and try again")

@@ -16,7 +16,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import SampleConfig, SamplingConfig, TrainConfig
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import Ids
-from glassgpt.data.training_data import TrainingData, open_training_data, pinned, require_validation, with_own_tokenizer
+from glassgpt.data.training_data import TrainingData, open_training_data, pinned, with_own_tokenizer
 from glassgpt.distributed.group import Ranks, require_same
 from glassgpt.distributed.strategies import Strategy, parallelize
 from glassgpt.evaluation.hellaswag_items import Item, load_items
@@ -253,7 +253,9 @@ def _open_data(
         raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
     if ranks.local_rank == 0:
         data.verify(progress.message)
-    require_validation(data)
+    for dataset in data.datasets:
+        if len(dataset.validation) < 2:
+            raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")
     given, vocab_size = config.model.vocab_size, data.tokenizer.vocab_size
     if given not in (None, vocab_size):
         raise UserError(f"model.vocab_size = {given}, but the tokenizer has {vocab_size}; leave it out")

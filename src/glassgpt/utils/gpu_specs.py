@@ -44,10 +44,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def find_gpu(device_name: str, memory: float | None = None) -> Gpu | None:
-    """The GPU whose name a device's name contains as whole words (an L40 is not an L4); None for others and laptops'.
-
-    `memory`: bytes of the device, if the GPU must have about as many.
-    """
+    """The GPU, of about `memory` bytes, that a device's name contains as whole words (an L40 is not an L4), or None."""
     named = [gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", device_name) and "Laptop" not in device_name]
     boards = [gpu for gpu in named if gpu.name == named[0].name]
     return next((gpu for gpu in boards if memory is None or 0.85 < memory / gpu.memory < 1.2), None)

@@ -27,11 +27,8 @@ CHECKPOINTED_OPERATORS = [
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run a model's modules without `torch.compile` inside the block: for lengths that change, and for hooks.
-
-    Each new length would be compiled, and hooks do not fire in compiled modules. `torch.compiler.set_stance` (2.13)
-    does the same, but for the whole process, so that two threads could leave it changed.
-    """
+    """Run a model's modules without `torch.compile`: it would compile each new length, and does not fire hooks."""
+    # `torch.compiler.set_stance` (2.13) does the same for the whole process: two threads could leave it changed.
     compiled = [(module, module._compiled_call_impl) for module in model.modules() if module._compiled_call_impl]
     for module, _ in compiled:
         module._compiled_call_impl = None
