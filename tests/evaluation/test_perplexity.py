@@ -30,7 +30,7 @@ from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterT
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
-from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
+from kill_harness import Quiet, fast_training, records_of, tiny_config, write_text
 
 LETTERS = CharacterTokenizer("abcdefghijklm")
 
@@ -38,7 +38,7 @@ LETTERS = CharacterTokenizer("abcdefghijklm")
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
     """One thread for the whole file."""
-    with lightly():
+    with fast_training():
         yield
 
 

@@ -21,7 +21,7 @@ from glassgpt.playground.model_pool import find_entry
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
-from play_harness import GPT2_LIKE, Client, Served, serving, write_run
+from play_harness import GPT2_LIKE, Client, ServerThread, serving, write_run
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_reading_a_run_takes_no_lock(run: RunDirectory) -> None:
 
 
 @pytest.fixture
-def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerThread]:
     monkeypatch.setattr(routes, "POLL_SECONDS", 0.02)
     with serving(run.path) as served:
         yield served
@@ -311,7 +311,7 @@ class Events:
         self._socket.close()
 
 
-def test_events_come_as_the_run_writes(served: Served, run: RunDirectory) -> None:
+def test_events_come_as_the_run_writes(served: ServerThread, run: RunDirectory) -> None:
     client = served.client
     write_steps(run, range(1, 3))
     cursor = client.get("/api/history?model=0")[1]["cursor"]
@@ -338,7 +338,7 @@ def test_events_come_as_the_run_writes(served: Served, run: RunDirectory) -> Non
     assert client.answer("model", model=0)["step"] == 4
 
 
-def test_followers_are_bounded_and_forgotten(served: Served) -> None:
+def test_followers_are_bounded_and_forgotten(served: ServerThread) -> None:
     followers = served.server.api.followers
     streams = [Events(served.client) for _ in range(routes.MAX_FOLLOWERS)]
     for stream in streams:
@@ -356,7 +356,7 @@ def test_followers_are_bounded_and_forgotten(served: Served) -> None:
         time.sleep(0.02)
 
 
-def test_head_requests_start_no_stream(served: Served) -> None:
+def test_head_requests_start_no_stream(served: ServerThread) -> None:
     assert served.client.request("HEAD", "/api/events?model=0")[0] == 405
     assert not served.server.api.followers
 

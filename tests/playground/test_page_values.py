@@ -36,7 +36,7 @@ from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
-from page_harness import Watched, chromium, watched
+from page_harness import MonitoredPage, chromium, monitored_page
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
 
 TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
@@ -117,12 +117,12 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
 
 
 @pytest.fixture(scope="module")
-def window(browser: Any, url: str) -> Iterator[Watched]:
+def window(browser: Any, url: str) -> Iterator[MonitoredPage]:
     """One page for all tests.
 
     Charts are not drawn: Plotly's 5 MB would take half of the time, and a chart's CSV has the same numbers.
     """
-    with watched(browser, url) as found:
+    with monitored_page(browser, url) as found:
         script = "window.Plotly = {react: async () => {}, purge() {}};"
         found.page.route(
             "**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script)
@@ -131,7 +131,7 @@ def window(browser: Any, url: str) -> Iterator[Watched]:
 
 
 @pytest.fixture
-def shown(window: Watched) -> Iterator[Watched]:
+def shown(window: MonitoredPage) -> Iterator[MonitoredPage]:
     """The page. The test fails if a problem was recorded."""
     yield window
     problems = window.problems[:]
@@ -158,17 +158,17 @@ def texts(rows: list[list[str]], name: str) -> list[str]:
     return [re.sub(r"^'(?=[=+\-@])", "", row[at]) for row in rows[1:]]
 
 
-def hook(shown: Watched, name: str) -> Any:
+def hook(shown: MonitoredPage, name: str) -> Any:
     """An element by its name for tests."""
     return shown.page.locator(f'[data-test="{name}"]')
 
 
-def value(shown: Watched, name: str) -> float:
+def value(shown: MonitoredPage, name: str) -> float:
     """The full value of a displayed number."""
     return float(hook(shown, name).get_attribute("data-value"))
 
 
-def go(shown: Watched, **state: Any) -> None:
+def go(shown: MonitoredPage, **state: Any) -> None:
     """Change keys of the address."""
     shown.page.evaluate(
         """(state) => {
@@ -180,7 +180,7 @@ def go(shown: Watched, **state: Any) -> None:
     )
 
 
-def facts(shown: Watched, card: str) -> dict[str, str]:
+def facts(shown: MonitoredPage, card: str) -> dict[str, str]:
     """The name and value pairs of a card."""
     place = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
     return {one.locator("dt").inner_text(): one.locator("dd").inner_text() for one in place.all()}
@@ -196,7 +196,7 @@ def number(text: str) -> float:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_surprisal(shown: Watched, case: Case) -> None:
+def test_surprisal(shown: MonitoredPage, case: Case) -> None:
     """Surprisal per token, and of the whole text per token and per byte: PyTorch's cross-entropy."""
     shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
@@ -262,7 +262,7 @@ def matrix_of(rows: list[list[str]]) -> Floats:
     return np.array([[float(cell or "nan") for cell in row[1:]] for row in rows[1:]])
 
 
-def test_a_heads_weights_and_pixels(shown: Watched, case: Case) -> None:
+def test_a_heads_weights_and_pixels(shown: MonitoredPage, case: Case) -> None:
     """Two heads, the second selected by keys: weights, mask, and the colour of each cell."""
     page = shown.open("heads", model=case.name, text=case.text)
     most = max(layer.kernel_error() for layer in case.seen.layers)
@@ -326,7 +326,7 @@ def painted(page: Any, name: str, size: int) -> Floats:
     return np.array(found, dtype=np.float64)
 
 
-def test_rows_number_by_number(shown: Watched, case: Case) -> None:
+def test_rows_number_by_number(shown: MonitoredPage, case: Case) -> None:
     """Score, dot product, denominator, weight and output for visible, global and masked keys."""
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
@@ -369,7 +369,7 @@ def test_rows_number_by_number(shown: Watched, case: Case) -> None:
 # --- logit lens -------------------------------------------------------------------------------------------------------
 
 
-def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
+def test_lens_ranks_and_stream(shown: MonitoredPage, case: Case) -> None:
     """Top tokens and ranks at each depth: final norm and output head, by PyTorch."""
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
@@ -411,7 +411,7 @@ def test_lens_ranks_and_stream(shown: Watched, case: Case) -> None:
 
 
 @pytest.mark.parametrize("against", [None, 100])
-def test_what_made_a_logit(shown: Watched, case: Case, against: int | None) -> None:
+def test_what_made_a_logit(shown: MonitoredPage, case: Case, against: int | None) -> None:
     """The components sum to the logit before the soft-cap, or to the difference of two logits."""
     position, target = 5, 97
     state = {} if against is None else {"against": against}
@@ -438,7 +438,9 @@ def bits_between(before: Tensor, after: Tensor) -> float:
     return float((p.exp() * (p - q)).sum()) / math.log(2)
 
 
-def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
+def check_effect(
+    shown: MonitoredPage, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None
+) -> None:
     """Check the logits of the last position before and after, and the surprisal of the text."""
     ids = torch.tensor([case.ids])
     both = effects(case.model, ids, edits, source)
@@ -469,7 +471,7 @@ def short(x: float) -> str:
     return f"{digits}e−{-int(power)}"
 
 
-def test_parts_switched_off(shown: Watched, case: Case) -> None:
+def test_parts_switched_off(shown: MonitoredPage, case: Case) -> None:
     """Ablate heads, a feed-forward, an attention; by the mean; hide a token; reset."""
     page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
@@ -489,7 +491,7 @@ def test_parts_switched_off(shown: Watched, case: Case) -> None:
     assert hook(shown, "ablated").inner_text() == "Nothing is ablated."
 
 
-def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
+def test_patched_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
     """Patch the residual stream at all tokens, then a feed-forward at one."""
     page = shown.open("interventions", model=case.name, text=case.text)
     second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that the effect is large
@@ -509,7 +511,7 @@ def test_patched_from_a_second_text(shown: Watched, case: Case) -> None:
     page.wait_for_selector(f'[data-test=patches] button:has-text("token {place}")')
 
 
-def test_each_head_alone(shown: Watched, case: Case) -> None:
+def test_each_head_alone(shown: MonitoredPage, case: Case) -> None:
     """The sweep measures the ablation of each head."""
     shown.open("interventions", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
@@ -538,7 +540,7 @@ FULL = (0.05, 0.1, 0.25, 0.5, 1)
 """The values that a full bar can stand for."""
 
 
-def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **settings: Any) -> None:
+def check_distribution(shown: MonitoredPage, case: Case, temperature: float = 0.8, **settings: Any) -> None:
     """Check the next token's probabilities, the sampling distribution, their sums, and the lengths of the bars."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
@@ -566,7 +568,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     same(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
 
 
-def bars_of(shown: Watched) -> Floats:
+def bars_of(shown: MonitoredPage) -> Floats:
     """Widths of the bars (25, 2) in percent."""
     found = shown.page.evaluate(
         """() => [...document.querySelectorAll('[data-test="next-bars"] .bars-track')].map(
@@ -575,14 +577,14 @@ def bars_of(shown: Watched) -> Floats:
     return np.array(found)
 
 
-def slide(shown: Watched, name: str, to: float) -> None:
+def slide(shown: MonitoredPage, name: str, to: float) -> None:
     """Move a slider."""
     shown.page.locator(f"[data-test=settings] input[type=range] >> nth={NAMES.index(name)}").evaluate(
         "(input, to) => { input.value = to; input.dispatchEvent(new Event('input', {bubbles: true})); }", to
     )
 
 
-def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
+def test_sliders_change_the_bars(shown: MonitoredPage, case: Case) -> None:
     """The sampling distribution is `sampling_distribution` of the model's logits for all sliders."""
     page = shown.open("generation", model=case.name, text=case.text)
     before = bars_of(shown)
@@ -608,7 +610,7 @@ def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
         check_distribution(shown, case, **settings)
 
 
-def test_sliders_follow_a_link(shown: Watched, case: Case) -> None:
+def test_sliders_follow_a_link(shown: MonitoredPage, case: Case) -> None:
     page = shown.open("generation", model=case.name, text=case.text)
     go(shown, temperature=1.6, top_p=0.5, seed=7)
     check_distribution(shown, case, temperature=1.6, top_p=0.5)
@@ -616,14 +618,14 @@ def test_sliders_follow_a_link(shown: Watched, case: Case) -> None:
         assert page.get_by_label(label, exact=True).input_value() == value
 
 
-def written(shown: Watched) -> tuple[list[int], Floats]:
+def written(shown: MonitoredPage) -> tuple[list[int], Floats]:
     """The generated ids and their probabilities."""
     rows = shown.csv_of("Generated text")
     current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
     return [int(i) for i in texts(current, "id")], column(current, "probability")
 
 
-def press(shown: Watched, name: str, tokens: int) -> None:
+def press(shown: MonitoredPage, name: str, tokens: int) -> None:
     """Press a button, and wait for this many generated tokens and the next distribution."""
     hook(shown, name).click()
     shown.wait(
@@ -633,7 +635,7 @@ def press(shown: Watched, name: str, tokens: int) -> None:
     )
 
 
-def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
+def test_steps_are_drawn_from_what_is_kept(shown: MonitoredPage, case: Case) -> None:
     """Steps sample only the tokens that top-k keeps; a seed repeats its tokens."""
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=6, temperature=1.5, seed=1)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
@@ -652,7 +654,7 @@ def test_steps_are_drawn_from_what_is_kept(shown: Watched, case: Case) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
+def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None:
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=2)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     press(shown, "accept", 1)
@@ -677,7 +679,7 @@ def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
     assert written(shown)[0] == ids
 
 
-def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None:
+def test_continuations_are_those_of_generate(shown: MonitoredPage, case: Case) -> None:
     """The same seed and settings give the same texts and probabilities."""
     settings: dict[str, Any] = {
         "temperature": 1.2,
@@ -714,7 +716,7 @@ def test_continuations_are_those_of_generate(shown: Watched, case: Case) -> None
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def csv_at(shown: Watched, name: str) -> list[list[str]]:
+def csv_at(shown: MonitoredPage, name: str) -> list[list[str]]:
     """The CSV of an export by its name."""
     with shown.page.expect_download() as download:
         shown.page.locator(f'.exports[aria-label="Save {name}"] [data-export="csv"]').click()
@@ -722,7 +724,7 @@ def csv_at(shown: Watched, name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
+def test_map_and_neighbours(shown: MonitoredPage, case: Case, which: int) -> None:
     """Principal components of two tables, their explained variance, and the nearest rows by cosine."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
@@ -742,7 +744,7 @@ def test_map_and_neighbours(shown: Watched, case: Case, which: int) -> None:
     assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
 
 
-def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Path) -> None:
+def test_a_slow_answer_does_not_come_over_a_later_one(shown: MonitoredPage, folder: Path) -> None:
     page = shown.open("weights", model=str(folder / "plain"), row=97)
     page.evaluate(
         """() => {
@@ -768,7 +770,7 @@ def test_a_slow_answer_does_not_come_over_a_later_one(shown: Watched, folder: Pa
     assert hook(shown, "near-of").inner_text() == "c (99)"
 
 
-def test_weights_and_gradients(shown: Watched, case: Case) -> None:
+def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
     """A parameter's picture, statistics and singular values; norms of all parameters and gradients, by PyTorch."""
     name = "blocks.1.feed_forward.down.weight"
     shown.open("weights", model=case.name, text=case.text, parameter=name)
@@ -821,7 +823,7 @@ def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]
     return found
 
 
-def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
+def test_charts_are_the_runs_records(shown: MonitoredPage, trained: Path) -> None:
     """Loss, learning rate, gradient norm and validation loss are those of metrics.jsonl."""
     shown.open("training", model=str(trained))
     records = records_of(trained)
@@ -843,7 +845,7 @@ def test_charts_are_the_runs_records(shown: Watched, trained: Path) -> None:
     assert f"{steps[-1]['loss']:.4f}" in shown.page.locator(".run-facts").inner_text()
 
 
-def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None:
+def test_scrubbing_shows_each_steps_model(shown: MonitoredPage, trained: Path) -> None:
     """The cards of a step are what its checkpoint computes: attention, lens, surprisal, head scores."""
     page = shown.open("training", model=str(trained), layer=1, head=1)
     found = []
@@ -882,7 +884,7 @@ def test_scrubbing_shows_each_steps_model(shown: Watched, trained: Path) -> None
     assert np.abs(found[0] - found[1]).max() > 1 / 255
 
 
-def test_a_damaged_snapshot_hides_the_cards(shown: Watched, trained: Path) -> None:
+def test_a_damaged_snapshot_hides_the_cards(shown: MonitoredPage, trained: Path) -> None:
     """The cards of another step must not stand under the error."""
     page = shown.open("training", model=str(trained))
     body = '{"error": "the snapshot is damaged"}'
@@ -907,11 +909,11 @@ def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
     return torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), bits])
 
 
-def totals_of(shown: Watched) -> dict[str, list[float]]:
+def totals_of(shown: MonitoredPage) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("Totals")[1:]}
 
 
-def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
+def test_two_checkpoints_compared(shown: MonitoredPage, trained: Path) -> None:
     """Bits, top tokens, divergences, ranks by depth, and a head of each model."""
     text, token = "the quick fox", 4
     shown.open(
@@ -962,7 +964,7 @@ def test_two_checkpoints_compared(shown: Watched, trained: Path) -> None:
     assert [values for _, values in series.values()] == ranks
 
 
-def test_models_with_other_tokenizers_compared(shown: Watched, folder: Path) -> None:
+def test_models_with_other_tokenizers_compared(shown: MonitoredPage, folder: Path) -> None:
     """Segments are the longer tokens: the bits of their bytes are summed."""
     text = TEXTS["windowed"]
     shown.open("compare", model=str(folder / "plain"), other=str(folder / "windowed"), text=text)
