@@ -108,7 +108,7 @@ class SDPAKernel(nn.Module):
 
 
 class WindowKernel(SDPAKernel):
-    """Sliding-window attention, block by block, in time and memory linear in the length. On a GPU use `FlexKernel`."""
+    """Sliding-window attention, block by block, in time and memory linear in the length. `FlexKernel` suits GPUs."""
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each block of W queries sees the first G tokens, the previous block and its own."""
