@@ -34,9 +34,11 @@ def main() -> int:
             print(f"{ranks} ranks: the harness failed, see above")
             continue
         outcome = json.loads(last)
-        kinds = ", ".join(f"{count} aimed at a {kind}" for kind, count in outcome["kills"].items())
-        hits = ", ".join(f"{count} hit a {kind}" for kind, count in outcome["hits"].items())
-        print(f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: {kinds} ({hits})", end="")
+        kills, hits = (", ".join(f"{kind} {n}" for kind, n in outcome[key].items()) for key in ("kills", "hits"))
+        print(
+            f"{ranks} ranks, {outcome['strategy']}, seed {outcome['seed']}: kills by aim: {kills}; hits: {hits};",
+            end="",
+        )
         print(f" in {outcome['seconds']:.0f} s; {len(outcome['steps_lost'])} saved steps lost; ", end="")
         differing = outcome["differences"] + outcome["left_behind"]
         print(f"differs in {', '.join(differing)}" if differing else "the end is the same, bit for bit", flush=True)

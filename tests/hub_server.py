@@ -246,7 +246,7 @@ class HubServer(ThreadingHTTPServer):
         self.stalled, self.ending = threading.Event(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def asked(self, part: str) -> list[Request]:
+    def requests_to(self, part: str) -> list[Request]:
         """The requests whose path contains `part`."""
         return [request for request in self.requests if part in request.path]
 

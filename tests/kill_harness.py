@@ -81,7 +81,7 @@ def records_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def unmeasured(run: Path) -> list[dict[str, Any]]:
+def records_without_measurements(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics without what the clock and the machine add."""
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records_of(run)]
 
@@ -95,7 +95,7 @@ def differences(one: Path, other: Path) -> list[str]:
         p.name for p in checkpoint_paths(other / "checkpoints")
     ]:
         differing.append("the checkpoints kept")
-    if unmeasured(one) != unmeasured(other):
+    if records_without_measurements(one) != records_without_measurements(other):
         differing.append("metrics.jsonl")
     if (one / "samples.md").read_bytes() != (other / "samples.md").read_bytes():
         differing.append("samples.md")
@@ -121,7 +121,7 @@ def slow_disk(seconds: float = 0.002) -> None:
 
 
 @contextmanager
-def lightly() -> Iterator[None]:
+def fast_training() -> Iterator[None]:
     """Inside, a tiny run takes a tenth of the time: one thread, no waiting for the disk, and no measuring of the CPU's
     peak."""
     threads = torch.get_num_threads()
@@ -206,7 +206,7 @@ def finish(action: Callable[[], object]) -> None:
     """Run `action` to its end in a child process that nobody kills."""
 
     def in_child() -> None:
-        with lightly():
+        with fast_training():
             action()
 
     _, status = os.waitpid(fork(in_child), 0)

@@ -55,7 +55,7 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-class Watched:
+class MonitoredPage:
     """A page of the playground. It collects errors, warnings, and requests to other hosts as `problems`."""
 
     def __init__(
@@ -129,9 +129,9 @@ class Watched:
 
 
 @contextmanager
-def watched(browser: Any, url: str, **size: Any) -> Iterator[Watched]:
+def monitored_page(browser: Any, url: str, **size: Any) -> Iterator[MonitoredPage]:
     """A page. The test fails if there are errors or warnings in the console, or requests to another host."""
-    page = Watched(browser, url, **size)
+    page = MonitoredPage(browser, url, **size)
     try:
         yield page
         assert page.problems == []

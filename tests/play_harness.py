@@ -54,7 +54,7 @@ def small_bpe() -> BPETokenizer:
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, merges)
 
 
-def lively_model(config: TrainConfig, seed: int = 0) -> GPT:
+def random_model(config: TrainConfig, seed: int = 0) -> GPT:
     """A model with large weights, so that every part affects every number."""
     model = GPT.create(config.model, seed=seed)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def write_run(
     path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     for step in steps:
-        weights: dict[str, torch.Tensor] = dict(lively_model(config, seed=step).named_parameters())
+        weights: dict[str, torch.Tensor] = dict(random_model(config, seed=step).named_parameters())
         state = TrainingState(step=step, best_step=steps[0], val_loss=1.0)
         save_checkpoint(run.checkpoints, Snapshot(weights, {}), config, tokenizer, state)
     return run
@@ -156,7 +156,7 @@ def unpacked(data: bytes) -> dict[str, Any]:
     return {**header, **arrays}
 
 
-class Served:
+class ServerThread:
     """A server in a thread."""
 
     def __init__(self, catalog: Catalog, token: str = TOKEN, port: int = 0) -> None:
@@ -177,9 +177,9 @@ class Served:
 
 
 @contextmanager
-def serving(*references: Path | str, token: str = TOKEN, port: int = 0) -> Iterator[Served]:
+def serving(*references: Path | str, token: str = TOKEN, port: int = 0) -> Iterator[ServerThread]:
     """A server over these references."""
-    served = Served(Catalog([str(reference) for reference in references]), token, port)
+    served = ServerThread(Catalog([str(reference) for reference in references]), token, port)
     try:
         yield served
     finally:

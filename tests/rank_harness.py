@@ -27,7 +27,7 @@ from unittest import mock
 
 
 @dataclass(frozen=True)
-class Ended:
+class RankResult:
     """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many
     seconds."""
 
@@ -47,21 +47,21 @@ class Harness:
         )
 
     def start(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> None:
-        """Have `size` ranks do a task; 0 is one process without torchrun's variables. `ended` waits for them."""
+        """Have `size` ranks do a task; 0 is one process without torchrun's variables. `results` waits for them."""
         request = {"size": size, "task": task, "arguments": arguments, "environment": dict(environment or {})}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request, default=str) + "\n")
         self._process.stdin.flush()
 
-    def ended(self) -> list[Ended]:
+    def results(self) -> list[RankResult]:
         """How the ranks ended, in their order."""
         assert self._process.stdout is not None
-        return [Ended(**each) for each in json.loads(self._process.stdout.readline())]
+        return [RankResult(**each) for each in json.loads(self._process.stdout.readline())]
 
     def run(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> list[Any]:
         """What each rank returned. All must end well."""
         self.start(size, task, environment=environment, **arguments)
-        ended = self.ended()
+        ended = self.results()
         assert all(each.status == 0 for each in ended), "\n".join(each.errors for each in ended)
         return [each.value for each in ended]
 
@@ -316,7 +316,7 @@ def stuck_in_evaluation(rank: int) -> None:
     mock.patch("glassgpt.evaluation.perplexity.measure_stream", slow).start()
 
 
-def poisoned(rank: int, step: int, what: str) -> None:
+def non_finite_loss_or_gradient(rank: int, step: int, what: str) -> None:
     """The loss of one rank's micro-batch, or its gradient, is no number."""
     import torch
 
@@ -388,7 +388,16 @@ def full_disk(save: int) -> None:
 
 
 _WAYS_TO_HANG = (stuck, stuck_in_forward, stuck_in_evaluation, stopped)
-_WAYS_TO_FAIL = (raising, killed, killed_at_the_end, poisoned, other_code, other_data, missing_data, full_disk)
+_WAYS_TO_FAIL = (
+    raising,
+    killed,
+    killed_at_the_end,
+    non_finite_loss_or_gradient,
+    other_code,
+    other_data,
+    missing_data,
+    full_disk,
+)
 
 
 def judging_on_device() -> None:

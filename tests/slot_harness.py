@@ -69,7 +69,7 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def lively(config: ModelConfig) -> GPT:
+def random_model(config: ModelConfig) -> GPT:
     """A float64 model whose weights, norms and biases included, are random and large enough that all of it matters.
 
     At GPT-2's initialisation a mistake in attention hardly shows.
@@ -181,8 +181,8 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
 
 
 def check_everything(config: ModelConfig) -> None:
-    """All checks below, on one lively model. Raises `AssertionError`."""
-    model = lively(config)
+    """All checks below, on one random model. Raises `AssertionError`."""
+    model = random_model(config)
     check_logits(model)
     check_kernels(model)
     check_gradients(model)

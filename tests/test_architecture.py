@@ -167,7 +167,6 @@ def test_a_forward_pass_does_not_ask_the_config() -> None:
                 "__init__",
                 "build_norm",
                 "build_kernel",
-                "spans",
                 "initialize",
             ):
                 for branch in ast.walk(node):

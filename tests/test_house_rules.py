@@ -18,8 +18,8 @@ STATIC = [
 ]
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-# The size today. The goal is 16,000: lower this with every cut.
-PYTHON_LINES = 17_825
+# Each added line is a cost: remove something before raising this.
+PYTHON_LINES = 16_000
 
 # Phrases that make a reader decode a sentence, and what to write instead.
 PHRASES = {

@@ -42,7 +42,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "GLASSGPT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def ranks_below(agent: psutil.Process) -> dict[int, psutil.Process]:
+def live_ranks(agent: psutil.Process) -> dict[int, psutil.Process]:
     """The ranks that torchrun has started and that live, by their number."""
     found = {}
     for child in agent.children():
@@ -84,14 +84,14 @@ class Killer:
     def kill_once(self, agent: psutil.Process, kind: str) -> None:
         """Kill a rank once the run has gone on, and wait until the ranks are at work again."""
         began, saved = self.status().get("time"), self.saved_step()
-        wait_for(agent, lambda: self.saved_step() > saved and len(ranks_below(agent)) == self.ranks)
+        wait_for(agent, lambda: self.saved_step() > saved and len(live_ranks(agent)) == self.ranks)
         if kind == "save":
             known = set((self.run / "checkpoints").glob(".partial-0*"))
             wait_for(agent, lambda: bool(set((self.run / "checkpoints").glob(".partial-0*")) - known))
         elif kind == "evaluation":
             wait_for(agent, lambda: _is_evaluating(self.run))
         time.sleep(self.draw.uniform(0, {"step": 0.2, "save": 0.02, "evaluation": 0.02}[kind]))
-        victims = ranks_below(agent)
+        victims = live_ranks(agent)
         saved = self.saved_step()
         rank = 0 if kind == "save" else self.draw.choice(sorted(victims))  # the first one writes
         os.kill(victims[rank].pid, signal.SIGKILL)

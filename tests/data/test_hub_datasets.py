@@ -284,7 +284,7 @@ print(json.dumps([{**d.identity(), "left_out": d.left_out, "as": each} for d, ea
     }
     assert found[3]["left_out"] == ["de/LICENSE"]
     # Only the folder of the subset is listed: a corpus has tens of thousands of files.
-    assert server.asked("fineweb/tree")[0].path.endswith("/sample/10BT")
+    assert server.requests_to("fineweb/tree")[0].path.endswith("/sample/10BT")
 
 
 def test_names_that_do_not_exist_are_errors_with_those_that_do(server: HubServer, home: Path) -> None:
@@ -382,11 +382,11 @@ def test_a_token_goes_to_the_hub_only(server: HubServer, home: Path) -> None:
     """Without it, the error says where to accept the terms of a gated dataset."""
     without = run('print(json.dumps(outcome(lambda: fetch("acme/gated"))))', server, home)
     assert all(fact in without for fact in ("error: ", "acme/gated", f"{server.url}/datasets/acme/gated", "HF_TOKEN"))
-    assert len(server.asked("a.jsonl")) == 1
+    assert len(server.requests_to("a.jsonl")) == 1
     paths = run('print(json.dumps(fetch("acme/gated")))', server, home, HF_TOKEN="hf_secret")
     assert Path(paths["a.jsonl"]).read_bytes() == content("a")
-    assert server.asked("/resolve/")[-1].authorization == "Bearer hf_secret"
-    assert server.asked("/cdn/")[-1].authorization is None
+    assert server.requests_to("/resolve/")[-1].authorization == "Bearer hf_secret"
+    assert server.requests_to("/cdn/")[-1].authorization is None
 
 
 def test_the_text_is_the_same_whatever_else_a_commit_changes(server: HubServer, home: Path) -> None:
@@ -434,7 +434,7 @@ print(json.dumps([outcome(lambda: str(file.fetch())) for file in files]))
     for answer, name, status, downloads in zip(answers, ("b.jsonl", "a.jsonl"), (503, 404), (4, 1), strict=True):
         assert all(fact in answer for fact in ("error: ", f"{name} of the dataset acme/two", str(status)))
         assert "hf download --repo-type dataset acme/two" in answer
-        gets = [each for each in server.asked(name) if "/resolve/" not in each.path or name == "b.jsonl"]
+        gets = [each for each in server.requests_to(name) if "/resolve/" not in each.path or name == "b.jsonl"]
         assert len([each for each in gets if each.method == "GET"]) == downloads
 
 

@@ -26,7 +26,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths, open_checkpoint
 from glassgpt.utils.errors import UserError
 from kill_harness import differences, probes_of, records_of, tiny_config, write_text
-from rank_harness import Ended, Harness
+from rank_harness import Harness, RankResult
 
 pytestmark = pytest.mark.distributed
 
@@ -185,7 +185,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused_with_the_nearest(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     harness.start(2, "train", config=settings(text, batch_tokens=16 * 5), out=tmp_path / "run")
-    ended = harness.ended()
+    ended = harness.results()
     assert [each.status != 0 for each in ended] == [True, True]
     (line,) = error_lines(ended)  # of one of them
     assert "2 processes" in line
@@ -339,7 +339,7 @@ def test_after_a_preemption_on_one_rank_the_run_resumes_to_the_same_bits(
     assert differences(whole, run) == []
 
 
-def error_lines(ended: list[Ended]) -> list[str]:
+def error_lines(ended: list[RankResult]) -> list[str]:
     return [line for each in ended for line in each.errors.splitlines() if "error: " in line]
 
 
@@ -351,12 +351,12 @@ def accident(
     out: Path,
     also: dict[str, Any] | None = None,
     **options: Any,
-) -> list[Ended]:
+) -> list[RankResult]:
     """How the ranks of a run end in which something goes wrong; a hang is noticed after 2 seconds."""
     environment = {"GLASSGPT_HANG_SECONDS": "2"}
     accidents = {patch: options} | (also or {})
     harness.start(size, "train_with", environment=environment, accidents=accidents, config=config, out=out)
-    return harness.ended()
+    return harness.results()
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all(
     config = {**settings(text, steps=8, checkpoint_every=3), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(2, "train", config=config, out=whole)
-    ended = accident(harness, 2, "poisoned", config, run, rank=1, step=5, what=what)
+    ended = accident(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
     assert all(each.status in (1, 2) for each in ended)
     (line,) = error_lines(ended)
     assert "step 5: the loss is" in line
@@ -531,7 +531,7 @@ def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_pat
     harness.run(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     harness.start(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
-    (line,) = error_lines(harness.ended())
+    (line,) = error_lines(harness.results())
     assert str(tmp_path / "run") in line
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
@@ -552,14 +552,14 @@ def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path:
         harness.start(
             2, "train", environment=environment, config=settings(text, steps=steps), out=run, overwrite=overwrite
         )
-        ended = harness.ended()
+        ended = harness.results()
         assert ended[0].status == (2 if error else 0), ended[0].errors
         assert error in ended[0].errors
     assert len(losses_of(run)) == 4
     (run / "status.json").write_text("")
     variables = {**environment, "TORCHELASTIC_RESTART_COUNT": "1"}
     harness.start(2, "train", environment=variables, config=settings(text, steps=4), out=run, overwrite=True)
-    (line,) = error_lines(harness.ended())
+    (line,) = error_lines(harness.results())
     assert "status.json" in line
     assert "--resume" in line
     assert len(checkpoint_paths(run / "checkpoints")) == 1  # nothing was removed
@@ -572,7 +572,7 @@ def test_resuming_on_processes_that_do_not_divide_the_batch_names_those_that_do(
 ) -> None:
     harness.run(0, "train", config=settings(text, steps=2, batch_tokens=64), out=tmp_path / "run")
     harness.start(3, "resume", run=tmp_path / "run", steps=4)
-    (line,) = error_lines(harness.ended())
+    (line,) = error_lines(harness.results())
     assert "3 processes" in line
     assert "1, 2, 4" in line
 
@@ -592,7 +592,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
         content[len(content) // 2] ^= 1
     weights.write_bytes(bytes(content) if harm == "flip" else bytes(content[:-1]))
     harness.start(2, "resume", run=run)
-    ended = harness.ended()
+    ended = harness.results()
     assert [each.status for each in ended] == [0, 0]
     assert "000009" in ended[0].errors
     assert "model.safetensors" in ended[0].errors

@@ -18,7 +18,7 @@ from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.runs.run_directory import RunDirectory
 from kill_harness import differences, tiny_config, write_text
 from rank_harness import Harness
-from torchrun_harness import environment, ranks_below, torchrun, wait_for
+from torchrun_harness import environment, live_ranks, torchrun, wait_for
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -66,7 +66,7 @@ class Host:
     @property
     def rank(self) -> int | None:
         """The number of its rank, or None."""
-        return next(iter(ranks_below(self.agent)), None)
+        return next(iter(live_ranks(self.agent)), None)
 
     def die(self) -> None:
         """Kill the agent and its rank, as a power failure does."""
@@ -167,7 +167,7 @@ def test_restarted_ranks_wait_until_the_previous_ones_release_the_run(
     letting_go = threading.Timer(3.0, lock.release)
     letting_go.start()
     harness.start(2, "resume", run=run.path, steps=10, environment={"TORCHELASTIC_RUN_ID": launch})
-    ended = harness.ended()
+    ended = harness.results()
     letting_go.join()
     if launch == "this":
         assert [rank.status for rank in ended] == [0, 0], ended[0].errors

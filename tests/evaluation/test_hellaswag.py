@@ -53,13 +53,13 @@ from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
 from glassgpt.utils.errors import UserError
 from hellaswag_harness import WORDS, some_items
-from kill_harness import lightly
+from kill_harness import fast_training
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
     """One thread for the whole file."""
-    with lightly():
+    with fast_training():
         yield
 
 

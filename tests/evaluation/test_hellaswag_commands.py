@@ -21,14 +21,14 @@ from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
 from hellaswag_harness import some_items
-from kill_harness import Quiet, lightly, records_of, tiny_config, write_text
+from kill_harness import Quiet, fast_training, records_of, tiny_config, write_text
 from report_harness import Page
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
     """One thread for the whole file."""
-    with lightly():
+    with fast_training():
         yield
 
 

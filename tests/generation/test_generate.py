@@ -1,7 +1,7 @@
 """Generation: the cache against recomputation, sampling against hand-made distributions, streaming, stopping, refusals.
 
-`reciter` is a GPT whose weights are set by hand so that it writes a given text; `lively` one with large random weights
-in float64, where cached and uncached logits are so close (1e-12) that no draw falls between them.
+`reciter` is a GPT whose weights are set by hand so that it generates a given text. `random_model` has large random
+float64 weights; its cached and uncached logits are so close (1e-12) that no draw falls between them.
 """
 
 import itertools
@@ -29,7 +29,7 @@ BYTES = BytesTokenizer()
 POSITION = pytest.mark.parametrize("position", ["learned", "rope"])
 
 
-def lively(**changes: Any) -> GPT:
+def random_model(**changes: Any) -> GPT:
     model = GPT.create(ModelConfig(**(TINY | changes)), seed=0).double()
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
@@ -89,7 +89,7 @@ def calls(model: GPT) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("parts", [[8], [1] * 8, [5, 1, 1, 1], [2, 3, 3]])
 def test_cached_logits_equal_uncached_logits(position: str, parts: list[int]) -> None:
     """A prompt in one pass, token by token, or in generated; 1e-12 is float64's rounding in another order of sums."""
-    model, ids = lively(position=position), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
+    model, ids = random_model(position=position), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
     cache = model.new_cache(2, 8)
     ends = itertools.accumulate(parts)
     generated = [
@@ -120,7 +120,7 @@ def test_a_full_context_drops_its_older_half_with_and_without_cache(
     """Prompts shorter than, as long as and longer than the context, 30 tokens on: each draw is from the logits of its
     window.
     """
-    model = lively(position=position, context_length=context)
+    model = random_model(position=position, context_length=context)
     recorded: list[Tensor] = []
 
     def spy(logits: Tensor, settings: SamplingConfig) -> Tensor:
@@ -141,7 +141,7 @@ def test_rotary_models_with_windows_generate_indefinitely() -> None:
     """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read
     again.
     """
-    model = lively(position="rope", context_length=8, window=3)
+    model = random_model(position="rope", context_length=8, window=3)
     shapes = calls(model)
     cached = ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
     assert shapes == [(1, 2)] + [(1, 1)] * 59
@@ -163,7 +163,7 @@ def test_window_start_in_numbers() -> None:
 
 
 def test_a_prompt_is_read_in_one_pass_and_all_samples_in_one_batch() -> None:
-    model = lively()
+    model = random_model()
     shapes = calls(model)
     list(generate(model, None, [1, 2, 3, 4], max_new_tokens=4, n=3))
     assert shapes == [(3, 4), (3, 1), (3, 1), (3, 1)]
@@ -177,7 +177,7 @@ def test_a_prompt_is_read_in_one_pass_and_all_samples_in_one_batch() -> None:
 
 def test_tokens_follow_the_models_distribution() -> None:
     """4,000 samples of one token each against the model's own probabilities, within five standard errors."""
-    model, count = lively(), 4000
+    model, count = random_model(), 4000
     drawn = torch.tensor(
         [token.token_id for token in generate(model, None, [3, 5], max_new_tokens=1, temperature=1.3, n=count)]
     )
@@ -189,7 +189,7 @@ def test_tokens_follow_the_models_distribution() -> None:
 
 def test_padded_ids_are_never_sampled() -> None:
     """Though the padded rows of the head beat all others by far (no seed masked them)."""
-    model = lively(vocab_multiple=64, tied_head=False)
+    model = random_model(vocab_multiple=64, tied_head=False)
     with torch.no_grad():
         model.get_parameter("head.weight")[11:] = (
             1e3 * torch.randn(53, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -203,7 +203,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]
     """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no
     character.
     """
-    model, tokenizer = lively(tied_head=False), CharacterTokenizer("abcdefg")
+    model, tokenizer = random_model(tied_head=False), CharacterTokenizer("abcdefg")
     with torch.no_grad():
         model.get_parameter("head.weight")[7:] *= 1e3
     assert max(ids_of(generate(model, None, [0], max_new_tokens=20, temperature=50.0))) >= 7
@@ -213,7 +213,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]
 
 
 def test_draws_do_not_use_the_global_generator() -> None:
-    model = lively()
+    model = random_model()
 
     def draw(seed: int) -> list[int]:
         return ids_of(generate(model, None, [1], max_new_tokens=30, temperature=2.0, seed=seed))
@@ -228,13 +228,13 @@ def test_draws_do_not_use_the_global_generator() -> None:
 
 
 def test_samples_differ_and_take_turns() -> None:
-    generated = list(generate(lively(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
+    generated = list(generate(random_model(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
     assert [token.sample for token in generated] == [0, 1, 2] * 20
     assert len({tuple(ids_of(generated, sample)) for sample in range(3)}) == 3
 
 
 def test_without_a_tokenizer_tokens_have_ids_only() -> None:
-    model = lively()
+    model = random_model()
     generated = list(generate(model, None, [1, 2], max_new_tokens=3, temperature=0))
     assert {token.text for token in generated} == {""}
     assert ids_of(generated) == greedy(model, [1, 2], 3)
@@ -296,7 +296,7 @@ def test_one_stop_string_may_be_a_string() -> None:
 
 def test_samples_stop_independently() -> None:
     """Samples of different length in one batch; each is what its ids say, and goes on until its own stop string."""
-    model = lively(vocab_size=256)
+    model = random_model(vocab_size=256)
     everything = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4))
     texts = [text_of(everything, sample) for sample in range(4)]
     stop = next(character for character in texts[0] if character.isascii())
@@ -371,7 +371,7 @@ def test_text_continues_its_prompt(prompt: str | list[int] | None, read: list[in
 
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_max_new_tokens_limits_a_sample(count: int) -> None:
-    assert len(list(generate(lively(), None, [1], max_new_tokens=count))) == count
+    assert len(list(generate(random_model(), None, [1], max_new_tokens=count))) == count
 
 
 # Refusals and state
@@ -410,7 +410,7 @@ def test_invalid_settings_are_errors_at_the_call(changes: dict[str, Any], words:
 @pytest.mark.parametrize("consume", [list, next, lambda generated: None], ids=["to the end", "one token", "not at all"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_training_mode_is_restored(consume: Callable[[Any], object], training: bool) -> None:
-    model = lively().train(training)
+    model = random_model().train(training)
     generated = generate(model, None, [1], max_new_tokens=5)
     consume(generated)
     del generated
@@ -418,7 +418,7 @@ def test_the_training_mode_is_restored(consume: Callable[[Any], object], trainin
 
 
 def test_dropout_is_off_and_no_gradients_are_computed() -> None:
-    model = lively(dropout=0.5).train()
+    model = random_model(dropout=0.5).train()
     assert ids_of(generate(model, None, [1], max_new_tokens=6, temperature=0)) == greedy(model.eval(), [1], 6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -426,14 +426,14 @@ def test_dropout_is_off_and_no_gradients_are_computed() -> None:
 def test_a_generated_token_prints_as_its_text_and_has_a_probability_on_request() -> None:
     assert recite("é".encode())[1] == GeneratedToken("é", 0xA9, 0, None)
     assert f"{recite('é'.encode())[1]}" == "é"
-    model = lively()
+    model = random_model()
     p = model(torch.tensor([[3, 5]]))[0, -1].detach().softmax(-1)
     (token,) = generate(model, None, [3, 5], max_new_tokens=1, temperature=3.0, top_k=4, probabilities=True)
     assert token.probability == pytest.approx(float(p[token.token_id]), rel=1e-6)
 
 
 def test_a_prompt_of_text_is_encoded() -> None:
-    model = lively(vocab_size=256)
+    model = random_model(vocab_size=256)
     by_text, by_ids = (generate(model, BYTES, prompt, max_new_tokens=10) for prompt in ("é!", list("é!".encode())))
     assert ids_of(by_text) == ids_of(by_ids)
 
@@ -449,7 +449,7 @@ def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(GPT, "hidden", spy)
-    list(generate(lively(), None, [1], max_new_tokens=3))
+    list(generate(random_model(), None, [1], max_new_tokens=3))
     assert recorded == [False] * 3
 
 
@@ -459,6 +459,6 @@ def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["end of text", "line break", "line break of characters", "no line break"],
 )
 def test_without_a_prompt_a_document_begins(tokenizer: Tokenizer, expected: int) -> None:
-    model = lively(vocab_size=tokenizer.vocab_size)
+    model = random_model(vocab_size=tokenizer.vocab_size)
     by_default, by_id = (ids_of(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
     assert by_default == by_id

@@ -25,7 +25,7 @@ from glassgpt.interop.hf_models import export_hf, family_for, open_hf
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer
 from glassgpt.utils.errors import UserError
-from kill_harness import lightly
+from kill_harness import fast_training
 
 transformers: Any = pytest.importorskip("transformers", reason="parity needs transformers: pip install 'glassgpt[hf]'")
 TOLERANCE = 1e-5
@@ -122,7 +122,7 @@ def light() -> Iterator[None]:
     """One thread for the whole file, and nothing of transformers' progress and advice."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with lightly():
+    with fast_training():
         yield
 
 
@@ -139,7 +139,7 @@ def ids(seed: int = 1, batch: int = 3) -> Tensor:
     return torch.randint(97, (batch, T), generator=torch.Generator().manual_seed(seed))
 
 
-def lively(**settings: Any) -> GPT:
+def random_model(**settings: Any) -> GPT:
     model = GPT.empty(ModelConfig(**{**SMALL, **settings})).eval()
     enliven(model)
     return model
@@ -157,7 +157,7 @@ def theirs(path: Path, kernel: str = "sdpa") -> Any:
 
 
 def their_model(family: str, settings: dict[str, Any]) -> Any:
-    """A lively model of transformers' own, its tied weights still one."""
+    """A random model of transformers' own, with tied weights."""
     config = transformers.AutoConfig.for_model(next(f.model_type for f in FAMILIES if f.name == family), **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     enliven(model)
@@ -187,7 +187,7 @@ def assert_same_text(model: GPT, other: Any) -> None:
 
 @pytest.mark.parametrize(("family", "settings"), HOMES)
 def test_our_model_in_transformers(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    model = lively(**settings)
+    model = random_model(**settings)
     assert family_for(model.config).name == family
     assert export_hf(model, None, tmp_path / "out") == family
     other = theirs(tmp_path / "out", "eager" if settings.get("n_kv_head") == 1 else "sdpa")
@@ -248,7 +248,7 @@ def test_settings_that_no_family_can_hold_are_named(settings: dict[str, Any], me
     with pytest.raises(UserError, match=message):
         family_for(ModelConfig(**{**SMALL, **settings}))
     with pytest.raises(UserError, match=message):
-        export_hf(lively(**settings), None, tmp_path / "out")
+        export_hf(random_model(**settings), None, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -685,7 +685,7 @@ TEXT = "the fox and the naïve 狐狸,\n  then the end"
 
 def test_an_exported_directory_is_complete(tmp_path: Path) -> None:
     tokenizer = small_bpe()
-    model = lively(vocab_size=260, vocab_multiple=128)
+    model = random_model(vocab_size=260, vocab_multiple=128)
     export_hf(model, tokenizer, tmp_path / "out")
     other, encode = theirs(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert encode(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
@@ -728,7 +728,7 @@ def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) ->
     }
     tokenizer = BPETokenizer(json.dumps(content))
     assert tokenizer.prompt_prefix == (260,)
-    export_hf(lively(vocab_size=261), tokenizer, tmp_path / "out")
+    export_hf(random_model(vocab_size=261), tokenizer, tmp_path / "out")
     other, encode = theirs(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert encode.bos_token_id == other.config.bos_token_id == other.generation_config.bos_token_id == 260
     assert (
@@ -741,14 +741,14 @@ def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) ->
 
 
 def test_an_export_without_tokenizer_has_no_end_of_text(tmp_path: Path) -> None:
-    export_hf(lively(**SWIGLU), None, tmp_path / "out")
+    export_hf(random_model(**SWIGLU), None, tmp_path / "out")
     other = theirs(tmp_path / "out")
     assert other.config.bos_token_id is other.config.eos_token_id is other.generation_config.eos_token_id is None
     assert open_hf(tmp_path / "out").tokenizer is None
 
 
 def test_a_half_precision_model_is_written_in_float32(tmp_path: Path) -> None:
-    model = lively(**SWIGLU).to(torch.bfloat16)
+    model = random_model(**SWIGLU).to(torch.bfloat16)
     export_hf(model, None, tmp_path / "out")
     _, back = read(tmp_path / "out")
     assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), back.parameters(), strict=True))

@@ -1,6 +1,6 @@
 """Checkpoints of nanoGPT and build-nanogpt, made here as their scripts save them, against transformers' GPT-2.
 
-The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on lively
+The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on random
 weights.
 """
 

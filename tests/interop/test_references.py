@@ -26,13 +26,13 @@ from glassgpt.tokenizers.builtin import BytesTokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
-from kill_harness import Quiet, lightly, tiny_config, write_text
+from kill_harness import Quiet, fast_training, tiny_config, write_text
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
     """One thread for the whole file."""
-    with lightly():
+    with fast_training():
         yield
 
 

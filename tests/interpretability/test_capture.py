@@ -19,7 +19,7 @@ from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.attention import attention_scores
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
-from slot_harness import SLOTS, TINY, T, combined, lively, token_ids
+from slot_harness import SLOTS, TINY, T, combined, random_model, token_ids
 
 # Each pair of values meets, the kernel being one more slot.
 COMBINATIONS = [
@@ -29,7 +29,7 @@ COMBINATIONS = [
 
 
 def small(**changes: Any) -> GPT:
-    return lively(ModelConfig(**(TINY | changes))).float()
+    return random_model(ModelConfig(**(TINY | changes))).float()
 
 
 def hooks_of(model: GPT) -> int:
@@ -54,7 +54,7 @@ def test_activations_match_the_model(choice: dict[str, str], attention: str) -> 
     heads works on aligned copies, and MKL sums in another order for unaligned operands on some CPUs (seen on AMD Zen 5,
     with one thread and with two).
     """
-    model = lively(combined(choice, attention=attention)).float()
+    model = random_model(combined(choice, attention=attention)).float()
     cache = captured(model, token_ids())
     assert max(attention_overview(cache)[2]) < 1e-5
     for layer, block in zip(cache.layers, cast(Iterable[Block], model.blocks), strict=True):

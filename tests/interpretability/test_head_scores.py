@@ -8,7 +8,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.interpretability.capture import capture
 from glassgpt.interpretability.head_scores import HEAD_TYPES, head_scores, pattern_scores, repeated_tokens
 from glassgpt.model.gpt import GPT
-from slot_harness import TINY, lively
+from slot_harness import TINY, random_model
 
 
 def attending_to(target: list[int]) -> Tensor:
@@ -102,7 +102,7 @@ def test_tokens_outside_the_window_score_0() -> None:
 )
 def test_any_model_has_scores(changes: dict[str, int]) -> None:
     """With any vocabulary and context: four shares of attention, which sum to at most 1."""
-    model = lively(ModelConfig(**(TINY | changes)))
+    model = random_model(ModelConfig(**(TINY | changes)))
     scores = head_scores(model)
     assert scores.shape == (4, 2, 4)
     assert bool(((scores >= 0) & (scores <= 1)).all())
@@ -113,7 +113,7 @@ def test_any_model_has_scores(changes: dict[str, int]) -> None:
 
 def test_a_score_is_the_mean_over_the_texts() -> None:
     """Each text in a pass of its own; to float64's rounding."""
-    model = lively(ModelConfig(**TINY))
+    model = random_model(ModelConfig(**TINY))
     texts, period = repeated_tokens(model.vocab_size, 10, seed=0)
     by_text = []
     for text in texts:
@@ -125,7 +125,7 @@ def test_a_score_is_the_mean_over_the_texts() -> None:
 
 
 def test_dropout_is_off_and_the_mode_is_restored() -> None:
-    model = lively(ModelConfig(**TINY, dropout=0.5))
+    model = random_model(ModelConfig(**TINY, dropout=0.5))
     expected = head_scores(model)
     for training in (True, False):
         model.train(training)

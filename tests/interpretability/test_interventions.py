@@ -14,7 +14,7 @@ from glassgpt.interpretability.interventions import Edit, edited, effects
 from glassgpt.interpretability.logit_lens import logit_attribution
 from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
-from slot_harness import SLOTS, TINY, T, V, combined, lively, token_ids
+from slot_harness import SLOTS, TINY, T, V, combined, random_model, token_ids
 
 COMBINATIONS = [
     dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])
@@ -28,7 +28,7 @@ WITH_KERNELS = [
 
 
 def small(**changes: Any) -> GPT:
-    return lively(ModelConfig(**(TINY | changes)))
+    return random_model(ModelConfig(**(TINY | changes)))
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
 @pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
 def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
     """Each kind and layer, alone and two together, with every slot; at one position, other positions stay."""
-    model, ids = lively(combined(choice)), token_ids()
+    model, ids = random_model(combined(choice)), token_ids()
     plain = logits_of(model, ids)
     for kind, layer, head in (
         ("head", 0, 1),
@@ -110,7 +110,7 @@ def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
 )
 def test_a_hidden_token_is_not_attended_to(choice: dict[str, str], attention: str) -> None:
     """With every slot and kernel: logits before it stay, later ones do not depend on it, and its weights are 0."""
-    model, ids, hidden = lively(combined(choice, attention=attention)), token_ids(), Edit("position", position=3)
+    model, ids, hidden = random_model(combined(choice, attention=attention)), token_ids(), Edit("position", position=3)
     other = ids.clone()
     other[:, 3] = (ids[:, 3] + 1) % V
     with torch.no_grad(), edited(model, [hidden]), capture(model) as activations:

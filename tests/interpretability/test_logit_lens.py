@@ -15,7 +15,7 @@ from glassgpt.interpretability.capture import ActivationCache, capture
 from glassgpt.interpretability.logit_lens import Lens, logit_attribution, logit_lens, predictions
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
-from slot_harness import SLOTS, TINY, combined, lively, token_ids
+from slot_harness import SLOTS, TINY, combined, random_model, token_ids
 
 COMBINATIONS = [
     dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])
@@ -23,7 +23,7 @@ COMBINATIONS = [
 
 
 def small(**changes: Any) -> GPT:
-    return lively(ModelConfig(**(TINY | changes))).float()
+    return random_model(ModelConfig(**(TINY | changes))).float()
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def captured(model: GPT, ids: Tensor) -> ActivationCache:
 def test_contributions_sum_to_the_logit(choice: dict[str, str]) -> None:
     """To 1e-4 in float32, with every slot."""
     config = combined(choice)
-    model = lively(config).float()
+    model = random_model(config).float()
     uncapped = GPT.empty(dataclasses.replace(config, logit_softcap=None)).eval()
     uncapped.load_state_dict(model.state_dict())
     cache = captured(model, token_ids())
@@ -57,7 +57,7 @@ def test_contributions_sum_to_the_logit(choice: dict[str, str]) -> None:
 @torch.no_grad()
 def test_a_contribution_is_what_the_logit_loses_without_the_part() -> None:
     """At a fixed scale of the norm, written out in float64."""
-    model = lively(ModelConfig(**TINY)).double()
+    model = random_model(ModelConfig(**TINY)).double()
     cache = captured(model, token_ids())
     x = cache.residual_stream[-1][0, 5]
     scale = (x.var(correction=0) + model.config.norm_eps).rsqrt()

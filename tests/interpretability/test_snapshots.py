@@ -27,14 +27,14 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.tokenizers.builtin import BytesTokenizer
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
-from kill_harness import Quiet, differences, lightly, probes_of, tiny_config, write_text
-from slot_harness import TINY, lively
+from kill_harness import Quiet, differences, fast_training, probes_of, tiny_config, write_text
+from slot_harness import TINY, random_model
 
 
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
     """No flushing to disk, one thread, no measured peak."""
-    with lightly():
+    with fast_training():
         yield
 
 
@@ -43,7 +43,7 @@ def run_of(config: TrainConfig, out: Path) -> Path:
 
 
 def model_with(**changes: Any) -> GPT:
-    return lively(ModelConfig(**(TINY | changes))).float()
+    return random_model(ModelConfig(**(TINY | changes))).float()
 
 
 def small_snapshot() -> ProbeSnapshot:

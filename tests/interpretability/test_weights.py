@@ -23,11 +23,11 @@ from glassgpt.interpretability.weights import (
 from glassgpt.model.activation_checkpointing import checkpoint_activations
 from glassgpt.model.gpt import GPT
 from glassgpt.utils.errors import UserError
-from slot_harness import TINY, V, lively, random, token_ids
+from slot_harness import TINY, V, random, random_model, token_ids
 
 
 def small(**changes: Any) -> GPT:
-    return lively(ModelConfig(**(TINY | changes)))
+    return random_model(ModelConfig(**(TINY | changes)))
 
 
 def table(N: int = 50, C: int = 8) -> Tensor:

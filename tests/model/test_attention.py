@@ -281,7 +281,8 @@ def test_a_cache_of_windows_is_unlimited_with_relative_positions() -> None:
 
 def _attention(position: Literal["learned", "rope"], *, span: Span = FULL, **changes: Any) -> Attention:
     """Three heads of 8 with weights that make attention pointed, so a wrong turn shows."""
-    attention = Attention(ModelConfig(n_embd=24, n_head=3, position=position, **changes), span).double()
+    changes |= {"window": span.window, "window_globals": span.n_global}
+    attention = Attention(ModelConfig(n_embd=24, n_head=3, position=position, **changes), span.window).double()
     with torch.no_grad():
         for index, parameter in enumerate(attention.parameters()):
             parameter.copy_(0.5 * random(*parameter.shape, seed=index + 10))

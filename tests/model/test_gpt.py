@@ -1,7 +1,7 @@
 """The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout, compile. `test_slots.py` has its
 mathematics.
 
-If weights matter they are drawn large (`lively`), since at GPT-2's initialisation a mistake in attention hardly shows.
+If weights matter they are large (`random_model`), because GPT-2's initialisation hides mistakes in attention.
 """
 
 import math
@@ -34,7 +34,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def lively(shape: ModelConfig, dtype: torch.dtype = torch.float64) -> GPT:
+def random_model(shape: ModelConfig, dtype: torch.dtype = torch.float64) -> GPT:
     """A model whose weights, norms and biases included, are random and large enough that all of it matters."""
     model = GPT.create(shape, seed=0).to(dtype)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_a_length_past_learned_positions_is_refused() -> None:
 
 @pytest.mark.parametrize("position", ["rope", "sinusoidal", "none"])
 def test_computed_positions_are_unlimited(position: str) -> None:
-    model, ids = lively(config(position=position)), token_ids(length=20)
+    model, ids = random_model(config(position=position)), token_ids(length=20)
     torch.testing.assert_close(model(ids)[:, :8], model(ids[:, :8]), atol=1e-12, rtol=0)
 
 
@@ -147,7 +147,7 @@ def test_computed_positions_are_unlimited(position: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_padding_is_invisible(tied: bool) -> None:
     """Whatever stands in the padded rows, logits, loss and gradients are those of the model without them."""
-    plain, padded = lively(config(tied_head=tied)), lively(config(tied_head=tied, vocab_multiple=16))
+    plain, padded = random_model(config(tied_head=tied)), random_model(config(tied_head=tied, vocab_multiple=16))
     with torch.no_grad():
         for name, parameter in padded.named_parameters():
             source = plain.get_parameter(name)
@@ -168,7 +168,7 @@ def test_padding_is_invisible(tied: bool) -> None:
 
 
 def test_a_tied_head_is_one_parameter_with_both_gradients() -> None:
-    tied, untied = lively(config()), lively(config(tied_head=False))
+    tied, untied = random_model(config()), random_model(config(tied_head=False))
     with torch.no_grad():
         for name, parameter in untied.named_parameters():
             parameter.copy_(tied.get_parameter("embedding.weight" if name == "head.weight" else name))
@@ -182,7 +182,7 @@ def test_a_tied_head_is_one_parameter_with_both_gradients() -> None:
 
 
 def test_a_tied_head_stays_tied_through_a_checkpoint(tmp_path: Path) -> None:
-    model = lively(config(), torch.float32)
+    model = random_model(config(), torch.float32)
     run = TrainConfig(steps=1, batch_tokens=8, micro_batch_size=1, model=config())
     snapshot = Snapshot(dict(model.named_parameters()), {})
     path = save_checkpoint(tmp_path, snapshot, run, CharacterTokenizer("abcdefghijk"), TrainingState(step=1))
@@ -194,7 +194,7 @@ def test_a_tied_head_stays_tied_through_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    dropped, plain = (lively(config(dropout=p)) for p in (0.5, 0.0))
+    dropped, plain = (random_model(config(dropout=p)) for p in (0.5, 0.0))
     ids = token_ids()
     assert torch.equal(dropped(ids), plain(ids))
     torch.manual_seed(0)
@@ -235,7 +235,7 @@ def test_half_precision_weights_compute_in_half_precision(position: str) -> None
 
 def test_compile_in_place_keeps_names_and_values() -> None:
     """Seed B's checkpoint had a compile prefix in every name. 1e-6: a compiler may sum in another order."""
-    model, ids, targets = lively(config(), torch.float32), token_ids(), token_ids().roll(1, dims=1)
+    model, ids, targets = random_model(config(), torch.float32), token_ids(), token_ids().roll(1, dims=1)
     names = list(model.state_dict())
     loss = model(ids, targets)
     loss.backward()

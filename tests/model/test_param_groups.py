@@ -19,7 +19,7 @@ from glassgpt.training.progress import SilentProgress
 from glassgpt.training.run import train
 from glassgpt.training.setup import setup_training
 from glassgpt.training.step import start_update
-from kill_harness import Quiet, lightly, records_of, tiny_config
+from kill_harness import Quiet, fast_training, records_of, tiny_config
 from slot_harness import SLOTS, combined
 
 # Independent of the package's modules: by the names under which weights are saved.
@@ -59,7 +59,7 @@ def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipp
     float32 sum of
     16,000 squares is good to 1e-5."""
     config = tiny_config(text, optim={"grad_clip": 1e-3}, **changes)
-    with lightly():
+    with fast_training():
         run = train(config, tmp_path / "run", progress=Quiet())
     records = records_of(run)
     evaluations = {record["step"]: record for record in records if "val_loss" in record}
@@ -83,7 +83,7 @@ def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipp
 def test_the_embeddings_gradient_norm_is_that_of_autograd(tmp_path: Path, text: Path) -> None:
     """Of the first update, whose weights are those of the seed: 1e-5, as micro-batches are summed in another order."""
     config = tiny_config(text, steps=1)
-    with lightly():
+    with fast_training():
         run = train(config, tmp_path / "run", progress=Quiet())
     (*_, last) = records_of(run)
     config = TrainConfig.from_toml((run / "config.toml").read_text())

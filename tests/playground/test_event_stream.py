@@ -21,7 +21,7 @@ from glassgpt.playground.model_pool import find_entry
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
-from play_harness import GPT2_LIKE, Client, Served, serving, write_run
+from play_harness import GPT2_LIKE, Client, ServerThread, serving, write_run
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_reading_a_run_takes_no_lock(run: RunDirectory) -> None:
 
 
 @pytest.fixture
-def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerThread]:
     monkeypatch.setattr(routes, "POLL_SECONDS", 0.02)
     with serving(run.path) as served:
         yield served
@@ -308,7 +308,7 @@ class Events:
         self._socket.close()
 
 
-def test_events_arrive_while_the_run_is_being_written(served: Served, run: RunDirectory) -> None:
+def test_events_arrive_while_the_run_is_being_written(served: ServerThread, run: RunDirectory) -> None:
     client = served.client
     write_steps(run, range(1, 3))
     cursor = client.get("/api/history?model=0")[1]["cursor"]
@@ -335,7 +335,7 @@ def test_events_arrive_while_the_run_is_being_written(served: Served, run: RunDi
     assert client.answer("model", model=0)["step"] == 4
 
 
-def test_the_oldest_of_too_many_streams_is_closed_and_closed_streams_are_removed(served: Served) -> None:
+def test_the_oldest_of_too_many_streams_is_closed_and_closed_streams_are_removed(served: ServerThread) -> None:
     followers = served.server.api.followers
     streams = [Events(served.client) for _ in range(routes.MAX_FOLLOWERS)]
     for stream in streams:
@@ -353,7 +353,7 @@ def test_the_oldest_of_too_many_streams_is_closed_and_closed_streams_are_removed
         time.sleep(0.02)
 
 
-def test_head_requests_start_no_stream(served: Served) -> None:
+def test_head_requests_start_no_stream(served: ServerThread) -> None:
     assert served.client.request("HEAD", "/api/events?model=0")[0] == 405
     assert not served.server.api.followers
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import glassgpt
-from play_harness import AUTHORIZATION, GPT2_LIKE, IDS, JSON, Client, Served, serving, write_run
+from play_harness import AUTHORIZATION, GPT2_LIKE, IDS, JSON, Client, ServerThread, serving, write_run
 
 ADDRESSES: dict[str, dict[str, Any]] = {
     "attention": {"ids": [1, 2]},
@@ -87,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(run: Path) -> Iterator[Served]:
+def served(run: Path) -> Iterator[ServerThread]:
     with serving(run) as served:
         yield served
 
@@ -109,7 +109,7 @@ def opened() -> Iterator[set[str]]:
 
 @pytest.mark.parametrize("rounds", [50, pytest.param(700, marks=pytest.mark.slow)])
 def test_malformed_requests_are_refused(
-    rounds: int, served: Served, run: Path, tmp_path: Path, opened: set[str], capfd: pytest.CaptureFixture[str]
+    rounds: int, served: ServerThread, run: Path, tmp_path: Path, opened: set[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     bait = tmp_path / "bait"
     bait.write_text("SECRET")
@@ -149,7 +149,7 @@ def test_malformed_requests_are_refused(
     assert served.client.answer("next", model=0, ids=[1])["logits"].shape == (256,)
 
 
-def test_lines_that_are_not_http_are_refused(served: Served) -> None:
+def test_lines_that_are_not_http_are_refused(served: ServerThread) -> None:
     client = served.client
     draw = random.Random(3)
     host = b"host: localhost\r\n"

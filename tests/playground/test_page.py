@@ -21,8 +21,8 @@ from glassgpt.playground.model_pool import kept_checkpoints
 from glassgpt.tokenizers.base import END_OF_TEXT, bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer
 from kill_harness import SENTENCE, write_text
-from page_harness import VIEWS, Watched, chromium, watched
-from play_harness import GPT2_LIKE, WINDOWED, Served, serving, small_bpe, write_run
+from page_harness import VIEWS, MonitoredPage, chromium, monitored_page
+from play_harness import GPT2_LIKE, WINDOWED, ServerThread, serving, small_bpe, write_run
 
 TEXT = "the quick brown fox\nthe quick"
 HOSTILE = (
@@ -90,20 +90,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(models: dict[str, Path]) -> Iterator[Served]:
+def server(models: dict[str, Path]) -> Iterator[ServerThread]:
     """Return a server for all models."""
     with serving(*models.values()) as served:
         yield served
 
 
 @pytest.fixture
-def page(browser: Any, server: Served) -> Iterator[Watched]:
+def page(browser: Any, server: ServerThread) -> Iterator[MonitoredPage]:
     """Return a page as wide as a laptop's screen."""
-    with watched(browser, server.url) as opened:
+    with monitored_page(browser, server.url) as opened:
         yield opened
 
 
-def follow_link(page: Watched, view: str, **state: Any) -> Any:
+def follow_link(page: MonitoredPage, view: str, **state: Any) -> Any:
     """Follow a link to a view within the open page, which keeps its scripts loaded. Returns Playwright's page."""
     if not page.page.url.startswith(page.url):
         return page.open(view, **state)
@@ -214,7 +214,7 @@ SHOWN = {name.removeprefix("shows_"): check for name, check in globals().items()
 
 
 @pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])
-def test_every_view_shows_its_values_without_errors(page: Watched, models: dict[str, Path], model: str) -> None:
+def test_every_view_shows_its_values_without_errors(page: MonitoredPage, models: dict[str, Path], model: str) -> None:
     assert list(SHOWN) == list(VIEWS)
     for view, check in SHOWN.items():
         check(follow_link(page, view, model=models[model], text=TEXT), model)
@@ -284,7 +284,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
     with (
         training(tmp_path) as (run, signs),
         serving(run) as served,
-        watched(browser, served.url) as opened,
+        monitored_page(browser, served.url) as opened,
     ):
         page = opened.open("training")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
@@ -333,7 +333,7 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_compare_offers_the_checkpoints_that_exist_now(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50))
-    with serving(run.path) as served, watched(browser, served.url) as opened:
+    with serving(run.path) as served, monitored_page(browser, served.url) as opened:
         opened.open("text", text="the quick")
         write_run(run.path, GPT2_LIKE, steps=(75, 100))
         for step, path in kept_checkpoints(run).items():
@@ -348,7 +348,7 @@ def test_compare_offers_the_checkpoints_that_exist_now(browser: Any, tmp_path: P
 def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(25, 50, 75))
     with serving(run.path) as served:
-        opened = Watched(browser, served.url)
+        opened = MonitoredPage(browser, served.url)
 
         def drop(route: Any) -> None:
             if route.request.post_data_json["step"] == 25 and 25 in kept_checkpoints(run):
@@ -392,7 +392,9 @@ def texts_of_heads(page: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_link_restores_the_selection(browser: Any, page: Watched, models: dict[str, Path], server: Served) -> None:
+def test_a_link_restores_the_selection(
+    browser: Any, page: MonitoredPage, models: dict[str, Path], server: ServerThread
+) -> None:
     shown = page.open("heads", model=models["windowed"], text="a&b=c #%+ é")
     before = texts_of_heads(shown)
     width = shown.locator(hook("head-grid")).bounding_box()["width"]
@@ -405,13 +407,13 @@ def test_a_link_restores_the_selection(browser: Any, page: Watched, models: dict
     page.wait("document.querySelector('[data-test=row-table]').textContent !== argument", before[2])
     state = state_of(shown)
     assert (state["layer"], state["head"], state["query"], state["text"]) == ("1", "2", "9", "a&b=c #%+ é")
-    with watched(browser, server.url) as other:
+    with monitored_page(browser, server.url) as other:
         other.page.goto(shown.url)
         assert texts_of_heads(other.ready("heads")) == texts_of_heads(shown) != before
 
 
 @pytest.mark.slow
-def test_back_undoes_a_change_of_view_and_of_model(page: Watched, models: dict[str, Path]) -> None:
+def test_back_undoes_a_change_of_view_and_of_model(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("heads", model=models["windowed"], text=TEXT, layer=2, head=1)
     before = texts_of_heads(shown)
     shown.keyboard.press("1")
@@ -428,7 +430,7 @@ def test_back_undoes_a_change_of_view_and_of_model(page: Watched, models: dict[s
 
 
 @pytest.mark.slow
-def test_keys_switch_views_theme_model_and_help(page: Watched, models: dict[str, Path]) -> None:
+def test_keys_switch_views_theme_model_and_help(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     for number, view in enumerate(VIEWS, 1):
         shown.keyboard.press(str(number))
@@ -447,7 +449,7 @@ def test_keys_switch_views_theme_model_and_help(page: Watched, models: dict[str,
     assert state_of(shown)["view"] == "compare"
 
 
-def test_typing_a_text_triggers_no_shortcuts(page: Watched, models: dict[str, Path]) -> None:
+def test_typing_a_text_triggers_no_shortcuts(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text="")
     shown.keyboard.press("/")
     assert focused(shown) == "text"
@@ -463,7 +465,7 @@ def test_typing_a_text_triggers_no_shortcuts(page: Watched, models: dict[str, Pa
     page.ready("heads")
 
 
-def test_an_emptied_text_shows_the_default_text(page: Watched, models: dict[str, Path]) -> None:
+def test_an_emptied_text_shows_the_default_text(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text="abc")
     area = shown.locator("#text")
     area.fill("")
@@ -474,7 +476,7 @@ def test_an_emptied_text_shows_the_default_text(page: Watched, models: dict[str,
     assert area.input_value() == default
 
 
-def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[str, Path]) -> None:
+def test_arrow_keys_walk_through_tokens_and_heads(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     shown.locator(".tokens .token").first.focus()
     for key, position in (
@@ -507,7 +509,7 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: Watched, models: dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["heads", "generation"])
-def test_tab_reaches_every_control(page: Watched, models: dict[str, Path], view: str) -> None:
+def test_tab_reaches_every_control(page: MonitoredPage, models: dict[str, Path], view: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
     for chart in shown.locator(".chart").all():  # a chart is drawn when it is scrolled into view
         chart.scroll_into_view_if_needed()
@@ -551,8 +553,8 @@ def fits(page: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["bpe", "windowed"])
-def test_every_view_fits_every_width(browser: Any, server: Served, models: dict[str, Path], model: str) -> None:
-    with watched(browser, server.url, dark=True) as page:
+def test_every_view_fits_every_width(browser: Any, server: ServerThread, models: dict[str, Path], model: str) -> None:
+    with monitored_page(browser, server.url, dark=True) as page:
         for view in VIEWS:
             follow_link(page, view, model=models[model], text=TEXT)
             for width in WIDTHS:
@@ -562,12 +564,12 @@ def test_every_view_fits_every_width(browser: Any, server: Served, models: dict[
 
 @pytest.mark.slow
 def test_the_theme_follows_the_system_and_the_switch_and_is_kept_in_the_address(
-    browser: Any, server: Served, models: dict[str, Path]
+    browser: Any, server: ServerThread, models: dict[str, Path]
 ) -> None:
     background = "() => getComputedStyle(document.body).backgroundColor"
     backgrounds = []
     for dark in (False, True):
-        with watched(browser, server.url, dark=dark) as page:
+        with monitored_page(browser, server.url, dark=dark) as page:
             shown = page.open("lens", model=models["windowed"], text=TEXT)
             initial, initial_image = (
                 shown.evaluate(background),
@@ -601,7 +603,7 @@ def size_of_png(content: bytes) -> tuple[int, int]:
         pytest.param("lens", "Rank by layer", hook("rank-chart"), id="chart", marks=pytest.mark.slow),
     ],
 )
-def test_figures_are_saved(page: Watched, models: dict[str, Path], view: str, card: str, picture: str) -> None:
+def test_figures_are_saved(page: MonitoredPage, models: dict[str, Path], view: str, card: str, picture: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
     box = shown.locator(picture).bounding_box()
     width, height = size_of_png(page.saved(card, "png"))
@@ -616,7 +618,7 @@ def test_figures_are_saved(page: Watched, models: dict[str, Path], view: str, ca
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
-def test_saved_tokens_have_the_width_and_the_texts_of_the_page(page: Watched, models: dict[str, Path]) -> None:
+def test_saved_tokens_have_the_width_and_the_texts_of_the_page(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     box = shown.locator(".tokens").bounding_box()
     width, _ = size_of_png(page.saved("Tokens", "png"))
@@ -634,7 +636,7 @@ def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, P
 
     A restarted server has a new token, so the page must log in and load the list of models again.
     """
-    with serving(models["characters"]) as first, watched(browser, first.url) as page:
+    with serving(models["characters"]) as first, monitored_page(browser, first.url) as page:
         port = first.client.port
         page.open("text", model=models["characters"], text="abc")
         first.stop()
@@ -659,7 +661,7 @@ def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, P
 
 def test_the_address_with_the_token_logs_in(browser: Any, models: dict[str, Path]) -> None:
     with serving(models["characters"], token="secret") as served:
-        page = Watched(browser, served.url, token=None)
+        page = MonitoredPage(browser, served.url, token=None)
         try:
             page.page.goto(f"{served.url}#view=text&token=secret")
             page.ready("text")
@@ -673,7 +675,7 @@ def test_the_address_with_the_token_logs_in(browser: Any, models: dict[str, Path
 
 
 def test_a_missing_model_is_an_error(browser: Any, models: dict[str, Path]) -> None:
-    with serving(models["characters"]) as served, watched(browser, served.url) as page:
+    with serving(models["characters"]) as served, monitored_page(browser, served.url) as page:
         page.page.goto(f"{served.url}#view=text&model=runs/none")
         page.ready("error")
         assert "runs/none" in page.page.locator("#view").inner_text()
@@ -683,7 +685,7 @@ def test_a_missing_model_is_an_error(browser: Any, models: dict[str, Path]) -> N
 
 @pytest.mark.slow
 def test_a_text_that_is_too_long_is_an_error(browser: Any, models: dict[str, Path]) -> None:
-    with serving(models["characters"]) as served, watched(browser, served.url) as page:
+    with serving(models["characters"]) as served, monitored_page(browser, served.url) as page:
         for view in ("text", "heads", "lens", "interventions", "compare"):
             page.page.goto("about:blank")
             page.page.goto(f"{served.url}#view={view}&text={'abc' * 100}")
@@ -708,7 +710,7 @@ BOLD = SYMBOLS.index("<b>")
 
 
 @pytest.mark.slow
-def test_markup_and_scripts_in_a_text_are_shown_as_text(page: Watched, models: dict[str, Path]) -> None:
+def test_markup_and_scripts_in_a_text_are_shown_as_text(page: MonitoredPage, models: dict[str, Path]) -> None:
     ids = markup_bpe().encode(HOSTILE)
     for view in VIEWS:
         shown = follow_link(page, view, model=models["markup"], text=HOSTILE, row=BOLD, track=BOLD)
@@ -740,7 +742,7 @@ def test_markup_and_scripts_in_a_text_are_shown_as_text(page: Watched, models: d
 
 
 @pytest.mark.slow
-def test_markup_in_a_chart_is_shown_as_text(page: Watched, models: dict[str, Path]) -> None:
+def test_markup_in_a_chart_is_shown_as_text(page: MonitoredPage, models: dict[str, Path]) -> None:
     watch = [SYMBOLS.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
     shown = page.open("lens", model=models["markup"], text=HOSTILE[:60], track=",".join(map(str, watch)), position=5)
     shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
@@ -758,7 +760,7 @@ TILE_BYTES = 4 * 1024**2  # the float32 weights (1024, 1024) of one head
 
 
 @pytest.mark.slow
-def test_a_long_text_loads_one_head_at_a_time(page: Watched, models: dict[str, Path]) -> None:
+def test_a_long_text_loads_one_head_at_a_time(page: MonitoredPage, models: dict[str, Path]) -> None:
     answers: list[Any] = []
     page.page.on("response", lambda answer: answers.append(answer))
     shown = page.open("heads", model=models["many heads"], text=(SENTENCE * 12)[:1024])
@@ -796,7 +798,7 @@ GONE = "The server does not answer. Is `glassgpt play` still running?"
 @pytest.mark.parametrize("when", ["before the charts are loaded", pytest.param("afterwards", marks=pytest.mark.slow)])
 def test_a_stopped_server_is_an_error(browser: Any, models: dict[str, Path], when: str) -> None:
     with serving(models["windowed"]) as served:
-        page = Watched(browser, served.url)
+        page = MonitoredPage(browser, served.url)
         if when != "afterwards":
             page.page.route("**/plotly.js", lambda route: route.abort())
         shown = page.open("heads", text=TEXT)

@@ -36,7 +36,7 @@ from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.formatting import escape_token
 from kill_harness import Quiet, records_of, tiny_config, write_text
-from page_harness import Watched, chromium, watched
+from page_harness import MonitoredPage, chromium, monitored_page
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
 
 TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
@@ -120,19 +120,19 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
 
 
 @pytest.fixture(scope="module")
-def window(browser: Any, url: str) -> Iterator[Watched]:
+def window(browser: Any, url: str) -> Iterator[MonitoredPage]:
     """One page for all tests.
 
     Charts are not drawn: Plotly's 5 MB would take half of the time, and a chart's CSV contains the same numbers.
     """
-    with watched(browser, url) as page:
+    with monitored_page(browser, url) as page:
         script = "window.Plotly = {react: async () => {}, purge() {}};"
         page.page.route("**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script))
         yield page
 
 
 @pytest.fixture
-def shown(window: Watched) -> Iterator[Watched]:
+def shown(window: MonitoredPage) -> Iterator[MonitoredPage]:
     """Return the page, and fail the test if the page recorded a problem."""
     yield window
     problems = window.problems[:]
@@ -159,17 +159,17 @@ def texts(rows: list[list[str]], name: str) -> list[str]:
     return [re.sub(r"^'(?=[=+\-@])", "", row[at]) for row in rows[1:]]
 
 
-def hook(shown: Watched, name: str) -> Any:
+def hook(shown: MonitoredPage, name: str) -> Any:
     """Return an element by its `data-test` name."""
     return shown.page.locator(f'[data-test="{name}"]')
 
 
-def value(shown: Watched, name: str) -> float:
+def value(shown: MonitoredPage, name: str) -> float:
     """Return the full-precision value of a displayed number."""
     return float(hook(shown, name).get_attribute("data-value"))
 
 
-def go(shown: Watched, **state: Any) -> None:
+def go(shown: MonitoredPage, **state: Any) -> None:
     """Change keys of the state in the page's address."""
     shown.page.evaluate(
         """(state) => {
@@ -181,7 +181,7 @@ def go(shown: Watched, **state: Any) -> None:
     )
 
 
-def facts(shown: Watched, card: str) -> dict[str, str]:
+def facts(shown: MonitoredPage, card: str) -> dict[str, str]:
     """Return the name and value pairs of a card."""
     pairs = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
     return {pair.locator("dt").inner_text(): pair.locator("dd").inner_text() for pair in pairs.all()}
@@ -197,7 +197,7 @@ def number(text: str) -> float:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_surprisal_equals_pytorchs_cross_entropy(shown: Watched, case: Case) -> None:
+def test_surprisal_equals_pytorchs_cross_entropy(shown: MonitoredPage, case: Case) -> None:
     """Surprisal per token, and averaged per token and per byte, in bits."""
     shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
@@ -263,7 +263,7 @@ def matrix_of(rows: list[list[str]]) -> Floats:
     return np.array([[float(cell or "nan") for cell in row[1:]] for row in rows[1:]])
 
 
-def test_attention_weights_and_pixels_of_two_heads(shown: Watched, case: Case) -> None:
+def test_attention_weights_and_pixels_of_two_heads(shown: MonitoredPage, case: Case) -> None:
     """Weights, mask, and the colour of each cell, for the first head and for one that is selected with arrow keys."""
     page = shown.open("heads", model=case.name, text=case.text)
     most = max(layer.kernel_error() for layer in case.seen.layers)
@@ -330,7 +330,7 @@ def pixels_of_cells(page: Any, name: str, size: int) -> Floats:
     return np.array(pixels, dtype=np.float64)
 
 
-def test_the_numbers_of_an_attention_row(shown: Watched, case: Case) -> None:
+def test_the_numbers_of_an_attention_row(shown: MonitoredPage, case: Case) -> None:
     """Score, dot product, denominator, weight and output, for visible, global and masked keys."""
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
@@ -373,7 +373,7 @@ def test_the_numbers_of_an_attention_row(shown: Watched, case: Case) -> None:
 # --- logit lens -------------------------------------------------------------------------------------------------------
 
 
-def test_logit_lens_equals_final_norm_and_output_head_at_each_depth(shown: Watched, case: Case) -> None:
+def test_logit_lens_equals_final_norm_and_output_head_at_each_depth(shown: MonitoredPage, case: Case) -> None:
     """Top tokens, probabilities, ranks, entropies and norms of the residual stream, computed by PyTorch."""
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
@@ -415,7 +415,7 @@ def test_logit_lens_equals_final_norm_and_output_head_at_each_depth(shown: Watch
 
 
 @pytest.mark.parametrize("against", [None, 100])
-def test_attribution_sums_to_the_logit(shown: Watched, case: Case, against: int | None) -> None:
+def test_attribution_sums_to_the_logit(shown: MonitoredPage, case: Case, against: int | None) -> None:
     """The components sum to the logit before the soft-cap, or to the difference of two logits."""
     position, target = 5, 97
     state = {} if against is None else {"against": against}
@@ -443,7 +443,9 @@ def kl_in_bits(before: Tensor, after: Tensor) -> float:
     return float((p.exp() * (p - q)).sum()) / math.log(2)
 
 
-def check_effect(shown: Watched, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None) -> None:
+def check_effect(
+    shown: MonitoredPage, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None
+) -> None:
     """Assert the logits of the last position before and after the edits, and the surprisal of the text."""
     ids = torch.tensor([case.ids])
     both = effects(case.model, ids, edits, source)
@@ -474,7 +476,7 @@ def short(x: float) -> str:
     return f"{digits}e−{-int(power)}"
 
 
-def test_ablations_and_hidden_tokens_change_the_predictions(shown: Watched, case: Case) -> None:
+def test_ablations_and_hidden_tokens_change_the_predictions(shown: MonitoredPage, case: Case) -> None:
     """Ablate a head and a feed-forward, by zero and by the mean; hide a token and ablate an attention; reset."""
     page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
@@ -494,7 +496,7 @@ def test_ablations_and_hidden_tokens_change_the_predictions(shown: Watched, case
     assert hook(shown, "ablated").inner_text() == "Nothing is ablated."
 
 
-def test_patching_from_a_second_text(shown: Watched, case: Case) -> None:
+def test_patching_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
     """Patch the residual stream at all tokens, then a feed-forward at one token."""
     page = shown.open("interventions", model=case.name, text=case.text)
     second = f"{case.text[:-3]}x{case.text[-2:]}"  # a changed character near the end has a large effect
@@ -514,7 +516,7 @@ def test_patching_from_a_second_text(shown: Watched, case: Case) -> None:
     page.wait_for_selector(f'[data-test=patches] button:has-text("token {place}")')
 
 
-def test_head_importance_is_the_divergence_after_ablating_each_head_alone(shown: Watched, case: Case) -> None:
+def test_head_importance_is_the_divergence_after_ablating_each_head_alone(shown: MonitoredPage, case: Case) -> None:
     shown.open("interventions", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
@@ -543,7 +545,7 @@ FULL = (0.05, 0.1, 0.25, 0.5, 1)
 """The probabilities that a full bar can stand for; the page uses the smallest that fits."""
 
 
-def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **settings: Any) -> None:
+def check_distribution(shown: MonitoredPage, case: Case, temperature: float = 0.8, **settings: Any) -> None:
     """Assert the next token's probabilities, the sampling distribution, their sums, and the lengths of the bars."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
@@ -571,7 +573,7 @@ def check_distribution(shown: Watched, case: Case, temperature: float = 0.8, **s
     assert_close(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
 
 
-def bars_of(shown: Watched) -> Floats:
+def bars_of(shown: MonitoredPage) -> Floats:
     """Return the widths of the bars (25, 2) in percent."""
     widths = shown.page.evaluate(
         """() => [...document.querySelectorAll('[data-test="next-bars"] .bars-track')].map(
@@ -580,14 +582,14 @@ def bars_of(shown: Watched) -> Floats:
     return np.array(widths)
 
 
-def slide(shown: Watched, name: str, to: float) -> None:
+def slide(shown: MonitoredPage, name: str, to: float) -> None:
     """Move a slider to a value."""
     shown.page.locator(f"[data-test=settings] input[type=range] >> nth={NAMES.index(name)}").evaluate(
         "(input, to) => { input.value = to; input.dispatchEvent(new Event('input', {bubbles: true})); }", to
     )
 
 
-def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
+def test_sliders_change_the_bars(shown: MonitoredPage, case: Case) -> None:
     """For every slider, the page's sampling distribution equals `sampling_distribution` of the model's logits."""
     page = shown.open("generation", model=case.name, text=case.text)
     before = bars_of(shown)
@@ -613,7 +615,7 @@ def test_sliders_change_the_bars(shown: Watched, case: Case) -> None:
         check_distribution(shown, case, **settings)
 
 
-def test_a_link_sets_the_sliders(shown: Watched, case: Case) -> None:
+def test_a_link_sets_the_sliders(shown: MonitoredPage, case: Case) -> None:
     page = shown.open("generation", model=case.name, text=case.text)
     go(shown, temperature=1.6, top_p=0.5, seed=7)
     check_distribution(shown, case, temperature=1.6, top_p=0.5)
@@ -621,14 +623,14 @@ def test_a_link_sets_the_sliders(shown: Watched, case: Case) -> None:
         assert page.get_by_label(label, exact=True).input_value() == value
 
 
-def generated(shown: Watched) -> tuple[list[int], Floats]:
+def generated(shown: MonitoredPage) -> tuple[list[int], Floats]:
     """Return the generated ids and their probabilities."""
     rows = shown.csv_of("Generated text")
     current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
     return [int(i) for i in texts(current, "id")], column(current, "probability")
 
 
-def press(shown: Watched, name: str, tokens: int) -> None:
+def press(shown: MonitoredPage, name: str, tokens: int) -> None:
     """Press a button, then wait until this many tokens are generated and the next distribution is shown."""
     hook(shown, name).click()
     shown.wait(
@@ -638,7 +640,7 @@ def press(shown: Watched, name: str, tokens: int) -> None:
     )
 
 
-def test_steps_sample_from_the_top_k_and_a_seed_repeats_its_tokens(shown: Watched, case: Case) -> None:
+def test_steps_sample_from_the_top_k_and_a_seed_repeats_its_tokens(shown: MonitoredPage, case: Case) -> None:
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=6, temperature=1.5, seed=1)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     ids_by_run = []
@@ -656,7 +658,7 @@ def test_steps_sample_from_the_top_k_and_a_seed_repeats_its_tokens(shown: Watche
     assert ids_by_run[0] == ids_by_run[1] != ids_by_run[2]
 
 
-def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
+def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None:
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=2)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     press(shown, "accept", 1)
@@ -681,7 +683,7 @@ def test_accept_reject_back_and_branch(shown: Watched, case: Case) -> None:
     assert generated(shown)[0] == ids
 
 
-def test_continuations_equal_generate(shown: Watched, case: Case) -> None:
+def test_continuations_equal_generate(shown: MonitoredPage, case: Case) -> None:
     """The same seed and settings give the same texts and probabilities."""
     settings: dict[str, Any] = {
         "temperature": 1.2,
@@ -718,7 +720,7 @@ def test_continuations_equal_generate(shown: Watched, case: Case) -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def csv_of_export(shown: Watched, name: str) -> list[list[str]]:
+def csv_of_export(shown: MonitoredPage, name: str) -> list[list[str]]:
     """Return the CSV of an export by its name."""
     with shown.page.expect_download() as download:
         shown.page.locator(f'.exports[aria-label="Save {name}"] [data-export="csv"]').click()
@@ -726,7 +728,7 @@ def csv_of_export(shown: Watched, name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_embedding_map_and_nearest_neighbours(shown: Watched, case: Case, which: int) -> None:
+def test_embedding_map_and_nearest_neighbours(shown: MonitoredPage, case: Case, which: int) -> None:
     """The principal components of two tables, their explained variance, and the nearest rows by cosine similarity."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
@@ -746,7 +748,7 @@ def test_embedding_map_and_nearest_neighbours(shown: Watched, case: Case, which:
     assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
 
 
-def test_a_late_answer_does_not_replace_a_newer_one(shown: Watched, folder: Path) -> None:
+def test_a_late_answer_does_not_replace_a_newer_one(shown: MonitoredPage, folder: Path) -> None:
     page = shown.open("weights", model=str(folder / "plain"), row=97)
     page.evaluate(
         """() => {
@@ -772,7 +774,7 @@ def test_a_late_answer_does_not_replace_a_newer_one(shown: Watched, folder: Path
     assert hook(shown, "near-of").inner_text() == "c (99)"
 
 
-def test_weights_and_gradients(shown: Watched, case: Case) -> None:
+def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
     """A parameter's values, statistics and singular values, and the norms of all weights and gradients, by PyTorch."""
     name = "blocks.1.feed_forward.down.weight"
     shown.open("weights", model=case.name, text=case.text, parameter=name)
@@ -825,7 +827,7 @@ def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]
     return series
 
 
-def test_charts_show_the_records_of_the_run(shown: Watched, trained: Path) -> None:
+def test_charts_show_the_records_of_the_run(shown: MonitoredPage, trained: Path) -> None:
     """Loss, learning rate, gradient norm, validation loss and weight norms equal those in metrics.jsonl."""
     shown.open("training", model=str(trained))
     records = records_of(trained)
@@ -847,7 +849,7 @@ def test_charts_show_the_records_of_the_run(shown: Watched, trained: Path) -> No
     assert f"{steps[-1]['loss']:.4f}" in shown.page.locator(".run-facts").inner_text()
 
 
-def test_a_selected_step_shows_what_its_checkpoint_computes(shown: Watched, trained: Path) -> None:
+def test_a_selected_step_shows_what_its_checkpoint_computes(shown: MonitoredPage, trained: Path) -> None:
     """Attention, logit lens, surprisal and head scores, for two steps."""
     page = shown.open("training", model=str(trained), layer=1, head=1)
     attention_by_step = []
@@ -885,7 +887,7 @@ def test_a_selected_step_shows_what_its_checkpoint_computes(shown: Watched, trai
     assert np.abs(attention_by_step[0] - attention_by_step[1]).max() > 1 / 255
 
 
-def test_a_damaged_snapshot_hides_the_cards(shown: Watched, trained: Path) -> None:
+def test_a_damaged_snapshot_hides_the_cards(shown: MonitoredPage, trained: Path) -> None:
     """The cards must be hidden, because they would show another step under the error."""
     page = shown.open("training", model=str(trained))
     body = '{"error": "the snapshot is damaged"}'
@@ -910,11 +912,11 @@ def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
     return torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), bits])
 
 
-def totals_of(shown: Watched) -> dict[str, list[float]]:
+def totals_of(shown: MonitoredPage) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("Totals")[1:]}
 
 
-def test_comparison_of_two_checkpoints(shown: Watched, trained: Path) -> None:
+def test_comparison_of_two_checkpoints(shown: MonitoredPage, trained: Path) -> None:
     """Bits, top tokens, divergences, ranks by depth, and a head of each model."""
     text, token = "the quick fox", 4
     shown.open(
@@ -964,7 +966,7 @@ def test_comparison_of_two_checkpoints(shown: Watched, trained: Path) -> None:
     assert [values for _, values in series.values()] == ranks
 
 
-def test_comparison_of_models_with_different_tokenizers(shown: Watched, folder: Path) -> None:
+def test_comparison_of_models_with_different_tokenizers(shown: MonitoredPage, folder: Path) -> None:
     """Segments are the longer tokens; the bits of the bytes in a segment are summed."""
     text = TEXTS["windowed"]
     shown.open("compare", model=str(folder / "plain"), other=str(folder / "windowed"), text=text)

@@ -16,7 +16,7 @@ import pytest
 from glassgpt.playground import model_pool, server
 from glassgpt.playground.routes import HANDLERS, page_files
 from glassgpt.playground.security import MAX_BODY, AccessPolicy
-from play_harness import GPT2_LIKE, IDS, JSON, TOKEN, Client, Served, post_lines, serving, write_run
+from play_harness import GPT2_LIKE, IDS, JSON, TOKEN, Client, ServerThread, post_lines, serving, write_run
 
 GET_ADDRESSES = ["catalog", "history?model=0", "snapshot?model=0&step=1", "events?model=0"]
 
@@ -27,13 +27,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(run: Path) -> Iterator[Served]:
+def served(run: Path) -> Iterator[ServerThread]:
     with serving(run) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Client:
+def client(served: ServerThread) -> Client:
     return served.client
 
 
@@ -225,7 +225,7 @@ def test_bodies_are_bounded(client: Client) -> None:
 
 
 def test_a_bug_answers_500_and_prints_its_traceback(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    served: ServerThread, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise RuntimeError("broken inside")
@@ -260,7 +260,7 @@ def connected(client: Client, lines: bytes = b"") -> socket.socket:
 LONG = {"model": 0, "ids": [1], "max_new_tokens": 1024}
 
 
-def test_generation_stops_when_the_client_disconnects(served: Served) -> None:
+def test_generation_stops_when_the_client_disconnects(served: ServerThread) -> None:
     connection = connected(served.client, post_lines("write", {**LONG, "n": 8}))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     assert served.pool.streams == 1
@@ -269,7 +269,7 @@ def test_generation_stops_when_the_client_disconnects(served: Served) -> None:
     until(lambda: served.pool.waiting == 0)
 
 
-def test_requests_are_answered_while_long_texts_are_generated(served: Served) -> None:
+def test_requests_are_answered_while_long_texts_are_generated(served: ServerThread) -> None:
     connections = [
         connected(served.client, post_lines("write", {**LONG, "n": 8})) for _ in range(model_pool.MAX_STREAMS)
     ]
@@ -286,7 +286,7 @@ def test_requests_are_answered_while_long_texts_are_generated(served: Served) ->
     assert served.client.ask("write", **{**LONG, "max_new_tokens": 3})[0] == 200
 
 
-def test_waiting_requests_are_limited_and_dropped_if_their_clients_disconnect(served: Served) -> None:
+def test_waiting_requests_are_limited_and_dropped_if_their_clients_disconnect(served: ServerThread) -> None:
     gate, begun = threading.Event(), []
     served.pool.executor.submit(gate.wait)
     limit = model_pool.MAX_WAITING
@@ -306,7 +306,7 @@ def test_waiting_requests_are_limited_and_dropped_if_their_clients_disconnect(se
     until(lambda: begun == [1])
 
 
-def test_concurrent_requests_each_get_their_own_answer(served: Served) -> None:
+def test_concurrent_requests_each_get_their_own_answer(served: ServerThread) -> None:
     expected = [served.client.answer("next", model=0, ids=[i])["logits"].tolist() for i in range(8)]
     with ThreadPoolExecutor(8) as executor:
         answers = executor.map(

@@ -32,7 +32,7 @@ from glassgpt.runs.checkpoint import (
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.errors import UserError
-from kill_harness import lightly, tiny_config
+from kill_harness import fast_training, tiny_config
 
 FILES = ["config.toml", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
 TOKENIZER = CharacterTokenizer("abcdefgh")
@@ -41,7 +41,7 @@ TOKENIZER = CharacterTokenizer("abcdefgh")
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
     """No power is cut here; that saves are flushed is shown in test_files.py."""
-    with lightly():
+    with fast_training():
         yield
 
 

@@ -18,7 +18,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
-from kill_harness import Quiet, lightly, probes_of, tiny_config, write_text
+from kill_harness import Quiet, fast_training, probes_of, tiny_config, write_text
 
 NOBODY = 65534
 # What a model may write at its worst: nothing, headings of its own, and every kind of line end.
@@ -264,7 +264,7 @@ def test_training_in_a_directory_without_rights_changes_nothing(
 ) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(open_folder / "cache"))
     config = tiny_config(write_text(open_folder / "text.txt"), steps=2)
-    with lightly():
+    with fast_training():
         run = train(config, open_folder / "run", progress=Quiet())
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for path in (run, *run.rglob("*")):
@@ -274,7 +274,7 @@ def test_training_in_a_directory_without_rights_changes_nothing(
         lambda: train(config, run, overwrite=True, progress=Quiet()),
     ]
     for attempt in attempts:
-        with unprivileged(), lightly(), pytest.raises(UserError, match="permission denied"):
+        with unprivileged(), fast_training(), pytest.raises(UserError, match="permission denied"):
             attempt()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     for path in (run, *run.rglob("*")):  # so that the folder can be removed

@@ -28,7 +28,7 @@ from glassgpt.training.setup import TrainState, setup_training
 from glassgpt.training.step import start_update
 from glassgpt.utils.device import autocast
 from glassgpt.utils.errors import UserError
-from kill_harness import Quiet, lightly, records_of, tiny_config
+from kill_harness import Quiet, fast_training, records_of, tiny_config
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 DEVICE = "cuda"
@@ -36,7 +36,7 @@ DEVICE = "cuda"
 
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
-    with lightly():
+    with fast_training():
         yield
 
 

@@ -20,7 +20,7 @@ from glassgpt.training import loggers as log_targets
 from glassgpt.training.loggers import numbers_of
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
-from kill_harness import Quiet, differences, lightly, records_of, tiny_config
+from kill_harness import Quiet, differences, fast_training, records_of, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
-    with lightly():
+    with fast_training():
         yield
 
 

@@ -43,13 +43,21 @@ from glassgpt.training.run import resume, train
 from glassgpt.training.setup import TrainState, judge_on_device, setup_training
 from glassgpt.training.step import NonFiniteError, Update, start_update
 from glassgpt.utils.errors import UserError
-from kill_harness import Quiet, differences, lightly, records_of, tiny_config, unmeasured, write_text
+from kill_harness import (
+    Quiet,
+    differences,
+    fast_training,
+    records_of,
+    records_without_measurements,
+    tiny_config,
+    write_text,
+)
 
 
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
     """Nothing here needs the disk's flushes, several threads or the true peak."""
-    with lightly():
+    with fast_training():
         yield
 
 
@@ -471,7 +479,7 @@ def test_a_steps_record(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPa
         assert record["seconds"] >= 0.05
         assert record["tokens_per_second"] == pytest.approx(64 / record["seconds"])
         assert record["tokens_seen"] == 64 * record["step"]
-        assert record["peak_share"] == pytest.approx(flops / record["seconds"] / 1e9)  # `lightly` says 1e9
+        assert record["peak_share"] == pytest.approx(flops / record["seconds"] / 1e9)  # `fast_training` sets 1e9
         assert 10**7 < record["memory_bytes"] < 10**11
         assert record["grad_norm"] > 0
     assert sum(record["seconds"] for record in records) < wall
@@ -612,7 +620,9 @@ def test_watching_a_run_does_not_move_it(tmp_path: Path, text: Path, change: dic
     config = tiny_config(text, model={"dropout": 0.2})
     plain, watched = run_of(config, tmp_path / "plain"), run_of(config.override(**change), tmp_path / "watched")
     assert last_weights(watched) == last_weights(plain)
-    assert [r for r in unmeasured(watched) if "loss" in r] == [r for r in unmeasured(plain) if "loss" in r]
+    assert [r for r in records_without_measurements(watched) if "loss" in r] == [
+        r for r in records_without_measurements(plain) if "loss" in r
+    ]
 
 
 def test_the_callers_generator_does_not_move_a_run(tmp_path: Path, text: Path) -> None:

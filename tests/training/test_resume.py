@@ -31,7 +31,7 @@ from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError, program
-from kill_harness import SENTENCE, Quiet, differences, lightly, records_of, tiny_config, write_text
+from kill_harness import SENTENCE, Quiet, differences, fast_training, records_of, tiny_config, write_text
 
 HARNESS = Path(__file__).parents[1] / "kill_harness.py"
 
@@ -39,7 +39,7 @@ HARNESS = Path(__file__).parents[1] / "kill_harness.py"
 @pytest.fixture(autouse=True)
 def light() -> Iterator[None]:
     """In this process nothing is killed, so nothing has to be flushed."""
-    with lightly():
+    with fast_training():
         yield
 
 

@@ -67,14 +67,10 @@ class Measurement:
     token_losses: list[Losses] = field(default_factory=list)  # of all tokens in order, by batch, if they are kept
 
     @property
-    def loss(self) -> float:
-        """Mean over all predicted tokens, in nats per token."""
-        return float(self.nats_by_position.sum() / self.tokens_by_position.sum())
-
-    @property
     def figures(self) -> dict[str, Any]:
         """`loss` in nats per token, `perplexity`, `tokens`, and `bits_per_byte`, which compares tokenizers."""
-        return _figures(self.loss, self.text_nats, self.text_bytes, int(self.tokens_by_position.sum()))
+        tokens = self.tokens_by_position.sum()
+        return _figures(float(self.nats_by_position.sum() / tokens), self.text_nats, self.text_bytes, int(tokens))
 
 
 def _figures(loss: float, text_nats: float, text_bytes: float, tokens: int) -> dict[str, Any]:
@@ -131,10 +127,7 @@ def measure_stream(
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits, for a mixture those of `combine`. `limit`: predicted tokens per split.
-
-    Each rank measures its share, and all ranks get the figures of the whole.
-    """
+    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split."""
     ranks = ranks or Ranks()
     shares = [
         measure_stream(model, each.validation, each.tokenizer, precision=precision, limit=limit, ranks=ranks)
@@ -151,13 +144,14 @@ def evaluate_data(
 
 def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, Any]:
     """The figures of a single text; for a mixture, means by its weights, and `losses` of each text by name."""
+    each_figures = [each.figures for each in measured]
     if len(measured) == 1:
-        return measured[0].figures
+        return each_figures[0]
 
     def mean(values: Sequence[float]) -> float:
         return math.fsum(weight * value for weight, value in zip(data.weights, values, strict=True))
 
-    losses, tokens = [each.loss for each in measured], [int(each.tokens_by_position.sum()) for each in measured]
+    losses, tokens = ([each[name] for each in each_figures] for name in ("loss", "tokens"))
     text_nats = mean([each.text_nats / count for each, count in zip(measured, tokens, strict=True)])
     text_bytes = mean([each.text_bytes / count for each, count in zip(measured, tokens, strict=True)])
     figures = _figures(mean(losses), text_nats, text_bytes, sum(tokens))
@@ -167,9 +161,10 @@ def combine(measured: Sequence[Measurement], data: TrainingData) -> dict[str, An
 def details(
     measured: Measurement, stream: TokenStream, tokenizer: Tokenizer, documents: bool = False
 ) -> dict[str, Any]:
-    """What `figures` leaves out, as JSON: losses by position, of tokens if they were kept, and of the worst documents.
+    """What `figures` leaves out: `loss_by_position`, `tokens_by_position`; if kept, `token_ids` and `token_losses`.
 
-    documents: also the figures of all documents, as columns.
+    If documents are known, also `document_count` and `worst_documents`, those with the highest loss. documents: also
+    the figures of all `documents`, as columns.
     """
     reached, each = measured.tokens_by_position > 0, measured.documents
     nats, tokens = measured.nats_by_position[reached], measured.tokens_by_position[reached]

@@ -117,7 +117,7 @@ def _tokens(
 
 
 def window_start(length: int, context_length: int) -> int:
-    """The first of `length` tokens that the model still reads, with a cache and without."""
+    """The first of `length` tokens that the model still reads: a full context drops its older half, cached or not."""
     half = max(1, context_length // 2)
     return max(0, -(-(length - context_length) // half)) * half
 

@@ -45,8 +45,7 @@ _GPT2 = Family(
     must_be={
         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
     },
-    tensors=GPT2_TENSORS, transposed=True,
-    buffers=r"bias|h\.\d+\.attn\.(masked_)?bias",
+    tensors=GPT2_TENSORS, transposed=True, buffers=r"bias|h\.\d+\.attn\.(masked_)?bias",
 )  # fmt: skip
 _GPT_BIGCODE = replace(
     _GPT2, name="GPTBigCode", model_type="gpt_bigcode", architecture="GPTBigCodeForCausalLM",
@@ -64,8 +63,7 @@ _LLAMA = Family(
     },
     keys={**_LLAMA_KEYS, "bias": "attention_bias mlp_bias"},
     must_be=_GATED, rope_theta=10000.0, heads_divide=True,
-    tensors=_LLAMA_TENSORS,
-    buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    tensors=_LLAMA_TENSORS, buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip
 _MISTRAL = replace(
     _LLAMA, name="Mistral", model_type="mistral", architecture="MistralForCausalLM",
@@ -116,9 +114,7 @@ _APERTUS = replace(
         "n_inner": 14336, "norm_eps": 1e-5,
     },
     keys=_UNGATED_KEYS, windows={}, must_be=_NO_BIAS, rope_type="llama3", rope_theta=12000000.0,
-    tensors={
-        **_LLAMA_TENSORS, "attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm",
-    },
+    tensors={**_LLAMA_TENSORS, "attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm"},
 )  # fmt: skip
 _NANOCHAT = replace(
     _MISTRAL, name="NanoChat", model_type="nanochat", architecture="NanoChatForCausalLM",

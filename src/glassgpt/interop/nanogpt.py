@@ -15,14 +15,12 @@ from glassgpt.utils.safe_pickle import read_pickle
 GPT2_VOCAB_SIZE = 50257
 # Both have ModelConfig's defaults, and the tensor names of GPT-2's first files, with weights as nn.Linear stores them.
 _BUILD_NANOGPT = Family(
-    name="build-nanogpt", prefix="transformer.", layers="h",
-    defaults={"vocab_size": GPT2_VOCAB_SIZE},
+    name="build-nanogpt", prefix="transformer.", layers="h", defaults={"vocab_size": GPT2_VOCAB_SIZE},
     keys={
         "vocab_size": "vocab_size", "context_length": "block_size", "n_layer": "n_layer", "n_head": "n_head",
         "n_embd": "n_embd",
     },
-    tensors=GPT2_TENSORS,
-    buffers=r"h\.\d+\.attn\.bias",
+    tensors=GPT2_TENSORS, buffers=r"h\.\d+\.attn\.bias",
 )  # fmt: skip
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,

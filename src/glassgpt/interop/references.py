@@ -67,10 +67,7 @@ def find_model(reference: str | Path, *, verify: bool = True) -> ModelSource:
 
 
 def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint:
-    """The checkpoint that a reference names: a directory, or a run's newest valid one, its `@best` or its `@STEP`.
-
-    verify: see `find_model`. Raises `UserError` if there is none.
-    """
+    """The checkpoint that a reference names: a directory, or a run's newest valid one, `@best` or `@STEP`."""
     text, path = str(reference), user_path(str(reference))
     if not (path.is_dir() and (path / "manifest.json").is_file() and (path / "model.safetensors").is_file()):
         base, _, selector = text.rpartition("@") if "@" in text and not path.exists() else (text, "", "")

@@ -49,11 +49,6 @@ class Span:
         return self.visible(q_pos[:, None], k_pos)
 
 
-def spans(config: ModelConfig) -> list[Span]:
-    """The span of each layer."""
-    return [Span() if window is None else Span(window, config.window_globals) for window in config.windows]
-
-
 def attention_scores(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     """q (B, H, T, D), k (B, K, S, D), bias (H, T, S) -> q k^T / sqrt(D) + bias (B, H, T, S), before the mask."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -113,7 +108,7 @@ class SDPAKernel(nn.Module):
 
 
 class WindowKernel(SDPAKernel):
-    """Sliding-window attention, block by block, in time and memory linear in the length. On a GPU use `FlexKernel`."""
+    """Sliding-window attention, block by block, in time and memory linear in the length. `FlexKernel` suits GPUs."""
 
     def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each block of W queries sees the first G tokens, the previous block and its own."""
@@ -169,9 +164,9 @@ class FlexKernel(SDPAKernel):
         return mask
 
 
-def build_kernel(config: ModelConfig, span: Span) -> ExplicitKernel | SDPAKernel:
-    """The kernel that the config asks for, for a layer with that span."""
-    sdpa = SDPAKernel if span.window is None else WindowKernel
+def build_kernel(config: ModelConfig, window: int | None) -> ExplicitKernel | SDPAKernel:
+    """The kernel that the config asks for, for a layer with that window."""
+    span, sdpa = (Span(), SDPAKernel) if window is None else (Span(window, config.window_globals), WindowKernel)
     kinds: dict[str, type[ExplicitKernel | SDPAKernel]] = {"explicit": ExplicitKernel, "sdpa": sdpa, "flex": FlexKernel}
     return kinds[config.attention](span, config.dropout)
 
@@ -233,7 +228,7 @@ class NoBias(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention. Query heads may share key/value heads (Ainslie et al., 2023)."""
 
-    def __init__(self, config: ModelConfig, span: Span) -> None:
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
         D = self.head_dim = config.resolved_head_dim
         self.split = [config.n_head * D, config.resolved_n_kv_head * D, config.resolved_n_kv_head * D]
@@ -242,7 +237,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(D, config.norm_eps, config.norm_weight) if config.qk_norm else nn.Identity()
         self.rotary = Rotary(D, config.rope_base) if config.position == "rope" else NoPositions()
         self.position_bias = NoBias()
-        self.kernel = build_kernel(config, span)
+        self.kernel = build_kernel(config, window)
         self.out = nn.Linear(config.n_head * D, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:

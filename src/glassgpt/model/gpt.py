@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glassgpt.config.model import ModelConfig
-from glassgpt.model.attention import Attention, LayerNorm, NoPositions, RMSNorm, Span, spans
+from glassgpt.model.attention import Attention, LayerNorm, NoPositions, RMSNorm
 from glassgpt.model.kv_cache import KVCache, LayerCache
 from glassgpt.model.loss import cross_entropy, soft_cap, token_losses
 from glassgpt.utils.rng import generator_for
@@ -119,10 +119,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each after a norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, span: Span) -> None:
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
         self.attention_norm = build_norm(config)
-        self.attention = Attention(config, span)
+        self.attention = Attention(config, window)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = SwiGLU(config) if config.activation == "swiglu" else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -146,7 +146,7 @@ class GPT(nn.Module):
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, span) for span in spans(config))
+        self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = build_norm(config)
         # A tied head is the embedding module itself, so nothing can untie the two.
         self.head: nn.Embedding | nn.Linear = self.embedding
