@@ -1,4 +1,4 @@
-"""Captured activations are what the model computed, with every slot, compiled or cached; and no hook remains."""
+"""Captured activations equal what the model computed, for every slot, compiled or with a KV cache; no hook remains."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from glassgpt.model.gpt import GPT, Block
 from glassgpt.utils.errors import UserError
 from slot_harness import SLOTS, TINY, T, combined, random_model, token_ids
 
-# Each pair of values meets, the kernel being one more slot.
+# In these combinations, every value of a slot meets every value of every other slot; the kernel is one more slot.
 COMBINATIONS = [
     (values[0], dict(zip(SLOTS, values[1:], strict=True)))
     for values in AllPairs([["sdpa", "explicit", "flex"], *map(list, SLOTS.values())])
@@ -47,23 +47,23 @@ def captured(model: GPT, ids: Tensor) -> ActivationCache:
     ("attention", "choice"), COMBINATIONS, ids=lambda part: part if isinstance(part, str) else " ".join(part.values())
 )
 def test_activations_match_the_model(choice: dict[str, str], attention: str) -> None:
-    """To 1e-5 in float32, with every slot: rounding of values of about 1 (FlexAttention sums in other blocks).
+    """All values agree to 1e-5 in float32, the rounding of values of about 1, for every slot and kernel.
 
-    The same call on the same tensors gives the same bits, so those are compared exactly. One head's product is another
-    call: a head of 6 floats may begin at an address that is not a multiple of 16 bytes, the batched product of all
-    heads works on aligned copies, and MKL sums in another order for unaligned operands on some CPUs (seen on AMD Zen 5,
-    with one thread and with two).
+    The same call on the same tensors gives the same bits, so those values are compared exactly. The product over one
+    head is a different call: a head of 6 floats may begin at an address that is not a multiple of 16 bytes, whereas the
+    batched product over all heads works on aligned copies, and MKL sums unaligned operands in another order on some
+    CPUs (observed on AMD Zen 5, with one thread and with two). FlexAttention also sums in other blocks.
     """
     model = random_model(combined(choice, attention=attention)).float()
     cache = captured(model, token_ids())
     assert max(attention_overview(cache)[2]) < 1e-5
     for layer, block in zip(cache.layers, cast(Iterable[Block], model.blocks), strict=True):
         weights = layer.pattern()
-        torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))  # 1 to rounding
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))  # 1 within rounding
         assert bool((weights[..., ~layer.mask] == 0).all())
         assert torch.equal(layer.pattern(), weights)
         torch.testing.assert_close(layer.pattern(head=3), weights[:, 3], rtol=1e-5, atol=1e-6)
-        # The residual stream is the sum of what was added to it.
+        # The residual stream is the sum of its inputs.
         torch.testing.assert_close(layer.resid_mid, layer.resid_pre + layer.attn_out, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(layer.resid_post, layer.resid_mid + layer.mlp_out, rtol=1e-5, atol=1e-5)
         check_hook_points(model, layer, block)
@@ -74,7 +74,7 @@ def test_activations_match_the_model(choice: dict[str, str], attention: str) -> 
 
 
 class DistanceBias(nn.Module):
-    """As ALiBi: each head subtracts its slope times the distance."""
+    """A position bias like in ALiBi: each head subtracts its slope times the distance."""
 
     def forward(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         slopes = torch.tensor([0.0, 0.5, 1.0, 2.0])
@@ -83,21 +83,21 @@ class DistanceBias(nn.Module):
 
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
 @torch.no_grad()
-def test_a_position_bias_is_in_the_scores(attention: str) -> None:
+def test_scores_include_a_position_bias(attention: str) -> None:
     model, ids = small(attention=attention), token_ids()
     for block in cast(Iterable[Block], model.blocks):
         block.attention.position_bias = DistanceBias()  # type: ignore[assignment]
     layer = captured(model, ids).layers[1]
     assert layer.kernel_error() < 1e-5
     assert layer.kernel_error(head=3) < 1e-5
-    without = attention_scores(layer.rot_q, layer.rot_k)
-    assert layer.scores()[0, 3, 6, 2] == pytest.approx(float(without[0, 3, 6, 2]) - 2.0 * 4, abs=1e-5)
+    scores_without_bias = attention_scores(layer.rot_q, layer.rot_k)
+    assert layer.scores()[0, 3, 6, 2] == pytest.approx(float(scores_without_bias[0, 3, 6, 2]) - 2.0 * 4, abs=1e-5)
     torch.testing.assert_close(layer.scores(head=3), layer.scores()[:, 3], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None:
-    """q, k, v, scores and z by their definitions, from the block's input; to float32's rounding."""
+    """Assert q, k, v, scores and z by their definitions, computed from the block's input, within float32's rounding."""
     attention, config = block.attention, model.config
     split = attention.qkv(block.attention_norm(layer.resid_pre)).split(attention.split, dim=-1)
     q, k, v = (x.unflatten(-1, (-1, config.resolved_head_dim)).transpose(1, 2) for x in split)
@@ -115,8 +115,8 @@ def check_hook_points(model: GPT, layer: LayerActivations, block: Block) -> None
 
 
 def test_overlapping_captures_restore_compilation() -> None:
-    """As in two threads: compilation is switched off for the whole process, and must be on again at the end."""
-    torch.compiler.reset()  # other tests of this process may have used up the recompile limit
+    """A capture disables compilation for the whole process. After two overlapping captures, it is enabled again."""
+    torch.compiler.reset()  # earlier tests in this process may have reached the recompile limit
     first, second = capture(small()), capture(small())
     compiled: list[torch.fx.GraphModule] = []
     for enter in (first.__enter__, second.__enter__):
@@ -136,7 +136,7 @@ def test_overlapping_captures_restore_compilation() -> None:
 
 
 def test_a_compiled_model_is_captured_and_stays_compiled() -> None:
-    """After a compiled call, in which hooks would not fire; nothing is compiled a second time."""
+    """The capture works after a compiled call, in which hooks would not run, and nothing is compiled a second time."""
     torch.compiler.reset()
     model, ids, compiled = small(), token_ids(), []
 
@@ -160,17 +160,17 @@ def test_a_compiled_model_is_captured_and_stays_compiled() -> None:
     assert hooks_of(model) == 0
 
 
-def interrupted(model: GPT) -> None:
+def raise_interrupt(model: GPT) -> None:
     assert hooks_of(model) > 0
     raise KeyboardInterrupt
 
 
 def test_hooks_are_removed_after_errors() -> None:
-    """After an interrupt inside, and after a forward pass that fails."""
+    """Hooks are removed after an interrupt inside the context, and after a failed forward pass."""
     model = small()
     for context in (capture(model), edited(model, [Edit("head", 0, 0), Edit("position", position=0)])):
         with pytest.raises(KeyboardInterrupt), context:
-            interrupted(model)
+            raise_interrupt(model)
         assert hooks_of(model) == 0
     with capture(model), pytest.raises(ValueError, match="do not fit"):
         model(token_ids(length=11))
@@ -192,28 +192,31 @@ def test_the_state_dict_is_unchanged() -> None:
     ids=["full", "window", "globals"],
 )
 @torch.no_grad()
-def test_capture_over_a_kv_cache(changes: dict[str, Any]) -> None:
-    """Piece by piece, the pattern's rows are those of the whole text at the cached keys; to float32's rounding."""
+def test_capture_with_a_kv_cache_equals_capture_of_the_whole_text(changes: dict[str, Any]) -> None:
+    """For a text in pieces, patterns equal the full text's rows at the cached keys, within float32's rounding."""
     model, ids = small(**changes), token_ids()
-    whole, kv_cache = captured(model, ids), model.new_cache(len(ids), T)
+    full_text, kv_cache = captured(model, ids), model.new_cache(len(ids), T)
     with capture(model) as cache:
         for start, end in ((0, 4), (4, 5), (5, 6), (6, 9), (9, 10)):
             model(ids[:, start:end], cache=kv_cache)
-            for layer, full, kept in zip(cache.layers, whole.layers, kv_cache.layers, strict=True):
+            for layer, full, layer_kv in zip(cache.layers, full_text.layers, kv_cache.layers, strict=True):
                 weights, expected = layer.pattern(), full.pattern()[:, :, start:end]
                 assert layer.kernel_error(weights) < 1e-5
                 torch.testing.assert_close(layer.rot_q, full.rot_q[:, :, start:end], rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(layer.k, full.k[:, :, start:end], rtol=1e-4, atol=1e-5)
-                if end == start + 1:  # one token: its keys are those that the cache holds, a ring buffer for a window
-                    expected = expected[..., kept.positions[: weights.shape[-1]]]
+                if end == start + 1:  # one token attends to the keys in the cache, a ring buffer if there is a window
+                    expected = expected[..., layer_kv.positions[: weights.shape[-1]]]
                     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
                     assert bool((weights[..., ~layer.mask] == 0).all())
 
 
 @pytest.mark.parametrize("window", [1, 3])
 @torch.no_grad()
-def test_a_capture_keeps_its_values_when_the_kv_cache_goes_on(window: int) -> None:
-    """In a window, the KV cache overwrites its buffers. With a window of one token only the values can show it."""
+def test_later_tokens_do_not_overwrite_captured_values(window: int) -> None:
+    """With a window, the KV cache overwrites its buffers, so a capture must copy them.
+
+    With a window of one token, every pattern is 1, so only the values v can show a missing copy.
+    """
     model, ids = small(window=window), token_ids()
     kv_cache = model.new_cache(len(ids), T)
     model(ids[:, :5], cache=kv_cache)
@@ -226,17 +229,17 @@ def test_a_capture_keeps_its_values_when_the_kv_cache_goes_on(window: int) -> No
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "analyze",
     [attention_overview, partial(logit_lens, small()), partial(predictions, small())],
-    ids=["picture", "lens", "predictions"],
+    ids=["overview", "lens", "predictions"],
 )
-def test_results_before_a_pass_are_refused(ask: Callable[[ActivationCache], object]) -> None:
+def test_results_before_a_forward_pass_are_refused(analyze: Callable[[ActivationCache], object]) -> None:
     with capture(small()) as cache, pytest.raises(UserError, match="no activations captured"):
-        ask(cache)
+        analyze(cache)
 
 
 def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:
-    """If size does not divide T, cells share rows: cell i of 5 has floor(i T / 5) to ceil((i + 1) T / 5)."""
+    """If size does not divide T, cells overlap: cell i of 5 covers rows floor(i T / 5) to ceil((i + 1) T / 5)."""
     length, size = 8, 5
     cache = captured(small(), token_ids(length=length))
     for layer, thumbnails in zip(cache.layers, attention_overview(cache, size)[0], strict=True):
@@ -249,8 +252,8 @@ def test_a_thumbnail_has_the_largest_weight_of_each_cell() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_training_step_is_captured_and_unchanged(recompute: str) -> None:
-    """In training mode, with activation checkpointing: the gradients have the same bits as without a capture."""
+def test_capturing_a_training_step_does_not_change_its_gradients(recompute: str) -> None:
+    """In training mode and with activation checkpointing, gradients have the same bits with and without a capture."""
     model, ids = small(), token_ids()
     for block in model.blocks:
         checkpoint_activations(block, recompute)
@@ -267,8 +270,8 @@ def test_a_training_step_is_captured_and_unchanged(recompute: str) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0)
 
 
-def test_an_inference_model_is_captured() -> None:
-    """Its linear layers are other modules around the same kernels."""
+def test_inference_models_are_captured_and_edited() -> None:
+    """Inference models have other linear modules around the same attention kernels."""
     model, ids = small(n_embd=64), token_ids()
     for inference in (quantize(model), InferenceGPT(model, partial(PackedLinear, rows=1))):
         cache = captured(inference, ids)

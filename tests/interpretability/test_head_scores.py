@@ -1,4 +1,4 @@
-"""Head scores of handmade attention patterns and of handmade models."""
+"""Head scores of hand-made attention patterns and models."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from slot_harness import TINY, random_model
 
 
 def attending_to(target: list[int]) -> Tensor:
-    """The pattern (T, T) of a head whose row t attends to target[t] only."""
+    """Return the pattern (T, T) of a head whose row t attends only to target[t]."""
     return torch.eye(len(target))[target]
 
 
-def test_handmade_patterns() -> None:
-    """Four heads of one type each, one that is half of two, one that attends to all tokens alike."""
+def test_scores_of_hand_made_patterns() -> None:
+    """Four heads of one type each, one that is half of each of two types, and one with uniform attention."""
     p, T = 5, 10
     heads = [
         attending_to([max(0, t - 1) for t in range(T)]),
@@ -25,15 +25,15 @@ def test_handmade_patterns() -> None:
         attending_to([max(0, t - p + 1) for t in range(T)]),
         attending_to([0] * T),
     ]
-    alike = torch.ones(T, T).tril()
-    heads += [(heads[0] + heads[2]) / 2, alike / alike.sum(-1, keepdim=True)]
+    uniform = torch.ones(T, T).tril()
+    heads += [(heads[0] + heads[2]) / 2, uniform / uniform.sum(-1, keepdim=True)]
     scores = pattern_scores(torch.stack(heads), p)
     torch.testing.assert_close(scores[:, :4], torch.eye(4))
     torch.testing.assert_close(scores[:, 4], torch.tensor([0.5, 0.0, 0.5, 0.0]))
     torch.testing.assert_close(scores[:, 5], torch.full((4,), sum(1 / n for n in range(7, 11)) / 4))
 
 
-def test_repeated_tokens() -> None:
+def test_repeated_tokens_are_two_equal_halves_of_distinct_tokens() -> None:
     ids, period = repeated_tokens(1000, 1024, seed=0)
     assert (period, ids.shape[1]) == (32, 64)
     for row in ids:
@@ -47,11 +47,13 @@ def test_repeated_tokens() -> None:
 
 
 @torch.no_grad()
-def by_position(offset: int | None, **changes: object) -> GPT:
-    """A model of one layer with one head, whose keys are one-hot positions and whose queries those of `offset` earlier.
+def hand_made_head(offset: int | None, **changes: object) -> GPT:
+    """Return a model with one layer and one head that attends `offset` positions back.
 
-    With None, the head compares tokens: queries and keys are one-hot tokens, so it attends to the earlier equal token
-    and to the token itself. The stream is [token one-hot | position one-hot].
+    Keys are one-hot positions, and the query of position t is the one-hot position t - offset.
+
+    If `offset` is None, the head compares tokens: queries and keys are one-hot tokens, so it attends to the earlier
+    equal token and to the token itself. The residual stream is [one-hot token | one-hot position].
     """
     V, T = 8, 16
     config = ModelConfig(
@@ -84,24 +86,24 @@ def by_position(offset: int | None, **changes: object) -> GPT:
     ("offset", "kind", "score"),
     [(1, "previous token", 1.0), (8, "duplicate token", 1.0), (7, "induction", 1.0), (None, "duplicate token", 0.5)],
 )
-def test_handmade_models(offset: int | None, kind: str, score: float) -> None:
-    """Within 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves almost nothing elsewhere."""
-    scores = head_scores(by_position(offset))
+def test_scores_of_hand_made_models(offset: int | None, kind: str, score: float) -> None:
+    """Scores equal to 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves almost nothing elsewhere."""
+    scores = head_scores(hand_made_head(offset))
     expected = [score if name == kind else 0.0 for name in HEAD_TYPES]
     assert scores.flatten().tolist() == pytest.approx(expected, abs=0.01)
 
 
-def test_tokens_outside_the_window_score_0() -> None:
-    """In a window of four, a head that attends eight back scores 0, and one that attends one back scores 1."""
-    assert head_scores(by_position(8, window=4)).flatten().tolist()[1] == 0
-    assert head_scores(by_position(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
+def test_tokens_outside_the_window_have_score_0() -> None:
+    """With a window of 4, a head that attends 8 positions back scores 0; one that attends 1 position back scores 1."""
+    assert head_scores(hand_made_head(8, window=4)).flatten().tolist()[1] == 0
+    assert head_scores(hand_made_head(1, window=4)).flatten().tolist()[0] == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"context_length": 1}, {"context_length": 3}, {"vocab_size": 2, "n_kv_head": 2, "window": 2}]
 )
-def test_any_model_has_scores(changes: dict[str, int]) -> None:
-    """With any vocabulary and context: four shares of attention, which sum to at most 1."""
+def test_scores_are_shares_of_attention_for_any_model(changes: dict[str, int]) -> None:
+    """With any vocabulary and context length, each score is from 0 to 1, and the four sum to at most 1."""
     model = random_model(ModelConfig(**(TINY | changes)))
     scores = head_scores(model)
     assert scores.shape == (4, 2, 4)
@@ -112,7 +114,7 @@ def test_any_model_has_scores(changes: dict[str, int]) -> None:
 
 
 def test_a_score_is_the_mean_over_the_texts() -> None:
-    """Each text in a pass of its own; to float64's rounding."""
+    """Scores equal the mean over separate passes, one per text, within float64's rounding."""
     model = random_model(ModelConfig(**TINY))
     texts, period = repeated_tokens(model.vocab_size, 10, seed=0)
     by_text = []
@@ -124,7 +126,7 @@ def test_a_score_is_the_mean_over_the_texts() -> None:
     torch.testing.assert_close(head_scores(model), sum(by_text) / len(by_text))
 
 
-def test_dropout_is_off_and_the_mode_is_restored() -> None:
+def test_dropout_is_disabled_and_the_mode_is_restored() -> None:
     model = random_model(ModelConfig(**TINY, dropout=0.5))
     expected = head_scores(model)
     for training in (True, False):

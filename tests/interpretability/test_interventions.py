@@ -1,4 +1,4 @@
-"""Edits against equivalents: weights set to 0, tokens removed from the text, parts computed by hand. In float64."""
+"""Edits equal their equivalents in float64: weights set to 0, tokens removed from the text, hand-computed outputs."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ COMBINATIONS = [
     dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])
 ]
 KERNELS = ["sdpa", "explicit", "flex"]
-# Each pair of values meets, the kernel being one more slot.
+# In these combinations, every value of a slot meets every value of every other slot; the kernel is one more slot.
 WITH_KERNELS = [
     (values[0], dict(zip(SLOTS, values[1:], strict=True)))
     for values in AllPairs([KERNELS, *(list(values) for values in SLOTS.values())])
@@ -46,7 +46,7 @@ def logits_of(model: GPT, ids: Tensor, *edits: Edit, source: ActivationCache | N
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """To float64's rounding of sums in another order, of numbers up to about 100."""
+    """Assert equality to 1e-10: float64's rounding of sums in another order, of numbers up to about 100."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
@@ -61,8 +61,8 @@ def block_of(model: GPT, layer: int) -> Block:
 
 
 @torch.no_grad()
-def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
-    """A copy in which that part's output weights are 0."""
+def zero_weights(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
+    """Return a copy of the model in which the output weights of one part are 0."""
     other = copy.deepcopy(model)
     block, D = block_of(other, layer), model.config.resolved_head_dim
     if kind == "head":
@@ -77,10 +77,10 @@ def without(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
 
 
 @pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
-def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
-    """Each kind and layer, alone and two together, with every slot; at one position, other positions stay."""
+def test_ablation_equals_zero_weights(choice: dict[str, str]) -> None:
+    """Every kind of part, alone and two together, for every slot. An edit of one position changes no other position."""
     model, ids = random_model(combined(choice)), token_ids()
-    plain = logits_of(model, ids)
+    unedited = logits_of(model, ids)
     for kind, layer, head in (
         ("head", 0, 1),
         ("head", 1, 3),
@@ -89,16 +89,16 @@ def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
         ("block", 0, None),
     ):
         with torch.no_grad():
-            expected = without(model, kind, layer, head or 0)(ids)
-        off = logits_of(model, ids, Edit(kind, layer, head))  # type: ignore[arg-type]
-        close(off, expected)
-        assert not torch.equal(off, plain)
+            expected = zero_weights(model, kind, layer, head or 0)(ids)
+        ablated = logits_of(model, ids, Edit(kind, layer, head))  # type: ignore[arg-type]
+        close(ablated, expected)
+        assert not torch.equal(ablated, unedited)
         if layer == 1:
-            there = logits_of(model, ids, Edit(kind, layer, head, position=4))  # type: ignore[arg-type]
-            close(there[:, 4], off[:, 4])
+            at_position_4 = logits_of(model, ids, Edit(kind, layer, head, position=4))  # type: ignore[arg-type]
+            close(at_position_4[:, 4], ablated[:, 4])
             rest = [0, 1, 2, 3, 5, 6, 7, 8, 9]
-            close(there[:, rest], plain[:, rest])
-    both = without(without(model, "head", 1, 2), "feed_forward", 0)
+            close(at_position_4[:, rest], unedited[:, rest])
+    both = zero_weights(zero_weights(model, "head", 1, 2), "feed_forward", 0)
     with torch.no_grad():
         expected = both(ids)
     close(logits_of(model, ids, Edit("feed_forward", 0), Edit("head", 1, 2)), expected)
@@ -108,8 +108,8 @@ def test_switching_off_equals_zero_weights(choice: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("attention", "choice"), WITH_KERNELS, ids=lambda part: part if isinstance(part, str) else " ".join(part.values())
 )
-def test_a_hidden_token_is_not_attended_to(choice: dict[str, str], attention: str) -> None:
-    """With every slot and kernel: logits before it stay, later ones do not depend on it, and its weights are 0."""
+def test_no_later_token_attends_to_a_hidden_token(choice: dict[str, str], attention: str) -> None:
+    """For every slot and kernel: logits up to it are unchanged; later ones do not depend on it; its weights are 0."""
     model, ids, hidden = random_model(combined(choice, attention=attention)), token_ids(), Edit("position", position=3)
     other = ids.clone()
     other[:, 3] = (ids[:, 3] + 1) % V
@@ -127,7 +127,7 @@ def test_a_hidden_token_is_not_attended_to(choice: dict[str, str], attention: st
 
 @pytest.mark.parametrize("attention", KERNELS)
 def test_hiding_a_token_equals_removing_it(attention: str) -> None:
-    """In a model without positions; one token or two."""
+    """One or two tokens are hidden, in a model without position encoding."""
     model, ids = small(position="none", attention=attention, n_kv_head=2), token_ids()
     for hidden in ([0], [4], [2, 5]):
         kept = [t for t in range(T) if t not in hidden]
@@ -136,7 +136,7 @@ def test_hiding_a_token_equals_removing_it(attention: str) -> None:
 
 
 @torch.no_grad()
-def test_a_token_hidden_in_one_layer_only() -> None:
+def test_a_token_can_be_hidden_in_one_layer_only() -> None:
     model = small()
     with edited(model, [Edit("position", layer=1, position=3)]), capture(model) as activations:
         model(token_ids())
@@ -145,38 +145,43 @@ def test_a_token_hidden_in_one_layer_only() -> None:
 
 
 @torch.no_grad()
-def by_hand(model: GPT, activations: ActivationCache, attention: Tensor, feed_forward: Tensor | None = None) -> Tensor:
-    """Logits if the last layer's attention adds this, and its feed-forward block what follows from it, or this."""
+def logits_with_outputs(
+    model: GPT, activations: ActivationCache, attention: Tensor, feed_forward: Tensor | None = None
+) -> Tensor:
+    """Return the logits if the last layer's attention adds `attention` and its feed-forward adds `feed_forward`.
+
+    If `feed_forward` is None, the block computes it from the changed residual stream.
+    """
     block, layer = block_of(model, 1), activations.layers[1]
     x = layer.resid_pre + attention
-    written = block.feed_forward(block.feed_forward_norm(x)) if feed_forward is None else feed_forward
-    return model.logits(model.norm(x + written))
+    feed_forward_out = block.feed_forward(block.feed_forward_norm(x)) if feed_forward is None else feed_forward
+    return model.logits(model.norm(x + feed_forward_out))
 
 
 @torch.no_grad()
-def test_the_mean_is_over_the_texts_positions() -> None:
+def test_mean_ablation_uses_the_mean_over_the_positions_of_each_text() -> None:
     model, ids = small(n_kv_head=2), token_ids()
     activations = captured(model, ids)
     attention, heads = activations.layers[1].attn_out, activations.layers[1].kernel_out
     columns = block_of(model, 1).attention.out.weight[:, 8:12]
-    moved = (heads.mean(dim=2, keepdim=True) - heads)[:, 2] @ columns.T
-    at_5 = torch.zeros_like(moved)
-    at_5[:, 5] = moved[:, 5]
+    change = (heads.mean(dim=2, keepdim=True) - heads)[:, 2] @ columns.T
+    change_at_5 = torch.zeros_like(change)
+    change_at_5[:, 5] = change[:, 5]
     average = attention.mean(dim=1, keepdim=True)
     for edit, expected in (
-        (Edit("attention", 1, by="mean"), by_hand(model, activations, average)),
-        (Edit("head", 1, 2, by="mean"), by_hand(model, activations, attention + moved)),
-        (Edit("head", 1, 2, position=5, by="mean"), by_hand(model, activations, attention + at_5)),
+        (Edit("attention", 1, by="mean"), logits_with_outputs(model, activations, average)),
+        (Edit("head", 1, 2, by="mean"), logits_with_outputs(model, activations, attention + change)),
+        (Edit("head", 1, 2, position=5, by="mean"), logits_with_outputs(model, activations, attention + change_at_5)),
         (
             Edit("feed_forward", 1, by="mean"),
-            by_hand(model, activations, attention, activations.layers[1].mlp_out.mean(dim=1, keepdim=True)),
+            logits_with_outputs(model, activations, attention, activations.layers[1].mlp_out.mean(dim=1, keepdim=True)),
         ),
     ):
         close(logits_of(model, ids, edit), expected)
 
 
-def test_edits_do_not_depend_on_their_order() -> None:
-    """The mean is computed without the other edit of the same part, whichever comes first."""
+def test_the_order_of_edits_does_not_matter() -> None:
+    """The mean is computed without the other edit of the same part, whichever edit comes first."""
     model, ids = small(), token_ids()
     one, other = Edit("head", 0, 2, position=1), Edit("head", 0, 2, position=6, by="mean")
     assert torch.equal(logits_of(model, ids, one, other), logits_of(model, ids, other, one))
@@ -198,48 +203,54 @@ def test_a_patch_from_the_same_text_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_a_patch_has_the_source_texts_values() -> None:
-    """A patched residual stream gives the source's logits; parts as computed by hand."""
+def test_a_patch_replaces_values_by_those_of_the_source_text() -> None:
+    """A patched residual stream gives the source's logits; patched parts give hand-computed logits."""
     model, ids, other = small(n_kv_head=2), token_ids(), token_ids().flip(1)
     activations, source = captured(model, ids), captured(model, other)
-    theirs, plain = model(other), model(ids)
+    source_logits, unedited = model(other), model(ids)
     last = logits_of(model, ids, Edit("residual", 1, position=9, by="patch"), source=source)
-    close(last[:, 9], theirs[:, 9])
-    close(last[:, :9], plain[:, :9])
-    close(logits_of(model, ids, Edit("residual", 0, by="patch"), source=source), theirs)
-    mine, its = activations.layers[1], source.layers[1]
+    close(last[:, 9], source_logits[:, 9])
+    close(last[:, :9], unedited[:, :9])
+    close(logits_of(model, ids, Edit("residual", 0, by="patch"), source=source), source_logits)
+    own_layer, source_layer = activations.layers[1], source.layers[1]
     columns = block_of(model, 1).attention.out.weight[:, 4:8]
-    head = mine.attn_out + (its.kernel_out - mine.kernel_out)[:, 1] @ columns.T
+    head = own_layer.attn_out + (source_layer.kernel_out - own_layer.kernel_out)[:, 1] @ columns.T
     for edit, expected in (
-        (Edit("attention", 1, by="patch"), by_hand(model, activations, its.attn_out)),
-        (Edit("head", 1, 1, by="patch"), by_hand(model, activations, head)),
-        (Edit("feed_forward", 1, by="patch"), by_hand(model, activations, mine.attn_out, its.mlp_out)),
-        (Edit("block", 1, by="patch"), by_hand(model, activations, its.attn_out, its.mlp_out)),
+        (Edit("attention", 1, by="patch"), logits_with_outputs(model, activations, source_layer.attn_out)),
+        (Edit("head", 1, 1, by="patch"), logits_with_outputs(model, activations, head)),
+        (
+            Edit("feed_forward", 1, by="patch"),
+            logits_with_outputs(model, activations, own_layer.attn_out, source_layer.mlp_out),
+        ),
+        (
+            Edit("block", 1, by="patch"),
+            logits_with_outputs(model, activations, source_layer.attn_out, source_layer.mlp_out),
+        ),
     ):
         close(logits_of(model, ids, edit, source=source), expected)
 
 
 @torch.no_grad()
 def test_a_patch_of_one_position_from_a_longer_text() -> None:
-    """One source text for a batch of two."""
+    """One source text is used for a batch of two."""
     model, ids = small(), token_ids(length=6)
     source = captured(model, token_ids()[:1])
     patched = logits_of(model, ids, Edit("residual", 1, position=5, by="patch"), source=source)
     close(patched[:, 5], model(token_ids()[:1])[:, 5].expand(2, -1))
 
 
-def test_effects_are_the_logits_without_and_with_edits() -> None:
-    model, ids, off = small(logit_softcap=2.0), token_ids(), [Edit("head", 0, 1)]
-    before, after = effects(model, ids, off)
+def test_effects_returns_the_logits_without_and_with_the_edits() -> None:
+    model, ids, edits = small(logit_softcap=2.0), token_ids(), [Edit("head", 0, 1)]
+    before, after = effects(model, ids, edits)
     close(before, logits_of(model, ids))
-    close(after, logits_of(model, ids, *off))
-    close(effects(model, ids, off, position=7).change, (after - before)[:, 7])
+    close(after, logits_of(model, ids, *edits))
+    close(effects(model, ids, edits, position=7).change, (after - before)[:, 7])
 
 
 @pytest.mark.parametrize("capture_first", [True, False])
 @torch.no_grad()
 def test_a_capture_is_consistent_under_edits(capture_first: bool) -> None:
-    """Around or inside: patterns match the kernel, the stream is a sum, contributions sum to the logit."""
+    """Whichever context is the outer one: patterns match the kernel, the stream is a sum, parts sum to the logit."""
     model, ids = small(n_kv_head=2), token_ids()
     source = captured(model, ids.flip(1))
     edits = [Edit("head", 0, 1), Edit("attention", 1), Edit("feed_forward", 0, by="mean"), Edit("position", position=2)]
@@ -288,16 +299,16 @@ def test_invalid_edits_are_refused() -> None:
         Edit("head", 0, 0, by="nothing")  # type: ignore[arg-type]
 
 
-def test_source_texts_that_do_not_fit_are_refused() -> None:
+def test_source_texts_of_another_shape_are_refused() -> None:
     model, ids = small(), token_ids()
     short, three = captured(model, ids[:, :6]), captured(model, token_ids(rows=3))
-    elsewhere = captured(small(n_layer=1), ids)
+    other_model = captured(small(n_layer=1), ids)
     for edit, source, message in (
         (Edit("head", 0, 0, by="patch"), None, "needs `source`"),
         (Edit("head", 0, 0, by="patch"), short, "6 tokens, this one 10"),
         (Edit("residual", 0, position=6, by="patch"), short, "no position in the source text 6.* 0 to 5"),
         (Edit("block", 0, by="patch"), three, "3 source texts for a batch of 2"),
-        (Edit("block", 0, by="patch"), elsewhere, "another shape"),
+        (Edit("block", 0, by="patch"), other_model, "another shape"),
     ):
         with pytest.raises(UserError, match=message):
             effects(model, ids, [edit], source)
@@ -305,13 +316,13 @@ def test_source_texts_that_do_not_fit_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_edits_over_a_kv_cache() -> None:
-    """A head stays switched off; hiding a token is refused."""
+def test_edits_with_a_kv_cache() -> None:
+    """An ablated head stays ablated for all tokens; hiding a token is refused."""
     model, ids = small(), token_ids()
     with edited(model, [Edit("head", 0, 2)]):
         kv_cache = model.new_cache(2, T)
         parts = [model(ids[:, start:end], cache=kv_cache) for start, end in ((0, 4), (4, 5), (5, T))]
-    close(torch.cat(parts, dim=1), without(model, "head", 0, 2)(ids))
+    close(torch.cat(parts, dim=1), zero_weights(model, "head", 0, 2)(ids))
     with edited(model, [Edit("position", position=2)]):
         kv_cache = model.new_cache(2, T)
         model(ids[:, :4], cache=kv_cache)
@@ -321,9 +332,9 @@ def test_edits_over_a_kv_cache() -> None:
 
 
 def test_gradients_pass_through_edits() -> None:
-    """The gradient of an edited loss is that of the model with zero weights."""
+    """The gradients of an edited model equal those of the model with zero weights."""
     model, ids = small(), token_ids()
-    other = without(model, "head", 0, 2)
+    other = zero_weights(model, "head", 0, 2)
     with edited(model, [Edit("head", 0, 2)]):
         model(ids, ids.roll(1, 1)).backward()
     other(ids, ids.roll(1, 1)).backward()

@@ -1,4 +1,4 @@
-"""Lens, predictions and attribution against the model's own logits and the definitions, with every slot."""
+"""Lens, predictions and attribution equal the model's own logits and the definitions, for every slot."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ def captured(model: GPT, ids: Tensor) -> ActivationCache:
 
 @pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
 def test_contributions_sum_to_the_logit(choice: dict[str, str]) -> None:
-    """To 1e-4 in float32, with every slot."""
+    """The contributions of all parts sum to the logit before the soft-cap, to 1e-4 in float32, for every slot."""
     config = combined(choice)
     model = random_model(config).float()
     uncapped = GPT.empty(dataclasses.replace(config, logit_softcap=None)).eval()
@@ -55,8 +55,8 @@ def test_contributions_sum_to_the_logit(choice: dict[str, str]) -> None:
 
 
 @torch.no_grad()
-def test_a_contribution_is_what_the_logit_loses_without_the_part() -> None:
-    """At a fixed scale of the norm, written out in float64."""
+def test_a_contribution_is_the_change_of_the_logit_without_the_part() -> None:
+    """The final norm's scale stays fixed; the norm is written out in float64."""
     model = random_model(ModelConfig(**TINY)).double()
     cache = captured(model, token_ids())
     x = cache.residual_stream[-1][0, 5]
@@ -70,14 +70,14 @@ def test_a_contribution_is_what_the_logit_loses_without_the_part() -> None:
 
     parts = {part.name: part.value for part in logit_attribution(model, cache, 5, 4).parts}
     out = model.get_parameter("blocks.1.attention.out.weight")
-    writes = {
+    outputs = {
         "embedding": cache.residual_stream[0][0, 5],
         "layer 1, head 2": out[:, 8:12] @ cache.layers[1].kernel_out[0, 2, 5],
         "layer 0, attention's bias": model.get_parameter("blocks.0.attention.out.bias"),
         "layer 0, feed-forward": cache.layers[0].mlp_out[0, 5],
     }
-    for name, write in writes.items():
-        assert parts[name] == pytest.approx(logit(x) - logit(x - write), abs=1e-9)  # float64's rounding
+    for name, output in outputs.items():
+        assert parts[name] == pytest.approx(logit(x) - logit(x - output), abs=1e-9)  # rounding of float64
     assert parts["final norm's bias"] == pytest.approx(logit(torch.zeros_like(x)), abs=1e-9)
 
 
@@ -86,10 +86,10 @@ def test_a_contribution_is_what_the_logit_loses_without_the_part() -> None:
     "changes", [{}, {"logit_softcap": 2.0, "tied_head": False, "norm": "rmsnorm", "embedding_norm": True}]
 )
 @pytest.mark.parametrize("rows", [3, 100])
-def test_the_last_depth_is_the_models_prediction(
+def test_each_depth_equals_norm_and_head_and_the_last_depth_equals_the_model(
     changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each number by its definition, in chunks of three positions and in one; to float32's rounding."""
+    """Every number by its definition within float32's rounding, in chunks of three positions and in one chunk."""
     monkeypatch.setattr(lens_module, "CHUNK_ELEMENTS", rows * 11)
     model, ids = small(vocab_multiple=8, **changes), token_ids()
     cache = captured(model, ids)
@@ -102,6 +102,7 @@ def test_the_last_depth_is_the_models_prediction(
 
 
 def check_against(logits: Tensor, ids: Tensor, result: Lens, depth: int) -> None:
+    """Assert the lens at one depth by the definitions of its numbers."""
     p = logits.softmax(-1)
     order = logits.argsort(dim=-1, descending=True)
     assert result.top_ids[depth].tolist() == order[:, :4].tolist()
@@ -119,19 +120,23 @@ def check_against(logits: Tensor, ids: Tensor, result: Lens, depth: int) -> None
 
 
 @torch.no_grad()
-def test_predictions_are_the_loss_in_bits() -> None:
-    """The mean surprisal is the model's loss; the rest is the lens at the last depth."""
+def test_mean_surprisal_equals_the_models_loss() -> None:
+    """Surprisal is in bits, the loss in nats. The other predictions equal the lens at the last depth."""
     model, ids = small(vocab_multiple=8), token_ids()
     cache = captured(model, ids)
     result, last = predictions(model, cache), logit_lens(model, cache)
     assert result.surprisal[0].isnan()
     loss = model(ids[:1, :-1], ids[:1, 1:])
     torch.testing.assert_close(result.surprisal[1:].mean(), loss / math.log(2))
-    for mine, of_lens in ((result.top_ids, last.top_ids), (result.top_p, last.top_p), (result.entropy, last.entropy)):
-        torch.testing.assert_close(mine, of_lens[-1])
+    for actual, from_lens in (
+        (result.top_ids, last.top_ids),
+        (result.top_p, last.top_p),
+        (result.entropy, last.entropy),
+    ):
+        torch.testing.assert_close(actual, from_lens[-1])
 
 
-def test_a_lens_inside_a_capture_is_not_recorded() -> None:
+def test_a_capture_does_not_record_the_lens() -> None:
     model, ids = small(), token_ids()
     with torch.no_grad(), capture(model) as cache:
         model(ids)
@@ -141,8 +146,8 @@ def test_a_lens_inside_a_capture_is_not_recorded() -> None:
 
 
 @torch.no_grad()
-def test_a_lens_at_its_limits() -> None:
-    """A probability that underflows has a surprisal; k is limited by the vocabulary; one token has no next."""
+def test_edge_cases_of_the_lens() -> None:
+    """Surprisal stays finite if a probability underflows, the vocabulary limits k, and one token has no next token."""
     model = small()
     model.embedding.weight.mul_(60)
     cache = captured(model, token_ids())
@@ -150,8 +155,8 @@ def test_a_lens_at_its_limits() -> None:
     assert bool(bits.isfinite().all())
     assert float(bits.max()) > 150
     assert logit_lens(model, cache, k=50).top_ids.shape == (3, 10, 11)
-    alone = logit_lens(model, captured(model, token_ids(rows=1, length=1)))
-    assert alone.next_rank.tolist() == [[-1]] * 3
+    single_token = logit_lens(model, captured(model, token_ids(rows=1, length=1)))
+    assert single_token.next_rank.tolist() == [[-1]] * 3
 
 
 def test_invalid_positions_and_tokens_are_refused() -> None:

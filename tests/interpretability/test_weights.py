@@ -1,4 +1,4 @@
-"""Components, spectra and gradients against NumPy, the definitions and finite differences."""
+"""Components, spectra and gradients equal NumPy's, the definitions and finite differences."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ def small(**changes: Any) -> GPT:
 
 
 def table(N: int = 50, C: int = 8) -> Tensor:
-    """Rows that vary more in some directions than in others, around a mean that is not 0."""
+    """Return a table (N, C) with unequal variances along its columns and a mean that is not 0."""
     return random(N, C, seed=0) * torch.arange(1, C + 1) + 3
 
 
 @pytest.mark.parametrize("elements", [2**24, 2 * 8 * 7])
-def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the SVD of the centred table, in one piece and in chunks of seven rows."""
+def test_principal_components_equal_numpys(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is NumPy's SVD of the centred table. Rows are processed in one piece and in chunks of seven."""
     monkeypatch.setattr(weights, "CHUNK_ELEMENTS", elements)
     x = table().float()
     points, explained = principal_components(x)
@@ -48,8 +48,8 @@ def test_principal_components_are_numpys(elements: int, monkeypatch: pytest.Monk
     np.testing.assert_allclose(explained.numpy(), (s**2 / (s**2).sum())[:3], atol=1e-12)
 
 
-def test_components_of_a_degenerate_table() -> None:
-    """Equal rows have no variance; two columns have two components."""
+def test_principal_components_of_degenerate_tables() -> None:
+    """A table of equal rows has no variance; a table of two columns has two components."""
     points, explained = principal_components(torch.ones(5, 8))
     assert points.abs().max() == 0
     assert explained.tolist() == [0, 0, 0]
@@ -60,8 +60,8 @@ def test_components_of_a_degenerate_table() -> None:
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50), (6, 6)])
-def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
-    """To 1e-8 of the largest, which is about 10; one of them is 0."""
+def test_singular_values_equal_numpys(shape: tuple[int, int]) -> None:
+    """Equal to 1e-8 of the largest, which is about 10. One singular value is 0."""
     x = random(*shape, seed=1)
     x[0] = x[1]
     expected = np.linalg.svd(x.numpy(), compute_uv=False)
@@ -70,7 +70,7 @@ def test_singular_values_are_numpys(shape: tuple[int, int]) -> None:
         singular_values(torch.ones(8))
 
 
-def test_nearest_is_by_cosine_not_by_distance() -> None:
+def test_nearest_rows_are_ranked_by_cosine_not_by_distance() -> None:
     x = torch.tensor([[1.0, 0], [100, 1], [0.5, 0.5], [-1, 0], [0, 0], [1.1, 0.6]])
     ids, cosines = nearest(x, 0, k=12)
     assert ids.tolist() == [1, 5, 2, 4, 3]
@@ -80,7 +80,7 @@ def test_nearest_is_by_cosine_not_by_distance() -> None:
         nearest(x, 6)
 
 
-def test_a_thumbnail_has_the_means_of_cells() -> None:
+def test_a_thumbnail_contains_the_mean_of_each_cell() -> None:
     x = random(12, 8, seed=2)
     torch.testing.assert_close(thumbnail(x, 4), x.view(4, 3, 4, 2).mean(dim=(1, 3)).float())
     torch.testing.assert_close(thumbnail(x[:, :6], 3), x[:, :6].reshape(3, 4, 3, 2).mean(dim=(1, 3)).float())
@@ -88,7 +88,7 @@ def test_a_thumbnail_has_the_means_of_cells() -> None:
     torch.testing.assert_close(thumbnail(x[0], 2), x[0].view(1, 2, 4).mean(-1).float())
 
 
-def test_statistics_are_numpys() -> None:
+def test_statistics_equal_numpys() -> None:
     x = table().float()
     a = x.numpy().astype(np.float64)
     expected = {"norm": np.linalg.norm(a), "mean": a.mean(), "std": a.std(), "largest": np.abs(a).max()}
@@ -114,8 +114,8 @@ def test_tables_do_not_include_padding() -> None:
     ],
 )
 @pytest.mark.parametrize("recompute", ["none", "selective"])
-def test_gradients_are_those_of_a_backward_pass(changes: dict[str, Any], recompute: str) -> None:
-    """Of a loss written out, to the rounding of float32 norms; `.grad` stays as it was."""
+def test_gradient_norms_equal_those_of_a_backward_pass(changes: dict[str, Any], recompute: str) -> None:
+    """The reference is a written-out loss; norms agree to float32's rounding. `.grad` is unchanged."""
     model, ids = small(**changes), token_ids()
     for block in model.blocks:
         checkpoint_activations(block, recompute)
@@ -127,27 +127,27 @@ def test_gradients_are_those_of_a_backward_pass(changes: dict[str, Any], recompu
     loss.backward()
     assert value == pytest.approx(loss.item(), rel=1e-6)
     assert list(norms) == [name for name, _ in model.named_parameters()]
-    kept = {}
+    gradients = {}
     for name, (weight_norm, gradient_norm) in norms.items():
         weight, gradient = model.get_parameter(name).detach(), model.get_parameter(name).grad
         assert gradient is not None
         assert gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-5)
         assert weight_norm == pytest.approx(float(weight.norm()), rel=1e-5)
-        kept[name] = gradient.clone()
+        gradients[name] = gradient.clone()
     gradient_norms(model, ids)
-    for name, gradient in kept.items():
+    for name, gradient in gradients.items():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=0, atol=0)
 
 
-def test_a_gradient_norm_is_a_slope() -> None:
-    """Along its gradient, the loss rises by the gradient's norm: central differences."""
+def test_a_gradient_norm_is_the_slope_along_the_gradient() -> None:
+    """Central differences: along its gradient, the loss rises by the gradient's norm per unit."""
     model, ids = small(), token_ids()
     bias = model.get_parameter("norm.bias")
     (gradient,) = torch.autograd.grad(model(ids[:, :-1], ids[:, 1:]), [bias])
     direction, losses = gradient / gradient.norm(), []
-    for side in (1e-5, -2e-5):
+    for change in (1e-5, -2e-5):
         with torch.no_grad():
-            bias.add_(side * direction)
+            bias.add_(change * direction)
             losses.append(float(model(ids[:, :-1], ids[:, 1:])))
     norm = gradient_norms(model, ids)[1]["norm.bias"][1]
     assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(norm, rel=1e-5)

@@ -1,4 +1,4 @@
-"""A run followed while it is written, its history, and the catalog of runs."""
+"""The event stream of a run that is being written, its history, and its snapshots over HTTP."""
 
 import json
 import math
@@ -26,12 +26,12 @@ from play_harness import GPT2_LIKE, Client, ServerThread, serving, write_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """A run that has only its config yet."""
+    """Return a run that has only its config."""
     return write_run(tmp_path / "run", GPT2_LIKE, steps=())
 
 
 def write_steps(run: RunDirectory, steps: range, loss: float = 2.0) -> list[dict[str, Any]]:
-    """Append training records as the trainer does, no two alike."""
+    """Append one training record per step, all different, and return them."""
     records = [{"step": step, "loss": loss + step / 7, "lr": 1e-3, "seconds": time.perf_counter()} for step in steps]
     log = MetricsWriter(run.metrics_path)
     for record in records:
@@ -41,7 +41,7 @@ def write_steps(run: RunDirectory, steps: range, loss: float = 2.0) -> list[dict
 
 
 def poll(follower: Follower) -> dict[str, Any]:
-    """The new events by name: no name comes twice."""
+    """Return the new events by name. Asserts that each name occurs at most once."""
     events = list(follower.poll())
     assert len(dict(events)) == len(events)
     return dict(events)
@@ -92,40 +92,40 @@ def test_damaged_lines_are_skipped(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", ["cut back", "cut back and grown", "replaced", "replaced by a longer one", "removed", "emptied"]
+    "change", ["cut back", "cut back and extended", "replaced", "replaced by a longer one", "removed", "emptied"]
 )
-def test_a_run_that_is_cut_back_or_replaced_is_a_reset(run: RunDirectory, way: str) -> None:
+def test_followers_get_a_reset_if_a_run_is_cut_back_or_replaced(run: RunDirectory, change: str) -> None:
     write_steps(run, range(1, 6))
     append_samples(run.samples_path, 2, ["x"])
     append_samples(run.samples_path, 5, ["y"])
     follower = Follower(run, history(run)["cursor"])
     assert "reset" not in poll(follower)
-    if way.startswith("cut back"):
+    if change.startswith("cut back"):
         run.cut_back(2)
-    elif way == "emptied":
+    elif change == "emptied":
         run.metrics_path.write_bytes(b"")
     else:
         run.metrics_path.unlink()
         run.samples_path.unlink()
-    if way != "removed" and way not in ("cut back", "emptied"):
-        write_steps(run, range(3, 30 if "longer" in way or "grown" in way else 4), loss=9.0)
+    if change != "removed" and change not in ("cut back", "emptied"):
+        write_steps(run, range(3, 30 if "longer" in change or "extended" in change else 4), loss=9.0)
     assert poll(follower)["reset"] == {}
-    later = write_steps(run, range(30, 32))  # and it goes on from there
+    later = write_steps(run, range(30, 32))  # the stream continues after the reset
     assert poll(follower)["metrics"]["training"] == later
 
 
-def test_a_resumed_run_that_loses_nothing_is_no_reset(run: RunDirectory) -> None:
-    run.cut_back(0)  # as each run begins
+def test_a_resume_that_loses_no_records_sends_no_reset(run: RunDirectory) -> None:
+    run.cut_back(0)  # every new run starts with this call
     write_steps(run, range(1, 6))
     append_samples(run.samples_path, 5, ["y"])
     follower = Follower(run, history(run)["cursor"])
-    run.cut_back(5)  # as each resume does: the files are new ones, with the same content
+    run.cut_back(5)  # every resume makes this call: it writes new files with the same content
     new = write_steps(run, range(6, 7))
     assert poll(follower)["metrics"]["training"] == new
 
 
 def test_a_cursor_continues_where_another_follower_ended(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "MAX_BYTES", 500)  # a few records a look
+    monkeypatch.setattr(event_stream, "MAX_BYTES", 500)  # each poll reads a few records
     write_steps(run, range(1, 4))
     cursor = history(run)["cursor"]
     later = write_steps(run, range(4, 60))
@@ -179,21 +179,18 @@ def test_a_thinned_history_has_means_and_times_of_all_steps(run: RunDirectory, m
     monkeypatch.setattr(event_stream, "MAX_ROWS", 50)
     records = write_steps(run, range(1, 401))
     columns = history(run)["training"]
-    half = 400 // 50  # a report's
+    half = 400 // 50  # each mean covers this many steps before and after its step
     inner = [row for row, step in enumerate(columns["step"]) if half < step <= 400 - half]
     assert len(inner) > 20
     for row in inner:
         step = int(columns["step"][row])
         around = [record["loss"] for record in records[step - 1 - half : step + half]]
-        assert columns["loss_mean"][row] == pytest.approx(
-            np.mean(around), rel=1e-9
-        )  # sums of at most 400 float64 numbers
+        # Both sides sum at most 400 float64 numbers.
+        assert columns["loss_mean"][row] == pytest.approx(np.mean(around), rel=1e-9)
         assert columns["time"][row] == pytest.approx(sum(record["seconds"] for record in records[:step]), rel=1e-9)
 
 
-def test_sections_of_samples_larger_than_one_reading_arrive_whole(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_larger_than_one_read_are_sent_complete(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "MAX_BYTES", 1000)
     append_samples(run.samples_path, 0, ["begin"])
     follower = event_stream.Follower(run)
@@ -206,7 +203,7 @@ def test_sections_of_samples_larger_than_one_reading_arrive_whole(
     ]
 
 
-def test_an_empty_run_has_a_history(run: RunDirectory) -> None:
+def test_the_history_of_a_run_without_records_is_empty(run: RunDirectory) -> None:
     result = history(run)
     assert (result["status"], result["environment"], result["evaluations"], result["samples"]) == (
         {"state": None},
@@ -236,25 +233,25 @@ def test_a_snapshot_arrives_unchanged(tmp_path: Path) -> None:
 
 def test_reading_a_run_takes_no_lock(run: RunDirectory) -> None:
     run.write_status("running", host=socket.gethostname(), pid=os.getpid())
-    looking = threading.Event()
+    stopped = threading.Event()
 
-    def look() -> None:
-        while not looking.is_set():
+    def read_repeatedly() -> None:
+        while not stopped.is_set():
             history(run)
             find_entry(str(run.path)).describe(0)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=read_repeatedly)
     thread.start()
     try:
         for _ in range(20):
             with run.locked():
                 pass
     finally:
-        looking.set()
+        stopped.set()
         thread.join()
 
 
-# --- over HTTP, while a run is written -------------------------------------------------------------------------------
+# --- over HTTP, while the run is being written ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -265,7 +262,7 @@ def served(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
 
 
 class Events:
-    """A stream of server-sent events, read as a browser does."""
+    """A stream of server-sent events, parsed like in a browser."""
 
     def __init__(self, client: Client, address: str = "/api/events?model=0", last: str | None = None) -> None:
         self._socket = socket.create_connection(("127.0.0.1", client.port), timeout=10)
@@ -279,7 +276,7 @@ class Events:
         self.last: str | None = None
 
     def next(self) -> tuple[str, Any]:
-        """The next event. Raises `EOFError` at the end."""
+        """Return the next event. Raises `EOFError` at the end."""
         name, data = "", ""
         while line := self._file.readline().decode():
             key, _, value = line.rstrip("\n").partition(": ")
@@ -300,7 +297,7 @@ class Events:
                 self.last = line[4:-1]
 
     def until(self, wanted: str) -> Any:
-        """The value of the next event of that name."""
+        """Return the value of the next event with this name."""
         while True:
             name, value = self.next()
             if name == wanted:
@@ -311,7 +308,7 @@ class Events:
         self._socket.close()
 
 
-def test_events_come_as_the_run_writes(served: ServerThread, run: RunDirectory) -> None:
+def test_events_arrive_while_the_run_is_being_written(served: ServerThread, run: RunDirectory) -> None:
     client = served.client
     write_steps(run, range(1, 3))
     cursor = client.get("/api/history?model=0")[1]["cursor"]
@@ -338,14 +335,14 @@ def test_events_come_as_the_run_writes(served: ServerThread, run: RunDirectory) 
     assert client.answer("model", model=0)["step"] == 4
 
 
-def test_followers_are_bounded_and_forgotten(served: ServerThread) -> None:
+def test_the_oldest_of_too_many_streams_is_closed_and_closed_streams_are_removed(served: ServerThread) -> None:
     followers = served.server.api.followers
     streams = [Events(served.client) for _ in range(routes.MAX_FOLLOWERS)]
     for stream in streams:
         assert stream.next()[0] == "status"
     newest = Events(served.client)
     assert newest.next()[0] == "status"
-    with pytest.raises(EOFError):  # the oldest was ended
+    with pytest.raises(EOFError):  # the server closed the oldest stream
         streams[0].until("no such event")
     assert len(followers) == routes.MAX_FOLLOWERS
     for stream in (*streams, newest):
@@ -361,7 +358,7 @@ def test_head_requests_start_no_stream(served: ServerThread) -> None:
     assert not served.server.api.followers
 
 
-def test_a_model_has_no_history(tmp_path: Path) -> None:
+def test_history_and_events_of_a_single_checkpoint_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", GPT2_LIKE)
     with serving(run.checkpoints / "000001") as served:
         for address in ("history?model=0", "events?model=0", "snapshot?model=0&step=1"):

@@ -1,4 +1,4 @@
-"""The page's numbers: each answer over HTTP equals what the model's own tensors give."""
+"""Every answer of the playground's API equals the tensors of the model itself."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ NAMES = ("plain", "windowed", "bare")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`plain` uses bytes, `windowed` BPE and every other slot, `bare` has no tokenizer."""
+    """Return a folder with the models `plain` (bytes), `windowed` (BPE, all other options), `bare` (no tokenizer)."""
     folder = tmp_path_factory.mktemp("play")
     write_run(folder / "plain", GPT2_LIKE, steps=(1, 7))
     write_run(folder / "windowed", WINDOWED, small_bpe())
@@ -65,13 +65,13 @@ def ids(loaded: tuple[GPT, Tokenizer]) -> list[int]:
 
 
 def assert_equal(result: Any, expected: Tensor, tolerance: float = 0.0) -> None:
-    """Equal to the last bit, unless sums are formed in another order and need a tolerance."""
+    """Assert exact equality, or equality within a tolerance if the two sides sum in different orders."""
     assert list(np.shape(result)) == list(expected.shape)
     np.testing.assert_allclose(result, expected.detach().numpy(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def run(model: GPT, ids: list[int]) -> Tensor:
-    """Logits (T, V) straight from the model."""
+    """Return the model's logits (T, V)."""
     with torch.no_grad():
         return model(torch.tensor([ids]))[0]  # type: ignore[no-any-return]
 
@@ -147,7 +147,7 @@ def test_merges_of_gpt2_end_in_its_tokens() -> None:
         assert merge_states(tokenizer, text)[-1] == [tokenizer.decode_bytes([i]) for i in ids]
 
 
-def test_attention_equals_the_models(client: Client, model: GPT, ids: list[int], number: int) -> None:
+def test_attention_equals_that_of_the_model(client: Client, model: GPT, ids: list[int], number: int) -> None:
     with torch.no_grad(), capture(model) as cache:
         model.hidden(torch.tensor([ids]))
     picture = client.answer("attention", model=number, ids=ids)
@@ -159,25 +159,24 @@ def test_attention_equals_the_models(client: Client, model: GPT, ids: list[int],
     for layer, head in ((0, 3), (1, 2)):
         kv = head // (model.config.n_head // model.config.resolved_n_kv_head)
         result = client.answer("head", model=number, ids=ids, layer=layer, head=head)
-        assert_equal(
-            result["pattern"], weights[layer, head], 1e-6
-        )  # of one head, matrices are multiplied in other blocks
+        # The product over one head is split into other blocks.
+        assert_equal(result["pattern"], weights[layer, head], 1e-6)
         assert (result["kv_head"], result["window"]) == (kv, model.config.windows[layer])
         vectors = client.answer("vectors", model=number, ids=ids, layer=layer, head=head)
-        own = cache.layers[layer]
+        layer_cache = cache.layers[layer]
         expected = {
-            "q_norm": own.q_norm[0, head],
-            "k_norm": own.k_norm[0, kv],
-            "rot_q": own.rot_q[0, head],
-            "rot_k": own.rot_k[0, kv],
-            "v": own.v[0, kv],
+            "q_norm": layer_cache.q_norm[0, head],
+            "k_norm": layer_cache.k_norm[0, kv],
+            "rot_q": layer_cache.rot_q[0, head],
+            "rot_k": layer_cache.rot_k[0, kv],
+            "v": layer_cache.v[0, kv],
         }
         for name, tensor in expected.items():
             assert_equal(vectors[name], tensor)
         scores = torch.tensor(vectors["rot_q"] @ vectors["rot_k"].T * vectors["scale"])
-        formed = scores.masked_fill(~own.mask, -torch.inf).softmax(-1)
-        assert_equal(result["pattern"], formed, 1e-5)
-        assert_equal(vectors["kernel_out"], formed @ torch.tensor(vectors["v"]), 1e-5)
+        recomputed = scores.masked_fill(~layer_cache.mask, -torch.inf).softmax(-1)
+        assert_equal(result["pattern"], recomputed, 1e-5)
+        assert_equal(vectors["kernel_out"], recomputed @ torch.tensor(vectors["v"]), 1e-5)
 
 
 def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
@@ -185,20 +184,20 @@ def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], 
     p = logits.softmax(-1)
     result = client.answer("predictions", model=number, ids=ids)
     assert np.isnan(result["surprisal"][0])
-    assert_equal(
-        result["surprisal"][1:], -p[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].log2(), 1e-4
-    )  # p of 1e-6 in float32
+    # Probabilities down to 1e-6 in float32.
+    assert_equal(result["surprisal"][1:], -p[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].log2(), 1e-4)
     assert_equal(result["top_ids"], logits.topk(5).indices)
     assert_equal(result["top_p"], p.topk(5).values, 1e-5)
     assert_equal(result["entropy"], torch.special.entr(p).sum(-1) / np.log(2), 1e-4)
     for position in (None, 0, 4):
         result = client.answer("next", model=number, ids=ids, position=position)
-        assert_equal(
-            result["logits"], logits[-1 if position is None else position], 1e-5
-        )  # the head on one row, and on all
+        # The output head is applied to one row here, to all rows there.
+        assert_equal(result["logits"], logits[-1 if position is None else position], 1e-5)
 
 
-def test_the_lens_ends_in_the_models_predictions(client: Client, model: GPT, ids: list[int], number: int) -> None:
+def test_the_last_depth_of_the_lens_equals_the_models_predictions(
+    client: Client, model: GPT, ids: list[int], number: int
+) -> None:
     watch = [5, ids[3]]
     result = client.answer("lens", model=number, ids=ids, start=2, stop=9, k=4, watch=watch)
     with torch.no_grad(), capture(model) as cache:
@@ -248,9 +247,9 @@ def test_edits_change_the_predictions(
     body = {"model": number, "ids": ids, "edits": edits, "source": source}
     assert_equal(client.answer("next", **body)["logits"], expected[-1], 1e-5)
     assert_equal(client.answer("predictions", **body)["top_p"], expected.softmax(-1).topk(5).values, 1e-5)
-    plain = client.answer("next", model=number, ids=ids)["logits"]
-    assert np.abs(plain - expected[-1].numpy()).max() > 1e-3
-    assert_equal(plain, run(model, ids)[-1], 1e-5)  # the model is as it was
+    unedited = client.answer("next", model=number, ids=ids)["logits"]
+    assert np.abs(unedited - expected[-1].numpy()).max() > 1e-3
+    assert_equal(unedited, run(model, ids)[-1], 1e-5)  # the edits did not change the model
 
 
 @pytest.mark.parametrize(
@@ -261,9 +260,8 @@ def test_generated_text_equals_generate(
     client: Client, loaded: tuple[GPT, Tokenizer], ids: list[int], number: int, settings: dict[str, Any]
 ) -> None:
     model, tokenizer = loaded
-    *lines, last = client.answer(
-        "write", model=number, ids=ids, max_new_tokens=30, **settings
-    )  # beyond the context, too
+    # More tokens than the context holds.
+    *lines, last = client.answer("write", model=number, ids=ids, max_new_tokens=30, **settings)
     pieces = list(glassgpt.generate(model, tokenizer, ids, max_new_tokens=30, **settings))
     assert [(line["sample"], line["token"], line["text"]) for line in lines] == [
         (p.sample, p.token_id, p.text) for p in pieces
@@ -360,16 +358,19 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "fact"), REFUSED)
-def test_mistakes_are_explained(client: Client, path: str, body: dict[str, Any], fact: str) -> None:
+@pytest.mark.parametrize(("path", "body", "message"), REFUSED)
+def test_the_error_message_names_the_mistake(client: Client, path: str, body: dict[str, Any], message: str) -> None:
     status, answer = client.ask(path, model=0, **body)
     assert (status, list(answer)) == (400, ["error"])
-    assert fact in answer["error"]
+    assert message in answer["error"]
     assert len(answer["error"]) < 500
 
 
 def test_packed_arrays_round_trip() -> None:
-    """All dtypes, header lengths of each remainder modulo 8, empty arrays, and numbers that JSON lacks."""
+    """Arrays of all dtypes and empty arrays survive packing, for header lengths of every remainder modulo 8.
+
+    NaN and infinity become null in the header, because JSON has no number for them.
+    """
     for length in range(9):
         arrays: dict[str, Any] = {
             "a": torch.tensor([[1.5, float("nan")]], dtype=torch.float64),

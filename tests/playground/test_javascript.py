@@ -1,4 +1,4 @@
-"""The page's computations in JavaScript, in node or a browser; sampling and visibility against the library."""
+"""The JavaScript computations of the page, in node or a browser; sampling and visibility equal the library's."""
 
 import json
 import math
@@ -30,7 +30,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def fixtures() -> dict[str, Any]:
-    """What the library computes, by the name of the file that the tests read."""
+    """Return the values that the library computes, by the name of the JSON file that the JavaScript tests read."""
     logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1)) * 3
     logits[1] = logits[1].round()  # ties
     spans = [Span(None), Span(3), Span(2, n_global=2), Span(1)]
@@ -73,7 +73,7 @@ def fixtures() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The tests next to the page's modules and the fixtures."""
+    """Return a folder with the JavaScript tests, the page's modules and the JSON fixtures."""
     static = Path(str(resources.files("glassgpt.playground") / "static"))
     shutil.copytree(static / "core", tmp_path / "core")
     shutil.copytree(TESTS, tmp_path, dirs_exist_ok=True)
@@ -100,7 +100,7 @@ def test_javascript_in_a_browser(folder: Path) -> None:
 
 
 def run_in_browser(folder: Path, names: list[str]) -> list[list[str]]:
-    """The names and errors of the tests that fail. Skips if there is no browser."""
+    """Run the tests in a browser and return the names and errors of those that fail. Skip if there is no browser."""
 
     def serve(route: Any) -> None:
         path = urlsplit(route.request.url).path.lstrip("/")

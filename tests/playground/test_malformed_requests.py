@@ -1,4 +1,4 @@
-"""Thousands of malformed requests: answered with 4xx, never with 5xx, and no path in them reaches the file system."""
+"""Thousands of malformed requests get a 4xx status, never 5xx, and no path in them reaches the file system."""
 
 import http.client
 import json
@@ -35,27 +35,27 @@ STRANGE: list[Any] = [
 
 
 def damaged_body(draw: random.Random) -> bytes:
-    """A body that is not a JSON object in UTF-8."""
-    whole = json.dumps({"model": 0, **draw.choice(list(ADDRESSES.values()))}).encode()
-    at = draw.randrange(1, len(whole))
-    ways = [
+    """Return a request body that is not a JSON object in UTF-8."""
+    body = json.dumps({"model": 0, **draw.choice(list(ADDRESSES.values()))}).encode()
+    at = draw.randrange(1, len(body))
+    damaged = [
         b"", b"null", b"[]", b'"x"', b"3", b"\x00" * 40, b"[" * 100_000, b'{"model":' * 5000,
         b'{"model":NaN}', b'{"model":1e999}', b'{"model":Infinity,"ids":[1]}', b'{"model":' + b"9" * 5000 + b"}",
-        whole[:at], whole + b"}", b"\xff" + whole, whole[:at] + b"\xc3\x28" + whole[at:],
-        whole.decode().encode("utf-16"),
+        body[:at], body + b"}", b"\xff" + body, body[:at] + b"\xc3\x28" + body[at:],
+        body.decode().encode("utf-16"),
     ]  # fmt: skip
-    return draw.choice(ways)
+    return draw.choice(damaged)
 
 
 def strange_request(draw: random.Random) -> tuple[str, bytes]:
-    """An address and a body in which something is wrong or at least strange."""
+    """Return an address and a body with one or two missing, unknown or unusual values."""
     path = draw.choice(list(ADDRESSES))
     body: dict[str, Any] = {"model": 0, **ADDRESSES[path]}
     for _ in range(draw.choice([1, 1, 2])):
-        way, name = draw.randrange(3), draw.choice(list(body))
-        if way == 0:
+        change, name = draw.randrange(3), draw.choice(list(body))
+        if change == 0:
             body[name] = draw.choice(STRANGE)
-        elif way == 1:
+        elif change == 1:
             body.pop(name)
         else:
             body[draw.choice(["path", "file", "__class__", "ids ", "\ud800", "", "model\x00"])] = draw.choice(STRANGE)
@@ -63,7 +63,7 @@ def strange_request(draw: random.Random) -> tuple[str, bytes]:
 
 
 def strange_address(draw: random.Random, bait: Path) -> str:
-    """An address that does not exist."""
+    """Return an address that does not exist; many try to leave the served folder or to reach the file `bait`."""
     climbs = ["../", "..%2f", "%2e%2e/", "..\\", "....//", "%252e%252e/", "/", "//", ".%00./", "%c0%ae%c0%ae/"]
     climb = draw.choice(climbs) * draw.randrange(1, 9)
     names = ["etc/passwd", "config.toml", "app.py", "index.html%00", "c3a9", "%f0%9f%92%a3", "a" * 3000]
@@ -78,7 +78,7 @@ PARAMETERS = [
     "model=0;step=1", "model=0&step=1e3",
 ]  # fmt: skip
 WATCHED = "open os.listdir os.scandir os.chdir subprocess.Popen os.remove os.rename os.mkdir".split()
-"""Audit events."""
+"""Audit events of Python that open, list or change files, or start a process."""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def served(run: Path) -> Iterator[ServerThread]:
 
 @pytest.fixture
 def opened() -> Iterator[set[str]]:
-    """The paths that this process opens or lists. Audit hooks cannot be removed, so this one has a switch."""
+    """Return the paths that this process opens or lists. An audit hook cannot be removed, so a flag disables it."""
     seen: set[str] = set()
     watching = True
 
@@ -131,7 +131,8 @@ def test_malformed_requests_are_refused(
     opened.clear()
     for method, path, body, headers, malformed in requests:
         connection.putrequest(method, "/", skip_accept_encoding=True)
-        vars(connection)["_buffer"][0] = f"{method} {path} HTTP/1.1".encode("latin-1")  # unchecked
+        # `putrequest` would refuse invalid characters.
+        vars(connection)["_buffer"][0] = f"{method} {path} HTTP/1.1".encode("latin-1")
         for name, value in {**served.client.headers, **headers, "content-length": str(len(body or b""))}.items():
             connection.putheader(name, value)
         connection.endheaders(body)
@@ -141,9 +142,9 @@ def test_malformed_requests_are_refused(
         assert response.status < 500, shown
         assert 400 <= response.status < 500 or not malformed, shown
         assert b"SECRET" not in content, shown
-    known = (str(run), sys.prefix, sys.base_prefix, "/proc", str(Path(glassgpt.__file__).parent))
-    foreign = {path for path in opened if not path.startswith(known)}
-    assert not foreign
+    allowed = (str(run), sys.prefix, sys.base_prefix, "/proc", str(Path(glassgpt.__file__).parent))
+    unexpected = {path for path in opened if not path.startswith(allowed)}
+    assert not unexpected
     assert "Traceback" not in capfd.readouterr().err
     assert served.client.answer("next", model=0, ids=[1])["logits"].shape == (256,)
 
@@ -184,7 +185,7 @@ def test_lines_that_are_not_http_are_refused(served: ServerThread) -> None:
 
 
 def sent(client: Client, lines: bytes) -> Any:
-    """The status of the answer to raw bytes; None if the connection just ends."""
+    """Send raw bytes and return the status of the answer, or None if the server closes the connection without one."""
     with socket.create_connection(("127.0.0.1", client.port), timeout=15) as connection:
         try:
             connection.sendall(lines)

@@ -40,7 +40,7 @@ def test_references_are_checked_without_loading(tmp_path: Path) -> None:
     assert find_entry(f"{run}@5").describe(0)["steps"] == [5]
     assert find_entry(f"{run}@best").describe(0)["steps"] == [2]
     assert find_entry(str(run / "checkpoints" / "000005")).run is None
-    assert find_entry("gpt2").run is None  # of the hub: not downloaded yet
+    assert find_entry("gpt2").run is None  # a model of the Hugging Face Hub; it is not downloaded yet
     for wrong, reason in (
         (f"{run}@3", "it has 2, 5 and best"),
         (f"{run}@x", "it has 2, 5 and best"),
@@ -60,8 +60,8 @@ def test_references_are_checked_without_loading(tmp_path: Path) -> None:
             find_entry(str(nothing))
 
 
-def test_a_checkpoint_that_is_pruned_or_replaced(tmp_path: Path) -> None:
-    """A loaded model stays usable; a checkpoint that replaces its own is another model."""
+def test_pruned_and_replaced_checkpoints(tmp_path: Path) -> None:
+    """A loaded model works after its checkpoint is deleted. A checkpoint that replaces another is loaded again."""
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=(1, 2))
     with serving(run.path) as served:
         first = served.client.answer("next", model=0, step=1, ids=[3])["logits"]
@@ -102,9 +102,9 @@ def test_captures_are_kept_within_a_limit_and_dropped_with_their_model() -> None
 
     captures = CaptureCache(max_bytes=size_in_bytes(compute()) * 5 // 2)
     models = [LoadedModel("model", None, model, None, 0.0, captures) for _ in range(2)]
-    for key in (1, 2, 1, 3, 1, 2):  # there is memory for two
+    for key in (1, 2, 1, 3, 1, 2):  # the limit allows two captures
         captures.get(models[0], key, compute)
-    assert len(computed) == 1 + 4  # 1, 2 and 3, and 2 once more
+    assert len(computed) == 1 + 4  # one for the size, then 1, 2 and 3, and 2 again after it was dropped
     captures.get(models[1], 1, compute)
     models.pop(0)
     captures.get(models[0], 1, compute)

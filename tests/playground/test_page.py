@@ -1,6 +1,6 @@
-"""The page in a real browser: its views, links, keys, widths, exports, and hostile or long texts.
+"""The page in a real browser: views, links, keys, window widths, exports, and hostile or long texts.
 
-Requests to another host and messages in the console fail a test (see `page_harness`).
+A request to another host or an error or warning in the console fails a test (see `page_harness`).
 """
 
 import shutil
@@ -56,21 +56,24 @@ MARKUP = [merge.replace(" ", "") for merge in MERGES]
 
 
 def markup_bpe() -> BPETokenizer:
-    """Bytes, and some tokens that are markup. Encoding a text gives only `<!-->`: words are split before merging."""
+    """Return a tokenizer with all bytes and some tokens that are markup.
+
+    Encoding yields only one of them, `<!-->`: text is split into words before merging, which separates the others.
+    """
     symbols = [*bytes_to_unicode(), *MARKUP, END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, MERGES)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One browser for the file. Playwright's event loop ends with it."""
+    """Return one browser for the module; closing it also ends Playwright's event loop."""
     with chromium() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs with two checkpoints each, by name."""
+    """Return the paths of runs with two checkpoints each, by name."""
     folder = tmp_path_factory.mktemp("models")
     characters = CharacterTokenizer.from_texts([SENTENCE])
     kinds: dict[str, tuple[dict[str, Any], Any]] = {
@@ -88,20 +91,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, Path]) -> Iterator[ServerThread]:
-    """A server with all models."""
+    """Return a server for all models."""
     with serving(*models.values()) as served:
         yield served
 
 
 @pytest.fixture
 def page(browser: Any, server: ServerThread) -> Iterator[MonitoredPage]:
-    """A page of the width of a laptop."""
+    """Return a page as wide as a laptop's screen."""
     with monitored_page(browser, server.url) as opened:
         yield opened
 
 
-def turn(page: MonitoredPage, view: str, **state: Any) -> Any:
-    """Go to a view by a link within the open page, whose scripts stay loaded. Returns Playwright's page."""
+def follow_link(page: MonitoredPage, view: str, **state: Any) -> Any:
+    """Follow a link to a view within the open page, which keeps its scripts loaded. Returns Playwright's page."""
     if not page.page.url.startswith(page.url):
         return page.open(view, **state)
     script = """hash => new Promise(done => {
@@ -113,12 +116,12 @@ def turn(page: MonitoredPage, view: str, **state: Any) -> Any:
 
 
 def hook(name: str) -> str:
-    """The selector of an element for tests."""
+    """Return the CSS selector of an element by its `data-test` name."""
     return f'[data-test="{name}"]'
 
 
 def colours(page: Any, name: str) -> int:
-    """How many colours a canvas has; 1 if nothing is drawn."""
+    """Return the number of colours in a canvas; 1 if nothing is drawn."""
     script = """canvas => {
         const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
         return new Set(new Uint32Array(data.buffer)).size;
@@ -127,7 +130,7 @@ def colours(page: Any, name: str) -> int:
 
 
 def value(page: Any, name: str) -> float:
-    """The full value of a displayed number."""
+    """Return the full-precision value of a displayed number."""
     return float(page.locator(hook(name)).get_attribute("data-value"))
 
 
@@ -148,7 +151,7 @@ def shows_heads(page: Any, model: str) -> None:
     assert (
         min(colours(page, name) for name in ("head-grid", "head-matrix", "row-bars", "term-bars", "value-strips")) > 3
     )
-    assert value(page, "weights-sum") == pytest.approx(1, abs=1e-6)  # of some 30 float32 weights
+    assert value(page, "weights-sum") == pytest.approx(1, abs=1e-6)  # a sum of about 30 float32 weights
     assert value(page, "difference") < 1e-5
     for name in ("kv-legend", "rotary-strips"):
         assert page.locator(hook(name)).count() == (model == "windowed")
@@ -211,16 +214,16 @@ SHOWN = {name.removeprefix("shows_"): check for name, check in globals().items()
 
 
 @pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])
-def test_every_view(page: MonitoredPage, models: dict[str, Path], model: str) -> None:
+def test_every_view_shows_its_values_without_errors(page: MonitoredPage, models: dict[str, Path], model: str) -> None:
     assert list(SHOWN) == list(VIEWS)
     for view, check in SHOWN.items():
-        check(turn(page, view, model=models[model], text=TEXT), model)
+        check(follow_link(page, view, model=models[model], text=TEXT), model)
         assert page.problems == [], view
 
 
 # --- a run in training ------------------------------------------------------------------------------------------------
 
-# Slow training that waits for a file before two of its steps, so that the page is never late.
+# Slow training that waits for a signal file at steps 60 and 300, so that the page always catches up.
 TRAINER = """
 import sys, time
 from pathlib import Path
@@ -243,7 +246,7 @@ train(config, run, progress=Paced())
 
 @contextmanager
 def training(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A run that trains in another process, and the folder where files named 60 and 300 let it continue."""
+    """Train a run in another process. Yields the run and the folder in which files named 60 and 300 let it continue."""
     run, signs = folder / "run", folder / "signs"
     signs.mkdir()
     arguments = [sys.executable, "-c", TRAINER, str(write_text(folder / "text.txt")), str(run), str(signs)]
@@ -261,7 +264,7 @@ def training(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def steps_shown(page: Any) -> tuple[int, int, int]:
-    """The last step, the number of steps on the slider, and the number of points of the loss."""
+    """Return the last step, the largest step of the slider, and the number of points in the loss chart."""
     points = page.locator("[data-test=chart-loss] .chart").evaluate("e => e.data[0].x.length")
     return (
         int(page.locator(hook("run-step")).get_attribute("data-step")),
@@ -270,10 +273,10 @@ def steps_shown(page: Any) -> tuple[int, int, int]:
     )
 
 
-def snapshot_asked(addresses: list[str]) -> int:
-    """The step of the newest snapshot that was requested."""
-    asked = [urlsplit(address) for address in addresses]
-    return max((int(dict(parse_qsl(each.query))["step"]) for each in asked if each.path == "/api/snapshot"), default=-1)
+def newest_requested_snapshot(addresses: list[str]) -> int:
+    """Return the step of the newest snapshot that was requested, or -1."""
+    parsed = [urlsplit(address) for address in addresses]
+    return max((int(dict(parse_qsl(url.query))["step"]) for url in parsed if url.path == "/api/snapshot"), default=-1)
 
 
 @pytest.mark.slow
@@ -289,8 +292,8 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
         opened.wait("Number(document.querySelector('[data-test=step-range]').max) > 0")
         page.wait_for_selector(hook("snapshot-lens"))
         page.evaluate("window.isTheSame = true")
-        first, asked = steps_shown(page), len(opened.requests)
-        with page.expect_request(lambda request: snapshot_asked([request.url]) > 60):
+        first, n_requests = steps_shown(page), len(opened.requests)
+        with page.expect_request(lambda request: newest_requested_snapshot([request.url]) > 60):
             (signs / "60").touch()
         opened.wait(
             """Number(document.querySelector('[data-test=run-step]').dataset.step) > argument[0]
@@ -299,23 +302,26 @@ def test_a_run_is_followed_while_it_trains(browser: Any, tmp_path: Path) -> None
             list(first),
         )
         assert page.evaluate("window.isTheSame") is True
-        came = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[asked:]}
-        assert not came & {"history", "training.js", ""}, "all of it came by the events, but for the snapshots"
+        endpoints = {address.partition("?")[0].rpartition("/")[2] for address in opened.requests[n_requests:]}
+        assert not endpoints & {"history", "training.js", ""}, "the event stream sends everything except the snapshots"
         assert min(colours(page, name) for name in ("snapshot-heads", "snapshot-lens")) > 3
         opened.wait("!/checkpointsnone yet/.test(document.querySelector('[aria-label=\"Run\"]').textContent)")
         for view in VIEWS:
-            page = turn(opened, view)
+            page = follow_link(opened, view)
             assert page.locator("#view section.card").count() > 1
             assert opened.problems == [], view
-        page = turn(opened, "training", axis="tokens")
+        page = follow_link(opened, "training", axis="tokens")
         page.wait_for_selector(f"{hook('run-state')}[data-state=running]")
-        opened.wait("Number(document.querySelector('[data-test=run-step]').dataset.step) >= 299")  # where it waits
-        page = turn(opened, "compare")
+        # Training waits at step 300.
+        opened.wait("Number(document.querySelector('[data-test=run-step]').dataset.step) >= 299")
+        page = follow_link(opened, "compare")
         names = page.locator(hook("other-step")).locator("option").all_inner_texts()
         listed = {int(name.removeprefix("step ")) for name in names if name.startswith("step ")}
-        own = int(page.locator(hook("side-a")).inner_text().rpartition(" ")[2])
-        assert page.locator(hook("other-step")).input_value() == str(max(listed - {own})), "the first is dropped next"
-        page = turn(opened, "training", axis="tokens")
+        side_a = int(page.locator(hook("side-a")).inner_text().rpartition(" ")[2])
+        assert page.locator(hook("other-step")).input_value() == str(max(listed - {side_a})), (
+            "the oldest checkpoint must not be the default, because it is deleted next"
+        )
+        page = follow_link(opened, "training", axis="tokens")
         (signs / "300").touch()
         page.wait_for_selector(f"{hook('run-state')}[data-state=finished]")
         assert page.locator(hook("run-step")).get_attribute("data-step") == "300"
@@ -333,7 +339,7 @@ def test_compare_offers_the_checkpoints_that_exist_now(browser: Any, tmp_path: P
         for step, path in kept_checkpoints(run).items():
             if step < 75:
                 shutil.rmtree(path)
-        page = turn(opened, "compare", text="the quick")
+        page = follow_link(opened, "compare", text="the quick")
         assert page.locator(f"{hook('totals')} tbody tr").count() > 1
         assert page.locator(hook("other-step")).locator("option").all_inner_texts()[-2:] == ["step 100", "step 75"]
 
@@ -365,12 +371,12 @@ def test_compare_replaces_a_deleted_default_checkpoint(browser: Any, tmp_path: P
 
 
 def state_of(page: Any) -> dict[str, str]:
-    """The state in the address."""
+    """Return the state in the page's address."""
     return dict(parse_qsl(urlsplit(page.url).fragment))
 
 
 def focused(page: Any) -> str:
-    """The name of the focused element."""
+    """Return the name of the focused element."""
     return str(
         page.evaluate(
             "document.activeElement.id || document.activeElement.dataset.test || document.activeElement.dataset.i || ''"
@@ -379,7 +385,7 @@ def focused(page: Any) -> str:
 
 
 def texts_of_heads(page: Any) -> list[str]:
-    """The texts about the selected head and row."""
+    """Return the texts about the selected head and row."""
     return [page.locator(hook(name)).inner_text() for name in ("head-facts", "span", "row-table", "weights-sum")] + [
         page.locator("#text").input_value()
     ]
@@ -424,7 +430,7 @@ def test_back_undoes_a_change_of_view_and_of_model(page: MonitoredPage, models: 
 
 
 @pytest.mark.slow
-def test_keys(page: MonitoredPage, models: dict[str, Path]) -> None:
+def test_keys_switch_views_theme_model_and_help(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     for number, view in enumerate(VIEWS, 1):
         shown.keyboard.press(str(number))
@@ -437,13 +443,13 @@ def test_keys(page: MonitoredPage, models: dict[str, Path]) -> None:
     assert shown.evaluate(theme) == "dark"
     shown.keyboard.press("?")
     assert shown.locator("dialog.keys").is_visible()
-    shown.keyboard.press("2")  # the view behind the dialog stays
+    shown.keyboard.press("2")  # view keys are disabled while the dialog is open
     shown.keyboard.press("Escape")
     assert not shown.locator("dialog.keys").is_visible()
     assert state_of(shown)["view"] == "compare"
 
 
-def test_typing_triggers_no_keys(page: MonitoredPage, models: dict[str, Path]) -> None:
+def test_typing_a_text_triggers_no_shortcuts(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text="")
     shown.keyboard.press("/")
     assert focused(shown) == "text"
@@ -473,7 +479,7 @@ def test_an_emptied_text_shows_the_default_text(page: MonitoredPage, models: dic
 def test_arrow_keys_walk_through_tokens_and_heads(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     shown.locator(".tokens .token").first.focus()
-    for key, place in (
+    for key, position in (
         ("ArrowRight", "1"),
         ("ArrowRight", "2"),
         ("End", "28"),
@@ -482,8 +488,8 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: MonitoredPage, models: d
         ("Home", "0"),
     ):
         shown.keyboard.press(key)
-        assert (focused(shown), state_of(shown).get("position")) == (place, place), key
-        assert shown.locator(".tokens [aria-pressed=true]").get_attribute("data-i") == place
+        assert (focused(shown), state_of(shown).get("position")) == (position, position), key
+        assert shown.locator(".tokens [aria-pressed=true]").get_attribute("data-i") == position
     shown = page.open("heads", model=models["windowed"], text=TEXT)
     shown.locator(hook("head-grid")).focus()
     for key, layer, head in (
@@ -505,17 +511,17 @@ def test_arrow_keys_walk_through_tokens_and_heads(page: MonitoredPage, models: d
 @pytest.mark.parametrize("view", ["heads", "generation"])
 def test_tab_reaches_every_control(page: MonitoredPage, models: dict[str, Path], view: str) -> None:
     shown = page.open(view, model=models["windowed"], text=TEXT)
-    for chart in shown.locator(".chart").all():  # a chart is drawn when it comes into sight
+    for chart in shown.locator(".chart").all():  # a chart is drawn when it is scrolled into view
         chart.scroll_into_view_if_needed()
         chart.locator(".modebar").wait_for(state="attached")
     page.wait("document.getElementById('busy').hidden")
-    number = """() => {
+    count_focusable = """() => {
         const all = document.querySelectorAll('a, button, select, input, textarea, [tabindex]');
         const reachable = [...all].filter(e => e.tabIndex >= 0 && !e.disabled && e.checkVisibility());
         reachable.forEach((e, i) => { e.dataset.reached = i; });
         return reachable.length;
     }"""
-    expected, reached = shown.evaluate(number), set()
+    expected, reached = shown.evaluate(count_focusable), set()
     for _ in range(expected):
         shown.keyboard.press("Tab")
         place, outline, name = shown.evaluate("""() => {
@@ -534,7 +540,7 @@ WIDTHS = (390, 820, 1280)
 
 
 def fits(page: Any) -> None:
-    """Assert that nothing is wider than the window, after the charts were resized."""
+    """Assert that nothing is wider than the window after the charts were resized."""
     script = """async () => {
         const isTooWide = () => document.documentElement.scrollWidth > innerWidth;
         for (let tries = 0; tries < 100 && isTooWide(); tries++) await new Promise(done => setTimeout(done, 20));
@@ -550,39 +556,41 @@ def fits(page: Any) -> None:
 def test_every_view_fits_every_width(browser: Any, server: ServerThread, models: dict[str, Path], model: str) -> None:
     with monitored_page(browser, server.url, dark=True) as page:
         for view in VIEWS:
-            turn(page, view, model=models[model], text=TEXT)
+            follow_link(page, view, model=models[model], text=TEXT)
             for width in WIDTHS:
                 page.page.set_viewport_size({"width": width, "height": 900})
                 fits(page.page)
 
 
 @pytest.mark.slow
-def test_dark_and_light(browser: Any, server: ServerThread, models: dict[str, Path]) -> None:
-    ground = "() => getComputedStyle(document.body).backgroundColor"
-    grounds = []
+def test_the_theme_follows_the_system_and_the_switch_and_is_kept_in_the_address(
+    browser: Any, server: ServerThread, models: dict[str, Path]
+) -> None:
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    backgrounds = []
     for dark in (False, True):
         with monitored_page(browser, server.url, dark=dark) as page:
             shown = page.open("lens", model=models["windowed"], text=TEXT)
-            own, drawn = (
-                shown.evaluate(ground),
+            initial, initial_image = (
+                shown.evaluate(background),
                 shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()"),
             )
             shown.locator("[aria-label='Dark or light']").click()
-            other = shown.evaluate(ground)
-            assert shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()") != drawn
-            grounds.append((own, other))
+            toggled = shown.evaluate(background)
+            assert shown.locator(hook("lens-grid")).evaluate("canvas => canvas.toDataURL()") != initial_image
+            backgrounds.append((initial, toggled))
             page.page.reload()
-            assert page.ready("lens").evaluate(ground) == other, "the choice is in the address"
-    (light, turned_dark), (dark_one, turned_light) = grounds
-    assert (light, turned_dark) == (turned_light, dark_one)
-    assert light != dark_one
+            assert page.ready("lens").evaluate(background) == toggled, "the address keeps the chosen theme"
+    (light, toggled_to_dark), (dark, toggled_to_light) = backgrounds
+    assert (light, toggled_to_dark) == (toggled_to_light, dark)
+    assert light != dark
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------
 
 
 def size_of_png(content: bytes) -> tuple[int, int]:
-    """Width and height from the file's header."""
+    """Return width and height in pixels from the file's header."""
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
     return width, height
@@ -599,20 +607,18 @@ def test_figures_are_saved(page: MonitoredPage, models: dict[str, Path], view: s
     shown = page.open(view, model=models["windowed"], text=TEXT)
     box = shown.locator(picture).bounding_box()
     width, height = size_of_png(page.saved(card, "png"))
-    assert (width / 2, height / 2) == pytest.approx(
-        (box["width"], box["height"]), abs=1
-    )  # at twice the resolution; the page rounds down to pixels
+    # The picture has twice the resolution; the page rounds down to whole pixels.
+    assert (width / 2, height / 2) == pytest.approx((box["width"], box["height"]), abs=1)
     svg = ElementTree.fromstring(page.saved(card, "svg"))
     assert svg.tag == "{http://www.w3.org/2000/svg}svg"
     assert float(svg.attrib["width"]) == pytest.approx(box["width"], abs=1)
     assert len(list(svg.iter())) > 30
     names, *rows = page.csv_of(card)
-    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # a row per head; a row per depth of the top token
+    assert len(rows) == {"heads": 3 * 4, "lens": 4 * 1}[view]  # one row per head; one row per depth of the top token
     assert all(len(row) == len(names) and float(row[-1]) >= 0 for row in rows)
 
 
-def test_tokens_are_saved(page: MonitoredPage, models: dict[str, Path]) -> None:
-    """The picture has each token as text."""
+def test_saved_tokens_have_the_width_and_the_texts_of_the_page(page: MonitoredPage, models: dict[str, Path]) -> None:
     shown = page.open("text", model=models["windowed"], text=TEXT)
     box = shown.locator(".tokens").bounding_box()
     width, _ = size_of_png(page.saved("Tokens", "png"))
@@ -622,11 +628,14 @@ def test_tokens_are_saved(page: MonitoredPage, models: dict[str, Path]) -> None:
     assert texts == shown.locator(".tokens button").all_text_contents()
 
 
-# --- missing things ---------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, Path]) -> None:
-    """Models are numbered: without it, a page loaded before the restart would show another model under the old name."""
+    """The page addresses models by number, so an open page would show another model under the old name.
+
+    A restarted server has a new token, so the page must log in and load the list of models again.
+    """
     with serving(models["characters"]) as first, monitored_page(browser, first.url) as page:
         port = first.client.port
         page.open("text", model=models["characters"], text="abc")
@@ -643,7 +652,8 @@ def test_a_restarted_server_asks_for_its_token(browser: Any, models: dict[str, P
             facts = page.page.locator('[data-test="head-grid"]').get_attribute("aria-label")
             assert facts is not None
             assert page.page.locator("#model").input_value() == str(models["characters"])
-            assert page.page.locator('[data-test="kv-legend"]').count() == 0  # the other model's heads share theirs
+            # Only the other model shares key/value heads.
+            assert page.page.locator('[data-test="kv-legend"]').count() == 0
         page.problems = [
             problem for problem in page.problems if "401" not in problem and "ERR_CONNECTION" not in problem
         ]
@@ -657,7 +667,7 @@ def test_the_address_with_the_token_logs_in(browser: Any, models: dict[str, Path
             page.ready("text")
             assert "token" not in page.page.url
             assert "view=text" in page.page.url
-            page.page.reload()  # the cookie is kept
+            page.page.reload()  # the browser keeps the cookie
             page.ready("text")
             assert page.problems == []
         finally:
@@ -689,7 +699,7 @@ def test_a_text_that_is_too_long_is_an_error(browser: Any, models: dict[str, Pat
 
 
 def elements_of_text(page: Any) -> list[str]:
-    """Elements that a hostile text could have created, and whether its script ran."""
+    """Return the elements that the hostile text could have created, and "ran" if one of its scripts ran."""
     selector = "main :is(img, script, b, i, iframe, object), main svg[onload]"
     script = f"() => [...document.querySelectorAll('{selector}')].map(e => e.outerHTML)"
     return [*page.evaluate(script), *(["ran"] if page.evaluate("() => 'hacked' in window") else [])]
@@ -700,10 +710,10 @@ BOLD = SYMBOLS.index("<b>")
 
 
 @pytest.mark.slow
-def test_a_hostile_text_stays_text(page: MonitoredPage, models: dict[str, Path]) -> None:
+def test_markup_and_scripts_in_a_text_are_shown_as_text(page: MonitoredPage, models: dict[str, Path]) -> None:
     ids = markup_bpe().encode(HOSTILE)
     for view in VIEWS:
-        shown = turn(page, view, model=models["markup"], text=HOSTILE, row=BOLD, track=BOLD)
+        shown = follow_link(page, view, model=models["markup"], text=HOSTILE, row=BOLD, track=BOLD)
         if view == "weights":
             assert "<b>" in shown.locator(hook("near-of")).inner_text()
         if view == "generation":
@@ -720,17 +730,19 @@ def test_a_hostile_text_stays_text(page: MonitoredPage, models: dict[str, Path])
     rows = page.csv_of("Tokens")
     assert [row[1] for row in rows[1:]] == [str(i) for i in ids]
     assert "".join(row[2].removeprefix("'") for row in rows[1:]).startswith(HOSTILE[:60].replace(" ", "␣")), (
-        "no formula: '=x"
+        "a cell that begins with = is quoted, so that it is not a formula"
     )
     shown = page.open("heads", model=models["markup"], text=HOSTILE[:12], layer=1)
     svg = ElementTree.fromstring(page.saved("One head", "svg"))
-    assert any((element.text or "").startswith("< ") for element in svg.iter()), "a label: the token and its place"
+    assert any((element.text or "").startswith("< ") for element in svg.iter()), (
+        "an axis label is the token and its position"
+    )
     shown = page.open("generation", model=models["markup"], text=HOSTILE[:100])
     assert HOSTILE[:100].replace(" ", "␣") in shown.locator(hook("generated")).inner_text()
 
 
 @pytest.mark.slow
-def test_markup_in_a_chart_stays_text(page: MonitoredPage, models: dict[str, Path]) -> None:
+def test_markup_in_a_chart_is_shown_as_text(page: MonitoredPage, models: dict[str, Path]) -> None:
     watch = [SYMBOLS.index(text) for text in ("<b>", "</b>", "<img", "&lt;")]
     shown = page.open("lens", model=models["markup"], text=HOSTILE[:60], track=",".join(map(str, watch)), position=5)
     shown.wait_for_selector(f"{hook('rank-chart')} .legendtext", state="attached")
@@ -744,7 +756,7 @@ def test_markup_in_a_chart_stays_text(page: MonitoredPage, models: dict[str, Pat
     assert {row[2] for row in page.csv_of("Rank by layer")} >= {"<b>", "&lt;"}
 
 
-TILE_BYTES = 4 * 1024**2  # float32 weights of one head over 1,024 tokens
+TILE_BYTES = 4 * 1024**2  # the float32 weights (1024, 1024) of one head
 
 
 @pytest.mark.slow
@@ -753,16 +765,16 @@ def test_a_long_text_loads_one_head_at_a_time(page: MonitoredPage, models: dict[
     page.page.on("response", lambda answer: answers.append(answer))
     shown = page.open("heads", model=models["many heads"], text=(SENTENCE * 12)[:1024])
 
-    def asked() -> dict[str, list[int]]:
+    def sizes_by_endpoint() -> dict[str, list[int]]:
         sizes: dict[str, list[int]] = {"attention": [], "head": [], "vectors": []}
         for answer in answers:
             sizes.get(answer.url.rpartition("/")[2], []).append(int(answer.headers.get("content-length", 0)))
         return sizes
 
-    first = asked()
+    first = sizes_by_endpoint()
     assert {name: len(sizes) for name, sizes in first.items()} == {"attention": 1, "head": 1, "vectors": 1}
-    assert first["head"][0] == pytest.approx(TILE_BYTES, abs=1000)  # and the header
-    assert first["attention"][0] < TILE_BYTES / 10, "144 thumbnails"
+    assert first["head"][0] == pytest.approx(TILE_BYTES, abs=1000)  # and a header
+    assert first["attention"][0] < TILE_BYTES / 10, "144 thumbnails are smaller than one head"
     assert first["vectors"][0] < TILE_BYTES / 10
     for name, keys in (("head-matrix", ["ArrowUp", "ArrowLeft"] * 5), ("head-grid", ["ArrowRight", "ArrowDown"] * 3)):
         shown.locator(hook(name)).focus()
@@ -770,9 +782,11 @@ def test_a_long_text_loads_one_head_at_a_time(page: MonitoredPage, models: dict[
             shown.keyboard.press(key)
             shown.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         if name == "head-matrix":
-            assert asked() == first, "another row of a tile asks nothing"
+            assert sizes_by_endpoint() == first, "selecting another row of the same head sends no request"
     page.wait("document.querySelector('[data-test=head-facts]').textContent.startsWith('Layer 3, head 3')")
-    assert [len(sizes) <= limit for sizes, limit in zip(asked().values(), (1, 7, 7), strict=True)] == [True] * 3
+    assert [len(sizes) <= limit for sizes, limit in zip(sizes_by_endpoint().values(), (1, 7, 7), strict=True)] == [
+        True
+    ] * 3
 
 
 # --- without a server -------------------------------------------------------------------------------------------------

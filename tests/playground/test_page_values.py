@@ -1,9 +1,9 @@
-"""The numbers on the page, in a real browser, are those of the model's tensors.
+"""The numbers on the page, in a real browser, equal the values in the model's tensors.
 
-The tensors are computed by the library or by PyTorch. The page's numbers are read from its CSVs, which have them in
-full, from its elements, and from the pixels of its canvases. JavaScript prints float32 exactly, so results of the same
-call are equal.
-`ROUNDING` is for float32 sums in another order, `PAGE` for sums that the page computes in float64.
+The library or PyTorch computes the tensors. The page's numbers are read from its CSVs, which contain them in full
+precision, from its elements, and from the pixels of its canvases. JavaScript prints float32 exactly, so results of the
+same call are equal.
+`ROUNDING` applies to float32 sums in another order, `PAGE` to sums that the page computes in float64.
 """
 
 import csv
@@ -40,18 +40,18 @@ from page_harness import MonitoredPage, chromium, monitored_page
 from play_harness import GPT2_LIKE, WINDOWED, serving, small_bpe, write_run
 
 TEXTS = {"plain": "the theban: abab thé, abbot’s", "windowed": "the theban: abab thé"}
-"""About 20 tokens, with a character of several tokens."""
+"""Texts of about 20 tokens; one character has several tokens."""
 ROUNDING = 2e-5
-"""Relative, and absolute near 0: about a hundred roundings of float32, 6e-8 each."""
+"""Relative, and absolute near 0: about a hundred float32 roundings of 6e-8 each."""
 PAGE = 1e-6
-"""Relative: the error of numbers recomputed in float64 from float32 vectors of 4 values."""
+"""Relative: the error of numbers that are recomputed in float64 from float32 vectors of 4 values."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass
 class Case:
-    """A model, and its activations over a text."""
+    """A model and its activations for a text."""
 
     name: str
     text: str
@@ -62,29 +62,32 @@ class Case:
 
     @property
     def logits(self) -> Tensor:
-        """The logits after each token (T, V)."""
+        """Return the logits after each token (T, V)."""
         return logits_of(self.model, self.ids)
 
     def piece(self, token: int) -> str:
-        """The display form of a token."""
+        """Return the display form of a token."""
         return escape_token(self.tokenizer.decode_bytes([token], after=token))
 
 
 def logits_of(model: GPT, ids: Sequence[int]) -> Tensor:
-    """The model's logits (T, V)."""
+    """Return the model's logits (T, V)."""
     with torch.no_grad():
         return model(torch.tensor([list(ids)]))[0]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`plain` is like GPT-2 with byte-level BPE; `windowed` has bytes, grouped queries, a window, a soft-cap, RoPE."""
+    """Return a folder with two models.
+
+    `plain` is like GPT-2 with byte-level BPE; `windowed` has bytes, grouped queries, a window, a soft-cap and RoPE.
+    """
     folder = tmp_path_factory.mktemp("values")
     write_run(folder / "plain", GPT2_LIKE, small_bpe())
     write_run(folder / "windowed", WINDOWED)
@@ -93,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """A run of ten steps, with a checkpoint and a snapshot of steps 5 and 10."""
+    """Return a run of ten steps, with a checkpoint and a snapshot after steps 5 and 10."""
     text = write_text(folder / "text.txt")
     config = tiny_config(text, model={"n_layer": 2}, probe={"tokens": 12})
     return train(config, folder / "trained", progress=Quiet())
@@ -120,56 +123,54 @@ def case(request: pytest.FixtureRequest, folder: Path) -> Case:
 def window(browser: Any, url: str) -> Iterator[MonitoredPage]:
     """One page for all tests.
 
-    Charts are not drawn: Plotly's 5 MB would take half of the time, and a chart's CSV has the same numbers.
+    Charts are not drawn: Plotly's 5 MB would take half of the time, and a chart's CSV contains the same numbers.
     """
-    with monitored_page(browser, url) as found:
+    with monitored_page(browser, url) as page:
         script = "window.Plotly = {react: async () => {}, purge() {}};"
-        found.page.route(
-            "**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script)
-        )
-        yield found
+        page.page.route("**/static/plotly.js", lambda route: route.fulfill(content_type="text/javascript", body=script))
+        yield page
 
 
 @pytest.fixture
 def shown(window: MonitoredPage) -> Iterator[MonitoredPage]:
-    """The page. The test fails if a problem was recorded."""
+    """Return the page, and fail the test if the page recorded a problem."""
     yield window
     problems = window.problems[:]
     window.problems.clear()
     assert problems == []
 
 
-def same(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    """Assert equality, or a tolerance that is relative, and absolute near 0."""
+def assert_close(actual: Any, expected: Any, tolerance: float = 0.0) -> None:
+    """Assert equality within a tolerance that is relative, and absolute near 0. A tolerance of 0 requires equality."""
     expected = expected.detach().double().numpy() if isinstance(expected, Tensor) else np.asarray(expected, np.float64)
-    assert np.shape(found) == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert np.shape(actual) == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def column(rows: list[list[str]], name: str) -> Floats:
-    """A column of a CSV by its name; empty cells are NaN."""
+    """Return a column of a CSV by its name; empty cells are NaN."""
     at = rows[0].index(name)
     return np.array([float(row[at] or "nan") for row in rows[1:]])
 
 
 def texts(rows: list[list[str]], name: str) -> list[str]:
-    """A column of a CSV as texts, without the quote that precedes formulas."""
+    """Return a column of a CSV as texts, without the quote that the page puts before formulas."""
     at = rows[0].index(name)
     return [re.sub(r"^'(?=[=+\-@])", "", row[at]) for row in rows[1:]]
 
 
 def hook(shown: MonitoredPage, name: str) -> Any:
-    """An element by its name for tests."""
+    """Return an element by its `data-test` name."""
     return shown.page.locator(f'[data-test="{name}"]')
 
 
 def value(shown: MonitoredPage, name: str) -> float:
-    """The full value of a displayed number."""
+    """Return the full-precision value of a displayed number."""
     return float(hook(shown, name).get_attribute("data-value"))
 
 
 def go(shown: MonitoredPage, **state: Any) -> None:
-    """Change keys of the address."""
+    """Change keys of the state in the page's address."""
     shown.page.evaluate(
         """(state) => {
             const now = new URLSearchParams(location.hash.slice(1));
@@ -181,47 +182,46 @@ def go(shown: MonitoredPage, **state: Any) -> None:
 
 
 def facts(shown: MonitoredPage, card: str) -> dict[str, str]:
-    """The name and value pairs of a card."""
-    place = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
-    return {one.locator("dt").inner_text(): one.locator("dd").inner_text() for one in place.all()}
+    """Return the name and value pairs of a card."""
+    pairs = shown.page.locator(f'section.card[aria-label="{card}"] dl.facts > div')
+    return {pair.locator("dt").inner_text(): pair.locator("dd").inner_text() for pair in pairs.all()}
 
 
 def number(text: str) -> float:
-    """The first number in a text of the page."""
-    found = re.search(r"−?[\d,]+(\.\d+)?(e−?\d+)?", text)
-    assert found, text
-    return float(found[0].replace("−", "-").replace(",", ""))
+    """Return the first number in a text of the page."""
+    match = re.search(r"−?[\d,]+(\.\d+)?(e−?\d+)?", text)
+    assert match, text
+    return float(match[0].replace("−", "-").replace(",", ""))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_surprisal(shown: MonitoredPage, case: Case) -> None:
-    """Surprisal per token, and of the whole text per token and per byte: PyTorch's cross-entropy."""
+def test_surprisal_equals_pytorchs_cross_entropy(shown: MonitoredPage, case: Case) -> None:
+    """Surprisal per token, and averaged per token and per byte, in bits."""
     shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
     rows = shown.csv_of("Tokens")
     assert texts(rows, "id") == [str(i) for i in case.ids]
     assert "".join(texts(rows, "bytes")) == case.text.encode().hex()
-    same(column(rows, "surprisal in bits"), [math.nan, *bits.tolist()], ROUNDING)
-    behind_first = len(case.text.encode()) - len(bytes.fromhex(texts(rows, "bytes")[0]))
+    assert_close(column(rows, "surprisal in bits"), [math.nan, *bits.tolist()], ROUNDING)
+    bytes_after_first = len(case.text.encode()) - len(bytes.fromhex(texts(rows, "bytes")[0]))
     page = shown.page.locator('section.card[aria-label="Text statistics"]').inner_text()
     assert f"{bits.mean():.3f} bits per token" in page
-    assert f"{bits.sum() / behind_first:.3f} bits per byte" in page
+    assert f"{bits.sum() / bytes_after_first:.3f} bits per byte" in page
     assert f"{2 ** bits.mean():,.2f}" in page
-    one = facts(shown, "Token")
-    assert (one["id"], one["surprisal"]) == (str(case.ids[3]), f"{bits[2]:.3f} bits")
-    assert number(one["probability"]) / 100 == pytest.approx(
-        2 ** -float(bits[2]), abs=5e-4
-    )  # a tenth of a percent is shown
+    token_facts = facts(shown, "Token")
+    assert (token_facts["id"], token_facts["surprisal"]) == (str(case.ids[3]), f"{bits[2]:.3f} bits")
+    # The page shows tenths of a percent.
+    assert number(token_facts["probability"]) / 100 == pytest.approx(2 ** -float(bits[2]), abs=5e-4)
     before = case.logits[2].softmax(dim=-1)
-    assert number(one["entropy of the prediction"]) == pytest.approx(
+    assert number(token_facts["entropy of the prediction"]) == pytest.approx(
         float(torch.special.entr(before).sum()) / math.log(2), abs=0.005 + 1e-5
     )
     top = before.topk(5)
     lines = shown.page.locator('section.card[aria-label="Predictions at this position"] tbody tr')
     assert lines.locator("th").all_inner_texts() == [case.piece(i) for i in top.indices.tolist()]
-    same([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
+    assert_close([number(text) / 100 for text in lines.locator("td:last-child").all_inner_texts()], top.values, 5e-4)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
@@ -231,39 +231,40 @@ SIZES = [(255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 
 
 
 def colour_of(weight: float) -> list[int]:
+    """Return the page's colour (r, g, b) for an attention weight from 0 to 1."""
     place = round(255 * weight) / 255 * (len(SIZES) - 1)
     low = min(len(SIZES) - 2, int(place))
     return [round(a + (b - a) * (place - low)) for a, b in zip(SIZES[low], SIZES[low + 1], strict=True)]
 
 
 def visible_keys(case: Case, layer: int) -> Tensor:
-    """Which key each query sees (T, T), by the rule."""
+    """Return which keys each query can see (T, T), by the definition of the window and the global tokens."""
     window, first = case.model.config.windows[layer], case.model.config.window_globals
     t, s = torch.arange(len(case.ids))[:, None], torch.arange(len(case.ids))
     return (s <= t) & ((t - s < window) | (s < first) if window is not None else torch.ones(1, dtype=torch.bool))
 
 
 def scores_of(case: Case, layer: int, head: int) -> Tensor:
-    """A head's scores (T, T) before the mask, from q and k."""
+    """Return a head's scores (T, T) before the mask, computed from q and k."""
     seen = case.seen.layers[layer]
     shared_by = seen.rot_q.shape[1] // seen.rot_k.shape[1]
     return seen.rot_q[0, head] @ seen.rot_k[0, head // shared_by].T / math.sqrt(seen.rot_q.shape[-1])
 
 
 def weights_of(case: Case, layer: int, head: int) -> Tensor:
-    """A head's weights (T, T); masked ones are NaN."""
+    """Return a head's attention weights (T, T); masked ones are NaN."""
     scores = scores_of(case, layer, head)
     masked = ~visible_keys(case, layer)
     return scores.masked_fill(masked, -torch.inf).softmax(dim=-1).masked_fill(masked, torch.nan)
 
 
 def matrix_of(rows: list[list[str]]) -> Floats:
-    """The values of a CSV with labels in the first row and column."""
+    """Return the values of a CSV whose first row and column are labels."""
     return np.array([[float(cell or "nan") for cell in row[1:]] for row in rows[1:]])
 
 
-def test_a_heads_weights_and_pixels(shown: MonitoredPage, case: Case) -> None:
-    """Two heads, the second selected by keys: weights, mask, and the colour of each cell."""
+def test_attention_weights_and_pixels_of_two_heads(shown: MonitoredPage, case: Case) -> None:
+    """Weights, mask, and the colour of each cell, for the first head and for one that is selected with arrow keys."""
     page = shown.open("heads", model=case.name, text=case.text)
     most = max(layer.kernel_error() for layer in case.seen.layers)
     assert value(shown, "difference") == most
@@ -276,16 +277,18 @@ def test_a_heads_weights_and_pixels(shown: MonitoredPage, case: Case) -> None:
             f"Layer {layer}, head {head}",
         )
         expected = case.seen.layers[layer].pattern(head)[0]
-        same(expected.masked_fill(~visible_keys(case, layer), torch.nan), weights_of(case, layer, head), ROUNDING)
-        same(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
-        same(painted(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
+        assert_close(
+            expected.masked_fill(~visible_keys(case, layer), torch.nan), weights_of(case, layer, head), ROUNDING
+        )
+        assert_close(matrix_of(shown.csv_of("One head")), expected.masked_fill(~visible_keys(case, layer), torch.nan))
+        assert_close(pixels_of_cells(page, "head-matrix", len(case.ids)), colours(expected, visible_keys(case, layer)))
         window = case.model.config.windows[layer]
         expected_text = "sees all earlier tokens" if window is None else f"the last {window} tokens, itself included"
         assert expected_text in hook(shown, "span").inner_text()
     entropies = torch.stack(
         [torch.special.entr(layer.pattern()[0]).sum(dim=-1).mean(dim=-1) for layer in case.seen.layers]
     ) / math.log(2)
-    same(column(shown.csv_of("All heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
+    assert_close(column(shown.csv_of("All heads"), "mean entropy in bits"), entropies.flatten(), ROUNDING)
     shared = case.model.config.resolved_n_kv_head != case.model.config.n_head
     legend = hook(shown, "kv-legend")
     assert legend.count() == shared
@@ -294,25 +297,26 @@ def test_a_heads_weights_and_pixels(shown: MonitoredPage, case: Case) -> None:
         assert "key/value head 1: query heads 2–3" in legend.inner_text()
 
 
-def colours(weights: Tensor, seen: Tensor) -> Floats:
-    ground = [0xE9, 0xEC, 0xF0]
+def colours(weights: Tensor, visible: Tensor) -> Floats:
+    """Return the colours (T, T, 3) of a head's matrix; masked cells have the background colour."""
+    background = [0xE9, 0xEC, 0xF0]
     return np.array(
         [
-            [colour_of(w) if s else ground for w, s in zip(*row, strict=True)]
-            for row in zip(weights.tolist(), seen.tolist(), strict=True)
+            [colour_of(w) if s else background for w, s in zip(*row, strict=True)]
+            for row in zip(weights.tolist(), visible.tolist(), strict=True)
         ]
     )
 
 
-def painted(page: Any, name: str, size: int) -> Floats:
-    """The pixel in the middle of each cell of a square matrix."""
-    found = page.evaluate(
+def pixels_of_cells(page: Any, name: str, size: int) -> Floats:
+    """Return the pixel (r, g, b) in the middle of each cell of a square matrix."""
+    pixels = page.evaluate(
         """([name, size]) => {
             const canvas = document.querySelector(`[data-test="${name}"]`), scale = devicePixelRatio;
             const left = Math.min(92, 0.25 * canvas.clientWidth);
             const cell = Math.min(26, (canvas.clientWidth - left - 1) / size);
             const top = canvas.clientHeight - 1 - cell * size;
-            // Of a copy: Chromium warns where the page's own canvas is read more than once.
+            // Read a copy: Chromium warns if the page's own canvas is read more than once.
             const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
             copy.drawImage(canvas, 0, 0);
             const {data, width} = copy.getImageData(0, 0, canvas.width, canvas.height);
@@ -323,11 +327,11 @@ def painted(page: Any, name: str, size: int) -> Floats:
         }""",
         [name, size],
     )
-    return np.array(found, dtype=np.float64)
+    return np.array(pixels, dtype=np.float64)
 
 
-def test_rows_number_by_number(shown: MonitoredPage, case: Case) -> None:
-    """Score, dot product, denominator, weight and output for visible, global and masked keys."""
+def test_the_numbers_of_an_attention_row(shown: MonitoredPage, case: Case) -> None:
+    """Score, dot product, denominator, weight and output, for visible, global and masked keys."""
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
     seen, sees = case.seen.layers[layer], visible_keys(case, layer)
@@ -339,38 +343,38 @@ def test_rows_number_by_number(shown: MonitoredPage, case: Case) -> None:
             "document.querySelector('[data-test=score-lead]').textContent.endsWith(argument)",
             f"at {col}.",
         )
-        same(value(shown, "score"), scores[row, col], PAGE)
-        same(value(shown, "dot"), scores[row, col] * math.sqrt(seen.rot_q.shape[-1]), PAGE)
-        same(value(shown, "weights-sum"), 1.0, PAGE)
+        assert_close(value(shown, "score"), scores[row, col], PAGE)
+        assert_close(value(shown, "dot"), scores[row, col] * math.sqrt(seen.rot_q.shape[-1]), PAGE)
+        assert_close(value(shown, "weights-sum"), 1.0, PAGE)
         assert hook(shown, "weight").count() == hook(shown, "denominator").count() == int(sees[row, col])
         if sees[row, col]:
             kept, weight = scores[row][sees[row]], seen.pattern(head)[0, row, col]
-            same(value(shown, "weight"), weight)
-            same(value(shown, "weight-here"), weight, PAGE)
-            same(value(shown, "denominator"), (kept - kept.max()).exp().sum(), PAGE)
+            assert_close(value(shown, "weight"), weight)
+            assert_close(value(shown, "weight-here"), weight, PAGE)
+            assert_close(value(shown, "denominator"), (kept - kept.max()).exp().sum(), PAGE)
         assert value(shown, "output-difference") < 1e-5
         if case.model.config.position == "rope":
-            plain = (
+            unrotated = (
                 seen.q_norm[0, head, row].double()
                 @ seen.k_norm[0, head // 2, col].double()
                 / math.sqrt(seen.rot_q.shape[-1])
             )
-            same(value(shown, "score-plain"), plain, PAGE)
-            same(value(shown, "score-rotated"), scores[row, col], PAGE)
+            assert_close(value(shown, "score-plain"), unrotated, PAGE)
+            assert_close(value(shown, "score-rotated"), scores[row, col], PAGE)
     rows = shown.csv_of("Attention row")
-    same(column(rows, "score"), scores[row], PAGE)
+    assert_close(column(rows, "score"), scores[row], PAGE)
     assert [bool(int(cell)) for cell in texts(rows, "visible")] == sees[row].tolist()
-    same(column(rows, "norm of value"), values.norm(dim=-1), PAGE)
+    assert_close(column(rows, "norm of value"), values.norm(dim=-1), PAGE)
     lines = {line[0]: [float(cell) for cell in line[1:]] for line in shown.csv_of("Weighted values")[1:]}
-    same(lines["output"], seen.kernel_out[0, head, row])
-    same(lines["sum"], torch.nan_to_num(weights_of(case, layer, head)[row]).double() @ values, 1e-5)
+    assert_close(lines["output"], seen.kernel_out[0, head, row])
+    assert_close(lines["sum"], torch.nan_to_num(weights_of(case, layer, head)[row]).double() @ values, 1e-5)
 
 
 # --- logit lens -------------------------------------------------------------------------------------------------------
 
 
-def test_lens_ranks_and_stream(shown: MonitoredPage, case: Case) -> None:
-    """Top tokens and ranks at each depth: final norm and output head, by PyTorch."""
+def test_logit_lens_equals_final_norm_and_output_head_at_each_depth(shown: MonitoredPage, case: Case) -> None:
+    """Top tokens, probabilities, ranks, entropies and norms of the residual stream, computed by PyTorch."""
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
     with torch.no_grad():
@@ -384,56 +388,57 @@ def test_lens_ranks_and_stream(shown: MonitoredPage, case: Case) -> None:
     assert len(places) >= len(depths) * 5
     at = tuple(torch.tensor(places).T)
     assert texts(rows, "top token") == [case.piece(i) for i in logits[at].argmax(dim=-1).tolist()]
-    same(column(rows, "top probability"), p[at].amax(dim=-1), ROUNDING)
+    assert_close(column(rows, "top probability"), p[at].amax(dim=-1), ROUNDING)
     following = torch.tensor([*case.ids[1:], -1])[at[1]]
     p_next = p[at].gather(-1, following.clamp(min=0)[:, None])
     last = following < 0
-    same(column(rows, "probability of the next token"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
-    same(
+    assert_close(column(rows, "probability of the next token"), p_next[:, 0].masked_fill(last, torch.nan), ROUNDING)
+    assert_close(
         column(rows, "rank of the next token"), ((p[at] > p_next).sum(dim=-1) + 1).double().masked_fill(last, torch.nan)
     )
-    same(column(rows, "entropy in bits"), torch.special.entr(p[at]).sum(dim=-1) / math.log(2), ROUNDING)
-    same(column(shown.csv_of("Residual stream norm"), "norm"), stream[at].double().norm(dim=-1), ROUNDING)
+    assert_close(column(rows, "entropy in bits"), torch.special.entr(p[at]).sum(dim=-1) / math.log(2), ROUNDING)
+    assert_close(column(shown.csv_of("Residual stream norm"), "norm"), stream[at].double().norm(dim=-1), ROUNDING)
 
     rows = shown.csv_of("Rank by layer")
     here = p[:, position]
-    own = torch.tensor([int(i) for i in texts(rows, "id")])
+    shown_ids = torch.tensor([int(i) for i in texts(rows, "id")])
     depth = torch.tensor([depths.index(name) for name in texts(rows, "depth")])
-    assert {case.ids[position + 1], int(here[-1].argmax()), *watch} == set(own.tolist())
-    same(column(rows, "probability"), here[depth, own], ROUNDING)
-    ranks = (here[depth] > here[depth, own][:, None]).sum(dim=-1) + 1
-    same(column(rows, "rank"), ranks)
+    assert {case.ids[position + 1], int(here[-1].argmax()), *watch} == set(shown_ids.tolist())
+    assert_close(column(rows, "probability"), here[depth, shown_ids], ROUNDING)
+    ranks = (here[depth] > here[depth, shown_ids][:, None]).sum(dim=-1) + 1
+    assert_close(column(rows, "rank"), ranks)
     for token in watch:
         rank = shown.page.locator(f'[data-rank-of="{token}"]').inner_text()
-        assert int(rank) == ranks[(depth == 1) & (own == token)].item()
+        assert int(rank) == ranks[(depth == 1) & (shown_ids == token)].item()
     top = hook(shown, "lens-top").locator("table").first.locator("tbody th").all_inner_texts()
     assert top == [case.piece(i) for i in here[1].topk(5).indices.tolist()]
 
 
 @pytest.mark.parametrize("against", [None, 100])
-def test_what_made_a_logit(shown: MonitoredPage, case: Case, against: int | None) -> None:
+def test_attribution_sums_to_the_logit(shown: MonitoredPage, case: Case, against: int | None) -> None:
     """The components sum to the logit before the soft-cap, or to the difference of two logits."""
     position, target = 5, 97
     state = {} if against is None else {"against": against}
     shown.open("lens", model=case.name, text=case.text, position=position, target=target, **state)
-    found = logit_attribution(case.model, case.seen, position, target, against)
+    attribution = logit_attribution(case.model, case.seen, position, target, against)
     rows = shown.csv_of("Logit attribution")
-    assert texts(rows, "part") == [part.name for part in found.parts]
-    same(column(rows, "contribution"), [part.value for part in found.parts])
-    heads = [part.value for part in found.parts if part.kind == "head"]
-    same(matrix_of(shown.csv_of("Attribution by head")).flatten(), heads)
+    assert texts(rows, "part") == [part.name for part in attribution.parts]
+    assert_close(column(rows, "contribution"), [part.value for part in attribution.parts])
+    heads = [part.value for part in attribution.parts if part.kind == "head"]
+    assert_close(matrix_of(shown.csv_of("Attribution by head")).flatten(), heads)
     head = case.model.head.weight.detach().double()
     direction = head[target] - (0 if against is None else head[against])
-    same(value(shown, "logit"), case.seen.ln_final[0, position].double() @ direction, 1e-12)  # both in float64
-    same(value(shown, "parts-sum"), column(rows, "contribution").sum(), 1e-12)
-    same(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
+    # Both sides are float64.
+    assert_close(value(shown, "logit"), case.seen.ln_final[0, position].double() @ direction, 1e-12)
+    assert_close(value(shown, "parts-sum"), column(rows, "contribution").sum(), 1e-12)
+    assert_close(value(shown, "parts-sum"), value(shown, "logit"), 1e-4)
 
 
 # --- interventions ----------------------------------------------------------------------------------------------------
 
 
-def bits_between(before: Tensor, after: Tensor) -> float:
-    """Kullback–Leibler divergence of the distributions of two logits."""
+def kl_in_bits(before: Tensor, after: Tensor) -> float:
+    """Return the Kullback–Leibler divergence in bits between the distributions of two logit vectors."""
     p, q = before.double().log_softmax(dim=-1), after.double().log_softmax(dim=-1)
     return float((p.exp() * (p - q)).sum()) / math.log(2)
 
@@ -441,20 +446,20 @@ def bits_between(before: Tensor, after: Tensor) -> float:
 def check_effect(
     shown: MonitoredPage, case: Case, edits: Sequence[Edit], source: ActivationCache | None = None
 ) -> None:
-    """Check the logits of the last position before and after, and the surprisal of the text."""
+    """Assert the logits of the last position before and after the edits, and the surprisal of the text."""
     ids = torch.tensor([case.ids])
     both = effects(case.model, ids, edits, source)
     before, after = (logits[0, -1] for logits in both)
-    assert bits_between(before, after) > 1e-4  # otherwise nothing would be tested
-    divergence = f"{short(bits_between(before, after))} bits"
+    assert kl_in_bits(before, after) > 1e-4  # otherwise the edit would have no effect to test
+    divergence = f"{short(kl_in_bits(before, after))} bits"
     shown.wait("document.querySelector('[data-test=kl]')?.textContent === argument", divergence)
     rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
-    same(column(rows, "logit before"), before[order], ROUNDING)
-    same(column(rows, "logit after"), after[order], ROUNDING)
+    assert_close(column(rows, "logit before"), before[order], ROUNDING)
+    assert_close(column(rows, "logit after"), after[order], ROUNDING)
     for name, logits in (("before", before), ("after", after)):
-        same(column(rows, name), logits.double().softmax(dim=-1)[order], ROUNDING)
+        assert_close(column(rows, name), logits.double().softmax(dim=-1)[order], ROUNDING)
         assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
     bits = [float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")) / math.log(2) for logits in both]
     assert f"{bits[0]:.2f} → {bits[1]:.2f} bits" in hook(shown, "bits").inner_text()
@@ -464,15 +469,15 @@ def check_effect(
 
 
 def short(x: float) -> str:
-    """A number below 1,000 as the page formats it."""
+    """Return a number below 1,000 as the page formats it."""
     if x >= 0.001:
         return f"{float(f'{x:.3g}'):g}"
     digits, power = f"{x:.1e}".split("e")
     return f"{digits}e−{-int(power)}"
 
 
-def test_parts_switched_off(shown: MonitoredPage, case: Case) -> None:
-    """Ablate heads, a feed-forward, an attention; by the mean; hide a token; reset."""
+def test_ablations_and_hidden_tokens_change_the_predictions(shown: MonitoredPage, case: Case) -> None:
+    """Ablate a head and a feed-forward, by zero and by the mean; hide a token and ablate an attention; reset."""
     page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
     check_effect(shown, case, [Edit("head", layer=0, head=1)])
@@ -482,7 +487,7 @@ def test_parts_switched_off(shown: MonitoredPage, case: Case) -> None:
     check_effect(shown, case, [Edit("head", layer=0, head=1, by="mean"), Edit("feed_forward", layer=1, by="mean")])
     hook(shown, "reset").click()
     page.get_by_role("button", name="by zero").click()
-    hook(shown, "hide").locator('[data-i="0"]').click()  # a global token, visible to all
+    hook(shown, "hide").locator('[data-i="0"]').click()  # a global token, which all queries can see
     check_effect(shown, case, [Edit("position", position=0)])
     page.locator('[data-code="a1"]').click()
     check_effect(shown, case, [Edit("position", position=0), Edit("attention", layer=1)])
@@ -491,14 +496,14 @@ def test_parts_switched_off(shown: MonitoredPage, case: Case) -> None:
     assert hook(shown, "ablated").inner_text() == "Nothing is ablated."
 
 
-def test_patched_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
-    """Patch the residual stream at all tokens, then a feed-forward at one."""
+def test_patching_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
+    """Patch the residual stream at all tokens, then a feed-forward at one token."""
     page = shown.open("interventions", model=case.name, text=case.text)
-    second = f"{case.text[:-3]}x{case.text[-2:]}"  # near the end, so that the effect is large
+    second = f"{case.text[:-3]}x{case.text[-2:]}"  # a changed character near the end has a large effect
     ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
     with torch.no_grad(), capture(case.model) as source:
         case.model(torch.tensor([ids]))
-    hook(shown, "second-text").fill(second)  # read without Enter
+    hook(shown, "second-text").fill(second)  # the page reads the text without Enter
     card = hook(shown, "patching")
     hook(shown, "patch").click()
     check_effect(shown, case, [Edit("residual", layer=0, by="patch")], source)
@@ -511,47 +516,47 @@ def test_patched_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
     page.wait_for_selector(f'[data-test=patches] button:has-text("token {place}")')
 
 
-def test_each_head_alone(shown: MonitoredPage, case: Case) -> None:
-    """The sweep measures the ablation of each head."""
+def test_head_importance_is_the_divergence_after_ablating_each_head_alone(shown: MonitoredPage, case: Case) -> None:
     shown.open("interventions", model=case.name, text=case.text)
     hook(shown, "heads-sweep-start").click()
     shown.wait("document.getElementById('live').textContent.endsWith(': done')")
     # The cells must be repainted when their values change in place.
-    ground = """canvas => {
+    count_background_pixels = """canvas => {
         const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
         let n = 0;
         for (let i = 0; i < data.length; i += 4) n += data[i] === 233 && data[i + 1] === 236 && data[i + 2] === 240;
         return n;
     }"""
-    assert (
-        hook(shown, "heads-sweep").evaluate(ground) < 300
-    )  # less than half a cell: edges of letters have this colour, too
+    # Less than half a cell; edges of letters have this colour too.
+    assert hook(shown, "heads-sweep").evaluate(count_background_pixels) < 300
     ids, config = torch.tensor([case.ids]), case.model.config
-    alone = [[Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)]
-    found = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in alone]
-    expected = [bits_between(before[0], after[0]) for before, after in found]
-    same(matrix_of(shown.csv_of("Head importance")).flatten(), expected, ROUNDING)
+    ablations = [
+        [Edit("head", layer=layer, head=head)] for layer in range(config.n_layer) for head in range(config.n_head)
+    ]
+    results = [effects(case.model, ids, edits, position=len(case.ids) - 1) for edits in ablations]
+    expected = [kl_in_bits(before[0], after[0]) for before, after in results]
+    assert_close(matrix_of(shown.csv_of("Head importance")).flatten(), expected, ROUNDING)
 
 
 # --- generation -------------------------------------------------------------------------------------------------------
 
 NAMES = ("temperature", "top-k", "top-p", "min-p")
 FULL = (0.05, 0.1, 0.25, 0.5, 1)
-"""The values that a full bar can stand for."""
+"""The probabilities that a full bar can stand for; the page uses the smallest that fits."""
 
 
 def check_distribution(shown: MonitoredPage, case: Case, temperature: float = 0.8, **settings: Any) -> None:
-    """Check the next token's probabilities, the sampling distribution, their sums, and the lengths of the bars."""
+    """Assert the next token's probabilities, the sampling distribution, their sums, and the lengths of the bars."""
     logits = case.logits[-1]
     p = logits.double().softmax(dim=-1)
     q = sampling_distribution(logits[None], SamplingConfig(temperature=temperature, **settings))[0]
     rows = shown.csv_of("Next token")
     order = [int(i) for i in texts(rows, "id")]
     assert sorted(order) == list(range(case.tokenizer.vocab_size))
-    same(column(rows, "logit"), logits[order], ROUNDING)
-    same(column(rows, "probability"), p[order], ROUNDING)
-    same(column(rows, "sampled from"), q[order], ROUNDING)
-    same(column(rows, "sampled from") > 0, q[order] > 0)
+    assert_close(column(rows, "logit"), logits[order], ROUNDING)
+    assert_close(column(rows, "probability"), p[order], ROUNDING)
+    assert_close(column(rows, "sampled from"), q[order], ROUNDING)
+    assert_close(column(rows, "sampled from") > 0, q[order] > 0)
     for name, hooked in (("probability", "next-sum"), ("sampled from", "sampled-sum")):
         assert math.fsum(column(rows, name)) == pytest.approx(1, abs=1e-12)
         assert hook(shown, hooked).inner_text() == "1.000000"
@@ -564,28 +569,28 @@ def check_distribution(shown: MonitoredPage, case: Case, temperature: float = 0.
         for full in FULL
         if max(column(rows, "probability")[:25].max(), column(rows, "sampled from")[:25].max()) <= full
     )
-    same(bars_of(shown)[:, 1], 100 * q[order[:25]] / full, 1e-3)  # the browser keeps six digits of a width
-    same(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
+    assert_close(bars_of(shown)[:, 1], 100 * q[order[:25]] / full, 1e-3)  # the browser stores widths with six digits
+    assert_close(bars_of(shown)[:, 0], 100 * p[order[:25]] / full, 1e-3)
 
 
 def bars_of(shown: MonitoredPage) -> Floats:
-    """Widths of the bars (25, 2) in percent."""
-    found = shown.page.evaluate(
+    """Return the widths of the bars (25, 2) in percent."""
+    widths = shown.page.evaluate(
         """() => [...document.querySelectorAll('[data-test="next-bars"] .bars-track')].map(
             track => [...track.children].map(bar => parseFloat(bar.style.width)))"""
     )
-    return np.array(found)
+    return np.array(widths)
 
 
 def slide(shown: MonitoredPage, name: str, to: float) -> None:
-    """Move a slider."""
+    """Move a slider to a value."""
     shown.page.locator(f"[data-test=settings] input[type=range] >> nth={NAMES.index(name)}").evaluate(
         "(input, to) => { input.value = to; input.dispatchEvent(new Event('input', {bubbles: true})); }", to
     )
 
 
 def test_sliders_change_the_bars(shown: MonitoredPage, case: Case) -> None:
-    """The sampling distribution is `sampling_distribution` of the model's logits for all sliders."""
+    """For every slider, the page's sampling distribution equals `sampling_distribution` of the model's logits."""
     page = shown.open("generation", model=case.name, text=case.text)
     before = bars_of(shown)
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
@@ -610,7 +615,7 @@ def test_sliders_change_the_bars(shown: MonitoredPage, case: Case) -> None:
         check_distribution(shown, case, **settings)
 
 
-def test_sliders_follow_a_link(shown: MonitoredPage, case: Case) -> None:
+def test_a_link_sets_the_sliders(shown: MonitoredPage, case: Case) -> None:
     page = shown.open("generation", model=case.name, text=case.text)
     go(shown, temperature=1.6, top_p=0.5, seed=7)
     check_distribution(shown, case, temperature=1.6, top_p=0.5)
@@ -618,15 +623,15 @@ def test_sliders_follow_a_link(shown: MonitoredPage, case: Case) -> None:
         assert page.get_by_label(label, exact=True).input_value() == value
 
 
-def written(shown: MonitoredPage) -> tuple[list[int], Floats]:
-    """The generated ids and their probabilities."""
+def generated(shown: MonitoredPage) -> tuple[list[int], Floats]:
+    """Return the generated ids and their probabilities."""
     rows = shown.csv_of("Generated text")
     current = [rows[0], *(row for row in rows[1:] if row[0] == "current")]
     return [int(i) for i in texts(current, "id")], column(current, "probability")
 
 
 def press(shown: MonitoredPage, name: str, tokens: int) -> None:
-    """Press a button, and wait for this many generated tokens and the next distribution."""
+    """Press a button, then wait until this many tokens are generated and the next distribution is shown."""
     hook(shown, name).click()
     shown.wait(
         "document.querySelectorAll('[data-test=generated] .token').length === argument"
@@ -635,23 +640,22 @@ def press(shown: MonitoredPage, name: str, tokens: int) -> None:
     )
 
 
-def test_steps_are_drawn_from_what_is_kept(shown: MonitoredPage, case: Case) -> None:
-    """Steps sample only the tokens that top-k keeps; a seed repeats its tokens."""
+def test_steps_sample_from_the_top_k_and_a_seed_repeats_its_tokens(shown: MonitoredPage, case: Case) -> None:
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=6, temperature=1.5, seed=1)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
-    found = []
+    ids_by_run = []
     for seed in (1, 1, 2):
         go(shown, seed=seed)
         for count in range(1, 4):
             press(shown, "step", count)
-        ids, p = written(shown)
-        found.append(ids)
+        ids, p = generated(shown)
+        ids_by_run.append(ids)
         logits = logits_of(case.model, [*start, *ids])[len(start) - 1 : -1]
         assert all(token in top for token, top in zip(ids, logits.topk(6).indices.tolist(), strict=True))
-        same(p, logits.double().softmax(dim=-1)[range(3), ids], ROUNDING)
+        assert_close(p, logits.double().softmax(dim=-1)[range(3), ids], ROUNDING)
         for count in (2, 1, 0):
             press(shown, "back", count)
-    assert found[0] == found[1] != found[2]
+    assert ids_by_run[0] == ids_by_run[1] != ids_by_run[2]
 
 
 def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None:
@@ -659,7 +663,7 @@ def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     press(shown, "accept", 1)
     press(shown, "accept", 2)
-    ids, _ = written(shown)
+    ids, _ = generated(shown)
     greedy = list(start)
     for _ in range(2):
         greedy.append(int(logits_of(case.model, greedy)[-1].argmax()))
@@ -667,19 +671,19 @@ def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None
     hook(shown, "branch").click()
     hook(shown, "branches").locator(".branch").nth(1).wait_for()
     press(shown, "reject", 2)
-    rejected, _ = written(shown)
+    rejected, _ = generated(shown)
     logits = logits_of(case.model, [*start, ids[0]])[-1]
     second, third = logits.topk(3).indices.tolist()[1:]
     assert rejected[0] == ids[0]
-    assert rejected[1] in (second, third)  # top-k of the tokens that are not rejected
+    assert rejected[1] in (second, third)  # top-k is applied to the tokens that are not rejected
     press(shown, "back", 1)
-    assert written(shown)[0] == ids[:1]
+    assert generated(shown)[0] == ids[:1]
     hook(shown, "branches").locator(".branch").nth(0).click()
     shown.wait("document.querySelectorAll('[data-test=generated] .token').length === 2")
-    assert written(shown)[0] == ids
+    assert generated(shown)[0] == ids
 
 
-def test_continuations_are_those_of_generate(shown: MonitoredPage, case: Case) -> None:
+def test_continuations_equal_generate(shown: MonitoredPage, case: Case) -> None:
     """The same seed and settings give the same texts and probabilities."""
     settings: dict[str, Any] = {
         "temperature": 1.2,
@@ -709,30 +713,30 @@ def test_continuations_are_those_of_generate(shown: MonitoredPage, case: Case) -
     assert shown.page.locator(".continuation").evaluate_all("texts => texts.map(text => text.textContent)") == expected
     rows = shown.csv_of("Continuations")
     assert [int(i) for i in texts(rows, "id")] == [p.token_id for p in pieces]
-    same(column(rows, "probability"), [p.probability for p in pieces])
+    assert_close(column(rows, "probability"), [p.probability for p in pieces])
     assert "27 tokens in" in hook(shown, "speed").inner_text()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def csv_at(shown: MonitoredPage, name: str) -> list[list[str]]:
-    """The CSV of an export by its name."""
+def csv_of_export(shown: MonitoredPage, name: str) -> list[list[str]]:
+    """Return the CSV of an export by its name."""
     with shown.page.expect_download() as download:
         shown.page.locator(f'.exports[aria-label="Save {name}"] [data-export="csv"]').click()
     return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_map_and_neighbours(shown: MonitoredPage, case: Case, which: int) -> None:
-    """Principal components of two tables, their explained variance, and the nearest rows by cosine."""
+def test_embedding_map_and_nearest_neighbours(shown: MonitoredPage, case: Case, which: int) -> None:
+    """The principal components of two tables, their explained variance, and the nearest rows by cosine similarity."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
     shown.open("weights", model=case.name, table=name, row=token)
     assert hook(shown, "near-of").inner_text() == f"{label} ({token})"
     points, explained = principal_components(table)
     rows = shown.csv_of("Embedding map")
-    same(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), points.float())
+    assert_close(np.stack([column(rows, axis) for axis in ("first", "second", "third")], axis=1), points.float())
     first, second, _ = (f"{100 * share:.1f} %" for share in explained.tolist())
     shares = hook(shown, "explained").inner_text()
     assert re.findall(r"component (\d), ([\d.]+ %)", shares) == [("1", first), ("2", second)]
@@ -740,11 +744,11 @@ def test_map_and_neighbours(shown: MonitoredPage, case: Case, which: int) -> Non
     cosines[token] = -1
     top = cosines.topk(12)
     rows = shown.csv_of("Nearest neighbours")
-    same(column(rows, "cosine"), top.values, ROUNDING)
+    assert_close(column(rows, "cosine"), top.values, ROUNDING)
     assert texts(rows, "") == [str(i) if name == "positions" else case.piece(i) for i in top.indices.tolist()]
 
 
-def test_a_slow_answer_does_not_come_over_a_later_one(shown: MonitoredPage, folder: Path) -> None:
+def test_a_late_answer_does_not_replace_a_newer_one(shown: MonitoredPage, folder: Path) -> None:
     page = shown.open("weights", model=str(folder / "plain"), row=97)
     page.evaluate(
         """() => {
@@ -771,12 +775,12 @@ def test_a_slow_answer_does_not_come_over_a_later_one(shown: MonitoredPage, fold
 
 
 def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
-    """A parameter's picture, statistics and singular values; norms of all parameters and gradients, by PyTorch."""
+    """A parameter's values, statistics and singular values, and the norms of all weights and gradients, by PyTorch."""
     name = "blocks.1.feed_forward.down.weight"
     shown.open("weights", model=case.name, text=case.text, parameter=name)
     weight = case.model.get_parameter(name).detach()
     hook(shown, "weight-facts").wait_for()
-    same(matrix_of(shown.csv_of("Parameter")), weight)
+    assert_close(matrix_of(shown.csv_of("Parameter")), weight)
     shown_facts = facts(shown, "Parameter")
     assert shown_facts["shape"] == " × ".join(map(str, weight.shape))
     for key, exact in (
@@ -784,11 +788,11 @@ def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
         ("standard deviation", weight.std(correction=0)),
         ("largest magnitude", weight.abs().max()),
     ):
-        assert number(shown_facts[key]) == pytest.approx(float(exact), rel=5e-3)  # three digits are shown
+        assert number(shown_facts[key]) == pytest.approx(float(exact), rel=5e-3)  # the page shows three digits
     hook(shown, "spectrum").click()
     hook(shown, "spectrum-facts").wait_for()
     singular = torch.linalg.svdvals(weight.double())
-    same(column(csv_at(shown, "singular-values"), "y"), singular, PAGE)
+    assert_close(column(csv_of_export(shown, "singular-values"), "y"), singular, PAGE)
     assert number(facts(shown, "Parameter")["spectral norm"]) == pytest.approx(float(singular[0]), rel=5e-3)
 
     hook(shown, "gradients").click()
@@ -800,9 +804,9 @@ def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
     rows = shown.csv_of("Weight and gradient norms")
     parameters = dict(case.model.named_parameters())
     assert texts(rows, "parameter") == list(parameters)
-    same(column(rows, "norm of the weights"), [float(p.detach().norm()) for p in parameters.values()], ROUNDING)
-    # The loss is computed in chunks, and autograd sums in another order: 10 times the rounding of a forward pass.
-    same(
+    assert_close(column(rows, "norm of the weights"), [float(p.detach().norm()) for p in parameters.values()], ROUNDING)
+    # The loss is computed in chunks and autograd sums in another order: 10 times the rounding of a forward pass.
+    assert_close(
         column(rows, "norm of the gradient"),
         [float(p.grad.norm()) for p in parameters.values() if p.grad is not None],
         10 * ROUNDING,
@@ -814,17 +818,17 @@ def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
 
 
 def series_of(rows: list[list[str]]) -> dict[str, tuple[list[float], list[float]]]:
-    """A chart's CSV: x and y of each series by name."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    """Return x and y of each series of a chart's CSV, by name."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
     for name, x, y in rows[1:]:
-        places, values = found.setdefault(name, ([], []))
-        places.append(float(x))
-        values.append(float(y))
-    return found
+        xs, ys = series.setdefault(name, ([], []))
+        xs.append(float(x))
+        ys.append(float(y))
+    return series
 
 
-def test_charts_are_the_runs_records(shown: MonitoredPage, trained: Path) -> None:
-    """Loss, learning rate, gradient norm and validation loss are those of metrics.jsonl."""
+def test_charts_show_the_records_of_the_run(shown: MonitoredPage, trained: Path) -> None:
+    """Loss, learning rate, gradient norm, validation loss and weight norms equal those in metrics.jsonl."""
     shown.open("training", model=str(trained))
     records = records_of(trained)
     steps = [record for record in records if "loss" in record]
@@ -845,10 +849,10 @@ def test_charts_are_the_runs_records(shown: MonitoredPage, trained: Path) -> Non
     assert f"{steps[-1]['loss']:.4f}" in shown.page.locator(".run-facts").inner_text()
 
 
-def test_scrubbing_shows_each_steps_model(shown: MonitoredPage, trained: Path) -> None:
-    """The cards of a step are what its checkpoint computes: attention, lens, surprisal, head scores."""
+def test_a_selected_step_shows_what_its_checkpoint_computes(shown: MonitoredPage, trained: Path) -> None:
+    """Attention, logit lens, surprisal and head scores, for two steps."""
     page = shown.open("training", model=str(trained), layer=1, head=1)
-    found = []
+    attention_by_step = []
     for step in (10, 5):
         if step == 5:
             hook(shown, "step-range").press("ArrowLeft")
@@ -861,17 +865,16 @@ def test_scrubbing_shows_each_steps_model(shown: MonitoredPage, trained: Path) -
         prompt = read_probe(RunDirectory(trained).probe_path(step)).prompts[0]
         taken = take_probe(model, [prompt], [], step)
         seen = {name.removesuffix(".0"): tensor for name, tensor in taken.tensors.items()}
-        found.append(np.nan_to_num(matrix_of(csv_at(shown, "head-of-a-step"))))
-        same(found[-1], seen["attention"][1, 1].double() / 255)
+        attention_by_step.append(np.nan_to_num(matrix_of(csv_of_export(shown, "head-of-a-step"))))
+        assert_close(attention_by_step[-1], seen["attention"][1, 1].double() / 255)
         weights = torch.cat(
             [torch.zeros(0), *(row[: i + 1] for i, row in enumerate(seen["attention"][1, 1].double() / 255))]
         )
-        assert float(weights.sum()) == pytest.approx(
-            len(prompt.ids), abs=len(weights) / 510
-        )  # each is rounded to 1/255
+        # Each weight is rounded to a multiple of 1/255.
+        assert float(weights.sum()) == pytest.approx(len(prompt.ids), abs=len(weights) / 510)
         rows = shown.csv_of("Logit lens")
-        same(column(rows, "top probability"), seen["lens_p"][..., 0].flatten())
-        same(
+        assert_close(column(rows, "top probability"), seen["lens_p"][..., 0].flatten())
+        assert_close(
             column(rows, "rank of the next token"),
             (seen["next_rank"] + 1).double().masked_fill(seen["next_rank"] < 0, torch.nan).flatten(),
         )
@@ -879,13 +882,13 @@ def test_scrubbing_shows_each_steps_model(shown: MonitoredPage, trained: Path) -
             escape_token(tokenizer.decode_bytes([i], after=i)) for i in seen["lens_ids"][..., 0].flatten().tolist()
         ]
         assert texts(rows, "top token") == names
-        same(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen["surprisal"])
-        same(column(shown.csv_of("Head scores"), "score"), seen["head_scores"].flatten())
-    assert np.abs(found[0] - found[1]).max() > 1 / 255
+        assert_close(column(shown.csv_of("Surprisal"), "surprisal in bits"), seen["surprisal"])
+        assert_close(column(shown.csv_of("Head scores"), "score"), seen["head_scores"].flatten())
+    assert np.abs(attention_by_step[0] - attention_by_step[1]).max() > 1 / 255
 
 
 def test_a_damaged_snapshot_hides_the_cards(shown: MonitoredPage, trained: Path) -> None:
-    """The cards of another step must not stand under the error."""
+    """The cards must be hidden, because they would show another step under the error."""
     page = shown.open("training", model=str(trained))
     body = '{"error": "the snapshot is damaged"}'
     page.route("**/api/snapshot*", lambda route: route.fulfill(status=400, content_type="application/json", body=body))
@@ -904,7 +907,7 @@ def test_a_damaged_snapshot_hides_the_cards(shown: MonitoredPage, trained: Path)
 
 
 def surprisal_of(logits: Tensor, ids: Sequence[int]) -> Tensor:
-    """Bits of each token (T,); the first is NaN."""
+    """Return the bits of each token (T,); the first is NaN."""
     bits = F.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:]), reduction="none") / math.log(2)
     return torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), bits])
 
@@ -913,7 +916,7 @@ def totals_of(shown: MonitoredPage) -> dict[str, list[float]]:
     return {row[0]: [float(cell) for cell in row[1:]] for row in shown.csv_of("Totals")[1:]}
 
 
-def test_two_checkpoints_compared(shown: MonitoredPage, trained: Path) -> None:
+def test_comparison_of_two_checkpoints(shown: MonitoredPage, trained: Path) -> None:
     """Bits, top tokens, divergences, ranks by depth, and a head of each model."""
     text, token = "the quick fox", 4
     shown.open(
@@ -934,60 +937,59 @@ def test_two_checkpoints_compared(shown: MonitoredPage, trained: Path) -> None:
         ids = [int(i) for i in tokenizer.encode(text)]
         with torch.no_grad(), capture(model) as seen:
             logits.append(model(torch.tensor([ids]))[0])
-        found = logit_lens(model, seen, token - 1, token)
-        ranks.append((found.next_rank[:, 0] + 1).tolist())
+        lens = logit_lens(model, seen, token - 1, token)
+        ranks.append((lens.next_rank[:, 0] + 1).tolist())
         names = [escape_token(tokenizer.decode_bytes([i], after=i)) for i in range(tokenizer.vocab_size)]
-        same(np.nan_to_num(matrix_of(csv_at(shown, save))), seen.layers[layer].pattern(head)[0])
+        assert_close(np.nan_to_num(matrix_of(csv_of_export(shown, save))), seen.layers[layer].pattern(head)[0])
     bits = [surprisal_of(each, ids) for each in logits]
     totals = totals_of(shown)
     for key, tolerance, expected in (("tokens", 0, [len(ids)] * 2), ("bits", 0.0051, [each.nansum() for each in bits])):
-        same(totals[key], np.array([float(x) for x in expected]), tolerance)
-    same(
-        totals["bits per token"], np.array([float(each.nanmean()) for each in bits]), 0.00051
-    )  # as many digits as are shown
+        assert_close(totals[key], np.array([float(x) for x in expected]), tolerance)
+    # The page shows this many digits.
+    assert_close(totals["bits per token"], np.array([float(each.nanmean()) for each in bits]), 0.00051)
     rows = shown.csv_of("Surprisal")
-    same(column(rows, "bits under A"), bits[0], ROUNDING)
-    same(column(rows, "bits under B"), bits[1], ROUNDING)
-    same(column(rows, "B - A"), bits[1] - bits[0], ROUNDING)
+    assert_close(column(rows, "bits under A"), bits[0], ROUNDING)
+    assert_close(column(rows, "bits under B"), bits[1], ROUNDING)
+    assert_close(column(rows, "B - A"), bits[1] - bits[0], ROUNDING)
     a, b = (each[token - 1].double() for each in logits)
     p, q = a.softmax(dim=-1), b.softmax(dim=-1)
     rows = shown.csv_of("Predictions at this position")
     expected_ids = sorted({*p.topk(10).indices.tolist(), *q.topk(10).indices.tolist()}, key=lambda i: -max(p[i], q[i]))
     assert texts(rows, "token") == [names[i] for i in expected_ids]
-    same(column(rows, "probability under A"), p[expected_ids], ROUNDING)
-    same(column(rows, "under B"), q[expected_ids], ROUNDING)
+    assert_close(column(rows, "probability under A"), p[expected_ids], ROUNDING)
+    assert_close(column(rows, "under B"), q[expected_ids], ROUNDING)
     middle = (p + q) / 2
     spread = [float(torch.special.entr(each).sum()) / math.log(2) for each in (p, q, middle)]
-    distances = [*spread[:2], bits_between(a, b), bits_between(b, a), spread[2] - (spread[0] + spread[1]) / 2]
-    same(column(shown.csv_of("Divergence"), "value"), distances, ROUNDING)
+    distances = [*spread[:2], kl_in_bits(a, b), kl_in_bits(b, a), spread[2] - (spread[0] + spread[1]) / 2]
+    assert_close(column(shown.csv_of("Divergence"), "value"), distances, ROUNDING)
     series = series_of(shown.csv_of("Rank by depth"))
     assert [values for _, values in series.values()] == ranks
 
 
-def test_models_with_other_tokenizers_compared(shown: MonitoredPage, folder: Path) -> None:
-    """Segments are the longer tokens: the bits of their bytes are summed."""
+def test_comparison_of_models_with_different_tokenizers(shown: MonitoredPage, folder: Path) -> None:
+    """Segments are the longer tokens; the bits of the bytes in a segment are summed."""
     text = TEXTS["windowed"]
     shown.open("compare", model=str(folder / "plain"), other=str(folder / "windowed"), text=text)
-    bits, cuts = [], []
+    bits, ids_by_model = [], []
     for name in ("plain", "windowed"):
         model, tokenizer = glassgpt.load(folder / name)
         assert tokenizer is not None
-        cuts.append([int(i) for i in tokenizer.encode(text)])
-        bits.append(surprisal_of(logits_of(model, cuts[-1]), cuts[-1]))
+        ids_by_model.append([int(i) for i in tokenizer.encode(text)])
+        bits.append(surprisal_of(logits_of(model, ids_by_model[-1]), ids_by_model[-1]))
     bpe, sizes = small_bpe(), []
-    for before, token in zip([None, *cuts[0]], cuts[0], strict=False):
+    for before, token in zip([None, *ids_by_model[0]], ids_by_model[0], strict=False):
         sizes.append(len(bpe.decode_bytes([token], after=before)))
     summed = torch.stack([part.sum() for part in bits[1].split(sizes)])  # type: ignore[no-untyped-call]
     assert max(sizes) > 1
     rows = shown.csv_of("Surprisal")
     assert [int(cell) for cell in texts(rows, "bytes")] == sizes
-    same(column(rows, "bits under A"), bits[0], ROUNDING)
-    same(column(rows, "bits under B"), summed, ROUNDING)
+    assert_close(column(rows, "bits under A"), bits[0], ROUNDING)
+    assert_close(column(rows, "bits under B"), summed, ROUNDING)
     totals = totals_of(shown)
     both = ~(bits[0] + summed).isnan()
     common = np.array([float(each[both].sum()) for each in (bits[0], summed)])
-    same(totals["bits of the text that both predicted"], common, 0.0051)  # as many digits as are shown
-    same(
+    assert_close(totals["bits of the text that both predicted"], common, 0.0051)  # the page shows this many digits
+    assert_close(
         totals["its bits per byte"],
         common / sum(size for size, one in zip(sizes, both.tolist(), strict=True) if one),
         0.00051,

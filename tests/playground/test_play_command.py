@@ -1,4 +1,4 @@
-"""`glassgpt play`: mistakes, where it listens, the token, and a process that is interrupted."""
+"""`glassgpt play`: invalid arguments, host and port, the token, and interruption of the process."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from play_harness import GPT2_LIKE, Client, post_lines, write_run
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The error of a wrong command line."""
+    """Run a command line that must fail and return its error message."""
     assert main(["play", "--no-browser", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -41,7 +41,8 @@ def test_mistakes_are_reported_before_the_server_starts(
     assert "--port" in fails(capsys, run, "--port", "0")
     assert "no.such.host.invalid" in fails(capsys, run, "--host", "no.such.host.invalid")
     assert "--host" in fails(capsys, run, "--host", "")
-    assert "192.0.2.1" in fails(capsys, run, "--host", "192.0.2.1")  # of documentation: nobody's
+    # Reserved for documentation, so never an address of this machine.
+    assert "192.0.2.1" in fails(capsys, run, "--host", "192.0.2.1")
     assert "abacus" in fails(capsys, run, "--device", "abacus")
     assert "'runs/x@'" in fails(capsys, "runs/x@")
     assert "''" in fails(capsys, "")
@@ -78,7 +79,7 @@ def test_each_server_has_its_own_token(host: str | None) -> None:
 def test_the_token_is_not_in_the_command_line_of_the_browser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The browser gets the path of a file that only this user can read, and that is gone when the server ends."""
+    """The browser gets the path of a file that only this user can read, and that is deleted when the server stops."""
     run = write_run(tmp_path / "run", GPT2_LIKE, steps=())
     opened: list[tuple[str, int, str]] = []
     serve = server.PlayServer.run
@@ -86,7 +87,7 @@ def test_the_token_is_not_in_the_command_line_of_the_browser(
     def run_server(self: server.PlayServer, sockets: list[socket.socket]) -> None:
         while not opened:
             time.sleep(0.01)
-        self.should_exit = True  # it starts, and ends at once
+        self.should_exit = True  # the server stops right after it has started
         serve(self, sockets)
 
     def open_browser(url: str) -> None:
@@ -106,13 +107,12 @@ def test_the_token_is_not_in_the_command_line_of_the_browser(
     assert not Path(urlsplit(url).path).exists()
 
 
-def test_all_files_that_the_page_names_exist() -> None:
-    """Each file that a file of the page refers to."""
+def test_all_files_that_the_page_refers_to_exist() -> None:
     files = page_files()
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
         for wanted in re.findall(r"""["'](/static/[^"'?#]+)["']""", text):
-            assert wanted.removeprefix("/static/") in files, f"{name} asks for {wanted}"
+            assert wanted.removeprefix("/static/") in files, f"{name} refers to {wanted}"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Who may use the server, its limits, and clients that disconnect."""
+"""Access to the server, its limits, and clients that disconnect."""
 
 import gzip
 import http.client
@@ -38,7 +38,7 @@ def client(served: ServerThread) -> Client:
 
 
 def until(condition: Any, seconds: float = 20.0) -> None:
-    """Wait until it holds."""
+    """Wait until the condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -115,7 +115,7 @@ def test_dns_rebinding_is_refused(client: Client, host: str) -> None:
 
 
 def test_any_host_name_is_accepted_with_host(run: Path) -> None:
-    """With --host, people may reach the machine by names that it does not know; the token refuses the rest."""
+    """With --host, the server cannot know all of its names, so it accepts any Host; only the token protects it."""
     listener, policy = server.bind("127.0.0.1", 0)
     listener.close()
     assert policy.hosts == ("*",)
@@ -200,7 +200,7 @@ def test_plotly_comes_from_its_package(client: Client) -> None:
 
 
 def test_a_long_list_is_refused_before_its_items_are_checked(client: Client) -> None:
-    """Checking each item would keep everybody else waiting for 20 seconds."""
+    """Checking each item would block all other requests for 20 seconds."""
     edits = b",".join([b"{}"] * (MAX_BODY // 3 - 100))
     status, _, answer = client.request("POST", "/api/next", b'{"model":0,"ids":[1],"edits":[' + edits + b"]}", JSON)
     assert (status, b"length of edits must" in answer) == (400, True)
@@ -218,7 +218,7 @@ def test_bodies_are_bounded(client: Client) -> None:
     try:
         connection.request("POST", "/api/next", chunks(), {**JSON, **client.headers}, encode_chunked=True)
         assert connection.getresponse().status == 413
-    except (BrokenPipeError, ConnectionResetError):  # the server has stopped reading
+    except (BrokenPipeError, ConnectionResetError):  # the server stopped reading and closed the connection
         pass
     finally:
         connection.close()
@@ -260,7 +260,7 @@ def connected(client: Client, lines: bytes = b"") -> socket.socket:
 LONG = {"model": 0, "ids": [1], "max_new_tokens": 1024}
 
 
-def test_a_text_ends_when_nobody_reads_it(served: ServerThread) -> None:
+def test_generation_stops_when_the_client_disconnects(served: ServerThread) -> None:
     connection = connected(served.client, post_lines("write", {**LONG, "n": 8}))
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     assert served.pool.streams == 1
@@ -269,7 +269,7 @@ def test_a_text_ends_when_nobody_reads_it(served: ServerThread) -> None:
     until(lambda: served.pool.waiting == 0)
 
 
-def test_long_texts_let_others_have_their_turn(served: ServerThread) -> None:
+def test_requests_are_answered_while_long_texts_are_generated(served: ServerThread) -> None:
     connections = [
         connected(served.client, post_lines("write", {**LONG, "n": 8})) for _ in range(model_pool.MAX_STREAMS)
     ]
@@ -277,7 +277,7 @@ def test_long_texts_let_others_have_their_turn(served: ServerThread) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
     for _ in range(3):
         served.client.answer("next", model=0, ids=[5])
-    assert served.pool.streams == len(connections)  # the texts have not ended: the answers came in between
+    assert served.pool.streams == len(connections)  # all texts are still being generated
     status, answer = served.client.ask("write", **LONG)
     assert (status, "too many texts" in answer["error"]) == (429, True)
     for connection in connections:
@@ -286,7 +286,7 @@ def test_long_texts_let_others_have_their_turn(served: ServerThread) -> None:
     assert served.client.ask("write", **{**LONG, "max_new_tokens": 3})[0] == 200
 
 
-def test_waiting_requests_are_bounded_and_forgotten_with_their_clients(served: ServerThread) -> None:
+def test_waiting_requests_are_limited_and_dropped_if_their_clients_disconnect(served: ServerThread) -> None:
     gate, begun = threading.Event(), []
     served.pool.executor.submit(gate.wait)
     limit = model_pool.MAX_WAITING

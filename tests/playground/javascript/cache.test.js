@@ -1,15 +1,15 @@
 import {PromiseCache} from './core/cache.js';
 import {equal, test} from './harness.js';
 
-/** A promise with its `resolve` and `reject`, and how often it was asked for. */
+/** Returns a promise, its `resolve` and `reject`, a `load` that returns the promise, and the number of loads. */
 function source() {
-  const made = {loads: 0};
-  made.promise = new Promise((resolve, reject) => Object.assign(made, {resolve, reject}));
-  made.load = () => {
-    made.loads++;
-    return made.promise;
+  const result = {loads: 0};
+  result.promise = new Promise((resolve, reject) => Object.assign(result, {resolve, reject}));
+  result.load = () => {
+    result.loads++;
+    return result.promise;
   };
-  return made;
+  return result;
 }
 
 const settled = () => new Promise(resolve => setTimeout(resolve));

@@ -1,12 +1,12 @@
-// Runs the same tests in node and in a browser. `core/` and the fixtures lie next to this file when the tests run.
+// Runs the same tests in node and in a browser. test_javascript.py copies `core/` and the fixtures next to this file.
 
 const isNode = typeof process !== 'undefined';
 const node = isNode ? await import('node:test') : null;
 
-/** In a browser: the name and the error (or null) of each test. */
+/** The name and the error message (or null) of each test that ran in a browser. */
 export const results = [];
 let previous = Promise.resolve();
-/** Resolves when all tests that were declared so far have run. */
+/** Returns a promise that resolves when all tests declared so far have run. */
 export const finished = () => previous;
 
 export function test(name, run) {
@@ -14,7 +14,7 @@ export function test(name, run) {
   previous = previous.then(run).then(() => results.push([name, null]), error => results.push([name, error.message]));
 }
 
-/** The JSON of a fixture that test_javascript.py wrote. */
+/** Returns the JSON of a fixture that test_javascript.py wrote. */
 export async function fixture(name) {
   const address = new URL(name, import.meta.url);
   if (!isNode) return (await fetch(address)).json();
@@ -26,7 +26,7 @@ export function equal(actual, expected, message = '') {
   if (a !== b) throw new Error(`${message} ${a} is not ${b}`);
 }
 
-/** Two numbers or arrays of numbers, equal within a relative and absolute tolerance. */
+/** Throws if two numbers or arrays of numbers differ by more than a relative and absolute tolerance. */
 export function near(actual, expected, tolerance, message = '') {
   const [a, b] = [actual, expected].map(value => (typeof value === 'number' ? [value] : [...value]));
   equal(a.length, b.length, `${message} length`);

@@ -2,7 +2,7 @@ import {argmax, droppedTokens, entropy, jensenShannon, klDivergence, randomShare
   tokenAt} from './core/sampling.js';
 import {equal, fixture, near, test} from './harness.js';
 
-test('the sampling distribution is that of glassgpt.generation', async () => {
+test('the sampling distribution equals that of glassgpt.generation', async () => {
   for (const {logits, settings, expected} of await fixture('sampling.json')) {
     const actual = samplingDistribution(Float32Array.from(logits), settings), name = JSON.stringify(settings);
     near(actual, expected, 1e-6, name);
@@ -16,7 +16,7 @@ test('excluded tokens have probability 0, and the others sum to 1', () => {
   near(sum(p), 1, 1e-12);
 });
 
-test('entropy and divergences are those of PyTorch', async () => {
+test('entropy and divergences equal those of PyTorch', async () => {
   const {p, q, entropy: bits, kl} = await fixture('divergence.json');
   near(entropy(softmax(p)), bits, 1e-9);
   near(klDivergence(p, q), kl, 1e-9);

@@ -6,7 +6,7 @@ import {Records} from './core/records.js';
 import {alignTokens, bitsOf, findTokens} from './core/tokens.js';
 import {equal, fixture, near, test} from './harness.js';
 
-test('visibility is that of the model’s attention spans', async () => {
+test('visible keys are those of the model’s attention spans', async () => {
   for (const {span, visible} of await fixture('spans.json')) {
     visible.forEach((row, t) => row.forEach((expected, s) => equal(isVisible(span, t, s), expected, `${t} ${s}`)));
     for (const [t, tEnd, s, sEnd] of [[0, 3, 4, 6], [4, 6, 0, 2], [5, 8, 1, 2], [6, 8, 2, 7]]) {
@@ -39,14 +39,14 @@ test('query heads share key/value heads in groups', () => {
   equal([kvHeadOf({config: {n_head: 4}, kv_heads: 4}, 1), kvHeadOf(null, 1)], [null, null]);
 });
 
-test('edits', () => {
+test('edits are parsed, sent and described', () => {
   const shape = {layers: 2, heads: 4, tokens: 9};
   equal([...parseEdits('h1.3,h2.0,a1@8,a1@9,p8,p9,r0,h1,a1.1,x', shape)], ['h1.3', 'a1@8', 'p8', 'r0']);
   equal(editRequest('h1.3@2', 'mean'), {kind: 'head', layer: 1, head: 3, position: 2, by: 'mean'});
   equal(editText('r1@2'), 'residual stream after layer 1 at token 2');
 });
 
-test('numbers', () => {
+test('numbers are formatted', () => {
   equal([0, 1234.5, 0.012345, 1e-5, -2e7, NaN].map(short), ['0', '1,235', '0.0123', '1.0e−5', '−2.0e7', '–']);
   equal([0, 0.1234567, 1e-5].map(precise), ['0', '0.123457', '1.000e−5']);
   equal([1, 0.5, 0.05, 0.00001, null].map(percent), ['100 %', '50.0 %', '5.00 %', '1e−3 %', '–']);
@@ -54,7 +54,7 @@ test('numbers', () => {
   equal([tokenCount(1), tokenCount(2000)], ['1 token', '2,000 tokens']);
 });
 
-test('texts for a shell and for a spreadsheet', () => {
+test('texts are quoted for a shell and for a spreadsheet', () => {
   equal(shellQuoted('it\'s $5'), '\'it\'\\\'\'s $5\'');
   equal(csv([['a,b', '=1+1', 'say "x"', NaN, 0.1]]), '"a,b",\'=1+1,"say ""x""",,0.1\r\n');
 });
@@ -70,7 +70,7 @@ test('paths survive a link, and those of another model are ignored', () => {
   equal(parsePaths(text, 'tag', 41).paths, [[]]);
 });
 
-test('a rejected token is excluded where it was rejected only', () => {
+test('a rejected token is excluded only at the position where it was rejected', () => {
   const paths = new Paths([[{id: 1, p: 1}, {id: 2, p: 1}]]);
   paths.reject(9);
   equal([...paths.rejected], [2]);
@@ -78,7 +78,7 @@ test('a rejected token is excluded where it was rejected only', () => {
   equal([...paths.rejected], []);
 });
 
-test('records: repeated ones count once, time adds up, averages are centered', () => {
+test('repeated records count once, time adds up, and averages are centered', () => {
   const training = {step: [1, 2, 3], loss: [3, 2, 4], loss_mean: [2.5, 3, 3], seconds: [1, 1, 1], time: [1, 2, 3]};
   const records = new Records({training, evaluations: [{step: 2, val_loss: 5}]});
   equal(records.smoothed('loss'), [2.5, 3, 3]);
@@ -89,7 +89,7 @@ test('records: repeated ones count once, time adds up, averages are centered', (
   equal([records.placeOf(4, 'time'), records.secondsLeft(6)], [5, 2.5]);
 });
 
-test('tokens of two tokenizers are aligned where both start', () => {
+test('tokens of two tokenizers are aligned where a token starts in both', () => {
   const hex = text => [...text].map(c => c.charCodeAt(0).toString(16)).join('');
   const cut = (...pieces) => ({ids: pieces.map((_, i) => i), pieces, bytes: pieces.map(hex)});
   const [a, b] = [cut('ab', 'c', 'de'), cut('a', 'bc', 'd', 'e')];
