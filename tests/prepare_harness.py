@@ -1,10 +1,11 @@
-"""Kill `prepare` by SIGKILL again and again, and compare the final dataset with that of an undisturbed process.
+"""Kill `prepare` by SIGKILL repeatedly, and compare the final dataset with that of an undisturbed process.
 
     python tests/prepare_harness.py --kills 9
 
-Four files of different types become a few dozen shards, in place of an older dataset, by 1, 2 or 3 workers, in three
-ways: plain, with --deduplicate, and with the first shard for validation. `tests/data/test_prepare_failures.py` and
-`benchmarks/prepare_kills.py` run this file as a program. Linux and macOS only, since it forks.
+1, 2 or 3 workers prepare four files of different types as a few dozen shards, which replace an older dataset. There
+are three configs: the default, with --deduplicate, and with the first shard for validation.
+`tests/data/test_prepare_failures.py` and `benchmarks/prepare_kills.py` run this file as a program. It works on Linux
+and macOS only, since it forks.
 """
 
 import argparse
@@ -29,12 +30,12 @@ from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import read_manifest, verify
 from glassgpt.data.prepare import prepare
 
-WAYS: tuple[dict[str, Any], ...] = ({}, {"deduplicate": True}, {"validation": "first_shard"})
-# In this order in each round, which ends when the dataset is there.
-KINDS = ("start", "shard", "between", "publish")
-# Seconds that a worker may outlive its parent: it ends when it notices.
+CONFIG_CHANGES: tuple[dict[str, Any], ...] = ({}, {"deduplicate": True}, {"validation": "first_shard"})
+# The moments of the kills, in this order in each round. A round ends when the dataset is complete.
+MOMENTS = ("start", "shard", "between", "publish")
+# Seconds that a worker may outlive its killed parent.
 LINGER = 5.0
-# Run by each worker as it starts: on a RAM disk nothing takes long enough for a kill to hit it.
+# Each process runs this as it starts: on a RAM disk, file operations are too short for a kill to hit them.
 SLOW_DISK = """
 import os, time
 unlink = os.unlink
@@ -46,7 +47,7 @@ os.fsync, os.unlink = lambda descriptor: time.sleep(0.002), slow_unlink
 
 
 def write_texts(folder: Path, draw: random.Random) -> Path:
-    """A folder with text, JSON lines, CSV and parquet, some documents of which repeat earlier ones."""
+    """Write text, JSON Lines, CSV and Parquet files, some documents of which repeat earlier ones; return the folder."""
     import pyarrow
     from pyarrow import parquet
 
@@ -66,13 +67,13 @@ def write_texts(folder: Path, draw: random.Random) -> Path:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """The bytes of each file."""
+    """Return the bytes of each file by its name."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @dataclass
 class Killer:
-    """Starts `prepare`, kills it at a chosen kind of moment, and watches what a kill must not touch."""
+    """Starts `prepare`, kills it at a chosen moment, and checks that finished shards stay unchanged."""
 
     config: DataConfig
     out: Path
@@ -87,11 +88,11 @@ class Killer:
         return self.out.with_name(f".partial-{self.out.name}")
 
     def finished(self) -> set[str]:
-        """The names of the finished shards, without suffix."""
+        """Return the names of the finished shards, without suffix."""
         return self._stems(".json")
 
     def _stems(self, suffix: str) -> set[str]:
-        """The files of a suffix, without it."""
+        """Return the names of the split's files that have this suffix, without the suffix."""
         try:
             names = os.listdir(self.work)
         except FileNotFoundError:
@@ -102,23 +103,23 @@ class Killer:
             if name.endswith(suffix) and name.startswith(("train-", "validation-"))
         }
 
-    def kill_once(self, kind: str) -> bool:
-        """Whether it was alive to be killed; its files are checked in either case."""
+    def kill_once(self, moment: str) -> bool:
+        """Start `prepare` and kill it at this moment. Return False if it ended before the kill."""
         before, workers = self.finished(), self.draw.choice((1, 2, 3))
         child = fork(lambda: self._prepare(workers))
-        moments: dict[str, Callable[[], bool]] = {
+        conditions: dict[str, Callable[[], bool]] = {
             "start": self.work.exists,
             "shard": lambda: bool(self.finished() - before),
             "between": lambda: bool(self._stems(".idx") - self.finished()),
             "publish": (self.work / "manifest.json").exists,
         }
-        wait_until(child, moments[kind])
-        time.sleep(self.draw.uniform(0, {"start": 0.3, "shard": 0.1, "between": 0.002, "publish": 0.02}[kind]))
+        wait_until(child, conditions[moment])
+        time.sleep(self.draw.uniform(0, {"start": 0.3, "shard": 0.1, "between": 0.002, "publish": 0.02}[moment]))
         os.kill(child, signal.SIGSTOP)  # so that it does not start another worker meanwhile
         started = psutil.Process(child).children(recursive=True)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        self._see_workers_end(started)
+        self._wait_for_workers_to_end(started)
         if status == signal.SIGKILL:
             self._count()
         elif status:
@@ -126,14 +127,14 @@ class Killer:
         return status == signal.SIGKILL
 
     def finish(self) -> None:
-        """Let it end, and check that finished files are unchanged."""
+        """Run `prepare` to its end, and check that finished files are unchanged."""
         _, status = os.waitpid(fork(lambda: self._prepare(self.draw.choice((1, 2, 3)))), 0)
         if status:
             raise SystemExit("preparing failed: see above")
-        self.see_end()
+        self.check_result()
 
-    def see_end(self) -> None:
-        """Compare the stamps of the shards, and look for leftover files."""
+    def check_result(self) -> None:
+        """Compare the stamps of the shards, look for leftover files, and verify the dataset."""
         stamps = {(path.stat().st_ino, path.stat().st_mtime_ns) for path in self.out.glob("*.bin")}
         self.outcome["rewritten"] += len(self.stamps - stamps)
         self.outcome["left_behind"] += [
@@ -160,7 +161,7 @@ class Killer:
             status = (self.work / f"{name}.bin").stat()
             self.stamps.add((status.st_ino, status.st_mtime_ns))
 
-    def _see_workers_end(self, workers: list[psutil.Process]) -> None:
+    def _wait_for_workers_to_end(self, workers: list[psutil.Process]) -> None:
         begin = time.monotonic()
         while (alive := any(_is_alive(worker) for worker in workers)) and time.monotonic() < begin + LINGER:
             time.sleep(0.005)
@@ -177,60 +178,66 @@ def _is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def slow_workers(folder: Path) -> Iterator[None]:
-    """Make the disk slow for every Python that is started meanwhile."""
+    """Make the disk slow for every Python process that starts inside this context."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(SLOW_DISK)
-    known = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([known] if known else [])])
+    previous = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([previous] if previous else [])])
     yield
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill at least this often, a quarter of it between the first finished shard and the end."""
+    """Kill `prepare` at least `kills` times, a quarter of them between the first finished shard and publication."""
     draw = random.Random(seed)
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     source = write_texts(folder / "texts", draw)
-    ways = [DataConfig(source=str(source), tokenizer="bytes", shard_tokens=5000, **way) for way in WAYS]
-    quiet: list[dict[str, bytes]] = []
-    for number, config in enumerate(ways):
-        prepare(config, folder / f"quiet-{number}", workers=1)
-        quiet.append(contents(folder / f"quiet-{number}"))
+    configs = [
+        DataConfig(source=str(source), tokenizer="bytes", shard_tokens=5000, **changes) for changes in CONFIG_CHANGES
+    ]
+    expected: list[dict[str, bytes]] = []
+    for number, config in enumerate(configs):
+        prepare(config, folder / f"expected-{number}", workers=1)
+        expected.append(contents(folder / f"expected-{number}"))
     outcome: dict[str, Any] = {"seed": seed, "kills": 0, "within": 0, "between_files": 0, "publishing": 0, "shards": []}
     outcome |= {"rewritten": 0, "orphans": 0, "slowest_end": 0.0, "left_behind": [], "differences": []}
     rounds = 0
     with slow_workers(folder / "slow"):
         while (
-            outcome["kills"] < kills or outcome["within"] < kills / 4 or not outcome["publishing"] or rounds < len(ways)
+            outcome["kills"] < kills
+            or outcome["within"] < kills / 4
+            or not outcome["publishing"]
+            or rounds < len(configs)
         ):
-            way = rounds % len(ways)
+            index = rounds % len(configs)
             rounds += 1
             out = folder / f"round-{rounds}" / "out"
-            shutil.copytree(folder / f"quiet-{way - 1 if way else 2}", out)  # an older one, to be replaced
-            _round(Killer(ways[way], out, draw, outcome))
+            # An older dataset, which is replaced.
+            shutil.copytree(folder / f"expected-{index - 1 if index else 2}", out)
+            _round(Killer(configs[index], out, draw, outcome))
             outcome["differences"] += [
-                name for name, content in contents(out).items() if quiet[way].get(name) != content
+                name for name, content in contents(out).items() if expected[index].get(name) != content
             ]
-            outcome["differences"] += sorted(quiet[way].keys() - contents(out).keys())
+            outcome["differences"] += sorted(expected[index].keys() - contents(out).keys())
             shutil.rmtree(out.parent)
     return outcome
 
 
 def _round(killer: Killer) -> None:
-    """Kill once at each kind of moment, then let it end."""
-    for kind in KINDS:
-        if not killer.kill_once(kind):
-            return killer.see_end()
+    """Kill `prepare` once at each moment, then run it to its end."""
+    for moment in MOMENTS:
+        if not killer.kill_once(moment):
+            return killer.check_result()
     killer.finish()
 
 
 def main() -> int:
-    """Print the outcome as a line of JSON; the exit status is 0 if it is right."""
+    """Print the outcome as a line of JSON; return 1 if files differ or were rewritten, or something was left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=9)
-    parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
+    parser.add_argument("--seed", type=int, help="seed of the workers and delays (default: random; it is printed)")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    print(f"seed of the kinds and delays: {seed}", flush=True)
+    print(f"seed of the workers and delays: {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="glassgpt-kills-"))
     try:
         outcome = harness(folder, arguments.kills, seed)

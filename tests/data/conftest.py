@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def no_flush() -> Iterator[None]:
-    """Tests write thousands of shards of a few tokens: do not wait for the disk."""
+    """Replace `os.fsync` by a no-op, because these tests write thousands of tiny shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

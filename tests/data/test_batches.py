@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step, and evaluation that takes each token once."""
+"""Batches as a pure function of the step, mixtures of texts, and evaluation that predicts each token once."""
 
 import itertools
 from typing import get_args
@@ -16,11 +16,12 @@ keys = st.integers(0, 2**63 - 1)
 
 
 def counting(tokens: int) -> TokenStream:
-    """A stream in which each token is its own position, so the first token of a window is its start."""
+    """Return a stream whose token at position i is i, so the first token of a window is the window's start."""
     return TokenStream([np.arange(tokens, dtype="<u4")])
 
 
 def starts(batches: Batches, sequences: int, batch_size: int) -> list[int]:
+    """Return the start positions of the first `sequences` windows, read in batches of `batch_size`."""
     steps = -(-sequences // batch_size)
     return [int(window[0]) for step in range(steps) for window in batches.batch_at(step)][:sequences]
 
@@ -51,8 +52,8 @@ def test_every_permutation_is_equally_likely() -> None:
     assert sum((count - 50) ** 2 / 50 for count in counts.values()) < 66
 
 
-def test_the_shuffle_leaves_no_trace_of_the_order() -> None:
-    # Correlations of a fair shuffle have a standard deviation of 1/sqrt(n); 5 of them are exceeded once in 1.7 million.
+def test_the_shuffled_order_is_uncorrelated_with_the_original_order() -> None:
+    # A fair shuffle's correlations have standard deviation 1/sqrt(n); 5 deviations are exceeded once in 1.7 million.
     n = 20_011
     for key in range(5):
         windows = shuffled(np.arange(n), n, key).astype(float)
@@ -64,15 +65,17 @@ def test_the_shuffle_leaves_no_trace_of_the_order() -> None:
             assert abs(np.corrcoef(*pair)[0, 1]) < 5 / np.sqrt(n)
 
 
-def test_the_shuffle_never_changes() -> None:
-    """A checkpoint keeps only the step: another permutation in a later version would resume into other batches."""
+def test_the_shuffle_is_the_same_in_every_version() -> None:
+    """Checkpoints store only the step, so a changed permutation would give resumed runs different batches."""
     assert shuffled(np.arange(10), 10, 1337).tolist() == [5, 2, 0, 8, 7, 3, 1, 9, 4, 6]
     assert Batches([counting(1000)], 16, 4, seed=1337).batch_at(20)[:, 0].tolist() == [846, 46, 254, 14]
 
 
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.integers(2, 400), context=st.integers(1, 40), batch_size=st.integers(1, 9), seed=st.integers(0, 99))
-def test_each_epoch_tiles_the_text_once_in_its_own_order(tokens: int, context: int, batch_size: int, seed: int) -> None:
+def test_each_epoch_covers_the_text_once_in_a_different_order(
+    tokens: int, context: int, batch_size: int, seed: int
+) -> None:
     context = min(context, tokens - 1)
     batches = Batches([counting(tokens)], context, batch_size, seed)
     n = batches.windows_per_epoch
@@ -84,28 +87,28 @@ def test_each_epoch_tiles_the_text_once_in_its_own_order(tokens: int, context: i
         assert 0 <= tiles[0] < context
 
 
-def test_windows_follow_the_text() -> None:
+def test_a_window_holds_consecutive_tokens_of_the_text() -> None:
     window = Batches([counting(1000)], 16, 4, seed=0).batch_at(5)
     assert window.shape == (4, 17)
     assert window.dtype == np.int64
     assert (np.diff(window, axis=1) == 1).all()
 
 
-def test_offsets_differ_between_epochs_and_seeds_and_reach_every_place() -> None:
+def test_offsets_differ_between_epochs_and_seeds_and_take_nearly_every_value() -> None:
     offsets = [[Batches([counting(40)], 16, 1, seed).batch_at(epoch)[0, 0] for epoch in range(100)] for seed in (0, 1)]
     assert offsets[0] != offsets[1]
-    # 100 draws of 16 values miss a given one with odds of 1.6e-3, so both lists rarely miss even two.
+    # 100 draws miss a given one of 16 values with probability 1.6e-3, so a list very rarely misses two.
     assert len(set(offsets[0])) >= 15
     assert len(set(offsets[1])) >= 15
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential", "random"])
-def test_a_batch_depends_on_nothing_but_the_step(order: Order) -> None:
+def test_a_batch_depends_only_on_the_step(order: Order) -> None:
     steps = [7, 0, 31, 7, 3, 31]
-    asked = Batches([counting(500)], 8, 6, 1337, order)
+    reused = Batches([counting(500)], 8, 6, 1337, order)
     for step in steps:
         fresh = Batches([TokenStream(np.array_split(np.arange(500), 7))], 8, 6, 1337, order)
-        assert np.array_equal(asked.batch_at(step), fresh.batch_at(step))
+        assert np.array_equal(reused.batch_at(step), fresh.batch_at(step))
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential", "random"])
@@ -115,12 +118,12 @@ def test_the_sequence_of_windows_does_not_depend_on_the_batch_size(order: Order)
         assert starts(Batches([counting(500)], 8, batch_size, 3, order), 120, batch_size) == expected
 
 
-def test_sequential_windows_are_the_text_again_and_again() -> None:
+def test_sequential_windows_restart_at_the_beginning_of_the_text() -> None:
     batches = Batches([counting(35)], 8, 2, seed=5, order="sequential")
     assert starts(batches, 7, 2) == [0, 8, 16, 0, 8, 16, 0]
 
 
-def test_random_windows_reach_both_ends_evenly() -> None:
+def test_random_windows_start_uniformly_at_every_possible_position() -> None:
     # 20 possible starts, 4,000 draws: chi-square with 19 degrees of freedom, which exceeds 60 once in 250,000.
     drawn = starts(Batches([counting(28)], 8, 40, seed=1, order="random"), 4000, 40)
     counts = np.bincount(drawn)
@@ -128,8 +131,8 @@ def test_random_windows_reach_both_ends_evenly() -> None:
     assert ((counts - 200.0) ** 2 / 200).sum() < 60
 
 
-def test_draws_are_splitmix64() -> None:
-    """The reference outputs of SplitMix64 for the seed 1234567 (as the Java and C implementations give them)."""
+def test_draws_equal_splitmix64() -> None:
+    """The expected values are SplitMix64's outputs for seed 1234567, as its Java and C implementations give them."""
     n = 2**62
     expected = [
         6457827717110365317,
@@ -148,21 +151,21 @@ def test_draws_are_splitmix64() -> None:
 @given(weights=st.lists(st.floats(0.5, 10), min_size=1, max_size=60))
 @example(weights=[0.5] + [0.01] * 50)
 @example(weights=[0.5] + [0.05] * 10)
-def test_every_range_of_a_mixture_has_the_shares_of_its_weights(weights: list[float]) -> None:
-    """To less than two sequences, wherever it begins and ends; the weights are rounded to one in `MIXTURE_PERIOD`."""
+def test_every_range_of_a_mixture_has_the_shares_given_by_the_weights(weights: list[float]) -> None:
+    """In any range, a text's count is within two sequences of its share, rounded to 1/`MIXTURE_PERIOD`."""
     texts, ranks = spread(weights)
     period = len(texts)
     counts = np.bincount(texts, minlength=len(weights))
     assert np.abs(counts / period - np.array(weights) / sum(weights)).max() < 1 / MIXTURE_PERIOD
     for number in range(len(weights)):
-        too_many = np.cumsum([0, *(texts == number)]) - np.arange(period + 1) * counts[number] / period
-        assert too_many.max() - too_many.min() < 2  # of every stretch: within a period, and so over its border
-        assert np.abs(too_many).max() < 1
+        excess = np.cumsum([0, *(texts == number)]) - np.arange(period + 1) * counts[number] / period
+        assert excess.max() - excess.min() < 2  # so for any range, also across the end of a period
+        assert np.abs(excess).max() < 1
         assert ranks[texts == number].tolist() == list(range(int(counts[number])))
 
 
-def test_each_text_of_a_mixture_is_read_as_it_is_alone() -> None:
-    """In its own order, all of it once per epoch, whatever the others are."""
+def test_the_order_of_a_text_in_a_mixture_does_not_depend_on_the_other_texts() -> None:
+    """Each window of a text comes once per epoch, and replacing another text does not change the order."""
     one, two, three = counting(805), TokenStream([np.arange(1000, 1405)]), TokenStream([np.arange(2000, 2085)])
     batches = Batches([one, two, three], 8, 7, seed=3, weights=[3, 2, 1])
     assert batches.windows_per_epoch == 99 + 49 + 9
@@ -177,13 +180,13 @@ def test_each_text_of_a_mixture_is_read_as_it_is_alone() -> None:
     assert np.array_equal(again.batch_at(5)[drawn_from[35:42] == 1], batches.batch_at(5)[drawn_from[35:42] == 1])
 
 
-def test_the_same_text_twice_is_not_read_in_the_same_order() -> None:
+def test_two_copies_of_a_text_in_a_mixture_are_read_in_different_orders() -> None:
     windows = Batches([counting(8005), counting(8005)], 8, 200, seed=0, weights=[1, 1]).batch_at(0)[:, 0]
     texts, _ = spread([1, 1])
     assert windows[texts[:200] == 0].tolist() != windows[texts[:200] == 1].tolist()
 
 
-def test_a_weight_too_small_for_a_share_is_refused() -> None:
+def test_a_weight_below_one_sequence_per_period_is_refused() -> None:
     with pytest.raises(UserError, match="at least one sequence in 4096"):
         Batches([counting(100), counting(100)], 8, 4, 0, weights=[1, 1e-6])
 
@@ -198,7 +201,7 @@ def test_a_text_shorter_than_a_window_is_refused_and_one_as_long_is_used() -> No
 
 
 @given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=6), data=st.data())
-def test_reading_crosses_the_borders_of_shards(sizes: list[int], data: st.DataObject) -> None:
+def test_a_read_may_span_several_shards(sizes: list[int], data: st.DataObject) -> None:
     ends = np.cumsum(sizes)
     stream = TokenStream([np.arange(end - size, end, dtype="<u2") for size, end in zip(sizes, ends, strict=True)])
     start = data.draw(st.integers(0, len(stream)))
@@ -232,7 +235,7 @@ def test_evaluation_predicts_every_token_but_the_first_once(
     tokens=st.integers(2, 200), context=st.integers(1, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5)
 )
 def test_ranks_share_the_batches_of_an_evaluation(tokens: int, context: int, batch_size: int, world_size: int) -> None:
-    """Each batch as it is in one process, on one rank; there may be more ranks than batches."""
+    """Exactly one rank gets each batch of the single-process case, also with more ranks than batches."""
     whole = list(counting(tokens).evaluation_batches(context, batch_size))
     shares = [
         list(counting(tokens).evaluation_batches(context, batch_size, None, rank, world_size))

@@ -19,7 +19,7 @@ SHARD = "train-00000-00000.bin"
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dataset of two shards: five files with a sha256."""
+    """Prepare a dataset of two shards; its manifest lists five files with their SHA-256."""
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
     return prepare(DataConfig(source=str(tmp_path / "text.txt"), tokenizer="bytes"), tmp_path / "out")
@@ -27,7 +27,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
-    """A function that returns the names of the files that `verify` read since the last call, except the tokenizer's."""
+    """Return a function that lists the files that `verify` hashed since its last call, except the tokenizer."""
     names: list[str] = []
 
     def recorded(path: Path) -> str:
@@ -35,7 +35,7 @@ def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set
         return sha256_of(path)
 
     def since_last_call() -> set[str]:
-        read = set(names) - {"tokenizer.json"}  # opening a dataset always reads that
+        read = set(names) - {"tokenizer.json"}  # opening a dataset always hashes it
         names.clear()
         return read
 
@@ -44,18 +44,16 @@ def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set
 
 
 def flip(path: Path) -> None:
-    """Change a byte; size and time stay the same."""
+    """Flip a bit of a file, but keep its size and modification time."""
     status, content = path.stat(), bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_file_is_hashed_once_while_it_is_unchanged(
-    directory: Path, hashed: Callable[[], set[str]], tmp_path: Path
-) -> None:
+def test_an_unchanged_file_is_hashed_only_once(directory: Path, hashed: Callable[[], set[str]], tmp_path: Path) -> None:
     shards = {path.name for suffix in ("bin", "idx") for path in directory.glob(f"*.{suffix}")}
-    assert (verify(directory), hashed()) == (5, set())  # the builder remembers the hashes of what it has written
+    assert (verify(directory), hashed()) == (5, set())  # the builder recorded the hashes of the files it wrote
     for record in (tmp_path / "cache" / "scans").iterdir():
         record.unlink()
     assert (verify(directory), hashed()) == (5, shards)
@@ -66,7 +64,7 @@ def test_a_file_is_hashed_once_while_it_is_unchanged(
     assert (verify(directory), hashed()) == (5, set())
 
 
-def test_a_changed_file_is_named(directory: Path) -> None:
+def test_verify_names_a_changed_file(directory: Path) -> None:
     verify(directory)
     flip(directory / SHARD)
     with pytest.raises(UserError, match=SHARD):
@@ -77,7 +75,7 @@ def test_a_changed_file_is_named(directory: Path) -> None:
 
 
 def test_a_copied_file_is_hashed_again(directory: Path, hashed: Callable[[], set[str]]) -> None:
-    """It has the same size and time, but another inode."""
+    """The copy has the same size and modification time, but another inode."""
     verify(directory)
     hashed()
     path, status = directory / SHARD, (directory / SHARD).stat()
@@ -89,7 +87,9 @@ def test_a_copied_file_is_hashed_again(directory: Path, hashed: Callable[[], set
     assert hashed() == {SHARD}
 
 
-def test_verify_needs_no_cache(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_works_without_a_cache_and_with_a_damaged_one(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", Path("/proc/none")):
         monkeypatch.setenv("GLASSGPT_CACHE", str(cache))

@@ -1,4 +1,4 @@
-"""Token files of nanoGPT, build-nanogpt and llm.c, as these projects write them, are datasets."""
+"""Token files of nanoGPT, build-nanogpt and llm.c open as datasets without conversion."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def nanogpt(folder: Path) -> None:
 
 
 def build_nanogpt(folder: Path) -> None:
-    """The validation shard comes first there, and has the number 0."""
+    """Write shards as build-nanogpt does: the validation shard comes first, with number 0."""
     np.save(folder / "edufineweb_val_000000", VALIDATION)
     np.save(folder / "edufineweb_train_000001", TRAIN[:700])
     np.save(folder / "edufineweb_train_000002", TRAIN[700:])
@@ -44,7 +44,7 @@ def llmc(folder: Path) -> None:
 KINDS = {"nanogpt": nanogpt, "build-nanogpt": build_nanogpt, "llm.c": llmc}
 
 
-def all_of(stream: TokenStream) -> list[int]:
+def all_tokens(stream: TokenStream) -> list[int]:
     return [int(token) for token in stream.read(0, len(stream))]
 
 
@@ -54,22 +54,22 @@ def test_the_tokens_are_read_in_place(kind: str, tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     assert prepare(DataConfig(source=str(tmp_path))) == tmp_path
     dataset = open_dataset(tmp_path)
-    assert all_of(dataset.train) == TRAIN.tolist()
-    assert all_of(dataset.validation) == VALIDATION.tolist()
+    assert all_tokens(dataset.train) == TRAIN.tolist()
+    assert all_tokens(dataset.validation) == VALIDATION.tolist()
     assert (dataset.tokenizer.kind, dataset.tokenizer.vocab_size) == ("gpt2", 50257)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     verify(tmp_path)
 
 
 def test_the_fingerprint_does_not_depend_on_the_directory(tmp_path: Path) -> None:
-    prints = []
+    fingerprints = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         llmc(tmp_path / name)
-        prints.append(open_dataset(tmp_path / name).fingerprint)
+        fingerprints.append(open_dataset(tmp_path / name).fingerprint)
     TRAIN[::-1].tofile(tmp_path / "train.bin")
     VALIDATION.tofile(tmp_path / "val.bin")
-    assert prints[0] == prints[1] != open_dataset(tmp_path).fingerprint
+    assert fingerprints[0] == fingerprints[1] != open_dataset(tmp_path).fingerprint
 
 
 def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).fingerprint != before
 
 
-def test_verify_finds_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
+def test_verify_detects_a_change_that_keeps_size_and_time(tmp_path: Path) -> None:
     nanogpt(tmp_path)
     open_dataset(tmp_path)
     verify(tmp_path)
@@ -113,7 +113,7 @@ def test_llama_tokens_take_four_bytes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         llmc_shard(tmp_path / f"tiny_{split}.bin", np.array([50_256, 3, 4], dtype="<u4"), magic=20240801, version=7)
     dataset = open_dataset(tmp_path)
-    assert all_of(dataset.train) == [50_256, 3, 4]
+    assert all_tokens(dataset.train) == [50_256, 3, 4]
     assert dataset.train.parts[0].dtype == np.dtype("<u4")
 
 
@@ -214,7 +214,7 @@ def damage_archive(folder: Path) -> None:
         (damage_magic, r"000003\.bin is not a token file of llm\.c"),
     ],
 )
-def test_damaged_files_are_named(damage: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_names_the_damaged_file(damage: Any, message: str, tmp_path: Path) -> None:
     if damage in (damage_id, damage_odd):
         nanogpt(tmp_path)
     damage(tmp_path)
@@ -222,7 +222,7 @@ def test_damaged_files_are_named(damage: Any, message: str, tmp_path: Path) -> N
         open_dataset(tmp_path)
 
 
-def test_a_folder_is_not_a_token_file(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_token_file_is_not_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "train.bin").mkdir()
     VALIDATION.tofile(tmp_path / "val.bin")
     with pytest.raises(UserError, match="is not a dataset"):

@@ -1,4 +1,7 @@
-"""Datasets of the hub, from a local server, in subprocesses: the hub's library reads its variables at import."""
+"""Datasets of the Hugging Face Hub, served by a local stand-in.
+
+The calls run in subprocesses, because huggingface_hub reads its environment variables at import.
+"""
 
 import glob
 import hashlib
@@ -36,7 +39,7 @@ configs:
 
 
 def content(name: str, size: int = 100_000) -> bytes:
-    """Bytes that depend on the name, so that no file can be mistaken for another."""
+    """Return `size` bytes derived from the name, so that every file has different content."""
     return hashlib.shake_128(name.encode()).digest(size)
 
 
@@ -61,7 +64,7 @@ def test_all_documented_forms_of_data_files_mean_the_same(data_files: object) ->
     assert subset.patterns == {"train": ("a/*.csv",)}
 
 
-def test_the_folder_of_a_subset_is_where_its_paths_begin() -> None:
+def test_paths_of_a_subset_are_relative_to_its_data_dir() -> None:
     configs = [{"config_name": 2024, "data_dir": "d/", "data_files": "*.csv"}, {"config_name": "y", "data_dir": "e"}]
     first, second = subsets_of({"configs": configs}, "acme/x")
     assert (first.name, first.patterns) == ("2024", {"train": ("d/*.csv",)})
@@ -87,7 +90,7 @@ def test_undocumented_metadata_is_refused(configs: object) -> None:
         subsets_of({"configs": configs}, "acme/x")
 
 
-def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
+def test_the_default_subset_is_the_marked_one_or_named_default_or_the_only_one() -> None:
     def chosen(*configs: dict[str, Any]) -> str | None:
         return choose_subset(subsets_of({"configs": list(configs)}, "acme/x"), None, "acme/x").name
 
@@ -99,8 +102,8 @@ def test_the_default_subset_is_marked_or_named_or_the_only_one() -> None:
         chosen(a, b)
 
 
-def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
-    """Compared with Python's glob on real files, without the hub's own rule that `__` hides a file."""
+def test_patterns_match_the_same_files_as_glob(tmp_path: Path) -> None:
+    """The reference is Python's `glob` on real files, without the Hub's own rule that `__` hides a file."""
     names = [
         "a.csv",
         "b.txt",
@@ -118,10 +121,14 @@ def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
     patterns = """* *.csv ** **/*.csv data/* data/** data/*/* data/**/a.csv data/x?/* d*/[ab].csv .h/* .*/* data/.*
         **/a.csv data/x/**/b.csv [!a].txt d?ta/*.csv data/x1/a[[]1].csv nothing/* data *.CSV"""
     for pattern in patterns.split():
-        found = {name for name in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / name).is_file()}
-        assert {name for name in names if matches(name, pattern)} == found, pattern
+        expected = {
+            name for name in glob.glob(pattern, root_dir=tmp_path, recursive=True) if (tmp_path / name).is_file()
+        }
+        assert {name for name in names if matches(name, pattern)} == expected, pattern
         folder, below = folder_of(pattern)
-        assert all(name.startswith(folder) and (below or "/" not in name[len(folder) + 1 :]) for name in found), pattern
+        assert all(name.startswith(folder) and (below or "/" not in name[len(folder) + 1 :]) for name in expected), (
+            pattern
+        )
 
 
 @pytest.mark.parametrize(
@@ -146,11 +153,11 @@ def test_patterns_match_what_glob_finds(tmp_path: Path) -> None:
         (["a.py", "dataset_infos.json"], "", {}),
     ],
 )
-def test_splits_follow_from_names(names: list[str], folder: str, splits: dict[str, list[str]]) -> None:
+def test_splits_are_inferred_from_file_names(names: list[str], folder: str, splits: dict[str, list[str]]) -> None:
     assert splits_by_name(names, folder) == splits
 
 
-def test_the_format_follows_from_the_suffix() -> None:
+def test_the_format_is_inferred_from_the_suffix() -> None:
     formats = {
         name: format_of(f"x/{name}")
         for name in ("a.PARQUET", "a.json.gz", "a.b.csv.bz2", "a.txt", "a.zip", "a.gz", "README", "config.json")
@@ -200,7 +207,7 @@ def environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
 
 
 def run(code: str, server: HubServer, home: Path, **more: str) -> Any:
-    """Return what the code prints as JSON, in a process that uses the server as its hub."""
+    """Run the code in a process that uses the server as its Hub, and return the JSON that it prints."""
     command = [sys.executable, "-c", PRELUDE + code]
     result = subprocess.run(command, env=environment(server, home, **more), capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr
@@ -246,8 +253,8 @@ def server() -> Iterator[HubServer]:
         yield server
 
 
-def test_a_dataset_is_a_list_of_files_at_a_commit(server: HubServer, home: Path) -> None:
-    found = run(
+def test_a_dataset_resolves_to_a_list_of_files_at_a_commit(server: HubServer, home: Path) -> None:
+    resolved = run(
         """
 calls = [("acme/fineweb", "sample-10BT"), ("acme/fineweb",), ("acme/two", "en"), ("acme/two", "de")]
 calls += [("acme/stories",), ("acme/stories", None, "validation"), ("acme/script",)]
@@ -258,7 +265,7 @@ print(json.dumps([{**d.identity(), "left_out": d.left_out, "as": each} for d, ea
         server,
         home,
     )
-    names = [[file["name"] for file in each["files"]] for each in found]
+    names = [[file["name"] for file in each["files"]] for each in resolved]
     assert names == [
         [f"sample/10BT/{i:03}_00000.parquet" for i in range(3)],
         ["data/CC-MAIN-2024-10/train-0.parquet", "data/CC-MAIN-2024-18/train-0.parquet"],
@@ -268,7 +275,7 @@ print(json.dumps([{**d.identity(), "left_out": d.left_out, "as": each} for d, ea
         ["data/validation-00000-of-00001-2d.parquet"],
         ["plain/train/0000.parquet", "plain/train/0001.parquet"],
     ]
-    sample, english, converted = found[0], found[2], found[-1]
+    sample, english, converted = resolved[0], resolved[2], resolved[-1]
     assert (sample["repository"], sample["subset"], sample["split"]) == ("acme/fineweb", "sample-10BT", "train")
     assert sample["commit"] == server.repositories["acme/fineweb"].commit("main")
     assert converted["commit"] == server.repositories["acme/script"].commit("refs/convert/parquet")
@@ -282,12 +289,12 @@ print(json.dumps([{**d.identity(), "left_out": d.left_out, "as": each} for d, ea
         "sha256": None,
         "git_sha1": hashlib.sha1(b"blob 3\0{}\n").hexdigest(),
     }
-    assert found[3]["left_out"] == ["de/LICENSE"]
-    # Only the folder of the subset is listed: a corpus has tens of thousands of files.
+    assert resolved[3]["left_out"] == ["de/LICENSE"]
+    # Only the subset's folder is listed, because a corpus has tens of thousands of files.
     assert server.requests_to("fineweb/tree")[0].path.endswith("/sample/10BT")
 
 
-def test_names_that_do_not_exist_are_errors_with_those_that_do(server: HubServer, home: Path) -> None:
+def test_an_error_about_an_unknown_name_lists_the_existing_ones(server: HubServer, home: Path) -> None:
     facts = {
         '"acme/fineweb", "sample-10B"': ("'sample-10B'", "default, sample-10BT", "did you mean 'sample-10BT'?"),
         '"acme/fineweb", None, "trian"': ("'trian'", "did you mean 'train'?"),
@@ -314,8 +321,8 @@ print(json.dumps([{file.name: str(path) for file, path in fetch_all(dataset.file
 
 
 @pytest.mark.slow
-def test_files_are_complete_whatever_the_server_does(home: Path) -> None:
-    """Each file from a server that fails in its own way, several at once; the hub's library finds them in its cache."""
+def test_downloaded_files_are_complete_despite_server_faults(home: Path) -> None:
+    """The server fails in another way for each file, some at once; huggingface_hub then finds all in its cache."""
     faults: dict[str, list[Fault]] = {
         "truncated": [truncate(30_000)],
         "stalled": [stall(30_000)],
@@ -352,7 +359,7 @@ print(json.dumps([paths, repository.repo_id, repository.size_on_disk]))
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_download_leaves_only_complete_files(server: HubServer, home: Path, ending: signal.Signals) -> None:
-    """An interrupted one ends at once, though the server stays silent; the next one completes what is missing."""
+    """The process ends within 20 s though the server sends nothing; the next one fetches only the missing file."""
     server.faults["sample/10BT/002_00000.parquet"] = [stall(60_000)]
     code = PRELUDE + 'fetch("acme/fineweb", "sample-10BT")'
     more = {"HF_HUB_DOWNLOAD_TIMEOUT": "60"}
@@ -378,8 +385,8 @@ def complete(blobs: Path) -> list[Path]:
     return [path for path in blobs.glob("*") if path.suffix != ".incomplete"]
 
 
-def test_a_token_goes_to_the_hub_only(server: HubServer, home: Path) -> None:
-    """Without it, the error says where to accept the terms of a gated dataset."""
+def test_the_token_is_sent_only_to_the_hub(server: HubServer, home: Path) -> None:
+    """Without a token, the error names the page where one accepts the terms of a gated dataset."""
     without = run('print(json.dumps(outcome(lambda: fetch("acme/gated"))))', server, home)
     assert all(fact in without for fact in ("error: ", "acme/gated", f"{server.url}/datasets/acme/gated", "HF_TOKEN"))
     assert len(server.requests_to("a.jsonl")) == 1
@@ -389,8 +396,8 @@ def test_a_token_goes_to_the_hub_only(server: HubServer, home: Path) -> None:
     assert server.requests_to("/cdn/")[-1].authorization is None
 
 
-def test_the_text_is_the_same_whatever_else_a_commit_changes(server: HubServer, home: Path) -> None:
-    """Files of the split that are not read are listed."""
+def test_a_commit_that_changes_only_other_files_keeps_the_text_identity(server: HubServer, home: Path) -> None:
+    """`left_out` lists the files of the split that are not read."""
     code = """
 from glassgpt.data.sources import resolve
 source = resolve("hf:acme/two:de")
@@ -410,7 +417,7 @@ print(json.dumps([source.identity(), source.left_out]))
 
 
 def test_a_registered_dataset_is_looked_up_each_time(server: HubServer, home: Path) -> None:
-    """Within one process too: what the hub answered once may change."""
+    """The Hub is asked again even within one process, because the dataset may have changed."""
     code = """
 from glassgpt.data import hub_datasets, sources
 hub_datasets.HUB_NAMES = {**hub_datasets.HUB_NAMES, "tinystories": ("acme/two", "de")}
@@ -439,7 +446,7 @@ print(json.dumps([outcome(lambda: str(file.fetch())) for file in files]))
 
 
 def test_without_network_the_cache_is_used(server: HubServer, home: Path) -> None:
-    """The commit that was found stays the one that is read, though the branch moves on."""
+    """Offline, the commit that was resolved earlier is read, although the branch has moved."""
     files = server.repositories["acme/fineweb"].branches
     first = run(
         """

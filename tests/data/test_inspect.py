@@ -1,4 +1,4 @@
-"""`glassgpt data info`: facts equal a plain recount, damage is named, and shards hold the text of every document."""
+"""`glassgpt data info` against an independent count, errors that name damaged files, and text read back from shards."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.formatting import escape_token
 
 Capture = pytest.CaptureFixture[str]
-MINE = train_bpe(["the low lower lowest " * 5, "naïve Größe " * 5], 280)
+BPE = train_bpe(["the low lower lowest " * 5, "naïve Größe " * 5], 280)
 END = 279
 SPLITS = ("train", "validation")
 OTHER_KINDS = ("characters", "bytes")
@@ -36,7 +36,7 @@ OTHER_KINDS = ("characters", "bytes")
 
 @pytest.fixture(autouse=True, scope="module")
 def small_chunks() -> Iterator[None]:
-    """Files are read a few tokens at a time, so that documents cross chunks."""
+    """Read files 7 tokens at a time, so that documents span several chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards_module, "_CHUNK_TOKENS", 7)
         yield
@@ -47,12 +47,12 @@ def write_rows(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def all_of(stream: TokenStream) -> list[int]:
+def all_tokens(stream: TokenStream) -> list[int]:
     return [int(token) for token in stream.read(0, len(stream))]
 
 
 def document_lengths(dataset: Dataset) -> list[int]:
-    """Of the documents that an index knows, split by split."""
+    """Return the lengths in tokens of all documents in the index, those of the training split first."""
     lengths = []
     for stream in (dataset.train, dataset.validation):
         starts = stream.document_starts()
@@ -61,23 +61,23 @@ def document_lengths(dataset: Dataset) -> list[int]:
     return lengths
 
 
-def check_lengths(found: dict[str, Any] | None, lengths: list[int]) -> None:
-    """Compare the facts with those of these lengths, computed in another way."""
+def check_lengths(actual: dict[str, Any] | None, lengths: list[int]) -> None:
+    """Compare the facts about document lengths with values computed by NumPy."""
     if not lengths:
-        assert found is None
+        assert actual is None
         return
-    assert found is not None
-    assert found["longest"] == max(lengths)
-    assert found["median"] == np.percentile(lengths, 50, method="inverted_cdf")
-    assert found["percentile_90"] == np.percentile(lengths, 90, method="inverted_cdf")
-    assert sum(documents for *_, documents in found["histogram"]) == len(lengths)
-    for least, longest, documents in found["histogram"]:
+    assert actual is not None
+    assert actual["longest"] == max(lengths)
+    assert actual["median"] == np.percentile(lengths, 50, method="inverted_cdf")
+    assert actual["percentile_90"] == np.percentile(lengths, 90, method="inverted_cdf")
+    assert sum(documents for *_, documents in actual["histogram"]) == len(lengths)
+    for least, longest, documents in actual["histogram"]:
         assert documents == sum(least <= length <= longest for length in lengths)
         assert longest == max(2 * least - 1, 0)
-    for (_, before, _), (after, _, _) in itertools.pairwise(found["histogram"]):
+    for (_, before, _), (after, _, _) in itertools.pairwise(actual["histogram"]):
         assert after == before + 1
-    assert found["histogram"][0][2] > 0
-    assert found["histogram"][-1][2] > 0
+    assert actual["histogram"][0][2] > 0
+    assert actual["histogram"][-1][2] > 0
 
 
 def check_tokens(facts: dict[str, Any], ids: list[int], tokenizer: Tokenizer) -> None:
@@ -97,21 +97,21 @@ def check_tokens(facts: dict[str, Any], ids: list[int], tokenizer: Tokenizer) ->
 @settings(deadline=None, max_examples=40)
 @given(
     texts=st.lists(st.text("ab\u00e9 \u65e5", min_size=1, max_size=70).filter(str.strip), min_size=1, max_size=12),
-    kind=st.sampled_from(["characters", "bytes", "mine"]),
+    kind=st.sampled_from(["characters", "bytes", "bpe"]),
     shard_tokens=st.sampled_from([5, 50, 10_000]),
     percent=st.sampled_from([10, 50]),
 )
-def test_the_facts_equal_a_plain_recount(texts: list[str], kind: str, shard_tokens: int, percent: int) -> None:
+def test_the_facts_equal_an_independent_count(texts: list[str], kind: str, shard_tokens: int, percent: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = write_rows(Path(folder, "rows.jsonl"), texts)
         data = DataConfig(
             source=str(source),
-            tokenizer="bytes" if kind == "mine" else kind,
+            tokenizer="bytes" if kind == "bpe" else kind,
             validation_fraction=percent / 100,
             shard_tokens=shard_tokens,
         )
         try:
-            dataset = open_dataset(prepare(data, Path(folder, "out"), tokenizer=MINE if kind == "mine" else None))
+            dataset = open_dataset(prepare(data, Path(folder, "out"), tokenizer=BPE if kind == "bpe" else None))
         except UserError as error:
             if "no text left for training" not in str(error):
                 raise
@@ -119,7 +119,7 @@ def test_the_facts_equal_a_plain_recount(texts: list[str], kind: str, shard_toke
         facts = dataset_facts(dataset.directory)
         for split, stream in zip(SPLITS, (dataset.train, dataset.validation), strict=True):
             recorded, found = dataset.manifest["splits"][split], facts["splits"][split]
-            assert (found["tokens"], found["shards"]) == (len(all_of(stream)), len(recorded["shards"]))
+            assert (found["tokens"], found["shards"]) == (len(all_tokens(stream)), len(recorded["shards"]))
             assert (found["documents"], found["characters"], found["bytes"]) == tuple(
                 recorded[k] for k in ("documents", "characters", "bytes")
             )
@@ -127,7 +127,7 @@ def test_the_facts_equal_a_plain_recount(texts: list[str], kind: str, shard_toke
             assert starts is not None
             assert found["tokens_before"] == [*starts.tolist(), len(stream)][0]
         check_lengths(facts["lengths"], document_lengths(dataset))
-        check_tokens(facts, all_of(dataset.train) + all_of(dataset.validation), dataset.tokenizer)
+        check_tokens(facts, all_tokens(dataset.train) + all_tokens(dataset.validation), dataset.tokenizer)
         assert facts["disk_bytes"] == sum(path.stat().st_size for path in dataset.directory.iterdir())
         assert facts["fingerprint"] == dataset.fingerprint
         assert facts["source"] == str(source)
@@ -141,13 +141,13 @@ def test_the_facts_equal_a_plain_recount(texts: list[str], kind: str, shard_toke
 @example([1, 2, 3, 4, 7, 8, 15, 16, 17])
 @example([15, 16])
 @example([1, 4096])
-def test_document_lengths_in_powers_of_two(lengths: list[int]) -> None:
+def test_the_histogram_of_document_lengths_has_power_of_two_bins(lengths: list[int]) -> None:
     check_lengths(length_facts(np.array(lengths, dtype=np.int64)), lengths)
 
 
 def test_samples_are_the_first_the_middle_and_the_last_document(tmp_path: Path) -> None:
     texts = [f"document {number} " + "x" * 300 for number in range(10)]
-    for tokenizer in (MINE, None):
+    for tokenizer in (BPE, None):
         out = prepare(
             DataConfig(source=str(write_rows(tmp_path / "rows.jsonl", texts)), validation_fraction=0.1),
             tokenizer=tokenizer,
@@ -159,9 +159,9 @@ def test_samples_are_the_first_the_middle_and_the_last_document(tmp_path: Path) 
         assert all(line.startswith("token") and "…" in line for line in facts_text(facts).splitlines()[-3:])
 
 
-def test_samples_leave_out_the_marks_of_documents(tmp_path: Path) -> None:
-    """Such as <s> of Llama, after the end-of-text token."""
-    content = json.loads(MINE.to_json())
+def test_samples_omit_the_special_tokens_that_start_a_document(tmp_path: Path) -> None:
+    """Besides end-of-text, the tokenizer here adds a prefix token, as Llama's <s>."""
+    content = json.loads(BPE.to_json())
     single = [{"SpecialToken": {"id": "mark", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     named = {"mark": {"id": "mark", "ids": [A], "tokens": ["mark"]}}
     content["post_processor"] = {
@@ -187,16 +187,17 @@ def test_a_single_document_is_sampled_at_three_places(tmp_path: Path) -> None:
     assert "validation continue a document" in facts_text(facts)
 
 
-# ------------------------------------------------------------------------------------------- token files of others
+# ------------------------------------------------------------------------------------ token files of other projects
 
-A, B = 64, 65  # in this tokenizer, as in GPT-2's
+A, B = 64, 65  # the ids of "a" and "b" in this tokenizer, as in GPT-2's
+# End-of-text before each document, or after each.
 BEFORE = {"train": [A, A, END, A, B, END, B, *[A] * 30], "val": [END, B, B]}
 AFTER = {"train": [A, A, END, A, B, END, *[A] * 30, END], "val": [B, B, END]}
 SAMPLES = {"before": [(2, "ab"), (5, "b" + "a" * 30)], "after": [(0, "aa"), (6, "a" * 30)]}
 LENGTHS = {"before": [3, 32, 3], "after": [3, 3, 31, 3]}
 
 
-def write_foreign(folder: Path, kind: str, tokens: dict[str, list[int]]) -> None:
+def write_token_files(folder: Path, kind: str, tokens: dict[str, list[int]]) -> None:
     for split, ids in tokens.items():
         array = np.array(ids, dtype=np.uint16)
         if kind == "nanoGPT":
@@ -211,13 +212,13 @@ def write_foreign(folder: Path, kind: str, tokens: dict[str, list[int]]) -> None
 
 @pytest.mark.parametrize("kind", ["nanoGPT", "build-nanogpt", "llm.c"])
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_documents_are_found_by_end_of_text_tokens(kind: str, place: str, tmp_path: Path) -> None:
+def test_end_of_text_tokens_before_or_after_documents_separate_them(kind: str, place: str, tmp_path: Path) -> None:
     tokens = BEFORE if place == "before" else AFTER
-    write_foreign(tmp_path, kind, tokens)
-    (tmp_path / "tokenizer.json").write_text(MINE.to_json())
+    write_token_files(tmp_path, kind, tokens)
+    (tmp_path / "tokenizer.json").write_text(BPE.to_json())
     facts = dataset_facts(tmp_path)
     check_lengths(facts["lengths"], LENGTHS[place])
-    check_tokens(facts, tokens["train"] + tokens["val"], MINE)
+    check_tokens(facts, tokens["train"] + tokens["val"], BPE)
     train = facts["splits"]["train"]
     assert (facts["made_by"], facts["source"], facts["source_counts"]) == (kind, None, None)
     assert (train["documents"], train["tokens_before"]) == ((2, 2) if place == "before" else (3, 0))
@@ -226,8 +227,8 @@ def test_documents_are_found_by_end_of_text_tokens(kind: str, place: str, tmp_pa
     assert [(sample["token"], sample["text"]) for sample in facts["samples"]] == SAMPLES[place]
 
 
-def test_characters_of_nanogpt_have_no_documents(tmp_path: Path, capsys: Capture) -> None:
-    write_foreign(tmp_path, "nanoGPT", {"train": [0, 1, 2, 1] * 20, "val": [1, 1]})
+def test_nanogpt_character_files_have_no_document_boundaries(tmp_path: Path, capsys: Capture) -> None:
+    write_token_files(tmp_path, "nanoGPT", {"train": [0, 1, 2, 1] * 20, "val": [1, 1]})
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"itos": {0: "a", 1: "é", 2: "\n", 3: "z"}}))
     assert main(["data", "info", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -250,7 +251,7 @@ def test_characters_of_nanogpt_have_no_documents(tmp_path: Path, capsys: Capture
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     source = write_rows(tmp_path / "rows.jsonl", [f"the lower {number}" for number in range(30)] + ["the lower 1", " "])
-    return prepare(DataConfig(source=str(source), shard_tokens=100), tmp_path / "out", tokenizer=MINE)
+    return prepare(DataConfig(source=str(source), shard_tokens=100), tmp_path / "out", tokenizer=BPE)
 
 
 def test_the_command_prints_all_facts_and_checks(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -280,19 +281,19 @@ def flip(path: Path, offset: int, bit: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "offset"), [("bin", 3), ("bin", -1), ("idx", 9), ("idx", -1)])
-def test_a_flipped_bit_is_found_after_the_facts(suffix: str, offset: int, dataset: Path, capsys: Capture) -> None:
-    """Also one that makes an id beyond the vocabulary, or changes a document's hash."""
+def test_a_flipped_bit_is_reported_after_the_facts(suffix: str, offset: int, dataset: Path, capsys: Capture) -> None:
+    """A flip in a shard makes an id outside the vocabulary; a flip in an index changes a document's hash."""
     flip(dataset / f"train-00000-00001.{suffix}", offset, 128)
     assert main(["data", "info", str(dataset)]) == 2
-    found = capsys.readouterr()
-    assert "most frequent tokens" in found.out
-    assert ("1 tokens are not ids" in found.out) == (suffix == "bin")
-    assert f"train-00000-00001.{suffix}" in found.err
+    printed = capsys.readouterr()
+    assert "most frequent tokens" in printed.out
+    assert ("1 tokens are not ids" in printed.out) == (suffix == "bin")
+    assert f"train-00000-00001.{suffix}" in printed.err
     assert main(["data", "info", str(dataset), "--skip-check"]) == 0
     assert "verified" not in capsys.readouterr().out
 
 
-def test_an_id_of_four_billion_takes_no_memory(tmp_path: Path) -> None:
+def test_a_damaged_id_near_four_billion_is_counted_as_unknown(tmp_path: Path) -> None:
     source = tmp_path / "text.txt"
     wide = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
     source.write_text(wide[-100:])
@@ -334,7 +335,7 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
         ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is not JSON"),
     ],
 )
-def test_mistakes_are_named(
+def test_errors_name_the_mistake_in_the_command(
     arguments: str, expected: str, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(dataset.parent)
@@ -358,7 +359,7 @@ def test_long_tasks_log_their_progress(dataset: Path, monkeypatch: pytest.Monkey
 
 
 def file_texts() -> st.SearchStrategy[list[list[str]]]:
-    """The texts of some files, all different, with all kinds of characters, newlines and the spelling of a token."""
+    """Generate the texts of 1 to 4 files, all different, with any Unicode, newlines and a special token's spelling."""
     text = st.lists(
         st.sampled_from(["\n\n", "<|endoftext|>", " the", "日本", "\r\n", "🙂"]) | st.characters(codec="utf-8"),
         max_size=40,
@@ -371,21 +372,21 @@ def file_texts() -> st.SearchStrategy[list[list[str]]]:
 
 
 def read_back(dataset: Dataset) -> dict[str, list[str]]:
-    """Each split's documents by index, as text without marks; separators stay."""
-    found = {}
+    """Return each split's documents as text, located by the index, without end-of-text but with separators."""
+    documents = {}
     for split, stream in zip(SPLITS, (dataset.train, dataset.validation), strict=True):
         starts = stream.document_starts()
         assert starts is not None
         bounds = itertools.pairwise([*starts.tolist(), len(stream)])
         ids = [stream.read(begin, end - begin).tolist() for begin, end in bounds]
         if dataset.tokenizer.end_of_text is not None:
-            assert all(document.count(END) == 1 and document[0] == END for document in ids)
-            ids = [document[1:] for document in ids]
-        found[split] = [dataset.tokenizer.decode_bytes(document).decode() for document in ids]
-    return found
+            assert all(each.count(END) == 1 and each[0] == END for each in ids)
+            ids = [each[1:] for each in ids]
+        documents[split] = [dataset.tokenizer.decode_bytes(each).decode() for each in ids]
+    return documents
 
 
-@pytest.mark.parametrize("kind", ["mine", "characters", "bytes"])
+@pytest.mark.parametrize("kind", ["bpe", "characters", "bytes"])
 @settings(deadline=None, max_examples=30)
 @given(
     files=file_texts(),
@@ -396,7 +397,7 @@ def read_back(dataset: Dataset) -> dict[str, list[str]]:
 def test_shards_hold_the_text_of_every_document(
     kind: str, files: list[list[str]], shard_tokens: int, part: int, with_validation: bool
 ) -> None:
-    """Over work units and shards, with documents of many parts and larger than a shard, by index and in order."""
+    """Texts located by the index equal the source's in order, also if a document has several parts or shards."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "PART_CHARACTERS", part)
         dataset = prepared_from(Path(name), kind, files, shard_tokens, with_validation, workers=1)
@@ -404,8 +405,8 @@ def test_shards_hold_the_text_of_every_document(
         compare_texts(dataset, texts, ["only for validation"] if with_validation else None)
 
 
-@pytest.mark.parametrize("kind", ["mine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHER_KINDS)])
-def test_two_processes_write_the_same_documents(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bpe", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHER_KINDS)])
+def test_shards_written_by_two_processes_hold_the_text_of_every_document(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     alphabet = [*"abc \n", "é", "日", "🙂", "\u0301", "<|endoftext|>"]
     files = [["x" + "".join(rng.choice(alphabet, rng.integers(1, 200))) for _ in range(40)] for _ in range(6)]
@@ -426,32 +427,32 @@ def prepared_from(
         extra["validation_source"] = str(write_rows(folder / "validation.jsonl", ["only for validation"]))
     data = DataConfig(
         source=str(folder / "rows"),
-        tokenizer="bytes" if kind == "mine" else kind,
+        tokenizer="bytes" if kind == "bpe" else kind,
         shard_tokens=shard_tokens,
         validation_fraction=0.2,
         **extra,
     )
-    return open_dataset(prepare(data, folder / "out", tokenizer=MINE if kind == "mine" else None, workers=workers))
+    return open_dataset(prepare(data, folder / "out", tokenizer=BPE if kind == "bpe" else None, workers=workers))
 
 
 def compare_texts(dataset: Dataset, texts: list[str], validation: list[str] | None) -> None:
-    """The splits' documents are the source's, each once and in order; a single one is cut, and its parts join to it."""
+    """Check that the splits hold each document once and in order, or the two pieces of a single document."""
     if len(texts) == 1 and validation is None:
-        ids = [*all_of(dataset.train), *all_of(dataset.validation)]
+        ids = [*all_tokens(dataset.train), *all_tokens(dataset.validation)]
         marks = 0 if dataset.tokenizer.end_of_text is None else 1
         assert dataset.tokenizer.decode_bytes(ids[marks:]).decode() == texts[0]
         return
-    found = read_back(dataset)
+    documents = read_back(dataset)
     separator = SEPARATOR if dataset.tokenizer.end_of_text is None else ""
     read = dict.fromkeys(SPLITS, 0)
     for text in [*texts, *(validation or [])]:
-        # Nothing needs to stand before the first document.
+        # The first document of a split has no separator before it.
         split = next(
-            s for s in SPLITS if found[s][:1] == [separator + text] or (read[s] == 0 and found[s][:1] == [text])
+            s for s in SPLITS if documents[s][:1] == [separator + text] or (read[s] == 0 and documents[s][:1] == [text])
         )
-        found[split].pop(0)
+        documents[split].pop(0)
         read[split] += 1
-    assert not any(found.values())
+    assert not any(documents.values())
     assert validation is None or read == {"train": len(texts), "validation": len(validation)}
 
 

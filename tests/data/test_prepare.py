@@ -1,4 +1,4 @@
-"""Prepared datasets: complete or absent, prepared again only if necessary, and with the text of the source."""
+"""`prepare`: datasets are complete or absent, are rebuilt only if necessary, and hold the source's text."""
 
 import errno
 import itertools
@@ -50,24 +50,25 @@ def config(source: Path, **changes: Any) -> DataConfig:
     return DataConfig(source=str(source), **changes)
 
 
-def all_of(stream: TokenStream) -> list[int]:
+def all_tokens(stream: TokenStream) -> list[int]:
     return [int(token) for token in stream.read(0, len(stream))]
 
 
 def decoded(dataset: Dataset) -> str:
-    return dataset.tokenizer.decode_bytes(all_of(dataset.train) + all_of(dataset.validation)).decode()
+    """Return the text of the training split followed by that of the validation split."""
+    return dataset.tokenizer.decode_bytes(all_tokens(dataset.train) + all_tokens(dataset.validation)).decode()
 
 
 def end_of_text_tokenizer() -> BPETokenizer:
-    """The 256 bytes as GPT-2's files spell them, no merges, and end-of-text as id 256."""
+    """Return a BPE tokenizer with the 256 bytes as GPT-2's files spell them, no merges, and end-of-text as id 256."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     vocab = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
     return BPETokenizer.from_merges(vocab | {"<|endoftext|>": 256}, [])
 
 
-def test_a_single_text_is_split_and_numbered_as_in_nanogpt(tmp_path: Path) -> None:
-    """1,115,394 characters, 65 of them distinct, split 90/10."""
+def test_a_single_text_has_nanogpts_split_and_character_ids(tmp_path: Path) -> None:
+    """As Tiny Shakespeare, the text has 1,115,394 characters, 65 of them distinct; nanoGPT splits it 90/10."""
     path = tmp_path / "input.txt"
     letters = "\n !$&',-.3:;?" + string.ascii_letters
     path.write_text("".join(random.Random(0).choices(letters, k=1_115_394)))
@@ -76,13 +77,13 @@ def test_a_single_text_is_split_and_numbered_as_in_nanogpt(tmp_path: Path) -> No
     number_of = {character: i for i, character in enumerate(sorted(set(data)))}
     expected = [number_of[character] for character in data]
     assert (len(dataset.train), len(dataset.validation)) == (1_003_854, 111_540)
-    assert all_of(dataset.train) == expected[: int(len(data) * 0.9)]
-    assert all_of(dataset.validation) == expected[int(len(data) * 0.9) :]
+    assert all_tokens(dataset.train) == expected[: int(len(data) * 0.9)]
+    assert all_tokens(dataset.validation) == expected[int(len(data) * 0.9) :]
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 @pytest.mark.parametrize("shard_tokens", [7, 90, 10**8])
-def test_shards_give_back_the_text(text: Path, kind: str, shard_tokens: int) -> None:
+def test_shards_decode_to_the_text(text: Path, kind: str, shard_tokens: int) -> None:
     directory = prepare(config(text, tokenizer=kind, validation_fraction=0.3, shard_tokens=shard_tokens))
     dataset = open_dataset(directory)
     assert decoded(dataset) == TEXT
@@ -105,7 +106,7 @@ def test_documents_are_joined_and_the_vocabulary_covers_all_text(tmp_path: Path)
     lines: list[str] = []
     dataset = open_dataset(prepare(config(folder, validation_fraction=0.1), log=lines.append))
     assert decoded(dataset) == "aaa\n\nccconly here: z"
-    assert dataset.tokenizer.decode(all_of(dataset.train)) == "aaa\n\nccc"
+    assert dataset.tokenizer.decode(all_tokens(dataset.train)) == "aaa\n\nccc"
     assert dataset.manifest["documents"] == 3
     assert any("1 blank documents" in line for line in lines)
 
@@ -125,7 +126,7 @@ def documents_in(stream: TokenStream, dataset: Dataset) -> list[str]:
     shard_tokens=st.sampled_from([5, 50, 10_000]),
 )
 def test_each_document_is_whole_in_one_split(texts: list[str], percent: int, shard_tokens: int) -> None:
-    """In the order of the text; the share is the fraction, up to one document."""
+    """Each split keeps the source's order; validation has its fraction of the documents, to within one document."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "texts.jsonl")
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -154,15 +155,15 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     several = open_dataset(prepare(config(folder, validation_fraction=0.1), tokenizer=tokenizer))
     single = open_dataset(prepare(config(folder / "b.txt", validation_fraction=0.25), tokenizer=tokenizer))
     end, a, b, c = 256, *b"abc"
-    assert all_of(several.train) == [end, a, a, end, b, b, b, b]
-    assert all_of(several.validation) == [end, c, c]
-    assert all_of(single.train) == [end, b, b, b]
-    assert all_of(single.validation) == [b]  # the rest of a document starts none
+    assert all_tokens(several.train) == [end, a, a, end, b, b, b, b]
+    assert all_tokens(several.validation) == [end, c, c]
+    assert all_tokens(single.train) == [end, b, b, b]
+    assert all_tokens(single.validation) == [b]  # the rest of a cut document has no end-of-text before it
     assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
 
 
 def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:
-    """With the end of text, then <s> if the tokenizer has one (Llama's); once if both are the same id."""
+    """End-of-text comes first, then the prefix (such as Llama's <s>); if both are the same id, it comes once."""
     (tmp_path / "texts").mkdir()
     for name, content in (("a.txt", "aa"), ("b.txt", "bb")):
         (tmp_path / "texts" / name).write_text(content)
@@ -182,7 +183,7 @@ def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:
         dataset = open_dataset(
             prepare(config(tmp_path / "texts"), tokenizer=tokenizer, out=tmp_path / f"out-{len(marks)}")
         )
-        assert [*all_of(dataset.train), *all_of(dataset.validation)] == [*marks, a, a, *marks, b, b]
+        assert [*all_tokens(dataset.train), *all_tokens(dataset.validation)] == [*marks, a, a, *marks, b, b]
 
 
 @settings(deadline=None, max_examples=30)
@@ -197,12 +198,12 @@ def test_the_cut_through_a_single_document_is_exact(text: str, percent: int) -> 
                 prepare(config(source, validation_fraction=percent / 100), Path(folder, "out"))
             return
         dataset = open_dataset(prepare(config(source, validation_fraction=percent / 100), Path(folder, "out")))
-        assert dataset.tokenizer.decode(all_of(dataset.train)) == text[:kept]
-        assert dataset.tokenizer.decode(all_of(dataset.validation)) == text[kept:]
+        assert dataset.tokenizer.decode(all_tokens(dataset.train)) == text[:kept]
+        assert dataset.tokenizer.decode(all_tokens(dataset.validation)) == text[kept:]
 
 
-def test_wide_vocabularies_take_four_bytes(text: Path) -> None:
-    """More than 65,536 ids: two bytes would wrap them around."""
+def test_vocabularies_above_65536_ids_take_four_bytes_per_token(text: Path) -> None:
+    """Two bytes hold only 65,536 different ids; larger ones would wrap around."""
     wide = "".join(map(chr, [*range(32, 0xD800), *range(0xE000, 0xE000 + 20_000)])) + TEXT
     content = wide[-1500:]
     text.write_bytes(content.encode())
@@ -210,17 +211,17 @@ def test_wide_vocabularies_take_four_bytes(text: Path) -> None:
     assert tokenizer.vocab_size > 1 << 16
     dataset = open_dataset(prepare(config(text), tokenizer=tokenizer))
     assert decoded(dataset) == content
-    assert max(all_of(dataset.train)) >= 1 << 16
+    assert max(all_tokens(dataset.train)) >= 1 << 16
     assert dataset.train.parts[0].dtype == np.dtype("<u4")
 
 
-# ---------------------------------------------------------------------------------------- up to date or prepared again
+# ------------------------------------------------------------------------------------------------ up to date or rebuilt
 
 
 def test_a_dataset_that_is_up_to_date_is_not_touched(text: Path) -> None:
     first = prepare(config(text))
     before = (first / "manifest.json").stat()
-    os.utime(text, (1, 1))  # another time, the same text
+    os.utime(text, (1, 1))  # another modification time, the same text
     lines: list[str] = []
     assert prepare(config(text), log=lines.append) == first
     after = (first / "manifest.json").stat()
@@ -228,25 +229,25 @@ def test_a_dataset_that_is_up_to_date_is_not_touched(text: Path) -> None:
     assert lines == []
 
 
-def test_another_text_or_request_is_prepared(text: Path, tmp_path: Path) -> None:
+def test_another_text_or_request_rebuilds_the_dataset(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prints = []
+    fingerprints = []
     for change in ({}, {"validation_fraction": 0.2}, {"tokenizer": "bytes"}):
         assert prepare(config(text, **change), out) == out
         dataset = open_dataset(out)
         assert decoded(dataset) == TEXT
-        prints.append(dataset.fingerprint)
+        fingerprints.append(dataset.fingerprint)
     text.write_text("another text")
     prepare(config(text), out)
-    prints.append(open_dataset(out).fingerprint)
-    assert len(set(prints)) == 4
+    fingerprints.append(open_dataset(out).fingerprint)
+    assert len(set(fingerprints)) == 4
     prepare(config(text, encoding="latin-1"), out)
-    assert open_dataset(out).fingerprint == prints[-1]
+    assert open_dataset(out).fingerprint == fingerprints[-1]
     assert open_dataset(out).manifest["request"]["encoding"] == "latin-1"
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
-def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
+def test_a_damaged_dataset_is_rebuilt(text: Path, damage: str) -> None:
     directory = prepare(config(text))
     whole = contents(directory)
     match damage:
@@ -264,7 +265,7 @@ def test_a_damaged_dataset_is_prepared_again(text: Path, damage: str) -> None:
     assert contents(directory) == whole
 
 
-def test_verify_finds_a_flipped_bit(text: Path) -> None:
+def test_verify_detects_a_flipped_bit(text: Path) -> None:
     directory = prepare(config(text))
     content = bytearray((directory / "train-00000-00000.bin").read_bytes())
     content[100] ^= 1
@@ -273,7 +274,7 @@ def test_verify_finds_a_flipped_bit(text: Path) -> None:
         verify(directory)
 
 
-def test_the_same_bytes_in_any_directory(text: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_the_directory(text: Path, tmp_path: Path) -> None:
     first, second = prepare(config(text), tmp_path / "one"), prepare(config(text), tmp_path / "deep" / "two")
     assert contents(first) == contents(second)
     elsewhere = tmp_path / "renamed.txt"
@@ -293,7 +294,7 @@ def test_each_source_and_request_has_its_own_directory(text: Path, tmp_path: Pat
     assert all(place.name.startswith("text-") for place in places)
 
 
-def test_a_relative_path_is_the_same_source(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_and_an_absolute_path_are_the_same_source(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(text.parent)
     assert prepare(config(Path("text.txt"))) == prepare(config(text))
 
@@ -317,7 +318,7 @@ def test_a_prepared_dataset_is_a_source(text: Path, tmp_path: Path) -> None:
     assert prepare(config(directory), tokenizer=open_dataset(directory).tokenizer) == directory
     assert (
         prepare(config(directory, tokenizer="bytes")) == directory
-    )  # a recipe's value, perhaps: the dataset's own holds
+    )  # the value may come from a recipe: the dataset's tokenizer is used
     require_tokenizer(config(directory))
     with pytest.raises(UserError, match=r"another tokenizer \(characters\) than bytes"):
         require_tokenizer(config(directory, tokenizer="bytes"))
@@ -355,11 +356,11 @@ def test_an_out_with_other_content_is_left_alone(text: Path, tmp_path: Path) -> 
     open_dataset(prepare(config(text), tmp_path / "empty"))
 
 
-# ------------------------------------------------------------------------------------------- interrupted, and at once
+# ------------------------------------------------------------------------------------------- interrupted and concurrent
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interruption_leaves_nothing(
+def test_an_interruption_leaves_no_files(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     out = tmp_path / "sets" / "out"
@@ -388,7 +389,7 @@ prepare(DataConfig(source=source), Path(out))
 """
 
 # The process that prepares waits until the two others wait for it.
-AT_ONCE = """
+CONCURRENT = """
 import os, sys, time
 from pathlib import Path
 from glassgpt.config.schema import DataConfig
@@ -431,7 +432,7 @@ def test_a_killed_process_leaves_no_dataset_and_no_lock(text: Path, tmp_path: Pa
 
 def test_one_of_several_concurrent_processes_prepares(text: Path, tmp_path: Path) -> None:
     (tmp_path / "waiting").mkdir()
-    processes = [start(AT_ONCE, text, tmp_path / "out", tmp_path / "waiting") for _ in range(3)]
+    processes = [start(CONCURRENT, text, tmp_path / "out", tmp_path / "waiting") for _ in range(3)]
     lines = [line for process in processes for line in process.communicate()[0].split()]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert lines.count("prepared") == 1
@@ -439,8 +440,8 @@ def test_one_of_several_concurrent_processes_prepares(text: Path, tmp_path: Path
     assert lines.count(open_dataset(tmp_path / "out").fingerprint) == 3
 
 
-def stopped_after_the_last_shard(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a full disk, or a kill, just before the work unit is marked as done."""
+def prepare_until_the_last_shard(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare, but with a disk that is full just before the work unit is marked as finished."""
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
         patch.setattr(work_units, "write_atomic", mock.Mock(side_effect=full))
@@ -451,9 +452,9 @@ def stopped_after_the_last_shard(source: Path, out: Path, monkeypatch: pytest.Mo
 def test_the_rest_of_a_single_document_is_not_written_twice(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no start, so a finished shard of it counts no document."""
+    """The rest of a cut document has no start, so its finished shard counts no document but must still be skipped."""
     whole = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
-    stopped_after_the_last_shard(text, tmp_path / "stopped", monkeypatch)
+    prepare_until_the_last_shard(text, tmp_path / "stopped", monkeypatch)
     again = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "stopped")
     assert contents(again) == contents(whole)
     verify(again)
@@ -465,32 +466,32 @@ def test_files_of_finished_work_units_are_not_fetched_again(tmp_path: Path, monk
     for number in range(4):
         (folder / f"{number}.txt").write_text(f"{number} " * 300)
     request = config(folder, tokenizer="bytes", shard_tokens=100)
-    prepare_unit, done = work_units.prepare_unit, []
+    prepare_unit, finished = work_units.prepare_unit, []
 
-    def fail_at_the_third(plan: Any, unit: WorkUnit, *arguments: Any) -> None:
+    def fail_at_the_third_unit(plan: Any, unit: WorkUnit, *arguments: Any) -> None:
         if unit.number == 2:
             raise KeyboardInterrupt
         prepare_unit(plan, unit, *arguments)
-        done.append(unit.number)
+        finished.append(unit.number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work_units, "prepare_unit", fail_at_the_third)
+        patch.setattr(work_units, "prepare_unit", fail_at_the_third_unit)
         with pytest.raises(KeyboardInterrupt):
             prepare(request, tmp_path / "out")
-    assert done == [0, 1]
+    assert finished == [0, 1]
     fetched: list[str] = []
 
-    def watched(files: Sequence[SourceFile], *, log: Callable[[str], None]) -> Any:
+    def recording_fetch_all(files: Sequence[SourceFile], *, log: Callable[[str], None]) -> Any:
         fetched.extend(file.name for file in files)
         return fetch_all(files, log=log)
 
-    monkeypatch.setattr("glassgpt.data.prepare.fetch_all", watched)
+    monkeypatch.setattr("glassgpt.data.prepare.fetch_all", recording_fetch_all)
     prepare(request, tmp_path / "out")
     assert fetched == ["2.txt", "3.txt"]
 
 
 def test_a_split_without_a_document_is_refused(tmp_path: Path) -> None:
-    """Otherwise training would refuse the dataset much later."""
+    """`prepare` refuses it, because otherwise training would fail much later."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("A", "B", "A")))
     with pytest.raises(UserError, match=r"no document left for validation.*data\.validation_fraction"):
@@ -508,7 +509,7 @@ def test_a_first_shard_that_would_cut_a_document_is_refused(tmp_path: Path) -> N
         prepare(config(tmp_path / "text.txt", validation="first_shard", shard_tokens=100), tmp_path / "out")
 
 
-def test_files_of_other_types_are_named(tmp_path: Path) -> None:
+def test_files_of_other_types_are_logged(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in ("a.txt", "b.txt", "picture.png"):
@@ -524,7 +525,7 @@ def test_a_dataset_with_other_files_is_not_replaced(text: Path, tmp_path: Path) 
     prepare(config(text, validation_fraction=0.2), out, log=lines.append)
     assert any(line.startswith(f"replacing the dataset {out}") and str(text) in line for line in lines)
     (out / "NOTES.md").write_text("hours of thought")
-    prepare(config(text, validation_fraction=0.2), out)  # as it is: nothing is replaced
+    prepare(config(text, validation_fraction=0.2), out)  # an unchanged request: nothing is replaced
     with pytest.raises(UserError, match=r"NOTES\.md"):
         prepare(config(text), out)
     assert (out / "NOTES.md").read_text() == "hours of thought"

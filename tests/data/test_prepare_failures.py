@@ -1,4 +1,4 @@
-"""`glassgpt prepare` with bad input, full disks, kills and interrupts: a short error, no partial dataset."""
+"""`glassgpt prepare` with bad input, full disks, kills and interrupts prints a short error and leaves no dataset."""
 
 import errno
 import gzip
@@ -53,8 +53,8 @@ def command(source: Path | str, out: Path, *options: str, shard_tokens: int = 20
     return ["prepare", str(source), "--out", str(out), "--tokenizer=bytes", f"--shard-tokens={shard_tokens}", *options]
 
 
-def left(out: Path) -> list[str]:
-    """The names in the directory of a dataset's parent."""
+def names_beside(out: Path) -> list[str]:
+    """Return the sorted names beside the dataset, in its parent directory, without lock files."""
     return sorted(path.name for path in out.parent.iterdir() if path.suffix != ".lock")
 
 
@@ -62,11 +62,11 @@ def left(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_repeated_kills_end_with_the_same_bytes() -> None:
+def test_the_dataset_after_repeated_kills_equals_an_undisturbed_one() -> None:
     ended = subprocess.run(
         [sys.executable, str(HARNESS), "--kills", "9"], stdout=subprocess.PIPE, text=True, timeout=120
     )
-    print(ended.stdout)  # the seed, should it fail
+    print(ended.stdout)  # shows the seed if the test fails
     outcome = json.loads(ended.stdout.splitlines()[-1])
     assert ended.returncode == 0, outcome
     assert outcome["kills"] >= 9
@@ -75,7 +75,7 @@ def test_repeated_kills_end_with_the_same_bytes() -> None:
 
 
 def test_a_finished_build_is_not_used_for_another_request(texts: Path, tmp_path: Path) -> None:
-    """After a kill while a dataset is moved into place, the text or the request changes."""
+    """The process ends while a dataset is moved into place; then the request or the text changes."""
     out = tmp_path / "sets" / "out"
     for change in ("request", "text"):
         with mock.patch("glassgpt.data.prepare.DatasetBuilder._publish", side_effect=KeyboardInterrupt):
@@ -106,7 +106,7 @@ def test_a_half_removed_older_dataset_is_replaced(texts: Path, tmp_path: Path, m
         assert main(command(texts, out)) == 130
     assert len(removed) == 3
     assert main(command(texts, out)) == 0
-    assert left(out) == ["out"]
+    assert names_beside(out) == ["out"]
     assert open_dataset(out).manifest["request"]["shard_tokens"] == 2000
 
 
@@ -124,7 +124,7 @@ def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
 
 
 def workers_of(process: "subprocess.Popen[str]", count: int) -> list[psutil.Process]:
-    """The worker processes, as soon as there are this many; their resource tracker is not one of them."""
+    """Wait for this many worker processes and return them; multiprocessing's resource tracker does not count."""
     give_up = time.monotonic() + 30
     while True:
         workers = [child for child in psutil.Process(process.pid).children() if is_worker(child)]
@@ -139,14 +139,14 @@ def is_worker(process: psutil.Process) -> bool:
     return any("spawn_main" in argument for argument in process.cmdline())
 
 
-@pytest.mark.parametrize("moment", ["at once", "while it works"])
+@pytest.mark.parametrize("moment", ["at start", "while working"])
 def test_a_killed_worker_is_a_short_error(texts: Path, tmp_path: Path, moment: str) -> None:
     (texts / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
     )
     process = start(command(texts, tmp_path / "out", "--workers=2"))
     for worker in workers_of(process, 2):
-        if moment == "while it works":
+        if moment == "while working":
             give_up = time.monotonic() + 30
             while not list(tmp_path.glob(".partial-out/train-0000[1-3]-00000.json")) and time.monotonic() < give_up:
                 time.sleep(0.005)
@@ -156,14 +156,14 @@ def test_a_killed_worker_is_a_short_error(texts: Path, tmp_path: Path, moment: s
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
     assert "--workers" in err
-    assert (KEPT in out) == (moment == "while it works")
+    assert (KEPT in out) == (moment == "while working")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.4])
 def test_an_interrupt_ends_all_processes(texts: Path, tmp_path: Path, delay: float) -> None:
-    """As a terminal sends it: to every process of the group, even to workers that are just starting."""
+    """Ctrl-C sends SIGINT to every process of the group, also to workers that are just starting."""
     (texts / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{number} {WORDS}"}) + "\n" for number in range(40_000))
     )
@@ -191,8 +191,8 @@ thread.join()
 """
 
 
-def test_a_plain_script_and_a_thread_may_prepare(texts: Path, tmp_path: Path) -> None:
-    """Without a `__main__` guard, in a folder with files named like modules of the standard library."""
+def test_a_script_can_prepare_in_a_thread_without_a_main_guard(texts: Path, tmp_path: Path) -> None:
+    """Workers neither run the script nor import the `queue.py` in its folder."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
     call = [sys.executable, "-P", "script.py", str(texts), "out"]
@@ -218,23 +218,23 @@ def null_rows(path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": [WORDS, None, WORDS, None]}), path)
 
 
-def cut_gzip(path: Path) -> None:
+def truncated_gzip(path: Path) -> None:
     path.write_bytes(gzip.compress(os.urandom(3000).hex().encode())[:2000])
 
 
-# Name of the problem, of its file, and key facts of the error.
-BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+# Problem: name of the file, function that writes it, pattern of the error.
+BAD_INPUTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "damaged parquet": ("c.parquet", bad_parquet, r"c\.parquet is damaged.*row group 0"),
-    "no parquet": (
+    "not parquet": (
         "c.parquet",
         lambda path: path.write_bytes(b"nothing of the kind"),
         r"c\.parquet is damaged, or not a parquet",
     ),
-    "cut gzip": ("c.txt.gz", cut_gzip, r"c\.txt\.gz is truncated"),
-    "no column": ("c.csv", lambda path: path.write_text("title,body\na,b\n"), r"c\.csv has no 'text'"),
+    "truncated gzip": ("c.txt.gz", truncated_gzip, r"c\.txt\.gz is truncated"),
+    "missing column": ("c.csv", lambda path: path.write_text("title,body\na,b\n"), r"c\.csv has no 'text'"),
     "null row": ("c.parquet", null_rows, r"c\.parquet, row 1 \(counted from 0\): 'text' is null"),
     "broken json": ("c.jsonl", lambda path: path.write_text('{"text": "a"}\n{"te'), r"c\.jsonl, line 2: invalid JSON"),
-    "no utf-8": (
+    "not utf-8": (
         "c.txt",
         lambda path: path.write_bytes(b"a" * 70 + b"\xff"),
         r"c\.txt is not valid utf-8: byte 0xff at offset 70",
@@ -242,11 +242,13 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("what", "workers"), [*((what, 1) for what in BAD), ("damaged parquet", 2), ("no utf-8", 2)])
+@pytest.mark.parametrize(
+    ("problem", "workers"), [*((problem, 1) for problem in BAD_INPUTS), ("damaged parquet", 2), ("not utf-8", 2)]
+)
 def test_bad_input_is_named_and_finished_files_are_kept(
-    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, workers: int
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], problem: str, workers: int
 ) -> None:
-    name, make, message = BAD[what]
+    name, make, message = BAD_INPUTS[problem]
     (texts / "c.jsonl").unlink()
     make(texts / name)
     out = tmp_path / "sets" / "out"
@@ -273,7 +275,7 @@ def test_rows_without_text_are_counted(tmp_path: Path, capsys: pytest.CaptureFix
     assert (manifest["documents"], manifest["bad_rows"], manifest["blank_documents"]) == (3, 2, 2)
 
 
-def test_an_id_beyond_the_vocabulary_does_not_wrap(texts: Path, tmp_path: Path) -> None:
+def test_an_id_beyond_the_vocabulary_is_refused_instead_of_wrapped(texts: Path, tmp_path: Path) -> None:
     beyond = np.array([70_000], dtype=np.uint32), np.array([0, 1], dtype=np.uint64)
     with (
         mock.patch.object(BytesTokenizer, "encode_documents", return_value=beyond),
@@ -294,7 +296,9 @@ def test_an_unknown_character_is_named_with_its_row(texts: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("deduplicate", [False, True])
 @pytest.mark.parametrize("change", ["grown", "cut", "removed"])
-def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: str, deduplicate: bool) -> None:
+def test_a_source_that_changes_during_preparation_is_refused(
+    texts: Path, tmp_path: Path, change: str, deduplicate: bool
+) -> None:
     out = tmp_path / "sets" / "out"
     path = texts / "d.jsonl"
 
@@ -320,7 +324,7 @@ def test_a_source_that_changes_is_refused(texts: Path, tmp_path: Path, change: s
     assert contents(out) == contents(tmp_path / "expected")
 
 
-def test_a_document_of_many_parts_and_shards(tmp_path: Path) -> None:
+def test_a_document_of_several_parts_and_shards_keeps_its_text(tmp_path: Path) -> None:
     text = "".join(f"{number} {WORDS}\n" for number in range(14_000))
     assert len(text) > 12e6
     source = tmp_path / "large.jsonl"
@@ -337,7 +341,7 @@ def test_a_document_of_many_parts_and_shards(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
+    """Mount a file system of 3 MB; skip if that is not possible."""
     place = tmp_path / "small"
     place.mkdir()
     call = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
@@ -352,33 +356,35 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("room", [20_000, 100_000, 333_333])
-def test_a_full_disk_and_then_some_room(
-    small_disk: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, room: int
+@pytest.mark.parametrize("free_bytes", [20_000, 100_000, 333_333])
+def test_a_full_disk_is_reported_and_preparing_resumes_once_there_is_space(
+    small_disk: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, free_bytes: int
 ) -> None:
     for name in "abcd":
         lines = [json.dumps({"text": f"{name} {number} {WORDS}"}) + "\n" for number in range(60)]
         (texts / f"{name}.jsonl").write_text("".join(lines))
-    (small_disk / "ballast").write_bytes(bytes((3 << 20) - room))
+    (small_disk / "ballast").write_bytes(bytes((3 << 20) - free_bytes))
     out = small_disk / "out"
     arguments = command(texts, out, f"--workers={workers}", shard_tokens=10_000)
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert "the disk is full" in printed.err
     assert len(printed.err.splitlines()) == 1
-    assert (KEPT in printed.out) == (room > 100_000 or bool(list((small_disk / ".partial-out").glob("train-*.json"))))
+    assert (KEPT in printed.out) == (
+        free_bytes > 100_000 or bool(list((small_disk / ".partial-out").glob("train-*.json")))
+    )
     assert not out.exists()
     kept = {path.name: path.stat().st_ino for path in small_disk.glob(".partial-out/*-*.json")}
     (small_disk / "ballast").unlink()
     assert main(arguments) == 0
     assert main(command(texts, tmp_path / "expected", "--workers=1", shard_tokens=10_000)) == 0
     assert contents(out) == contents(tmp_path / "expected")
-    assert left(out) == ["out"]
-    assert kept or room < 333_333
+    assert names_beside(out) == ["out"]
+    assert kept or free_bytes < 333_333
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_limit_on_the_size_of_files(texts: Path, tmp_path: Path, workers: int) -> None:
+def test_a_file_size_limit_is_reported_as_ulimit(texts: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
     arguments = command(texts, out, f"--workers={workers}", shard_tokens=4000)
 
@@ -393,8 +399,10 @@ def test_a_limit_on_the_size_of_files(texts: Path, tmp_path: Path, workers: int)
     assert main(arguments) == 0
 
 
-def test_every_write_may_fail(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index too; the errors of NumPy's `tofile` lack a reason."""
+def test_a_full_disk_while_an_index_is_written_is_reported(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is written by `write_bytes`, because the errors of NumPy's `tofile` do not give a reason."""
     real = Path.write_bytes
 
     def full(path: Path, data: Any) -> int:
@@ -415,7 +423,7 @@ def text_of(out: Path) -> str:
     return dataset.whole.read(0, len(dataset.whole)).astype(np.uint8).tobytes().decode()
 
 
-def test_one_token_per_shard_and_more_workers_than_work_units(tmp_path: Path) -> None:
+def test_shards_of_one_token_are_the_same_with_more_workers_than_work_units(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name, content in (("a.txt", "abc"), ("b.txt", ""), ("c.txt", "d"), ("e.txt", "")):
@@ -423,19 +431,21 @@ def test_one_token_per_shard_and_more_workers_than_work_units(tmp_path: Path) ->
     assert main(command(folder, tmp_path / "one", "--workers=1", shard_tokens=1)) == 0
     assert main(command(folder, tmp_path / "nine", "--workers=9", shard_tokens=1)) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "nine")
-    assert text_of(tmp_path / "one") == "abcd"  # each the first document of its split
+    assert text_of(tmp_path / "one") == "abcd"  # each is the first document of its split, so there is no separator
     assert {path.stat().st_size for path in (tmp_path / "one").glob("*.bin")} == {2}
 
 
 @pytest.mark.parametrize(("content", "message"), [("x", "no text left for training"), ("", "has no text")])
-def test_too_little_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
+def test_too_little_text_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
     (tmp_path / "text.txt").write_text(content)
     assert main(command(tmp_path / "text.txt", tmp_path / "sets" / "out")) == 2
     assert message in capsys.readouterr().err
-    assert left(tmp_path / "sets" / "out") == []
+    assert names_beside(tmp_path / "sets" / "out") == []
 
 
-def test_a_thousand_tiny_files(tmp_path: Path) -> None:
+def test_a_thousand_tiny_files_are_prepared(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(1000):
@@ -459,7 +469,9 @@ NAMES = (
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_file_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_file_names_with_special_characters_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     folder = tmp_path / "a folder\nwith [all] of it"
     folder.mkdir()
     for number, name in enumerate(NAMES):
@@ -470,7 +482,7 @@ def test_file_names_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert open_dataset(tmp_path / "out ö\n").manifest["documents"] == len(NAMES)
 
 
-def test_file_names_that_are_not_unicode(tmp_path: Path) -> None:
+def test_file_names_that_are_not_unicode_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for name in (b"a\xff.txt", b"b\xfe.txt"):
@@ -489,8 +501,8 @@ def test_a_file_that_a_pattern_matches_twice_counts_once(tmp_path: Path) -> None
     assert [file.name for file in found] == ["a/b/x.txt", "link.txt"]
 
 
-def test_a_dataset_within_its_own_source(tmp_path: Path) -> None:
-    """Neither the dataset nor what a kill leaves of it is text."""
+def test_a_dataset_inside_its_source_folder_is_not_read(tmp_path: Path) -> None:
+    """The dataset and the partial files beside it are not read as text."""
     (tmp_path / "a.txt").write_text(WORDS)
     (tmp_path / "b.txt").write_text(WORDS)
     out = tmp_path / "dataset"
@@ -500,7 +512,7 @@ def test_a_dataset_within_its_own_source(tmp_path: Path) -> None:
     assert open_dataset(out).manifest["documents"] == 2
 
 
-def test_an_out_that_is_a_link_or_a_file_system(
+def test_out_may_be_a_link_but_not_the_root_of_a_file_system(
     small_disk: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "link").symlink_to(small_disk / "there")
@@ -512,7 +524,7 @@ def test_an_out_that_is_a_link_or_a_file_system(
     assert "the root of a file system" in capsys.readouterr().err
 
 
-def test_a_source_that_cannot_be_written_is_only_read(small_disk: Path, tmp_path: Path) -> None:
+def test_a_source_on_a_read_only_file_system_is_prepared(small_disk: Path, tmp_path: Path) -> None:
     (small_disk / "a.txt").write_text(WORDS)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert main(command(small_disk, tmp_path / "out")) == 0

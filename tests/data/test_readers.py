@@ -38,11 +38,11 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: True}),
 }
 COMPRESSED = {suffix: compress for suffix, compress in COMPRESSIONS.items() if suffix}
-# Two are blank, and left out.
+# The second and third are blank, so readers leave them out.
 TEXTS = ["Call me Ishmael.", "", "  \n", "two\nlines\r\nand \"quotes\", 'so'", "méow\u2028 \U0001f600", "<|endoftext|>"]
 
 
-def with_text(texts: list[str]) -> list[str]:
+def without_blank(texts: list[str]) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
@@ -65,6 +65,7 @@ def parquet_of(texts: list[str | None] | pa.Array, row_group_size: int = 2, **op
 
 
 def saved(folder: Path, name: str, content: bytes) -> Path:
+    """Write a file and return its path."""
     path = folder / name
     path.write_bytes(content)
     return path
@@ -77,7 +78,7 @@ def texts_in(path: Path, options: ReadingConfig = PLAIN) -> list[str]:
 
 
 def error_of(path: Path, options: ReadingConfig = PLAIN, **arguments: Any) -> str:
-    """The error, which names the file and has at most two lines."""
+    """Return the error's message; check that it names the file and has at most two lines."""
     with pytest.raises(UserError) as caught:
         list(read_documents(path, options, **arguments))
     message = str(caught.value)
@@ -96,7 +97,7 @@ def error_of(path: Path, options: ReadingConfig = PLAIN, **arguments: Any) -> st
 )
 def test_rows_are_documents(tmp_path: Path, suffix: str, content: bytes, compression: str) -> None:
     path = saved(tmp_path, f"texts{suffix}{compression}", COMPRESSIONS[compression](content))
-    assert texts_in(path) == with_text(TEXTS)
+    assert texts_in(path) == without_blank(TEXTS)
     assert [part.row for part in read_documents(path, PLAIN)] == [0, 3, 4, 5]
 
 
@@ -114,9 +115,9 @@ def test_a_file_of_text_is_one_document(tmp_path: Path, suffix: str, compression
     ids=lambda kind: str(kind)[:12],
 )
 @pytest.mark.parametrize("row_group_size", [1, 4, 100])
-def test_every_string_type_of_parquet(tmp_path: Path, kind: pa.DataType, row_group_size: int) -> None:
+def test_every_string_type_of_parquet_is_read(tmp_path: Path, kind: pa.DataType, row_group_size: int) -> None:
     array = pa.array(TEXTS).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(TEXTS, kind)
-    assert texts_in(saved(tmp_path, "texts.parquet", parquet_of(array, row_group_size))) == with_text(TEXTS)
+    assert texts_in(saved(tmp_path, "texts.parquet", parquet_of(array, row_group_size))) == without_blank(TEXTS)
 
 
 @settings(max_examples=40)
@@ -127,22 +128,22 @@ def test_texts_do_not_depend_on_the_chunks_of_the_file(
     folder = tmp_path_factory.mktemp("texts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_files, "_CHUNK", chunk * 8)  # a few bytes: within characters, lines and escapes
-        assert texts_in(saved(folder, "a.jsonl", jsonl(texts))) == with_text(texts)
-        assert texts_in(saved(folder, "a.csv", csv_of(texts))) == with_text(texts)
-        assert texts_in(saved(folder, "a.csv.bz2", bz2.compress(csv_of(texts)))) == with_text(texts)
+        assert texts_in(saved(folder, "a.jsonl", jsonl(texts))) == without_blank(texts)
+        assert texts_in(saved(folder, "a.csv", csv_of(texts))) == without_blank(texts)
+        assert texts_in(saved(folder, "a.csv.bz2", bz2.compress(csv_of(texts)))) == without_blank(texts)
         path = saved(folder, "a.txt.zst", zstd.compress("".join(texts).encode("utf-16")))
         text = "".join(texts).removeprefix("\ufeff")
-        assert texts_in(path, ReadingConfig(encoding="utf-16")) == with_text([text])
+        assert texts_in(path, ReadingConfig(encoding="utf-16")) == without_blank([text])
 
 
-def test_name_selects_the_format_and_is_used_in_errors(tmp_path: Path) -> None:
+def test_the_name_argument_selects_the_format_and_appears_in_errors(tmp_path: Path) -> None:
     path = saved(tmp_path, "5f2e", gzip.compress(jsonl(["a", "b"]) + b"{}\n"))
     assert [part.text for part in itertools.islice(read_documents(path, PLAIN, name="hub/x.JSONL.gz"), 2)] == ["a", "b"]
     with pytest.raises(UserError, match=r"^hub/x\.JSONL\.gz, line 3: .*'text'"):
         list(read_documents(path, PLAIN, name="hub/x.JSONL.gz"))
 
 
-def test_readable_names() -> None:
+def test_suffixes_of_readable_files() -> None:
     assert [
         name
         for name in ("a.csv.gz", "b.parquet", "c.parquet.gz", "d.json", "e.json.gz", "e.gz", "f.py", "txt")
@@ -165,7 +166,7 @@ def test_the_column_is_chosen_by_name(tmp_path: Path) -> None:
     assert texts_in(path, ReadingConfig(column="a.b")) == ["dotted"]
 
 
-def test_csv_and_json_as_other_programs_write_them(tmp_path: Path) -> None:
+def test_csv_and_json_variants_of_other_programs_are_read(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbftext,id\r\n"one\r\ntwo",1\r\n\r\n"three ""3"" \r",2'
     assert texts_in(saved(tmp_path, "a.csv", content)) == ["one\r\ntwo", 'three "3" \r']
     assert texts_in(saved(tmp_path, "mac.csv", b"text\rone\rtwo\r")) == ["one", "two"]
@@ -201,7 +202,7 @@ def test_a_long_document_comes_in_parts(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_long_text_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 MB that compress to a few kilobytes, in parts of a megabyte."""
+    """Reading 32 MB, compressed to a few kilobytes, in parts of a megabyte peaks below 10 MB."""
     path = saved(tmp_path, "long.txt.zst", zstd.compress(b"word " * 6_400_000))
     monkeypatch.setattr(readers, "PART_CHARACTERS", 1 << 20)
     tracemalloc.start()
@@ -259,7 +260,7 @@ def test_a_bad_row_is_an_error_or_skipped(tmp_path: Path, suffix: str, content: 
 
 
 def test_a_missing_key_names_the_keys_and_the_option(tmp_path: Path) -> None:
-    """Not --skip-bad, which would drop every row."""
+    """The error does not suggest --skip-bad, which would drop every row."""
     path = saved(tmp_path, "a.jsonl", b'{"prompt": "a", "id": 1}\n' * 3)
     message = error_of(path)
     assert "'prompt', 'id'" in message
@@ -291,8 +292,8 @@ def test_a_null_in_parquet_is_an_error_or_skipped(tmp_path: Path) -> None:
     assert "row 2 (counted from 0)" in counts.first_bad
 
 
-def test_only_documents_that_are_blank_throughout_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one whose first part is blank."""
+def test_only_entirely_blank_documents_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document whose first part is blank is kept if a later part has text."""
     monkeypatch.setattr(readers, "PART_CHARACTERS", 4)
     path = saved(tmp_path, "a.jsonl", jsonl(["    word", " ", "", "x", "\n"]))
     counts = Counts()
@@ -301,7 +302,7 @@ def test_only_documents_that_are_blank_throughout_are_left_out(tmp_path: Path, m
     assert (counts.documents, counts.blank, counts.bad) == (2, 3, 0)
 
 
-def test_invalid_utf8_in_parquet(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_is_named_by_row_group_and_position(tmp_path: Path) -> None:
     array = pa.array([b"good", b"ma\xf1ana"], pa.binary()).view(pa.string())
     message = error_of(saved(tmp_path, "a.parquet", parquet_of(array, 1)))
     assert "row group 1" in message
@@ -371,12 +372,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, compress: Call
     whole = first + second
     for end in {*range(len(whole))} - {len(first)}:
         message = error_of(saved(tmp_path, f"a.txt{suffix}", whole[:end]))
-        # With half of a member's magic number it counts as damaged instead.
+        # After half of a member's magic number, the error is "damaged" instead.
         assert "is truncated" in message or end in (0, 1, len(first) + 1), end
 
 
 @pytest.mark.parametrize(("suffix", "compress"), COMPRESSED.items())
-def test_a_flipped_byte_never_gives_another_text(
+def test_a_flipped_byte_in_a_compressed_file_never_changes_the_text(
     tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
 ) -> None:
     text = b"It was the best of times, it was the worst of times. " * 3
@@ -386,7 +387,7 @@ def test_a_flipped_byte_never_gives_another_text(
         content[place] ^= 0x55
         path = saved(tmp_path, f"a.txt{suffix}", bytes(content))
         try:
-            assert texts_in(path) == [text.decode() * 2]  # the byte may be irrelevant, such as gzip's time
+            assert texts_in(path) == [text.decode() * 2]  # the byte may not matter, such as those of gzip's timestamp
         except UserError as error:
             assert "a.txt" in str(error)  # noqa: PT017
     assert "is damaged, or not" in error_of(saved(tmp_path, f"b.txt{suffix}", b"plain text, and no more than that"))
@@ -419,7 +420,7 @@ def test_a_damaged_parquet_file_is_a_user_error(tmp_path: Path, compression: str
         ({"text": [None]}, "'text' .* null"),
     ],
 )
-def test_a_column_that_is_missing_or_not_text(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+def test_a_column_that_is_missing_or_not_text_is_refused(tmp_path: Path, table: dict[str, Any], message: str) -> None:
     parquet.write_table(pa.table(table), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message):
         list(read_documents(tmp_path / "a.parquet", PLAIN))
@@ -476,7 +477,7 @@ def test_utf_16_without_a_byte_order_mark_is_explained(tmp_path: Path) -> None:
 
 
 def test_an_unclosed_quote_is_never_skipped(tmp_path: Path) -> None:
-    """All rows after it are within the quotes and would be lost."""
+    """`skip_bad` does not help, because all later rows are inside the quotes and would be lost."""
     path = tmp_path / "a.csv"
     path.write_text('id,text\n1,one\n2,"two\n' + "3,three\n" * 100)
     for skip_bad in (False, True):

@@ -1,4 +1,4 @@
-"""Shards: whole documents, indexes, and the same files however often the writer was stopped."""
+"""Shards: whole documents, indexes, and the same files no matter how often the writer was stopped."""
 
 import itertools
 import tempfile
@@ -13,14 +13,14 @@ from glassgpt.data.shards import ShardWriter, finished_shards, index_path, read_
 from glassgpt.utils.files import sha256_of
 from prepare_harness import contents
 
-# A document is the lengths of its parts, in characters. A character is one token here, and each document has a mark.
+# A document is a list of the lengths of its parts in characters. A character is one token; each document has one more.
 Documents = list[list[int]]
 documents_in_parts = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=12)
 limits = st.integers(1, 30)
 
 
 def parts_of(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, bool]]:
-    """Number, text, ids and whether a document begins, of each part; all ids are different."""
+    """Yield the document's number, the text, the ids and whether a document begins for each part. All ids differ."""
     token = 0
     for number, lengths in enumerate(documents):
         for part, length in enumerate(lengths):
@@ -31,7 +31,7 @@ def parts_of(documents: Documents) -> Iterator[tuple[int, str, np.ndarray, bool]
 
 
 def write(folder: Path, documents: Documents, limit: int, upto: int | None = None) -> None:
-    """As a work unit does it, without the documents that are done. Stop after `upto` parts, as by a kill."""
+    """Write shards as a work unit does, skipping finished documents. Stop after `upto` parts, as a kill would."""
     writer = ShardWriter(folder, "train-00000", "uint16", limit)
     for i, (number, text, ids, begins) in enumerate(parts_of(documents)):
         if i == upto:
@@ -53,9 +53,9 @@ def test_a_document_is_whole_in_one_shard_unless_it_is_larger(documents: Documen
     lengths = [1 + sum(parts) for parts in documents]
     assert np.concatenate(tokens).tolist() == list(range(sum(lengths)))
     assert all(0 < len(shard) <= limit for shard in tokens)
-    found = [shard[position] for shard, positions in zip(tokens, starts, strict=True) for position in positions]
+    first_tokens = [shard[position] for shard, positions in zip(tokens, starts, strict=True) for position in positions]
     firsts = np.cumsum([0, *lengths[:-1]])
-    assert found == firsts.tolist()
+    assert first_tokens == firsts.tolist()
     for first, length in zip(firsts, lengths, strict=True):
         holding = [i for i, shard in enumerate(tokens) if shard[0] < first + length and first <= shard[-1]]
         assert len(holding) == 1 or length > limit
@@ -97,7 +97,7 @@ def test_the_entry_of_a_shard_describes_its_files(tmp_path: Path) -> None:
     assert (entry["sha256"], entry["index_sha256"]) == (sha256_of(path), sha256_of(index_path(path)))
 
 
-def test_text_hashes(tmp_path: Path) -> None:
+def test_a_document_is_hashed_part_by_part(tmp_path: Path) -> None:
     assert text_hash(b"one") == text_hash(b"one")
     assert len({text_hash(b"one"), text_hash(b"two"), text_hash(b""), text_hash(b"one", text_hash(b"two"))}) == 4
     write(tmp_path, [[3, 2], [1]], limit=100)

@@ -20,35 +20,35 @@ def silent(line: str) -> None:
 
 
 class Fetches:
-    """Files that record their fetches: those begun, and how many at once at most."""
+    """Source files that record which fetches began and the largest number of concurrent fetches."""
 
     def __init__(self, count: int, seconds: float = 0.0) -> None:
         self.lock = threading.Lock()
         self.seconds = seconds
         self.begun: list[int] = []
-        self.under_way = self.most = 0
+        self.running = self.most_concurrent = 0
         self.files = [SourceFile(f"{i}.txt", 10, partial(self.fetch, i)) for i in range(count)]
 
     def fetch(self, index: int, on_bytes: OnBytes) -> Path:
         with self.lock:
             self.begun.append(index)
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
+            self.running += 1
+            self.most_concurrent = max(self.most_concurrent, self.running)
         time.sleep(self.seconds * (1 + index % 3))
         with self.lock:
-            self.under_way -= 1
+            self.running -= 1
         return Path(f"{index}.txt")
 
 
-def test_files_come_in_order_and_several_at_once() -> None:
+def test_files_arrive_in_order_and_several_are_fetched_concurrently() -> None:
     fetches = Fetches(20, 0.01)
-    came = list(fetch_all(fetches.files, parallel=4, log=silent))
-    assert [(file.name, str(path)) for file, path in came] == [(f"{i}.txt", f"{i}.txt") for i in range(20)]
-    assert fetches.most == 4
+    received = list(fetch_all(fetches.files, parallel=4, log=silent))
+    assert [(file.name, str(path)) for file, path in received] == [(f"{i}.txt", f"{i}.txt") for i in range(20)]
+    assert fetches.most_concurrent == 4
     assert sorted(fetches.begun) == list(range(20))
 
 
-def test_fetches_stay_close_to_a_slow_reader() -> None:
+def test_at_most_four_fetches_run_ahead_of_a_slow_reader() -> None:
     fetches = Fetches(30)
     for read, _ in enumerate(fetch_all(fetches.files, parallel=2, log=silent), 1):
         time.sleep(0.005)
@@ -64,16 +64,16 @@ def test_an_error_is_raised_in_order_and_ends_the_threads() -> None:
         raise ValueError("gone")
 
     fetches.files[3] = SourceFile("3.txt", 10, fail)
-    came: list[str] = []
+    received: list[str] = []
     with pytest.raises(ValueError, match="gone"):
-        came.extend(file.name for file, _ in fetch_all(fetches.files, parallel=3, log=silent))
+        received.extend(file.name for file, _ in fetch_all(fetches.files, parallel=3, log=silent))
     assert 9 not in fetches.begun
-    assert came == ["0.txt", "1.txt", "2.txt"]
+    assert received == ["0.txt", "1.txt", "2.txt"]
     assert threading.active_count() == before
 
 
 def test_closing_cancels_running_fetches() -> None:
-    """A fetch would take a minute; others are never begun."""
+    """The two running fetches, of a minute each, are cancelled; no others begin."""
     before = threading.active_count()
     begun: list[int] = []
     cancelled: list[int] = []

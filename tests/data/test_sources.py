@@ -33,14 +33,14 @@ def text_of(path: Path, encoding: str = "utf-8") -> str:
 @pytest.mark.parametrize(
     ("content", "encoding", "expected"),
     [
-        (b"one\r\ntwo\rthree\n\n", "utf-8", "one\r\ntwo\rthree\n\n"),  # newlines stay as they are
+        (b"one\r\ntwo\rthree\n\n", "utf-8", "one\r\ntwo\rthree\n\n"),  # newlines are not translated
         ("\ufeffméow".encode(), "utf-8", "méow"),
         ("\ufeffméow".encode(), "utf-8-sig", "méow"),
         ("méow".encode("utf-16"), "utf-16", "méow"),
         (b"m\xe9ow", "latin-1", "méow"),
     ],
 )
-def test_a_file_is_decoded_as_it_is(tmp_path: Path, content: bytes, encoding: str, expected: str) -> None:
+def test_a_file_is_decoded_without_changes(tmp_path: Path, content: bytes, encoding: str, expected: str) -> None:
     path = tmp_path / "text.dat"
     path.write_bytes(content)
     assert text_of(path, encoding) == expected
@@ -80,7 +80,7 @@ def test_a_pattern_gives_the_files_that_match(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("folder", ["a[1]b", "a[", "a*?", "[[]"])
 def test_only_the_patterns_own_wildcards_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
-    """Whatever the working directory or the home is called, and from any other directory later."""
+    """Wildcards in the names of the working or home directory are literal; the location works from any directory."""
     for name in ("texts/one.txt", "texts/below/two.txt", "three.txt"):
         (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / name).write_text(name)
@@ -111,8 +111,8 @@ def test_other_files_of_a_folder_are_listed(tmp_path: Path) -> None:
         assert source.left_out == ()
 
 
-def test_identities_of_the_same_text(tmp_path: Path) -> None:
-    """For files the times do not matter, and for a dataset of the hub the commit; other identities must be equal."""
+def test_text_identity_ignores_times_and_commits(tmp_path: Path) -> None:
+    """`text_identity` ignores the modification times of files and the commit of a Hub dataset, and nothing else."""
     path = tmp_path / "text.txt"
     path.write_text("one")
     source = source_of(tmp_path)
@@ -144,7 +144,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     recorded = source.identity()
     assert source.is_unchanged(recorded)
     os.utime(path, (1, 1))
-    assert source.is_unchanged(recorded)  # another time, the same text
+    assert source.is_unchanged(recorded)  # another modification time, the same text
     path.write_text("two")
     assert not source.is_unchanged(recorded)  # the same size, another text
     path.write_text("one")
@@ -181,7 +181,7 @@ def test_a_folder_without_text_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plain_json_file_in_a_folder_is_not_text(tmp_path: Path) -> None:
-    """It is mostly metadata of other files, so it is text only if it is named."""
+    """A .json file is usually metadata of other files, so it is read only if the source names it."""
     for name in ("config.json", "dataset_infos.json", "a.json", "b.json.gz"):
         (tmp_path / name).write_bytes(b"{}")
     assert [file.name for file in source_of(tmp_path).files()] == ["b.json.gz"]
@@ -231,7 +231,7 @@ def python_docs() -> list[str]:
     return module.python_docs()
 
 
-def test_python_docs_are_written_once_and_read_as_they_are(python_docs: list[str]) -> None:
+def test_python_docs_are_written_to_the_cache_once(python_docs: list[str]) -> None:
     (file,) = PythonDocs().files()
     written = file.fetch().stat()
     assert [
@@ -266,13 +266,13 @@ def test_the_end_of_python_docs_is_a_fair_sample(python_docs: list[str]) -> None
     assert sum(word not in at_the_end for word in common) <= 0.02 * len(common)
 
 
-def test_a_python_without_its_documentation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pydoc_data_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UserError, match=r"pydoc_data is missing.*\n.*--data FILE"):
         module.python_docs()
 
 
-def test_python_docs_is_stale_under_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_docs_is_another_text_under_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = PythonDocs().identity()
     assert PythonDocs().is_unchanged(recorded)
     monkeypatch.setattr(sys, "version", "3.99.0")

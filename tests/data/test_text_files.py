@@ -1,4 +1,4 @@
-"""Parts of long texts join to the text, and keep GPT-2's tokens."""
+"""The parts of a split text join to the text, and tokenize to the same GPT-2 tokens."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def parts_of(text: str, limit: int, piece: int = 7) -> list[str]:
 
 @settings(max_examples=500)
 @given(MIXED, st.integers(2, 12), st.integers(1, 9))
-def test_parts_join_to_the_text_however_it_arrives(text: str, limit: int, piece: int) -> None:
+def test_parts_join_to_the_text_for_any_chunks(text: str, limit: int, piece: int) -> None:
     parts = parts_of(text, limit, piece)
     assert "".join(parts) == text
     assert all(0 < len(part) <= limit for part in parts) or parts == [""]
@@ -56,11 +56,12 @@ def test_parts_join_to_the_text_however_it_arrives(text: str, limit: int, piece:
 
 
 def gpt2_pieces(text: str) -> list[str]:
-    """What GPT-2's pattern splits a text into, by another library."""
+    """Split a text by GPT-2's pattern, with the `tokenizers` library."""
     return [text[start:end] for _, (start, end) in ByteLevel(add_prefix_space=False).pre_tokenize_str(text)]
 
 
 def is_safe(text: str, place: int) -> bool:
+    """Return whether GPT-2's pattern splits the text the same way if it is cut at `place`."""
     return gpt2_pieces(text[:place]) + gpt2_pieces(text[place:]) == gpt2_pieces(text)
 
 
@@ -70,10 +71,10 @@ def is_safe(text: str, place: int) -> bool:
 @example("      ab", 7)
 @example("!\x1c!\x1c!", 3)
 def test_a_split_keeps_gpt2s_splitting_if_white_space_allows_it(text: str, limit: int) -> None:
-    """Against every other place at white space, tried one by one."""
+    """If the chosen place changes GPT-2's splitting, then so does every other place at white space."""
     if len(text) <= limit or is_safe(text, split_point(text, 0, limit)):
         return
-    # The first character alone is not a part, `limit` + 1 characters are all that is looked at, \r\n stays together.
+    # `split_point` makes no part of one character, looks at `limit` + 1 characters only, and keeps \r\n together.
     places = [
         place
         for place in range(2, limit)
@@ -95,7 +96,9 @@ def test_a_split_that_keeps_gpt2s_splitting_keeps_the_tokens(gpt2: Tokenizer, te
     words=st.lists(st.sampled_from(["the", "it's", "1984", "x+y", "¿qué?", "漢字"]), min_size=1, max_size=60),
     data=st.data(),
 )
-def test_words_in_parts_have_the_tokens_of_the_whole(gpt2: Tokenizer, words: list[str], data: st.DataObject) -> None:
+def test_words_in_parts_have_the_tokens_of_the_whole_text(
+    gpt2: Tokenizer, words: list[str], data: st.DataObject
+) -> None:
     gaps = data.draw(
         st.lists(
             st.sampled_from([" ", "\n", "\n\n", "\r\n", "  ", "\n\t", "\u3000"]),
@@ -104,11 +107,11 @@ def test_words_in_parts_have_the_tokens_of_the_whole(gpt2: Tokenizer, words: lis
         )
     )
     text = "".join(itertools.chain.from_iterable(zip(words, gaps, strict=True)))
-    parts = parts_of(text, 16)  # the longest word, and white space on both sides
+    parts = parts_of(text, 16)  # room for the longest word and white space on both sides
     assert [i for part in parts for i in gpt2.encode(part)] == gpt2.encode(text).tolist()
 
 
-def test_a_split_prefers_a_line_then_a_word() -> None:
+def test_a_split_prefers_the_end_of_a_line_then_of_a_word() -> None:
     assert parts_of("one two\nthree four five", 12) == ["one two\n", "three four", " five"]
     assert parts_of("a\nb" + " word" * 6, 16) == ["a\nb word word", " word word word", " word"]
     assert parts_of("x" * 9 + "\r\n" + "y", 10) == ["x" * 9, "\r\ny"]

@@ -1,4 +1,4 @@
-"""A tokenizer trained on a source: samples, the same file always, errors, and its way through a run."""
+"""Training a tokenizer on a source: samples, reproducible files, errors, and its use in a run."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ TIES = " ".join(f"{a}{b}{a}" for a in "abcdefghijklmnopqrstuvwxyzéß日" for b 
 
 
 def test_the_result_does_not_depend_on_threads_or_process(tmp_path: Path) -> None:
-    """Words with thousands of ties, in another order in each process (its hash map is seeded at random)."""
+    """Thousands of pairs are equally frequent; a randomly seeded hash map gives each process another order of them."""
     (tmp_path / "ties.txt").write_text("\n".join([TIES] * 300), encoding="utf-8")
     code = (
         "import sys; from glassgpt.data.tokenizer_training import Corpus, train_tokenizer; "
@@ -56,13 +56,13 @@ def corpus_of(folder: Path, texts: Sequence[str]) -> Corpus:
     return Corpus(str(folder))
 
 
-def test_a_sample_is_a_fair_share_and_always_the_same(tmp_path: Path) -> None:
+def test_a_sample_is_uniform_and_reproducible(tmp_path: Path) -> None:
     texts = [f"text {number:04d}" for number in range(2000)]
     corpus = corpus_of(tmp_path / "texts", [*texts, " \n"])
     assert corpus.size == 18_000
     tenth = list(corpus.sample(1800))
     assert tenth == list(corpus.sample(1800)) == sorted(tenth)
-    # Binomial(2000, 0.1) is 200 with a deviation of 13.4, each quarter 50 with 6.7: the bounds are four of these away.
+    # Binomial(2000, 0.1) has mean 200 and deviation 13.4, each quarter 50 and 6.7; the bounds are 4.5 deviations away.
     assert 140 <= len(tenth) <= 260
     quarters = Counter(int(text.split()[1]) // 500 for text in tenth)
     assert all(20 <= quarters[quarter] <= 80 for quarter in range(4))
@@ -70,7 +70,7 @@ def test_a_sample_is_a_fair_share_and_always_the_same(tmp_path: Path) -> None:
     assert list(corpus.sample(18_000)) == list(corpus.sample(10**9)) == texts
 
 
-def test_a_sample_is_announced(tmp_path: Path) -> None:
+def test_sampling_is_logged(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path / "texts", [f"text {number} of the books " * 3 for number in range(200)])
     lines: list[str] = []
     tokenizer = train_tokenizer(corpus, 300, tmp_path / "t.json", max_bytes=2000, log=lines.append)
@@ -83,7 +83,7 @@ def test_a_sample_is_announced(tmp_path: Path) -> None:
     )
 
 
-def test_the_command_has_the_same_default() -> None:
+def test_the_command_and_the_function_have_the_same_default_for_max_bytes() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(TrainTokenizer)}
     assert fields["max_bytes"] == module.MAX_BYTES
 
@@ -93,13 +93,13 @@ def test_a_text_with_too_few_pairs_gives_fewer_tokens(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(
         corpus_of(tmp_path / "texts", ["abc abc xyz"]), 4096, tmp_path / "t.json", log=lines.append
     )
-    # "ab", "abc", " " before "abc" comes up once only
+    # Two merges: "ab" and "abc". The pair of " " and "abc" occurs only once.
     assert tokenizer.vocab_size == 259
     assert "259 tokens" in lines[-1]
     assert "4,096" in lines[-1]
 
 
-def test_mistakes_are_reported_before_the_work(tmp_path: Path) -> None:
+def test_errors_are_reported_before_training_starts(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path / "texts", ["some text"])
     (tmp_path / "text.json").write_text('{"a": 1}')
     (tmp_path / "folder.json").mkdir()
@@ -130,12 +130,12 @@ def test_mistakes_are_reported_before_the_work(tmp_path: Path) -> None:
         train_tokenizer(corpus, 300, tmp_path / "new" / "x.json")
 
 
-# Its way through a run
+# Use in a run
 
 
 @pytest.fixture(scope="module")
 def trained(english: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100,000 characters in text.txt, and a tokenizer of 700 ids trained on them in my.json."""
+    """Write 100,000 characters to text.txt, and a tokenizer with 700 ids trained on them to my.json."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(english[:100_000], encoding="utf-8", newline="")
     train_tokenizer(Corpus(str(folder / "text.txt")), 700, folder / "my.json")
@@ -148,7 +148,7 @@ def config_on(source: Path, tokenizer: str) -> TrainConfig:
 
 
 def test_a_run_uses_a_trained_tokenizer(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prepared, trained, resumed from another folder without the file, evaluated, exported."""
+    """Train, delete the file, then evaluate, resume and export from another folder; transformers agrees."""
     auto = pytest.importorskip(
         "transformers", reason="transformers, which reads what is exported, is not installed"
     ).AutoTokenizer
@@ -175,7 +175,7 @@ def test_a_run_uses_a_trained_tokenizer(trained: Path, tmp_path: Path, monkeypat
 
 
 def test_a_dataset_keeps_its_tokenizer(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`prepare --tokenizer FILE --out DIR`, then `train RECIPE --data DIR`, whose recipe names another tokenizer."""
+    """After `prepare --tokenizer FILE --out DIR`, `train RECIPE --data DIR` uses FILE, not the recipe's tokenizer."""
     directory = tmp_path / "dataset"
     prepare(DataConfig(source=str(trained / "text.txt"), tokenizer=str(trained / "my.json")), directory)
     progress = Quiet()
@@ -193,7 +193,7 @@ def test_a_dataset_keeps_its_tokenizer(trained: Path, tmp_path: Path, capsys: py
     assert main(["prepare", str(directory)]) == 0
 
 
-def test_a_changed_tokenizer_makes_a_dataset_stale(trained: Path, tmp_path: Path) -> None:
+def test_a_changed_tokenizer_file_rebuilds_the_dataset(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     config = DataConfig(source=str(trained / "text.txt"), tokenizer=str(path))
     corpus = Corpus(config.source)
@@ -224,10 +224,10 @@ def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     ("named", "expected"),
     [("byte", "did you mean 'bytes'"), ("", "'characters'"), ("my.txt", "a tokenizer's .json file")],
 )
-def test_other_names_are_refused(named: str, expected: str) -> None:
+def test_unknown_tokenizer_names_are_refused(named: str, expected: str) -> None:
     with pytest.raises(UserError, match=f"data.tokenizer must be .*{expected}"):
         DataConfig(tokenizer=named)
 
 
-def test_the_config_has_the_kinds_that_can_be_built() -> None:
+def test_every_tokenizer_kind_of_the_config_can_be_built() -> None:
     assert [build_tokenizer(kind, ["a"]).kind for kind in TOKENIZERS] == list(TOKENIZERS)

@@ -1,4 +1,4 @@
-"""Training of BPE: a plain trainer and three encoders as references, and the same tokenizer always."""
+"""Training of BPE against a plain trainer and three encoders; the result is reproducible."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ UNICODE = st.text(st.characters(codec="utf-8"), max_size=40) | st.lists(
 
 
 def plain_bpe(texts: Sequence[str], merges: int) -> list[tuple[str, str]]:
-    """The plain algorithm: count all pairs each time, merge the most frequent; among equals, the smallest ids."""
+    """Learn merges plainly: count all pairs each time and merge the most frequent; ties go to the smallest ids."""
     symbols = bytes_to_unicode()
     tokens = sorted(symbols)
     counts = Counter(word for text in texts for word in GPT2_SPLIT.findall(text))
@@ -74,7 +74,7 @@ def plain_bpe(texts: Sequence[str], merges: int) -> list[tuple[str, str]]:
 
 
 def merged(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """Replace each such pair by one id, from the left."""
+    """Replace each occurrence of the pair by the id `new`, from left to right."""
     done: list[int] = []
     for i in ids:
         done.append(i)
@@ -87,27 +87,27 @@ def merges_of(tokenizer: BPETokenizer) -> list[tuple[str, str]]:
     return [tuple(merge.split(" ")) for merge in json.loads(tokenizer.to_json())["model"]["merges"]]
 
 
-# What is learned
+# Merges and ids
 
 
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, st.integers(0, 40))
 @example(["aaaaa aaaa aaa"], 5)
-@example(["ab cd ef gh ab cd ef gh"], 4)  # nothing but ties
-def test_the_merges_are_those_of_a_plain_trainer(texts: list[str], merges: int) -> None:
+@example(["ab cd ef gh ab cd ef gh"], 4)  # all pairs are equally frequent
+def test_the_merges_equal_those_of_a_plain_trainer(texts: list[str], merges: int) -> None:
     tokenizer = train_bpe(texts, 257 + merges)
     expected = plain_bpe(texts, merges)
     assert merges_of(tokenizer) == expected
     assert tokenizer.vocab_size == 257 + len(expected)
 
 
-def test_the_merges_of_a_real_text_are_those_of_a_plain_trainer(english: str) -> None:
+def test_the_merges_of_a_real_text_equal_those_of_a_plain_trainer(english: str) -> None:
     text = english[:30_000]
     assert merges_of(train_bpe([text], 337)) == plain_bpe([text], 80)
 
 
 def test_ids_are_in_gpt2s_order() -> None:
-    """The bytes as GPT-2 numbers them, then one token per merge, end-of-text last."""
+    """The bytes come first in GPT-2's order, then one token per merge, then end-of-text."""
     tokenizer = train_bpe(["low lower lowest " * 3], 300)
     vocab: dict[str, int] = json.loads(tokenizer.to_json())["model"]["vocab"]
     assert list(vocab.values()) == list(range(tokenizer.vocab_size))
@@ -142,7 +142,7 @@ def test_three_encoders_give_the_same_ids(english: str) -> None:
     same()
 
 
-# The same file always
+# Reproducibility
 
 
 @settings(max_examples=20, deadline=None)
@@ -158,7 +158,7 @@ SPACES = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x1c", "
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(SPACES), max_size=40).map("".join), max_size=3), st.integers(1, 6))
 def test_a_long_text_is_cut_between_words(texts: list[str], piece: int) -> None:
-    """Words of the library's splitting, which is independent of ours."""
+    """The `tokenizers` library, which is independent of our splitting, finds the same words before and after."""
     split = ByteLevel(add_prefix_space=False).pre_tokenize_str
 
     def words(parts: Sequence[str]) -> list[str]:
@@ -193,7 +193,7 @@ def test_errors_of_the_texts_are_raised() -> None:
 
 def test_an_interrupt_ends_the_training() -> None:
     def endless() -> Iterator[str]:
-        # Later than the main thread begins to wait: Python loses a signal that comes just before that.
+        # The signal comes after the main thread has begun to wait: Python loses one that comes just before.
         ends = time.monotonic() + 20
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()

@@ -32,12 +32,12 @@ def quiet(line: str) -> None:
 
 
 def test_a_mixture_has_the_characters_of_all_its_texts() -> None:
-    found = open_training_data(DataConfig(mixture={"a.txt": 3, "b.txt": 1}), None, quiet)
-    assert found.weights == (0.75, 0.25)
-    assert found.names == ["a", "b"]
-    assert found.tokenizer.decode(range(found.tokenizer.vocab_size)) == "\n abcxyz"
-    windows = found.batches(16, 40, 0, "shuffled").batch_at(0)
-    from_b = np.array([found.tokenizer.decode(window).strip("abc") != "" for window in windows])
+    training_data = open_training_data(DataConfig(mixture={"a.txt": 3, "b.txt": 1}), None, quiet)
+    assert training_data.weights == (0.75, 0.25)
+    assert training_data.names == ["a", "b"]
+    assert training_data.tokenizer.decode(range(training_data.tokenizer.vocab_size)) == "\n abcxyz"
+    windows = training_data.batches(16, 40, 0, "shuffled").batch_at(0)
+    from_b = np.array([training_data.tokenizer.decode(window).strip("abc") != "" for window in windows])
     assert from_b.sum() == 10
 
 
@@ -62,10 +62,10 @@ def test_a_mixture_uses_the_tokenizer_of_a_prepared_dataset() -> None:
     bpe("two.json", "a b", "x y")
     dataset = str(prepare(DataConfig(source="a.txt", tokenizer="one.json"), Path("d")).resolve())
     mixed = DataConfig(mixture={dataset: 1, "b.txt": 1})
-    found = open_training_data(mixed, None, quiet)
-    assert found.tokenizer.vocab_size == 258
+    training_data = open_training_data(mixed, None, quiet)
+    assert training_data.tokenizer.vocab_size == 258
     lines: list[str] = []
-    assert with_own_tokenizer(mixed, found, lines.append).tokenizer == f"{dataset}/tokenizer.json"
+    assert with_own_tokenizer(mixed, training_data, lines.append).tokenizer == f"{dataset}/tokenizer.json"
     assert "own tokenizer" in lines[0]
     open_training_data(dataclasses.replace(mixed, tokenizer="one.json"), None, quiet)
     for name in ("two.json", "gpt2"):
