@@ -1,6 +1,4 @@
-"""HellaSwag: the choices of a plain loop that scores one ending at a time, whatever the model, the batches and the
-ranks.
-"""
+"""HellaSwag: choices equal those of a loop that scores one ending at a time, for any model, batch and rank count."""
 
 import dataclasses
 import itertools
@@ -57,13 +55,14 @@ from kill_harness import fast_training
 
 
 @pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    """One thread for the whole file."""
+def fast() -> Iterator[None]:
+    """Use one thread for the whole module."""
     with fast_training():
         yield
 
 
 def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
+    """Return a small random model for the tokenizer's vocabulary."""
     shape: dict[str, Any] = {
         "n_layer": 2,
         "n_head": 4,
@@ -84,8 +83,8 @@ def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
 BYTES = BytesTokenizer()
 
 
-def prefixed() -> BPETokenizer:
-    """A tokenizer whose texts begin with a token of their own, as Llama's do."""
+def tokenizer_with_prefix() -> BPETokenizer:
+    """Return a tokenizer that puts a special token before each text, like Llama's."""
     vocab = {symbol: i for i, symbol in enumerate(bytes_to_unicode())} | {"Ġa": 256, "<s>": 257}
     content = json.loads(BPETokenizer.from_merges({k: v for k, v in vocab.items() if k != "<s>"}, ["Ġ a"]).to_json())
     content["added_tokens"] = [
@@ -110,9 +109,10 @@ def prefixed() -> BPETokenizer:
     return tokenizer
 
 
-def plain_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: Style) -> tuple[list[float], list[int]]:
-    """The four losses and what normalising divides by: one ending at a time, without a cache, by the library's
-    cross-entropy.
+def reference_losses(model: GPT, tokenizer: Tokenizer, item: Item, style: Style) -> tuple[list[float], list[int]]:
+    """Return the four losses and the lengths by which they are normalised.
+
+    The model scores one ending at a time, without a cache, by PyTorch's cross-entropy.
     """
     losses, lengths = [], []
     for ending in item.endings:
@@ -148,15 +148,17 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_choices_are_those_of_a_plain_loop(name: str, style: Style, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses to 1e-4 of 1e3 nats (float32), so each choice is the same where the best two are further apart."""
-    monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # so that there are many batches
+def test_choices_equal_those_of_a_loop_over_single_endings(
+    name: str, style: Style, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 losses of up to 1e3 nats are exact to 1e-4, so choices are equal unless the two best are a near tie."""
+    monkeypatch.setattr(module, "BATCH_TOKENS", 1500)  # several batches
     items, model = some_items(16), model_for(BYTES, **MODELS[name])
     scores = score_hellaswag(model, BYTES, items, style=style)
     assert [score.question.number for score in scores] == list(range(16))
     assert any(score.question.cut for score in scores) == ("overflow" in name)
     for item, score in zip(items, scores, strict=True):
-        losses, lengths = plain_losses(model, BYTES, item, style)
+        losses, lengths = reference_losses(model, BYTES, item, style)
         assert score.losses == pytest.approx(losses, rel=3e-6)
         assert list(score.question.lengths) == lengths
         assert score.question.label == item.label
@@ -166,8 +168,8 @@ def test_the_choices_are_those_of_a_plain_loop(name: str, style: Style, monkeypa
 
 
 @pytest.mark.parametrize("words", ["a", "is man up"])
-def test_endings_and_contexts_of_one_token(words: str) -> None:
-    """The context's last token alone predicts them: nothing is left to read after it."""
+def test_contexts_and_endings_of_one_token_are_scored(words: str) -> None:
+    """The context's last token alone predicts such an ending, so no forward pass over endings is needed."""
     tokenizer = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz ")
     model = model_for(tokenizer)
     questions = [
@@ -183,38 +185,40 @@ def test_endings_and_contexts_of_one_token(words: str) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_prompts_start_with_the_tokenizers_prefix(style: Style) -> None:
-    tokenizer = prefixed()
+    tokenizer = tokenizer_with_prefix()
     items, model = some_items(8), model_for(tokenizer)
     scores = score_hellaswag(model, tokenizer, items, style=style)
     assert {int(q.context[0]) for q in encode(items, tokenizer, style, 256)} == {257}
     for item, score in zip(items, scores, strict=True):
-        assert score.losses == pytest.approx(plain_losses(model, tokenizer, item, style)[0], rel=3e-6)
+        assert score.losses == pytest.approx(reference_losses(model, tokenizer, item, style)[0], rel=3e-6)
 
 
 def losses_of(scores: list[Score]) -> dict[int, tuple[float, ...]]:
+    """Return the losses by the number of the item."""
     return {score.question.number: score.losses for score in scores}
 
 
-def scored(label: int, losses: tuple[float, ...], lengths: tuple[int, ...], cut: bool = False) -> Score:
+def score_with(label: int, losses: tuple[float, ...], lengths: tuple[int, ...], cut: bool = False) -> Score:
     ids = np.zeros(1, dtype=np.int64)
     return Score(Question(0, label, ids, (ids,) * 4, lengths, cut), losses)
 
 
-def test_figures_count_the_choices() -> None:
+def test_accuracy_counts_correct_choices_and_near_ties() -> None:
     scores = [
-        scored(1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7)),  # plain right; normalised the first of three equal ones
-        scored(0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), cut=True),  # plain right by a hair; normalised wrong
-        scored(2, (1.0, 2.0, math.nan, 3.0), (1, 1, 1, 1)),  # no number: wrong
-        scored(3, (4.0, 4.0, 4.0, 3.0), (1, 1, 1, 1)),
+        # By loss right; normalised the first of three equal ones, wrong.
+        score_with(1, (9.0, 3.0, 8.0, 7.0), (9, 1, 8, 7)),
+        score_with(0, (5.0, 5.00005, 9.0, 9.0), (1, 2, 9, 9), cut=True),  # by loss right, a near tie; normalised wrong
+        score_with(2, (1.0, 2.0, math.nan, 3.0), (1, 1, 1, 1)),  # a NaN counts as wrong
+        score_with(3, (4.0, 4.0, 4.0, 3.0), (1, 1, 1, 1)),
     ]
-    found = summarize(scores)
-    assert (found["n"], found["cut"], found["acc"], found["acc_norm"]) == (4, 1, 0.75, 0.25)
-    assert (found["near_ties"], found["near_ties_norm"]) == (1, 2)
-    assert found["stderr"] == pytest.approx(np.std([1, 1, 0, 1], ddof=1) / 2)
+    figures = summarize(scores)
+    assert (figures["n"], figures["cut"], figures["acc"], figures["acc_norm"]) == (4, 1, 0.75, 0.25)
+    assert (figures["near_ties"], figures["near_ties_norm"]) == (1, 2)
+    assert figures["stderr"] == pytest.approx(np.std([1, 1, 0, 1], ddof=1) / 2)
     assert math.isnan(summarize(scores[:1])["stderr"])
 
 
-def test_training_mode_is_restored_and_dropout_is_off() -> None:
+def test_training_mode_is_restored_and_dropout_is_disabled() -> None:
     items, model = some_items(6), model_for(BYTES).train()
     exact = losses_of(score_hellaswag(model, BYTES, items))
     assert losses_of(score_hellaswag(model, BYTES, items)) == exact
@@ -222,13 +226,13 @@ def test_training_mode_is_restored_and_dropout_is_off() -> None:
     rough = score_hellaswag(model, BYTES, items, precision="bfloat16")
     assert [s.losses for s in rough] != [s.losses for s in score_hellaswag(model, BYTES, items)]
     for score, item in zip(rough, items, strict=True):
-        assert score.losses == pytest.approx(plain_losses(model.eval(), BYTES, item, "build-nanogpt")[0], rel=0.05)
+        assert score.losses == pytest.approx(reference_losses(model.eval(), BYTES, item, "build-nanogpt")[0], rel=0.05)
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 5, "position": "rope"}])
 def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes: dict[str, Any]) -> None:
     items, model = some_items(6), model_for(BYTES, **changes)
-    plain = losses_of(score_hellaswag(model, BYTES, items))
+    expected = losses_of(score_hellaswag(model, BYTES, items))
     compiled: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -243,16 +247,15 @@ def test_a_compiled_model_has_the_same_scores_and_is_not_compiled_again(changes:
         before = model(ids)
         graphs = len(compiled)
         assert graphs
-        assert losses_of(score_hellaswag(model, BYTES, items)) == plain
+        assert losses_of(score_hellaswag(model, BYTES, items)) == expected
         assert torch.equal(model(ids), before)
     assert len(compiled) == graphs
 
 
-# ------------------------------------------------------------------------------------------------------ batches and
-# ranks
+# --- batches and ranks ------------------------------------------------------------------------------------------------
 
 
-def test_every_item_is_in_one_batch_with_contexts_of_its_length() -> None:
+def test_every_item_is_in_one_batch_whose_contexts_have_equal_length() -> None:
     batches = make_batches(encode(some_items(60), BYTES, "build-nanogpt", 100))
     assert sorted(q.number for batch in batches for q in batch) == list(range(60))
     assert any(len(batch) > 1 for batch in batches)
@@ -267,11 +270,12 @@ def test_rows_of_a_pass_have_little_padding() -> None:
     assert groups == [[6, 1], [4, 2], [3, 0, 5]]
     for group in groups:
         assert sum(lengths[group[0]] - lengths[row] for row in group) <= module.PADDING_TOKENS
-    assert list(map(len, group_by_length([1000] * 6 + [5000]))) == [1, 4, 2]  # at most PASS_TOKENS, or one row
+    # A pass has at most PASS_TOKENS, or one row.
+    assert list(map(len, group_by_length([1000] * 6 + [5000]))) == [1, 4, 2]
 
 
 class OneRank(Ranks):
-    """One of several ranks, which sees its own share only."""
+    """One of several ranks, whose gathers return only its own value."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__()
@@ -282,41 +286,40 @@ class OneRank(Ranks):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 100])
-def test_the_shares_of_all_ranks_are_the_whole(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ranks_together_give_the_scores_of_one_process(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model = some_items(20), model_for(BYTES, context_length=100)
-    whole = losses_of(score_hellaswag(model, BYTES, items))
+    expected = losses_of(score_hellaswag(model, BYTES, items))
     shares = [score_hellaswag(model, BYTES, items, ranks=OneRank(rank, world_size)) for rank in range(world_size)]
     scores = sorted(itertools.chain.from_iterable(shares), key=lambda score: score.question.number)
-    assert losses_of(scores) == whole  # to the last bit: the batches are the same
+    assert losses_of(scores) == expected  # the same bits, because the batches are the same
     if world_size == 100:
         assert [] in shares
 
 
-def test_a_subset_is_the_start_of_a_larger_one_and_mixes_the_file() -> None:
+def test_a_subset_is_shuffled_and_a_prefix_of_larger_subsets() -> None:
     items = some_items(200)
     small, large = subset(items, 20), subset(items, 50)
     assert large[:20] == small
     assert sorted(subset(items, 999), key=lambda item: item.number) == items
-    assert [item.number for item in small[:5]] == [79, 120, 108, 29, 144]  # on every machine
+    assert [item.number for item in small[:5]] == [79, 120, 108, 29, 144]  # the same on every machine
     assert 5 <= sum(item.number < 100 for item in small) <= 15
     with pytest.raises(UserError, match="at least one item"):
         subset(items, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# resuming
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 class StoppedError(Exception):
-    """What stops an evaluation here."""
+    """Stops an evaluation."""
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"number": 3, "losses": [1.0', b"\xff\xfe", b'{"number": 19}\n'])
 def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_TOKENS", 1500)
     items, model, path = some_items(20), model_for(BYTES), tmp_path / "new" / "results.jsonl"
-    whole = losses_of(score_hellaswag(model, BYTES, items))
+    expected = losses_of(score_hellaswag(model, BYTES, items))
 
     def stop(done: int, total: int) -> None:
         assert total == 20
@@ -329,40 +332,40 @@ def test_an_interrupted_evaluation_continues(tmp_path: Path, torn: bytes, monkey
         file.write(torn)
     computed: list[int] = []
 
-    def counted(m: GPT, batch: list[Question]) -> list[tuple[float, ...]]:
+    def count_questions(m: GPT, batch: list[Question]) -> list[tuple[float, ...]]:
         computed.extend(question.number for question in batch)
         return score_batch(m, batch)
 
-    monkeypatch.setattr(module, "score_batch", counted)
-    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
+    monkeypatch.setattr(module, "score_batch", count_questions)
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == expected
     assert 0 < len(computed) <= 12
     computed.clear()
-    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == expected
     assert computed == []
 
 
-def test_a_batch_that_was_saved_in_part_is_computed_again(tmp_path: Path) -> None:
+def test_a_partly_saved_batch_is_computed_again(tmp_path: Path) -> None:
     items = [
         dataclasses.replace(item, ctx="one beginning for all, so that all are one batch") for item in some_items(6)
     ]
     model, path = model_for(BYTES), tmp_path / "results.jsonl"
     assert len(make_batches(encode(items, BYTES, "build-nanogpt", 256))) == 1
-    whole = losses_of(score_hellaswag(model, BYTES, items, results=path))
+    expected = losses_of(score_hellaswag(model, BYTES, items, results=path))
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.strip()]
     path.write_bytes(b"".join(lines[:3]))
-    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == whole
+    assert losses_of(score_hellaswag(model, BYTES, items, results=path)) == expected
 
 
-def test_losses_that_are_not_finite_count_as_wrong(tmp_path: Path) -> None:
+def test_non_finite_losses_count_as_wrong(tmp_path: Path) -> None:
     items, model, path = some_items(3), model_for(BYTES), tmp_path / "results.jsonl"
     with torch.no_grad():
         model.get_parameter("norm.weight").fill_(math.nan)
     for _ in range(2):
-        found = summarize(score_hellaswag(model, BYTES, items, results=path))
-        assert (found["acc"], found["acc_norm"], found["n"], found["near_ties"]) == (0, 0, 3, 0)
+        figures = summarize(score_hellaswag(model, BYTES, items, results=path))
+        assert (figures["acc"], figures["acc_norm"], figures["n"], figures["near_ties"]) == (0, 0, 3, 0)
 
 
-def test_results_have_a_file_for_everything_that_scores_depend_on() -> None:
+def test_everything_that_scores_depend_on_has_its_own_results_file() -> None:
     items, model, other = some_items(3), model_for(BYTES), model_for(BYTES)
     with torch.no_grad():
         other.embedding.weight[5, 5] += 1e-6
@@ -379,8 +382,7 @@ def test_results_have_a_file_for_everything_that_scores_depend_on() -> None:
     assert len(names) == 6  # the first two are the same model
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# items
+# --- items ------------------------------------------------------------------------------------------------------------
 
 OFFICIAL = {
     "ind": 24,
@@ -401,14 +403,15 @@ OFFICIAL = {
 }
 
 
-def written(path: Path, *records: object) -> Path:
+def write_records(path: Path, *records: object) -> Path:
+    """Write one JSON object per line and return the path."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
 def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
     reduced = {key: OFFICIAL[key] for key in ("ind", "activity_label", "ctx", "label", "endings", "split")}
-    path = written(tmp_path / "items.jsonl", OFFICIAL, reduced, OFFICIAL | {"label": "2"})
+    path = write_records(tmp_path / "items.jsonl", OFFICIAL, reduced, OFFICIAL | {"label": "2"})
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\n"))
     full, short, hub = read_items(path)
     assert (full.ctx_a, full.ctx_b, full.label, full.number) == ("A man is sitting on a roof.", "he", 3, 0)
@@ -421,13 +424,13 @@ def test_published_and_reduced_records_are_read(tmp_path: Path) -> None:
     )
 
 
-def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
-    (item,) = read_items(written(tmp_path / "items.jsonl", OFFICIAL))
-    plain, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
-    assert plain[0] == "A man is sitting on a roof. he"
-    assert plain[1][3] == " starts [substeps] pulling   up."
+def test_prompts_of_the_two_styles(tmp_path: Path) -> None:
+    (item,) = read_items(write_records(tmp_path / "items.jsonl", OFFICIAL))
+    original, cleaned = prompt_of(item, "build-nanogpt"), prompt_of(item, "lm-eval")
+    assert original[0] == "A man is sitting on a roof. he"
+    assert original[1][3] == " starts [substeps] pulling   up."
     assert cleaned[0] == "Roof shingle removal: A man is sitting on a roof. He"
-    assert cleaned[1][3] == " starts pulling  up."  # three spaces become two, as there
+    assert cleaned[1][3] == " starts pulling  up."  # lm-eval also turns three spaces into two
     assert cleaned[2] == [14, 27, 18, 19]
     wiki = dataclasses.replace(item, ctx_a="[header] How to fly [title] Jump. [step] Then [x]", ctx_b="")
     assert prompt_of(wiki, "lm-eval")[0] == "Roof shingle removal: How to fly. Jump. Then"
@@ -451,7 +454,7 @@ def test_the_text_of_the_two_styles(tmp_path: Path) -> None:
         (json.dumps(OFFICIAL | {"ctx_a": None}), "line 2: ctx_a must be text, got None"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_the_error_names_the_invalid_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(OFFICIAL) + "\n" + line + "\n")
     with pytest.raises(UserError, match=f"items.jsonl, {message}"):
@@ -467,7 +470,7 @@ def test_files_without_items_are_errors(tmp_path: Path) -> None:
         read_items(tmp_path / "missing.jsonl")
 
 
-def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
+def test_models_and_items_that_cannot_be_scored_are_errors() -> None:
     items, model = some_items(2), model_for(BYTES)
     with pytest.raises(UserError, match="tokenizer"):
         evaluate_both_styles(LoadedModel("x", model, None, None, None), items, False, lambda *numbers: None)
@@ -480,24 +483,25 @@ def test_models_and_texts_that_cannot_be_scored_are_errors() -> None:
 
 
 def test_the_published_file_is_downloaded_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, Path, str]] = []
+    downloads: list[tuple[str, Path, str]] = []
 
     def download(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
-        asked.append((url, path, sha256))
+        downloads.append((url, path, sha256))
         return path
 
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path))
     monkeypatch.setattr(hellaswag_items, "download", download)
     path = find_items()
     assert path == tmp_path / "downloads" / "hellaswag_val.jsonl"
-    assert asked == [(hellaswag_items.URL, path, hellaswag_items.SHA256)]
+    assert downloads == [(hellaswag_items.URL, path, hellaswag_items.SHA256)]
     assert find_items("mine.jsonl") == Path("mine.jsonl")
-    assert not load_items(written(tmp_path / "items.jsonl", OFFICIAL))[1]
+    assert not load_items(write_records(tmp_path / "items.jsonl", OFFICIAL))[1]
 
 
 def published_like(count: int) -> list[dict[str, Any]]:
-    """Records of the published form: whole sentences, the start of the next, four endings; some with markup, some
-    long.
+    """Return records like the published ones, of random words.
+
+    The context is one or more whole sentences and the start of the next one; each item has four endings. Some are long.
     """
     draw = random.Random(7)
 
@@ -514,19 +518,18 @@ def published_like(count: int) -> list[dict[str, Any]]:
     return records
 
 
-def test_a_file_of_the_published_form_is_read_and_scored(tmp_path: Path) -> None:
-    items = read_items(written(tmp_path / "items.jsonl", *published_like(100)))
+def test_a_file_in_the_published_format_is_read_and_scored(tmp_path: Path) -> None:
+    items = read_items(write_records(tmp_path / "items.jsonl", *published_like(100)))
     assert len(items) == 100
     chosen = subset(items, 12)
     model = model_for(BYTES, context_length=300)
     for style in STYLES:
         scores = {score.question.number: score for score in score_hellaswag(model, BYTES, chosen, style=style)}
         for item in chosen:
-            assert scores[item.number].losses == pytest.approx(plain_losses(model, BYTES, item, style)[0], rel=3e-6)
+            assert scores[item.number].losses == pytest.approx(reference_losses(model, BYTES, item, style)[0], rel=3e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# lm-eval
+# --- lm-eval ----------------------------------------------------------------------------------------------------------
 
 TASK = """
 task: hellaswag_local
@@ -542,30 +545,30 @@ metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
 """
-# The harness's own preparation of its task, on our items; no code of the test's comes between.
+# lm-eval prepares our items by its own code; the test adds none.
 STEPS = "from lm_eval.tasks.hellaswag.utils import process_docs\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "context_length"), [("bytes", 1024), ("bytes", 400), ("prefixed", 1024)])
-def test_lm_eval_scores_an_exported_model_as_we_do(
+@pytest.mark.parametrize(("kind", "context_length"), [("bytes", 1024), ("bytes", 400), ("with prefix", 1024)])
+def test_lm_eval_gives_an_exported_model_the_same_scores(
     kind: str, context_length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Choice by choice, both scores, texts that are too long included; no network."""
+    """Accuracies and the choice of every item are equal, also for contexts that are too long; no network is used."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'lm_eval[hf]'")
     tasks = pytest.importorskip("lm_eval.tasks")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    path = written(tmp_path / "items.jsonl", *published_like(120))
+    path = write_records(tmp_path / "items.jsonl", *published_like(120))
     items = read_items(path)
     (tmp_path / "hellaswag_local.yaml").write_text(TASK.format(items=path))
     (tmp_path / "steps.py").write_text(STEPS)
-    tokenizer: Tokenizer = BYTES if kind == "bytes" else prefixed()
+    tokenizer: Tokenizer = BYTES if kind == "bytes" else tokenizer_with_prefix()
     model = model_for(tokenizer, context_length=context_length)
     export_hf(model, tokenizer, tmp_path / "model")
-    # lm-eval asks every tokenizer for the text of its first special token, and fails where there is none.
+    # lm-eval needs the text of the tokenizer's first special token, and fails if there is none.
     without_special = {"prefix_token_id": 0} if tokenizer.end_of_text is None and not tokenizer.prompt_prefix else {}
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(tmp_path / "model"), "dtype": "float32", **without_special},
         tasks=["hellaswag_local"],
@@ -576,9 +579,9 @@ def test_lm_eval_scores_an_exported_model_as_we_do(
         bootstrap_iters=0,
     )
     scores = score_hellaswag(model, tokenizer, items, style="lm-eval")
-    ours, theirs = summarize(scores), found["results"]["hellaswag_local"]
-    samples = sorted(found["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
-    # An ending longer than the context stops lm-eval, so none is here; longer contexts are.
+    expected, figures = summarize(scores), results["results"]["hellaswag_local"]
+    samples = sorted(results["samples"]["hellaswag_local"], key=lambda sample: sample["doc_id"])
+    # An ending longer than the context stops lm-eval, so only contexts are too long here.
     assert any(score.question.cut for score in scores) == (context_length == 400)
     for score, sample in zip(scores, samples, strict=True):
         answers = [float(answer[0]) for answer in itertools.chain.from_iterable(sample["resps"])]
@@ -586,5 +589,5 @@ def test_lm_eval_scores_an_exported_model_as_we_do(
         assert (sample["acc"], sample["acc_norm"]) == tuple(
             float(score.choice(norm) == score.question.label) for norm in (False, True)
         )
-    assert (theirs["acc,none"], theirs["acc_norm,none"]) == (ours["acc"], ours["acc_norm"])
-    assert 0 < ours["acc"] < 1
+    assert (figures["acc,none"], figures["acc_norm,none"]) == (expected["acc"], expected["acc_norm"])
+    assert 0 < expected["acc"] < 1

@@ -1,5 +1,6 @@
-"""Evaluation: the mean over every token but the first, whatever the batches, against a loop that does one window at a
-time.
+"""Evaluation: the loss is the mean over all tokens except the first, for any batch size.
+
+The reference is a loop that evaluates one window at a time.
 """
 
 import json
@@ -36,13 +37,14 @@ LETTERS = CharacterTokenizer("abcdefghijklm")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    """One thread for the whole file."""
+def fast() -> Iterator[None]:
+    """Use one thread for the whole module."""
     with fast_training():
         yield
 
 
 def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
+    """Return a tiny random model for the tokenizer's vocabulary."""
     shape: dict[str, Any] = {
         "n_layer": 1,
         "n_head": 2,
@@ -53,23 +55,24 @@ def model_for(tokenizer: Tokenizer, **changes: Any) -> GPT:
     }
     model = GPT.create(ModelConfig(vocab_size=tokenizer.vocab_size, **{**shape, **changes}), seed=1)
     with torch.no_grad():
-        model.embedding.weight.mul_(30)  # so that the losses of the tokens differ widely
+        model.embedding.weight.mul_(30)  # the losses of tokens then differ widely
     return model
 
 
-def undecided(tokenizer: Tokenizer) -> GPT:
-    """A model that gives every token of the vocabulary the same probability."""
+def uniform_model(tokenizer: Tokenizer) -> GPT:
+    """Return a model that gives every token of the vocabulary the same probability."""
     model = model_for(tokenizer)
     torch.nn.init.zeros_(model.embedding.weight)
     return model
 
 
 def stream_of(tokens: int) -> TokenStream:
+    """Return a stream of this many random tokens."""
     return TokenStream([np.random.default_rng(tokens).integers(LETTERS.vocab_size, size=tokens).astype("<u2")])
 
 
-def plain_losses(model: GPT, ids: np.ndarray[Any, Any]) -> list[float]:
-    """The loss of each token but the first, by the library, one window after another."""
+def reference_losses(model: GPT, ids: np.ndarray[Any, Any]) -> list[float]:
+    """Return the loss of each token except the first, by PyTorch's cross-entropy, one window of 16 after another."""
     model.eval()
     losses = []
     with torch.no_grad():
@@ -82,82 +85,78 @@ def plain_losses(model: GPT, ids: np.ndarray[Any, Any]) -> list[float]:
 @pytest.mark.parametrize("tokens", [2, 16, 17, 18, 33, 113, 119])
 def test_the_loss_is_the_mean_over_all_tokens_for_any_batch_size(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream = model_for(LETTERS), stream_of(tokens)
-    losses = plain_losses(model, stream.read(0, tokens))
+    losses = reference_losses(model, stream.read(0, tokens))
     assert max(losses) - min(losses) > 0.5 or tokens == 2
     for batch_size in (256, 1, 2, 3, 5, 7, 64):
         monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
-        found = measure_stream(model, stream, LETTERS).figures
-        # float32 sums of 16 products differ with the batch's shape in the last digits: 6e-8 each.
-        assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
-        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-        assert found["tokens"] == tokens - 1
+        figures = measure_stream(model, stream, LETTERS).figures
+        # float32 sums of 16 products depend on the batch's shape in the last digits, 6e-8 each.
+        assert figures["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+        assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+        assert figures["tokens"] == tokens - 1
 
 
 @pytest.mark.parametrize("limit", [1, 15, 16, 17, 40, 118, 10**9])
-def test_a_limit_takes_the_first_tokens_and_reads_no_further(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_evaluates_only_the_first_tokens(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 32)
     model, ids = model_for(LETTERS), stream_of(119).read(0, 119)
-    losses = plain_losses(model, ids)[:limit]
-    ids[limit + 1 :] = 60_000  # no token of the model: it would raise IndexError
-    found = measure_stream(model, TokenStream([ids]), LETTERS, limit=limit).figures
-    assert found["tokens"] == len(losses)
-    assert found["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+    losses = reference_losses(model, ids)[:limit]
+    ids[limit + 1 :] = 60_000  # outside the vocabulary: reading one would raise IndexError
+    figures = measure_stream(model, TokenStream([ids]), LETTERS, limit=limit).figures
+    assert figures["tokens"] == len(losses)
+    assert figures["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
 
 
-def test_a_uniform_guess_among_bytes_is_eight_bits_per_byte() -> None:
+def test_a_uniform_model_of_bytes_has_eight_bits_per_byte() -> None:
     tokenizer = BytesTokenizer()
-    found = measure_stream(
-        undecided(tokenizer), TokenStream([tokenizer.encode("any text at all, naïve or not")]), tokenizer
+    figures = measure_stream(
+        uniform_model(tokenizer), TokenStream([tokenizer.encode("any text at all, naïve or not")]), tokenizer
     ).figures
-    assert found["perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-6)
-    assert found["bits_per_byte"] == pytest.approx(math.log2(tokenizer.vocab_size), rel=1e-6)
+    assert figures["perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-6)
+    assert figures["bits_per_byte"] == pytest.approx(math.log2(tokenizer.vocab_size), rel=1e-6)
 
 
-def test_bits_per_byte_count_the_bytes_of_the_predicted_characters() -> None:
-    """By hand: four characters of 1, 2, 3 and 4 bytes, five times, the first not predicted: 19 x 2 bits over 49
-    bytes.
-    """
+def test_bits_per_byte_divide_by_the_bytes_of_the_predicted_characters() -> None:
+    """By hand: characters of 1, 2, 3 and 4 bytes, five times; without the first, 19 x 2 bits over 49 bytes."""
     tokenizer = CharacterTokenizer("aé€😀")
-    found = measure_stream(undecided(tokenizer), TokenStream([tokenizer.encode("aé€😀" * 5)]), tokenizer).figures
-    assert found["loss"] == pytest.approx(math.log(4), rel=1e-6)  # the four padded ids get no probability
-    assert found["bits_per_byte"] == pytest.approx(19 * 2 / 49, rel=1e-6)
-    assert found["tokens"] == 19
+    figures = measure_stream(uniform_model(tokenizer), TokenStream([tokenizer.encode("aé€😀" * 5)]), tokenizer).figures
+    assert figures["loss"] == pytest.approx(math.log(4), rel=1e-6)  # the four padding ids have no probability
+    assert figures["bits_per_byte"] == pytest.approx(19 * 2 / 49, rel=1e-6)
+    assert figures["tokens"] == 19
 
 
 def test_bits_per_byte_exclude_special_tokens() -> None:
-    """By hand: each of 257 ids costs ln 257; after the first token 5 text tokens of 1 byte and 2 ends of text are
-    predicted.
-    """
+    """By hand: each of 257 ids costs ln 257; 5 text tokens of 1 byte and 2 end-of-text tokens are predicted."""
     tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     end = 256
     stream = TokenStream([np.array([end, *b"ab", end, *b"cde", end], dtype="<u2")])
-    model = undecided(tokenizer)
+    model = uniform_model(tokenizer)
     measured = measure_stream(model, stream, tokenizer)
     assert (measured.figures["tokens"], measured.text_bytes) == (7, 5)
     assert measured.figures["loss"] == pytest.approx(math.log(257), rel=1e-6)  # the mean over all tokens
     assert measured.figures["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)  # 5 tokens over 5 bytes, not 7
-    with torch.no_grad():  # an end of text that costs more changes the loss only
+    with torch.no_grad():  # a less probable end of text changes only the loss
         model.get_parameter("norm.weight").zero_()
         model.get_parameter("norm.bias").fill_(1.0)
         model.embedding.weight[end].fill_(-1.0)
-    dearer = measure_stream(model, stream, tokenizer)
-    assert dearer.figures["loss"] > measured.figures["loss"] + 4
-    assert dearer.figures["bits_per_byte"] == pytest.approx(8, abs=1e-6)
+    improbable_end = measure_stream(model, stream, tokenizer)
+    assert improbable_end.figures["loss"] > measured.figures["loss"] + 4
+    assert improbable_end.figures["bits_per_byte"] == pytest.approx(8, abs=1e-6)
 
 
-def test_a_loss_beyond_floating_point_has_an_infinite_perplexity() -> None:
-    model = undecided(LETTERS)
+def test_perplexity_is_infinite_if_it_overflows() -> None:
+    model = uniform_model(LETTERS)
     with torch.no_grad():
         model.get_parameter("norm.weight").zero_()
         model.get_parameter("norm.bias").fill_(100.0)
-        model.embedding.weight[0].fill_(1.0)  # logit 1600 for "a", 0 for all else
-    found = measure_stream(model, TokenStream([LETTERS.encode("bcd")]), LETTERS).figures
-    assert found["loss"] == pytest.approx(1600)
-    assert found["perplexity"] == math.inf
+        model.embedding.weight[0].fill_(1.0)  # the logit of "a" is 1600, all others are 0
+    figures = measure_stream(model, TokenStream([LETTERS.encode("bcd")]), LETTERS).figures
+    assert figures["loss"] == pytest.approx(1600)
+    assert figures["perplexity"] == math.inf
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_does_not_change_the_model_and_uses_no_dropout(training: bool) -> None:
+def test_evaluation_does_not_change_the_model_and_disables_dropout(training: bool) -> None:
     model, stream = model_for(LETTERS), stream_of(50)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model.train(training)
@@ -175,25 +174,27 @@ def test_fewer_than_two_tokens_are_an_error(tokens: int) -> None:
         measure_stream(model_for(LETTERS), stream_of(tokens), LETTERS)
 
 
-# ------------------------------------------------------------------------------------------------- by place and by
-# document
+# --- loss by position and by document ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
 def test_the_loss_by_position_is_the_mean_at_each_position(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
     model, stream = model_for(LETTERS), stream_of(119)
-    losses = plain_losses(model, stream.read(0, 119))
+    losses = reference_losses(model, stream.read(0, 119))
     measured = measure_stream(model, stream, LETTERS)
-    found = details(measured, stream, LETTERS)["loss_by_position"]
-    assert details(measured, stream, LETTERS) == {"loss_by_position": found, "tokens_by_position": [8] * 6 + [7] * 10}
-    assert found == pytest.approx([np.mean(losses[place::16]) for place in range(16)], rel=1e-6)
+    by_position = details(measured, stream, LETTERS)["loss_by_position"]
+    assert details(measured, stream, LETTERS) == {
+        "loss_by_position": by_position,
+        "tokens_by_position": [8] * 6 + [7] * 10,
+    }
+    assert by_position == pytest.approx([np.mean(losses[position::16]) for position in range(16)], rel=1e-6)
     short = stream_of(9)
     assert len(details(measure_stream(model, short, LETTERS), short, LETTERS)["loss_by_position"]) == 8
 
 
 def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETokenizer]:
-    """The documents after end-of-text marks, in shards of 40 tokens."""
+    """Return a stream of the documents, each after an end-of-text token, in shards of 40 tokens, and its tokenizer."""
     tokenizer = BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, [])
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     data = DataConfig(
@@ -203,48 +204,48 @@ def documents_stream(folder: Path, texts: list[str]) -> tuple[TokenStream, BPETo
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_each_document_has_the_losses_of_its_own_text(
+def test_the_loss_of_a_document_sums_the_losses_of_its_tokens(
     tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against a sum over the plain losses of the tokens between two marks; the first text's first token is the stream's
-    second.
-    """
+    """The reference sums the losses between two end-of-text tokens; the first document begins at the second token."""
     texts = ["one", "a longer document, over several windows of sixteen", "é" * 70, "x", "the end"]
     monkeypatch.setattr(perplexity, "EVALUATION_TOKENS", 16 * batch_size)
     stream, tokenizer = documents_stream(tmp_path, texts)
     model = model_for(tokenizer)
     ids = stream.read(0, len(stream))
-    losses = np.array([np.nan, *plain_losses(model, ids)])
-    found = measure_stream(model, stream, tokenizer, by_document=True).documents
-    assert found is not None
+    losses = np.array([np.nan, *reference_losses(model, ids)])
+    documents = measure_stream(model, stream, tokenizer, by_document=True).documents
+    assert documents is not None
     starts = np.flatnonzero(ids == 256)
-    assert found.starts.tolist() == starts.tolist()
+    assert documents.starts.tolist() == starts.tolist()
     for number, (start, text) in enumerate(zip(starts, texts, strict=True)):
         size = len(text.encode())
-        own = losses[start + 1 : start + 1 + size]
-        assert (found.tokens[number], found.bytes[number]) == (size, size)
-        assert found.nats[number] == pytest.approx(own.sum(), rel=1e-6)
-        result = {name: column[number] for name, column in found.columns.items()}
-        assert result["bits_per_byte"] == pytest.approx(own.sum() / np.log(2) / size, rel=1e-6)
+        own_losses = losses[start + 1 : start + 1 + size]
+        assert (documents.tokens[number], documents.bytes[number]) == (size, size)
+        assert documents.nats[number] == pytest.approx(own_losses.sum(), rel=1e-6)
+        result = {name: column[number] for name, column in documents.columns.items()}
+        assert result["bits_per_byte"] == pytest.approx(own_losses.sum() / np.log(2) / size, rel=1e-6)
         assert (result["document"], result["tokens"]) == (number, size)
 
 
-def test_the_worst_documents_come_first_and_short_ones_are_left_out(tmp_path: Path) -> None:
+def test_worst_documents_are_sorted_by_loss_and_exclude_short_ones(tmp_path: Path) -> None:
     texts = [f"{letter * 20} and so on" for letter in "abcdefgh"] + ["z"]
     stream, tokenizer = documents_stream(tmp_path, texts)
-    found = measure_stream(model_for(tokenizer), stream, tokenizer, by_document=True)
-    result = details(found, stream, tokenizer, documents=True)
+    measured = measure_stream(model_for(tokenizer), stream, tokenizer, by_document=True)
+    result = details(measured, stream, tokenizer, documents=True)
     assert result["documents"]["document"] == list(range(9))
     assert result["document_count"] == 9
-    assert details(found, stream, tokenizer) == {name: value for name, value in result.items() if name != "documents"}
+    assert details(measured, stream, tokenizer) == {
+        name: value for name, value in result.items() if name != "documents"
+    }
     losses = result["documents"]["loss"][:8]
     worst = result["worst_documents"]
     assert [document["loss"] for document in worst] == sorted(losses, reverse=True)[:5]
     assert [document["text"] for document in worst] == [texts[document["document"]] for document in worst]
 
 
-def test_token_losses_on_request(run: Path) -> None:
-    """The mean of the token losses is the loss; the ids are the split's, without its first."""
+def test_token_losses_are_returned_on_request(run: Path) -> None:
+    """Their mean is the loss; the token ids are those of the split except the first."""
     result = evaluate(run, tokens=True)
     assert len(result["token_ids"]) == len(result["token_losses"]) == result["tokens"]
     assert np.mean(result["token_losses"]) == pytest.approx(result["loss"], rel=1e-9)
@@ -255,8 +256,8 @@ def test_token_losses_on_request(run: Path) -> None:
     assert "token_losses" not in evaluate(run)
 
 
-def test_shorter_windows(run: Path) -> None:
-    """Fewer tokens of context: as many windows of one token, each predicted from one token alone."""
+def test_a_shorter_context_uses_shorter_windows(run: Path) -> None:
+    """With a context of 1, each token is predicted from the previous token alone, in windows of one token."""
     model, _ = load(run)
     result = evaluate(run, context_length=1, tokens=True)
     ids = result["token_ids"]
@@ -270,7 +271,7 @@ def test_shorter_windows(run: Path) -> None:
         evaluate(run, context_length=limit + 1)
 
 
-def test_the_result_says_what_was_measured(run: Path) -> None:
+def test_the_result_names_the_model_the_data_and_the_versions(run: Path) -> None:
     result = evaluate(f"{run}@5", quantize="int8")
     assert result["model"] == f"{run}@5"
     assert (result["step"], result["split"], result["quantization"]) == (5, "validation", "int8")
@@ -280,26 +281,26 @@ def test_the_result_says_what_was_measured(run: Path) -> None:
     assert result["data_fingerprint"] == find_checkpoint(run).state.data_fingerprint
 
 
-def test_figures_of_every_document_on_request(run: Path, tmp_path: Path) -> None:
+def test_figures_per_document_are_returned_on_request(run: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "one text"}\n{"text": null}\n{"text": "another"}\n')
     source = str(tmp_path / "texts.jsonl")
     with pytest.raises(UserError, match="--skip-bad"):
         evaluate(run, source=source)
-    plain = evaluate(run, source=source, skip_bad=True)
+    without_documents = evaluate(run, source=source, skip_bad=True)
     result = evaluate(run, source=source, skip_bad=True, documents=True)
-    assert "documents" not in plain
-    assert result == plain | {"documents": mock.ANY}
+    assert "documents" not in without_documents
+    assert result == without_documents | {"documents": mock.ANY}
     assert result["documents"]["document"] == [0, 1]
 
 
-def test_a_limit_cuts_the_last_document(tmp_path: Path) -> None:
+def test_a_limit_truncates_the_last_document(tmp_path: Path) -> None:
     stream, tokenizer = documents_stream(tmp_path, ["one", "two", "three"])
-    found = measure_stream(model_for(tokenizer), stream, tokenizer, limit=5, by_document=True).documents
-    assert found is not None
-    assert found.tokens.tolist() == [3, 1, 0]
+    documents = measure_stream(model_for(tokenizer), stream, tokenizer, limit=5, by_document=True).documents
+    assert documents is not None
+    assert documents.tokens.tolist() == [3, 1, 0]
 
 
-def test_an_evaluation_in_training_does_not_read_the_index_of_documents(tmp_path: Path) -> None:
+def test_evaluation_during_training_does_not_read_the_document_index(tmp_path: Path) -> None:
     stream, tokenizer = documents_stream(tmp_path, ["one", "two", "three"])
     with mock.patch.object(TokenStream, "document_starts", side_effect=AssertionError):
         assert measure_stream(model_for(tokenizer), stream, tokenizer).documents is None
@@ -307,63 +308,62 @@ def test_an_evaluation_in_training_does_not_read_the_index_of_documents(tmp_path
 
 def test_padded_ids_do_not_change_the_loss() -> None:
     stream = stream_of(60)
-    plain, padded = (model_for(LETTERS, vocab_multiple=multiple, tied_head=False) for multiple in (1, 64))
-    rows = dict(plain.named_parameters())
+    unpadded, padded = (model_for(LETTERS, vocab_multiple=multiple, tied_head=False) for multiple in (1, 64))
+    rows = dict(unpadded.named_parameters())
     with torch.no_grad():
         for name, parameter in padded.named_parameters():
             parameter[: len(rows[name])] = rows[name]
-    found, expected = (measure_stream(model, stream, LETTERS).figures for model in (padded, plain))
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    figures, expected = (measure_stream(model, stream, LETTERS).figures for model in (padded, unpadded))
+    assert figures["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
-def test_a_mixture_is_the_mean_by_its_weights(run: Path, tmp_path: Path) -> None:
+def test_the_loss_of_a_mixture_is_the_weighted_mean_of_its_texts(run: Path, tmp_path: Path) -> None:
     one, two = (
         write_text(tmp_path / name, size, seed=seed)
         for name, size, seed in (("one.txt", 4000, 1), ("two.txt", 6000, 2))
     )
     config = tiny_config(one, data={"mixture": {str(one): 3, str(two): 1}})
     mixed = train(config, tmp_path / "mixed", progress=Quiet())
-    found = evaluate(mixed)
-    alone = [evaluate(mixed, source=str(path), split="validation") for path in (one, two)]
-    assert list(found["losses"].values()) == pytest.approx([each["loss"] for each in alone])
-    assert found["loss"] == pytest.approx(0.75 * alone[0]["loss"] + 0.25 * alone[1]["loss"])
-    # Each character of these texts is a byte, so bits a byte are nats a token in another unit.
-    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
-    assert found["tokens"] == sum(each["tokens"] for each in alone)
+    result = evaluate(mixed)
+    single = [evaluate(mixed, source=str(path), split="validation") for path in (one, two)]
+    assert list(result["losses"].values()) == pytest.approx([each["loss"] for each in single])
+    assert result["loss"] == pytest.approx(0.75 * single[0]["loss"] + 0.25 * single[1]["loss"])
+    # Each character of these texts is one byte, so bits per byte are nats per token in another unit.
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
+    assert result["tokens"] == sum(each["tokens"] for each in single)
     (record,) = [record for record in records_of(mixed) if record["step"] == 10 and "val_loss" in record]
-    assert record["val_loss"] == found["loss"]
-    assert set(found["texts"]) == {"one", "two"}
+    assert record["val_loss"] == result["loss"]
+    assert set(result["texts"]) == {"one", "two"}
 
 
-# -------------------------------------------------------------------------------------------------------------- a
-# reference
+# --- runs and other references ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with checkpoints of steps 5 and 10."""
+    """Return a finished run with checkpoints of steps 5 and 10."""
     folder = tmp_path_factory.mktemp("evaluate")
     return train(tiny_config(write_text(folder / "text.txt")), folder / "run", progress=Quiet())
 
 
 def figures_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers, without what was measured."""
+    """Return the figures without the names of what was measured."""
     return {key: value for key, value in result.items() if key not in ("model", "data", "data_fingerprint")}
 
 
 @pytest.mark.parametrize("step", [5, 10])
-def test_a_checkpoint_has_the_loss_that_its_run_recorded(run: Path, step: int) -> None:
+def test_evaluation_of_a_checkpoint_equals_the_record_of_its_run(run: Path, step: int) -> None:
     (record,) = [record for record in records_of(run) if record["step"] == step and "val_loss" in record]
-    found = evaluate(f"{run}@{step}")
+    result = evaluate(f"{run}@{step}")
     figures = {key: record[f"val_{key}"] for key in ("loss", "perplexity", "bits_per_byte", "tokens")}
-    assert {key: found[key] for key in figures} == figures
+    assert {key: result[key] for key in figures} == figures
 
 
-def test_the_loss_of_int8_can_be_measured(run: Path) -> None:
-    """Another loss than the weights' own, but a near one; over the same tokens."""
-    plain, rounded = (evaluate(run, quantize=kind) for kind in (None, "int8"))
-    assert rounded["tokens"] == plain["tokens"]
-    assert 0 < abs(rounded["loss"] - plain["loss"]) < 0.01
+def test_the_loss_with_int8_weights_is_near_the_exact_loss(run: Path) -> None:
+    """The same tokens are evaluated; the loss differs by less than 0.01, but is not equal."""
+    exact, quantized = (evaluate(run, quantize=kind) for kind in (None, "int8"))
+    assert quantized["tokens"] == exact["tokens"]
+    assert 0 < abs(quantized["loss"] - exact["loss"]) < 0.01
     with pytest.raises(UserError, match="'int3'"):
         evaluate(run, quantize="int3")
 
@@ -371,11 +371,11 @@ def test_the_loss_of_int8_can_be_measured(run: Path) -> None:
 def test_other_splits_and_other_texts(run: Path, tmp_path: Path) -> None:
     text = run.parent / "text.txt"
     assert evaluate(run, split="train")["tokens"] == 3599
-    # Another text whose last tenth is the same one gives the same numbers; a longer one does not.
+    # Another text with the same last tenth gives the same figures.
     (tmp_path / "same.txt").write_text("x" * 3600 + text.read_text()[3600:])
     same = evaluate(run, source=str(tmp_path / "same.txt"), split="validation")
     assert figures_of(same) == figures_of(evaluate(run))
-    # A text that the model was not trained on counts whole; a copy of its own text does not, wherever it lies.
+    # A text other than the training text is evaluated whole; a copy of the training text only on its validation split.
     other = str(write_text(tmp_path / "other.txt", 8000, seed=5))
     assert evaluate(run, source=other)["tokens"] == 7999
     assert evaluate(run, source=other, split="validation")["tokens"] == 799
@@ -394,7 +394,7 @@ def test_a_prepared_dataset_is_evaluated_on_its_validation_split(
         assert evaluate(run, source=source)["tokens"] == 799
 
 
-def test_a_precision_of_gpus_becomes_float32_on_a_cpu(run: Path, tmp_path: Path) -> None:
+def test_a_gpu_precision_becomes_float32_on_a_cpu(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     (checkpoint,) = [path for path in checkpoint_paths(copy / "checkpoints") if path.name == "000010"]
     config, manifest = checkpoint / "config.toml", checkpoint / "manifest.json"
@@ -406,10 +406,8 @@ def test_a_precision_of_gpus_becomes_float32_on_a_cpu(run: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "bytes"])
-def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
-    """One seed validated on training data: here it would happen if the text were edited between training and
-    evaluation.
-    """
+def test_a_validation_split_that_may_contain_training_text_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    """If the text was edited after training, its validation split may contain text that the model was trained on."""
     text = write_text(tmp_path / "text.txt")
     config = tiny_config(text, data={"tokenizer": tokenizer})
     run = train(config, tmp_path / "run", progress=Quiet())
@@ -419,7 +417,7 @@ def test_a_validation_split_that_may_hold_training_text_is_refused(tmp_path: Pat
         evaluate(run)
 
 
-def test_references_and_texts_that_cannot_be_evaluated_are_errors(run: Path, tmp_path: Path) -> None:
+def test_models_and_texts_that_cannot_be_evaluated_are_errors(run: Path, tmp_path: Path) -> None:
     (tmp_path / "greek.txt").write_text("the quick brown fox jumps over λ" * 9)
     with pytest.raises(UserError, match="'λ'"):
         evaluate(run, source=str(tmp_path / "greek.txt"))

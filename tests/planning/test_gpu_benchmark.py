@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` without a GPU: parts that fail or take too long, and settings that training accepts."""
+"""`benchmarks/gpu.py` without a GPU: parts that fail or exceed their time limit, and settings that training accepts."""
 
 import json
 import os
@@ -17,32 +17,33 @@ import gpu  # benchmarks/gpu.py
 MACHINE = {"device": "a device", "torch": "2", "cuda": "13", "commit": "abc", "date": "2026-11-22"}
 
 
-def result_of(rate: float) -> Callable[[float], gpu.Result]:
+def part_with_rate(rate: float) -> Callable[[float], gpu.Result]:
+    """Return a part of the benchmark that reports this many tokens/s."""
     return lambda limit: {"tokens_per_second": rate, "lowest": rate, "highest": rate, "peak_share": 0.5, "limit": limit}
 
 
-def raising(limit: float) -> gpu.Result:
+def failing_part(limit: float) -> gpu.Result:
     raise RuntimeError("CUDA out of | memory")
 
 
-def test_the_other_parts_run_if_one_fails_or_has_no_time_left() -> None:
+def test_other_parts_still_run_after_one_fails_or_is_skipped() -> None:
     parts = [
-        gpu.Part("one", 50, 1, result_of(1.0)),
-        gpu.Part("two", 50, 1, raising),
-        gpu.Part("three", 500, 1, result_of(3.0)),
-        gpu.Part("four", 50, 100, result_of(4.0)),
+        gpu.Part("one", 50, 1, part_with_rate(1.0)),
+        gpu.Part("two", 50, 1, failing_part),
+        gpu.Part("three", 500, 1, part_with_rate(3.0)),
+        gpu.Part("four", 50, 100, part_with_rate(4.0)),
     ]
     counts: list[int] = []
     results = gpu.run_parts(parts, 1.0, lambda results: counts.append(len(results)))
     assert counts == [1, 2, 3, 4]
     assert results[0]["limit"] == 50
-    assert 50 < results[2]["limit"] <= 60  # what is left of a minute
+    assert 50 < results[2]["limit"] <= 60  # the rest of one minute
     assert "failed" in results[1]["note"]
     assert "left out" in results[3]["note"]
 
 
-def test_a_command_that_takes_too_long_ends_with_its_child_processes(tmp_path: Path) -> None:
-    """Otherwise the workers of the compiler would keep their memory on the GPU."""
+def test_a_command_that_exceeds_its_limit_is_killed_with_its_child_processes(tmp_path: Path) -> None:
+    """Otherwise the compiler's workers would keep their GPU memory."""
     script = "import subprocess; p = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
     with pytest.raises(gpu.PartError, match="ended after"):
         gpu.output_of([sys.executable, "-c", script], 2, cwd=tmp_path)
@@ -56,8 +57,8 @@ def test_a_command_that_takes_too_long_ends_with_its_child_processes(tmp_path: P
     raise AssertionError("the child process is still running")
 
 
-def test_every_setting_is_a_valid_config(tmp_path: Path) -> None:
-    """On every size of GPU. An update is GPT-3's half a million tokens if the micro-batch divides it."""
+def test_every_setting_is_a_valid_config_for_every_gpu_size(tmp_path: Path) -> None:
+    """An update has GPT-3's 2**19 tokens if the micro-batch divides them, as all sizes here do."""
     for memory in (6.0, 15.0, 24.0, 40.0, 80.0, 141.0):
         options = Namespace(cpu=False, build_nanogpt=tmp_path, nanogpt=tmp_path)
         parts = gpu.param_groups(options, tmp_path, memory)

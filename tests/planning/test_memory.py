@@ -1,4 +1,4 @@
-"""Memory formulas against what PyTorch keeps and makes (real tensors on the CPU), and the check before training."""
+"""Memory formulas equal the bytes that PyTorch keeps and creates on the CPU; the memory check before training."""
 
 import re
 import sys
@@ -61,8 +61,8 @@ def config(model: dict[str, Any] | None = None, **changes: Any) -> TrainConfig:
     return TrainConfig(model=shape, steps=1, batch_tokens=8 * T, micro_batch_size=B, device="cpu").override(**changes)
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that are made inside, while they live."""
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of the living storages that were created inside the context, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in self._storages((args, kwargs)):
-            self._seen.add(storage)  # from outside
+            self._seen.add(storage)  # created outside the context
         result = func(*args, **(kwargs or {}))
         for storage in self._storages(result):
             if storage not in self._seen:
@@ -91,29 +91,35 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @EACH
 @PRECISION
 @pytest.mark.parametrize("kind", ["none", "selective", "full"])
-def test_the_peak_of_an_update_is_that_of_real_tensors(changes: dict[str, Any], precision: str, kind: str) -> None:
-    """Within 15 % at this size, where small tensors that the formulas leave out weigh most (docs: within 10 % of real
-    runs)."""
+def test_the_estimated_peak_of_an_update_is_near_that_of_real_tensors(
+    changes: dict[str, Any], precision: str, kind: str
+) -> None:
+    """The estimate is within 15 % at this size, where small tensors that the formulas leave out have the largest share.
+
+    For real runs it is within 10 % (see docs/scale.md).
+    """
     run = config(changes, activation_checkpointing=kind)
     model = GPT.create(run.model, 0).train()
     for block in model.blocks:
         checkpoint_activations(block, kind)
     ids = torch.zeros(B, T, dtype=torch.int64)
-    with Ledger() as ledger:
+    with AllocationTracker() as tracker:
         for _ in range(2):  # the second micro-step adds to the gradients of the first
-            ledger.peak = 0
+            tracker.peak = 0
             with autocast(CPU, precision):
                 loss = model(ids, ids)
             loss.backward()
     state = memory_per_rank(run, 1, "single", precision)
     expected = state.total - state.weights - state.optimizer
-    assert expected == pytest.approx(ledger.peak, rel=0.15)
+    assert expected == pytest.approx(tracker.peak, rel=0.15)
 
 
 @PRECISION
-def test_gpt2s_block_keeps_what_the_docs_say(precision: str) -> None:
-    """Per token 8 C + 14 e C + 4 H + 16 bytes; the input only if recomputed in full; selectively what products and
-    attention give."""
+def test_activations_of_a_gpt2_block_equal_the_docs(precision: str) -> None:
+    """Without checkpointing, a block keeps 8 C + 14 e C + 4 H + 16 bytes per token, e being the bytes of a value.
+
+    Selective checkpointing keeps the outputs of matrix products and attention; full checkpointing keeps only the input.
+    """
     e = 2 if precision == "bfloat16" else 4
     kept = {kind: block_activations(GPT2, 1, precision, kind) for kind in ("none", "selective", "full")}
     assert kept["none"] == 8 * 768 + 14 * e * 768 + 4 * 12 + 16
@@ -124,7 +130,7 @@ def test_gpt2s_block_keeps_what_the_docs_say(precision: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-xl"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @PRECISION
-def test_the_loss_takes_what_the_docs_say(name: str, device: str, precision: str) -> None:
+def test_working_memory_of_the_loss_equals_the_docs(name: str, device: str, precision: str) -> None:
     run = recipe(name, model={"vocab_size": 50257}, device=device)
     N, C, V = 2 * 1024, run.model.n_embd, 50304
     logits = 2**24 // V * V if device == "cpu" else N * V
@@ -135,7 +141,7 @@ def test_the_loss_takes_what_the_docs_say(name: str, device: str, precision: str
 
 
 @EACH
-def test_weights_gradients_and_optimizer_are_those_of_the_model(changes: dict[str, Any]) -> None:
+def test_weights_gradients_and_optimizer_equal_those_of_a_model(changes: dict[str, Any]) -> None:
     run = config(changes)
     model = GPT.create(run.model, 0)
     optimizer = build_adamw(list(model.parameters()), run.optim)
@@ -165,8 +171,8 @@ def test_ddp_replicates_and_fsdp_shards() -> None:
         assert 2 * getattr(fsdp, component) == pytest.approx(getattr(one, component), abs=16)
 
 
-def test_the_first_backward_pass_makes_the_gradients() -> None:
-    """With one micro-step there are none at the peak, except for DDP's buckets; at the end there are."""
+def test_gradients_do_not_count_at_the_peak_with_one_micro_step() -> None:
+    """The first backward pass creates them after the peak at the loss, except in DDP, whose buckets always exist."""
     for strategy, expected in (("ddp", 1), ("fsdp", 0)):
         peak = moments(config(), 4, strategy, "float32")
         assert peak["loss"].gradients == expected * peak["loss"].weights
@@ -182,9 +188,11 @@ def test_the_total_is_the_sum_at_the_peak() -> None:
 
 
 @PRECISION
-def test_dropout_costs_attention_weights_on_a_cpu_only(precision: str) -> None:
-    """Fused kernels on a GPU draw the mask again; a CPU's have no dropout, and the formula in their place keeps the
-    weights."""
+def test_dropout_stores_attention_weights_only_on_a_cpu(precision: str) -> None:
+    """Fused GPU kernels generate the dropout mask again in the backward pass.
+
+    The CPU has no fused kernel with dropout, and the formula that replaces it stores the attention weights.
+    """
     kept = {
         (device, dropout): memory_per_rank(
             GPT2.override(device=device, model={"dropout": dropout}, micro_batch_size=2), 1, "single", precision
@@ -197,8 +205,8 @@ def test_dropout_costs_attention_weights_on_a_cpu_only(precision: str) -> None:
     assert kept["cuda", 0.0] < kept["cuda", 0.1] < kept["cuda", 0.0] + residual
 
 
-def test_bytes_sent_by_hand() -> None:
-    """GPT-2 small, 8 ranks: 124,475,904 parameters, of which 7,087,872 in each block; 4 micro-steps of 16 sequences."""
+def test_bytes_sent_per_update_equal_sums_by_hand() -> None:
+    """GPT-2 small on 8 ranks: 124,475,904 parameters, of which 7,087,872 per block; 4 micro-steps of 16 sequences."""
     run = recipe("gpt2", model={"vocab_size": 50257})
     P, blocks = 124_475_904, 12 * 7_087_872
     assert run.micro_steps(8) == 4
@@ -216,7 +224,7 @@ def test_bytes_sent_by_hand() -> None:
 @pytest.mark.parametrize(
     ("processes", "micro_batch_size", "expected"), [(1, 16, (8, 1, 8)), (2, 3, (4, 2, 2)), (1, 3, (8, 3, 3))]
 )
-def test_batches_are_divided_as_the_update_divides_them(
+def test_batches_are_divided_into_micro_steps_like_in_training(
     processes: int, micro_batch_size: int, expected: tuple[int, int, int]
 ) -> None:
     run = config(micro_batch_size=micro_batch_size)
@@ -228,31 +236,35 @@ def test_batches_are_divided_as_the_update_divides_them(
 
 
 def cells(line: str) -> list[Any]:
-    """The cells of a table's row, numbers as numbers of two decimals that rounding may change by one."""
+    """Return the cells of a table's row; numbers with two decimals may differ by 0.011, one unit of rounding."""
     texts = [cell.strip("* ").replace(",", "") for cell in line.strip("|").split("|")]
     return [pytest.approx(float(t), abs=0.011) if re.fullmatch(r"[\d.]+", t) else t for t in texts]
 
 
-def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
+def test_the_tables_in_the_docs_equal_those_of_the_benchmark() -> None:
     from scale import tables  # benchmarks/scale.py
 
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     in_docs = [cells(row) for row in page.splitlines() if row.startswith("| gpt2")]
     in_code = [cells(row) for table in tables().values() for row in table.splitlines() if row.startswith("| gpt2")]
-    plain = [[cell.expected if hasattr(cell, "expected") else cell for cell in row] for row in in_code]
-    assert [row for row in plain if row not in in_docs] == [], "run python benchmarks/scale.py --table"
+    rows = [[cell.expected if hasattr(cell, "expected") else cell for cell in row] for row in in_code]
+    assert [row for row in rows if row not in in_docs] == [], "run python benchmarks/scale.py --table"
 
 
-# The check before training
+# --- the check before training ----------------------------------------------------------------------------------------
 
 
-def has_free(count: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_free_memory(count: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the memory check see this many free bytes; None means unknown."""
     monkeypatch.setattr(memory_module, "available_memory", lambda device, swap=False: count and int(count))
 
 
 @given(st.integers(1, 200), st.floats(0, 300), st.floats(0, 30))
-def test_the_largest_micro_batch_is_that_of_a_search(share: int, free: float, gradients: float) -> None:
-    """Of all even divisions, with a need that grows with the micro-batch, and by the gradients if there are several."""
+def test_the_largest_micro_batch_equals_an_exhaustive_search(share: int, free: float, gradients: float) -> None:
+    """The search tries all even divisions.
+
+    The memory needed grows with the micro-batch, and by the gradients if there are several micro-steps.
+    """
     run = GPT2.override(batch_tokens=share * 1024)
 
     def need(changed: TrainConfig) -> float:
@@ -263,14 +275,16 @@ def test_the_largest_micro_batch_is_that_of_a_search(share: int, free: float, gr
     assert largest_micro_batch(run, 1, need, free) == expected
 
 
-def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """5 GB: the state of GPT-2 is 2.0, and with one sequence an update needs 3.0."""
-    has_free(5e9, monkeypatch)
+def test_a_run_that_does_not_fit_is_refused_and_the_message_names_a_micro_batch_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """5 GB are free; GPT-2's weights and optimizer take 2.0 GB, and an update of one sequence needs 3.0 GB."""
+    set_free_memory(5e9, monkeypatch)
     message = check_memory(GPT2, 1, CPU, "float32")
     assert message is not None
-    found = re.search(r"needs 11\.\d\d GB .*5\.00 GB free; .*--micro-batch-size (\d+)", message)
-    assert found is not None
-    size = int(found[1])
+    match = re.search(r"needs 11\.\d\d GB .*5\.00 GB free; .*--micro-batch-size (\d+)", message)
+    assert match is not None
+    size = int(match[1])
     assert check_memory(GPT2.override(micro_batch_size=size), 1, CPU, "float32") is None
     resumed = GPT2.override(micro_batch_size=size, init_from="runs/since-removed")
     assert check_memory(resumed, 1, CPU, "float32") is None
@@ -278,24 +292,24 @@ def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does(monke
     assert memory_per_rank(GPT2.override(micro_batch_size=2 * size), 1, "single", "float32").total > 0.9 * 5e9
 
 
-def test_what_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     need = memory_per_rank(GPT2, 1, "single", "float32").total
-    has_free(need, monkeypatch)
+    set_free_memory(need, monkeypatch)
     assert check_memory(GPT2, 1, CPU, "float32") is None
-    has_free(0.94 * need, monkeypatch)
+    set_free_memory(0.94 * need, monkeypatch)
     assert check_memory(GPT2, 1, CPU, "float32") is not None
-    compiled = GPT2.override(compile="on")  # a compiler may drop what is not counted then
-    has_free(0.9 * need, monkeypatch)
+    compiled = GPT2.override(compile="on")  # a compiler may save memory, so the check is less strict
+    set_free_memory(0.9 * need, monkeypatch)
     assert check_memory(compiled, 1, CPU, "float32") is None
-    has_free(0.2 * need, monkeypatch)
+    set_free_memory(0.2 * need, monkeypatch)
     assert check_memory(compiled, 1, CPU, "float32") is not None
-    has_free(None, monkeypatch)  # unknown, on MPS
+    set_free_memory(None, monkeypatch)  # the free memory is unknown on MPS
     assert check_memory(GPT2, 1, torch.device("mps"), "float32") is None
 
 
 def test_the_processes_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     need = memory_per_rank(GPT2, 2, "ddp", "float32").total
-    has_free(1.5 * need, monkeypatch)
+    set_free_memory(1.5 * need, monkeypatch)
     assert check_memory(GPT2, 2, CPU, "float32") is None
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -305,8 +319,8 @@ def test_the_processes_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["none", "full"])
-def test_if_no_micro_batch_fits_the_message_says_what_to_change(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_free(1e9, monkeypatch)
+def test_if_no_micro_batch_fits_the_message_suggests_other_changes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free_memory(1e9, monkeypatch)
     message = check_memory(GPT2.override(activation_checkpointing=kind), 1, CPU, "float32")
     assert message is not None
     assert "--micro-batch-size" not in message
@@ -314,10 +328,10 @@ def test_if_no_micro_batch_fits_the_message_says_what_to_change(kind: str, monke
     assert ("--activation-checkpointing full" in message) == (kind == "none")
 
 
-def test_an_unknown_vocabulary_is_a_typical_one_or_that_of_the_tokenizers_file(
+def test_an_unknown_vocabulary_size_comes_from_the_tokenizers_file_or_is_a_typical_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    has_free(1e9, monkeypatch)
+    set_free_memory(1e9, monkeypatch)
     assert check_memory(recipe("gpt2"), 1, CPU, "float32") is not None
     (tmp_path / "bytes.json").write_text(build_tokenizer("bytes").to_json(), encoding="utf-8")
     config = recipe("gpt2", data={"tokenizer": str(tmp_path / "bytes.json")})

@@ -1,4 +1,4 @@
-"""A plan against sums by hand, against real updates at a tiny size, and on the command line."""
+"""Plans equal sums by hand and measured updates of a tiny model; the output of `glassgpt plan`."""
 
 import dataclasses
 import json
@@ -34,8 +34,8 @@ GPT2 = recipe("gpt2", model={"vocab_size": 50257})
 SMALL = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 6}, device="cpu")
 
 
-def test_a_gpus_time_is_products_and_the_update() -> None:
-    """On 8 H100: 524,288 tokens at 40 % of 989 TFLOP/s each, then 40 bytes per parameter at 3.35 TB/s."""
+def test_step_time_on_gpus_is_matrix_products_plus_the_update() -> None:
+    """8 H100: 524,288 tokens at 40 % of 989 TFLOP/s per GPU, then 40 bytes per parameter at 3.35 TB/s."""
     products = 524288 * ModelSummary(GPT2.model).training_flops_per_token / (8 * 0.4 * 989e12)
     update = 40 * ModelSummary(GPT2.model).parameters / 3.35e12
     estimate = plan.plan(GPT2.override(device="h100"), 8)
@@ -45,16 +45,16 @@ def test_a_gpus_time_is_products_and_the_update() -> None:
     assert format_duration(19073 * (products + update)) in str(estimate)
 
 
-def test_a_slow_network_sets_the_time() -> None:
-    """XL under FSDP on 16 H100, in two hosts: 50 GB/s."""
+def test_a_slow_network_determines_the_step_time() -> None:
+    """GPT-2 XL with FSDP on 16 H100 in two hosts, whose network has 50 GB/s."""
     config = recipe("gpt2-xl", model={"vocab_size": 50257})
     seconds = throughput.estimated_step_time(config, GPUS["h100"], 16, "fsdp", "bfloat16")
     sent = bytes_sent_per_update(config, 16, "fsdp", "bfloat16") / 50e9
     assert seconds == pytest.approx(sent + 40 * ModelSummary(config.model).parameters / 16 / 3.35e12)
 
 
-def test_a_prepared_dataset_sets_the_vocabulary_size(tmp_path: Path) -> None:
-    """Otherwise a typical size is assumed."""
+def test_a_plan_takes_the_vocabulary_size_from_a_prepared_dataset(tmp_path: Path) -> None:
+    """Otherwise it assumes a typical size, here 100 characters."""
     text = write_text(tmp_path / "text.txt")
     prepared = prepare(DataConfig(source=str(text), tokenizer="characters"), out=tmp_path / "prepared")
     sizes = [
@@ -64,7 +64,7 @@ def test_a_prepared_dataset_sets_the_vocabulary_size(tmp_path: Path) -> None:
     assert sizes == [100, len(set(text.read_text(encoding="utf-8")))]
 
 
-def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:
+def test_the_largest_micro_batch_fits_and_the_next_larger_one_does_not() -> None:
     estimate = plan.plan(GPT2.override(device="rtx4090"))
     (column,) = estimate.columns
     assert column.largest is not None
@@ -76,15 +76,15 @@ def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:
     assert need <= estimate.available < above
 
 
-def test_if_nothing_fits_no_time_is_shown() -> None:
+def test_no_step_time_is_shown_if_no_micro_batch_fits() -> None:
     estimate = plan.plan(recipe("gpt2-xl", model={"vocab_size": 50257}, device="t4"))
     (column,) = estimate.columns
     assert (column.largest, column.step_time) == (None, None)
     assert "does not fit" in str(estimate)
 
 
-def test_passes_and_the_update_add_up_to_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight sequences, measured two at a time: 1 s per pass, 0.02 s per update."""
+def test_a_step_takes_the_time_of_its_passes_plus_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight sequences in four passes of two: 1 s per pass and 0.02 s per update."""
     monkeypatch.setattr(throughput, "_TOTAL_SECONDS", 0.0)
     build_step = throughput._build_step
 
@@ -97,8 +97,8 @@ def test_passes_and_the_update_add_up_to_a_step(monkeypatch: pytest.MonkeyPatch)
     assert throughput.measured_step_time(config, CPU, "float32") == pytest.approx(4.02)
 
 
-def test_a_micro_batch_that_takes_too_long_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 1 s per sequence two fit into 2.5 s; four sequences take twice as long."""
+def test_the_time_of_a_large_micro_batch_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1 s per sequence, two sequences fit in the limit of 2.5 s; the time of four is twice theirs."""
     monkeypatch.setattr(throughput, "_TOTAL_SECONDS", 0.0)
     counts: list[int] = []
 
@@ -114,24 +114,28 @@ def test_a_micro_batch_that_takes_too_long_is_measured_in_part(monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest resident memory is read from /proc")
-def test_a_runs_memory_is_about_the_estimate(tmp_path: Path) -> None:
-    """Of a fresh process that trains: within a quarter (benchmarks/plan.py measures three sizes, with a bar of 10
-    %)."""
+def test_the_memory_of_a_run_is_near_the_estimate(tmp_path: Path) -> None:
+    """A fresh process trains; its peak memory is within a quarter of the estimate.
+
+    benchmarks/plan.py measures three sizes and requires 10 %.
+    """
     write_text(tmp_path / "text.txt", 60_000)
     estimate, real = (benchmark_child(what, tmp_path) for what in ("predict", "train"))
     assert 0.8 < estimate["memory"] / (real["memory"] - estimate["libraries"]) < 1.25
 
 
 def benchmark_child(what: str, folder: Path) -> dict[str, float]:
-    """The figures of one process of benchmarks/plan.py."""
+    """Run one process of benchmarks/plan.py and return its figures."""
     command = [sys.executable, str(BENCHMARK), "shakespeare-cpu", "--child", what, "--folder", str(folder)]
     environment = {**os.environ, "GLASSGPT_CACHE": str(folder)}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
-    figures: dict[str, float] = json.loads(done.stdout)
+    result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    figures: dict[str, float] = json.loads(result.stdout)
     return figures
 
 
-def test_a_plan_of_this_machine_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_plan_for_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(throughput, "measured_step_time", lambda config, device, precision: 2.0)
     assert main(["plan", "shakespeare-cpu", "--device", "cpu", "--steps", "100"]) == 0
     output = capsys.readouterr().out
@@ -142,7 +146,7 @@ def test_a_plan_of_this_machine_is_shown(capsys: pytest.CaptureFixture[str], mon
     assert "available" in lines
 
 
-def test_components_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_memory_components_in_the_output_add_up_to_the_total(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "gpt2", "--device", "h100", "--gpus", "8"]) == 0
     units = {"GB": 1.0, "MB": 1e-3, "bytes": 1e-9}
     table = {
@@ -150,7 +154,7 @@ def test_components_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFix
         for line in capsys.readouterr().out.splitlines()
     }
     names = [name for name in table if re.match(r"  \w", name) and name.strip() != "available"]
-    assert len(names) == len(dataclasses.fields(Memory)) - 1  # the heap is a CPU's
+    assert len(names) == len(dataclasses.fields(Memory)) - 1  # only a CPU has the heap component
     total = next(sizes for name, sizes in table.items() if name.startswith("memory per rank"))
     assert [sum(sizes) for sizes in zip(*(table[name] for name in names), strict=True)] == pytest.approx(
         total, abs=0.05
@@ -158,7 +162,7 @@ def test_components_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("arguments", "facts"),
+    ("arguments", "parts"),
     [
         (["gpt2", "--device", "h10"], ["'h10'", "'h100'"]),
         (["gpt2", "--device", "h100", "--gpus", "7"], ["7 processes"]),
@@ -171,10 +175,12 @@ def test_components_of_memory_are_shown_with_their_sum(capsys: pytest.CaptureFix
         (["gpt-2"], ["'gpt-2'", "'gpt2'"]),
     ],
 )
-def test_errors_name_what_is_wrong(arguments: list[str], facts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_the_wrong_value(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", *arguments]) == 2
     message = capsys.readouterr().err
-    assert all(fact in message for fact in facts), message
+    assert all(part in message for part in parts), message
 
 
 def test_plan_accepts_the_options_of_train(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_plan_accepts_the_options_of_train(capsys: pytest.CaptureFixture[str], t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_directory_is_refused_and_its_config_is_a_recipe(
+def test_a_run_directory_is_refused_but_its_config_file_is_accepted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "config.toml").write_text(GPT2.to_toml(), encoding="utf-8")
@@ -193,7 +199,7 @@ def test_a_run_directory_is_refused_and_its_config_is_a_recipe(
     assert main(["plan", str(tmp_path / "config.toml"), "--device", "h100"]) == 0
 
 
-def test_a_run_from_a_model_has_the_shape_of_that_model(tmp_path: Path) -> None:
+def test_a_plan_for_finetuning_has_the_shape_of_the_initial_model(tmp_path: Path) -> None:
     shape = GPT2.model.with_shorter_context(64)
     export_hf(GPT.create(dataclasses.replace(shape, n_layer=1, n_embd=48, vocab_size=128), 0), None, tmp_path / "model")
     estimate = plan.plan(recipe("finetune-shakespeare", init_from=str(tmp_path / "model"), device="h100"))
@@ -208,7 +214,7 @@ def test_help_names_every_gpu() -> None:
     assert all(f" {name}," in f"{Plan.__doc__} ".replace("\n   ", "").replace(".", ",") for name in GPUS)
 
 
-def test_an_unknown_length_needs_steps() -> None:
+def test_a_plan_in_epochs_of_unknown_length_asks_for_steps() -> None:
     config = GPT2.override(epochs=1.0, device="h100", batch_tokens=8192)
     assert "give --steps N" in str(plan.plan(config))
     with pytest.raises(UserError, match="3 processes"):
