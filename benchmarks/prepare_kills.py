@@ -21,7 +21,7 @@ def main() -> int:
     """Run the harness, print its outcome in a few lines, and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
+    parser.add_argument("--seed", type=int, help="seed of the workers and delays (default: random; it is printed)")
     arguments = parser.parse_args()
     seed = [] if arguments.seed is None else ["--seed", str(arguments.seed)]
     begin = time.perf_counter()

@@ -20,7 +20,7 @@ def main() -> int:
     """Run the harness and print its outcome in two lines; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
+    parser.add_argument("--seed", type=int, help="seed of the moments and delays (default: random; it is printed)")
     arguments = parser.parse_args()
     command = [sys.executable, str(HARNESS), "--kills", str(arguments.kills)]
     if arguments.seed is not None:

@@ -1,4 +1,4 @@
-"""An independent reader of the report's page."""
+"""A parser of the report's page that shares no code with the package."""
 
 import json
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 
 
 class Page(HTMLParser):
-    """An independent reading of the page: its tags with attributes, and the text inside each kind of element."""
+    """The parsed page: its tags with attributes, and the texts by tag."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -32,6 +32,6 @@ class Page(HTMLParser):
 
     @property
     def charts(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Chart title -> trace name -> trace."""
+        """Return the charts' traces by chart title and trace name."""
         charts = json.loads(self.texts["script"][0])
         return {chart["title"]: {trace["name"]: trace for trace in chart["traces"]} for chart in charts}

@@ -1,4 +1,4 @@
-"""The command line: what it hands on, what it prints, how it ends, and that help costs neither torch nor patience."""
+"""The command line: arguments it passes on, output, exit codes, and help that does not import torch."""
 
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def training(monkeypatch: Patch) -> mock.Mock:
-    """Stands in for `training.train` and `training.resume`; a call that the real ones would refuse fails."""
+    """Replace `training.train` and `training.resume` by mocks with the same signatures."""
     stand_in = mock.Mock()
     for name in ("train", "resume"):
         recorder = mock.create_autospec(getattr(glassgpt.training.run, name), return_value=Path("runs/x"))
@@ -47,7 +47,7 @@ def training(monkeypatch: Patch) -> mock.Mock:
 
 
 def trained_config(training: mock.Mock, *arguments: str) -> TrainConfig:
-    """The config that `glassgpt train ARGUMENTS` trains."""
+    """Return the config that `glassgpt train ARGUMENTS` would train."""
     assert main(["train", *arguments]) == 0
     config = training.train.call_args.args[0]
     assert isinstance(config, TrainConfig)
@@ -55,7 +55,7 @@ def trained_config(training: mock.Mock, *arguments: str) -> TrainConfig:
 
 
 def fails(capsys: Capture, *arguments: str) -> str:
-    """The error of a command line that must end as a user's mistake: exit code 2, a line or two, nothing on stdout."""
+    """Run a command that must fail as a user error (exit code 2, at most two lines); return its standard error."""
     assert main(list(arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -80,8 +80,8 @@ EVERY_COMMAND = [
 ]
 
 
-def test_every_help_answers_without_torch() -> None:
-    """In one process: whatever one of them imports is loaded at the end."""
+def test_help_of_every_command_imports_neither_torch_nor_numpy_nor_rich_nor_plotly() -> None:
+    """All commands run in one process, so `sys.modules` at the end shows what any of them imported."""
     script = """if True:
         import contextlib, io, json, sys
         from glassgpt.__main__ import main
@@ -122,8 +122,8 @@ def option_defaults(config: Any, prefix: str = "") -> Iterator[tuple[str, object
         yield from option_defaults(value, f"{name}.") if dataclasses.is_dataclass(value) else [(f"--{name}", value)]
 
 
-def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture, monkeypatch: Patch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")  # wider, and it sets its boxes side by side
+def test_train_help_shows_every_option_with_the_recipes_default(capsys: Capture, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # a wider terminal would place the boxes side by side
     with pytest.raises(SystemExit) as stop:
         main(["train", "shakespeare-cpu", "--help"])
     assert stop.value.code == 0
@@ -134,7 +134,7 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
             if value in (None, {}, [])
             else {"\n": r"'\n'"}.get(value if isinstance(value, str) else "", str(value))
         )
-        # The option, its help (which has a sentence to say), and the default before the next option begins.
+        # The option, its help of two words or more, and its default, before the next option begins.
         found = re.search(rf"{option}(?:,? \S+)? (?P<help>(?:(?! --).)*?) ?\(default: (?P<default>[^)]*)\)", text)
         assert found, option
         assert len(found["help"].split()) >= 2 or option == "--device", option
@@ -142,7 +142,7 @@ def test_train_help_gives_every_option_with_the_recipes_default(capsys: Capture,
 
 
 def test_help_works_without_the_packages_sources(capsys: Capture, monkeypatch: Patch) -> None:
-    """As in a frozen application; the texts, which are comments in the sources, are then missing."""
+    """In a frozen application the sources are missing, and with them the help texts, which are comments there."""
     monkeypatch.setattr(inspect, "getsource", mock.Mock(side_effect=OSError))
     _field_comments.cache_clear()
     with pytest.raises(SystemExit) as stop:
@@ -155,7 +155,7 @@ def test_help_works_without_the_packages_sources(capsys: Capture, monkeypatch: P
 # train
 
 
-def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
+def test_options_override_the_recipes_config(training: mock.Mock) -> None:
     arguments = "--data book.txt --seed 7 --eval-every 5 --checkpoint-every 6 --model.n-layer 3 --model.n_embd 48"
     more = "--model.no-bias --data.tokenizer bytes --sample.top-k none --eval-tokens 99 --init-from none"
     more += " --sample.prompt=--x --optim.lr 1e-3"
@@ -176,18 +176,18 @@ def test_overrides_arrive_in_the_config(training: mock.Mock) -> None:
     assert training.train.call_args.kwargs["overwrite"] is False
 
 
-def test_train_alone_is_the_demo_as_it_stands(training: mock.Mock) -> None:
+def test_train_without_arguments_trains_the_demo_recipe(training: mock.Mock) -> None:
     assert trained_config(training) == recipe("demo")
 
 
-def test_out_and_overwrite(training: mock.Mock, capsys: Capture) -> None:
+def test_out_and_overwrite_are_passed_to_train(training: mock.Mock, capsys: Capture) -> None:
     trained_config(training, "demo", "--out", "some where/x", "--overwrite")
     assert training.train.call_args.kwargs["out"] == Path("some where/x")
     assert training.train.call_args.kwargs["overwrite"] is True
     assert "glassgpt generate runs/x" in capsys.readouterr().out
 
 
-def test_steps_or_epochs_given_withdraws_the_recipes_other(
+def test_steps_on_the_command_line_replaces_the_recipes_epochs_and_vice_versa(
     training: mock.Mock, tmp_path: Path, capsys: Capture
 ) -> None:
     by_epochs = tmp_path / "mine.toml"
@@ -203,14 +203,14 @@ def test_steps_or_epochs_given_withdraws_the_recipes_other(
 
 @pytest.fixture
 def small_run(tmp_path: Path) -> Path:
-    """The config of a run, which is all that the options of --resume need."""
+    """Write only the config of a run, which is enough to parse the options of --resume."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.toml").write_text(recipe("demo", model={"vocab_size": 65}, micro_batch_size=4).to_toml())
     return run
 
 
-def test_resume_hands_on_steps_and_changed_execution_settings(training: mock.Mock, small_run: Path) -> None:
+def test_resume_passes_on_steps_and_changed_execution_settings(training: mock.Mock, small_run: Path) -> None:
     assert main(["train", "--resume", str(small_run)]) == 0
     assert main(["train", f"--resume={small_run}", "--steps", "90"]) == 0
     more = "--micro-batch-size 2 --eval-every 3 --activation-checkpointing full --sample.count 0 --log none"
@@ -236,7 +236,7 @@ def test_resume_hands_on_steps_and_changed_execution_settings(training: mock.Moc
         ("--micro-batch-size 0", ["micro_batch_size", "at least 1"]),
     ],
 )
-def test_resume_refuses_what_determines_the_numbers(
+def test_resume_refuses_options_that_would_change_the_numbers(
     training: mock.Mock, small_run: Path, capsys: Capture, arguments: str, expected: list[str]
 ) -> None:
     message = fails(capsys, "train", "--resume", str(small_run), *arguments.split())
@@ -255,7 +255,7 @@ def test_a_run_in_runs_is_suggested(tmp_path: Path, monkeypatch: Patch, small_ru
 
 
 @pytest.mark.parametrize("command", [["demo"], ["--resume", "RUN"]])
-def test_a_run_that_does_not_fit_needs_force(
+def test_a_run_that_does_not_fit_in_memory_needs_force(
     training: mock.Mock, small_run: Path, capsys: Capture, monkeypatch: Patch, command: list[str]
 ) -> None:
     problem = "an update needs 9 GB and this machine has 1 GB free; use --micro-batch-size 2"
@@ -302,14 +302,14 @@ def test_a_run_that_does_not_fit_needs_force(
         ("recipes gtp2", "did you mean 'gpt2'"),
     ],
 )
-def test_mistakes_get_a_line_with_the_way_out(arguments: str, expected: str, capsys: Capture) -> None:
+def test_errors_name_the_mistake_or_the_fix(arguments: str, expected: str, capsys: Capture) -> None:
     assert expected in fails(capsys, *arguments.split())
 
 
-# how it ends
+# exit codes
 
 
-def test_errors_from_below(training: mock.Mock, capsys: Capture) -> None:
+def test_errors_of_training_become_messages_and_exit_codes(training: mock.Mock, capsys: Capture) -> None:
     training.train.side_effect = UserError("the run is there already")
     assert "the run is there already" in fails(capsys, "train")
     training.train.side_effect = MemoryError()
@@ -331,11 +331,11 @@ def test_errors_from_below(training: mock.Mock, capsys: Capture) -> None:
     [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
     ids=["nothing", "spin count", "policy"],
 )
-def test_threads_spin_briefly_unless_the_user_says_otherwise(
+def test_threads_spin_briefly_unless_the_user_sets_a_wait_policy(
     set_by_user: dict[str, str], spins: str | None, monkeypatch: Patch
 ) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, "")  # so that what `main` sets is taken back
+        monkeypatch.setenv(name, "")  # so that the fixture also undoes what `main` sets
         monkeypatch.delenv(name)
     for name, value in set_by_user.items():
         monkeypatch.setenv(name, value)
@@ -349,18 +349,18 @@ def test_no_command_prints_the_overview_and_fails(capsys: Capture) -> None:
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-def test_module_runs_and_a_closed_pipe_ends_quietly() -> None:
+def test_python_m_glassgpt_runs_and_a_closed_pipe_is_not_an_error() -> None:
     assert run_process("-m", "glassgpt", "--version").stdout.startswith("glassgpt ")
     process = subprocess.Popen(
         [sys.executable, "-m", "glassgpt", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
-    process.stdout.close()  # long before it writes
+    process.stdout.close()  # long before the process writes
     assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == 0
 
 
-def test_output_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
     path = tmp_path / "мой.toml"
     path.write_text("# Über тест 語\nsteps = 1\n", encoding="utf-8")
     result = run_process("-m", "glassgpt", "recipes", str(path), env={**os.environ, "PYTHONIOENCODING": "ascii"})
@@ -371,8 +371,8 @@ def test_output_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Mock]:
-    """Makes `generate` write the given (text, sample) pieces; returns the recorder of its call."""
+def fake_generate(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Mock]:
+    """Return a function that makes `generate` yield these (text, sample) pieces and returns the mock."""
     monkeypatch.setattr(
         glassgpt.interop.references,
         "load",
@@ -380,9 +380,9 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     )
 
     def install(pieces: Sequence[tuple[str, int]]) -> mock.Mock:
-        made = [GeneratedToken(text, token_id=0, sample=sample) for text, sample in pieces]
+        tokens = [GeneratedToken(text, token_id=0, sample=sample) for text, sample in pieces]
         recorder: mock.Mock = mock.create_autospec(
-            glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(made)
+            glassgpt.generation.generate.generate, side_effect=lambda *a, **k: iter(tokens)
         )
         monkeypatch.setattr(glassgpt.generation.generate, "generate", recorder)
         return recorder
@@ -390,10 +390,10 @@ def writes(monkeypatch: Patch) -> Callable[[Sequence[tuple[str, int]]], mock.Moc
     return install
 
 
-Writes = Callable[[Sequence[tuple[str, int]]], mock.Mock]
+FakeGenerate = Callable[[Sequence[tuple[str, int]]], mock.Mock]
 
 
-def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) -> None:
+def test_generate_prints_each_piece_immediately(fake_generate: FakeGenerate, capsys: Capture) -> None:
     seen: list[str] = []
 
     def pieces(*arguments: object, **options: object) -> Iterator[GeneratedToken]:
@@ -402,13 +402,13 @@ def test_generate_streams_each_piece_at_once(writes: Writes, capsys: Capture) ->
             yield GeneratedToken(text, token_id=0, sample=0)
         seen.append(capsys.readouterr().out)
 
-    writes([]).side_effect = pieces
+    fake_generate([]).side_effect = pieces
     assert main(["generate", "runs/x", "--prompt", "Да"]) == 0
     assert seen == ["Да", "a", "", "语"]
 
 
-def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
-    recorder = writes([("x", 0), ("p", 1), ("y", 0), ("q", 1)])
+def test_generate_passes_on_its_options(fake_generate: FakeGenerate, capsys: Capture) -> None:
+    recorder = fake_generate([("x", 0), ("p", 1), ("y", 0), ("q", 1)])
     options = "--n 2 --max-new-tokens 9 --top-k 3 --top-p 0.5 --min-p 0.1 --greedy --stop a --stop b --seed 5"
     options += " --no-cache --device cpu"
     assert main(["generate", "runs/x", *options.split(), "--prompt", "- "]) == 0
@@ -430,6 +430,7 @@ def test_generate_hands_on_its_options(writes: Writes, capsys: Capture) -> None:
 
 
 def piped(monkeypatch: Patch, data: bytes) -> None:
+    """Make standard input a pipe with these bytes."""
     reader, writer = os.pipe()
     os.write(writer, data)
     os.close(writer)
@@ -437,9 +438,9 @@ def piped(monkeypatch: Patch, data: bytes) -> None:
 
 
 def test_prompts_come_from_a_file_or_standard_input(
-    writes: Writes, monkeypatch: Patch, tmp_path: Path, capsys: Capture
+    fake_generate: FakeGenerate, monkeypatch: Patch, tmp_path: Path, capsys: Capture
 ) -> None:
-    recorder = writes([("!", 0)])
+    recorder = fake_generate([("!", 0)])
 
     def prompt_of(*arguments: str) -> str:
         assert main(["generate", "runs/x", *arguments]) == 0
@@ -458,7 +459,7 @@ def test_prompts_come_from_a_file_or_standard_input(
     piped(monkeypatch, b"")
     capsys.readouterr()
     assert prompt_of() is None
-    assert capsys.readouterr().out == "!\n"  # only a prompt that was given is echoed
+    assert capsys.readouterr().out == "!\n"  # without a prompt, only the generated text is printed
     piped(monkeypatch, b"ab\xff")
     assert "offset 2" in fails(capsys, "generate", "runs/x", "--prompt", "-")
 
@@ -500,7 +501,7 @@ def test_eval_prints_a_table_and_writes_json(monkeypatch: Patch, tmp_path: Path,
     assert re.search(r"\nnumber 3 +2\.5000 +3\.000  once upon\n", reported)
 
 
-def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
+def test_export_prints_the_folder_and_the_architecture(monkeypatch: Patch, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "tokenizer.json").touch()
     recorder = mock.create_autospec(glassgpt.interop.references.export, return_value="Llama")
@@ -511,7 +512,7 @@ def test_export_says_what_the_model_became(monkeypatch: Patch, tmp_path: Path, c
     assert "--out" in fails(capsys, "export", "runs/x")
 
 
-def test_recipes_lists_all_and_prints_one(capsys: Capture) -> None:
+def test_recipes_lists_all_recipes_or_prints_one(capsys: Capture) -> None:
     assert main(["recipes"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert sorted(rows) == recipe_names()
@@ -520,7 +521,7 @@ def test_recipes_lists_all_and_prints_one(capsys: Capture) -> None:
     assert capsys.readouterr().out == recipe_text("demo")
 
 
-def test_prepare_says_where_and_how_many_tokens(tmp_path: Path, capsys: Capture) -> None:
+def test_prepare_prints_the_folder_and_the_number_of_tokens(tmp_path: Path, capsys: Capture) -> None:
     text = tmp_path / "text.txt"
     text.write_text("0123456789" * 100)
     out = tmp_path / "dataset"
@@ -533,18 +534,19 @@ def test_prepare_says_where_and_how_many_tokens(tmp_path: Path, capsys: Capture)
 # progress
 
 
-def drive(progress: Any, run: Path, seconds_a_step: float, tick: Callable[[float], None]) -> None:
+def drive(progress: Any, run: Path, seconds_per_step: float, tick: Callable[[float], None]) -> None:
+    """Report a run of ten steps to `progress`, calling `tick(seconds_per_step)` before each step."""
     progress.started(run, recipe("demo"), "a small model", 0, 10)
     progress.evaluated({"step": 0, "val_loss": 4.0, "val_perplexity": 54.6, "val_bits_per_byte": 5.77})
     for step in range(1, 11):
-        tick(seconds_a_step)
+        tick(seconds_per_step)
         progress.step({"step": step, "loss": None if step == 1 else 1 / step, "lr": 1e-3, "tokens_per_second": 1500.0})
     progress.message("a notice")
     progress.sampled(10, ["one [red]line\x1b[2J\n" + "and more " * 50, "second"])
     progress.finished(run)
 
 
-def test_plain_progress_is_a_line_every_few_seconds() -> None:
+def test_plain_progress_prints_a_line_every_few_seconds() -> None:
     now = [100.0]
     out = io.StringIO()
 
@@ -563,7 +565,7 @@ def test_plain_progress_is_a_line_every_few_seconds() -> None:
     assert lines[-1] == "done: runs/x"
 
 
-def test_a_closed_output_does_not_end_the_run() -> None:
+def test_a_closed_output_does_not_stop_the_run() -> None:
     class Closed(io.StringIO):
         def flush(self) -> None:
             raise BrokenPipeError
@@ -571,14 +573,14 @@ def test_a_closed_output_does_not_end_the_run() -> None:
     drive(Progress(0.0, Closed()), Path("runs/x"), 0.0, lambda seconds: None)
 
 
-def test_progress_survives_a_narrow_locale() -> None:
+def test_progress_escapes_characters_that_the_output_cannot_encode() -> None:
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="ascii")  # kept: it closes `raw` when it goes
+    stream = io.TextIOWrapper(raw, encoding="ascii")  # a variable keeps it alive: it closes `raw` when it is deleted
     Progress(stream=stream).sampled(1, ["語"])
     assert b"\\u8a9e" in raw.getvalue()
 
 
-def test_train_uses_plain_lines_where_there_is_no_terminal(training: mock.Mock, capsys: Capture) -> None:
+def test_train_uses_plain_lines_without_a_terminal(training: mock.Mock, capsys: Capture) -> None:
     trained_config(training)
     progress = training.train.call_args.kwargs["progress"]
     assert isinstance(progress, Progress)
@@ -593,7 +595,7 @@ def test_train_uses_the_live_display_on_a_terminal(training: mock.Mock, monkeypa
     assert isinstance(training.train.call_args.kwargs["progress"], RichProgress)
 
 
-def test_live_display_shows_figures_and_puts_the_terminal_in_order() -> None:
+def test_live_display_shows_figures_and_restores_the_terminal() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, color_system=None)
 
@@ -611,18 +613,18 @@ def test_live_display_shows_figures_and_puts_the_terminal_in_order() -> None:
     assert "val 4.000" in text
     assert "1,500 tok/s" in text
     assert "one [red]line" in text  # a sample's brackets are not markup
-    assert "\x1b[2J" not in text  # nor may it clear the screen
-    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
+    assert "\x1b[2J" not in text  # a sample cannot clear the screen
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is visible again
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, "?"), (0.4, "0:00"), (65, "1:05"), (3599.6, "1:00:00"), (7384, "2:03:04")]
 )
-def test_duration(seconds: float | None, shown: str) -> None:
+def test_format_duration(seconds: float | None, shown: str) -> None:
     assert format_duration(seconds) == shown
 
 
-def test_short_options_stand_for_those_of_the_data(training: mock.Mock, capsys: Capture) -> None:
+def test_short_options_are_aliases_of_data_options(training: mock.Mock, capsys: Capture) -> None:
     config = trained_config(
         training, "demo", "--data", "t.txt", "--encoding", "latin-1", "--errors", "replace", "--skip-bad", "--column=a"
     )
@@ -636,14 +638,14 @@ def test_short_options_stand_for_those_of_the_data(training: mock.Mock, capsys: 
     )
 
 
-def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(
+def test_a_text_on_the_command_line_replaces_the_recipes_mixture(
     training: mock.Mock, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('steps = 3\n[data.mixture]\n"a.txt" = 0.5\n"b.txt" = 0.5\n')
     assert trained_config(training, str(file)).data.sources == ("a.txt", "b.txt")
     for option in ("--data", "--data.source"):
-        # `validation-source` is for one text: it would be refused with the mixture.
+        # `validation-source` is only valid with one text, so it shows that the mixture is gone.
         config = trained_config(training, str(file), option, "c.txt", "--data.validation-source", "d.txt")
         assert (config.data.sources, config.data.mixture) == (("c.txt",), {})
         capsys.readouterr()
@@ -651,7 +653,7 @@ def test_a_text_that_is_given_stands_in_for_a_recipe_s_mixture(
     assert trained_config(training, "demo", "--data.mixture", "a.txt=1", "b.txt=2").data.sources == ("a.txt", "b.txt")
 
 
-def test_texts_to_look_into_the_model_with_come_one_after_the_other(training: mock.Mock, tmp_path: Path) -> None:
+def test_probe_prompts_takes_several_values(training: mock.Mock, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('steps = 3\n[probe]\nprompts = ["a b", "c"]\n')
     for given, expected in (([], ["a b", "c"]), (["none"], []), (["d e", "-5", "none"], ["d e", "-5", "none"])):
@@ -660,11 +662,11 @@ def test_texts_to_look_into_the_model_with_come_one_after_the_other(training: mo
         assert (config.probe.prompts, config.probe.tokens) == (expected, 7)
 
 
-def test_a_recipe_that_needs_a_model_says_so(capsys: Capture) -> None:
+def test_a_recipe_that_needs_a_model_names_init_from(capsys: Capture) -> None:
     assert "--init-from" in fails(capsys, "train", "finetune-shakespeare")
 
 
-def test_paths_that_no_system_has_are_explained(capsys: Capture, tmp_path: Path) -> None:
+def test_invalid_paths_are_explained(capsys: Capture, tmp_path: Path) -> None:
     name = "x" * 300
     for arguments in (
         ["generate", name],
@@ -677,7 +679,7 @@ def test_paths_that_no_system_has_are_explained(capsys: Capture, tmp_path: Path)
     assert "name a file" in fails(capsys, "eval", "runs/x", "--json", str(tmp_path))
 
 
-def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Path) -> None:
+def test_a_misspelt_compile_backend_is_refused_before_the_run_starts(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("the quick brown fox " * 200)
     options = [
         "--data",
@@ -695,7 +697,7 @@ def test_the_compiler_s_backends_are_known_by_name(capsys: Capture, tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_of_standard_output_is_reported_without_a_traceback() -> None:
+def test_standard_output_on_a_full_disk_is_reported_without_a_traceback() -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "glassgpt", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True
@@ -707,26 +709,28 @@ def test_a_full_disk_of_standard_output_is_reported_without_a_traceback() -> Non
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"), [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")]
+    ("on_path", "expected"), [(None, "'{folder}/glassgpt'"), ("here", "glassgpt"), ("elsewhere", "'{folder}/glassgpt'")]
 )
-def test_advice_names_this_command_line_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, expected: str
+def test_program_is_the_bare_name_only_if_path_leads_to_this_glassgpt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str | None, expected: str
 ) -> None:
     for name in ("my venv/glassgpt", "elsewhere/glassgpt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch(mode=0o755)
     (tmp_path / "here").symlink_to(tmp_path / "my venv")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv" / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path / found) if found else "")
+    monkeypatch.setenv("PATH", str(tmp_path / on_path) if on_path else "")
     assert program() == expected.format(folder=tmp_path / "my venv")
 
 
-def test_a_closed_standard_output_is_no_defect() -> None:
+def test_a_closed_standard_output_is_not_an_error() -> None:
     result = subprocess.run(f"{sys.executable} -m glassgpt recipes >&-", shell=True, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_eval_json_does_not_overwrite_a_file_that_is_not_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     figures = {
         "loss": 1.0,
         "perplexity": 2.7,
@@ -748,7 +752,7 @@ def test_figures_do_not_replace_a_text(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])
-def test_a_shape_with_init_from_is_refused(
+def test_an_architecture_option_with_init_from_is_refused(
     training: mock.Mock, capsys: Capture, monkeypatch: Patch, option: str
 ) -> None:
     monkeypatch.setattr("glassgpt.cli.train._check_memory", lambda config, force: None)
@@ -759,7 +763,7 @@ def test_a_shape_with_init_from_is_refused(
     assert main([*start, "--model.context-length", "64", "--model.dropout", "0.1"]) == 0
 
 
-def test_a_terminal_that_is_gone_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_terminal_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError(errno.EIO, "Input/output error")

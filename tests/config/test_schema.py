@@ -1,4 +1,4 @@
-"""Config: what is refused and how the refusal reads, TOML in and out, derived values, and the recipes' numbers."""
+"""Config: validation errors, TOML round trips, derived values, and the recipes' numbers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,7 +53,7 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"probe": {"tokens": -1}}, ["probe.tokens", "at least 0"]),
         ({"seed": -1}, ["seed", "at least 0", "-1"]),
         ({"steps": 0}, ["steps", "at least 1", "0"]),
-        # impossible together
+        # combinations that are not possible
         ({"context_start": 6}, ["context_start", "model.context_length = 16", "8, 4, 2, 1", "6"]),
         ({"context_start": 16}, ["context_start", "8, 4, 2, 1", "16"]),
         ({"context_warmup": 0.0}, ["context_warmup", "above 0"]),
@@ -95,7 +95,9 @@ SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_size=4, model=ModelC
         ({"optim": {"skip_outliers": -1.0}}, ["optim.skip_outliers", "at least 0"]),
     ],
 )
-def test_a_mistake_is_refused_with_the_field_and_the_way_out(changes: dict[str, Any], words: list[str]) -> None:
+def test_an_invalid_value_is_refused_with_the_field_and_the_valid_values(
+    changes: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         SMALL.override(**changes)
     message = str(caught.value)
@@ -103,15 +105,14 @@ def test_a_mistake_is_refused_with_the_field_and_the_way_out(changes: dict[str, 
     assert message.count("\n") < 2
 
 
-# Each is a directory that some system cannot have, or that a shell and a path disagree on (seeds A and D had ":" and
-# stray spaces).
+# Some operating system cannot have a directory of this name, or a shell reads it as something else.
 @pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\\b", "12:30", " run", "run ", "a\nb", "what?"])
-def test_a_name_that_is_no_plain_file_name_is_refused(name: str) -> None:
+def test_a_run_name_that_is_not_a_plain_file_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="name must be"):
         SMALL.override(name=name)
 
 
-def test_whole_numbers_count_as_numbers_and_are_stored_as_such() -> None:
+def test_an_integer_for_a_float_field_is_stored_as_a_float() -> None:
     one = OptimConfig(lr=1)
     assert type(one.lr) is float
     assert one == OptimConfig(lr=1.0)
@@ -126,21 +127,21 @@ def test_whole_numbers_count_as_numbers_and_are_stored_as_such() -> None:
         ("steps = 3\n[optim]\nlr = '1e-3'", ["my.toml", "optim.lr"]),
     ],
 )
-def test_a_broken_file_is_named(text: str, words: list[str]) -> None:
+def test_an_error_in_a_toml_file_names_the_file(text: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         TrainConfig.from_toml(text, origin="my.toml")
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_comes_back_from_toml(name: str) -> None:
+def test_a_recipe_round_trips_through_toml(name: str) -> None:
     config = recipe(name)
     assert TrainConfig.from_toml(config.to_toml()) == config
     assert config.name == name
 
 
-def test_every_field_comes_back_from_toml() -> None:
-    """Every field away from its default, so one that `to_toml` lost or mistyped would come back as the default."""
+def test_every_field_round_trips_through_toml() -> None:
+    """No field has its default value, so the test fails if `to_toml` drops a field or changes its type."""
     config = TrainConfig(
         name="übung",
         model=ModelConfig(
@@ -232,16 +233,16 @@ def test_every_field_comes_back_from_toml() -> None:
     default = TrainConfig(steps=1)
     for section in (None, "model", "data", "optim", "sample", "probe"):
         mine, plain = (getattr(c, section) if section else c for c in (config, default))
-        same = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(plain, f.name)]
-        assert set(same) <= {"validation_source", "batch_start"}, "a field at its default proves nothing here"
+        at_default = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(plain, f.name)]
+        assert set(at_default) <= {"validation_source", "batch_start"}, "a field at its default proves nothing here"
     assert TrainConfig.from_toml(config.to_toml()) == config
-    # What does not go together with a field above.
+    # Fields that exclude a field above.
     other = config.override(data={"validation": "fraction", "validation_source": "other.txt", "mixture": {}})
     other = other.override(epochs=None, steps=7, batch_start=32)
     assert TrainConfig.from_toml(other.to_toml()) == other
 
 
-# Seed D froze derived settings at class definition, so overrides left them stale.
+# Derived settings are computed from the current fields, not once at class definition.
 @pytest.mark.parametrize(
     ("derived", "before", "changes", "after"),
     [
@@ -271,14 +272,14 @@ def test_an_override_of_one_section_leaves_the_rest() -> None:
     assert changed == recipe("shakespeare-char")
 
 
-def test_steps_and_epochs_withdraw_each_other() -> None:
+def test_overriding_steps_clears_epochs_and_vice_versa() -> None:
     by_epochs = SMALL.override(epochs=2)
     assert (by_epochs.steps, by_epochs.epochs) == (None, 2.0)
     by_steps = by_epochs.override(steps=5)
     assert (by_steps.steps, by_steps.epochs) == (5, None)
 
 
-def test_the_padded_vocabulary_asks_for_the_vocabulary() -> None:
+def test_the_padded_vocabulary_requires_vocab_size() -> None:
     with pytest.raises(UserError, match="vocab_size"):
         _ = ModelConfig().padded_vocab_size
 
@@ -288,7 +289,7 @@ def test_configs_are_frozen() -> None:
         SMALL.steps = 3  # type: ignore[misc]
 
 
-# The numbers are those of issue and papers, written again here by hand: a recipe that drifts is another experiment.
+# The numbers are copied by hand from the papers and nanoGPT: a recipe with other numbers is another experiment.
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_nanogpts_shakespeare_recipes(
     )
 
 
-def test_finetuning_is_at_a_constant_rate() -> None:
+def test_finetuning_has_a_constant_learning_rate() -> None:
     assert recipe("finetune-shakespeare").optim.schedule == "constant"
 
 
@@ -359,12 +360,12 @@ def test_the_default_recipe_needs_no_download() -> None:
     assert recipe("demo").data == DataConfig(source="python-docs", tokenizer="characters")
 
 
-def test_an_unknown_recipe_gets_the_nearest_name() -> None:
+def test_an_error_about_an_unknown_recipe_suggests_the_nearest_name() -> None:
     with pytest.raises(UserError, match="shakespeare-cpu"):
         recipe("shakespear-cpu")
 
 
-def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_recipe_can_be_a_toml_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     with pytest.raises(UserError, match=r"mine\.toml"):
         recipe(str(path))
@@ -375,7 +376,7 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
         recipe(str(path))
 
 
-def test_a_cropped_context_loses_the_windows_that_cover_it() -> None:
+def test_a_shorter_context_removes_windows_that_would_cover_it() -> None:
     config = ModelConfig(context_length=64, window=16, window_globals=4, window_pattern="SL")
     assert config.with_shorter_context(100) is config
     assert config.with_shorter_context(20) == dataclasses.replace(config, context_length=20)

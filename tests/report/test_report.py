@@ -1,4 +1,4 @@
-"""The report shows exactly what the run recorded, in any state of the run, and loads nothing."""
+"""The report shows exactly the run's records in any state of the run, and loads no other resources."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def make_run(folder: Path, records: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A small finished run whose best evaluation is not its last, and whose texts try to break out of the page."""
+    """A small finished run. Its best evaluation is not its last, and its texts contain HTML that must be escaped."""
     records = [
         evaluation(0, 4.2),
         *map(training_record, range(1, 6)),
@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def test_charts_hold_the_logged_numbers(run: Path) -> None:
+def test_charts_contain_the_recorded_numbers(run: Path) -> None:
     charts = Page(write_report(run)).charts
     loss = charts["Loss (nats per token)"]
     assert loss["each step"]["x"] == [1, 2, 3, 4, 5, 6]
@@ -123,7 +123,7 @@ def test_summary_has_final_and_best_evaluation_and_the_environment(run: Path) ->
     assert facts["data, fingerprint"] == "ab12"
 
 
-def test_hostile_text_stays_text(run: Path) -> None:
+def test_html_in_texts_is_escaped(run: Path) -> None:
     page = Page(write_report(run))
     assert page.texts["h1"][0].strip() == "demo & <b>"
     assert page.texts["pre"][1] == "\n" + HOSTILE
@@ -132,7 +132,7 @@ def test_hostile_text_stays_text(run: Path) -> None:
     assert page.texts["summary"] == ["Step 0", "Step 6", "config.toml"]
 
 
-def test_the_page_loads_nothing(run: Path) -> None:
+def test_the_page_loads_no_other_resources(run: Path) -> None:
     path = write_report(run)
     page = Page(path)
     for tag, attributes in page.tags:
@@ -149,7 +149,7 @@ def test_the_page_loads_nothing(run: Path) -> None:
     assert not re.search(r"url\(|@import", page.texts["style"][0])
 
 
-def test_damaged_lines_are_left_out_and_named(run: Path) -> None:
+def test_damaged_lines_of_the_metrics_are_skipped_and_listed(run: Path) -> None:
     metrics = run / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('{"step": 2,', "[2,") + '{"step": 7, "lo')
     page = Page(write_report(run))
@@ -175,7 +175,7 @@ def test_a_non_finite_number_leaves_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("records", [[], [evaluation(0, 4.0)], [training_record(1)], [training_record(1, loss=None)]])
-def test_a_run_that_has_just_started(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+def test_a_report_of_a_run_that_has_just_started_is_written(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     run = make_run(tmp_path / "run", records)
     Page(write_report(run))
     if not records:
@@ -202,7 +202,7 @@ def test_a_long_series_is_thinned_without_losing_its_extremes() -> None:
 
 
 def test_smoothing_is_the_mean_of_the_window() -> None:
-    """Against the definition, written as a loop; 1e-12 is far above float64's rounding of a few hundred sums."""
+    """The reference is the definition as a loop; 1e-12 is far above float64's rounding error for these sums."""
     values = np.random.default_rng(1).normal(size=200)
     values[[0, 50, 51]] = np.nan
     for i, value in enumerate(smoothed(values, 9)):
@@ -217,7 +217,7 @@ def test_smoothing_is_the_mean_of_the_window() -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
-    """Two runs with different lengths, batches and speeds, with norms."""
+    """Two runs that differ in length, batch size, speed and config; one of them has norms."""
     norms = {"weight_norms": {"embedding": 3.0, "attention": 5.0}, "grad_norms": {"embedding": 0.5, "attention": 0.25}}
     one = [
         evaluation(0, 4.0) | {"weight_norms": norms["weight_norms"]},
@@ -239,7 +239,7 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 def table_rows(path: Path) -> dict[str, list[str]]:
-    """The first cell of each table row -> the other cells."""
+    """Return the other cells of each table row by the row's first cell."""
     rows = {}
     for row in re.findall(r"<tr>(.*?)</tr>", path.read_text()):
         first, *others = (re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row))
@@ -250,7 +250,7 @@ def table_rows(path: Path) -> dict[str, list[str]]:
 def test_a_comparison_has_each_runs_numbers_over_steps_tokens_and_time(pair: list[Path], tmp_path: Path) -> None:
     charts = Page(write_report(*pair, out=tmp_path / "report.html")).charts
     one, other = (charts["Training loss, smoothed (nats per token)"][name] for name in ("one", "other"))
-    # A mean of three, at both ends of fewer.
+    # The mean of three values; at the left end, the window is shorter.
     losses = [4 / step + 0.1 for step in range(1, 5)]
     assert one["y"] == pytest.approx([losses[0], np.mean(losses[:3]), np.mean(losses[1:]), np.mean(losses[2:])])
     assert (one["x"], one["tokens"], one["seconds"]) == ([1, 2, 3, 4], [768, 1536, 2304, 3072], [0.05, 0.1, 0.15, 0.2])
@@ -288,7 +288,7 @@ def test_a_comparison_lists_only_settings_that_differ(pair: list[Path], tmp_path
     )  # written before this setting existed
 
 
-def test_samples_are_side_by_side(pair: list[Path], tmp_path: Path) -> None:
+def test_samples_of_compared_runs_are_side_by_side(pair: list[Path], tmp_path: Path) -> None:
     page = Page(write_report(*pair, out=tmp_path / "report.html"))
     assert page.texts["summary"] == ["Final", "Step 0", "Step 2", "Step 4", "one/config.toml", "other/config.toml"]
     texts = [text.strip() for text in page.texts["pre"][:-2]]
@@ -296,7 +296,7 @@ def test_samples_are_side_by_side(pair: list[Path], tmp_path: Path) -> None:
     assert page.texts["p"].count("no samples at this step") == 2
 
 
-def test_a_comparison_of_hostile_and_unfinished_runs(run: Path, tmp_path: Path) -> None:
+def test_a_comparison_escapes_html_and_shows_unfinished_runs(run: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     twin = make_run(tmp_path / "elsewhere" / run.name, [])
     path = write_report(run, twin, out=tmp_path / "report.html")
@@ -341,8 +341,8 @@ def test_long_fingerprints_are_shortened(pair: list[Path], tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
-    """Runs and axes can be chosen, nothing is loaded, and no table is cut off on a phone or at 1280 pixels."""
+def test_the_page_works_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
+    """Runs and axes can be selected, nothing is loaded, and no table is cut off at widths of 390 and 1280 pixels."""
     for run, digit in zip(pair, "ab", strict=True):
         (run / "environment.json").write_text(json.dumps({"data_fingerprint": digit * 64, "cpu": digit * 60}))
     path = write_report(*pair, out=tmp_path / "report.html")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, complete, and never trusted unread."""
+"""Checkpoints: complete or absent, verified before use, and equal to the saved state."""
 
 import errno
 import hashlib
@@ -39,8 +39,8 @@ TOKENIZER = CharacterTokenizer("abcdefgh")
 
 
 @pytest.fixture(autouse=True)
-def light() -> Iterator[None]:
-    """No power is cut here; that saves are flushed is shown in test_files.py."""
+def fast() -> Iterator[None]:
+    """Make saves fast by not flushing them; tests/utils/test_files.py checks the flushes."""
     with fast_training():
         yield
 
@@ -50,7 +50,7 @@ def config_with(**changes: object) -> TrainConfig:
 
 
 class Training:
-    """A model and its optimizers, and updates of it that depend on nothing but the step."""
+    """A model with its optimizers, whose updates depend only on the step."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -73,17 +73,17 @@ class Training:
         return save_checkpoint(directory, self.snapshot(), self.config, TOKENIZER, training)
 
     def snapshot(self) -> Snapshot:
-        found = take_snapshot(self.strategy, self.optimizers)
-        assert found is not None
-        return found
+        snapshot = take_snapshot(self.strategy, self.optimizers)
+        assert snapshot is not None
+        return snapshot
 
     def weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of steps 1, 2 and 3."""
+def module_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save checkpoints of steps 1, 2 and 3 once for the whole module; return their directory."""
     directory, training = tmp_path_factory.mktemp("checkpoints"), Training(config_with())
     for _ in range(3):
         training.update(1)
@@ -92,34 +92,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def saved(made: Path, tmp_path: Path) -> Path:
-    """A copy of them, to be damaged."""
-    return Path(shutil.copytree(made, tmp_path / "checkpoints"))
+def checkpoints(module_checkpoints: Path, tmp_path: Path) -> Path:
+    """Copy the checkpoints of steps 1, 2 and 3, so that a test can damage them."""
+    return Path(shutil.copytree(module_checkpoints, tmp_path / "checkpoints"))
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# ------------------------------------------------------------------------------------------------------- what is in one
+# ------------------------------------------------------------------------------------------------------------- content
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path, optimizer: str) -> None:
-    through = Training(config_with(optim={"name": optimizer}))
-    through.update(3)
-    checkpoint = open_checkpoint(through.save(tmp_path))
-    through.update(3)
+def test_training_resumed_from_a_checkpoint_equals_uninterrupted_training(tmp_path: Path, optimizer: str) -> None:
+    uninterrupted = Training(config_with(optim={"name": optimizer}))
+    uninterrupted.update(3)
+    checkpoint = open_checkpoint(uninterrupted.save(tmp_path))
+    uninterrupted.update(3)
     resumed = Training(checkpoint.config)
     resumed.update(1)  # other weights and moments, all of which must be replaced
     checkpoint.load_model(resumed.model)
     checkpoint.load_optimizers(resumed.strategy, resumed.optimizers)
     resumed.step = checkpoint.state.step
     resumed.update(3)
-    assert equal(resumed.weights(), through.weights())
+    assert equal(resumed.weights(), uninterrupted.weights())
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_state_config_and_tokenizer_are_restored(tmp_path: Path) -> None:
     training = Training(config_with())
     training.update(2)
     state = TrainingState(
@@ -133,16 +133,16 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert checkpoint.tokenizer.to_json() == TOKENIZER.to_json()
 
 
-def test_a_checkpoint_has_these_files_and_the_sha256_of_each(saved: Path) -> None:
-    path = saved / "000003"
+def test_the_manifest_has_the_sha256_of_every_file(checkpoints: Path) -> None:
+    path = checkpoints / "000003"
     assert sorted(file.name for file in path.iterdir()) == FILES
-    sums = json.loads((path / "manifest.json").read_text())["sha256"]
-    assert sums == {
+    hashes = json.loads((path / "manifest.json").read_text())["sha256"]
+    assert hashes == {
         name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES if name != "manifest.json"
     }
 
 
-def test_weights_are_found_under_the_models_own_names_even_when_it_is_compiled(tmp_path: Path) -> None:
+def test_a_compiled_model_is_saved_under_the_names_of_the_uncompiled_one(tmp_path: Path) -> None:
     training = Training(config_with())
     names = set(training.weights())
     training.model.compile(backend="eager")
@@ -158,12 +158,12 @@ def test_weights_are_found_under_the_models_own_names_even_when_it_is_compiled(t
     "shape", [{"n_embd": 32}, {"n_layer": 2}, {"tied_head": False}, {"bias": False}, {"context_length": 8}]
 )
 def test_a_checkpoint_of_another_architecture_is_refused_and_changes_nothing(
-    saved: Path, shape: dict[str, object]
+    checkpoints: Path, shape: dict[str, object]
 ) -> None:
     other = Training(config_with(model={"vocab_size": 8, **shape}))
     before = other.weights()
     with pytest.raises(UserError, match=r"000003 is a checkpoint of another architecture: '[a-z0-9_.]+' differs"):
-        open_checkpoint(saved / "000003").load_model(other.model)
+        open_checkpoint(checkpoints / "000003").load_model(other.model)
     assert equal(other.weights(), before)
 
 
@@ -182,24 +182,24 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_named_and_the_checkpoint_before_is_used(
-    saved: Path, name: str, damage: Callable[[Path], None]
+def test_damage_is_named_and_the_previous_checkpoint_is_used(
+    checkpoints: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    damage(saved / "000003" / name)
+    damage(checkpoints / "000003" / name)
     with pytest.raises(UserError, match="000003") as caught:
-        open_checkpoint(saved / "000003")
+        open_checkpoint(checkpoints / "000003")
     assert name == "manifest.json" or name in str(caught.value)
     warnings: list[str] = []
-    checkpoint = latest_checkpoint(saved, warnings.append)
+    checkpoint = latest_checkpoint(checkpoints, warnings.append)
     assert checkpoint is not None
-    assert checkpoint.path == saved / "000002"
+    assert checkpoint.path == checkpoints / "000002"
     assert warnings == [f"{caught.value}; trying the one before it"]
 
 
-def test_no_flipped_bit_goes_unnoticed(saved: Path) -> None:
+def test_every_flipped_bit_is_detected(checkpoints: Path) -> None:
     draw = random.Random(0)
     for name in FILES:
-        path = saved / "000003" / name
+        path = checkpoints / "000003" / name
         content = path.read_bytes()
         for _ in range(40):
             altered = bytearray(content)
@@ -208,46 +208,45 @@ def test_no_flipped_bit_goes_unnoticed(saved: Path) -> None:
             with pytest.raises(UserError, match="damaged"):
                 open_checkpoint(path.parent)
         path.write_bytes(content)
-    open_checkpoint(saved / "000003")
+    open_checkpoint(checkpoints / "000003")
 
 
-def test_where_none_is_whole_that_is_an_error_and_where_none_is_there_it_is_not(saved: Path) -> None:
-    for path in checkpoint_paths(saved):
+def test_only_damaged_checkpoints_are_an_error_but_no_checkpoint_is_none(checkpoints: Path) -> None:
+    for path in checkpoint_paths(checkpoints):
         truncate(path / "model.safetensors")
     warnings: list[str] = []
     with pytest.raises(UserError, match="no checkpoint in"):
-        latest_checkpoint(saved, warnings.append)
+        latest_checkpoint(checkpoints, warnings.append)
     assert [warning.count("model.safetensors does not match") for warning in warnings] == [1, 1, 1]
-    for folder in (saved / "missing", saved.parent):
+    for folder in (checkpoints / "missing", checkpoints.parent):
         assert latest_checkpoint(folder, warnings.append) is None
 
 
-def test_what_a_killed_save_leaves_is_no_checkpoint(saved: Path) -> None:
-    shutil.copytree(saved / "000003", saved / ".partial-000004")
-    checkpoint = latest_checkpoint(saved, pytest.fail)
+def test_the_partial_files_of_a_killed_save_are_not_a_checkpoint(checkpoints: Path) -> None:
+    shutil.copytree(checkpoints / "000003", checkpoints / ".partial-000004")
+    checkpoint = latest_checkpoint(checkpoints, pytest.fail)
     assert checkpoint is not None
-    assert checkpoint.path == saved / "000003"
+    assert checkpoint.path == checkpoints / "000003"
     with pytest.raises(UserError, match=r"manifest\.json"):
-        open_checkpoint(saved)
+        open_checkpoint(checkpoints)
 
 
-def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+def test_checkpoints_are_sorted_by_step(tmp_path: Path) -> None:
     for name in ("000900", "1000000", "999999", "12", "notes"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["000900", "999999", "1000000"]
 
 
-# ---------------------------------------------------------------------------------------------------- a save that fails
+# -------------------------------------------------------------------------------------------------------- failing saves
 
 
 @pytest.mark.parametrize("when", [0, 1])
 @pytest.mark.parametrize("kind", ["os", "safetensors"])
-def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, when: int, kind: str
+def test_a_full_disk_while_tensors_are_saved_keeps_the_earlier_checkpoints(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch, when: int, kind: str
 ) -> None:
-    """Safetensors has an error of its own for it; this is its text on Linux (seen on a real full disk in
-    test_resume.py)."""
-    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    """Safetensors raises its own error with this text on Linux; tests/training/test_resume.py fills a real disk."""
+    before = {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
     save, calls = safetensors.torch.save_file, iter(range(2))
 
     def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -264,22 +263,22 @@ def test_a_full_disk_while_tensors_are_saved_keeps_the_former_checkpoints(
     training = Training(config_with())
     training.update(4)
     with pytest.raises(UserError, match=r"cannot write .*000004: the disk is full"):
-        training.save(saved)
-    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
-    assert [path.name for path in sorted(saved.iterdir())] == ["000001", "000002", "000003"]
+        training.save(checkpoints)
+    assert {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()} == before
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["000001", "000002", "000003"]
 
 
-def test_errors_of_safetensors_that_are_not_the_systems_pass(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_safetensors_are_raised_unchanged(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         raise SafetensorError("no such luck")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(SafetensorError, match="no such luck"):
-        Training(config_with()).save(saved)
-    assert not list(saved.glob(".partial-*"))
+        Training(config_with()).save(checkpoints)
+    assert not list(checkpoints.glob(".partial-*"))
 
 
-# ------------------------------------------------------------------------------------------------------- which are kept
+# ------------------------------------------------------------------------------------------------------------- pruning
 
 
 @pytest.mark.parametrize(
@@ -307,8 +306,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
 # ---------------------------------------------------------------------------------------------------- in the background
 
 
-def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
-    """What is written is what was there when the snapshot was taken, however far training has gone meanwhile."""
+def test_a_snapshot_is_written_in_the_background_while_training_continues(tmp_path: Path) -> None:
+    """The checkpoint has the weights at the time of the snapshot, although training has made three updates since."""
     training = Training(config_with(optim={"name": "muon"}))
     training.update(2)
     before, go = training.weights(), threading.Event()
@@ -333,20 +332,20 @@ def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:
     assert equal(found.weights(), training.weights())
 
 
-def test_an_error_in_the_background_is_raised_by_its_result() -> None:
-    done, go = list[str](), threading.Event()
+def test_the_result_of_a_background_task_waits_and_raises_its_error() -> None:
+    finished, go = list[str](), threading.Event()
 
     def first() -> None:
         go.wait()
-        done.append("first")
+        finished.append("first")
 
     waiting = in_background(first)
-    assert not waiting.done()
+    assert not waiting.finished()
     with pytest.raises(TimeoutError):
         waiting.result(timeout=0.05)
     go.set()
     waiting.result()
-    assert done == ["first"]
+    assert finished == ["first"]
 
     def fail() -> None:
         raise UserError("the disk is full")

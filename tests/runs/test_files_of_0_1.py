@@ -1,5 +1,4 @@
-"""Files written by glassgpt 0.1.0 stay readable: a dataset, a checkpoint, and a run that continues to the same
-weights."""
+"""Files written by glassgpt 0.1.0 stay readable: a dataset, a checkpoint, and a run that resumes identically."""
 
 import json
 import shutil
@@ -20,7 +19,7 @@ FILES = Path(__file__).resolve().parents[1] / "fixtures" / "v0_1"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the files, whose run names the copied dataset as its text."""
+    """Copy the files, and set the run's data source to the copied dataset."""
     copy = Path(shutil.copytree(FILES, tmp_path / "old"))
     config = copy / "run" / "config.toml"
     config.write_text(config.read_text().replace('source = "dataset"', f"source = {json.dumps(str(copy / 'dataset'))}"))
@@ -47,8 +46,8 @@ def test_checkpoint_loads_bit_for_bit(old: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
 
 
-def test_run_continues_to_the_same_weights(old: Path) -> None:
-    """Bit for bit on the CPU type that wrote it; elsewhere kernels round differently."""
+def test_run_resumes_to_the_same_weights(old: Path) -> None:
+    """Weights and losses are equal bit for bit on the CPU type that wrote them; others round differently (1e-5)."""
     resume(old / "run", progress=SilentProgress())
     written = read_tensors(old / "run" / "checkpoints" / "000012" / "model.safetensors")
     expected = read_tensors(old / "expected" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.md: written, read whole, followed while they grow, cut back; damaged and half-written."""
+"""metrics.jsonl and samples.md: writing, reading, following, truncating, and damaged or half-written lines."""
 
 import errno
 import json
@@ -20,20 +20,20 @@ from glassgpt.runs.metrics import (
 )
 from glassgpt.utils.errors import UserError
 
-# The worst texts that a model may generate: nothing, headings of its own, and every kind of line end.
+# Texts that are hard to store: an empty one, some with headings of the file, and every kind of line end.
 AWKWARD = ["", "## Step 000000\n", "\n\n## Step 999999", "\r\r## Step 000009", "a\x0cb\u2028c\r\n# d"]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Of a metrics.jsonl with an evaluation, two updates and an evaluation."""
+    """Return the path of a metrics.jsonl with an evaluation, two updates and an evaluation."""
     path = tmp_path / "metrics.jsonl"
     records = [{"step": 0, "val_loss": 3.0}, {"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
     path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"step": 2, "val_loss": 1.5}]))
     return path
 
 
-def test_a_record_is_readable_at_once_and_never_invalid_json(tmp_path: Path) -> None:
+def test_a_record_is_flushed_immediately_and_always_valid_json(tmp_path: Path) -> None:
     metrics = MetricsWriter(tmp_path / "metrics.jsonl")
     norms = {"head": -math.inf, "norms": 2.0}
     metrics.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "grad_norms": norms, "lr": 1e-3})
@@ -51,7 +51,7 @@ def test_a_record_is_readable_at_once_and_never_invalid_json(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
-def test_metrics_on_a_full_disk_are_one_explained_error() -> None:
+def test_a_full_disk_while_metrics_are_written_raises_one_explained_error() -> None:
     metrics = MetricsWriter(Path("/dev/full"))
 
     def use() -> None:
@@ -67,7 +67,7 @@ def test_metrics_on_a_full_disk_are_one_explained_error() -> None:
 
 
 @pytest.mark.parametrize("ending", ["", '{"step": 7, "lo', '{"step": 7, "loss": 1.0, "lr": 1', "\xff"])
-def test_a_half_written_last_line_is_left_out(path: Path, ending: str) -> None:
+def test_a_half_written_last_line_is_ignored(path: Path, ending: str) -> None:
     with open(path, "ab") as file:
         file.write(ending.encode("latin-1"))
     metrics = read_metrics(path)
@@ -94,11 +94,11 @@ def test_a_half_written_last_line_is_left_out(path: Path, ending: str) -> None:
     ids=["text", "bytes", "list", "no step", "loss", "step", "large", "digits", "bool", "deep"],
 )
 def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Path, line: bytes) -> None:
-    whole = read_metrics(path)
+    original = read_metrics(path)
     content = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*content[:2], line + b"\n", b"\n", *content[2:]]))
     metrics = read_metrics(path)
-    assert (metrics.training, metrics.evaluations) == (whole.training, whole.evaluations)
+    assert (metrics.training, metrics.evaluations) == (original.training, original.evaluations)
     assert metrics.damaged == [3]
     before = path.read_bytes()
     with pytest.raises(UserError, match="line 3 "):
@@ -113,10 +113,10 @@ def test_numbers_that_are_not_json_read_as_null(path: Path) -> None:
 
 
 def test_truncation_removes_later_records_and_a_half_written_line(path: Path) -> None:
-    whole = path.read_text()
-    path.write_text(whole + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    original = path.read_text()
+    path.write_text(original + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     truncate_metrics(path, 2)
-    assert path.read_text() == whole
+    assert path.read_text() == original
     truncate_metrics(path, 0)
     assert path.read_text() == '{"step": 0, "val_loss": 3.0}\n'
 
@@ -160,7 +160,7 @@ def test_truncation_removes_samples_that_a_full_disk_cut_off(tmp_path: Path, tai
     assert path.read_text() == "# Samples\n"
 
 
-def test_a_followed_file_gives_each_complete_line_once(tmp_path: Path) -> None:
+def test_following_a_file_returns_each_complete_line_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     content = b'{"step": 1, "loss": 2.0}\n' * 40 + b'{"step": 2, "lo'
     followed = FollowedFile(path, LINE)
@@ -172,7 +172,9 @@ def test_a_followed_file_gives_each_complete_line_once(tmp_path: Path) -> None:
         assert piece is not None
         assert piece == b"" or piece.endswith(b"\n")
         pieces.append(piece)
-        followed = FollowedFile(path, LINE, *map(int, followed.cursor.split("-")))  # another one continues
+        followed = FollowedFile(
+            path, LINE, *map(int, followed.cursor.split("-"))
+        )  # a new object continues at the cursor
     assert b"".join(pieces) == content[: content.rindex(b"\n") + 1]
     path.write_bytes(content.replace(b"2.0", b"2.5"))  # the same length, other bytes
     assert followed.read() is None
@@ -180,7 +182,7 @@ def test_a_followed_file_gives_each_complete_line_once(tmp_path: Path) -> None:
     assert followed.read() is None
 
 
-def test_a_followed_section_of_samples_arrives_whole(tmp_path: Path) -> None:
+def test_following_samples_returns_only_complete_sections(tmp_path: Path) -> None:
     path = tmp_path / "samples.md"
     append_samples(path, 1, ["é\nb"])
     content = path.read_bytes()
@@ -190,7 +192,7 @@ def test_a_followed_section_of_samples_arrives_whole(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert read_samples(followed.read() or b"") == [(1, ["é\nb"])]
     for end in range(1, len(section)):
-        if section[end - 1 : end] != b"\n":  # a section is written at once, so a cut at a line's end is not expected
+        if section[end - 1 : end] != b"\n":  # one write call per section, so no cut at the end of a line
             path.write_bytes(content + section[:end])
             assert read_samples(followed.read() or b"") == []
     path.write_bytes(content + section)

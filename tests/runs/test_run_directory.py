@@ -1,4 +1,4 @@
-"""A run's files: who may start there, what is cut back, and what a reader finds meanwhile."""
+"""A run's directory: where runs may start, the lock, clearing, and truncation of metrics, samples and probes."""
 
 import os
 import random
@@ -21,13 +21,13 @@ from glassgpt.utils.files import write_atomic
 from kill_harness import Quiet, fast_training, probes_of, tiny_config, write_text
 
 NOBODY = 65534
-# What a model may write at its worst: nothing, headings of its own, and every kind of line end.
+# Texts that are hard to store: an empty one, some with headings of the file, and every kind of line end.
 AWKWARD = ["", "## Step 000000\n", "\n\n## Step 999999", "\r\r## Step 000009", "a\x0cb\u2028c\r\n# d"]
 
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Rights to files are checked inside, also where the tests run as root, who may write anywhere."""
+    """Check file permissions inside this context even if the tests run as root, by switching to another user."""
     if os.geteuid() != 0:
         yield
         return
@@ -40,7 +40,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that everybody may enter, which pytest's own are not."""
+    """Create a folder that every user may enter; pytest's temporary folders are private."""
     with tempfile.TemporaryDirectory(prefix="glassgpt-open-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -48,7 +48,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """A run that has begun."""
+    """Create a run's directory with a config and an environment."""
     run = RunDirectory(tmp_path / "run")
     with run.locked():
         run.write_environment({"threads": 1, "data_fingerprint": "0"})
@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def test_config_and_environment_come_back(run: RunDirectory, tmp_path: Path) -> None:
+def test_config_and_environment_are_read_back(run: RunDirectory, tmp_path: Path) -> None:
     assert run.read_config() == tiny_config(tmp_path / "text.txt")
     assert run.read_environment() == {"threads": 1, "data_fingerprint": "0"}
 
@@ -70,29 +70,29 @@ def test_an_environment_that_cannot_be_read_is_named(run: RunDirectory, content:
         run.read_environment()
 
 
-# -------------------------------------------------------------------------------------------------- who may start there
+# ------------------------------------------------------------------------------------------------- where runs may start
 
 
-def test_a_folder_that_is_no_run_cannot_go_on(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run at"):
         RunDirectory(tmp_path / "missing").require_run()
     with pytest.raises(UserError, match="is not a run"):
         RunDirectory(tmp_path).require_run()
 
 
-def test_a_new_run_may_start_nowhere_or_in_an_empty_folder(tmp_path: Path) -> None:
+def test_a_new_run_may_start_in_a_missing_or_empty_folder(tmp_path: Path) -> None:
     for overwrite in (False, True):
         RunDirectory(tmp_path / "new").require_free(overwrite)
         RunDirectory(tmp_path).require_free(overwrite)
 
 
-def test_a_new_run_may_start_where_one_was_killed_before_it_had_a_config(tmp_path: Path) -> None:
+def test_a_new_run_may_start_in_the_folder_of_a_run_killed_before_its_config(tmp_path: Path) -> None:
     for name in (".lock", "environment.json", ".partial-environment.json", ".partial-config.toml"):
         (tmp_path / name).write_text("x")
         RunDirectory(tmp_path).require_free(overwrite=False)
 
 
-def test_whoever_holds_a_run_removes_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
+def test_locking_a_run_removes_only_the_partial_files_of_a_killed_writer(tmp_path: Path) -> None:
     kept = {".partial-removed-config.toml", ".partial-model.bin", ".partial-report.html.5-6", ".lock"}
     for name in kept | {
         ".partial-config.toml.1-2",
@@ -107,19 +107,19 @@ def test_whoever_holds_a_run_removes_what_a_killed_writer_left_and_nothing_else(
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/epoch=3.ckpt", "checkpoints/1000", "metrics.jsonl"])
-def test_foreign_files_are_refused_even_to_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
+def test_a_folder_with_other_files_is_refused_even_with_overwrite(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).mkdir(parents=True)
     with pytest.raises(UserError, match=r"run.*--out"):
         RunDirectory(tmp_path).require_free(overwrite)
 
 
-def test_a_run_is_refused_unless_it_is_to_be_overwritten(run: RunDirectory) -> None:
+def test_an_existing_run_is_refused_without_overwrite(run: RunDirectory) -> None:
     with pytest.raises(UserError, match=r"there is already a run at .*--resume .*--overwrite"):
         run.require_free(overwrite=False)
     run.require_free(overwrite=True)
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_run_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file is a file"):
         RunDirectory(tmp_path / "file").require_free(overwrite=True)
@@ -176,14 +176,14 @@ def test_a_run_that_was_killed_while_it_was_cleared_can_be_cleared_again(
     assert not run.checkpoints.exists()
 
 
-def test_checkpoints_that_cannot_be_removed_are_explained_and_the_rest_stays(open_folder: Path) -> None:
+def test_if_checkpoints_cannot_be_removed_nothing_else_is_removed(open_folder: Path) -> None:
     run = RunDirectory(open_folder / "run")
     with run.locked():
         run.write_config(tiny_config(open_folder / "text.txt"))
     (run.checkpoints / "000005").mkdir(parents=True)
     (run.checkpoints / "000005" / "state.json").write_text("{}")
     run.metrics_path.write_text("")
-    run.path.chmod(0o777)  # as where somebody else has trained
+    run.path.chmod(0o777)  # as if another user had trained there
     with unprivileged(), pytest.raises(UserError, match=r"cannot replace the run in .*: permission denied"):
         run.clear()
     assert (run.checkpoints / "000005" / "state.json").exists()
@@ -200,13 +200,13 @@ def test_a_folder_that_may_not_be_entered_is_explained(open_folder: Path) -> Non
             attempt()
 
 
-def test_a_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded_to_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     assert RunDirectory("~/runs/x").path == Path("/somewhere/runs/x")
     assert RunDirectory("~nobody-of-that-name/x").path == Path("~nobody-of-that-name/x")
 
 
-def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
+def test_a_config_that_is_not_utf8_is_explained(run: RunDirectory) -> None:
     run.config_path.write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"config\.toml is not valid UTF-8"):
         run.read_config()
@@ -218,11 +218,11 @@ def test_a_config_that_is_no_text_is_explained(run: RunDirectory) -> None:
 def test_a_second_trainer_in_this_process_is_refused(run: RunDirectory) -> None:
     with run.locked(), pytest.raises(UserError, match="another process is training"), RunDirectory(run.path).locked():
         pass
-    with run.locked():  # and the lock is free again
+    with run.locked():  # the lock is free again
         pass
 
 
-def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory) -> None:
+def test_the_lock_of_another_process_ends_when_the_process_is_killed(run: RunDirectory) -> None:
     program = """if True:
         import sys
         from glassgpt.runs.run_directory import RunDirectory
@@ -243,7 +243,7 @@ def test_the_lock_of_another_process_holds_until_it_is_killed(run: RunDirectory)
         pass
 
 
-def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
+def test_a_directory_without_write_permission_is_explained(open_folder: Path) -> None:
     (open_folder / "run").mkdir()
     for folder in (open_folder / "run", open_folder):
         folder.chmod(0o555)
@@ -259,7 +259,7 @@ def test_a_directory_without_rights_is_explained(open_folder: Path) -> None:
     assert not (open_folder / "new").exists()
 
 
-def test_training_in_a_directory_without_rights_changes_nothing(
+def test_training_in_a_directory_without_write_permission_changes_nothing(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLASSGPT_CACHE", str(open_folder / "cache"))
@@ -284,8 +284,8 @@ def test_training_in_a_directory_without_rights_changes_nothing(
 # -------------------------------------------------------------------------------------------------- metrics and samples
 
 
-def written(run: RunDirectory, steps: int) -> None:
-    """An evaluation with samples at 0, 2, 4, …, and a record of each step."""
+def write_records(run: RunDirectory, steps: int) -> None:
+    """Write a record of each step, and an evaluation, samples and a probe at steps 0, 2, 4, …."""
     draw = random.Random(0)
     metrics = MetricsWriter(run.metrics_path)
     run.probes.mkdir()
@@ -300,12 +300,12 @@ def written(run: RunDirectory, steps: int) -> None:
 
 
 @pytest.mark.parametrize("step", [-1, 0, 1, 2, 5, 6, 9])
-def test_cutting_back_gives_the_files_as_they_were_at_that_step(tmp_path: Path, step: int) -> None:
+def test_cut_back_restores_the_files_as_they_were_at_a_step(tmp_path: Path, step: int) -> None:
     longer, shorter = RunDirectory(tmp_path / "longer"), RunDirectory(tmp_path / "shorter")
     for run, steps in ((longer, 6), (shorter, min(step, 6))):
         run.path.mkdir()
         run.cut_back(0)  # as a run begins
-        written(run, steps)
+        write_records(run, steps)
     (longer.probes / ".partial-000002.safetensors.7-8").write_text("killed")
     longer.cut_back(step)
     assert longer.metrics_path.read_bytes() == shorter.metrics_path.read_bytes()

@@ -16,11 +16,11 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def test_a_run_whose_process_is_gone_has_stopped(run: RunDirectory) -> None:
+def test_the_state_follows_the_status_file_and_the_process(run: RunDirectory) -> None:
     assert run.state is None
     run.write_status("running", host=socket.gethostname(), pid=os.getpid())
     assert run.state == "running"
-    os.utime(run.status_path, (1, 1))  # written before this process was: another one's, of the same number
+    os.utime(run.status_path, (1, 1))  # older than this process, so from another process with the same id
     assert run.state == "stopped"
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

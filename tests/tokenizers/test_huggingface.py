@@ -1,7 +1,7 @@
-"""Hugging Face's tokenizers against the `tokenizers` library that made them, and exported ones against transformers.
+"""tokenizer.json files against the `tokenizers` library that wrote them, and exported ones against transformers.
 
-Vocabularies of each family are trained here on a few lines: Llama's, Mistral's, T5's, BERT's, GPT-1's, words, and
-byte-level BPE with another splitting.
+The tests train a small vocabulary of each family: Llama's, Mistral's, T5's, BERT's, GPT-1's, whole words, and
+byte-level BPE with another splitting than GPT-2's.
 """
 
 import json
@@ -46,7 +46,7 @@ def trained(model: Any, trainer: Any, **parts: Any) -> dict[str, Any]:
 
 
 def llama(**parts: Any) -> dict[str, Any]:
-    """Spaces are ▁, with one put first; byte tokens, which are not added tokens; a prompt begins with <s>."""
+    """Llama's family: spaces become ▁, one ▁ is prepended, byte tokens are not added tokens, prompts begin with <s>."""
     content = trained(
         models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
         trainers.BpeTrainer(vocab_size=330, special_tokens=SPECIALS + BYTE_TOKENS, show_progress=False),
@@ -66,12 +66,12 @@ def llama(**parts: Any) -> dict[str, Any]:
 
 
 def mistral() -> dict[str, Any]:
-    """As newer ones of Mistral: the library's Metaspace adds the ▁, unless the text begins with a space."""
+    """Mistral's newer tokenizers: the library's Metaspace prepends ▁ unless the text begins with a space."""
     return llama(normalizer=None, pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
 
 
 def unigram() -> dict[str, Any]:
-    """T5's family. Its special tokens are pieces, which the library also finds in text."""
+    """T5's family: special tokens are pieces of the vocabulary, so the library also finds them in text."""
     return trained(
         models.Unigram(),
         trainers.UnigramTrainer(
@@ -97,13 +97,13 @@ def wordpiece() -> dict[str, Any]:
 
 
 def words() -> dict[str, Any]:
-    """Without a decoder: the library joins with spaces."""
+    """Whole words, without a decoder: the library joins them with spaces."""
     trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]", "[EOS]"], show_progress=False)
     return trained(models.WordLevel(unk_token="[UNK]"), trainer, pre_tokenizer=pre_tokenizers.WhitespaceSplit())
 
 
 def gpt1() -> dict[str, Any]:
-    """Tokens that end a word have a suffix."""
+    """GPT-1's family: tokens that end a word have a suffix."""
     return trained(
         models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"),
         trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False),
@@ -113,7 +113,7 @@ def gpt1() -> dict[str, Any]:
 
 
 def byte_level(alphabet: list[str] | None = None) -> dict[str, Any]:
-    """Splits at punctuation first, which fastokens does not support."""
+    """Byte-level BPE that splits at punctuation first, which fastokens does not support."""
     alphabet = pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet
     splitters = [pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     return trained(
@@ -130,7 +130,7 @@ FILES = {
     for make in (llama, mistral, unigram, wordpiece, words, gpt1, byte_level)
 }
 OURS = {name: HFTokenizer(text) for name, text in FILES.items()}
-NAMES = pytest.mark.parametrize("name", FILES)
+each_family = pytest.mark.parametrize("name", FILES)
 
 
 def reference(name: str) -> library.Tokenizer:
@@ -160,20 +160,20 @@ PIECES = [
     "\x00",
     "世",
 ]
-SPELLED = ["</s>", "<s>", "<unk>", "<eos>", "[SEP]", "[EOS]", "<0x41>", " </s> ", " [SEP] "]
+SPECIAL_SPELLINGS = ["</s>", "<s>", "<unk>", "<eos>", "[SEP]", "[EOS]", "<0x41>", " </s> ", " [SEP] "]
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(st.characters(codec="utf-8"), max_size=4), max_size=12).map("".join)
 TEXTS = TEXTS.filter(
     lambda text: not any(name in text for name in ("</s>", "<unk>", "<pad>", "["))
 )  # the library finds them in text
-HARD = st.lists(st.sampled_from(PIECES + SPELLED) | st.text(st.characters(codec="utf-8"), max_size=3), max_size=12).map(
-    "".join
-)
+HARD = st.lists(
+    st.sampled_from(PIECES + SPECIAL_SPELLINGS) | st.text(st.characters(codec="utf-8"), max_size=3), max_size=12
+).map("".join)
 
 
-@NAMES
+@each_family
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(TEXTS, max_size=3))
-def test_ids_and_text_are_the_librarys(name: str, texts: list[str]) -> None:
+def test_ids_and_text_equal_the_librarys(name: str, texts: list[str]) -> None:
     ours, theirs = OURS[name], reference(name)
     ids, offsets = ours.encode_documents(texts)
     expected = [theirs.encode(text, add_special_tokens=False).ids for text in texts]
@@ -189,31 +189,31 @@ def test_ids_and_text_are_the_librarys(name: str, texts: list[str]) -> None:
 @example("</s>")
 @example(" <s> a </s>\n")
 def test_text_round_trips(name: str, text: str) -> None:
-    """Special tokens in text too. SentencePiece's ▁ is a space, and Metaspace drops one at the beginning."""
+    """Text may spell special tokens. SentencePiece's ▁ is a space; Metaspace drops one space at the beginning."""
     expected = text if name == "byte_level" else text.replace("▁", " ")
     expected = expected.removeprefix(" ") if name == "mistral" else expected
     ids = OURS[name].encode(text)
     assert OURS[name].decode(ids) == expected
     lengths = OURS[name].byte_lengths()[ids]
-    # Within a text, the first token would have a space before it.
+    # Byte lengths count the ▁ of the first token as a space; `decode` drops it at the beginning of a text.
     assert lengths.sum() == len(expected.encode()) + (name != "byte_level" and text != "")
 
 
-@NAMES
+@each_family
 @settings(max_examples=100, deadline=None)
 @given(text=HARD)
 @example("the </s> low")
 @example("[SEP] the [EOS]")
-def test_no_text_becomes_a_special_token(name: str, text: str) -> None:
-    """Except the one for unknown characters. The library alone fails this: its Unigram finds `</s>` in a text."""
+def test_text_never_encodes_to_a_special_token(name: str, text: str) -> None:
+    """Only the token for unknown characters may occur. The library itself finds `</s>` in a text with Unigram."""
     tokens = json.loads(FILES[name])["added_tokens"]
     special = {token["id"] for token in tokens if token["special"] and token["content"] not in ("<unk>", "[UNK]")}
     assert special or name == "gpt1"
     assert not special & set(OURS[name].encode(text).tolist())
 
 
-def test_the_library_alone_would_find_special_tokens_in_text() -> None:
-    """The defect that the test above guards against exists."""
+def test_the_library_itself_finds_special_tokens_in_text() -> None:
+    """This shows that the test above is needed."""
     assert 1 in reference("unigram").encode("the </s> low", add_special_tokens=False).ids
 
 
@@ -226,11 +226,11 @@ def test_merges_never_result_in_special_tokens() -> None:
     assert tokenizer.decode(tokenizer.encode("a<s>")) == "a<s>"
 
 
-@NAMES
+@each_family
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_streaming_equals_decoding(name: str, data: st.DataObject) -> None:
-    """Random ids, so also bytes that are not UTF-8, cut anywhere and continued."""
+    """The ids are random, so some bytes are not UTF-8. Decoding in two parts also equals decoding at once."""
     tokenizer = OURS[name]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     stream = StreamDecoder(tokenizer)
@@ -242,7 +242,7 @@ def test_streaming_equals_decoding(name: str, data: st.DataObject) -> None:
     )
 
 
-def test_a_character_of_byte_tokens_is_shown_once_complete() -> None:
+def test_a_character_of_several_byte_tokens_is_returned_when_complete() -> None:
     tokenizer = OURS["llama"]
     ids = tokenizer.encode("a\U0001f600\U0001f601b").tolist()
     stream = StreamDecoder(tokenizer)
@@ -250,7 +250,7 @@ def test_a_character_of_byte_tokens_is_shown_once_complete() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "unigram", "wordpiece", "byte_level"])
-def test_prompts_begin_as_the_post_processor_says(name: str) -> None:
+def test_the_prompt_prefix_is_that_of_the_post_processor(name: str) -> None:
     theirs = library.Tokenizer.from_str(FILES[name]).encode("the lowest")
     first = theirs.special_tokens_mask.index(0)
     assert list(OURS[name].prompt_prefix) == theirs.ids[:first]
@@ -258,8 +258,8 @@ def test_prompts_begin_as_the_post_processor_says(name: str) -> None:
     assert theirs.ids[first : first + len(ours)] == ours
 
 
-def test_prefixes_are_found_within_a_sequence_of_post_processors_and_by_byte_level_bpe() -> None:
-    """Llama 3's file, in short."""
+def test_the_prompt_prefix_is_found_in_a_sequence_of_post_processors() -> None:
+    """The file is a short version of Llama 3's."""
     content = json.loads(
         BPETokenizer.from_merges({s: i for i, s in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}, []).to_json()
     )
@@ -278,7 +278,7 @@ def test_prefixes_are_found_within_a_sequence_of_post_processors_and_by_byte_lev
     assert HFTokenizer(json.dumps(content)).prompt_prefix == (256,)
 
 
-# The end of a text
+# End of text
 
 
 def saved(directory: Path, text: str, **config: Any) -> Path:
@@ -300,10 +300,10 @@ def saved(directory: Path, text: str, **config: Any) -> Path:
     ],
     ids=str,
 )
-def test_the_end_of_text_is_the_configured_one_or_one_of_a_usual_name(
+def test_the_end_of_text_is_the_configured_token_or_one_with_a_usual_name(
     config: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
-    """`to_json` keeps it, without a configuration file."""
+    """`to_json` stores the choice, so the tokenizer can be restored without the configuration file."""
     tokenizer = load_tokenizer(saved(tmp_path / "a", FILES["llama"], **config))
     again = load_tokenizer(saved(tmp_path / "b", tokenizer.to_json()))
     for one in (tokenizer, again):
@@ -315,7 +315,7 @@ def test_the_end_of_text_is_the_configured_one_or_one_of_a_usual_name(
     assert again.to_hugging_face() == FILES["llama"]
 
 
-def test_byte_level_bpe_has_a_configured_end_of_text_too(tmp_path: Path) -> None:
+def test_byte_level_bpe_uses_the_configured_end_of_text(tmp_path: Path) -> None:
     vocab = {symbol: i for i, symbol in enumerate([*bytes_to_unicode(), "<|endoftext|>"])}
     content = json.loads(BPETokenizer.from_merges(vocab, []).to_json())
     content["added_tokens"].append({**content["added_tokens"][0], "id": 257, "content": "<|im_end|>"})
@@ -325,10 +325,10 @@ def test_byte_level_bpe_has_a_configured_end_of_text_too(tmp_path: Path) -> None
     assert load_tokenizer(saved(tmp_path / "c", json.dumps(content))).end_of_text == 256
 
 
-# What is read as what, and what cannot be used
+# Supported and unsupported files
 
 
-@NAMES
+@each_family
 def test_each_file_is_read_and_restored(name: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(saved(tmp_path, FILES[name]))
     assert isinstance(tokenizer, HFTokenizer)
@@ -338,7 +338,7 @@ def test_each_file_is_read_and_restored(name: str, tmp_path: Path) -> None:
 
 
 def test_byte_tokens_listed_as_special_are_text() -> None:
-    """The library's trainer lists them so for byte fallback."""
+    """The library's trainer lists byte-fallback tokens as special."""
     content = llama()
     listed = [
         {**content["added_tokens"][0], "id": 3 + byte, "content": token} for byte, token in enumerate(BYTE_TOKENS)
@@ -351,8 +351,10 @@ def test_byte_tokens_listed_as_special_are_text() -> None:
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.5}, {"byte_fallback": True}, {"end_of_word_suffix": "</w>"}], ids=str)
-def test_unsupported_byte_level_bpe_is_left_to_the_library(option: dict[str, Any], tmp_path: Path) -> None:
-    """fastokens would accept Llama's and dropout, and encode differently."""
+def test_byte_level_bpe_that_fastokens_does_not_support_uses_the_library(
+    option: dict[str, Any], tmp_path: Path
+) -> None:
+    """fastokens would accept dropout and Llama's byte fallback, but encode differently."""
     content = json.loads(BPE.to_json())
     content["model"] |= option
     assert isinstance(load_tokenizer(saved(tmp_path, json.dumps(content))), HFTokenizer)
@@ -365,7 +367,7 @@ def test_a_model_without_a_type_is_recognised() -> None:
     assert HFTokenizer(json.dumps(content)).encode(LINES[0]).tolist() == OURS["llama"].encode(LINES[0]).tolist()
 
 
-def test_a_text_has_one_encoding_and_is_not_truncated() -> None:
+def test_dropout_truncation_and_padding_of_a_file_are_ignored() -> None:
     content = json.loads(FILES["llama"])
     content["model"]["dropout"] = 0.9
     content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
@@ -393,7 +395,7 @@ def test_added_tokens_that_are_not_special_match_text() -> None:
 
 
 def test_ids_may_have_gaps() -> None:
-    """An id in a gap stands for no text."""
+    """An id in a gap decodes to the empty string."""
     content = json.loads(BytesTokenizer().to_hugging_face())
     content["model"]["vocab"] = {symbol: 2 * i for i, symbol in enumerate(bytes_to_unicode())}
     tokenizer = HFTokenizer(json.dumps(content))
@@ -403,20 +405,20 @@ def test_ids_may_have_gaps() -> None:
     assert tokenizer.byte_lengths()[:3].tolist() == [1, 0, 1]
 
 
-PLACE = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, column 5"
+UNKNOWN_CHARACTER = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, column 5"
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (byte_level(alphabet=[]), PLACE),
+        (byte_level(alphabet=[]), UNKNOWN_CHARACTER),
         (
             {
                 **words(),
                 "model": {"type": "WordLevel", "vocab": {"the": 0, "low": 1}, "unk_token": "[UNK]"},
                 "added_tokens": [],
             },
-            PLACE,
+            UNKNOWN_CHARACTER,
         ),
         (
             {
@@ -436,8 +438,8 @@ def test_text_without_an_id_is_refused(content: dict[str, Any], words: str) -> N
         tokenizer.encode_documents(["the low", "the 世 low"])
 
 
-@NAMES
-def test_half_a_surrogate_pair_and_foreign_ids_are_refused(name: str) -> None:
+@each_family
+def test_half_a_surrogate_pair_and_ids_outside_the_vocabulary_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"(?s)U\+DC80.*offset 3 \(line 2, column 2;.*remove or replace"):
         OURS[name].encode_documents(["a", "b\nc\udc80"])
     for wrong in (-1, OURS[name].vocab_size, 2**70):
@@ -485,7 +487,7 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
         load_tokenizer(path)
 
 
-# Exported, transformers reads them
+# Export to transformers
 
 CHARACTERS = CharacterTokenizer("\n\t\r !.'abcdeinst\x00\x85é€\u0301\u200d\u2028\U0001f600<>|▁\ufffd")
 MERGES = ["l o", "lo w", "Ġ low", "Ã ©"]
@@ -508,7 +510,7 @@ def auto_tokenizer() -> Any:
 def test_transformers_has_the_same_ids_and_text(
     name: str, model_type: str | None, auto_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Also with a model's configuration, by which transformers may choose another class."""
+    """They agree also beside a model's config.json, which makes transformers choose another tokenizer class."""
     ours = EXPORTED[name]
     if model_type is not None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -544,10 +546,8 @@ def test_transformers_has_the_same_ids_and_text(
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["characters", "bytes", "bpe"])
-def test_exported_and_read_back_any_ids_decode_to_the_same_text(
-    name: str, data: st.DataObject, tmp_path_factory: Any
-) -> None:
-    """Bytes that are not UTF-8 become U+FFFD as in the library, which for byte-level ones is as in Python."""
+def test_any_ids_decode_to_the_same_text_after_export(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Bytes that are not UTF-8 become U+FFFD as in the library, which decodes byte-level tokens as Python does."""
     ours = EXPORTED[name]
     theirs = library.Tokenizer.from_str(ours.to_hugging_face())
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=20))
@@ -572,7 +572,7 @@ def test_a_character_unknown_to_an_exported_tokenizer_is_an_error(auto_tokenizer
         auto_tokenizer.from_pretrained(tmp_path).encode("aZ")
 
 
-def test_exported_characters_and_bytes_are_read_back_as_those_kinds(tmp_path: Path) -> None:
+def test_exported_character_and_byte_tokenizers_are_read_back_as_the_same_kind(tmp_path: Path) -> None:
     for tokenizer in (CHARACTERS, BytesTokenizer()):
         export_tokenizer(tokenizer, tmp_path, 8)
         again = load_tokenizer(tmp_path / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Showing tokenizers: everything is visible, the tokens are the text, and the figures are right."""
+"""Showing tokenizers: all characters are printable, the tokens join to the text, and the figures are right."""
 
 import json
 import unicodedata
@@ -24,14 +24,14 @@ from glassgpt.utils.formatting import escape_token
 
 Capture = pytest.CaptureFixture[str]
 BYTES = BytesTokenizer()
-MINE = train_bpe(["the low lower lowest " * 5, "naïve " * 5], 280)
-MARKS = {"␣": " ", "⏎": "\n", "→": "\t", "␍": "\r"}
+BPE = train_bpe(["the low lower lowest " * 5, "naïve " * 5], 280)
+DISPLAY_FORMS = {"␣": " ", "⏎": "\n", "→": "\t", "␍": "\r"}
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=20) | st.text(st.characters(codec="utf-8"), max_size=10).map(str.encode))
 @example("\u200b\u00a0\ufe0f\u3164\u2800\U000e0041\u0301a\u034f\x1b[2J\x7f\u202e".encode())
-def test_everything_is_visible(data: bytes) -> None:
+def test_every_token_is_displayed_with_printable_characters(data: bytes) -> None:
     shown = escape_token(data)
     assert bool(shown) == bool(data)
     assert shown.isprintable()
@@ -40,7 +40,7 @@ def test_everything_is_visible(data: bytes) -> None:
     assert not (shown and unicodedata.combining(shown[0]))
 
 
-def test_marks_of_bytes() -> None:
+def test_display_forms_of_bytes() -> None:
     assert escape_token(b"a b\n\t\r") == "a␣b⏎→␍"
     assert escape_token("日".encode()[:2]) == "<e6><97>"
     assert escape_token(b"\x80a\xff") == "<80>a<ff>"
@@ -50,8 +50,8 @@ def test_marks_of_bytes() -> None:
 
 @settings(max_examples=100)
 @given(st.text("ab lower\n\tï日", min_size=1, max_size=30))
-def test_the_parts_are_the_tokens_of_the_text(text: str) -> None:
-    for tokenizer in (BYTES, MINE):
+def test_the_displayed_pieces_are_the_tokens_of_the_text(text: str) -> None:
+    for tokenizer in (BYTES, BPE):
         *lines, count = show_tokens(tokenizer, text)
         ids = tokenizer.encode(text)
         pieces = [piece for line in lines for piece in line.strip("│").split("│")]
@@ -62,18 +62,18 @@ def test_the_parts_are_the_tokens_of_the_text(text: str) -> None:
         )
 
 
-def test_lines_are_kept() -> None:
+def test_a_newline_token_ends_the_displayed_line() -> None:
     assert show_tokens(BYTES, "a b\nc")[:2] == ["a│␣│b│⏎│", "c"]
-    assert show_tokens(MINE, "the low 日\n")[0] == "the│␣low│␣│<e6>│<97>│<a5>│⏎"
+    assert show_tokens(BPE, "the low 日\n")[0] == "the│␣low│␣│<e6>│<97>│<a5>│⏎"
     assert show_tokens(BYTES, "") == ["", "0 tokens, 0 bytes"]
 
 
-def test_a_description_names_the_facts() -> None:
-    text = describe(MINE)
+def test_a_description_contains_the_facts() -> None:
+    text = describe(BPE)
     for part in (
         "bpe (byte-level BPE)",
-        f"{MINE.vocab_size}, of 2 bytes each",
-        f"<|endoftext|> (id {MINE.vocab_size - 1})",
+        f"{BPE.vocab_size}, of 2 bytes each",
+        f"<|endoftext|> (id {BPE.vocab_size - 1})",
         "␣lowest  (7 bytes",
     ):
         assert part in text
@@ -87,23 +87,23 @@ def test_a_description_names_the_facts() -> None:
     assert all(line.isprintable() for line in text.splitlines())
 
 
-def test_bytes_per_token_are_counted_over_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_per_token_is_computed_over_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassgpt.tokenizers.inspect._BATCH", 10)
     texts = ["the low", "日本", "lower " * 20, ""]
     size = sum(len(text.encode()) for text in texts)
-    assert bytes_per_token([BYTES, MINE], texts) == [1.0, size / sum(len(MINE.encode(text)) for text in texts)]
+    assert bytes_per_token([BYTES, BPE], texts) == [1.0, size / sum(len(BPE.encode(text)) for text in texts)]
     with pytest.raises(UserError, match="no text"):
         bytes_per_token([BYTES], [""])
 
 
-def test_gpt2_is_compared_with() -> None:
+def test_the_comparison_shows_gpt2s_bytes_per_token() -> None:
     assert (
         compare_with_gpt2(BYTES, ["Hello, I'm a language model"]) == "1.000; GPT-2's 50,257: 3.857"
     )  # 27 bytes, 7 tokens
     assert compare_with_gpt2(find_tokenizer("gpt2"), ["Hello, I'm a language model"]) == "3.857"
 
 
-def test_without_gpt2s_files_the_line_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpt2s_files_the_comparison_shows_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> None:
         raise UserError("cannot download it: no network.\nPut it there by hand")
 
@@ -133,9 +133,7 @@ def test_the_commands_train_and_show(tmp_path: Path, capsys: Capture, monkeypatc
     assert "bytes per token       on text: 3." in printed
 
 
-def test_a_column_can_be_named_and_bad_rows_left_out(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_column_and_skip_bad_select_the_rows(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "glassgpt.tokenizers.inspect.compare_with_gpt2", lambda tokenizer, texts: f"{len(''.join(texts))} characters"
     )
@@ -196,6 +194,6 @@ def test_wrong_arguments_are_reported(arguments: str, expected: str, capsys: Cap
     assert expected in capsys.readouterr().err
 
 
-def test_the_sample_has_white_space_of_each_kind() -> None:
+def test_the_sample_has_each_kind_of_white_space_and_no_display_form() -> None:
     assert {" ", "\n", "\t"} <= set(SAMPLE)
-    assert all(mark not in SAMPLE for mark in MARKS)
+    assert all(mark not in SAMPLE for mark in DISPLAY_FORMS)

@@ -16,19 +16,19 @@ from glassgpt.utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-Answer = Callable[["Handler"], None]
+Response = Callable[["Handler"], None]
 download = partial(module.download, what="the plays", manual="put it there by hand")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes its next answer from the server's list; the last one is repeated."""
+    """Responds with the next response from the server's list; the last one is repeated."""
 
     server: "Server"
 
     def do_GET(self) -> None:
         self.server.requests += 1
-        answers = self.server.answers
-        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+        responses = self.server.responses
+        (responses.pop(0) if len(responses) > 1 else responses[0])(self)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -37,13 +37,13 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[Answer] = [send]
+        self.responses: list[Response] = [send]
         self.requests = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}/text"
 
 
 def send(handler: Handler, content: bytes = CONTENT, length: int | None = None) -> None:
-    """The content, under a header that claims `length`."""
+    """Send the content with a Content-Length header of `length`."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(content) if length is None else length))
     handler.end_headers()
@@ -68,7 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def visible(folder: Path) -> list[str]:
+def names_without_locks(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
@@ -78,12 +78,12 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path) -> None:
         assert download(server.url, path, SHA256) == path
         assert path.read_bytes() == CONTENT
     assert server.requests == 1
-    assert visible(path.parent) == ["text"]
+    assert names_without_locks(path.parent) == ["text"]
 
 
-def test_errors_that_may_pass_are_retried(server: Server, tmp_path: Path) -> None:
+def test_transient_errors_are_retried(server: Server, tmp_path: Path) -> None:
     cut_off = partial(send, content=CONTENT[:100_000], length=len(CONTENT))
-    server.answers = [partial(refuse, status=503), cut_off, partial(refuse, status=429), send]
+    server.responses = [partial(refuse, status=503), cut_off, partial(refuse, status=429), send]
     download(server.url, tmp_path / "text", SHA256)
     assert (tmp_path / "text").read_bytes() == CONTENT
     assert server.requests == 4
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_replaced(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "fact", "requests"),
+    ("response", "expected_text", "requests"),
     [
         (partial(refuse, status=404), "404", 1),
         (partial(refuse, status=500), "500", 4),
@@ -105,18 +105,18 @@ def test_a_damaged_file_is_replaced(server: Server, tmp_path: Path) -> None:
     ],
 )
 def test_a_failed_download_leaves_no_file(
-    server: Server, tmp_path: Path, answer: Answer, fact: str, requests: int
+    server: Server, tmp_path: Path, response: Response, expected_text: str, requests: int
 ) -> None:
-    server.answers = [answer]
-    with pytest.raises(UserError, match=fact) as caught:
+    server.responses = [response]
+    with pytest.raises(UserError, match=expected_text) as caught:
         download(server.url, tmp_path / "text", SHA256)
     assert all(part in str(caught.value) for part in ("the plays", server.url))
     assert str(caught.value).endswith("put it there by hand")
     assert server.requests == requests
-    assert visible(tmp_path) == []
+    assert names_without_locks(tmp_path) == []
 
 
-def test_no_more_is_read_than_a_small_file_can_have(
+def test_reading_stops_at_the_largest_accepted_size(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LARGEST", 1000)
@@ -124,7 +124,7 @@ def test_no_more_is_read_than_a_small_file_can_have(
         download(server.url, tmp_path / "text", SHA256)
 
 
-def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_lists_the_manual_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAUSE", 0.01)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
@@ -140,7 +140,7 @@ def test_a_silent_server_times_out(server: Server, tmp_path: Path, monkeypatch: 
     def stall(handler: Handler) -> None:
         silence.wait(10)
 
-    server.answers = [stall, send]
+    server.responses = [stall, send]
     download(server.url, tmp_path / "text", SHA256)
     silence.set()
     assert server.requests == 2
@@ -154,7 +154,7 @@ def test_a_proxy_from_the_environment_is_used(server: Server, tmp_path: Path, mo
     assert (tmp_path / "text").read_bytes() == CONTENT
 
 
-def test_two_downloads_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+def test_concurrent_downloads_of_a_file_fetch_it_once(server: Server, tmp_path: Path) -> None:
     threads = [threading.Thread(target=download, args=(server.url, tmp_path / "text", SHA256)) for _ in range(4)]
     for thread in threads:
         thread.start()

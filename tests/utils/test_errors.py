@@ -1,4 +1,4 @@
-"""Helpers for errors: hints for mistyped names and paths, and what counts as out of memory."""
+"""Helpers for errors: suggestions for misspelt names and paths, and recognition of out-of-memory errors."""
 
 from pathlib import Path
 

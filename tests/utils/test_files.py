@@ -1,4 +1,4 @@
-"""Files that are complete or not there, for readers, after errors and after crashes."""
+"""Atomic writes: files are complete or absent, for concurrent readers, after errors and after crashes."""
 
 import errno
 import hashlib
@@ -58,7 +58,7 @@ def test_write_atomic_replaces_the_content_byte_for_byte(tmp_path: Path, content
     assert names(tmp_path) == ["file"]
 
 
-def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+def test_a_concurrent_reader_never_sees_a_partial_file(tmp_path: Path) -> None:
     path, contents = tmp_path / "file", (b"a" * 50_000, b"b" * 200_000)
     write_atomic(path, contents[0])
     wrong: list[int] = []
@@ -96,13 +96,15 @@ def test_write_atomic_that_fails_leaves_the_old_content(
     assert names(tmp_path) == ["file"]
 
 
-def test_several_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_writers_of_a_file_leave_one_complete_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each thread waits before the rename until all have written their file."""
-    path, everybody = tmp_path / ("x" * 250), threading.Barrier(4)
+    path, barrier = tmp_path / ("x" * 250), threading.Barrier(4)
     replace, wrong = os.replace, []
 
-    def meet(*arguments: Path) -> None:
-        everybody.wait(10)
+    def replace_after_all_have_written(*arguments: Path) -> None:
+        barrier.wait(10)
         replace(*arguments)
 
     def write(content: str) -> None:
@@ -111,7 +113,7 @@ def test_several_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.
         except Exception as error:
             wrong.append(error)
 
-    monkeypatch.setattr(os, "replace", meet)
+    monkeypatch.setattr(os, "replace", replace_after_all_have_written)
     contents = [str(number) * (number + 1) for number in range(4)]
     threads = [threading.Thread(target=write, args=(content,)) for content in contents]
     for thread in threads:
@@ -124,12 +126,12 @@ def test_several_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_killed_write_leaves_a_file_with_the_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[list[str]] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: left.append(names(tmp_path)))
+    names_at_each_flush: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: names_at_each_flush.append(names(tmp_path)))
     for process in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
         write_atomic(tmp_path / "file", "x")
-    (one,), (two, file) = left[0], left[2]
+    (one,), (two, file) = names_at_each_flush[0], names_at_each_flush[2]
     assert one.startswith(f"{PARTIAL_PREFIX}file.1-")
     assert two.startswith(f"{PARTIAL_PREFIX}file.2-")
     assert file == "file"
@@ -139,11 +141,11 @@ def test_write_atomic_flushes_before_it_renames(tmp_path: Path, monkeypatch: pyt
     calls = Calls(monkeypatch)
     write_atomic(tmp_path / "file", "content")
     inode, folder = (tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino
-    # The other order can leave an empty file after a power cut; without the last, the old name comes back.
+    # Renaming first can leave an empty file after a power cut; without the last flush, the rename may be undone.
     assert calls.order == [("fsync", inode), ("replace", inode), ("fsync", folder)]
 
 
-def test_a_directory_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+def test_a_directory_gets_its_final_name_only_when_it_is_complete(tmp_path: Path) -> None:
     final = tmp_path / "new" / "000010"
     with atomic_directory(final) as partial:
         (partial / "a").write_text("1")
@@ -154,7 +156,7 @@ def test_a_directory_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> 
     assert names(final.parent) == ["000010"]
 
 
-def test_a_directory_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_flushed_before_it_gets_its_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch)
     with atomic_directory(tmp_path / "final") as partial:
         for name in ("a", "b"):
@@ -184,7 +186,7 @@ def test_an_exception_leaves_the_old_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_directory_is_replaced_by_renames_and_a_failed_one_keeps_the_old(
+def test_a_directory_whose_replacement_fails_keeps_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     final, replace, calls = tmp_path / "final", os.replace, 0
@@ -194,7 +196,9 @@ def test_a_directory_is_replaced_by_renames_and_a_failed_one_keeps_the_old(
     def fail(source: Path, target: Path) -> None:
         nonlocal calls
         calls += 1
-        assert "old" in [(folder / "a").read_text() for folder in tmp_path.iterdir()]  # it is never deleted first
+        assert "old" in [
+            (folder / "a").read_text() for folder in tmp_path.iterdir()
+        ]  # the old version is never deleted first
         if calls == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
@@ -207,7 +211,7 @@ def test_a_directory_is_replaced_by_renames_and_a_failed_one_keeps_the_old(
 
 
 def test_a_version_that_a_killed_process_was_replacing_is_restored(tmp_path: Path) -> None:
-    """The kill came between the two renames, so both versions have partial names."""
+    """A kill between the two renames leaves both versions under partial names."""
     for name, text in (("replaced-final", "old"), ("final", "new")):
         folder = tmp_path / f"{PARTIAL_PREFIX}{name}"
         folder.mkdir()
@@ -217,9 +221,9 @@ def test_a_version_that_a_killed_process_was_replacing_is_restored(tmp_path: Pat
     assert (tmp_path / "final" / "a").read_text() == "old"
 
 
-def test_a_directory_replaces_the_old_one_and_what_a_killed_one_left(tmp_path: Path) -> None:
-    final, left = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
-    for folder in (final, left):
+def test_a_directory_replaces_the_old_one_and_leftovers_of_a_killed_writer(tmp_path: Path) -> None:
+    final, names_at_each_flush = tmp_path / "final", tmp_path / f"{PARTIAL_PREFIX}final"
+    for folder in (final, names_at_each_flush):
         folder.mkdir()
         (folder / "former").write_text("x")
     with atomic_directory(final) as partial:
@@ -228,7 +232,7 @@ def test_a_directory_replaces_the_old_one_and_what_a_killed_one_left(tmp_path: P
     assert names(tmp_path) == ["final"]
 
 
-def test_remove_partials_takes_files_and_folders_of_that_prefix_only(tmp_path: Path) -> None:
+def test_remove_partials_removes_only_files_and_folders_with_the_prefix(tmp_path: Path) -> None:
     (tmp_path / f"{PARTIAL_PREFIX}000001").mkdir()
     (tmp_path / f"{PARTIAL_PREFIX}000001" / "a").write_text("x")
     (tmp_path / f"{PARTIAL_PREFIX}file").write_text("x")
@@ -260,7 +264,7 @@ def test_errors_that_a_user_can_fix_are_explained(number: int, reason: str) -> N
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_raised_unchanged() -> None:
     with pytest.raises(OSError, match="disk is broken") as caught, explain_os_errors("write", Path("file")):
         raise OSError(errno.EIO, "the disk is broken")
     assert not isinstance(caught.value, UserError)

@@ -1,4 +1,4 @@
-"""Hub ids, and models from a local server, in subprocesses: the hub's library reads its variables at import."""
+"""Hub ids, and models from a local server, in subprocesses: huggingface_hub reads its variables at import."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HubServer]:
-    """A model, with files that glassgpt does not need."""
+    """Serve a model that also has files that glassgpt does not need, and a gated one."""
     config = ModelConfig(vocab_size=3, context_length=8, n_layer=1, n_head=1, n_embd=4)
     export_hf(g.GPT.create(config, 0), CharacterTokenizer("abc"), tmp_path / "tiny")
     files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
@@ -37,7 +37,7 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
 
 
 def run(home: Path, endpoint: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments and the server as its hub."""
+    """Run Python with these arguments and the endpoint as its Hub."""
     own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
         [sys.executable, *arguments], env=os.environ | own, capture_output=True, text=True, timeout=120
@@ -48,7 +48,7 @@ DOWNLOAD = "import sys; from glassgpt.utils.hub import download_model; print(dow
 
 
 def test_a_model_is_downloaded_once(server: HubServer, tmp_path: Path) -> None:
-    """Only the files that are needed; without the server, it comes from the cache."""
+    """Only the needed files are downloaded; later the model comes from the cache, even without the server."""
     first = run(tmp_path / "home", server.url, "-c", DOWNLOAD, "acme/tiny")
     assert "downloading acme/tiny from the Hugging Face Hub" in first.stderr
     folder = Path(first.stdout.strip())
@@ -95,7 +95,7 @@ def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.
         assert find_hub_id(name) is None, name
 
 
-def test_a_typo_is_answered_with_the_path_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_path_gets_the_existing_path_as_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs", "demo").mkdir(parents=True)
     Path("data", "books").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Random generators."""
+"""States of random number generators."""
 
 from unittest import mock
 
