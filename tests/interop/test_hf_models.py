@@ -1,8 +1,9 @@
-"""To and from Hugging Face: the same logits and the same text as transformers, family by family, and no silently wrong
-model.
+"""Import and export of Hugging Face models: each family has the logits and the generated text of transformers.
 
-Tolerances: both sides compute in float32 on a CPU, in another order of operations; on these models, whose logits are of
-the order of 1 to 10, that differs by up to some 5e-6. A wrong rotation, window or norm differs by 0.1 and more.
+Unsupported settings are refused, so that no model is silently wrong.
+
+Tolerances: both sides compute in float32 on a CPU, but in another order. On these models, whose logits are of the order
+of 1 to 10, they differ by up to 5e-6. A wrong rotation, window or norm changes logits by 0.1 and more.
 """
 
 import json
@@ -49,8 +50,8 @@ ROTARY: dict[str, Any] = {
 }
 SWIGLU = {**ROTARY, "activation": "swiglu", "n_inner": 40}
 CHAT = {"qk_norm": True, "norm_weight": False, "embedding_norm": True, "activation": "relu_squared"}
-# What chooses a family, by its name.
-HOMES: list[tuple[str, dict[str, Any]]] = [
+# Settings that select a family when a model is exported.
+EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("GPT2", {}),
     ("GPT2", {"bias": False, "n_inner": 50, "activation": "relu", "tied_head": False, "norm_eps": 1e-3}),
     ("GPT2", {"bias": False, "norm_bias": True, "vocab_multiple": 64, "activation": "gelu"}),
@@ -63,13 +64,14 @@ HOMES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("Llama", SWIGLU),
     ("Llama", {**SWIGLU, "bias": True, "n_kv_head": 1, "head_dim": 12, "tied_head": True, "norm_eps": 1e-3}),
-    ("Llama", {**SWIGLU, "window": 48, "vocab_multiple": 64}),  # as long as the context: no window
+    ("Llama", {**SWIGLU, "window": 48, "vocab_multiple": 64}),  # a window as long as the context is no window
     ("Mistral", {**SWIGLU, "window": 5}),
     ("Mistral", {**SWIGLU, "window": 5, "head_dim": 12, "tied_head": True, "n_kv_head": None}),
+    # For transformers' Llama, n_head must divide n_embd.
     (
         "Mistral",
         {**SWIGLU, "n_head": 3, "n_kv_head": 1, "head_dim": 12},
-    ),  # transformers' Llama insists on n_head that divides n_embd
+    ),
     ("Ministral", {**SWIGLU, "window": 5, "window_pattern": "SSL"}),
     ("Ministral", {**SWIGLU, "window": 5, "window_pattern": "LS", "head_dim": 12}),
     ("Qwen3", {**SWIGLU, "qk_norm": True}),
@@ -94,8 +96,8 @@ HF_SMALL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
 }
 GPT2_SMALL = {"vocab_size": 97, "n_positions": 48, "n_layer": 3, "n_head": 4, "n_embd": 32}
-# Configs of transformers' own making: what is not said here has the family's defaults.
-THEIRS: list[tuple[str, dict[str, Any]]] = [
+# Configs that transformers creates; missing keys have the defaults of the family.
+IMPORTED: list[tuple[str, dict[str, Any]]] = [
     ("GPT2", GPT2_SMALL),
     ("GPTBigCode", {**GPT2_SMALL, "n_inner": 56}),
     ("Starcoder2", {**HF_SMALL, "sliding_window": 5}),
@@ -118,16 +120,16 @@ THEIRS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    """One thread for the whole file, and nothing of transformers' progress and advice."""
+def fast() -> Iterator[None]:
+    """Use one thread for the whole module, and silence the progress bars and advice of transformers."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with fast_training():
         yield
 
 
-def enliven(module: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter, norms and biases included, values that matter."""
+def randomize(module: torch.nn.Module, seed: int = 0) -> None:
+    """Give every parameter, including norms and biases, random values large enough to affect the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -136,31 +138,34 @@ def enliven(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def ids(seed: int = 1, batch: int = 3) -> Tensor:
+    """Return random token ids (batch, T)."""
     return torch.randint(97, (batch, T), generator=torch.Generator().manual_seed(seed))
 
 
 def random_model(**settings: Any) -> GPT:
+    """Return a random small model of this library."""
     model = GPT.empty(ModelConfig(**{**SMALL, **settings})).eval()
-    enliven(model)
+    randomize(model)
     return model
 
 
 def read(path: Path) -> tuple[ExternalModel, GPT]:
-    found = open_hf(path)
-    model = GPT.empty(found.model_config).eval()
-    found.load_model(model)
-    return found, model
+    """Open a Hugging Face directory or file; return its description and the loaded model."""
+    external = open_hf(path)
+    model = GPT.empty(external.model_config).eval()
+    external.load_model(model)
+    return external, model
 
 
-def theirs(path: Path, kernel: str = "sdpa") -> Any:
+def load_with_transformers(path: Path, kernel: str = "sdpa") -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation=kernel).eval()
 
 
-def their_model(family: str, settings: dict[str, Any]) -> Any:
-    """A random model of transformers' own, with tied weights."""
+def random_hf_model(family: str, settings: dict[str, Any]) -> Any:
+    """Return a random model of transformers."""
     config = transformers.AutoConfig.for_model(next(f.model_type for f in FAMILIES if f.name == family), **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    enliven(model)
+    randomize(model)
     return model
 
 
@@ -170,63 +175,67 @@ def assert_same_logits(model: GPT, other: Any, batch: int = 3) -> None:
 
 
 def assert_same_text(model: GPT, other: Any) -> None:
-    """Greedy, token for token, through both caches and past the windows."""
+    """Assert that greedy generation gives the same tokens, with both KV caches and past the windows."""
     prompts = ids(2, batch=4)[:, :9]
-    other.generation_config.eos_token_id = None  # all of it, whatever the default end is
-    written = other.generate(
+    other.generation_config.eos_token_id = None  # do not stop at the default end token
+    expected = other.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=30, do_sample=False, pad_token_id=0
     )[:, 9:]
-    ours = [
+    actual = [
         [token.token_id for token in generate(model, None, prompt, max_new_tokens=30, temperature=0)]
         for prompt in prompts.tolist()
     ]
-    assert ours == written.tolist()
-    # With a tied head a random model tends to repeat its last token.
-    assert model.config.tied_head or len(written.unique()) > 3, "texts of few tokens would show little"
+    assert actual == expected.tolist()
+    # With a tied head, a random model tends to repeat its last token.
+    assert model.config.tied_head or len(expected.unique()) > 3, "texts of fewer tokens would test little"
 
 
-@pytest.mark.parametrize(("family", "settings"), HOMES)
-def test_our_model_in_transformers(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "settings"), EXPORTED)
+def test_an_exported_model_gives_the_same_logits_and_text_in_transformers(
+    family: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     model = random_model(**settings)
     assert family_for(model.config).name == family
     assert export_hf(model, None, tmp_path / "out") == family
-    other = theirs(tmp_path / "out", "eager" if settings.get("n_kv_head") == 1 else "sdpa")
+    other = load_with_transformers(tmp_path / "out", "eager" if settings.get("n_kv_head") == 1 else "sdpa")
     assert type(other).__name__ == next(f.architecture for f in FAMILIES if f.name == family)
     assert_same_logits(model, other)
     assert_same_text(model, other)
-    found, back = read(tmp_path / "out")
-    assert found.family.name == family
+    external, reimported = read(tmp_path / "out")
+    assert external.family.name == family
     with torch.no_grad():
-        # Bitwise, but where zeros were put in for biases: the product is then summed in another order.
+        # The same bits, unless zeros were inserted for missing biases: the product is then summed in another order.
         exact = model.config.bias or model.config.norm == "rmsnorm"
-        torch.testing.assert_close(back(ids()), model(ids()), rtol=0, atol=0 if exact else TOLERANCE)
+        torch.testing.assert_close(reimported(ids()), model(ids()), rtol=0, atol=0 if exact else TOLERANCE)
 
 
-@pytest.mark.parametrize(("family", "settings"), THEIRS)
+@pytest.mark.parametrize(("family", "settings"), IMPORTED)
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_model_here_and_back(family: str, settings: dict[str, Any], tied: bool, tmp_path: Path) -> None:
-    other = their_model(family, {**settings, "tie_word_embeddings": tied})
+def test_a_model_of_transformers_is_imported_and_exported_unchanged(
+    family: str, settings: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    other = random_hf_model(family, {**settings, "tie_word_embeddings": tied})
     other.save_pretrained(tmp_path / "in")
-    found, model = read(tmp_path / "in")
-    assert found.family.name == family
+    external, model = read(tmp_path / "in")
+    assert external.family.name == family
     assert_same_logits(model, other, batch=2)
     assert_same_text(model, other)
     assert export_hf(model, None, tmp_path / "out") == family
     before, after = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("in", "out"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert open_hf(tmp_path / "out").model_config == found.model_config
+    assert open_hf(tmp_path / "out").model_config == external.model_config
 
 
-def test_every_family_is_tried_both_ways() -> None:
+def test_every_family_is_tested_in_both_directions() -> None:
     names = {family.name for family in FAMILIES}
     assert len(names) == 10
-    assert {name for name, _ in HOMES} == {name for name, _ in THEIRS} == names
+    assert {name for name, _ in EXPORTED} == {name for name, _ in IMPORTED} == names
 
 
-# ------------------------------------------------------------------------------------------------ homes and defaults
+# --- families and defaults --------------------------------------------------------------------------------------------
 
-NO_HOME: list[tuple[dict[str, Any], str]] = [
+UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"position": "sinusoidal"}, "GPT2, lacks position = 'sinusoidal'$"),
     ({"position": "none"}, "GPT2, lacks position = 'none'$"),
     ({"logit_softcap": 30.0}, "GPT2, lacks logit_softcap = 30.0$"),
@@ -243,8 +252,10 @@ NO_HOME: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), NO_HOME)
-def test_settings_that_no_family_can_hold_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "message"), UNSUPPORTED)
+def test_the_error_names_settings_that_no_family_supports(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         family_for(ModelConfig(**{**SMALL, **settings}))
     with pytest.raises(UserError, match=message):
@@ -253,27 +264,27 @@ def test_settings_that_no_family_can_hold_are_named(settings: dict[str, Any], me
 
 
 def family(name: str) -> Any:
+    """Return a family by its name."""
     return next(f for f in FAMILIES if f.name == name)
 
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES])
-def test_a_missing_key_has_transformers_default(name: str) -> None:
-    # Apertus' own activation and rotary scaling have no slot, so these two are given; its rotary base is left to the
-    # default.
-    given = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default"}} if name == "Apertus" else {}
-    whole = json.loads(
-        transformers.AutoConfig.for_model(family(name).model_type, **given).to_json_string(use_diff=False)
+def test_missing_keys_have_the_defaults_of_transformers(name: str) -> None:
+    # Apertus' default activation and rotary scaling are not supported, so these two keys are set.
+    config = {"hidden_act": "silu", "rope_parameters": {"rope_type": "default"}} if name == "Apertus" else {}
+    full_config = json.loads(
+        transformers.AutoConfig.for_model(family(name).model_type, **config).to_json_string(use_diff=False)
     )
-    assert family(name).read_config(given) == family(name).read_config(whole)
+    assert family(name).read_config(config) == family(name).read_config(full_config)
 
 
-def test_the_defaults_are_the_published_models() -> None:
+def test_the_defaults_are_those_of_published_models() -> None:
     assert family("GPT2").read_config({}) == ModelConfig(vocab_size=50257, dropout=0.1)
     mistral = family("Mistral").read_config({})
     assert (mistral.window, mistral.n_kv_head, mistral.context_length, mistral.n_inner) == (4096, 8, 131072, 14336)
 
 
-def test_rotary_settings_old_and_new() -> None:
+def test_old_and_new_forms_of_rotary_settings_are_read() -> None:
     read = family("Llama").read_config
     for config in (
         {"rope_theta": 5e5},
@@ -290,16 +301,16 @@ def test_rotary_settings_old_and_new() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.rope_theta])
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
-def test_a_missing_rotary_base_is_transformers_default(name: str, key: str) -> None:
-    """10,000 for all but Apertus, whose 12,000,000 would otherwise be silently wrong."""
-    given = {key: {"rope_type": "default"}} | ({"hidden_act": "silu"} if name == "Apertus" else {})
+def test_a_missing_rotary_base_has_the_default_of_transformers(name: str, key: str) -> None:
+    """The default is 10,000 for all families except Apertus, which has 12,000,000."""
+    config = {key: {"rope_type": "default"}} | ({"hidden_act": "silu"} if name == "Apertus" else {})
     expected = transformers.AutoConfig.for_model(
-        family(name).model_type, **json.loads(json.dumps(given))
+        family(name).model_type, **json.loads(json.dumps(config))
     ).rope_parameters["rope_theta"]
-    assert family(name).read_config(given).rope_base == expected
+    assert family(name).read_config(config).rope_base == expected
 
 
-# Other keys of published config.json files than a family's own, as far as known; none of them changes logits.
+# Additional keys of published config.json files, as far as known; none of them changes logits.
 _LLAMA_2 = {
     "rms_norm_eps": 1e-5,
     "rope_scaling": None,
@@ -390,16 +401,16 @@ def test_published_configs_are_read(model: str, name: str, config: dict[str, Any
     assert {key: getattr(shape, key) for key in expected} == expected
 
 
-def test_windows_of_layers() -> None:
+def test_windows_are_read_per_layer() -> None:
     def windows(name: str, **config: Any) -> list[int | None]:
-        found: list[int | None] = (
+        result: list[int | None] = (
             family(name).read_config({"num_hidden_layers": 4, "max_position_embeddings": 64, **config}).windows
         )
-        return found
+        return result
 
     full, sliding = "full_attention", "sliding_attention"
     assert windows("Mistral", sliding_window=8) == [8] * 4
-    for length in (64, 65, None):  # as long as the context is no window
+    for length in (64, 65, None):  # a window at least as long as the context is no window
         assert windows("Mistral", sliding_window=length) == [None] * 4
     assert windows("Starcoder2") == windows("Qwen3") == windows("Llama") == [None] * 4
     assert windows("Qwen3", sliding_window=8) == [None] * 4
@@ -410,7 +421,7 @@ def test_windows_of_layers() -> None:
     assert windows("Ministral", sliding_window=8, layer_types=[sliding, sliding, full, sliding]) == [8, 8, None, 8]
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# --- refused settings -------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GPT2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
@@ -449,7 +460,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Ministral", {"layer_types": ["full_attention"]}, "layer_types = "),
     ("Ministral", {"layer_types": ["linear_attention"] * 32}, "layer_types = "),
     ("Qwen3", {"attention_bias": True}, "attention_bias = True"),
-    ("Qwen3", {"layer_types": ["sliding_attention"] * 32}, "layer_types = "),  # without use_sliding_window
+    ("Qwen3", {"layer_types": ["sliding_attention"] * 32}, "layer_types = "),  # use_sliding_window is not set
     ("Arcee", {"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
     ("Apertus", {"hidden_act": "silu"}, r"rope_parameters\.rope_type = 'llama3'"),
     ("Apertus", {"rope_parameters": {"rope_type": "default"}}, "hidden_act = 'xielu'"),
@@ -458,7 +469,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
-def test_unsupported_settings_are_refused_by_name(
+def test_the_error_names_an_unsupported_setting(
     name: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -471,17 +482,20 @@ def test_unsupported_settings_are_refused_by_name(
     assert "\n" not in str(error.value)
 
 
-# -------------------------------------------------------------------------------------------------- files as they come
+# --- forms of files ---------------------------------------------------------------------------------------------------
 
 
-def saved(folder: Path, name: str = "GPT2", settings: dict[str, Any] | None = None, **options: Any) -> Any:
-    """A small model of transformers in a directory, and the model."""
-    other = their_model(name, (GPT2_SMALL if name.startswith("GPT") else HF_SMALL) if settings is None else settings)
+def save_hf_model(folder: Path, name: str = "GPT2", settings: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Save a random small model of transformers in a directory, and return the model."""
+    other = random_hf_model(
+        name, (GPT2_SMALL if name.startswith("GPT") else HF_SMALL) if settings is None else settings
+    )
     other.save_pretrained(folder, **options)
     return other
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Replace the tensors of a directory by `change` of them."""
     path = folder / "model.safetensors"
     safetensors.torch.save_file(
         change({name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}), path
@@ -495,12 +509,16 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", ["GPT2", "Llama"])
 @pytest.mark.parametrize(
-    "form", ["shards", "bin", "bin shards", "no prefix", "buffers", "head beside a tied one", "alone"]
+    "form",
+    ["shards", "bin", "bin shards", "no prefix", "buffers", "untied head in a tied model", "file without directory"],
 )
-def test_files_of_every_form(name: str, form: str, tmp_path: Path) -> None:
-    settings = {**(GPT2_SMALL if name == "GPT2" else HF_SMALL), "tie_word_embeddings": form == "head beside a tied one"}
+def test_every_form_of_files_is_read(name: str, form: str, tmp_path: Path) -> None:
+    settings = {
+        **(GPT2_SMALL if name == "GPT2" else HF_SMALL),
+        "tie_word_embeddings": form == "untied head in a tied model",
+    }
     folder, prefix = tmp_path / "model", {"GPT2": "transformer.", "Llama": "model."}[name]
-    other = saved(folder, name, settings, max_shard_size="20KB" if form == "shards" else "5GB")
+    other = save_hf_model(folder, name, settings, max_shard_size="20KB" if form == "shards" else "5GB")
     path = folder
     if form == "shards":
         assert len(list(folder.glob("model-*.safetensors"))) > 2
@@ -518,26 +536,26 @@ def test_files_of_every_form(name: str, form: str, tmp_path: Path) -> None:
     elif form == "no prefix":
         rewrite(folder, lambda tensors: {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     elif form == "buffers":
-        # As transformers 2 to 4 saved them.
+        # transformers 2 to 4 saved these buffers.
         gpt2 = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 48, 48) for i in range(3)} | {
             f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)
         }
         llama = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
         rewrite(folder, lambda tensors: tensors | (gpt2 if name == "GPT2" else llama))
-    elif form == "head beside a tied one":
+    elif form == "untied head in a tied model":
         embedding = f"{prefix}{'wte' if name == 'GPT2' else 'embed_tokens'}.weight"
         rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors[embedding].clone()})
     else:
         path = folder / "model.safetensors"
-    found, model = read(path)
-    assert found.family.name == name
+    external, model = read(path)
+    assert external.family.name == name
     assert_same_logits(model, other)
 
 
 def test_half_precision_files_are_widened_exactly(tmp_path: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         folder = tmp_path / str(dtype)
-        their_model("Llama", HF_SMALL).to(dtype).save_pretrained(folder)
+        random_hf_model("Llama", HF_SMALL).to(dtype).save_pretrained(folder)
         assert safetensors.torch.load_file(folder / "model.safetensors")["lm_head.weight"].dtype == dtype
         _, model = read(folder)
         other = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -546,9 +564,9 @@ def test_half_precision_files_are_widened_exactly(tmp_path: Path) -> None:
         assert_same_logits(model, other)
 
 
-def test_a_config_with_only_what_differs(tmp_path: Path) -> None:
-    """As transformers 4 wrote it, and with its spelling of rotary settings."""
-    other = saved(tmp_path, "Llama")
+def test_a_config_with_only_non_default_keys_is_read(tmp_path: Path) -> None:
+    """transformers 4 wrote such configs, with its own names of rotary settings."""
+    other = save_hf_model(tmp_path, "Llama")
     shape = {key: value for key, value in HF_SMALL.items() if key != "rope_parameters"}
     old = {
         "model_type": "llama",
@@ -573,20 +591,19 @@ def test_a_published_gpt2_is_recognised_by_its_shapes(
     config = transformers.GPT2Config(n_layer=n_layer, n_embd=n_embd, n_head=n_embd // 64)
     with torch.device("meta"):
         tensors = {f"{prefix}{name}": tensor for name, tensor in transformers.GPT2Model(config).state_dict().items()}
-    monkeypatch.setattr(
-        "glassgpt.interop.hf_models.read_tensors", lambda path: tensors
-    )  # the real file has 0.5 to 1.4 GB
+    # The real files have 0.5 to 6 GB.
+    monkeypatch.setattr("glassgpt.interop.hf_models.read_tensors", lambda path: tensors)
     (tmp_path / "any.safetensors").touch()
-    found = open_hf(tmp_path / "any.safetensors")
-    assert found.model_config == ModelConfig(
+    external = open_hf(tmp_path / "any.safetensors")
+    assert external.model_config == ModelConfig(
         vocab_size=50257, n_layer=n_layer, n_embd=n_embd, n_head=n_embd // 64, dropout=0.1
     )
     with torch.device("meta"):
-        assert sum(p.numel() for p in GPT(found.model_config).parameters()) == parameters
+        assert sum(p.numel() for p in GPT(external.model_config).parameters()) == parameters
 
 
-def test_a_wrong_tensor_is_named_and_nothing_filled(tmp_path: Path) -> None:
-    saved(tmp_path / "good", "Mistral", {**HF_SMALL, "sliding_window": 5})
+def test_the_error_names_a_wrong_tensor_and_no_parameter_changes(tmp_path: Path) -> None:
+    save_hf_model(tmp_path / "good", "Mistral", {**HF_SMALL, "sliding_window": 5})
     q, bias, norm = (
         "model.layers.1.self_attn.q_proj.weight",
         "model.layers.1.self_attn.q_proj.bias",
@@ -611,15 +628,15 @@ def test_a_wrong_tensor_is_named_and_nothing_filled(tmp_path: Path) -> None:
         assert str(folder) in str(error.value)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     folder = tmp_path / "tied"
-    saved(folder, "GPT2")
+    save_hf_model(folder, "GPT2")
     rewrite(folder, lambda t: t | {"lm_head.weight": t["transformer.wte.weight"] + 1})
     with pytest.raises(UserError, match=r"lm_head.weight differs from transformer.wte.weight"):
         read(folder)
 
 
-def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
-    saved(tmp_path / "good", "GPT2")
-    saved(tmp_path / "shards", "GPT2", max_shard_size="20KB")
+def test_damaged_directories_give_errors_of_one_line(tmp_path: Path) -> None:
+    save_hf_model(tmp_path / "good", "GPT2")
+    save_hf_model(tmp_path / "shards", "GPT2", max_shard_size="20KB")
     shard = sorted((tmp_path / "shards").glob("model-*"))[1]
 
     def copy(change: Callable[[Path], object], source: str = "good") -> Path:
@@ -670,10 +687,11 @@ def test_bad_inputs_have_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value), str(error.value)
 
 
-# ----------------------------------------------------------------------------------------------------------- tokenizer
+# --- tokenizers -------------------------------------------------------------------------------------------------------
 
 
 def small_bpe() -> BPETokenizer:
+    """Return a byte-level BPE tokenizer with three merges and an end of text."""
     symbols = [*range(33, 127), *range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144)]
     vocab = {chr(symbol): i for i, symbol in enumerate(symbols)}
     vocab |= {"th": 256, "the": 257, "Ġthe": 258, "<|endoftext|>": 259}
@@ -683,11 +701,14 @@ def small_bpe() -> BPETokenizer:
 TEXT = "the fox and the naïve 狐狸,\n  then the end"
 
 
-def test_an_exported_directory_is_complete(tmp_path: Path) -> None:
+def test_an_exported_directory_contains_model_tokenizer_and_special_tokens(tmp_path: Path) -> None:
     tokenizer = small_bpe()
     model = random_model(vocab_size=260, vocab_multiple=128)
     export_hf(model, tokenizer, tmp_path / "out")
-    other, encode = theirs(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    other, encode = (
+        load_with_transformers(tmp_path / "out"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     assert encode(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
     assert (
         encode.eos_token_id
@@ -704,17 +725,15 @@ def test_an_exported_directory_is_complete(tmp_path: Path) -> None:
     assert weights["transformer.wte.weight"].shape == (260, 32)
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
-    found = open_hf(tmp_path / "out").tokenizer
-    assert found is not None
-    assert found.to_json() == tokenizer.to_json()
+    exported_tokenizer = open_hf(tmp_path / "out").tokenizer
+    assert exported_tokenizer is not None
+    assert exported_tokenizer.to_json() == tokenizer.to_json()
     with pytest.raises(UserError, match="is not empty"):
         export_hf(model, tokenizer, tmp_path / "out")
 
 
-def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) -> None:
-    """Behind <s> where the tokenizer puts that first, as Llama's does: the model's config and the tokenizer's files
-    agree.
-    """
+def test_the_start_token_of_an_exported_model_is_that_of_its_tokenizer(tmp_path: Path) -> None:
+    """If the tokenizer puts <s> before texts, like Llama's, the config and the tokenizer's files name <s> too."""
     content = json.loads(small_bpe().to_json())
     start = {**content["added_tokens"][0], "id": 260, "content": "<s>"}
     content["added_tokens"].append(start)
@@ -729,7 +748,10 @@ def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) ->
     tokenizer = BPETokenizer(json.dumps(content))
     assert tokenizer.prompt_prefix == (260,)
     export_hf(random_model(vocab_size=261), tokenizer, tmp_path / "out")
-    other, encode = theirs(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    other, encode = (
+        load_with_transformers(tmp_path / "out"),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     assert encode.bos_token_id == other.config.bos_token_id == other.generation_config.bos_token_id == 260
     assert (
         encode.eos_token_id
@@ -742,7 +764,7 @@ def test_an_exported_model_starts_texts_as_its_tokenizer_does(tmp_path: Path) ->
 
 def test_an_export_without_tokenizer_has_no_end_of_text(tmp_path: Path) -> None:
     export_hf(random_model(**SWIGLU), None, tmp_path / "out")
-    other = theirs(tmp_path / "out")
+    other = load_with_transformers(tmp_path / "out")
     assert other.config.bos_token_id is other.config.eos_token_id is other.generation_config.eos_token_id is None
     assert open_hf(tmp_path / "out").tokenizer is None
 
@@ -750,12 +772,12 @@ def test_an_export_without_tokenizer_has_no_end_of_text(tmp_path: Path) -> None:
 def test_a_half_precision_model_is_written_in_float32(tmp_path: Path) -> None:
     model = random_model(**SWIGLU).to(torch.bfloat16)
     export_hf(model, None, tmp_path / "out")
-    _, back = read(tmp_path / "out")
-    assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    _, reimported = read(tmp_path / "out")
+    assert all(torch.equal(a.float(), b) for a, b in zip(model.parameters(), reimported.parameters(), strict=True))
 
 
-def test_the_two_files_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
-    saved(tmp_path, "GPT2")
+def test_vocab_json_and_merges_txt_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
+    save_hf_model(tmp_path, "GPT2")
     content = json.loads(small_bpe().to_json())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(content["vocab"]))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ the\n", encoding="utf-8")
@@ -773,6 +795,5 @@ def test_the_two_files_of_an_old_tokenizer_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_exported(name: str) -> None:
-    """So that whatever a recipe trains can be exported."""
     is_modern = name in ("demo", "speedrun", "shakespeare-best", "gpt2-speedrun")
     assert family_for(recipe(name, model={"vocab_size": 100}).model).name == ("Qwen3" if is_modern else "GPT2")

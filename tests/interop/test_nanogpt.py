@@ -1,7 +1,7 @@
-"""Checkpoints of nanoGPT and build-nanogpt, made here as their scripts save them, against transformers' GPT-2.
+"""Checkpoints of nanoGPT and build-nanogpt, saved here like their scripts save them, equal transformers' GPT-2.
 
-The two projects name their tensors as GPT-2's first files do, transposed. Logits agree to 1e-5 in float32 on random
-weights.
+The two projects use the tensor names of GPT-2's first files, and transposed linear weights. Logits agree to 1e-5 in
+float32 on random weights.
 """
 
 import dataclasses
@@ -21,14 +21,15 @@ from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.utils.errors import UserError
 
 transformers = pytest.importorskip(
-    "transformers", reason="transformers is not installed: foreign checkpoints are compared with it"
+    "transformers", reason="transformers is not installed: the checkpoints are compared with its GPT-2"
 )
 
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 30}
 LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-def hugging_face(activation: str, vocab_size: int = 30) -> Any:
+def hf_gpt2(activation: str, vocab_size: int = 30) -> Any:
+    """Return a random GPT-2 of transformers."""
     config = transformers.GPT2Config(
         vocab_size=vocab_size,
         n_positions=12,
@@ -47,18 +48,17 @@ def hugging_face(activation: str, vocab_size: int = 30) -> Any:
     return model
 
 
-def as_saved(model: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The state dict of the two projects' model with these weights, the buffers of its masks and the tied head
-    included.
-    """
+def nanogpt_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return these weights as both projects save them, with the buffers of the masks and the tied head."""
     tensors = {name: (t.T.contiguous() if name.endswith(LINEAR) else t) for name, t in model.state_dict().items()}
     tensors |= {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 12, 12).tril() for n in range(2)}
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def save_nanogpt(path: Path, weights: Any, *, prefix: str = "", **changes: Any) -> Path:
+    """Save a checkpoint like nanoGPT's train.py, with some keys changed."""
     content = {
-        "model": as_saved(weights, prefix),
+        "model": nanogpt_state_dict(weights, prefix),
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95)}]},
         "model_args": {**SHAPE, "bias": True, "dropout": 0.1},
         "iter_num": 2000,
@@ -70,8 +70,8 @@ def save_nanogpt(path: Path, weights: Any, *, prefix: str = "", **changes: Any) 
 
 
 def save_build_nanogpt(path: Path, model: Any) -> Path:
-    """In a process of its own, whose main script defines the class that is pickled, as theirs does."""
-    torch.save(as_saved(model), path.with_suffix(".tensors"))
+    """Save a checkpoint like build-nanogpt, in another process whose main script defines the pickled config class."""
+    torch.save(nanogpt_state_dict(model), path.with_suffix(".tensors"))
     script = path.with_suffix(".py")
     script.write_text(
         f"""
@@ -94,58 +94,59 @@ torch.save({{"model": state, "config": config, "step": 19072, "val_loss": 3.29}}
 
 
 def ids(rows: int = 2, length: int = 11) -> Tensor:
+    """Return random token ids (rows, length)."""
     return torch.randint(30, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."], ids=["plain", "compiled"])
-def test_nanogpts_checkpoint(prefix: str, tmp_path: Path) -> None:
-    """The exact GELU, unlike GPT-2; torch.compile's prefix before every name."""
-    theirs = hugging_face("gelu")
-    model, tokenizer = g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, prefix=prefix))
+def test_a_nanogpt_checkpoint_gives_the_same_logits(prefix: str, tmp_path: Path) -> None:
+    """nanoGPT uses the exact GELU, unlike GPT-2; torch.compile adds a prefix to every name."""
+    expected = hf_gpt2("gelu")
+    model, tokenizer = g.load(save_nanogpt(tmp_path / "ckpt.pt", expected, prefix=prefix))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(ids()), expected(ids()).logits, atol=1e-5, rtol=0)
     assert tokenizer is None
     characters = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz.,! ")
     (tmp_path / "tokenizer.json").write_text(characters.to_json())
-    _, beside = g.load(tmp_path / "ckpt.pt")
-    assert beside is not None
-    assert beside.to_json() == characters.to_json()
+    _, tokenizer = g.load(tmp_path / "ckpt.pt")
+    assert tokenizer is not None
+    assert tokenizer.to_json() == characters.to_json()
     (tmp_path / "tokenizer.json").unlink()
     text = describe(tmp_path / "ckpt.pt")
     assert all(words in text for words in ("nanoGPT", "2,000", "1.8800", "12 tokens, learned positions", "none"))
 
 
 @pytest.mark.slow
-def test_build_nanogpts_checkpoint(tmp_path: Path) -> None:
-    theirs = hugging_face("gelu_new")
-    path = save_build_nanogpt(tmp_path / "model_19072.pt", theirs)
+def test_a_build_nanogpt_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
+    expected = hf_gpt2("gelu_new")
+    path = save_build_nanogpt(tmp_path / "model_19072.pt", expected)
     model, _ = g.load(path)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(ids()), expected(ids()).logits, atol=1e-5, rtol=0)
     assert "19,072" in describe(path)
     assert "3.2900" in describe(path)
 
 
-def test_a_model_without_biases(tmp_path: Path) -> None:
-    """nanoGPT's `bias=False` leaves them out of linear layers and LayerNorms: the same as zeros."""
-    theirs = hugging_face("gelu")
+def test_a_checkpoint_without_biases_gives_the_logits_of_zero_biases(tmp_path: Path) -> None:
+    """With nanoGPT's `bias=False`, linear layers and LayerNorms have no biases."""
+    expected = hf_gpt2("gelu")
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for name, parameter in expected.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    tensors = {name: t for name, t in as_saved(theirs).items() if not name.endswith("bias")}
+    tensors = {name: t for name, t in nanogpt_state_dict(expected).items() if not name.endswith("bias")}
     args = {**SHAPE, "bias": False, "dropout": 0.0}
-    model, _ = g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors, model_args=args))
+    model, _ = g.load(save_nanogpt(tmp_path / "ckpt.pt", expected, model=tensors, model_args=args))
     assert not model.config.bias
     assert not model.config.resolved_norm_bias
     with torch.no_grad():
-        torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(ids()), expected(ids()).logits, atol=1e-5, rtol=0)
 
 
-def test_gpt2s_padded_vocabulary_is_recognised(tmp_path: Path) -> None:
-    """50,304 rows are 50,257 tokens, so the padding gets no probability; exported, it is gone."""
+def test_the_padding_of_gpt2s_vocabulary_is_not_predicted(tmp_path: Path) -> None:
+    """A table of 50,304 rows is recognised as 50,257 tokens with padding; logits have only the tokens."""
     args = {**SHAPE, "vocab_size": 50304, "bias": True, "dropout": 0.0}
-    path = save_nanogpt(tmp_path / "ckpt.pt", hugging_face("gelu", 50304), model_args=args)
+    path = save_nanogpt(tmp_path / "ckpt.pt", hf_gpt2("gelu", 50304), model_args=args)
     source = open_nanogpt(path)
     assert (source.model_config.vocab_size, source.model_config.padded_vocab_size) == (50257, 50304)
     model = g.GPT.empty(source.model_config)
@@ -154,7 +155,7 @@ def test_gpt2s_padded_vocabulary_is_recognised(tmp_path: Path) -> None:
 
 
 class Other:
-    """What a pickle must not be able to bring to life."""
+    """A class that loading a pickle must not instantiate."""
 
 
 def _touch(path: str) -> object:
@@ -163,6 +164,8 @@ def _touch(path: str) -> object:
 
 
 class Payload:
+    """A pickle of it creates a file when it is loaded as code."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -197,43 +200,43 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_other_files_are_errors_with_the_reason(name: str, tmp_path: Path) -> None:
+def test_invalid_files_are_errors_that_name_the_reason(name: str, tmp_path: Path) -> None:
     content, reason = REFUSED[name]
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         g.load(tmp_path / "x.pt")
-    assert reason in str(caught.value)
-    assert "x.pt" in str(caught.value)
-    assert str(caught.value).count("\n") == 0
+    assert reason in str(error.value)
+    assert "x.pt" in str(error.value)
+    assert str(error.value).count("\n") == 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "text"])
 def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
-    path = save_nanogpt(tmp_path / "ckpt.pt", hugging_face("gelu"))
+    path = save_nanogpt(tmp_path / "ckpt.pt", hf_gpt2("gelu"))
     content = path.read_bytes()
     path.write_bytes({"empty": b"", "cut off": content[: len(content) // 2], "text": b"hello"}[damage])
     with pytest.raises(UserError, match=r"ckpt\.pt"):
         g.load(path)
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    theirs = hugging_face("gelu")
-    missing, odd = as_saved(theirs), as_saved(theirs)
+def test_the_error_names_missing_or_misshapen_tensors(tmp_path: Path) -> None:
+    weights = hf_gpt2("gelu")
+    missing, misshapen = nanogpt_state_dict(weights), nanogpt_state_dict(weights)
     missing.pop("transformer.h.1.ln_2.weight")
-    odd["transformer.wpe.weight"] = torch.ones(13, 16)
-    for tensors, name in ((missing, "transformer.h.1.ln_2.weight"), (odd, "transformer.wpe.weight")):
+    misshapen["transformer.wpe.weight"] = torch.ones(13, 16)
+    for tensors, name in ((missing, "transformer.h.1.ln_2.weight"), (misshapen, "transformer.wpe.weight")):
         with pytest.raises(UserError, match=name):
-            g.load(save_nanogpt(tmp_path / "ckpt.pt", theirs, model=tensors))
+            g.load(save_nanogpt(tmp_path / "ckpt.pt", weights, model=tensors))
 
 
-def test_it_can_be_trained_further_and_exported(tmp_path: Path) -> None:
-    """A nanoGPT model becomes a Hugging Face directory, and loads there: the same logits."""
-    theirs = hugging_face("gelu")
-    family = g.export(save_nanogpt(tmp_path / "ckpt.pt", theirs), tmp_path / "hf")
+def test_a_nanogpt_checkpoint_can_be_exported_to_hugging_face(tmp_path: Path) -> None:
+    """The exported model has the same logits in transformers, and the same config when it is read again."""
+    expected = hf_gpt2("gelu")
+    family = g.export(save_nanogpt(tmp_path / "ckpt.pt", expected), tmp_path / "hf")
     assert family == "GPT2"
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
-        torch.testing.assert_close(back(ids()).logits, theirs(ids()).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(back(ids()).logits, expected(ids()).logits, atol=1e-5, rtol=0)
     assert dataclasses.asdict(find_model(tmp_path / "hf").model_config) == dataclasses.asdict(
         find_model(tmp_path / "ckpt.pt").model_config
     )

@@ -1,6 +1,4 @@
-"""A model reference is one string: which checkpoint it names, what loading it gives, and what it says when it names
-none.
-"""
+"""Model references: which checkpoint a string names, what loading returns, and the errors if it names none."""
 
 import dataclasses
 import json
@@ -30,15 +28,15 @@ from kill_harness import Quiet, fast_training, tiny_config, write_text
 
 
 @pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    """One thread for the whole file."""
+def fast() -> Iterator[None]:
+    """Use one thread for the whole module."""
     with fast_training():
         yield
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with dropout and checkpoints of steps 3, 6, 9 and 10, the first of them evaluated as best."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with dropout and checkpoints of steps 3, 6, 9 and 10; that of step 3 has the lowest loss."""
     folder = tmp_path_factory.mktemp("reference")
     losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
     with pytest.MonkeyPatch.context() as patch:
@@ -57,13 +55,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished run, which a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def tell(checkpoint: Path, best_step: int | None) -> None:
-    """Have a checkpoint take another step for the best, and give the manifest the new sum."""
+def set_best_step(checkpoint: Path, best_step: int | None) -> None:
+    """Change the best step in a checkpoint's state, and its hash in the manifest."""
     state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("state.json", "manifest.json"))
     (checkpoint / "state.json").write_text(json.dumps({**state, "best_step": best_step}))
     manifest["sha256"]["state.json"] = sha256_of(checkpoint / "state.json")
@@ -71,10 +69,11 @@ def tell(checkpoint: Path, best_step: int | None) -> None:
 
 
 def damage(path: Path) -> None:
+    """Remove the last byte of a file."""
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) -> None:
+def test_a_reference_can_name_the_newest_the_best_a_step_or_a_directory(run: Path) -> None:
     assert [int(path.name) for path in checkpoint_paths(run / "checkpoints")] == [3, 6, 9, 10]
     expected = {"": 10, "@best": 3, "@6": 6, "@000009": 9, "/checkpoints/000006": 6}
     for suffix, step in expected.items():
@@ -83,7 +82,7 @@ def test_a_reference_names_the_newest_the_best_a_step_or_a_directory(run: Path) 
 
 
 @pytest.mark.parametrize("moment", ["before it is opened", "while it is verified", "before it is loaded"])
-def test_a_checkpoint_that_training_prunes_meanwhile_is_replaced_by_a_newer_one(
+def test_if_training_deletes_a_checkpoint_that_is_being_read_a_newer_one_is_read(
     run: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest, count = run / "checkpoints" / "000010", 0
@@ -96,7 +95,7 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_replaced_by_a_newer_one(
             prune_checkpoints(newest.parent, 1, None)
             assert not newest.exists()
 
-    def first(action: Callable[..., Any]) -> Callable[..., Any]:
+    def prune_before(action: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             prune()
             return action(*arguments, **options)
@@ -110,7 +109,7 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_replaced_by_a_newer_one(
     }[moment]
     for module in (references, checkpoint):
         if hasattr(module, name):
-            monkeypatch.setattr(module, name, first(getattr(module, name)))
+            monkeypatch.setattr(module, name, prune_before(getattr(module, name)))
     model, _ = load(run)
     assert count >= 2
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -118,11 +117,11 @@ def test_a_checkpoint_that_training_prunes_meanwhile_is_replaced_by_a_newer_one(
 
 def test_the_newest_readable_state_names_the_best_checkpoint(run: Path) -> None:
     checkpoints = {int(path.name): path for path in checkpoint_paths(run / "checkpoints")}
-    damage(checkpoints[6] / "state.json")  # neither the newest nor the best: nobody needs it
+    damage(checkpoints[6] / "state.json")  # neither the newest nor the best, so it is not read
     assert find_checkpoint(f"{run}@best").state.step == 3
-    tell(checkpoints[10], best_step=9)
+    set_best_step(checkpoints[10], best_step=9)
     assert find_checkpoint(f"{run}@best").state.step == 9
-    tell(checkpoints[10], best_step=None)
+    set_best_step(checkpoints[10], best_step=None)
     with pytest.raises(UserError, match="no best checkpoint"):
         find_checkpoint(f"{run}@best")
 
@@ -134,13 +133,13 @@ def test_the_best_of_a_run_has_the_lowest_validation_loss(run: Path) -> None:
     assert find_checkpoint(f"{run}@best").state.step == min(evaluated, key=evaluated.__getitem__)
 
 
-def test_a_path_may_have_an_at_sign_in_it(run: Path) -> None:
+def test_a_path_may_contain_an_at_sign(run: Path) -> None:
     moved = run.rename(run.with_name("me@home"))
     assert find_checkpoint(moved).state.step == 10
     assert find_checkpoint(f"{moved}@6").state.step == 6
 
 
-def test_references_to_nothing_are_errors(run: Path, tmp_path: Path) -> None:
+def test_references_that_name_no_checkpoint_are_errors(run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.toml", tmp_path / "begun")
@@ -158,7 +157,7 @@ def test_references_to_nothing_are_errors(run: Path, tmp_path: Path) -> None:
             find_checkpoint(reference)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_is_used(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(run / "checkpoints" / "000010" / "model.safetensors")
@@ -176,7 +175,7 @@ def test_a_damaged_best_checkpoint_is_an_error(run: Path, name: str) -> None:
         find_checkpoint(f"{run}@best")
 
 
-def test_only_damaged_checkpoints_are_an_error(run: Path) -> None:
+def test_a_run_with_only_damaged_checkpoints_is_an_error(run: Path) -> None:
     for path in checkpoint_paths(run / "checkpoints"):
         (path / "state.json").unlink()
     for reference in (str(run), f"{run}@best", f"{run}@6"):
@@ -194,7 +193,7 @@ def test_load_returns_the_model_in_evaluation_mode_and_its_tokenizer(run: Path) 
     ids = torch.from_numpy(tokenizer.encode("the quick"))[None]
     logits = model(ids)
     assert logits.shape == (1, 9, tokenizer.vocab_size)
-    assert torch.equal(logits, model(ids))  # dropout of 0.5 is off
+    assert torch.equal(logits, model(ids))  # dropout, 0.5 in this run, is disabled
     assert tokenizer.decode(ids[0].tolist()) == "the quick"
 
 
@@ -206,14 +205,14 @@ def test_an_unavailable_device_is_an_error(run: Path) -> None:
 
 
 def test_weights_are_hashed_only_if_they_are_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`info` hashes nothing, `@best` one checkpoint, and `eval` in all its parts one."""
+    """`info` hashes no weights, `@best` those of one checkpoint, and all parts of `eval` together those of one."""
     hashed: list[str] = []
 
-    def counting(path: Path) -> str:
+    def recorded_hash(path: Path) -> str:
         hashed.append(f"{path.parent.name}/{path.name}")
         return sha256_of(path)
 
-    monkeypatch.setattr(checkpoint, "sha256_of", counting)
+    monkeypatch.setattr(checkpoint, "sha256_of", recorded_hash)
     for reference in (str(run), f"{run}@best", f"{run}@6"):
         describe(reference)
     assert hashed == []
@@ -223,13 +222,14 @@ def test_weights_are_hashed_only_if_they_are_loaded(run: Path, monkeypatch: pyte
     hashed.clear()
     item = {"activity_label": "a", "ctx": "the quick", "endings": ["brown", "fox", "jumps", "over"], "label": 0}
     (run / "items.jsonl").write_text(json.dumps(item) + "\n")
-    monkeypatch.setattr("glassgpt.evaluation.hellaswag.STYLES", ("build-nanogpt",))  # the text has no colon
-    monkeypatch.setattr("glassgpt.cli.evaluate._hellaswag_table", str)  # it shows both styles
+    # The other style needs a colon, which the characters of this text do not include.
+    monkeypatch.setattr("glassgpt.evaluation.hellaswag.STYLES", ("build-nanogpt",))
+    monkeypatch.setattr("glassgpt.cli.evaluate._hellaswag_table", str)  # the table needs both styles
     assert main(["eval", str(run), "--hellaswag", "--hellaswag-file", str(run / "items.jsonl")]) == 0
     assert [name for name in hashed if name.endswith("model.safetensors")] == ["000010/model.safetensors"]
 
 
-def test_the_description_has_the_figures(run: Path) -> None:
+def test_the_description_contains_the_figures_of_the_checkpoint(run: Path) -> None:
     text, parameters = describe(f"{run}@6"), ModelSummary(find_checkpoint(run).config.model).parameters
     for figure in (
         str(run / "checkpoints" / "000006"),
@@ -242,22 +242,21 @@ def test_the_description_has_the_figures(run: Path) -> None:
         assert figure in text, figure
 
 
-# --------------------------------------------------------------------------------------------------------- fine-tuning
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
 
 
-def fine_tuned(source: Path, out: Path, **changes: Any) -> tuple[Path, TrainConfig]:
+def fine_tune(source: Path, out: Path, **changes: Any) -> tuple[Path, TrainConfig]:
+    """Train one step from a source model; return the run and the config of its checkpoint."""
     text = write_text(out.with_name("other.txt"), seed=5)
     run = train(tiny_config(text, init_from=str(source), steps=1, **changes), out, progress=Quiet())
     return run, open_checkpoint(run / "checkpoints" / "000001").config
 
 
-def test_fine_tuning_starts_from_the_weights_with_the_context_cropped(run: Path, tmp_path: Path) -> None:
-    """At a rate of nearly nothing one step leaves the weights as they began: the source's, but for the dropped
-    positions.
-    """
-    still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
-    tuned, config = fine_tuned(
-        run, tmp_path / "tuned", model={"context_length": 8, "n_layer": 7, "dropout": 0.25}, **still
+def test_fine_tuning_starts_from_the_source_weights_with_a_cropped_context(run: Path, tmp_path: Path) -> None:
+    """A learning rate of 1e-12 keeps the weights to 1e-9: they equal the source's, without the cropped positions."""
+    no_learning = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
+    tuned, config = fine_tune(
+        run, tmp_path / "tuned", model={"context_length": 8, "n_layer": 7, "dropout": 0.25}, **no_learning
     )
     assert config.model == dataclasses.replace(find_checkpoint(run).config.model, context_length=8, dropout=0.25)
     (before, _), (after, _) = load(run), load(tuned)
@@ -269,12 +268,12 @@ def test_fine_tuning_starts_from_the_weights_with_the_context_cropped(run: Path,
 
 
 def test_fine_tuning_cannot_lengthen_the_context(run: Path, tmp_path: Path) -> None:
-    _, config = fine_tuned(run, tmp_path / "tuned", model={"context_length": 32})
+    _, config = fine_tune(run, tmp_path / "tuned", model={"context_length": 32})
     assert config.model.context_length == 16
 
 
-def test_fine_tuning_encodes_with_the_sources_tokenizer(run: Path, tmp_path: Path) -> None:
-    """The new text has fewer characters; its own vocabulary would give other ids."""
+def test_fine_tuning_uses_the_tokenizer_of_the_source(run: Path, tmp_path: Path) -> None:
+    """The new text has fewer characters, so a vocabulary of its own would give other ids."""
     (tmp_path / "few.txt").write_text("the fox\n" * 200)
     config = tiny_config(tmp_path / "few.txt", init_from=f"{run}@best", steps=1)
     tuned = train(config, tmp_path / "tuned", progress=Quiet())
@@ -286,8 +285,9 @@ def test_fine_tuning_encodes_with_the_sources_tokenizer(run: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("window", [None, 12])
 def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_path: Path) -> None:
-    """A Llama or Mistral directory: its weights, its tokenizer, its shape but for the context, which may lose the
-    window.
+    """The weights, the tokenizer and the shape are those of the Llama or Mistral directory.
+
+    The context is shorter here, so that a window of 12 tokens covers it and is dropped.
     """
     text = write_text(tmp_path / "text.txt")
     shape: dict[str, Any] = {
@@ -300,35 +300,35 @@ def test_fine_tuning_starts_from_a_hugging_face_model(window: int | None, tmp_pa
     }
     source = train(tiny_config(text, steps=2, model=shape), tmp_path / "source", progress=Quiet())
     assert export(source, tmp_path / "hf") == ("Llama" if window is None else "Mistral")
-    still = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
-    tuned, config = fine_tuned(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **still)
+    no_learning = {"optim": {"lr": 1e-12, "warmup_steps": 0}}
+    tuned, config = fine_tune(tmp_path / "hf", tmp_path / "tuned", model={"context_length": 8}, **no_learning)
     assert (config.model.context_length, config.model.window, config.model.resolved_n_kv_head) == (8, None, 1)
-    (before, letters), (after, same) = load(source), load(tuned)
-    assert letters is not None
-    assert same is not None
-    assert same.to_json() == letters.to_json()
+    (before, expected_tokenizer), (after, tokenizer) = load(source), load(tuned)
+    assert expected_tokenizer is not None
+    assert tokenizer is not None
+    assert tokenizer.to_json() == expected_tokenizer.to_json()
     for name, parameter in after.named_parameters():
         torch.testing.assert_close(parameter, before.get_parameter(name), rtol=0, atol=1e-9)
     figures = evaluate(tmp_path / "hf", source=str(text), split="all")
     assert figures["loss"] == pytest.approx(evaluate(source, source=str(text), split="all")["loss"], rel=1e-6)
 
 
-def test_a_model_without_a_run_needs_a_text(tmp_path: Path) -> None:
+def test_evaluating_a_model_without_a_run_needs_a_text_and_a_tokenizer(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     source = train(tiny_config(text, steps=1), tmp_path / "source", progress=Quiet())
     export(source, tmp_path / "hf")
     with pytest.raises(UserError, match="--data"):
         evaluate(tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").unlink()
-    for use in (
+    for function in (
         lambda: evaluate(tmp_path / "hf", source=str(text)),
-        lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned"),
+        lambda: fine_tune(tmp_path / "hf", tmp_path / "tuned"),
     ):
         with pytest.raises(UserError, match="has no tokenizer"):
-            use()
+            function()
 
 
-def test_an_export_replaces_nothing(run: Path, tmp_path: Path) -> None:
+def test_an_export_does_not_overwrite_files(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
@@ -336,8 +336,13 @@ def test_an_export_replaces_nothing(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_an_existing_empty_directory_is_filled(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the user stands, behind a link, after a kill that left a part behind; and all files have the same mode."""
+def test_an_export_may_write_into_an_existing_directory_without_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is behind a link and has files of an interrupted export, or it is the current one.
+
+    All files have the same mode.
+    """
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / ".partial-.export").mkdir()
     (tmp_path / "here" / ".partial-.export" / "model.safetensors").touch()
@@ -363,8 +368,8 @@ def test_a_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> N
     export(run, tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer.json").write_text(BytesTokenizer().to_json())
     reason = r"tokenizer has 256 ids and the model \d+"
-    for use in (lambda: load(tmp_path / "hf"), lambda: fine_tuned(tmp_path / "hf", tmp_path / "tuned")):
+    for function in (lambda: load(tmp_path / "hf"), lambda: fine_tune(tmp_path / "hf", tmp_path / "tuned")):
         with pytest.raises(UserError, match=reason):
-            use()
+            function()
     assert not (tmp_path / "tuned").exists()
     assert "do not match" in describe(tmp_path / "hf")
