@@ -131,14 +131,14 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
     return {"loss": loss, "hellaswag": scores}
 
 
-def train_with(accidents: dict[str, dict[str, Any]], config: dict[str, Any], out: str) -> None:
-    """Train a run with things gone wrong: functions under «accidents», each with its options."""
-    for name, options in accidents.items():
-        ACCIDENTS[name](**options)
+def train_with_faults(faults: dict[str, dict[str, Any]], config: dict[str, Any], out: str) -> None:
+    """Train a run with things gone wrong: functions under "Faults", each with its options."""
+    for name, options in faults.items():
+        FAULTS[name](**options)
     train(config, out)
 
 
-def order_of_first_use(places: list[tuple[str, int]]) -> dict[str, float]:
+def times_in_main_process_first(places: list[tuple[str, int]]) -> dict[str, float]:
     """When a rank enters and leaves the block of `main_process_first`, and goes on; places: host and local rank of each
     rank. Rank 0 is there when the last rank enters."""
     from glassgpt.distributed.group import process_group
@@ -197,14 +197,14 @@ TASKS: dict[str, Callable[..., Any]] = {
         train_twice,
         first_weights,
         evaluate,
-        train_with,
-        order_of_first_use,
+        train_with_faults,
+        times_in_main_process_first,
         compiled_operators,
         compiled_frames,
     )
 }
 
-# Accidents
+# Faults
 
 
 def _rank() -> int:
@@ -412,7 +412,7 @@ def judging_on_device() -> None:
     mock.patch.object(run, "setup_training", instead).start()
 
 
-ACCIDENTS: dict[str, Callable[..., None]] = {
+FAULTS: dict[str, Callable[..., None]] = {
     f.__name__: f for f in (*_WAYS_TO_HANG, *_WAYS_TO_FAIL, preempted, slow_save, judging_on_device)
 }
 
@@ -474,7 +474,7 @@ def _serve(
                 "seconds": time.monotonic() - begin,
             }
             continue
-        if time.monotonic() - begin > limit or (request["task"] == "train_with" and _only_stopped(children)):
+        if time.monotonic() - begin > limit or (request["task"] == "train_with_faults" and _only_stopped(children)):
             for each in children:
                 os.kill(each, signal.SIGKILL)
         time.sleep(0.002)

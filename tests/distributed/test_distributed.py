@@ -96,7 +96,7 @@ def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: H
 
 def test_one_rank_of_each_host_goes_first_and_all_hosts_wait_for_them(harness: Harness) -> None:
     """Without torchrun's GROUP_RANK, as under srun and mpirun."""
-    slow, second, other_host = harness.run(3, "order_of_first_use", places=[("a", 0), ("a", 1), ("b", 0)])
+    slow, second, other_host = harness.run(3, "times_in_main_process_first", places=[("a", 0), ("a", 1), ("b", 0)])
     assert slow["left"] < second["entered"]
     assert slow["left"] < other_host["continued"]
 
@@ -330,7 +330,7 @@ def test_after_a_preemption_on_one_rank_the_run_resumes_to_the_same_bits(
     config = {**settings(text, **changes), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(size, "train", config=config, out=whole)
-    harness.run(size, "train_with", accidents={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
+    harness.run(size, "train_with_faults", faults={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
     assert (status["state"], status["step"], status["processes"]) == ("preempted", 6, size)
     assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
@@ -343,7 +343,7 @@ def error_lines(ended: list[RankResult]) -> list[str]:
     return [line for each in ended for line in each.errors.splitlines() if "error: " in line]
 
 
-def accident(
+def run_with_fault(
     harness: Harness,
     size: int,
     patch: str,
@@ -354,8 +354,8 @@ def accident(
 ) -> list[RankResult]:
     """How the ranks of a run end in which something goes wrong; a hang is noticed after 2 seconds."""
     environment = {"GLASSGPT_HANG_SECONDS": "2"}
-    accidents = {patch: options} | (also or {})
-    harness.start(size, "train_with", environment=environment, accidents=accidents, config=config, out=out)
+    faults = {patch: options} | (also or {})
+    harness.start(size, "train_with_faults", environment=environment, faults=faults, config=config, out=out)
     return harness.results()
 
 
@@ -372,7 +372,7 @@ def test_an_exception_on_any_rank_ends_all_and_names_the_rank(
     harness: Harness, tmp_path: Path, text: Path, rank: int, kind: str, words: str
 ) -> None:
     options: dict[str, Any] = {"rank": rank, "step": 4, "kind": kind, "words": words}
-    ended = accident(harness, 3, "raising", settings(text), tmp_path / "run", **options)
+    ended = run_with_fault(harness, 3, "raising", settings(text), tmp_path / "run", **options)
     assert all(each.status == 1 for each in ended)
     assert [line.partition(" (")[0] for line in error_lines(ended)] == [f"glassgpt: error: rank {rank} of 3"]
     assert kind in error_lines(ended)[0]
@@ -386,7 +386,7 @@ def test_an_exception_on_any_rank_ends_all_and_names_the_rank(
 
 @pytest.mark.parametrize(("kind", "rank"), [("stuck", 0), ("stopped", 1), ("stuck_in_forward", 1)])
 def test_a_rank_that_hangs_is_named(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
-    ended = accident(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
+    ended = run_with_fault(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
     (line,) = error_lines(ended)
     assert re.search(rf"error: rank {rank} \(.*process \d+\) is missing: ", line), line
     # A stopped process reported up to a second before it was stopped.
@@ -396,7 +396,7 @@ def test_a_rank_that_hangs_is_named(harness: Harness, tmp_path: Path, text: Path
 
 
 def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
-    ended = accident(harness, 2, "stuck_in_evaluation", settings(text), tmp_path / "run", rank=1)
+    ended = run_with_fault(harness, 2, "stuck_in_evaluation", settings(text), tmp_path / "run", rank=1)
     (line,) = error_lines(ended)
     assert re.search(r"error: rank 1 \(.*\) is missing: at the evaluation of step 0 for", line), line
 
@@ -404,14 +404,16 @@ def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path:
 @pytest.mark.slow
 def test_if_no_rank_makes_progress_all_phases_are_named(harness: Harness, tmp_path: Path, text: Path) -> None:
     """A single rank: nobody waits for it."""
-    accidents = {"stuck_in_forward": {"rank": 0, "step": 3}}
-    ended = accident(harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=accidents, rank=0, step=3)
+    faults = {"stuck_in_forward": {"rank": 0, "step": 3}}
+    ended = run_with_fault(
+        harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=faults, rank=0, step=3
+    )
     (line,) = error_lines(ended)
     assert re.search(r"no rank .* GLASSGPT_HANG_SECONDS.*: rank 0 \(.*\) at micro-batch 1 of update 3", line), line
 
 
 def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
-    ended = accident(harness, 2, "killed", settings(text), tmp_path / "run", rank=1, step=3)
+    ended = run_with_fault(harness, 2, "killed", settings(text), tmp_path / "run", rank=1, step=3)
     assert ended[1].status == -signal.SIGKILL
     assert ended[0].status == 2
     (line,) = error_lines(ended)
@@ -424,7 +426,7 @@ def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) ->
 def test_a_finished_run_stays_finished_if_a_rank_is_lost_afterwards(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    ended = accident(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
+    ended = run_with_fault(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
     assert [each.status for each in ended] == [2, -signal.SIGKILL]
     (line,) = error_lines(ended)
     assert "lost the connection to rank 1" in line
@@ -439,7 +441,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all(
     config = {**settings(text, steps=8, checkpoint_every=3), "strategy": strategy}
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(2, "train", config=config, out=whole)
-    ended = accident(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
+    ended = run_with_fault(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
     assert all(each.status in (1, 2) for each in ended)
     (line,) = error_lines(ended)
     assert "step 5: the loss is" in line
@@ -456,7 +458,7 @@ def test_a_run_that_fails_finishes_the_save_in_progress(harness: Harness, tmp_pa
     """Rank 1 fails while rank 0 writes."""
     run = tmp_path / "run"
     config = settings(text, checkpoint_every=4)
-    ended = accident(
+    ended = run_with_fault(
         harness, 2, "raising", config, run, also={"slow_save": {"step": 4, "seconds": 2.0}}, rank=1, step=5
     )
     assert all(each.status for each in ended)
@@ -469,7 +471,7 @@ def test_a_signal_in_the_last_save_does_not_lose_it(
     harness: Harness, tmp_path: Path, text: Path, size: int, number: int
 ) -> None:
     run = tmp_path / "run"
-    ended = accident(harness, size, "slow_save", settings(text, steps=3), run, step=3, seconds=1.0, number=number)
+    ended = run_with_fault(harness, size, "slow_save", settings(text, steps=3), run, step=3, seconds=1.0, number=number)
     assert [each.status for each in ended] == [0] * max(1, size), ended[0].errors
     assert status_of(run)["state"] == "finished"
     open_checkpoint(run / "checkpoints" / "000003")
@@ -480,7 +482,9 @@ def test_a_signal_in_the_last_save_does_not_lose_it(
 def test_a_second_signal_does_not_cut_the_save_short(harness: Harness, tmp_path: Path, text: Path, rank: int) -> None:
     """One second after the first, when the rank has left the loop, or waits for the rank that writes."""
     run, slow = tmp_path / "run", {"slow_save": {"step": 5, "seconds": 2.0}}
-    ended = accident(harness, 2, "preempted", settings(text, steps=9), run, also=slow, rank=rank, step=5, again=1.0)
+    ended = run_with_fault(
+        harness, 2, "preempted", settings(text, steps=9), run, also=slow, rank=rank, step=5, again=1.0
+    )
     assert [each.status for each in ended] == [0, 0], ended[0].errors + ended[1].errors
     assert (status_of(run)["state"], status_of(run)["step"]) == ("preempted", 5)
     open_checkpoint(run / "checkpoints" / "000005")
@@ -493,7 +497,7 @@ def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
     config = settings(text, steps=40, checkpoint_every=3)
     whole, run = tmp_path / "whole", tmp_path / "run"
     harness.run(2, "train", config=config, out=whole)
-    ended = accident(harness, 2, "full_disk", config, run, save=2)
+    ended = run_with_fault(harness, 2, "full_disk", config, run, save=2)
     (line,) = error_lines(ended)
     assert "rank 0 of 2" in line
     assert "checkpoints/000006" in line
@@ -519,7 +523,7 @@ def test_a_rank_with_other_code_or_data_is_named(
     source: dict[str, Any] = (
         {"source": str(write_text(tmp_path / "other.txt", seed=1))} if patch == "other_data" else {}
     )
-    ended = accident(harness, 2, patch, settings(text), tmp_path / "run", rank=1, **source)
+    ended = run_with_fault(harness, 2, patch, settings(text), tmp_path / "run", rank=1, **source)
     (line,) = error_lines(ended)
     assert re.search(words, line)
     assert all(each.status in (1, 2) for each in ended)

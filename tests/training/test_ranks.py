@@ -34,15 +34,15 @@ def test_ranks_that_run_ahead_compute_the_same(
 ) -> None:
     config = tiny_config(text, **BATCH, **change).to_dict()
     harness.run(2, "train", config=config, out=str(tmp_path / "waiting"))
-    arguments = {"accidents": {"judging_on_device": {}}, "config": config}
-    harness.run(2, "train_with", **arguments, out=str(tmp_path / "ahead"))
+    arguments = {"faults": {"judging_on_device": {}}, "config": config}
+    harness.run(2, "train_with_faults", **arguments, out=str(tmp_path / "ahead"))
     assert differences(tmp_path / "ahead", tmp_path / "waiting") == []
 
 
 def test_a_bad_batch_of_one_rank_stops_all_and_names_it(harness: Harness, tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, **{**BATCH, "eval_every": 0, "checkpoint_every": 3}).to_dict()
-    accidents = {"judging_on_device": {}, "non_finite_loss_or_gradient": {"rank": 1, "step": 5, "what": "loss"}}
-    harness.start(2, "train_with", accidents=accidents, config=config, out=str(tmp_path / "run"))
+    faults = {"judging_on_device": {}, "non_finite_loss_or_gradient": {"rank": 1, "step": 5, "what": "loss"}}
+    harness.start(2, "train_with_faults", faults=faults, config=config, out=str(tmp_path / "run"))
     ended = harness.results()
     assert all(each.status != 0 for each in ended)
     assert any("step 5" in each.errors and "rank 1" in each.errors for each in ended)
