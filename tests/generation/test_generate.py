@@ -1,7 +1,7 @@
-"""Generation: the cache against recomputation, sampling against hand-made distributions, streaming, stopping, refusals.
+"""Generation: KV cache, sampling, streaming, stop strings, invalid arguments and the state of the model.
 
 `reciter` is a GPT whose weights are set by hand so that it generates a given text. `random_model` has large random
-float64 weights; its cached and uncached logits are so close (1e-12) that no draw falls between them.
+float64 weights. Its cached and uncached logits agree to 1e-12, too closely for any draw to differ.
 """
 
 import itertools
@@ -30,6 +30,7 @@ POSITION = pytest.mark.parametrize("position", ["learned", "rope"])
 
 
 def random_model(**changes: Any) -> GPT:
+    """Return a tiny model with large random float64 weights."""
     model = GPT.create(ModelConfig(**(TINY | changes)), seed=0).double()
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
@@ -39,8 +40,9 @@ def random_model(**changes: Any) -> GPT:
 
 
 def reciter(script: Sequence[int], vocab_size: int = 256) -> GPT:
-    """Behind a prompt of one token, writes the ids of `script`: position p is a one-hot vector, and the head maps it to
-    script[p].
+    """Return a model that generates the ids of `script` after a prompt of one token.
+
+    Position p is a one-hot vector, which the head maps to script[p].
     """
     width = len(script) + 1
     shape = ModelConfig(
@@ -63,20 +65,23 @@ def reciter(script: Sequence[int], vocab_size: int = 256) -> GPT:
 
 
 def recite(script: Sequence[int], tokenizer: Tokenizer = BYTES, **settings: Any) -> list[GeneratedToken]:
+    """Return the greedily generated tokens of a model that recites `script`."""
     model = reciter(script, tokenizer.vocab_size)
     return list(generate(model, tokenizer, [0], **({"max_new_tokens": len(script), "temperature": 0} | settings)))
 
 
 def ids_of(generated: Iterable[GeneratedToken], sample: int = 0) -> list[int]:
+    """Return the token ids of one sample."""
     return [token.token_id for token in generated if token.sample == sample]
 
 
 def text_of(generated: Iterable[GeneratedToken], sample: int = 0) -> str:
+    """Return the text of one sample."""
     return "".join(token.text for token in generated if token.sample == sample)
 
 
-def calls(model: GPT) -> list[tuple[int, ...]]:
-    """The shapes of ids that reach the model from now on."""
+def record_shapes(model: GPT) -> list[tuple[int, ...]]:
+    """Return a list that collects the shapes of all ids passed to the model from now on."""
     shapes: list[tuple[int, ...]] = []
     model.get_submodule("embedding").register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     return shapes
@@ -88,27 +93,27 @@ def calls(model: GPT) -> list[tuple[int, ...]]:
 @POSITION
 @pytest.mark.parametrize("parts", [[8], [1] * 8, [5, 1, 1, 1], [2, 3, 3]])
 def test_cached_logits_equal_uncached_logits(position: str, parts: list[int]) -> None:
-    """A prompt in one pass, token by token, or in generated; 1e-12 is float64's rounding in another order of sums."""
+    """The tokens arrive in one pass, one by one, or in several parts; 1e-12 is float64's rounding of reordered sums."""
     model, ids = random_model(position=position), torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
     cache = model.new_cache(2, 8)
     ends = itertools.accumulate(parts)
-    generated = [
+    logits = [
         model.logits(model.hidden(ids[:, end - size : end], cache)) for size, end in zip(parts, ends, strict=True)
     ]
-    torch.testing.assert_close(torch.cat(generated, dim=1), model(ids), atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(ids), atol=1e-12, rtol=0)
     with pytest.raises(ValueError, match="9 tokens do not fit into 8"):
         model.hidden(ids[:, :1], cache)
 
 
 def windows(context: int, prompt: Sequence[int], drawn: Sequence[int]) -> list[list[int]]:
-    """What each draw may see, written from the rule: when the context is full, its older half goes."""
-    seen, window = [], list(prompt)
+    """Return the tokens that each draw sees: if the window exceeds the context, its older half is dropped."""
+    result, window = [], list(prompt)
     for token in drawn:
         while len(window) > context:
             window = window[max(1, context // 2) :]
-        seen.append(list(window))
+        result.append(list(window))
         window.append(token)
-    return seen
+    return result
 
 
 @POSITION
@@ -117,17 +122,15 @@ def windows(context: int, prompt: Sequence[int], drawn: Sequence[int]) -> list[l
 def test_a_full_context_drops_its_older_half_with_and_without_cache(
     position: str, context: int, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts shorter than, as long as and longer than the context, 30 tokens on: each draw is from the logits of its
-    window.
-    """
+    """Each token is drawn from its window's logits, for prompts shorter than, equal to or longer than the context."""
     model = random_model(position=position, context_length=context)
     recorded: list[Tensor] = []
 
-    def spy(logits: Tensor, settings: SamplingConfig) -> Tensor:
+    def record(logits: Tensor, settings: SamplingConfig) -> Tensor:
         recorded.append(logits[0])
         return sampling_distribution(logits, settings)
 
-    monkeypatch.setattr(module, "sampling_distribution", spy)
+    monkeypatch.setattr(module, "sampling_distribution", record)
     cached, uncached = (
         ids_of(generate(model, None, prompt, max_new_tokens=30, temperature=3.0, use_cache=use_cache))
         for use_cache in (True, False)
@@ -138,45 +141,44 @@ def test_a_full_context_drops_its_older_half_with_and_without_cache(
 
 
 def test_rotary_models_with_windows_generate_indefinitely() -> None:
-    """Far past the context every token is the likeliest after all the text before it: nothing is dropped, nothing read
-    again.
-    """
+    """No token is dropped or processed twice, even if the text is much longer than the context."""
     model = random_model(position="rope", context_length=8, window=3)
-    shapes = calls(model)
+    shapes = record_shapes(model)
     cached = ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0))
     assert shapes == [(1, 2)] + [(1, 1)] * 59
     assert cached == ids_of(generate(model, None, [1, 2], max_new_tokens=60, temperature=0, use_cache=False))
     assert cached == greedy(model, [1, 2], 60)
-    assert len(set(cached)) > 2, "a text of one token proves nothing"
+    assert len(set(cached)) > 2, "a repeated token would test little"
 
 
 def greedy(model: GPT, prompt: Sequence[int], steps: int) -> list[int]:
-    """The likeliest continuation within the context, recomputed for each token."""
+    """Return the most likely continuation within the context, recomputed for each token."""
     ids = list(prompt)
     for _ in range(steps):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
-def test_window_start_in_numbers() -> None:
+def test_window_start_drops_half_of_the_context_at_a_time() -> None:
     assert [window_start(length, 8) for length in (0, 8, 9, 12, 13, 16, 17)] == [0, 0, 4, 4, 8, 8, 12]
 
 
-def test_a_prompt_is_read_in_one_pass_and_all_samples_in_one_batch() -> None:
+def test_the_prompt_takes_one_pass_and_all_samples_share_a_batch() -> None:
     model = random_model()
-    shapes = calls(model)
+    shapes = record_shapes(model)
     list(generate(model, None, [1, 2, 3, 4], max_new_tokens=4, n=3))
     assert shapes == [(3, 4), (3, 1), (3, 1), (3, 1)]
     shapes.clear()
-    list(generate(model, None, [1, 2, 3, 4, 5], max_new_tokens=6))  # tokens 5..10 in a context of 8: read again once
+    # Tokens 5..10 exceed the context of 8 once: one more pass over the window.
+    list(generate(model, None, [1, 2, 3, 4, 5], max_new_tokens=6))
     assert shapes == [(1, 5), (1, 1), (1, 1), (1, 1), (1, 5), (1, 1)]
 
 
 # Sampling
 
 
-def test_tokens_follow_the_models_distribution() -> None:
-    """4,000 samples of one token each against the model's own probabilities, within five standard errors."""
+def test_sampled_tokens_follow_the_models_distribution() -> None:
+    """The shares of 4,000 samples of one token equal the model's probabilities within five standard errors."""
     model, count = random_model(), 4000
     drawn = torch.tensor(
         [token.token_id for token in generate(model, None, [3, 5], max_new_tokens=1, temperature=1.3, n=count)]
@@ -184,11 +186,11 @@ def test_tokens_follow_the_models_distribution() -> None:
     p = (model(torch.tensor([[3, 5]]))[0, -1] / 1.3).softmax(-1)
     share = drawn.bincount(minlength=11) / count
     assert ((share - p).abs() <= 5 * (p * (1 - p) / count).sqrt()).all()
-    assert (p > 0.01).sum() > 2, "a model that always draws the same shows nothing"
+    assert (p > 0.01).sum() > 2, "a model that always draws the same token would test little"
 
 
 def test_padded_ids_are_never_sampled() -> None:
-    """Though the padded rows of the head beat all others by far (no seed masked them)."""
+    """The padding rows of the head have by far the largest logits here, but no padding id is sampled."""
     model = random_model(vocab_multiple=64, tied_head=False)
     with torch.no_grad():
         model.get_parameter("head.weight")[11:] = (
@@ -200,9 +202,7 @@ def test_padded_ids_are_never_sampled() -> None:
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 50.0, "n": 50, "top_k": 7}])
 def test_ids_that_the_tokenizer_lacks_are_never_sampled(settings: dict[str, Any]) -> None:
-    """Makers pad their models' vocabularies; here the model knows 11 ids and likes those best that have no
-    character.
-    """
+    """Published models often pad their vocabulary. This model has 11 ids, and prefers the 4 without a character."""
     model, tokenizer = random_model(tied_head=False), CharacterTokenizer("abcdefg")
     with torch.no_grad():
         model.get_parameter("head.weight")[7:] *= 1e3
@@ -227,13 +227,13 @@ def test_draws_do_not_use_the_global_generator() -> None:
     assert draw(6) != first
 
 
-def test_samples_differ_and_take_turns() -> None:
+def test_samples_differ_and_their_tokens_alternate() -> None:
     generated = list(generate(random_model(), None, [1], max_new_tokens=20, temperature=2.0, n=3))
     assert [token.sample for token in generated] == [0, 1, 2] * 20
     assert len({tuple(ids_of(generated, sample)) for sample in range(3)}) == 3
 
 
-def test_without_a_tokenizer_tokens_have_ids_only() -> None:
+def test_without_a_tokenizer_tokens_have_ids_but_no_text() -> None:
     model = random_model()
     generated = list(generate(model, None, [1, 2], max_new_tokens=3, temperature=0))
     assert {token.text for token in generated} == {""}
@@ -250,26 +250,26 @@ def test_without_a_tokenizer_tokens_have_ids_only() -> None:
 @example("é€😀\u0301".encode())
 @example("a😀".encode()[:-1])
 @example(b"\xff\xe2\x82a")
-def test_streamed_text_equals_the_decoded_whole(script: bytes) -> None:
-    """Any bytes, so also text cut off within a character and bytes that are none."""
+def test_streamed_text_equals_the_decoded_script(script: bytes) -> None:
+    """For any bytes, including characters that are cut off and invalid UTF-8."""
     generated = recite(script)
     assert ids_of(generated) == list(script)
     assert text_of(generated) == BYTES.decode(script)
 
 
-def test_no_half_character_is_ever_shown() -> None:
+def test_incomplete_characters_are_never_returned() -> None:
     text = "né€ 😀!"
     generated = recite(text.encode())
     assert [token.text for token in generated if token.text] == list(text)
     assert str(generated[1]) == ""  # the first byte of é
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """What may be shown: up to the first stop string of the first beginning of the text that has one."""
+def text_before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before its first stop string; the first stop string is the one that ends first."""
     for end in range(len(text) + 1):
-        found = [text.find(stop) for stop in stops if stop in text[:end]]
-        if found:
-            return text[: min(found)]
+        places = [text.find(stop) for stop in stops if stop in text[:end]]
+        if places:
+            return text[: min(places)]
     return text
 
 
@@ -278,34 +278,34 @@ def cut(text: str, stops: Sequence[str]) -> str:
 @example("abcabd", ["abd"])  # a false start
 @example("aab", ["ab"])  # a false start that overlaps the true one
 @example("abcd", ["abcd", "bc"])
-@example("abab", ["b", "ab"])  # both end at once
-@example("ba", ["ab"])  # the end may hold the start of a stop string: shown after all
-def test_a_stop_string_is_never_shown_even_across_tokens(text: str, stops: list[str]) -> None:
+@example("abab", ["b", "ab"])  # both stop strings end at the same place
+@example("ba", ["ab"])  # the end of the text may begin a stop string; it is returned at the end
+def test_text_ends_before_a_stop_string_even_if_it_spans_tokens(text: str, stops: list[str]) -> None:
     shown = text_of(recite(text.encode(), stop=stops))
-    assert shown == cut(text, stops)
+    assert shown == text_before_stop(text, stops)
 
 
-def test_text_is_pending_only_while_a_stop_string_may_have_begun() -> None:
+def test_text_is_held_back_only_while_a_stop_string_may_have_begun() -> None:
     assert [token.text for token in recite(b"xEyENDz", stop=["END"])] == ["x", "", "Ey", "", "", ""]
 
 
-def test_one_stop_string_may_be_a_string() -> None:
-    """Not taken for its characters."""
+def test_a_single_string_is_one_stop_string() -> None:
+    """It is not treated as a list of its characters."""
     assert text_of(recite(b"a\nb\n\nc", stop="\n\n")) == "a\nb"
 
 
 def test_samples_stop_independently() -> None:
-    """Samples of different length in one batch; each is what its ids say, and goes on until its own stop string."""
+    """Samples in one batch have different lengths; each continues until its own stop string."""
     model = random_model(vocab_size=256)
     everything = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4))
     texts = [text_of(everything, sample) for sample in range(4)]
     stop = next(character for character in texts[0] if character.isascii())
     generated = list(generate(model, BYTES, [1], max_new_tokens=40, temperature=3.0, n=4, stop=[stop]))
-    assert [text_of(generated, sample) for sample in range(4)] == [cut(text, [stop]) for text in texts]
-    assert len({len(ids_of(generated, sample)) for sample in range(4)}) > 1, "all stopped together, which shows nothing"
+    assert [text_of(generated, sample) for sample in range(4)] == [text_before_stop(text, [stop]) for text in texts]
+    assert len({len(ids_of(generated, sample)) for sample in range(4)}) > 1, "samples of equal length would test little"
 
 
-def test_end_of_text_ends_a_sample_and_is_not_shown() -> None:
+def test_end_of_text_ends_a_sample_and_adds_no_text() -> None:
     tokenizer = tokenizer_with_end()
     end = tokenizer.end_of_text
     assert end is not None
@@ -316,8 +316,9 @@ def test_end_of_text_ends_a_sample_and_is_not_shown() -> None:
 
 
 def tokenizer_with_end() -> BPETokenizer:
-    """The 256 bytes and end-of-text, in GPT-2's spelling of bytes: printable ones are themselves, the rest from U+0100
-    on.
+    """Return a tokenizer of the 256 bytes and an end of text.
+
+    Bytes are spelled like in GPT-2: printable ones as themselves, the others as characters from U+0100.
     """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = itertools.count(256)
@@ -326,8 +327,9 @@ def tokenizer_with_end() -> BPETokenizer:
 
 
 def sentencepiece() -> HFTokenizer:
-    """Five tokens of Llama's kind: a word carries its space, which the beginning of a text drops, and prompts begin
-    with <s>.
+    """Return a tokenizer of five tokens like Llama's.
+
+    Each word includes the space before it, which is dropped at the start of a text, and prompts begin with <s>.
     """
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     word = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
@@ -349,7 +351,7 @@ def sentencepiece() -> HFTokenizer:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "read", "written"),
+    ("prompt", "expected_ids", "expected_text"),
     [
         (None, [1], "tide low"),
         ("low", [1, 3], " tide low"),
@@ -359,12 +361,14 @@ def sentencepiece() -> HFTokenizer:
     ],
     ids=str,
 )
-def test_text_continues_its_prompt(prompt: str | list[int] | None, read: list[int], written: str) -> None:
-    """Behind <s> as such models expect, and with the space between the prompt's last word and the first one written."""
+def test_generated_text_continues_its_prompt(
+    prompt: str | list[int] | None, expected_ids: list[int], expected_text: str
+) -> None:
+    """The prompt begins with <s>, and a space separates the prompt's last word from the first generated word."""
     tokenizer = sentencepiece()
-    model = reciter([4] * (len(read) - 1) + [4, 3, 2], tokenizer.vocab_size)
-    assert prompt_ids(model, tokenizer, prompt).tolist() == [read]
-    assert text_of(generate(model, tokenizer, prompt, temperature=0)) == written
+    model = reciter([4] * (len(expected_ids) - 1) + [4, 3, 2], tokenizer.vocab_size)
+    assert prompt_ids(model, tokenizer, prompt).tolist() == [expected_ids]
+    assert text_of(generate(model, tokenizer, prompt, temperature=0)) == expected_text
     with pytest.raises(UserError, match="prompt is empty"):
         prompt_ids(model, tokenizer, "")
 
@@ -400,8 +404,8 @@ def test_max_new_tokens_limits_a_sample(count: int) -> None:
     ],
     ids=str,
 )
-def test_invalid_settings_are_errors_at_the_call(changes: dict[str, Any], words: str) -> None:
-    """Not at the first `next`, which may be in another place altogether."""
+def test_invalid_arguments_are_errors_when_generate_is_called(changes: dict[str, Any], words: str) -> None:
+    """The error is raised by the call itself, not later by the first `next`."""
     arguments: dict[str, Any] = {"tokenizer": BYTES, "prompt": [1]} | changes
     with pytest.raises(UserError, match=words):
         generate(reciter(b"abc"), **arguments)
@@ -409,7 +413,7 @@ def test_invalid_settings_are_errors_at_the_call(changes: dict[str, Any], words:
 
 @pytest.mark.parametrize("consume", [list, next, lambda generated: None], ids=["to the end", "one token", "not at all"])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_training_mode_is_restored(consume: Callable[[Any], object], training: bool) -> None:
+def test_training_mode_is_restored(consume: Callable[[Any], object], training: bool) -> None:
     model = random_model().train(training)
     generated = generate(model, None, [1], max_new_tokens=5)
     consume(generated)
@@ -417,13 +421,13 @@ def test_the_training_mode_is_restored(consume: Callable[[Any], object], trainin
     assert {module.training for module in model.modules()} == {training}
 
 
-def test_dropout_is_off_and_no_gradients_are_computed() -> None:
+def test_dropout_is_disabled_and_no_gradients_are_computed() -> None:
     model = random_model(dropout=0.5).train()
     assert ids_of(generate(model, None, [1], max_new_tokens=6, temperature=0)) == greedy(model.eval(), [1], 6)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_generated_token_prints_as_its_text_and_has_a_probability_on_request() -> None:
+def test_a_generated_token_formats_as_its_text_and_has_a_probability_on_request() -> None:
     assert recite("é".encode())[1] == GeneratedToken("é", 0xA9, 0, None)
     assert f"{recite('é'.encode())[1]}" == "é"
     model = random_model()
@@ -432,23 +436,23 @@ def test_a_generated_token_prints_as_its_text_and_has_a_probability_on_request()
     assert token.probability == pytest.approx(float(p[token.token_id]), rel=1e-6)
 
 
-def test_a_prompt_of_text_is_encoded() -> None:
+def test_a_text_prompt_is_encoded_by_the_tokenizer() -> None:
     model = random_model(vocab_size=256)
     by_text, by_ids = (generate(model, BYTES, prompt, max_new_tokens=10) for prompt in ("é!", list("é!".encode())))
     assert ids_of(by_text) == ids_of(by_ids)
 
 
-def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No graph is recorded during a pass, or long texts would fill the memory."""
+def test_generation_records_no_autograd_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of a long text would fill the memory."""
     recorded: list[bool] = []
     hidden = GPT.hidden
 
-    def spy(self: GPT, *arguments: Any) -> Tensor:
+    def record(self: GPT, *arguments: Any) -> Tensor:
         result = hidden(self, *arguments)
         recorded.append(result.requires_grad)
         return result
 
-    monkeypatch.setattr(GPT, "hidden", spy)
+    monkeypatch.setattr(GPT, "hidden", record)
     list(generate(random_model(), None, [1], max_new_tokens=3))
     assert recorded == [False] * 3
 
@@ -458,7 +462,7 @@ def test_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     [(tokenizer_with_end(), 256), (BYTES, ord("\n")), (CharacterTokenizer("a\nb"), 1), (CharacterTokenizer("ab"), 0)],
     ids=["end of text", "line break", "line break of characters", "no line break"],
 )
-def test_without_a_prompt_a_document_begins(tokenizer: Tokenizer, expected: int) -> None:
+def test_without_a_prompt_generation_begins_a_document(tokenizer: Tokenizer, expected: int) -> None:
     model = random_model(vocab_size=tokenizer.vocab_size)
     by_default, by_id = (ids_of(generate(model, tokenizer, prompt, max_new_tokens=10)) for prompt in (None, [expected]))
     assert by_default == by_id

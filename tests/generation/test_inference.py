@@ -1,4 +1,4 @@
-"""Models prepared for inference: the same logits in float32, close ones in int8 and bfloat16, and errors."""
+"""Models prepared for inference: equal logits in float32, close ones in int8 and bfloat16, and errors."""
 
 import os
 import subprocess
@@ -44,58 +44,62 @@ VARIANTS = pytest.mark.parametrize(
 
 
 def model(**changes: Any) -> GPT:
-    """GPT-2's initialisation, five times as large, so that the layers matter."""
-    made = GPT.create(ModelConfig(**(SHAPE | changes)), seed=0)
+    """Return a GPT-2 whose initial matrices are multiplied by 5, so that every layer affects the logits."""
+    model = GPT.create(ModelConfig(**(SHAPE | changes)), seed=0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.mul_(5 if parameter.dim() == 2 else 1)
-    return made.eval()
+    return model.eval()
 
 
 def ids(*shape: int) -> Tensor:
+    """Return random token ids of this shape."""
     return torch.randint(250, shape, generator=torch.Generator().manual_seed(0))
 
 
 @VARIANTS
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("packed_for", [1, 2])
-def test_float32_gives_the_same_logits(changes: dict[str, Any], rows: int, packed_for: int) -> None:
-    """Up to float32's rounding in another order of sums."""
+def test_float32_inference_gives_the_same_logits(changes: dict[str, Any], rows: int, packed_for: int) -> None:
+    """The tolerances are float32's rounding of sums in another order."""
     original = model(**changes)
     with torch.inference_mode():
-        ready = InferenceGPT(original, partial(PackedLinear, rows=packed_for))
-        torch.testing.assert_close(ready(ids(rows, 9)), original(ids(rows, 9)), atol=2e-4, rtol=1e-4)
+        prepared = InferenceGPT(original, partial(PackedLinear, rows=packed_for))
+        torch.testing.assert_close(prepared(ids(rows, 9)), original(ids(rows, 9)), atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(
-            ready(ids(rows, 9), ids(rows, 9)), original(ids(rows, 9), ids(rows, 9)), atol=1e-4, rtol=1e-4
+            prepared(ids(rows, 9), ids(rows, 9)), original(ids(rows, 9), ids(rows, 9)), atol=1e-4, rtol=1e-4
         )
 
 
-def test_an_int8_layer_computes_with_rounded_numbers() -> None:
-    """Against the formula: weights rounded to 127 steps each way, a row of x to 255 from its smallest to its largest
-    number, 0 among them. A row of zeros gives the bias; rows of one sign only are there too.
+def test_an_int8_layer_equals_a_product_of_rounded_numbers() -> None:
+    """Weights are rounded to 127 steps on each side of 0.
+
+    A row of x is rounded to 255 steps between its smallest and largest number, including 0. The rows include one of
+    zeros, which must give the bias, and rows of only one sign.
     """
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((48, 64), (48,), (5, 64)))
     x[2] = 0
     x[3], x[4] = x[3].abs() + 1, -x[4].abs() - 1
     weight[3] = 0
-    rounded_weight = rounded(weight, weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127)
+    rounded_weight = round_to(weight, weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127)
     low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-    expected = F.linear(rounded(x, (high - low).clamp(min=1e-30) / inference.activation_steps()), rounded_weight) + bias
+    expected = (
+        F.linear(round_to(x, (high - low).clamp(min=1e-30) / inference.activation_steps()), rounded_weight) + bias
+    )
     with torch.inference_mode():
-        for rows in (slice(0, 5), *(slice(i, i + 1) for i in range(5))):  # all together, and each alone
+        for rows in (slice(0, 5), *(slice(i, i + 1) for i in range(5))):  # all rows together, and each row alone
             torch.testing.assert_close(Int8Linear(weight, bias)(x[rows]), expected[rows], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(Int8Linear(weight, None)(x[rows]), expected[rows] - bias, atol=1e-4, rtol=1e-4)
 
 
-def rounded(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+def round_to(numbers: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Round to multiples of the step."""
     return (numbers / step).round() * step
 
 
-def test_without_int8_dot_products_activations_have_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FBGEMM's kernel for AVX2, which adds two products in 16 bits, does not overflow; with as many steps as else it
-    would.
-    """
+def test_activations_have_fewer_steps_on_a_cpu_without_int8_dot_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FBGEMM's AVX2 kernel adds two products in 16 bits, which would overflow with 255 steps, but not with fewer."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True})
     assert (inference.activation_steps() + 1) * 127 * 2 < 2**15
     code = (
@@ -108,56 +112,52 @@ def test_without_int8_dot_products_activations_have_fewer_steps(monkeypatch: pyt
         "print(error(127), error(255))"
     )
     environment = {**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    coarse, overflown = map(float, done.stdout.split())
-    assert coarse < 0.01 < 0.1 < overflown
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    coarse, overflowed = map(float, result.stdout.split())
+    assert coarse < 0.01 < 0.1 < overflowed
 
 
 @VARIANTS
-def test_int8_is_close(changes: dict[str, Any]) -> None:
-    """Logits within a tenth of their spread (0.01 to 0.06 seen) and not the same; the loss of each token, and of
-    all.
-    """
-    original, ready = model(**changes), quantize(model(**changes))
+def test_int8_logits_and_losses_are_close_to_the_originals(changes: dict[str, Any]) -> None:
+    """Logits differ, but by less than a tenth of their standard deviation (0.01 to 0.06 of it were measured)."""
+    original, quantized = model(**changes), quantize(model(**changes))
     with torch.inference_mode():
-        expected, logits = original(ids(2, 20)), ready(ids(2, 20))
-        losses = ready(ids(2, 20), ids(2, 20), reduction="none")
+        expected, logits = original(ids(2, 20)), quantized(ids(2, 20))
+        losses = quantized(ids(2, 20), ids(2, 20), reduction="none")
         assert losses.shape == (2, 20)
         torch.testing.assert_close(
             losses, F.cross_entropy(logits.transpose(1, 2), ids(2, 20), reduction="none"), atol=1e-4, rtol=1e-4
         )
-        torch.testing.assert_close(ready(ids(2, 20), ids(2, 20)), losses.mean())
+        torch.testing.assert_close(quantized(ids(2, 20), ids(2, 20)), losses.mean())
     assert 0 < (logits - expected).std() < 0.1 * expected.std()
 
 
 def test_int8_rows_are_independent() -> None:
-    """Though other rows are a thousand times as large. Rounding to the next integer, as one input in a million is,
-    would be seen.
-    """
+    """Other rows are up to a million times as large. One number in a million may round to the next integer."""
     layer, x = (
         Int8Linear(torch.randn(48, 64), torch.randn(48)),
         torch.randn(1000, 3, 64) * torch.tensor([[1.0], [1000.0], [0.001]]),
     )
     x = x.flatten(0, 1)
     with torch.inference_mode():
-        together, alone = layer(x), torch.cat([layer(row[None]) for row in x])
-    difference = (together - alone).abs().amax(dim=1) / x.abs().amax(dim=1).clamp(min=1)
+        together, separate = layer(x), torch.cat([layer(row[None]) for row in x])
+    difference = (together - separate).abs().amax(dim=1) / x.abs().amax(dim=1).clamp(min=1)
     assert (difference > 1e-5).sum() < 0.01 * len(x)
 
 
-def test_the_original_is_not_changed() -> None:
+def test_quantization_does_not_change_the_original_model() -> None:
     original = model().train()
     before = {name: value.clone() for name, value in original.state_dict().items()}
-    ready = quantize(original)
+    quantized = quantize(original)
     assert original.training
     assert all(module.training for module in original.modules())
-    assert not any(module.training for module in ready.modules())
+    assert not any(module.training for module in quantized.modules())
     assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
-    assert not any(parameter.is_meta for parameter in ready.parameters())
+    assert not any(parameter.is_meta for parameter in quantized.parameters())
 
 
 def test_a_prepared_model_is_a_gpt_with_readable_weights() -> None:
-    """Int8 weights are the original's to half a step of 127; packed ones are the original's own."""
+    """Int8 weights differ from the original's by at most half of one of 127 steps; packed weights are equal."""
     original, name = model(), "blocks.0.feed_forward.up"
     weight = original.get_parameter(f"{name}.weight").detach()
     rounded_weight = quantize(original).get_submodule(name).weight
@@ -179,17 +179,15 @@ def test_the_quantization_engine_is_restored(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.backends.quantized.engine == before
 
 
-def test_bfloat16_on_request_leaves_the_original_in_float32() -> None:
-    """Logits within bfloat16's rounding (8 bits), the tied head is still tied, hooks fire; `auto` on a CPU stays
-    float32.
-    """
+def test_bfloat16_inference_leaves_the_original_in_float32() -> None:
+    """Logits agree within bfloat16's 8 bits, the head stays tied, and hooks run. On a CPU, `auto` is float32."""
     original, dtypes = model().train(), []
     original.get_submodule("blocks.0").register_forward_hook(lambda _, inputs, output: dtypes.append(output.dtype))
-    ready = prepare_for_inference(original, 1, 9, "bfloat16").eval()
-    expected, logits = original.eval()(ids(2, 9)), ready(ids(2, 9)).float()
+    prepared = prepare_for_inference(original, 1, 9, "bfloat16").eval()
+    expected, logits = original.eval()(ids(2, 9)), prepared(ids(2, 9)).float()
     assert dtypes == [torch.float32, torch.bfloat16]
-    assert ready.head is ready.embedding
-    assert {p.dtype for p in ready.parameters()} == {torch.bfloat16}
+    assert prepared.head is prepared.embedding
+    assert {p.dtype for p in prepared.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in original.parameters()} == {torch.float32}
     assert 0 < (logits - expected).std() < 0.03 * expected.std()
     assert prepare_for_inference(original, 1, 9) is original
@@ -200,26 +198,26 @@ def test_bfloat16_on_request_leaves_the_original_in_float32() -> None:
         prepare_for_inference(quantize(model()), 1, 9, "bfloat16")
 
 
-def test_hooks_fire_in_prepared_models() -> None:
-    """On a block, on a linear layer, which then stays what it is, and on a model that was given other parts."""
-    original, seen = model(), []
-    original.get_submodule("blocks.0").register_forward_hook(lambda *_: seen.append("block"))
-    original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: seen.append("linear"))
+def test_hooks_run_in_prepared_models() -> None:
+    """Hooks on a block and on a linear layer, which is then not replaced, and on a model with a replaced module."""
+    original, called = model(), []
+    original.get_submodule("blocks.0").register_forward_hook(lambda *_: called.append("block"))
+    original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: called.append("linear"))
     original.set_submodule("blocks.0.attention_norm", torch.nn.Identity())
     with torch.inference_mode():
-        ready = quantize(original)
-        ready(ids(1, 3))
-        assert seen == ["block", "linear"]
-        assert ready.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
+        quantized = quantize(original)
+        quantized(ids(1, 3))
+        assert called == ["block", "linear"]
+        assert quantized.get_submodule("blocks.1.feed_forward.up").__class__ is torch.nn.Linear
         assert (
-            (ready(ids(1, 9)) - original(ids(1, 9))).abs().max()
+            (quantized(ids(1, 9)) - original(ids(1, 9))).abs().max()
             < 0.5
-            < (ready(ids(1, 9)) - model()(ids(1, 9))).abs().max()
+            < (quantized(ids(1, 9)) - model()(ids(1, 9))).abs().max()
         )
 
 
-def test_a_block_with_activation_checkpointing_is_prepared_too() -> None:
-    """It has a `forward` of its own, which a copy would go on with, and with the layers of the original."""
+def test_a_model_with_activation_checkpointing_is_quantized() -> None:
+    """Checkpointing replaces a block's `forward`; a copy that kept it would compute with the original's layers."""
     original, recomputing = model(), model()
     for block in recomputing.blocks:
         checkpoint_activations(block, "full")
@@ -228,33 +226,33 @@ def test_a_block_with_activation_checkpointing_is_prepared_too() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_generate_uses_fast_layers_if_they_pay_off(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And writes the same; a hook on the original's kernel still sees its queries."""
+def test_generate_prepares_the_model_only_for_enough_work(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generated tokens are the same, and a hook on the original's attention kernel still receives its queries."""
     original = model()
-    seen: list[int] = []
+    query_lengths: list[int] = []
     original.get_submodule("blocks.0.attention.kernel").register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].shape[2])
+        lambda _, inputs: query_lengths.append(inputs[0].shape[2])
     )
     assert prepare_for_inference(original, n, 1000) is original
-    plain = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
-    seen.clear()
+    expected = list(generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n))
+    query_lengths.clear()
     monkeypatch.setattr(inference, "MIN_BYTES", 0)
     monkeypatch.setattr(inference, "MIN_TOKENS", 26)
     assert (prepare_for_inference(original, n, inference.MIN_TOKENS // n - 1) is original) == (n > 1)
     assert isinstance(prepare_for_inference(original, n, inference.MIN_TOKENS // n), InferenceGPT)
     assert [p.token_id for p in generate(original, None, [1, 2], max_new_tokens=26, temperature=0, n=n)] == [
-        p.token_id for p in plain
+        p.token_id for p in expected
     ]
-    assert seen == [2] + [1] * 25
+    assert query_lengths == [2] + [1] * 25
     assert prepare_for_inference(quantize(original), n, 1000).get_submodule("head").__class__ is Int8Linear
     assert prepare_for_inference(model().double(), n, 1000).__class__ is GPT
 
 
-def test_for_one_row_no_weights_are_copied() -> None:
+def test_layers_for_one_row_share_the_original_weights() -> None:
     original, name = model(), "blocks.0.feed_forward.up"
-    ready = InferenceGPT(original, partial(PackedLinear, rows=1)).get_submodule(name)
-    assert isinstance(ready.weight, torch.Tensor)
-    assert ready.weight.data_ptr() == original.get_parameter(f"{name}.weight").data_ptr()
+    packed = InferenceGPT(original, partial(PackedLinear, rows=1)).get_submodule(name)
+    assert isinstance(packed.weight, torch.Tensor)
+    assert packed.weight.data_ptr() == original.get_parameter(f"{name}.weight").data_ptr()
 
 
 def test_models_that_cannot_be_quantized_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +273,7 @@ def test_models_that_cannot_be_quantized_are_errors(monkeypatch: pytest.MonkeyPa
 def test_the_command_line_generates_in_int8(
     options: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`auto` is the CPU then, and another kind is refused in a line."""
+    """With `--quantize`, the automatic device is the CPU; an unknown kind is an error of one line."""
     devices: list[str] = []
 
     def load(_: str, device: str) -> tuple[GPT, BytesTokenizer]:
@@ -290,10 +288,9 @@ def test_the_command_line_generates_in_int8(
 
 
 def test_int8_takes_less_memory() -> None:
-    """A model of 100 MB whose matrices go: a fresh process falls by 70 MB at least (three quarters of the matrices are
-    75).
+    """The process's memory falls by at least 70 MB for a model of 100 MB, of whose matrices int8 saves 75 MB.
 
-    What the C library has freed and keeps for later does not count: how much that is differs from machine to machine.
+    Memory that the C library has freed but keeps does not count, because its amount depends on the machine.
     """
     code = (
         "import ctypes, gc, platform, psutil, torch, glassgpt\n"

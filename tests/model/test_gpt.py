@@ -1,7 +1,8 @@
-"""The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout, compile. `test_slots.py` has its
-mathematics.
+"""The model: GPT-2's sizes, initialisation, positions, padding, tying, dropout and compilation.
 
-If weights matter they are large (`random_model`), because GPT-2's initialisation hides mistakes in attention.
+test_slots.py tests its mathematics.
+
+Tests that depend on weights use large ones (`random_model`), because GPT-2's initialisation hides errors in attention.
 """
 
 import math
@@ -27,6 +28,7 @@ TINY: dict[str, Any] = {"vocab_size": 11, "context_length": 8, "n_layer": 2, "n_
 
 
 def config(**changes: Any) -> ModelConfig:
+    """Return a tiny model config with some settings changed."""
     return ModelConfig(**(TINY | changes))
 
 
@@ -35,7 +37,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def random_model(shape: ModelConfig, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose weights, norms and biases included, are random and large enough that all of it matters."""
+    """Return a model whose weights, including norms and biases, are random and large enough to affect the output."""
     model = GPT.create(shape, seed=0).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,6 +47,7 @@ def random_model(shape: ModelConfig, dtype: torch.dtype = torch.float64) -> GPT:
 
 
 def token_ids(rows: int = 2, length: int = 8, vocab: int = 11) -> Tensor:
+    """Return random token ids (rows, length)."""
     return torch.randint(vocab, (rows, length), generator=generator(9))
 
 
@@ -61,7 +64,7 @@ def token_ids(rows: int = 2, length: int = 8, vocab: int = 11) -> Tensor:
     ],
 )
 def test_gpt2_has_its_published_number_of_parameters(name: str, parameters: int, padded: int) -> None:
-    """As counted in Hugging Face's checkpoints; padding to 50,304 adds 47 rows."""
+    """The counts are those of Hugging Face's checkpoints; padding to 50,304 adds 47 rows."""
     shape = recipe(name, model={"vocab_size": 50257}).model
     for multiple, expected in ((1, parameters), (shape.vocab_multiple, padded)):
         with torch.device("meta"):
@@ -70,10 +73,10 @@ def test_gpt2_has_its_published_number_of_parameters(name: str, parameters: int,
 
 
 def test_rotary_positions_replace_the_learned_ones() -> None:
-    """Seed C kept both."""
+    """Learned positions must not remain in the model as well, as in an earlier implementation."""
     learned, rope = GPT.create(config(), 0), GPT.create(config(position="rope"), 0)
-    gone = dict(learned.named_parameters()).keys() - dict(rope.named_parameters()).keys()
-    assert {name: learned.get_parameter(name).shape for name in gone} == {"positions.table.weight": (8, 16)}
+    removed = dict(learned.named_parameters()).keys() - dict(rope.named_parameters()).keys()
+    assert {name: learned.get_parameter(name).shape for name in removed} == {"positions.table.weight": (8, 16)}
     assert dict(rope.named_parameters()).keys() <= dict(learned.named_parameters()).keys()
 
 
@@ -81,47 +84,46 @@ def test_rotary_positions_replace_the_learned_ones() -> None:
 
 
 @pytest.mark.parametrize("residual_init", ["scaled", "zero"])
-def test_initialisation_follows_its_formula(residual_init: str) -> None:
-    """Every tensor against GPT-2's rule, within five standard errors of a standard deviation, s / sqrt(2n), and of a
-    mean, s / sqrt(n).
+def test_initialisation_has_the_standard_deviations_of_gpt2(residual_init: str) -> None:
+    """Standard deviation s and mean of every tensor are within five standard errors, s / sqrt(2n) and s / sqrt(n).
 
-    Seed A assigned (2L)^-0.5 to the residual projections; seed B's misspelt flag left the feed-forward's unscaled.
+    Earlier implementations had a standard deviation of (2L)^-0.5 in residual projections, or 0.02 in those of the
+    feed-forward.
     """
     layers = 3
     model = GPT.create(
         config(n_layer=layers, n_embd=64, context_length=64, tied_head=False, residual_init=residual_init), seed=1
     )
     residual = 0.02 / math.sqrt(2 * layers) if residual_init == "scaled" else 0.0
-    seen = set()
+    kinds = set()
     for name, p in model.named_parameters():
         if p.ndim == 1:
             assert (p == (1.0 if "norm" in name and name.endswith("weight") else 0.0)).all(), name
             continue
         is_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-        seen.add(is_residual)
+        kinds.add(is_residual)
         std = residual if is_residual else 0.02
         assert abs(p.std().item() - std) <= 5 * std / math.sqrt(2 * p.numel()), name
         assert abs(p.mean().item()) <= 5 * std / math.sqrt(p.numel()), name
-    assert seen == {True, False}
+    assert kinds == {True, False}
 
 
-def test_creation_depends_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = GPT.create(config(qk_norm=True), seed=5).state_dict()
-    assert torch.equal(torch.get_rng_state(), before), "creating a model must not move the global generator"
+    assert torch.equal(torch.get_rng_state(), before), "creating a model must not change the global random state"
     torch.manual_seed(2)
     second, other = GPT.create(config(qk_norm=True), seed=5).state_dict(), GPT.create(config(), seed=6).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_a_parameters_first_values_do_not_depend_on_the_others() -> None:
+def test_initial_values_of_a_parameter_do_not_depend_on_the_other_layers() -> None:
     shallow, deep = (GPT.create(config(n_layer=n), seed=3).state_dict() for n in (2, 8))
     for name, weight in shallow.items():
-        scale = (
-            2.0 if name.endswith(("attention.out.weight", "feed_forward.down.weight")) else 1.0
-        )  # sqrt(16) / sqrt(4)
+        # The scale is 1 / sqrt(2 x layers): sqrt(16) / sqrt(4).
+        scale = 2.0 if name.endswith(("attention.out.weight", "feed_forward.down.weight")) else 1.0
         torch.testing.assert_close(weight, deep[name] * scale, atol=0, rtol=1e-6)
     first, second = shallow["blocks.0.attention.qkv.weight"], shallow["blocks.1.attention.qkv.weight"]
     assert not torch.equal(first, second)
@@ -130,7 +132,7 @@ def test_a_parameters_first_values_do_not_depend_on_the_others() -> None:
 # Positions
 
 
-def test_a_length_past_learned_positions_is_refused() -> None:
+def test_more_tokens_than_learned_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="9 tokens do not fit into 8 positions"):
         GPT.create(config(), 0)(torch.zeros(1, 9, dtype=torch.long))
 
@@ -145,22 +147,22 @@ def test_computed_positions_are_unlimited(position: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_padding_is_invisible(tied: bool) -> None:
-    """Whatever stands in the padded rows, logits, loss and gradients are those of the model without them."""
-    plain, padded = random_model(config(tied_head=tied)), random_model(config(tied_head=tied, vocab_multiple=16))
+def test_the_padding_of_the_vocabulary_affects_no_logits_loss_or_gradients(tied: bool) -> None:
+    """The padding rows have arbitrary values. They get no gradient, and the rest equals the model without them."""
+    unpadded, padded = random_model(config(tied_head=tied)), random_model(config(tied_head=tied, vocab_multiple=16))
     with torch.no_grad():
         for name, parameter in padded.named_parameters():
-            source = plain.get_parameter(name)
+            source = unpadded.get_parameter(name)
             parameter.fill_(50.0)
             parameter[: source.shape[0]] = source
     ids, targets = token_ids(), token_ids().roll(1, dims=1)
     assert padded(ids).shape == (2, 8, 11)
-    torch.testing.assert_close(padded(ids), plain(ids), atol=1e-12, rtol=0)
-    for model in (plain, padded):
+    torch.testing.assert_close(padded(ids), unpadded(ids), atol=1e-12, rtol=0)
+    for model in (unpadded, padded):
         model(ids, targets).backward()
-    torch.testing.assert_close(padded(ids, targets), plain(ids, targets), atol=1e-12, rtol=0)
+    torch.testing.assert_close(padded(ids, targets), unpadded(ids, targets), atol=1e-12, rtol=0)
     for name, parameter in padded.named_parameters():
-        source = plain.get_parameter(name)
+        source = unpadded.get_parameter(name)
         assert parameter.grad is not None
         assert source.grad is not None
         torch.testing.assert_close(parameter.grad[: source.shape[0]], source.grad, atol=1e-12, rtol=0)
@@ -190,21 +192,21 @@ def test_a_tied_head_stays_tied_through_a_checkpoint(tmp_path: Path) -> None:
     with torch.no_grad():
         loaded.get_parameter("embedding.weight").mul_(2)
         model.get_parameter("embedding.weight").mul_(2)
-    assert torch.equal(loaded(token_ids()), model(token_ids())), "the loaded head did not follow its embedding"
+    assert torch.equal(loaded(token_ids()), model(token_ids())), "the loaded head is not tied to its embedding"
 
 
-def test_dropout_acts_in_training_only() -> None:
-    dropped, plain = (random_model(config(dropout=p)) for p in (0.5, 0.0))
+def test_dropout_applies_only_in_training() -> None:
+    with_dropout, without_dropout = (random_model(config(dropout=p)) for p in (0.5, 0.0))
     ids = token_ids()
-    assert torch.equal(dropped(ids), plain(ids))
+    assert torch.equal(with_dropout(ids), without_dropout(ids))
     torch.manual_seed(0)
-    first, second = dropped.train()(ids), dropped(ids)
+    first, second = with_dropout.train()(ids), with_dropout(ids)
     assert not torch.equal(first, second)
-    assert torch.equal(plain.train()(ids), plain.eval()(ids))
+    assert torch.equal(without_dropout.train()(ids), without_dropout.eval()(ids))
 
 
-def test_dropout_is_in_four_places() -> None:
-    """On the embedding, the attention weights and both branches of a block, each with the config's rate (GPT-2)."""
+def test_dropout_applies_to_embedding_attention_weights_and_both_branches() -> None:
+    """Every dropout has the rate of the config, as in GPT-2."""
     model = GPT.create(config(dropout=0.25, attention="explicit"), 0).train()
     calls: list[str] = []
     for name, module in model.named_modules():
@@ -221,8 +223,7 @@ def test_dropout_is_in_four_places() -> None:
 
 @pytest.mark.parametrize("position", ["rope", "sinusoidal"])
 def test_half_precision_weights_compute_in_half_precision(position: str) -> None:
-    """Angles are float32, and what they turn is not; bfloat16 keeps 8 bits, so a loss of 3 nats is known to about 1
-    %."""
+    """Angles stay float32, but the model computes in bfloat16, whose 8 bits give a loss of 3 nats to about 1 %."""
     model, ids, targets = (
         GPT.create(config(position=position, qk_norm=True), 0),
         token_ids(),
@@ -234,7 +235,7 @@ def test_half_precision_weights_compute_in_half_precision(position: str) -> None
 
 
 def test_compile_in_place_keeps_names_and_values() -> None:
-    """Seed B's checkpoint had a compile prefix in every name. 1e-6: a compiler may sum in another order."""
+    """Compiled names have no prefix (an earlier implementation's checkpoints had). 1e-6 allows for reordered sums."""
     model, ids, targets = random_model(config(), torch.float32), token_ids(), token_ids().roll(1, dims=1)
     names = list(model.state_dict())
     loss = model(ids, targets)
@@ -259,8 +260,7 @@ def test_compile_in_place_keeps_names_and_values() -> None:
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
-    """bfloat16 has 8 bits, so a loss of 3 nats is known to about 1 %; bitwise equality would mean that autocast was
-    ignored."""
+    """bfloat16's 8 bits give a loss of 3 nats to about 1 %; equal bits would mean that autocast had no effect."""
     model, ids, targets = GPT.create(config(), 0), token_ids(), token_ids().roll(1, dims=1)
     exact = model(ids, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -276,8 +276,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_outside() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_with_flex_attention_a_model_is_compiled_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mask of the first pass once was in a graph of its own; and a shorter text in between, not compiled, takes it
-    away from none."""
+    """The mask must not have its own graph, and a shorter text, not compiled, must not replace the compiled one's."""
     model = GPT.create(config(context_length=256, window=64, attention="flex", position="rope"), 0)
     ids = torch.zeros(1, 256, dtype=torch.int64)
     graphs: list[torch.fx.GraphModule] = []

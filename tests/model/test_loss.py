@@ -1,4 +1,4 @@
-"""Head and loss in one against `F.cross_entropy` over full logits: values, gradients, chunks, memory, low precision."""
+"""The fused head and loss equal `F.cross_entropy` over full logits: values, gradients, chunks, memory, precision."""
 
 from collections.abc import Callable
 from itertools import product
@@ -21,7 +21,10 @@ B, T, C, V, PADDED = 3, 5, 6, 13, 16
 
 
 def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden (B, T, C), weight (PADDED, C) whose padding would win every softmax, targets (B, T) with two ignored."""
+    """Return hidden (B, T, C), weight (PADDED, C) and targets (B, T).
+
+    The padding rows would have the largest logits. Two targets are ignored.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden = scale * torch.randn(B, T, C, generator=generator, dtype=torch.float64)
     weight = torch.randn(PADDED, C, generator=generator, dtype=torch.float64)
@@ -31,31 +34,32 @@ def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tens
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def plain(
+def reference_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, cap: float | None, reduction: str = "mean"
 ) -> Tensor:
+    """Return PyTorch's cross-entropy over full logits."""
     logits = soft_cap(hidden @ weight[:vocab_size].T, cap)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction, ignore_index=IGNORED)
 
 
-# From one row a chunk to all 15 at once; 4 rows leave a last chunk of 3.
+# 0 and 1 give chunks of one row, 4 leaves a last chunk of 3, 15 and 1,000 give one chunk.
 @pytest.mark.parametrize(("rows", "cap", "vocab_size"), list(product([0, 1, 4, 15, 1000], [None, 1.5], [V, PADDED])))
-def test_loss_and_gradients_are_those_of_full_logits(
+def test_loss_and_gradients_equal_those_of_full_logits(
     rows: int, cap: float | None, vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """float64: 1e-12 is rounding. The upstream gradient of 3 stands for accumulation and loss scaling."""
+    """1e-12 is float64's rounding. The upstream gradient of 3 stands for gradient accumulation and loss scaling."""
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", rows * PADDED)
     monkeypatch.setattr(loss_module, "CPU_VOCAB_BLOCK", 5)
     hidden, weight, targets = inputs()
     actual = cross_entropy(hidden, weight, targets, vocab_size, cap)
-    expected = plain(hidden, weight, targets, vocab_size, cap)
+    expected = reference_loss(hidden, weight, targets, vocab_size, cap)
     torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
     gradients = [torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (actual, expected)]
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-12)
     assert not gradients[0][1][vocab_size:].any()
     each = token_losses(hidden, weight, targets, vocab_size, cap)
     torch.testing.assert_close(
-        each.flatten(), plain(hidden, weight, targets, vocab_size, cap, "none"), atol=1e-12, rtol=1e-12
+        each.flatten(), reference_loss(hidden, weight, targets, vocab_size, cap, "none"), atol=1e-12, rtol=1e-12
     )
     assert each.shape == targets.shape
     assert not each.requires_grad
@@ -64,9 +68,11 @@ def test_loss_and_gradients_are_those_of_full_logits(
 @pytest.mark.parametrize(
     ("hidden_grad", "weight_grad", "products"), [(True, True, 3), (True, False, 2), (False, True, 2), (False, False, 1)]
 )
-def test_only_the_gradients_that_are_needed_are_computed(hidden_grad: bool, weight_grad: bool, products: int) -> None:
-    """Counted by PyTorch: the logits are one product, and each gradient is one more. Without autograd the loss is the
-    same."""
+def test_only_required_gradients_are_computed(hidden_grad: bool, weight_grad: bool, products: int) -> None:
+    """By PyTorch's FLOP count, the logits take one matrix product and each gradient one more.
+
+    Without autograd, the loss is the same.
+    """
     hidden, weight, targets = inputs()
     expected = torch.autograd.grad(cross_entropy(hidden, weight, targets, V), (hidden, weight))
     hidden.requires_grad_(hidden_grad), weight.requires_grad_(weight_grad)
@@ -84,14 +90,14 @@ def test_only_the_gradients_that_are_needed_are_computed(hidden_grad: bool, weig
 
 
 @pytest.mark.parametrize("cap", [None, 1.5])
-def test_gradcheck(cap: float | None) -> None:
-    """The gradient is written by hand, so finite differences of the loss itself are its second witness."""
+def test_gradients_equal_finite_differences(cap: float | None) -> None:
+    """The gradient is a formula of its own, so finite differences of the loss are an independent check."""
     hidden, weight, targets = inputs()
     assert torch.autograd.gradcheck(lambda h, w: cross_entropy(h, w, targets, V, cap), (hidden, weight))
 
 
-def test_soft_cap() -> None:
-    """The identity near zero, never beyond the cap; None disables it."""
+def test_the_soft_cap_is_the_identity_near_0_and_bounded() -> None:
+    """None disables it."""
     x = torch.tensor([-1e4, -1e-3, 0.0, 1e-3, 1e4], dtype=torch.float64)
     torch.testing.assert_close(
         soft_cap(x, 30.0), torch.tensor([-30, -1e-3, 0, 1e-3, 30], dtype=torch.float64), atol=1e-12, rtol=0
@@ -111,12 +117,12 @@ def test_an_invalid_target_is_an_error(reduce: Any, wrong: int) -> None:
 def test_huge_logits_do_not_overflow() -> None:
     hidden, weight, targets = inputs(torch.float32, scale=1e4)
     loss = cross_entropy(hidden, weight, targets, V)
-    torch.testing.assert_close(loss, plain(hidden, weight, targets, V, None))
+    torch.testing.assert_close(loss, reference_loss(hidden, weight, targets, V, None))
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (hidden, weight)))
 
 
 class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the largest tensor that any operation makes."""
+    """Record the number of elements of the largest tensor that any operation creates."""
 
     numel = 0
 
@@ -128,8 +134,8 @@ class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def largest(function: Callable[[], Tensor]) -> int:
-    """Elements of the largest tensor that `function` and the backward pass of its result make."""
+def largest_tensor(function: Callable[[], Tensor]) -> int:
+    """Return the elements of the largest tensor that `function` and the backward pass of its result create."""
     mode = LargestTensor()  # type: ignore[no-untyped-call]
     with mode:
         result = function()
@@ -138,38 +144,39 @@ def largest(function: Callable[[], Tensor]) -> int:
     return mode.numel
 
 
-def test_full_logits_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No operation makes a tensor larger than a chunk of logits, the head or the hidden states; a plain head does."""
+def test_full_logits_are_never_created(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor is a chunk of logits, the head or the hidden states; an unfused loss creates full logits."""
     rows, width, vocab = 512, 8, 300
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 16 * vocab)
     hidden = torch.randn(rows, width, requires_grad=True)
     weight = torch.randn(vocab, width, requires_grad=True)
     targets = torch.randint(vocab, (rows,))
     most = max(16 * vocab, rows * width, vocab * width)
-    assert largest(lambda: cross_entropy(hidden, weight, targets, vocab, 5.0)) <= most
-    assert largest(lambda: token_losses(hidden, weight, targets, vocab, 5.0)) <= most
-    assert largest(lambda: F.cross_entropy(hidden @ weight.T, targets)) == rows * vocab, "the instrument sees nothing"
+    assert largest_tensor(lambda: cross_entropy(hidden, weight, targets, vocab, 5.0)) <= most
+    assert largest_tensor(lambda: token_losses(hidden, weight, targets, vocab, 5.0)) <= most
+    assert largest_tensor(lambda: F.cross_entropy(hidden @ weight.T, targets)) == rows * vocab, (
+        "LargestTensor must see the full logits of an unfused loss"
+    )
 
 
-def test_evaluation_holds_no_graph() -> None:
+def test_evaluation_losses_have_no_autograd_graph() -> None:
     hidden, weight, targets = inputs()
     assert token_losses(hidden, weight, targets, V).grad_fn is None
     assert cross_entropy(hidden, weight, targets, V).grad_fn is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_equals_that_of_pytorchs_own_operations(dtype: torch.dtype) -> None:
-    """The same loss as a plain head and loss under autocast, whose logits are rounded in the same place: 1e-6 is
-    float32's sum.
+def test_loss_under_autocast_equals_that_of_separate_operations(dtype: torch.dtype) -> None:
+    """The reference rounds its logits at the same place, so the losses agree to the rounding of a float32 sum, 1e-6.
 
-    Gradients agree with the exact ones to a few units of the type's last place; they and the losses stay float32.
+    Gradients agree with exact ones to 4 units in the last place of the type. Losses and gradients stay float32.
     """
     hidden, weight, targets = inputs(torch.float32)
-    exact_gradients = torch.autograd.grad(plain(hidden, weight, targets, V, None), (hidden, weight))
+    exact_gradients = torch.autograd.grad(reference_loss(hidden, weight, targets, V, None), (hidden, weight))
     with torch.autocast("cpu", dtype=dtype):
         loss = cross_entropy(hidden, weight, targets, V)
         each = token_losses(hidden, weight, targets, V)
-        expected = plain(hidden, weight, targets, V, None)
+        expected = reference_loss(hidden, weight, targets, V, None)
     gradients = torch.autograd.grad(loss, (hidden, weight))
     assert loss.dtype == each.dtype == gradients[0].dtype == gradients[1].dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -179,19 +186,18 @@ def test_autocast_equals_that_of_pytorchs_own_operations(dtype: torch.dtype) -> 
 
 
 def test_float16_gradients_neither_vanish_nor_overflow() -> None:
-    """Many rows, each with a small gradient: divided by their number first, most of it would fall below float16's
-    smallest.
+    """Gradients must be divided by the number of rows last; otherwise many would be below float16's smallest number.
 
-    16,384 rows of a normalised hidden state, as a batch on a GPU has, at nearly equal probabilities of 1/512: an entry
-    is 1e-7 after the division, where float16 counts in steps of 6e-8. The weights' gradient sums all rows. 1 % is ten
-    units of float16.
+    Here, 16,384 rows of a normalised hidden state, like a batch on a GPU, have nearly equal probabilities of 1/512.
+    After the division, an entry is 1e-7, where float16 has steps of 6e-8. The gradient of the weights sums all rows.
+    The tolerance of 1 % is ten units of float16.
     """
     rows, width, vocab = 16384, 8, 512
     generator = torch.Generator().manual_seed(0)
     hidden = F.layer_norm(torch.randn(rows, width, generator=generator), (width,)).requires_grad_()
     weight = (0.02 * torch.randn(vocab, width, generator=generator)).requires_grad_()
-    targets = torch.zeros(rows, dtype=torch.long)  # all the same: the largest possible sum
-    exact = torch.autograd.grad(plain(hidden[None], weight, targets[None], vocab, None), (hidden, weight))
+    targets = torch.zeros(rows, dtype=torch.long)  # equal targets give the largest possible sum
+    exact = torch.autograd.grad(reference_loss(hidden[None], weight, targets[None], vocab, None), (hidden, weight))
     with torch.autocast("cpu", dtype=torch.float16):
         loss = cross_entropy(hidden, weight, targets, vocab)
     gradients = torch.autograd.grad(loss, (hidden, weight))
@@ -200,9 +206,10 @@ def test_float16_gradients_neither_vanish_nor_overflow() -> None:
         assert (actual - expected).norm() < 0.01 * expected.norm()
 
 
-def test_a_compiler_leaves_the_gradient_in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the backward pass it would need all logits to be kept. The graph has no scatter, which would split the pass
-    over the logits in two.
+def test_a_compiled_loss_computes_its_gradients_in_the_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing them in the backward pass would need all logits to be kept.
+
+    The graph has no scatter, which would split the pass over the logits in two.
     """
     monkeypatch.setattr(loss_module, "CHUNK_ROWS", 256)
     graphs: list[torch.fx.Graph] = []
@@ -218,9 +225,9 @@ def test_a_compiler_leaves_the_gradient_in_the_forward_pass(monkeypatch: pytest.
         hidden, weight, targets, 2000
     )
     compiled.backward()  # type: ignore[no-untyped-call]
-    found = hidden.grad, weight.grad
+    actual = hidden.grad, weight.grad
     expected = torch.autograd.grad(cross_entropy(hidden, weight, targets, 2000), (hidden, weight))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     forward, backward = ([str(node.target) for node in graph.nodes] for graph in graphs)
     assert sum("mm" in name for name in forward) == 12  # four chunks of three products
     assert not any("mm" in name for name in backward)

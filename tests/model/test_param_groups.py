@@ -1,4 +1,4 @@
-"""Norms by part: every parameter counts once, and what a run records is the norm of what it had."""
+"""Parameter groups: every parameter is in one, and a run records the norms of its weights and gradients by group."""
 
 import math
 from collections import defaultdict
@@ -22,8 +22,8 @@ from glassgpt.training.step import start_update
 from kill_harness import Quiet, fast_training, records_of, tiny_config
 from slot_harness import SLOTS, combined
 
-# Independent of the package's modules: by the names under which weights are saved.
-PART_OF_NAME = {
+# Groups by the names of saved weights, independent of the package's modules.
+GROUP_OF_NAME = {
     "embedding": "embedding",
     "positions": "positions",
     "attention": "attention",
@@ -32,22 +32,22 @@ PART_OF_NAME = {
 }
 
 
-def part_of(name: str) -> str:
-    """The part of a saved weight, by its name."""
+def group_of(name: str) -> str:
+    """Return the group of a saved weight, by its name."""
     words = name.split(".")
     word = words[2] if words[0] == "blocks" else words[0]
-    return PART_OF_NAME.get(word, "norms")
+    return GROUP_OF_NAME.get(word, "norms")
 
 
 @pytest.mark.parametrize(("slot", "value"), [(slot, value) for slot, values in SLOTS.items() for value in values])
 def test_every_parameter_is_in_one_group(slot: str, value: str) -> None:
     model = GPT.empty(combined({slot: value}))
-    parts = param_groups(model)
-    assert sorted(id(p) for of_part in parts.values() for p in of_part) == sorted(id(p) for p in model.parameters())
-    assert parts.keys() <= PARAM_GROUPS.keys()
+    groups = param_groups(model)
+    assert sorted(id(p) for in_group in groups.values() for p in in_group) == sorted(id(p) for p in model.parameters())
+    assert groups.keys() <= PARAM_GROUPS.keys()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)]: part for part, of_part in parts.items() for p in of_part} == {
-        name: part_of(name) for name in names.values()
+    assert {names[id(p)]: group for group, in_group in groups.items() for p in in_group} == {
+        name: group_of(name) for name in names.values()
     }
 
 
@@ -55,9 +55,10 @@ def test_every_parameter_is_in_one_group(slot: str, value: str) -> None:
 def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipping(
     tmp_path: Path, text: Path, changes: dict[str, Any]
 ) -> None:
-    """By the saved weights, summed in float64, and by the whole gradient's norm in the record of the same update. A
-    float32 sum of
-    16,000 squares is good to 1e-5."""
+    """Expected weight norms are float64 sums over the saved weights; gradient norms sum to the record's gradient norm.
+
+    A float32 sum of 16,000 squares is exact to 1e-5.
+    """
     config = tiny_config(text, optim={"grad_clip": 1e-3}, **changes)
     with fast_training():
         run = train(config, tmp_path / "run", progress=Quiet())
@@ -69,19 +70,19 @@ def test_a_run_records_the_norms_of_its_weights_and_of_the_gradient_before_clipp
     for path in checkpoint_paths(run / "checkpoints"):
         squares: dict[str, float] = defaultdict(float)
         for name, weight in safetensors.torch.load_file(path / "model.safetensors").items():
-            squares[part_of(name)] += float(weight.double().square().sum())
+            squares[group_of(name)] += float(weight.double().square().sum())
         record = evaluations[int(path.name)]
         assert record["weight_norms"] == pytest.approx(
-            {part: math.sqrt(square) for part, square in squares.items()}, rel=1e-5
+            {group: math.sqrt(square) for group, square in squares.items()}, rel=1e-5
         )
         assert record["grad_norms"].keys() == record["weight_norms"].keys()
         norm = math.sqrt(sum(norm**2 for norm in record["grad_norms"].values()))
         assert norm == pytest.approx(updates[record["step"]]["grad_norm"], rel=1e-5)
-        assert norm > 0.01  # ten times what clipping leaves
+        assert norm > 0.01  # ten times the clipped norm
 
 
-def test_the_embeddings_gradient_norm_is_that_of_autograd(tmp_path: Path, text: Path) -> None:
-    """Of the first update, whose weights are those of the seed: 1e-5, as micro-batches are summed in another order."""
+def test_the_gradient_norm_of_the_embedding_equals_autograds(tmp_path: Path, text: Path) -> None:
+    """The first update uses the initial weights. The tolerance of 1e-5 allows for another order of micro-batches."""
     config = tiny_config(text, steps=1)
     with fast_training():
         run = train(config, tmp_path / "run", progress=Quiet())
@@ -95,14 +96,14 @@ def test_the_embeddings_gradient_norm_is_that_of_autograd(tmp_path: Path, text: 
     assert last["grad_norms"]["embedding"] == pytest.approx(float(gradient.double().norm()), rel=1e-5)
 
 
-def test_norms_are_without_the_loss_scale_and_only_at_evaluations(text: Path) -> None:
-    """The scale is a power of two, so nothing is rounded: the same bits."""
+def test_group_norms_exclude_the_loss_scale_and_are_computed_only_at_evaluations(text: Path) -> None:
+    """The scale is a power of two, so the norms have the same bits."""
     norms = []
     for enabled in (False, True):
         state = setup_training(tiny_config(text, eval_every=2), Ranks(), SilentProgress())
         state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, enabled=enabled)
         assert start_update(state, 1e-3).group_norms == {}
         state.step += 1
-        norms.append({part: norm.item() for part, norm in start_update(state, 1e-3).group_norms.items()})
+        norms.append({group: norm.item() for group, norm in start_update(state, 1e-3).group_norms.items()})
     assert norms[0] == norms[1]
     assert norms[0]["embedding"] > 0

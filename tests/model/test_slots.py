@@ -1,4 +1,4 @@
-"""The slots together: in these combinations every value of a slot meets every value of every other."""
+"""Combinations of the model's slots: every value of a slot meets every value of every other slot."""
 
 import dataclasses
 import itertools
@@ -13,15 +13,15 @@ from slot_harness import SLOTS, check_everything, combined
 PAIRWISE = [dict(zip(SLOTS, values, strict=True)) for values in AllPairs([list(values) for values in SLOTS.values()])]
 
 
-# Sizes, and what has tests of its own: dropout and initialisation (test_gpt.py); kernels, which `check_everything`
-# compares.
+# Sizes, and settings with their own tests: dropout and initialisation (test_gpt.py) and kernels, which
+# `check_everything` compares.
 NOT_SLOTS = {"vocab_size", "vocab_multiple", "context_length", "n_layer", "n_head", "n_embd"}
 NOT_SLOTS |= {"dropout", "residual_init", "attention"}
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(ModelConfig) if f.name not in NOT_SLOTS])
 def test_every_value_of_the_config_is_in_the_slot_table(name: str) -> None:
-    """A new variant that is left out of `slot_harness.SLOTS` would be untested."""
+    """Otherwise a new variant would be untested."""
     settings = [setting for values in SLOTS.values() for setting in values.values()]
     tested = {getattr(ModelConfig(), name), *(setting[name] for setting in settings if name in setting)}
     hint: Any = get_type_hints(ModelConfig)[name]
@@ -37,6 +37,6 @@ def test_each_pair_of_values_is_combined() -> None:
 
 
 @pytest.mark.parametrize("choice", PAIRWISE, ids=lambda choice: ", ".join(choice.values()))
-def test_combination(choice: dict[str, str]) -> None:
-    """Against the papers; gradients, causality, cache, checkpoint, generation: see `slot_harness`."""
+def test_a_combination_has_all_properties_of_a_model(choice: dict[str, str]) -> None:
+    """It equals the papers' formulas and satisfies the other checks of `slot_harness.check_everything`."""
     check_everything(combined(choice))

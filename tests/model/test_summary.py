@@ -1,4 +1,4 @@
-"""The summary on paper against the real model: its parameters counted, its FLOPs counted by PyTorch."""
+"""The model summary equals the parameters of real models and the FLOPs that PyTorch counts."""
 
 from typing import Any
 
@@ -45,10 +45,12 @@ EACH = pytest.mark.parametrize("changes", SHAPES, ids=str)
 
 
 def shape(changes: dict[str, Any]) -> ModelConfig:
+    """Return the base config with some settings changed."""
     return ModelConfig(**(BASE | changes))
 
 
 def count(config: ModelConfig, *, only: str = "") -> int:
+    """Return the number of parameters, optionally only of those whose names start with `only`."""
     with torch.device("meta"):
         model = GPT(config)
     return sum(p.numel() for name, p in model.named_parameters() if name.startswith(only))
@@ -66,15 +68,17 @@ def test_parameters_equal_those_of_the_model(changes: dict[str, Any]) -> None:
 
 
 @EACH
-def test_flops_are_those_that_pytorch_counts(changes: dict[str, Any]) -> None:
-    """`FlopCounterMode` over a forward pass, and over loss and backward: exactly, since both count two FLOPs a
-    product."""
+def test_flops_equal_those_counted_by_pytorch(changes: dict[str, Any]) -> None:
+    """`FlopCounterMode` counts a forward pass, and a loss with its backward pass.
+
+    The numbers are equal, because both count two FLOPs per multiplication and addition.
+    """
     config = shape(changes)
     model, ids = GPT.create(config, 0), torch.zeros(2, config.context_length, dtype=torch.long)
     summary = ModelSummary(config)
     with FlopCounterMode(display=False) as forward:
         model(ids)
-    # Without targets the head leaves the padded rows out.
+    # Without targets, the model computes no logits of padding rows.
     padding = 2 * (config.padded_vocab_size - 65) * config.n_embd
     assert summary.forward_flops_per_token - padding == forward.get_total_flops() / ids.numel()
     with FlopCounterMode(display=False) as training:
@@ -82,8 +86,8 @@ def test_flops_are_those_that_pytorch_counts(changes: dict[str, Any]) -> None:
     assert summary.training_flops_per_token == training.get_total_flops() / ids.numel()
 
 
-def test_a_window_counts_the_keys_that_it_holds() -> None:
-    """By hand: 3 layers, the last over all 24 keys, the others over 4 + 2; 4 FLOPs a head's dimension and key."""
+def test_attention_flops_count_only_the_keys_in_the_window() -> None:
+    """By hand: of 3 layers, the last attends to 24 keys, the others to 4 + 2, with 4 FLOPs per dimension and key."""
     full, windowed = (
         ModelSummary(shape(changes)).forward_flops_per_token
         for changes in ({}, {"window": 4, "window_globals": 2, "window_pattern": "SSL"})
@@ -113,13 +117,13 @@ def test_a_window_counts_the_keys_that_it_holds() -> None:
     ],
 )
 def test_the_summary_prints_gpt2s_dimensions(name: str, lines: list[str]) -> None:
-    """Each by hand; 85,056,000 is 12 x (12 x 768^2 + 13 x 768) + 2 x 768."""
+    """Numbers are computed by hand; 85,056,000 is 12 x (12 x 768^2 + 13 x 768) + 2 x 768."""
     text = str(ModelSummary(recipe(name, model={"vocab_size": 50257}).model))
     values = [line[22:] for line in text.splitlines()]
     assert [line for line in lines if line not in values] == []
 
 
 @pytest.mark.parametrize(("name", "most"), [("teaching-small", 210_000), ("teaching-tiny", 60_000)])
-def test_the_teaching_recipes_are_as_small_as_the_seeds(name: str, most: int) -> None:
-    """On tinyshakespeare's 65 characters; the seeds had 209,729 and 55,168."""
+def test_the_teaching_recipes_have_the_intended_sizes(name: str, most: int) -> None:
+    """With tinyshakespeare's 65 characters. The models that they replace had 209,729 and 55,168 parameters."""
     assert 0.8 * most < ModelSummary(recipe(name, model={"vocab_size": 65}).model).parameters <= most
