@@ -144,16 +144,16 @@ def _train_or_resume(config: TrainConfig, run: Path) -> None:
 
 
 def _partials(folder: Path) -> set[tuple[str, int, int]]:
-    """Return name, inode and time of each partial file, which tells leftovers of different kills apart."""
-    found = set()
+    """Return name, inode and change time of each partial file, to distinguish leftovers of different kills."""
+    partials = set()
     for path in folder.glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
             try:
                 status = path.stat()
             except FileNotFoundError:  # it was renamed meanwhile, so it is complete
                 continue
-            found.add((path.name, status.st_ino, status.st_ctime_ns))
-    return found
+            partials.add((path.name, status.st_ino, status.st_ctime_ns))
+    return partials
 
 
 class Killer:

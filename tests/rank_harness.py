@@ -181,7 +181,7 @@ def compiled_operators(config: dict[str, Any], out: str) -> int:
 
 
 def compiled_frames(config: dict[str, Any], out: str) -> dict[str, int]:
-    """Train a compiled run, where hitting the recompile limit is an error; return the number of graphs."""
+    """Train a compiled run and return the number of graphs. Hitting the recompile limit is an error."""
     import torch
 
     torch._dynamo.reset()

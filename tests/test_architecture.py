@@ -50,12 +50,12 @@ ROOT_FILES = {"__init__.py", "__main__.py", "py.typed"}
 
 def modules() -> dict[str, ast.Module]:
     """Return the syntax tree of each module by its dotted name; `__init__` has the name of its package."""
-    found = {}
+    trees = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
 
 
 MODULES = modules()
@@ -63,7 +63,7 @@ MODULES = modules()
 
 def imports(tree: ast.Module) -> set[str]:
     """Return a module's imports, also inside functions: `.x.y` for the package's own, top-level names for others."""
-    found = set()
+    imported = set()
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -74,12 +74,12 @@ def imports(tree: ast.Module) -> set[str]:
             deeper = [f"{module}.{alias.name}" for alias in node.names]
             names = [name if name.removeprefix("glassgpt.") in MODULES else module for name in deeper]
         for name in names:
-            found.add(
+            imported.add(
                 "." + name.removeprefix("glassgpt").lstrip(".")
                 if name.startswith("glassgpt")
                 else name.partition(".")[0]
             )
-    return found
+    return imported
 
 
 def loads_weights_only(call: ast.Call) -> bool:

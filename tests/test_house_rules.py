@@ -78,10 +78,10 @@ def test_at_most_15_type_ignore_comments() -> None:
 
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_plain_english(phrase: str) -> None:
-    found = [
+    violations = [
         f"{path.relative_to(ROOT)}: {line.strip()} (write: {PHRASES[phrase]})"
         for path in (*SOURCES, *STATIC, *PROSE)
         for line in prose_of(path)
         if re.search(phrase, line) and (str(path.relative_to(ROOT)), line.strip()) not in ALLOWED
     ]
-    assert found == []
+    assert violations == []
