@@ -7,13 +7,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# As the command line does, and before a test file imports torch: otherwise some tests take a minute on a busy machine.
+# The command line sets this too. Without it, some tests take a minute on a busy machine. Set it before importing torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-# A busy machine must not fail a test.
+# Tests must not fail because the machine is busy.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
-# These fork, read /proc, or send signals that other systems do not have.
+# These tests fork, read /proc, or send signals that other systems do not have.
 LINUX_ONLY = ("tests/distributed/", "tests/training/test_ranks.py", "tests/data/test_prepare_failures.py")
 
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def english() -> str:
-    """About a million characters of English prose: the documentation of the running Python."""
+    """Return about a million characters of English prose from the documentation bundled with Python."""
     from glassgpt.data.builtin_texts import python_docs
 
     return "\n\n".join(python_docs())
@@ -36,7 +36,7 @@ def english() -> str:
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """4,000 characters in a file."""
+    """Write a text of 4,000 characters; return its path."""
     from kill_harness import write_text
 
     return write_text(tmp_path / "text.txt")
@@ -44,5 +44,5 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the user's cache."""
+    """Use a temporary cache folder instead of the user's."""
     monkeypatch.setenv("GLASSGPT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,4 +1,4 @@
-"""Children to be killed at a chosen moment: what the harnesses that kill training and preparing share."""
+"""Child processes that are killed at a chosen moment, for the harnesses that kill training and preparing."""
 
 import os
 import sys
@@ -24,10 +24,10 @@ def fork(action: Callable[[], None]) -> int:
 
 
 def wait_until(child: int, happens: Callable[[], bool]) -> None:
-    """Return as soon as something happens, the child has ended, or a minute is over."""
+    """Return as soon as `happens()` is true, the child has ended, or a minute has passed."""
     give_up = time.monotonic() + 60
     while not happens():
-        # WNOWAIT leaves the child to the kill, which reports an end that came too soon.
+        # WNOWAIT keeps the child's exit status for the caller, who checks whether it ended before the kill.
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None or time.monotonic() > give_up:
             return
         time.sleep(0.0003)

@@ -8,7 +8,7 @@ WORDS = "a man is sitting on the roof and he starts pulling up [step] shingles, 
 
 
 def some_items(count: int, longest: int = 8) -> list[Item]:
-    """Items of random words, with contexts and endings of 1 to `longest` words."""
+    """Return items of random words; their contexts and endings have 1 to `longest` words."""
     draw = np.random.default_rng(7)
 
     def text() -> str:

@@ -1,6 +1,6 @@
-"""A local stand-in for the Hugging Face Hub: its routes for datasets and models, and faults on request.
+"""A local stand-in for the Hugging Face Hub: its routes for datasets and models, with faults that a test can request.
 
-Large files are redirected to another host (`localhost`), as on the hub, which answers 400 if it gets a token.
+As on the Hub, large files are redirected to another host (`localhost`), which responds with 400 if it gets a token.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repository:
-    """The files of a dataset or model by revision: a branch, or its commit. `small`: in git, without a sha256."""
+    """The files of a dataset or model by branch. Files in `small` are stored in git, without a SHA-256."""
 
     branches: dict[str, dict[str, bytes]]
     small: set[str] = field(default_factory=lambda: {"README.md"})
@@ -24,11 +24,11 @@ class Repository:
     page: int = 1000
 
     def commit(self, branch: str) -> str:
-        """The commit of a branch: a hash of its files."""
+        """Return the commit of a branch: a hash of its files."""
         return hashlib.sha1(repr(sorted(self.branches[branch].items())).encode()).hexdigest()
 
     def resolve(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Commit and files of a revision, None if there is no such revision."""
+        """Return commit and files of a revision (a branch or a commit), or None if there is no such revision."""
         commits = {branch: self.commit(branch) for branch in self.branches}
         return next(
             ((commits[branch], self.branches[branch]) for branch in commits if revision in (branch, commits[branch])),
@@ -38,7 +38,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Request:
-    """A request: the path without the query, and two of its headers."""
+    """A received request: its method, its path without the query, and two of its headers."""
 
     method: str
     path: str
@@ -50,7 +50,7 @@ Fault = Callable[["Handler", bytes, int], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the hub does, except for the faults that the server lists for the last part of the path."""
+    """Responds as the Hub does, unless the server has a fault for the last part of the path."""
 
     server: "HubServer"
 
@@ -120,10 +120,10 @@ class Handler(BaseHTTPRequestHandler):
         self.json(entries, {"Link": more} if begin + repository.page < len(below) else {})
 
     def json(self, content: object, headers: dict[str, str] | None = None) -> None:
-        self.answer(200, json.dumps(content).encode(), headers or {})
+        self.respond(200, json.dumps(content).encode(), headers or {})
 
     def fault(self, name: str, content: bytes = b"", start: int = 0) -> bool:
-        """Answer with the next fault, if there is one."""
+        """Respond with the next fault; return False if there is none."""
         faults = self.server.faults.get(name)
         if not faults:
             return False
@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         sent: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Send the content from `start` on, or `sent` instead; `length` is what the header claims."""
+        """Send the content from `start` on, or the bytes `sent` instead. `length` is the Content-Length header."""
         self.send_response(206 if start else 200)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -158,9 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
-        self.answer(status, b"", headers or {})
+        self.respond(status, b"", headers or {})
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -177,7 +177,7 @@ def git_sha1(content: bytes) -> str:
 
 
 def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
-    """A file as the hub lists it. The `oid` of a large one is that of git's pointer, not of the content."""
+    """Return a file's entry in the Hub's listing. A large file's `oid` is that of git's pointer, not of the content."""
     if small:
         return {"type": "file", "path": name, "size": len(content), "oid": git_sha1(content)}
     large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -188,7 +188,7 @@ def entry(name: str, content: bytes, small: bool) -> dict[str, object]:
 
 
 def refuse(status: int, **headers: str) -> Fault:
-    """Answer with a status and headers (`retry_after="1"`)."""
+    """Respond with a status and headers (`retry_after="1"`)."""
     return lambda handler, content, start: handler.refuse(
         status, {name.replace("_", "-"): value for name, value in headers.items()}
     )
@@ -200,29 +200,29 @@ def truncate(count: int) -> Fault:
 
 
 def claim(difference: int) -> Fault:
-    """Send everything under a Content-Length that is wrong by `difference`."""
+    """Send all bytes, with a Content-Length that is wrong by `difference`."""
     return lambda handler, content, start: handler.part(content, start, len(content) - start + difference)
 
 
 def too_much(handler: Handler, content: bytes, start: int) -> None:
-    """Send more bytes than the file has, with a matching header."""
+    """Send 1,000 bytes more than the file has, with a matching Content-Length."""
     handler.part(content, start, len(content) - start + 1000, content[start:] + bytes(1000))
 
 
 def flip(handler: Handler, content: bytes, start: int) -> None:
-    """Send the right number of bytes, one of them wrong."""
+    """Send the right number of bytes, with one bit of the first byte flipped."""
     handler.part(content, start, sent=bytes([content[start] ^ 1]) + content[start + 1 :])
 
 
 def stall(count: int) -> Fault:
     """Send `count` bytes, then nothing until the server is shut down."""
 
-    def answer(handler: Handler, content: bytes, start: int) -> None:
+    def respond(handler: Handler, content: bytes, start: int) -> None:
         handler.part(content, start, sent=content[start : start + count])
         handler.server.stalled.set()
         handler.server.ending.wait(30)
 
-    return answer
+    return respond
 
 
 def silence(handler: Handler, content: bytes, start: int) -> None:
@@ -234,7 +234,7 @@ def silence(handler: Handler, content: bytes, start: int) -> None:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Repositories by id; faults by a file's name (or `api`), one per request; and the requests so far."""
+    """A server of repositories by id. `faults` are by file name (or `api`), one per request; `requests` records all."""
 
     daemon_threads = True
 
@@ -247,7 +247,7 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def requests_to(self, part: str) -> list[Request]:
-        """The requests whose path contains `part`."""
+        """Return the requests whose path contains `part`."""
         return [request for request in self.requests if part in request.path]
 
 

@@ -1,11 +1,11 @@
-"""Tiny runs for the tests, and a harness that kills one by SIGKILL again and again and compares its end with a quiet
-one's.
+"""Tiny runs for the tests, and a harness that kills a run by SIGKILL repeatedly and compares the finished run with an
+uninterrupted one.
 
     python tests/kill_harness.py --kills 20
 
-One process imports torch and forks the training processes, since a fresh interpreter would take 2 s per resume. That is
-safe as long as the parent has never started torch's thread pool: it trains nothing itself, and runs on one thread.
-`tests/test_resume.py` and `benchmarks/resume_kills.py` run this file as a program.
+One process imports torch and forks the training processes, because a new interpreter would take 2 s per resume. That is
+safe as long as the parent has never started torch's thread pool, so it does not train and runs on one thread.
+`tests/training/test_resume.py` and `benchmarks/resume_kills.py` run this file as a program.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._dynamo  # training loads it in the end: a second that each forked child need not spend
+import torch._dynamo  # training would import it later, which takes a second in each forked child
 
 from forking import fork, wait_until
 from glassgpt.config.schema import TrainConfig
@@ -35,20 +35,20 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.progress import Progress
 from glassgpt.training.run import resume, train
 
-# What may differ between two equal runs: the clock's and the machine's part of a record.
+# Keys of a record that may differ between two equal runs, because they depend on time or on the machine.
 MEASURED = ("seconds", "tokens_per_second", "peak_share", "memory_bytes")
 SENTENCE = "the quick brown fox jumps over a lazy dog while my big sphinx of quartz judges every vow\n"
 
 
 def write_text(path: Path, characters: int = 4000, seed: int = 0) -> Path:
-    """A text of that many characters, all seeds from the same words and so in the same characters."""
+    """Write a text of this many characters; all seeds use the same words, and so the same characters. Return `path`."""
     draw, words = random.Random(seed), SENTENCE.split(" ")
     path.write_text(" ".join(draw.choice(words) for _ in range(characters))[:characters], encoding="utf-8", newline="")
     return path
 
 
 def tiny_config(text: Path, **changes: Any) -> TrainConfig:
-    """A run of ten updates of 64 tokens, in two micro-batches, by a model of 1 layer, 16 wide."""
+    """Return the config of ten updates of 64 tokens in two micro-batches, for a model of 1 layer and width 16."""
     base = {
         "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16},
         "data": {"source": str(text)},
@@ -65,29 +65,29 @@ def tiny_config(text: Path, **changes: Any) -> TrainConfig:
 
 
 class Quiet(Progress):
-    """Shows nothing and keeps the messages."""
+    """Progress that prints nothing and collects the messages in `messages`."""
 
     def __init__(self) -> None:
         super().__init__(stream=io.StringIO())
         self.messages: list[str] = []
 
     def message(self, text: str) -> None:
-        """Keep it."""
+        """Collect the message."""
         self.messages.append(text)
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics."""
+    """Return the records of a run's metrics."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def records_without_measurements(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics without what the clock and the machine add."""
+    """Return the records of a run's metrics without the keys in `MEASURED`."""
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records_of(run)]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """The files in which two finished runs differ, measurements aside; a differing name counts too."""
+    """Return the names of files in which two finished runs differ, apart from the keys in `MEASURED`."""
     ends = [checkpoint_paths(run / "checkpoints")[-1] for run in (one, other)]
     names = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "config.toml")
     differing = [name for name in names if (ends[0] / name).read_bytes() != (ends[1] / name).read_bytes()]
@@ -105,12 +105,12 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def probes_of(run: Path) -> dict[str, bytes]:
-    """A run's probe snapshots by their file names."""
+    """Return the bytes of a run's probe snapshots by file name."""
     return {path.name: path.read_bytes() for path in (run / "probes").glob("*")}
 
 
 def slow_disk(seconds: float = 0.002) -> None:
-    """From now on each flush waits a little longer, as on a busy disk: on a RAM disk a save is too short to be hit."""
+    """Make each fsync take `seconds` longer in this process, because on a RAM disk a save is too short to hit."""
     flush = os.fsync
 
     def slow_flush(file: int) -> None:
@@ -122,11 +122,10 @@ def slow_disk(seconds: float = 0.002) -> None:
 
 @contextmanager
 def fast_training() -> Iterator[None]:
-    """Inside, a tiny run takes a tenth of the time: one thread, no waiting for the disk, and no measuring of the CPU's
-    peak."""
+    """Make tiny runs about ten times as fast: use one thread, do not flush files, do not measure the CPU's peak."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Where no kill is to come, nothing can be lost by not flushing. The peak takes 0.3 s a start.
+    # Without a kill, flushing makes no difference. Measuring the peak takes 0.3 s per start.
     try:
         with (
             mock.patch("os.fsync", return_value=None),
@@ -137,7 +136,7 @@ def fast_training() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
+def _train_or_resume(config: TrainConfig, run: Path) -> None:
     if RunDirectory(run).is_run:
         resume(run, progress=Quiet())
     else:
@@ -145,20 +144,20 @@ def _begin_or_go_on(config: TrainConfig, run: Path) -> None:
 
 
 def _partials(folder: Path) -> set[tuple[str, int, int]]:
-    """Name, inode and time of what is only half there in a folder: what an earlier kill left is thus reported apart."""
-    found = set()
+    """Return name, inode and change time of each partial file, to distinguish leftovers of different kills."""
+    partials = set()
     for path in folder.glob(".partial-[0-9]*"):
         if not path.with_name(path.name.removeprefix(".partial-")).exists():
             try:
                 status = path.stat()
-            except FileNotFoundError:  # renamed meanwhile: that is done
+            except FileNotFoundError:  # it was renamed meanwhile, so it is complete
                 continue
-            found.add((path.name, status.st_ino, status.st_ctime_ns))
-    return found
+            partials.add((path.name, status.st_ino, status.st_ctime_ns))
+    return partials
 
 
 class Killer:
-    """Starts a training process and kills it, at one of four kinds of moment."""
+    """Starts a training process and kills it at a chosen moment."""
 
     def __init__(self, config: TrainConfig, run: Path, draw: random.Random) -> None:
         self.config, self.run, self.draw = config, run, draw
@@ -167,8 +166,8 @@ class Killer:
         self.steps: list[int] = []
 
     def kill_once(self, kind: str) -> None:
-        """`start`: soon after the start. `step`, `save`, `probe`: after progress, at any time or once a save or a
-        snapshot has begun."""
+        """Train or resume, and kill the process: `start` soon after its start, `step` at any time after a new
+        checkpoint, `save` or `probe` also after a save or a probe snapshot has begun."""
         known, before = {kind: _partials(folder) for kind, folder in self.folders.items()}, self._last_step()
         child = fork(self._train)
         if kind == "start":
@@ -191,8 +190,9 @@ class Killer:
 
     def _train(self) -> None:
         slow_disk()
-        mock.patch("glassgpt.training.setup.peak_flops", return_value=None).start()  # measuring it takes 0.3 s a start
-        _begin_or_go_on(self.config, self.run)
+        # Measuring the peak takes 0.3 s per start.
+        mock.patch("glassgpt.training.setup.peak_flops", return_value=None).start()
+        _train_or_resume(self.config, self.run)
 
     def _last_step(self) -> int:
         paths = checkpoint_paths(self.run / "checkpoints")
@@ -203,7 +203,7 @@ class Killer:
 
 
 def finish(action: Callable[[], object]) -> None:
-    """Run `action` to its end in a child process that nobody kills."""
+    """Run `action` to its end in a child process."""
 
     def in_child() -> None:
         with fast_training():
@@ -215,8 +215,8 @@ def finish(action: Callable[[], object]) -> None:
 
 
 def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a run at least `kills` times, a quarter of them inside a save and some inside a snapshot, let it end, and
-    compare it with a quiet one."""
+    """Kill a run at least `kills` times, a quarter of them inside a save and a tenth inside a snapshot; let it finish,
+    and compare it with an uninterrupted run."""
     torch.set_num_threads(1)
     os.environ["GLASSGPT_CACHE"] = str(folder / "cache")
     config = tiny_config(
@@ -228,16 +228,16 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         checkpoint_every=2,
     )
     prepare(config.data)
-    quiet, run = folder / "quiet", folder / "killed"
-    finish(lambda: train(config, quiet, progress=Quiet()))
+    uninterrupted, run = folder / "uninterrupted", folder / "killed"
+    finish(lambda: train(config, uninterrupted, progress=Quiet()))
     killer = Killer(config, run, random.Random(seed))
     for _ in range(2):
-        killer.kill_once("start")  # while there is hardly a run yet
+        killer.kill_once("start")  # before the run has a config or soon after
     while killer.kills < kills or killer.in_save < kills // 4 or killer.in_probe < kills // 10:
         for kind in killer.draw.sample(["start", "step", "step", "save", "save", "probe"], k=6):
             killer.kill_once(kind)
-    finish(lambda: _begin_or_go_on(config, run))
-    left = [path.name for path in run.rglob(".partial-*")]
+    finish(lambda: _train_or_resume(config, run))
+    left_behind = [path.name for path in run.rglob(".partial-*")]
     return {
         "seed": seed,
         "kills": killer.kills,
@@ -245,19 +245,19 @@ def harness(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "in_probe": killer.in_probe,
         "before_config": killer.before_config,
         "steps": killer.steps,
-        "left_behind": left,
-        "differences": differences(quiet, run),
+        "left_behind": left_behind,
+        "differences": differences(uninterrupted, run),
     }
 
 
 def main() -> int:
-    """Print the outcome as a line of JSON; the exit status says whether nothing differs."""
+    """Print the outcome as a line of JSON; return 1 if files differ or partial files were left behind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, help="of the kinds and delays (default: another one each time, printed)")
+    parser.add_argument("--seed", type=int, help="seed of the moments and delays (default: random; it is printed)")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    print(f"seed of the kinds and delays: {seed}", flush=True)
+    print(f"seed of the moments and delays: {seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="glassgpt-kills-"))
     try:
         outcome = harness(folder, arguments.kills, seed)

@@ -1,4 +1,4 @@
-"""The page in a real browser. Requests to other hosts and messages in the console are recorded."""
+"""The playground's page in a real browser. The harness records requests to other hosts and console messages."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ VIEWS = ("text", "heads", "lens", "interventions", "generation", "weights", "tra
 
 
 def chromium_path(playwright: Any) -> str | None:
-    """An installed Chromium or Chrome, otherwise Playwright's own if it was downloaded."""
+    """Return the path of an installed Chromium or Chrome, or of Playwright's own, or None."""
     installed = [shutil.which(name) for name in CHROMIUM_NAMES]
     paths = [*installed, *CHROMIUM_PATHS, playwright.chromium.executable_path]
     return next((path for path in paths if path and Path(path).exists()), None)
@@ -39,7 +39,7 @@ def chromium_path(playwright: Any) -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A headless browser. Skips if Playwright or a browser is missing."""
+    """Start a headless browser. Skip the test if Playwright or a browser is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox does not start as root
     with api.sync_playwright() as playwright:
@@ -56,7 +56,7 @@ def chromium() -> Iterator[Any]:
 
 
 class MonitoredPage:
-    """A page of the playground. It collects errors, warnings, and requests to other hosts as `problems`."""
+    """A page of the playground that collects errors, warnings, and requests to other hosts in `problems`."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class MonitoredPage:
         if token is not None:  # as if logged in
             cookie = {"name": f"glassgpt-{urlsplit(url).port}", "value": token, "url": url}
             self._context.add_cookies([cookie])
-        self._context.route("**/*", self._let_through)
+        self._context.route("**/*", self._block_other_hosts)
         self.page = self._context.new_page()
-        self.page.on("console", lambda message: self._heard(message.type, message.text))
+        self.page.on("console", lambda message: self._record_message(message.type, message.text))
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.set_default_timeout(20_000)
 
-    def _let_through(self, route: Any) -> None:
+    def _block_other_hosts(self, route: Any) -> None:
         address = route.request.url
         self.requests.append(address)
         if urlsplit(address).netloc == urlsplit(self.url).netloc or urlsplit(address).scheme in ("data", "blob"):
@@ -92,33 +92,33 @@ class MonitoredPage:
             self.problems.append(f"request to {address}")
             route.abort()
 
-    def _heard(self, kind: str, text: str) -> None:
+    def _record_message(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self.problems.append(f"{kind}: {text}")
 
     def open(self, view: str, **state: Any) -> Any:
-        """Go to a view by its link and wait until it is shown. Returns Playwright's page."""
+        """Open a view by its link, wait until it is ready, and return Playwright's page."""
         self.page.goto("about:blank")
         self.page.goto(f"{self.url}#{urlencode({'view': view, **state})}")
         return self.ready(view)
 
     def ready(self, view: str) -> Any:
-        """Wait until a view is shown."""
+        """Wait until a view is ready, and return Playwright's page."""
         self.page.wait_for_selector(f'body[data-ready="{view}"]')
         return self.page
 
     def wait(self, condition: str, argument: Any = None) -> None:
-        """Wait until a JavaScript expression is true. `argument` is available in it."""
+        """Wait until a JavaScript expression is true. It may use the variable `argument`."""
         self.page.wait_for_function(f"(argument) => {condition}", arg=argument)
 
     def csv_of(self, card: str) -> list[list[str]]:
-        """The rows of a card's CSV, by the card's heading."""
+        """Return the rows of the CSV that the card with this heading exports."""
         with self.page.expect_download() as download:
             self.page.locator(f'section.card[aria-label="{card}"] [data-export="csv"]').click()
         return list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"), newline="")))
 
     def saved(self, card: str, kind: str) -> bytes:
-        """A card's picture: `png` or `svg`."""
+        """Return the picture that a card exports as `png` or `svg`."""
         with self.page.expect_download() as download:
             self.page.locator(f'section.card[aria-label="{card}"] [data-export="{kind}"]').click()
         return Path(download.value.path()).read_bytes()
@@ -130,7 +130,7 @@ class MonitoredPage:
 
 @contextmanager
 def monitored_page(browser: Any, url: str, **size: Any) -> Iterator[MonitoredPage]:
-    """A page. The test fails if there are errors or warnings in the console, or requests to another host."""
+    """Open a page. Fail at the end if there were console errors or warnings, or requests to another host."""
     page = MonitoredPage(browser, url, **size)
     try:
         yield page

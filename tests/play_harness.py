@@ -1,4 +1,4 @@
-"""Small models and runs, and the playground's server over them in a thread of this process."""
+"""Small models and runs, and the playground's server for them in a thread of this process."""
 
 import http.client
 import json
@@ -48,14 +48,14 @@ WINDOWED = {
 
 
 def small_bpe() -> BPETokenizer:
-    """Byte-level BPE with a few merges."""
+    """Return a byte-level BPE tokenizer with six merges."""
     merges = ["t h", "th e", "Ġ the", "a b", "ab ab", "Ã ©"]
     symbols = [*bytes_to_unicode(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
     return BPETokenizer.from_merges({symbol: i for i, symbol in enumerate(symbols)}, merges)
 
 
 def random_model(config: TrainConfig, seed: int = 0) -> GPT:
-    """A model with large weights, so that every part affects every number."""
+    """Return a model with large random weights, so that every part of it affects every number."""
     model = GPT.create(config.model, seed=seed)
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -67,7 +67,7 @@ def random_model(config: TrainConfig, seed: int = 0) -> GPT:
 def write_run(
     path: Path, model: Mapping[str, Any], tokenizer: Tokenizer | None = None, steps: tuple[int, ...] = (1,)
 ) -> RunDirectory:
-    """A run's directory with a checkpoint of each step, no two alike."""
+    """Write a run's directory with a different checkpoint for each step."""
     tokenizer = BytesTokenizer() if tokenizer is None else tokenizer
     size = {**model, "vocab_size": tokenizer.vocab_size}
     config = TrainConfig.from_dict(
@@ -84,7 +84,7 @@ def write_run(
 
 
 def post_lines(path: str, body: Mapping[str, Any], token: str = TOKEN) -> bytes:
-    """A whole POST request, for tests that hold the connection themselves."""
+    """Return the bytes of a POST request, for tests that manage the connection themselves."""
     text = json.dumps(body)
     headers = {"host": "localhost", "authorization": f"Bearer {token}", "content-length": len(text), **JSON}
     lines = [f"POST /api/{path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", text]
@@ -92,7 +92,7 @@ def post_lines(path: str, body: Mapping[str, Any], token: str = TOKEN) -> bytes:
 
 
 class Client:
-    """Sends requests to a server on this machine, by default with its token."""
+    """Sends requests to a server on this machine, by default with the token."""
 
     def __init__(self, port: int, token: str | None = TOKEN) -> None:
         self.port = port
@@ -106,7 +106,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = 20,
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers by lower-case name, and body of a response."""
+        """Send a request; return status, headers by lower-case name, and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, body, {**self.headers, **(headers or {})})
@@ -116,7 +116,7 @@ class Client:
             connection.close()
 
     def ask(self, path: str, **body: Any) -> tuple[int, Any]:
-        """POST a body, and return the status and the value of the answer."""
+        """POST a JSON body; return status and decoded body of the response."""
         data = json.dumps(body).encode()
         status, headers, answer = self.request("POST", f"/api/{path}", data, JSON)
         return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else lines_or_value(
@@ -124,25 +124,26 @@ class Client:
         )
 
     def answer(self, path: str, **body: Any) -> Any:
-        """The value of an answer whose status must be 200."""
+        """POST a JSON body; return the decoded body of the response, whose status must be 200."""
         status, value = self.ask(path, **body)
         assert status == 200, value
         return value
 
     def get(self, path: str) -> tuple[int, Any]:
-        """GET an address, and return the status and the value of the answer."""
+        """GET a path; return status and decoded body of the response."""
         status, headers, answer = self.request("GET", path)
         return status, unpacked(answer) if headers["content-type"] == "application/octet-stream" else json.loads(answer)
 
 
 def lines_or_value(headers: Mapping[str, str], answer: bytes) -> Any:
+    """Decode a JSON body, or a body of JSON lines as a list."""
     if headers["content-type"].startswith("application/x-ndjson"):
         return [json.loads(line) for line in answer.splitlines()]
     return json.loads(answer)
 
 
 def unpacked(data: bytes) -> dict[str, Any]:
-    """The plain values and the arrays of a packed answer, by name."""
+    """Decode a binary response body: return its plain values and its arrays by name."""
     (length,) = struct.unpack("<I", data[:4])
     header: dict[str, Any] = json.loads(data[4 : 4 + length])
     start = (4 + length + 7) // 8 * 8
@@ -157,7 +158,7 @@ def unpacked(data: bytes) -> dict[str, Any]:
 
 
 class ServerThread:
-    """A server in a thread."""
+    """A running playground server in a thread."""
 
     def __init__(self, catalog: Catalog, token: str = TOKEN, port: int = 0) -> None:
         listener, policy = bind(None, port)
@@ -178,7 +179,7 @@ class ServerThread:
 
 @contextmanager
 def serving(*references: Path | str, token: str = TOKEN, port: int = 0) -> Iterator[ServerThread]:
-    """A server over these references."""
+    """Run a server for these references, and stop it at the end."""
     served = ServerThread(Catalog([str(reference) for reference in references]), token, port)
     try:
         yield served

@@ -1,7 +1,7 @@
-"""Starts several ranks within a second: a process that has imported torch forks them at a caller's request.
+"""Starts several ranks within a second: a process that has already imported torch forks them.
 
-As a program it reads one request per line from standard input, and answers with one line when the ranks have ended. A
-request names one of the functions under "tasks". `Harness` is the caller's side.
+As a program, this file reads one request per line from standard input, and prints one line of results when the ranks
+have ended. A request names one of the functions under "Tasks". `Harness` is the caller's side.
 """
 
 import builtins
@@ -28,8 +28,7 @@ from unittest import mock
 
 @dataclass(frozen=True)
 class RankResult:
-    """How a rank ended: its exit status, what its task returned, what it wrote to standard error, and after how many
-    seconds."""
+    """A rank's exit status, its task's return value, its standard error, and the seconds until it ended."""
 
     status: int
     value: Any
@@ -38,7 +37,7 @@ class RankResult:
 
 
 class Harness:
-    """Starts the program, and asks it for ranks."""
+    """Starts this file as a program, and sends it requests."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -47,19 +46,19 @@ class Harness:
         )
 
     def start(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> None:
-        """Have `size` ranks do a task; 0 is one process without torchrun's variables. `results` waits for them."""
+        """Start a task on `size` ranks; 0 is one process without torchrun's variables. `results` waits for them."""
         request = {"size": size, "task": task, "arguments": arguments, "environment": dict(environment or {})}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request, default=str) + "\n")
         self._process.stdin.flush()
 
     def results(self) -> list[RankResult]:
-        """How the ranks ended, in their order."""
+        """Wait until the ranks have ended, and return their results in the order of ranks."""
         assert self._process.stdout is not None
         return [RankResult(**each) for each in json.loads(self._process.stdout.readline())]
 
     def run(self, size: int, task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> list[Any]:
-        """What each rank returned. All must end well."""
+        """Run a task, check that every rank exits with 0, and return each rank's return value."""
         self.start(size, task, environment=environment, **arguments)
         ended = self.results()
         assert all(each.status == 0 for each in ended), "\n".join(each.errors for each in ended)
@@ -92,13 +91,13 @@ def resume(run: str, *, steps: int | None = None, strategy: str | None = None) -
 
 
 def train_twice(config: dict[str, Any], outs: list[str]) -> None:
-    """Two runs in one process, as a script under torchrun may have them."""
+    """Train two runs in one process, as a script under torchrun may do."""
     for out in outs:
         train(config, out)
 
 
 def first_weights(config: dict[str, Any]) -> dict[str, str]:
-    """A hash of each parameter before the first update, gathered from the ranks."""
+    """Return the SHA-256 of each full parameter before the first update, gathered from the ranks."""
     import hashlib
 
     from glassgpt.config.schema import TrainConfig
@@ -113,7 +112,7 @@ def first_weights(config: dict[str, Any]) -> dict[str, str]:
 
 
 def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) -> dict[str, Any]:
-    """Validation figures and HellaSwag of an untrained model, each rank its share."""
+    """Return validation loss and HellaSwag scores of an untrained model, evaluated by all ranks together."""
     from glassgpt.config.schema import TrainConfig
     from glassgpt.distributed.group import process_group
     from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
@@ -132,15 +131,17 @@ def evaluate(config: dict[str, Any], limit: int | None, items: str, count: int) 
 
 
 def train_with_faults(faults: dict[str, dict[str, Any]], config: dict[str, Any], out: str) -> None:
-    """Train a run with things gone wrong: functions under "Faults", each with its options."""
+    """Train a run with injected faults: names and options of functions under "Faults"."""
     for name, options in faults.items():
         FAULTS[name](**options)
     train(config, out)
 
 
 def times_in_main_process_first(places: list[tuple[str, int]]) -> dict[str, float]:
-    """When a rank enters and leaves the block of `main_process_first`, and goes on; places: host and local rank of each
-    rank. Rank 0 is there when the last rank enters."""
+    """Return when this rank enters and leaves the block of `main_process_first`, and when it continues after it.
+
+    `places` has host and local rank of each rank. Rank 0 stays in the block until the last rank has entered its own.
+    """
     from glassgpt.distributed.group import process_group
 
     host, local_rank = places[_rank()]
@@ -161,26 +162,26 @@ def times_in_main_process_first(places: list[tuple[str, int]]) -> dict[str, floa
 
 
 def compiled_operators(config: dict[str, Any], out: str) -> int:
-    """Train a run that is compiled; how many calls of operators and modules were in the graphs."""
+    """Train a compiled run; return the number of calls of operators and modules in the checkpointed inner graphs."""
     import torch
     from torch._dynamo import register_backend
 
-    found = []
+    counts = []
 
     def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         inner = [
             module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)
-        ]  # what is recomputed is one inside
-        found.append(sum(node.op.startswith("call_") for module in inner for node in module.graph.nodes))
+        ]  # checkpointed parts are graph modules inside the graph
+        counts.append(sum(node.op.startswith("call_") for module in inner for node in module.graph.nodes))
         return graph.forward
 
     register_backend(counting, name="counting")
     train({**config, "compile": "on", "compile_backend": "counting"}, out)
-    return sum(found)
+    return sum(counts)
 
 
 def compiled_frames(config: dict[str, Any], out: str) -> dict[str, int]:
-    """Train a run that is compiled, in which a recompile limit is an error; how many graphs there were."""
+    """Train a compiled run and return the number of graphs. Hitting the recompile limit is an error."""
     import torch
 
     torch._dynamo.reset()
@@ -212,56 +213,56 @@ def _rank() -> int:
 
 
 def _before_step(step: int, action: Callable[[], object]) -> None:
-    """Have this rank do something before that update, once."""
+    """Make this rank call `action` once, before the update of this step."""
     from glassgpt.training import step as training
 
-    update, to_do = training.start_update, [action]
+    update, pending = training.start_update, [action]
 
-    def instead(state: Any, lr: float) -> Any:
-        if state.step + 1 == step and to_do:
-            to_do.pop()()
+    def start_update(state: Any, lr: float) -> Any:
+        if state.step + 1 == step and pending:
+            pending.pop()()
         return update(state, lr)
 
-    mock.patch("glassgpt.training.step.start_update", instead).start()
+    mock.patch("glassgpt.training.step.start_update", start_update).start()
 
 
-def raising(rank: int, step: int, kind: str = "KeyError", words: str = "a thing that nobody expected") -> None:
-    """An exception on one rank."""
+def raising(rank: int, step: int, kind: str = "KeyError", message: str = "a thing that nobody expected") -> None:
+    """One rank raises an exception before this step."""
 
     def fail() -> None:
-        raise getattr(builtins, kind)(words)
+        raise getattr(builtins, kind)(message)
 
     if _rank() == rank:
         _before_step(step, fail)
 
 
 def stuck(rank: int, step: int) -> None:
-    """One rank never comes to the next collective."""
+    """One rank sleeps before this step, so it never reaches the next collective."""
     if _rank() == rank:
         _before_step(step, lambda: time.sleep(1000))
 
 
 def stopped(rank: int, step: int) -> None:
-    """One process is stopped, with all of its threads."""
+    """One process gets SIGSTOP before this step, which stops all of its threads."""
     if _rank() == rank:
         _before_step(step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 def killed(rank: int, step: int) -> None:
-    """One process is killed."""
+    """One process gets SIGKILL before this step."""
     if _rank() == rank:
         _before_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def killed_at_the_end(rank: int) -> None:
-    """One process is killed when all is done, but for the ranks to part."""
+    """One process gets SIGKILL after training, when the ranks close their process group."""
     if _rank() == rank:
         kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
         mock.patch("glassgpt.distributed.group.Ranks.finish", side_effect=kill).start()
 
 
 def preempted(rank: int, step: int, again: float = 0.0) -> None:
-    """One process gets SIGTERM, and so many seconds later once more, as from a scheduler and from torchrun."""
+    """One process gets SIGTERM twice, `again` seconds apart, as from a scheduler and then from torchrun."""
 
     def signal_twice() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -274,7 +275,7 @@ def preempted(rank: int, step: int, again: float = 0.0) -> None:
 
 
 def slow_save(step: int, seconds: float, number: int | None = None) -> None:
-    """The save of that step takes long, and in the middle of it the process gets a signal."""
+    """The save of this step takes `seconds`, and the process gets signal `number` in the middle of it."""
     from glassgpt.runs.checkpoint import save_checkpoint as save
 
     def slow(directory: Path, snapshot: Any, config: Any, tokenizer: Any, state: Any) -> Path:
@@ -289,7 +290,7 @@ def slow_save(step: int, seconds: float, number: int | None = None) -> None:
 
 
 def stuck_in_forward(rank: int, step: int) -> None:
-    """One rank never ends a forward pass, while the others wait for its gradients."""
+    """One rank hangs in a forward pass, while the others wait for its gradients."""
     from glassgpt.model.gpt import GPT
 
     forward, state = GPT.forward, {"on": False}
@@ -305,7 +306,7 @@ def stuck_in_forward(rank: int, step: int) -> None:
 
 
 def stuck_in_evaluation(rank: int) -> None:
-    """One rank never ends its share of an evaluation."""
+    """One rank hangs in its share of an evaluation."""
     from glassgpt.evaluation.perplexity import measure_stream as measure
 
     def slow(*arguments: Any, **options: Any) -> Any:
@@ -317,7 +318,7 @@ def stuck_in_evaluation(rank: int) -> None:
 
 
 def non_finite_loss_or_gradient(rank: int, step: int, what: str) -> None:
-    """The loss of one rank's micro-batch, or its gradient, is no number."""
+    """One micro-batch of one rank has a NaN loss (`what` is "loss"), or a finite loss with an infinite gradient."""
     import torch
 
     from glassgpt.model.gpt import GPT
@@ -340,13 +341,13 @@ def non_finite_loss_or_gradient(rank: int, step: int, what: str) -> None:
 
 
 def other_code(rank: int) -> None:
-    """One rank has another commit of the package."""
+    """One rank runs another version of the package's code."""
     if _rank() == rank:
         mock.patch("glassgpt.training.setup._hash_of_code", return_value="another").start()
 
 
 def other_data(rank: int, source: str) -> None:
-    """One rank finds other text under the same name."""
+    """One rank reads another text under the same name."""
     from glassgpt.data.training_data import open_training_data as opened
 
     def other(data: Any, *rest: Any) -> Any:
@@ -359,7 +360,7 @@ def other_data(rank: int, source: str) -> None:
 
 
 def missing_data(rank: int) -> None:
-    """One rank does not find the text."""
+    """One rank raises an error about a missing shard when it opens the data."""
     from glassgpt.utils.errors import UserError
 
     if _rank() == rank:
@@ -370,7 +371,7 @@ def missing_data(rank: int) -> None:
 
 
 def full_disk(save: int) -> None:
-    """The disk is full in the middle of that save."""
+    """The disk becomes full in the middle of save number `save`, counted from 1."""
     import errno
 
     from glassgpt.runs import checkpoint
@@ -379,7 +380,7 @@ def full_disk(save: int) -> None:
 
     def failing(path: Path, *rest: Any) -> None:
         calls.append(path)
-        if len(calls) == 2 * save:  # weights first, then the optimizer's state
+        if len(calls) == 2 * save:  # each save writes the weights first, then the optimizer's state
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, *rest)
@@ -401,15 +402,15 @@ _WAYS_TO_FAIL = (
 
 
 def judging_on_device() -> None:
-    """Each rank's device judges its updates, as GPUs do."""
+    """Check updates on the device, as on GPUs, although the device is a CPU."""
     from glassgpt.training import run, setup
 
-    def instead(*arguments: Any, **options: Any) -> Any:
+    def setup_training(*arguments: Any, **options: Any) -> Any:
         state = setup.setup_training(*arguments, **options)
         setup.judge_on_device(state)
         return state
 
-    mock.patch.object(run, "setup_training", instead).start()
+    mock.patch.object(run, "setup_training", setup_training).start()
 
 
 FAULTS: dict[str, Callable[..., None]] = {
@@ -420,7 +421,7 @@ FAULTS: dict[str, Callable[..., None]] = {
 
 
 def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], folder: Path) -> int:
-    """Start a rank; returns its process id."""
+    """Fork a rank that runs the task; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -430,10 +431,10 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(folder / f"{rank}.err", os.O_WRONLY | os.O_CREAT), 2)
         os.dup2(2, 1)
-        # Where no machine is to crash, nothing can be lost by not flushing; and the CPU's peak takes 0.3 s to measure.
+        # Flushing matters only if the machine crashes, and measuring the CPU's peak takes 0.3 s.
         mock.patch("os.fsync", return_value=None).start()
         mock.patch("glassgpt.training.setup.peak_flops", return_value=1e9).start()
-        for module in ("watchdog", "group"):  # the ranks look after each other more often, so that a test waits less
+        for module in ("watchdog", "group"):  # check the other ranks more often, so that tests take less time
             mock.patch(f"glassgpt.distributed.{module}.PERIOD", 0.3).start()
         mock.patch("glassgpt.distributed.watchdog.FIRST_UPDATE_FACTOR", 1).start()
         value = TASKS[request["task"]](**request["arguments"])
@@ -454,7 +455,7 @@ def _fork(rank: int, request: Mapping[str, Any], variables: Mapping[str, str], f
 def _serve(
     request: Mapping[str, Any], folder: Path, shared: Mapping[str, str], limit: float = 60.0
 ) -> list[dict[str, Any]]:
-    """Fork the ranks, wait until all have ended (after `limit` seconds they are killed), and tell how."""
+    """Fork the ranks, wait until all have ended (after `limit` seconds they are killed), and return their results."""
     size = request["size"]
     begin = time.monotonic()
     children = {}
@@ -463,7 +464,9 @@ def _serve(
         children[_fork(rank, request, variables, folder)] = rank
     ended: dict[int, dict[str, Any]] = {}
     while children:
-        child, status = next((found for each in children if (found := os.waitpid(each, os.WNOHANG))[0]), (0, 0))
+        child, status = next(
+            (ended_child for each in children if (ended_child := os.waitpid(each, os.WNOHANG))[0]), (0, 0)
+        )
         if child:
             rank = children.pop(child)
             value = folder / f"{rank}.json"
@@ -482,18 +485,18 @@ def _serve(
 
 
 def _only_stopped(children: Mapping[int, int]) -> bool:
-    """Whether all that are left are stopped, and will not end by themselves."""
+    """Return whether all remaining processes are stopped, so that they will never end."""
     states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
     return all(state == "T" for state in states)
 
 
 @contextmanager
 def _store() -> Iterator[dict[str, str]]:
-    """A process that holds the store of a group, as torchrun does; gives the variables by which the ranks find it."""
+    """Run a process with the group's TCP store, as torchrun does; yield the environment variables that locate it."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     reading, writing = os.pipe()
-    child = os.fork()  # not in this process: its threads would be forked in the middle of something
+    child = os.fork()  # a separate process, because forking a process with the store's threads is not safe
     if child == 0:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         os.write(writing, str(store.port).encode())
@@ -503,8 +506,8 @@ def _store() -> Iterator[dict[str, str]]:
     os.close(reading)
     os.close(writing)
     try:
-        told = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": uuid.uuid4().hex}
-        yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **told}
+        agent_store = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": uuid.uuid4().hex}
+        yield {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **agent_store}
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -519,7 +522,7 @@ def main() -> None:
 
     import glassgpt.training.run  # noqa: F401
 
-    torch.set_num_threads(1)  # a thread pool would not survive the fork
+    torch.set_num_threads(1)  # a thread pool does not survive a fork
     for line in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="glassgpt-ranks-") as folder, _store() as shared:
             print(json.dumps(_serve(json.loads(line), Path(folder), shared)), flush=True)

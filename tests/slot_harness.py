@@ -1,6 +1,6 @@
-"""Every slot of the model with its values, and what must hold for any combination of them.
+"""Every slot of the model with its values, and checks that hold for any combination of them.
 
-`tests/test_slots.py` runs it over combinations in which each pair of values meets, `benchmarks/slots.py` over all.
+`tests/model/test_slots.py` checks combinations that cover every pair of values, `benchmarks/slots.py` all combinations.
 The reference is `paper_gpt`, written from the papers without code of the package.
 """
 
@@ -25,8 +25,7 @@ from glassgpt.tokenizers.builtin import CharacterTokenizer
 V, T = 11, 10
 TINY: dict[str, Any] = {"vocab_size": V, "context_length": T, "n_layer": 2, "n_head": 4, "n_embd": 16}
 
-# Slot by slot, the settings that make each of its values. Even GPT-2's own are named, so that a combination reads
-# whole.
+# Slot -> value -> the settings of that value. GPT-2's values are listed too, so that a combination names every slot.
 SLOTS: dict[str, dict[str, dict[str, Any]]] = {
     "position": {
         "learned": {"position": "learned"},
@@ -60,19 +59,20 @@ SLOTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def combined(choice: dict[str, str], **more: Any) -> ModelConfig:
-    """The config of one value for each slot: `{"position": "rope", …}`."""
+    """Return the config with one value for each slot: `{"position": "rope", …}`."""
     settings = [SLOTS[slot][value] for slot, value in choice.items()]
     return ModelConfig(**(TINY | {k: v for part in settings for k, v in part.items()} | more))
 
 
 def random(*shape: int, seed: int) -> Tensor:
+    """Return a float64 tensor of standard normal values."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def random_model(config: ModelConfig) -> GPT:
-    """A float64 model whose weights, norms and biases included, are random and large enough that all of it matters.
+    """Return a float64 model whose weights, also of norms and biases, are random and large.
 
-    At GPT-2's initialisation a mistake in attention hardly shows.
+    With GPT-2's initialisation, a mistake in attention would hardly change the logits.
     """
     model = GPT.create(config, seed=0).double()
     with torch.no_grad():
@@ -89,8 +89,10 @@ def token_ids(rows: int = 2, length: int = T) -> Tensor:
 
 
 def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tensor:
-    """Logits (T, V) of one sequence, written from the papers: one head and one query at a time, no code of the
-    package."""
+    """Return the logits (T, V) of one sequence, computed as in the papers: one head and one query at a time.
+
+    It shares no code with the package.
+    """
     C, H = shape.n_embd, shape.n_head
     D = shape.head_dim or C // H
     shared_by = H // (shape.n_kv_head or H)
@@ -103,22 +105,22 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
         x = x / (x.square().mean(-1, keepdim=True) + shape.norm_eps).sqrt()
         return x * w.get(f"{name}.weight", torch.ones(())) + w.get(f"{name}.bias", torch.zeros(()))
 
-    def positioned(x: Tensor, t: int, name: str) -> Tensor:
+    def normed_and_rotated(x: Tensor, t: int, name: str) -> Tensor:
         if shape.qk_norm:
             x = x / (x.square().mean() + shape.norm_eps).sqrt() * w.get(f"{name}.weight", torch.ones(()))
         if shape.position != "rope":
             return x
-        turned = x.clone()
+        rotated = x.clone()
         for i in range(D // 2):
             angle = t * shape.rope_base ** (-2 * i / D)
             a, b = x[i], x[i + D // 2]
-            turned[i], turned[i + D // 2] = (
+            rotated[i], rotated[i + D // 2] = (
                 a * math.cos(angle) - b * math.sin(angle),
                 a * math.sin(angle) + b * math.cos(angle),
             )
-        return turned
+        return rotated
 
-    def sees(layer: int, t: int) -> list[int]:
+    def visible_positions(layer: int, t: int) -> list[int]:
         sliding = shape.window is not None and shape.window_pattern[layer % len(shape.window_pattern)] == "S"
         return [s for s in range(t + 1) if not sliding or s < shape.window_globals or t - s < (shape.window or 0)]
 
@@ -129,14 +131,14 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
         heads = []
         for h in range(H):
             query, (key, value) = q[:, h * D : (h + 1) * D], (x[:, h // shared_by * D :][:, :D] for x in (k, v))
-            query = torch.stack([positioned(row, t, f"{name}.q_norm") for t, row in enumerate(query)])
-            key = torch.stack([positioned(row, t, f"{name}.k_norm") for t, row in enumerate(key)])
+            query = torch.stack([normed_and_rotated(row, t, f"{name}.q_norm") for t, row in enumerate(query)])
+            key = torch.stack([normed_and_rotated(row, t, f"{name}.k_norm") for t, row in enumerate(key)])
             rows = []
             for t in range(len(x)):
-                seen = sees(layer, t)
-                # By the head's width D: seeds C and D divided by the root of the model's.
-                scores = torch.stack([query[t] @ key[s] / math.sqrt(D) for s in seen])
-                rows.append(scores.softmax(0) @ value[seen])
+                visible = visible_positions(layer, t)
+                # Divide by the root of the head's width, not of the model's.
+                scores = torch.stack([query[t] @ key[s] / math.sqrt(D) for s in visible])
+                rows.append(scores.softmax(0) @ value[visible])
             heads.append(torch.stack(rows))
         return linear(torch.cat(heads, dim=-1), f"{name}.out")
 
@@ -177,11 +179,11 @@ def paper_gpt(shape: ModelConfig, w: dict[str, Tensor], ids: list[int]) -> Tenso
     return logits if shape.logit_softcap is None else shape.logit_softcap * (logits / shape.logit_softcap).tanh()
 
 
-# What must hold
+# Checks
 
 
 def check_everything(config: ModelConfig) -> None:
-    """All checks below, on one random model. Raises `AssertionError`."""
+    """Run all checks below on one random model. Raises `AssertionError`."""
     model = random_model(config)
     check_logits(model)
     check_kernels(model)
@@ -193,12 +195,12 @@ def check_everything(config: ModelConfig) -> None:
 
 
 def check_logits(model: GPT) -> None:
-    """Logits and loss are the papers': to 1e-9 in float64, to 1e-5 where angles are float32."""
+    """Logits and loss equal `paper_gpt`'s to 1e-9 in float64, or to 1e-5 with position angles, which are float32."""
     config, ids, targets = model.config, token_ids(), token_ids().roll(1, dims=1)
     tolerance = 1e-5 if config.position in ("rope", "sinusoidal") else 1e-9
     with torch.no_grad():
         logits, each = model(ids), model(ids, targets, reduction="none")
-        # The last row stands for all: each is its own sequence, and the loss of all is their mean.
+        # Checking the last row is enough: rows are independent sequences, and the loss is the mean over all.
         expected = paper_gpt(config, dict(model.named_parameters()), ids[-1].tolist())
         torch.testing.assert_close(logits[-1], expected, atol=tolerance, rtol=0)
         losses = -logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
@@ -207,8 +209,8 @@ def check_logits(model: GPT) -> None:
 
 
 def check_kernels(model: GPT) -> None:
-    """The explicit kernel gives the same logits and gradients as the fast one, to 1e-12 (float64, another order of
-    sums)."""
+    """The explicit kernel has the same logits and gradients as the default one, to 1e-12: in float64, only the order
+    of sums differs."""
     explicit = GPT.empty(dataclasses.replace(model.config, attention="explicit")).double().eval()
     explicit.load_state_dict(model.state_dict())
     ids, targets = token_ids(), token_ids().roll(1, dims=1)
@@ -221,12 +223,12 @@ def check_kernels(model: GPT) -> None:
 
 
 def check_gradients(model: GPT) -> None:
-    """The gradient of one parameter of each kind is the slope of the loss along a random direction, by central
-    differences.
+    """The gradient of one parameter of each kind equals the slope of the loss along a random direction, computed by
+    central differences with h = 1e-7.
 
-    Rounding puts 1e-15 / h = 1e-8 on the slope, curvature far less: 1e-7 leaves room. At a bend of ReLU the loss has no
-    slope, and of 2,560 units one lies within h of its bend in about one of a thousand models: there a hundredth of h,
-    with the rounding that goes with it, speaks for both.
+    Rounding adds an error of 1e-15 / h = 1e-8 to the slope, curvature far less, so the tolerance is 1e-7. At a kink of
+    ReLU the loss has no slope: in about one of a thousand models, one of the 2,560 units is within h of its kink. Then
+    the check uses h = 1e-9, with a tolerance of 1e-5 for the larger rounding error.
     """
     ids, targets = token_ids(), token_ids().roll(1, dims=1)
     model.zero_grad()
@@ -234,7 +236,7 @@ def check_gradients(model: GPT) -> None:
     last = model.config.n_layer - 1
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and not name.startswith(f"blocks.{last}."):
-            continue  # a parameter of each kind: those of the last block stand for the others
+            continue  # one parameter of each kind is enough: those of the last block
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         direction = random(*parameter.shape, seed=1)
@@ -249,7 +251,7 @@ def check_gradients(model: GPT) -> None:
 
 @torch.no_grad()
 def _slope(model: GPT, parameter: Tensor, direction: Tensor, h: float, ids: Tensor, targets: Tensor) -> float:
-    """Of the loss along a direction, by central differences."""
+    """Return the slope of the loss along a direction, by central differences."""
     losses: list[float] = []
     for side in (h, -2 * h):
         parameter.add_(side * direction)
@@ -260,23 +262,23 @@ def _slope(model: GPT, parameter: Tensor, direction: Tensor, h: float, ids: Tens
 
 @torch.no_grad()
 def check_causality(model: GPT) -> None:
-    """Bitwise: another token at t changes no logit before t, and does change the one at t, for t at the windows' edges
-    too."""
+    """Another token at t changes no bit of the logits before t, and does change the logits at t, for every t."""
     ids = token_ids(rows=1)
     logits = model(ids)
     for t in range(1, T):
         other = ids.clone()
         other[0, t] = (ids[0, t] + 1) % V
         changed = model(other)
-        assert torch.equal(changed[:, :t], logits[:, :t]), f"token {t} is seen before its time"
+        assert torch.equal(changed[:, :t], logits[:, :t]), f"token {t} changes logits before it"
         assert not torch.equal(changed[:, t], logits[:, t])
 
 
 @torch.no_grad()
 def check_cache(model: GPT) -> None:
-    """Logits over a cache, fed in uneven parts, are those of the whole text: to 1e-12 (float64, another order of sums).
+    """Logits with a cache, fed in parts of different lengths, equal those of the whole text to 1e-12: in float64, only
+    the order of sums differs.
 
-    A window's layers keep W + G positions and no more.
+    Layers with a window of W and G global tokens store exactly W + G positions.
     """
     config, ids = model.config, token_ids()
     cache = model.new_cache(len(ids), T)
@@ -288,7 +290,7 @@ def check_cache(model: GPT) -> None:
 
 
 def check_checkpoint(model: GPT) -> None:
-    """Saved and loaded, the weights are the same, bit for bit (a loaded model has float32)."""
+    """Loaded weights equal the saved ones bit for bit, after rounding to float32."""
     run = TrainConfig(steps=1, batch_tokens=T, micro_batch_size=1, model=model.config)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         snapshot = Snapshot(dict(model.named_parameters()), {})
@@ -299,7 +301,7 @@ def check_checkpoint(model: GPT) -> None:
 
 
 def check_generation(model: GPT) -> None:
-    """Greedy text with a cache is that without one, past the context too."""
+    """Greedy generation gives the same text with and without a cache, also beyond the context length."""
     texts = [[token.token_id for token in _greedy(model, use_cache)] for use_cache in (True, False)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == T // 2

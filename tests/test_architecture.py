@@ -1,4 +1,4 @@
-"""The layout: a small package root, imports that run downwards only, no cycles, one owner per third-party library."""
+"""The package's layout: a small root, imports from lower layers only, no cycles, owners of third-party libraries."""
 
 import ast
 import os
@@ -49,21 +49,21 @@ ROOT_FILES = {"__init__.py", "__main__.py", "py.typed"}
 
 
 def modules() -> dict[str, ast.Module]:
-    """Each module of the package by its dotted name; a package's `__init__` by the package's name."""
-    found = {}
+    """Return the syntax tree of each module by its dotted name; `__init__` has the name of its package."""
+    trees = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
 
 
 MODULES = modules()
 
 
 def imports(tree: ast.Module) -> set[str]:
-    """What a module imports, also inside functions: `.x.y` for the package's modules, top-level names for others."""
-    found = set()
+    """Return a module's imports, also inside functions: `.x.y` for the package's own, top-level names for others."""
+    imported = set()
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -74,28 +74,28 @@ def imports(tree: ast.Module) -> set[str]:
             deeper = [f"{module}.{alias.name}" for alias in node.names]
             names = [name if name.removeprefix("glassgpt.") in MODULES else module for name in deeper]
         for name in names:
-            found.add(
+            imported.add(
                 "." + name.removeprefix("glassgpt").lstrip(".")
                 if name.startswith("glassgpt")
                 else name.partition(".")[0]
             )
-    return found
+    return imported
 
 
 def loads_weights_only(call: ast.Call) -> bool:
-    """Whether a call says `weights_only=True`, in just these words."""
+    """Return whether a call has the literal argument `weights_only=True`."""
     return any(
         k.arg == "weights_only" and isinstance(k.value, ast.Constant) and k.value.value is True for k in call.keywords
     )
 
 
-def test_the_root_holds_no_modules() -> None:
+def test_the_package_root_has_no_modules() -> None:
     assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == ROOT_FILES
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(LAYERS)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name not in ("", "__main__")))
-def test_imports_run_downwards(name: str) -> None:
+def test_modules_import_only_from_their_own_or_lower_layers(name: str) -> None:
     own = LAYERS.index(name.partition(".")[0])
     for target in imports(MODULES[name]):
         if target.startswith("."):
@@ -103,32 +103,32 @@ def test_imports_run_downwards(name: str) -> None:
             assert LAYERS.index(layer) >= own, f"{name} imports {target}, which is in a higher layer"
 
 
-def test_no_cycles() -> None:
-    """Among modules, function-level imports included."""
+def test_imports_have_no_cycles() -> None:
+    """The graph of modules is acyclic, with imports inside functions included."""
     below = {name: {t[1:] for t in imports(tree) if t.startswith(".")} for name, tree in MODULES.items()}
     TopologicalSorter(below).prepare()  # raises CycleError, which names the cycle
 
 
-def test_only_one_folder_knows_of_processes() -> None:
+def test_only_the_folder_distributed_uses_torch_distributed() -> None:
     for name, tree in MODULES.items():
         assert "torch.distributed" not in ast.unparse(tree) or name.partition(".")[0] == "distributed", name
 
 
-def test_libraries_stay_in_their_rooms() -> None:
+def test_only_its_owners_import_a_library() -> None:
     for name, tree in MODULES.items():
         for library in imports(tree) & OWNERS.keys():
             assert name in OWNERS[library], f"{name} imports {library}, which belongs to {OWNERS[library]}"
 
 
-# Who may read a file in PyTorch's own format, which is a pickle: with weights_only=True, so that nothing in it is run.
-READ_FOREIGN_FILES = {"utils.safe_pickle"}
+# Modules that may read PyTorch's own format, which is a pickle. They use weights_only=True, which executes nothing.
+READ_PICKLES = {"utils.safe_pickle"}
 
 
-def test_nothing_is_unpickled_freely() -> None:
+def test_only_safe_pickle_unpickles() -> None:
     for name, tree in MODULES.items():
         text = ast.unparse(tree)
         assert not imports(tree) & {"dill", "joblib", "shelve"}, name
-        assert "pickle" not in imports(tree) or name in READ_FOREIGN_FILES, name
+        assert "pickle" not in imports(tree) or name in READ_PICKLES, name
         assert not re.search(r"\bpickle\.loads?\b", text), name
         mentions = len(re.findall(r"\btorch\.load\b", text))
         safe = [
@@ -136,19 +136,19 @@ def test_nothing_is_unpickled_freely() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load" and loads_weights_only(node)
         ]
-        assert mentions == (len(safe) if name in READ_FOREIGN_FILES else 0), name
+        assert mentions == (len(safe) if name in READ_PICKLES else 0), name
         assert "allow_pickle=True" not in text, name
 
 
 @pytest.mark.parametrize("value", [os.system, OrderedDict(a=1), Path("x"), {1: print}])
-def test_a_plain_pickle_runs_nothing(value: object, tmp_path: Path) -> None:
-    """Not even a harmless name is looked up, however deep it lies."""
+def test_reading_a_plain_pickle_executes_nothing(value: object, tmp_path: Path) -> None:
+    """Every global name is refused, also a harmless or deeply nested one."""
     (tmp_path / "file.pkl").write_bytes(pickle.dumps({"deep": [value]}))
     with pytest.raises(UserError, match="would execute"):
         read_plain_pickle(tmp_path / "file.pkl")
 
 
-def test_a_plain_pickle_gives_plain_values(tmp_path: Path) -> None:
+def test_reading_a_plain_pickle_returns_plain_values(tmp_path: Path) -> None:
     values = {"stoi": {"a": 0}, "itos": {0: "a"}, "vocab_size": 1, "list": [1.5, None, True, "é", (2,)]}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "file.pkl").write_bytes(pickle.dumps(values, protocol))
@@ -159,8 +159,8 @@ def test_a_plain_pickle_gives_plain_values(tmp_path: Path) -> None:
             read_plain_pickle(tmp_path / "file.pkl")
 
 
-def test_a_forward_pass_does_not_ask_the_config() -> None:
-    """Variants are slots chosen in `__init__`: no branch of what a module computes depends on its config."""
+def test_a_forward_pass_has_no_branch_on_the_config() -> None:
+    """`__init__` selects the variants as slots, so no branch of a computation depends on the config."""
     for name in ("model.gpt", "model.attention"):
         for node in ast.walk(MODULES[name]):
             if isinstance(node, ast.FunctionDef) and node.name not in (
@@ -175,15 +175,15 @@ def test_a_forward_pass_does_not_ask_the_config() -> None:
                         assert "config" not in ast.unparse(test), f"{name}.{node.name}: {ast.unparse(test)}"
 
 
-def test_importing_glassgpt_is_light() -> None:
-    """`import glassgpt` does not import torch (1.6 s); its names load what they need on first use."""
+def test_importing_glassgpt_does_not_import_torch() -> None:
+    """Importing torch would take 1.6 s; the public names import what they need on first use."""
     code = "import sys, glassgpt; assert not {'torch', 'numpy', 'plotly', 'tyro'} & set(sys.modules)"
     code += "; print(glassgpt.GPT.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "GPT\n"
 
 
-def test_all_public_names_are_there() -> None:
+def test_all_public_names_have_docstrings() -> None:
     import glassgpt
 
     for name in glassgpt.__all__:
@@ -191,7 +191,7 @@ def test_all_public_names_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_private_torch_is_in_one_module(name: str) -> None:
+def test_private_names_of_torch_are_used_in_one_module_only(name: str) -> None:
     private = r"torch\.ops\.|torch\._|torch\.\w+\._|\._modules\b|_compiled_call_impl"
     used = re.findall(private, ast.unparse(MODULES[name]).replace("torch.__version__", ""))
     assert not used or name == "utils.torch_internals", used

@@ -1,4 +1,4 @@
-"""The bars of the code base: size of the package, its files and functions; ignored types; plain English."""
+"""Limits of the code base: size of the package, its files and functions; `type: ignore` comments; plain English."""
 
 import ast
 import io
@@ -32,7 +32,7 @@ PHRASES = {
     r"\bby (itself|themselves)\b": "automatically, alone",
     r"\b(go|goes|going|gone|went) on (with|where|from)\b": "continue, resume",
 }
-# Uses that are right: (file, text). Each is a plain English sentence in which the phrase has its ordinary meaning.
+# Allowed lines as (file, line): plain English sentences in which the phrase has its ordinary meaning.
 ALLOWED: set[tuple[str, str]] = set()
 
 
@@ -41,14 +41,14 @@ def lines_of(path: Path) -> list[str]:
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
-    """Each function of a file with its number of lines."""
+    """Yield each function of a file with its number of lines."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             yield node.name, node.end_lineno - node.lineno + 1
 
 
 def prose_of(path: Path) -> Iterator[str]:
-    """The lines of a text; of a Python file, its comments and strings."""
+    """Yield the lines of a file; of a Python file, only the lines of comments and strings."""
     if path.suffix != ".py":
         yield from lines_of(path)
         return
@@ -71,17 +71,17 @@ def test_size_of_files_and_functions(path: Path) -> None:
     assert [(name, length) for name, length in functions(path) if length > 60] == []
 
 
-def test_few_types_are_ignored() -> None:
+def test_at_most_15_type_ignore_comments() -> None:
     ignored = [line for path in SOURCES for line in lines_of(path) if "type: ignore" in line]
     assert len(ignored) <= 15, "\n".join(ignored)
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_plain_english(phrase: str) -> None:
-    found = [
+    violations = [
         f"{path.relative_to(ROOT)}: {line.strip()} (write: {PHRASES[phrase]})"
         for path in (*SOURCES, *STATIC, *PROSE)
         for line in prose_of(path)
         if re.search(phrase, line) and (str(path.relative_to(ROOT)), line.strip()) not in ALLOWED
     ]
-    assert found == []
+    assert violations == []

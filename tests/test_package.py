@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist and the wheel, the latter built out of the former as an installer would."""
+    """Build the sdist, and the wheel from the sdist as an installer would."""
     out = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
@@ -28,7 +28,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_package_and_no_more(distributions: tuple[Path, Path]) -> None:
+def test_the_wheel_contains_only_the_package(distributions: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(distributions[1]).namelist()
     sources = {
         str(path.relative_to(ROOT / "src"))
@@ -40,7 +40,7 @@ def test_the_wheel_holds_the_package_and_no_more(distributions: tuple[Path, Path
     assert all(name.startswith(("glassgpt/", "glassgpt-")) for name in names)
 
 
-def test_the_sdist_holds_the_tests_and_the_licence(distributions: tuple[Path, Path]) -> None:
+def test_the_sdist_contains_the_tests_and_the_licence(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "constraints.txt", "Makefile", "tests/test_package.py"} <= names
@@ -49,7 +49,7 @@ def test_the_sdist_holds_the_tests_and_the_licence(distributions: tuple[Path, Pa
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # it downloads and installs torch
 def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path], tmp_path: Path) -> None:
-    """With its dependencies alone, in the versions of constraints.txt: finds undeclared dependencies."""
+    """The environment has only the declared dependencies, in the versions of constraints.txt."""
     venv.create(tmp_path / "venv", with_pip=True)
     scripts = Path(sysconfig.get_path("scripts", scheme="venv", vars={"base": str(tmp_path / "venv")}))
     # PYTHONPATH would put the sources, or other packages, before the installed ones.
@@ -76,8 +76,8 @@ def test_the_wheel_works_in_a_fresh_environment(distributions: tuple[Path, Path]
     assert Path(run("glassgpt", "report", "run").strip()).name == "report.html"
 
 
-def test_public_names() -> None:
-    """Each name in `__all__` is imported on first use, from one place; there are no others."""
+def test_all_lists_exactly_the_public_names() -> None:
+    """Each name in `__all__` is imported on first use from one module; there are no other public names."""
     names = [name for group in glassgpt._NAMES_BY_MODULE.values() for name in group]
     assert sorted(names) == sorted(glassgpt.__all__) == sorted(dir(glassgpt))
     for name in names:

@@ -1,4 +1,4 @@
-"""The README's commands and its Python run as written, with fewer steps and on less text."""
+"""The README's commands and Python code run as written, but with fewer steps and less text."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder with the texts that the README calls my.txt and other.txt."""
+    """Create a folder with the texts that the README calls my.txt and other.txt."""
     words = "to be or not that is the question whether tis nobler in the mind suffer slings and arrows".split()
     lines = [" ".join(words[(i * 7 + j) % len(words)] for j in range(9)).capitalize() + "." for i in range(120)]
     (tmp_path / "my.txt").write_text(string.printable + "\n" + "\n".join(lines), encoding="utf-8")
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, standard_input: str = "") -> str:
-    """Standard output of a command in `folder`; fails with its errors."""
+    """Run a command in `folder`; return its standard output, or fail with its errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     result = subprocess.run(
         command, cwd=folder, input=standard_input, capture_output=True, text=True, env=environment, encoding="utf-8"
@@ -44,7 +44,7 @@ def run(command: list[str], folder: Path, standard_input: str = "") -> str:
 
 
 def train(folder: Path, out: str) -> None:
-    """A run of two steps."""
+    """Train a run of two steps."""
     run(
         [*GLASSGPT, "train", "shakespeare-cpu", "--data", "my.txt", "--out", out, "--steps", "2", *SHORT],
         folder,
@@ -52,20 +52,20 @@ def train(folder: Path, out: str) -> None:
 
 
 def blocks(language: str, heading: str) -> list[str]:
-    """The code blocks of a language in a section."""
+    """Return the code blocks of a language in a section."""
     section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
 def commands(heading: str) -> list[list[str]]:
-    """The `glassgpt` and `torchrun` commands of a section, as words; the first word is the program."""
+    """Return the `glassgpt` and `torchrun` commands of a section as lists of words; the first word is the program."""
     (block,) = blocks("sh", heading)
     lines = [line.partition("  #")[0].strip() for line in block.splitlines()]
     return [shlex.split(line) for line in lines]
 
 
 def without_steps(words: list[str]) -> list[str]:
-    """A command without its `--steps N`."""
+    """Return a command without its `--steps N`."""
     if "--steps" not in words:
         return words
     place = words.index("--steps")
@@ -97,14 +97,16 @@ def test_text_of_any_size(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_models_from_elsewhere(folder: Path) -> None:
-    """An exported model of ours stands in for the models that would be downloaded."""
+    """An exported model of ours replaces the models that would be downloaded."""
     train(folder, "runs/mine")
     run([*GLASSGPT, "export", "runs/mine", "--out", "hf/first"], folder)
-    stand_ins = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first") | {"runs/demo": "runs/mine"}
-    stand_ins |= {"input.txt": "my.txt", "Hello, I'm a language model,": "the"}
+    replacements = dict.fromkeys(("gpt2", "path/to/llama", "nanoGPT/out/ckpt.pt"), "hf/first") | {
+        "runs/demo": "runs/mine"
+    }
+    replacements |= {"input.txt": "my.txt", "Hello, I'm a language model,": "the"}
     short = {"train": ["--steps", "2", *SHORT], "generate": ["--max-new-tokens", "8"]}
     for line in commands("Models from elsewhere, and for elsewhere"):
-        words = [stand_ins.get(word, word) for word in line]
+        words = [replacements.get(word, word) for word in line]
         assert words[0] == "glassgpt"
         run([*GLASSGPT, *words[1:], *short.get(words[1], [])], folder)
     assert (folder / "hf/demo/config.json").is_file()
@@ -113,7 +115,7 @@ def test_models_from_elsewhere(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_many_processes(folder: Path) -> None:
-    """Started on two processes, resumed on two under FSDP, then on one."""
+    """The run starts on two processes, resumes on two with FSDP, then on one."""
     lengths = {"3000": "6", "4000": "8"}
     for line in commands("Many processes"):
         words = [lengths.get(word, word) for word in line]
@@ -127,7 +129,7 @@ def test_many_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_look_inside(folder: Path) -> None:
-    """`play` serves its page; `report` writes its file."""
+    """`play` serves the page, and `report` writes its file."""
     for name in ("demo", "mine"):
         train(folder, f"runs/{name}")
     for line in commands("Look inside"):
@@ -147,18 +149,18 @@ def test_look_inside(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_python_of_the_playground_page(folder: Path) -> None:
+def test_the_python_code_of_the_playground_docs_runs(folder: Path) -> None:
     document = (ROOT / "docs" / "playground.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
     train(folder, "runs/demo")
     run([sys.executable, "-c", block], folder)
 
 
-def test_python_of_the_readme(folder: Path) -> None:
+def test_the_python_code_of_the_readme_runs(folder: Path) -> None:
     (block,) = blocks("python", "In Python")
     assert "steps=200" in block
     output = run([sys.executable, "-c", block.replace("steps=200", "steps=2, eval_every=0, eval_tokens=3000")], folder)
-    generated = output.partition("done: runs/short\n")[2]  # after the run's last line: what the loop printed
+    generated = output.partition("done: runs/short\n")[2]  # the loop's output comes after the run's last line
     assert len(generated) == 100  # one character per token, without the prompt
     assert not generated.startswith("The function")
     assert (folder / "runs/short/metrics.jsonl").is_file()
@@ -177,7 +179,7 @@ def test_every_recipe_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_to_files(document: str) -> None:
+def test_relative_links_lead_to_existing_files(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("#"):

@@ -135,10 +135,10 @@ def test_train_help_shows_every_option_with_the_recipes_default(capsys: Capture,
             else {"\n": r"'\n'"}.get(value if isinstance(value, str) else "", str(value))
         )
         # The option, its help of two words or more, and its default, before the next option begins.
-        found = re.search(rf"{option}(?:,? \S+)? (?P<help>(?:(?! --).)*?) ?\(default: (?P<default>[^)]*)\)", text)
-        assert found, option
-        assert len(found["help"].split()) >= 2 or option == "--device", option
-        assert found["default"] == shown, option
+        match = re.search(rf"{option}(?:,? \S+)? (?P<help>(?:(?! --).)*?) ?\(default: (?P<default>[^)]*)\)", text)
+        assert match, option
+        assert len(match["help"].split()) >= 2 or option == "--device", option
+        assert match["default"] == shown, option
 
 
 def test_help_works_without_the_packages_sources(capsys: Capture, monkeypatch: Patch) -> None:

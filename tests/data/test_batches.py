@@ -236,13 +236,13 @@ def test_evaluation_predicts_every_token_but_the_first_once(
 )
 def test_ranks_share_the_batches_of_an_evaluation(tokens: int, context: int, batch_size: int, world_size: int) -> None:
     """Exactly one rank gets each batch of the single-process case, also with more ranks than batches."""
-    whole = list(counting(tokens).evaluation_batches(context, batch_size))
+    single = list(counting(tokens).evaluation_batches(context, batch_size))
     shares = [
         list(counting(tokens).evaluation_batches(context, batch_size, None, rank, world_size))
         for rank in range(world_size)
     ]
-    assert sorted(first for share in shares for first, _, _ in share) == [first for first, _, _ in whole]
-    shapes = {first: targets.shape for first, _, targets in whole}
+    assert sorted(first for share in shares for first, _, _ in share) == [first for first, _, _ in single]
+    shapes = {first: targets.shape for first, _, targets in single}
     assert all(targets.shape == shapes[first] for share in shares for first, _, targets in share)
 
 

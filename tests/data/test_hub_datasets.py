@@ -322,7 +322,7 @@ print(json.dumps([{file.name: str(path) for file, path in fetch_all(dataset.file
 
 @pytest.mark.slow
 def test_downloaded_files_are_complete_despite_server_faults(home: Path) -> None:
-    """The server fails in another way for each file, some at once; huggingface_hub then finds all in its cache."""
+    """Each file meets another fault of the server; in the end, huggingface_hub finds all files in its cache."""
     faults: dict[str, list[Fault]] = {
         "truncated": [truncate(30_000)],
         "stalled": [stall(30_000)],
@@ -382,11 +382,12 @@ def test_a_killed_download_leaves_only_complete_files(server: HubServer, home: P
 
 
 def complete(blobs: Path) -> list[Path]:
+    """Return the completely downloaded files in a folder of the Hub's cache."""
     return [path for path in blobs.glob("*") if path.suffix != ".incomplete"]
 
 
 def test_the_token_is_sent_only_to_the_hub(server: HubServer, home: Path) -> None:
-    """Without a token, the error names the page where one accepts the terms of a gated dataset."""
+    """Without a token, the error contains the address of the page to accept the terms of a gated dataset."""
     without = run('print(json.dumps(outcome(lambda: fetch("acme/gated"))))', server, home)
     assert all(fact in without for fact in ("error: ", "acme/gated", f"{server.url}/datasets/acme/gated", "HF_TOKEN"))
     assert len(server.requests_to("a.jsonl")) == 1

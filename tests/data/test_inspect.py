@@ -43,6 +43,7 @@ def small_chunks() -> Iterator[None]:
 
 
 def write_rows(path: Path, texts: list[str]) -> Path:
+    """Write the texts as rows of a JSON Lines file; return its path."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
@@ -81,6 +82,7 @@ def check_lengths(actual: dict[str, Any] | None, lengths: list[int]) -> None:
 
 
 def check_tokens(facts: dict[str, Any], ids: list[int], tokenizer: Tokenizer) -> None:
+    """Compare the facts about frequent and unused tokens with counts of `ids`."""
     counts = Counter(ids)
     expected = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:20]
     assert [(token["id"], token["count"]) for token in facts["frequent"]] == expected
@@ -118,14 +120,14 @@ def test_the_facts_equal_an_independent_count(texts: list[str], kind: str, shard
             return
         facts = dataset_facts(dataset.directory)
         for split, stream in zip(SPLITS, (dataset.train, dataset.validation), strict=True):
-            recorded, found = dataset.manifest["splits"][split], facts["splits"][split]
-            assert (found["tokens"], found["shards"]) == (len(all_tokens(stream)), len(recorded["shards"]))
-            assert (found["documents"], found["characters"], found["bytes"]) == tuple(
+            recorded, shown = dataset.manifest["splits"][split], facts["splits"][split]
+            assert (shown["tokens"], shown["shards"]) == (len(all_tokens(stream)), len(recorded["shards"]))
+            assert (shown["documents"], shown["characters"], shown["bytes"]) == tuple(
                 recorded[k] for k in ("documents", "characters", "bytes")
             )
             starts = stream.document_starts()
             assert starts is not None
-            assert found["tokens_before"] == [*starts.tolist(), len(stream)][0]
+            assert shown["tokens_before"] == [*starts.tolist(), len(stream)][0]
         check_lengths(facts["lengths"], document_lengths(dataset))
         check_tokens(facts, all_tokens(dataset.train) + all_tokens(dataset.validation), dataset.tokenizer)
         assert facts["disk_bytes"] == sum(path.stat().st_size for path in dataset.directory.iterdir())

@@ -112,6 +112,7 @@ def test_documents_are_joined_and_the_vocabulary_covers_all_text(tmp_path: Path)
 
 
 def documents_in(stream: TokenStream, dataset: Dataset) -> list[str]:
+    """Return the texts of a split's documents, located by the index."""
     starts = stream.document_starts()
     assert starts is not None
     return [
@@ -249,7 +250,7 @@ def test_another_text_or_request_rebuilds_the_dataset(text: Path, tmp_path: Path
 @pytest.mark.parametrize("damage", ["missing", "short", "tokenizer", "manifest"])
 def test_a_damaged_dataset_is_rebuilt(text: Path, damage: str) -> None:
     directory = prepare(config(text))
-    whole = contents(directory)
+    undamaged = contents(directory)
     match damage:
         case "missing":
             (directory / "validation-00000-00000.bin").unlink()
@@ -262,7 +263,7 @@ def test_a_damaged_dataset_is_rebuilt(text: Path, damage: str) -> None:
     with pytest.raises(UserError):
         open_dataset(directory)
     assert prepare(config(text)) == directory
-    assert contents(directory) == whole
+    assert contents(directory) == undamaged
 
 
 def test_verify_detects_a_flipped_bit(text: Path) -> None:
@@ -415,6 +416,7 @@ print(open_dataset(prepare(DataConfig(source=source), Path(out), log=log)).finge
 
 
 def start(script: str, *arguments: Path) -> "subprocess.Popen[str]":
+    """Run a script in a new Python process."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -453,10 +455,10 @@ def test_the_rest_of_a_single_document_is_not_written_twice(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of a cut document has no start, so its finished shard counts no document but must still be skipped."""
-    whole = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
+    uninterrupted = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "whole")
     prepare_until_the_last_shard(text, tmp_path / "stopped", monkeypatch)
     again = prepare(config(text, tokenizer="bytes", shard_tokens=100), tmp_path / "stopped")
-    assert contents(again) == contents(whole)
+    assert contents(again) == contents(uninterrupted)
     verify(again)
 
 

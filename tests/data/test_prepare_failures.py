@@ -50,11 +50,12 @@ def texts(tmp_path: Path) -> Path:
 
 
 def command(source: Path | str, out: Path, *options: str, shard_tokens: int = 2000) -> list[str]:
+    """Return the arguments of `glassgpt prepare` for a byte tokenizer and small shards."""
     return ["prepare", str(source), "--out", str(out), "--tokenizer=bytes", f"--shard-tokens={shard_tokens}", *options]
 
 
 def names_beside(out: Path) -> list[str]:
-    """Return the sorted names beside the dataset, in its parent directory, without lock files."""
+    """Return the sorted names in the dataset's parent directory, without lock files."""
     return sorted(path.name for path in out.parent.iterdir() if path.suffix != ".lock")
 
 
@@ -114,6 +115,7 @@ def test_a_half_removed_older_dataset_is_replaced(texts: Path, tmp_path: Path, m
 
 
 def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """Run `glassgpt ARGUMENTS` in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "glassgpt", *arguments],
         stdout=subprocess.PIPE,
@@ -419,6 +421,7 @@ def test_a_full_disk_while_an_index_is_written_is_reported(
 
 
 def text_of(out: Path) -> str:
+    """Return the text of a dataset of bytes."""
     dataset = open_dataset(out)
     return dataset.whole.read(0, len(dataset.whole)).astype(np.uint8).tobytes().decode()
 
@@ -497,12 +500,12 @@ def test_a_file_that_a_pattern_matches_twice_counts_once(tmp_path: Path) -> None
     deep.mkdir(parents=True)
     (deep / "x.txt").write_text(WORDS)
     (tmp_path / "texts" / "link.txt").symlink_to(deep / "x.txt")  # another name
-    found = LocalFiles(tmp_path / "texts", "**/**/*.txt").files()
-    assert [file.name for file in found] == ["a/b/x.txt", "link.txt"]
+    files = LocalFiles(tmp_path / "texts", "**/**/*.txt").files()
+    assert [file.name for file in files] == ["a/b/x.txt", "link.txt"]
 
 
 def test_a_dataset_inside_its_source_folder_is_not_read(tmp_path: Path) -> None:
-    """The dataset and the partial files beside it are not read as text."""
+    """The dataset in the source folder, and its partial files there, are not read as text."""
     (tmp_path / "a.txt").write_text(WORDS)
     (tmp_path / "b.txt").write_text(WORDS)
     out = tmp_path / "dataset"

@@ -387,7 +387,7 @@ def test_a_flipped_byte_in_a_compressed_file_never_changes_the_text(
         content[place] ^= 0x55
         path = saved(tmp_path, f"a.txt{suffix}", bytes(content))
         try:
-            assert texts_in(path) == [text.decode() * 2]  # the byte may not matter, such as those of gzip's timestamp
+            assert texts_in(path) == [text.decode() * 2]  # the flipped byte may not matter, as in gzip's timestamp
         except UserError as error:
             assert "a.txt" in str(error)  # noqa: PT017
     assert "is damaged, or not" in error_of(saved(tmp_path, f"b.txt{suffix}", b"plain text, and no more than that"))

@@ -41,6 +41,7 @@ MIXED = st.lists(PIECES, max_size=24).map("".join) | st.text(st.sampled_from("\r
 
 
 def parts_of(text: str, limit: int, piece: int = 7) -> list[str]:
+    """Split a text that arrives in chunks of `piece` characters into parts of at most `limit`."""
     return list(split_text([text[i : i + piece] for i in range(0, len(text), piece)], limit))
 
 

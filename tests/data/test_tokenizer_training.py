@@ -50,6 +50,7 @@ def test_the_result_does_not_depend_on_threads_or_process(tmp_path: Path) -> Non
 
 
 def corpus_of(folder: Path, texts: Sequence[str]) -> Corpus:
+    """Write each text to a file in `folder`, and return the corpus of the folder."""
     folder.mkdir(exist_ok=True)
     for number, text in enumerate(texts):
         (folder / f"{number:05d}.txt").write_text(text, encoding="utf-8")
@@ -149,9 +150,7 @@ def config_on(source: Path, tokenizer: str) -> TrainConfig:
 
 def test_a_run_uses_a_trained_tokenizer(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train, delete the file, then evaluate, resume and export from another folder; transformers agrees."""
-    auto = pytest.importorskip(
-        "transformers", reason="transformers, which reads what is exported, is not installed"
-    ).AutoTokenizer
+    auto = pytest.importorskip("transformers", reason="transformers is not installed").AutoTokenizer
     mine = load_tokenizer(trained / "my.json")
     shutil.copy(trained / "my.json", tmp_path / "my.json")
     monkeypatch.chdir(tmp_path)

@@ -211,7 +211,7 @@ def test_every_flipped_bit_is_detected(checkpoints: Path) -> None:
     open_checkpoint(checkpoints / "000003")
 
 
-def test_only_damaged_checkpoints_are_an_error_but_no_checkpoint_is_none(checkpoints: Path) -> None:
+def test_a_directory_of_damaged_checkpoints_is_an_error_and_one_without_returns_none(checkpoints: Path) -> None:
     for path in checkpoint_paths(checkpoints):
         truncate(path / "model.safetensors")
     warnings: list[str] = []
@@ -322,17 +322,17 @@ def test_a_snapshot_is_written_in_the_background_while_training_continues(tmp_pa
     assert not checkpoint_paths(tmp_path)
     go.set()
     writing.result()
-    found = Training(config_with(optim={"name": "muon"}))
+    resumed = Training(config_with(optim={"name": "muon"}))
     checkpoint = open_checkpoint(tmp_path / "000002")
-    checkpoint.load_model(found.model)
-    checkpoint.load_optimizers(found.strategy, found.optimizers)
-    assert equal(found.weights(), before)
-    found.step = 2
-    found.update(3)
-    assert equal(found.weights(), training.weights())
+    checkpoint.load_model(resumed.model)
+    checkpoint.load_optimizers(resumed.strategy, resumed.optimizers)
+    assert equal(resumed.weights(), before)
+    resumed.step = 2
+    resumed.update(3)
+    assert equal(resumed.weights(), training.weights())
 
 
-def test_the_result_of_a_background_task_waits_and_raises_its_error() -> None:
+def test_a_background_result_waits_for_the_task_and_raises_its_error() -> None:
     finished, go = list[str](), threading.Event()
 
     def first() -> None:

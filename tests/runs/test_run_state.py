@@ -1,4 +1,4 @@
-"""`RunDirectory.state`: running, finished, or stopped because the process has died."""
+"""`RunDirectory.state` is running, finished, or stopped if the process has died."""
 
 import os
 import socket

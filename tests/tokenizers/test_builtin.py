@@ -342,9 +342,7 @@ def test_gpt2_is_restored_from_a_run_without_its_files(
 
 def test_gpt2_exported_has_tiktokens_ids_in_transformers(gpt2: tuple[Tokenizer, Any], tmp_path: Path) -> None:
     """transformers encodes special tokens in text as special, so tiktoken is set to do the same."""
-    auto = pytest.importorskip(
-        "transformers", reason="transformers, which reads what is exported, is not installed"
-    ).AutoTokenizer
+    auto = pytest.importorskip("transformers", reason="transformers is not installed").AutoTokenizer
     export_tokenizer(gpt2[0], tmp_path, 1024)
     exported = auto.from_pretrained(tmp_path)
     again = load_tokenizer(tmp_path / "tokenizer.json")
@@ -380,6 +378,7 @@ def test_a_gpt2_file_without_a_model_type_is_read(gpt2: tuple[Tokenizer, Any]) -
 
 
 def no_network(url: str, path: Path, sha256: str, what: str, manual: str) -> Path:
+    """Replace `download`: return an existing file, otherwise fail as without a network."""
     if path.is_file():
         return path
     raise UserError(f"cannot download {what} from {url}: no network.\n{manual}")

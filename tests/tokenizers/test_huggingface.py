@@ -85,6 +85,7 @@ def unigram() -> dict[str, Any]:
 
 
 def wordpiece() -> dict[str, Any]:
+    """BERT's family."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     return trained(
         models.WordPiece(unk_token="[UNK]"),
@@ -134,6 +135,7 @@ each_family = pytest.mark.parametrize("name", FILES)
 
 
 def reference(name: str) -> library.Tokenizer:
+    """Return the library's own tokenizer of a family, set to encode special tokens in text as text."""
     theirs = library.Tokenizer.from_str(FILES[name])
     theirs.encode_special_tokens = True
     return theirs
@@ -230,7 +232,7 @@ def test_merges_never_result_in_special_tokens() -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_streaming_equals_decoding(name: str, data: st.DataObject) -> None:
-    """The ids are random, so some bytes are not UTF-8. Decoding in two parts also equals decoding at once."""
+    """The ids are random, so some bytes are not UTF-8. Decoding in two parts also equals decoding in one."""
     tokenizer = OURS[name]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     stream = StreamDecoder(tokenizer)
@@ -282,6 +284,7 @@ def test_the_prompt_prefix_is_found_in_a_sequence_of_post_processors() -> None:
 
 
 def saved(directory: Path, text: str, **config: Any) -> Path:
+    """Write tokenizer.json, and tokenizer_config.json if there is a config; return the path of the first."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
     if config:
@@ -448,6 +451,7 @@ def test_half_a_surrogate_pair_and_ids_outside_the_vocabulary_are_refused(name: 
 
 
 def altered(**changes: Any) -> str:
+    """Return Llama's tokenizer.json with these top-level fields changed."""
     return json.dumps({**json.loads(FILES["llama"]), **changes})
 
 
@@ -500,9 +504,7 @@ PLAIN = {"characters": st.lists(st.sampled_from([*SPACING, *CHARACTERS._characte
 
 @pytest.fixture(scope="module")
 def auto_tokenizer() -> Any:
-    return pytest.importorskip(
-        "transformers", reason="transformers, which reads what is exported, is not installed"
-    ).AutoTokenizer
+    return pytest.importorskip("transformers", reason="transformers is not installed").AutoTokenizer
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -510,7 +512,7 @@ def auto_tokenizer() -> Any:
 def test_transformers_has_the_same_ids_and_text(
     name: str, model_type: str | None, auto_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """They agree also beside a model's config.json, which makes transformers choose another tokenizer class."""
+    """They also agree if a model's config.json is present, which may make transformers choose another class."""
     ours = EXPORTED[name]
     if model_type is not None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))

@@ -60,7 +60,7 @@ def test_a_model_is_downloaded_once(server: HubServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub_generates(server: HubServer, tmp_path: Path) -> None:
+def test_a_model_on_the_hub_can_generate(server: HubServer, tmp_path: Path) -> None:
     arguments = ("-m", "glassgpt", "generate", "acme/tiny", "--prompt", "abc", "--max-new-tokens", "20")
     result = run(tmp_path / "home", server.url, *arguments)
     assert result.returncode == 0, result.stderr
@@ -79,7 +79,7 @@ def test_a_model_that_cannot_be_downloaded_is_an_error_of_two_lines(server: HubS
         assert len(error.splitlines()) <= 2
 
 
-def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_never_mistaken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
     Path("runs", "demo").mkdir(parents=True)
