@@ -152,7 +152,7 @@ def test_draws_equal_splitmix64() -> None:
 @example(weights=[0.5] + [0.01] * 50)
 @example(weights=[0.5] + [0.05] * 10)
 def test_every_range_of_a_mixture_has_the_shares_given_by_the_weights(weights: list[float]) -> None:
-    """In any range, a text's count is within two sequences of its share, rounded to 1/`MIXTURE_PERIOD`."""
+    """In any range, a text's count is less than two sequences from its share, rounded to 1/`MIXTURE_PERIOD`."""
     texts, ranks = spread(weights)
     period = len(texts)
     counts = np.bincount(texts, minlength=len(weights))

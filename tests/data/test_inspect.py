@@ -399,7 +399,7 @@ def read_back(dataset: Dataset) -> dict[str, list[str]]:
 def test_shards_hold_the_text_of_every_document(
     kind: str, files: list[list[str]], shard_tokens: int, part: int, with_validation: bool
 ) -> None:
-    """Texts located by the index equal the source's in order, also if a document has several parts or shards."""
+    """Texts located by the index equal the source's in order, also if a document spans several parts or shards."""
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "PART_CHARACTERS", part)
         dataset = prepared_from(Path(name), kind, files, shard_tokens, with_validation, workers=1)

@@ -209,6 +209,7 @@ def test_a_file_or_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_shakespeare_is_read_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config's column and encoding do not apply to this source."""
     path = cache_directory() / "downloads" / "tinyshakespeare.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"First Citizen:\nBefore we proceed any further, hear me speak.\n")
@@ -232,6 +233,7 @@ def python_docs() -> list[str]:
 
 
 def test_python_docs_are_written_to_the_cache_once(python_docs: list[str]) -> None:
+    """The config's column and encoding do not apply to this source."""
     (file,) = PythonDocs().files()
     written = file.fetch().stat()
     assert [

@@ -149,7 +149,7 @@ def config_on(source: Path, tokenizer: str) -> TrainConfig:
 
 
 def test_a_run_uses_a_trained_tokenizer(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, delete the file, then evaluate, resume and export from another folder; transformers agrees."""
+    """Train, delete the file, then evaluate, resume and export from another folder; transformers has the same ids."""
     auto = pytest.importorskip("transformers", reason="transformers is not installed").AutoTokenizer
     mine = load_tokenizer(trained / "my.json")
     shutil.copy(trained / "my.json", tmp_path / "my.json")

@@ -1,7 +1,7 @@
-"""Several ranks: the same numbers as one process, no lost runs, and failures that name the rank.
+"""Several ranks: the results of one process, no lost runs, and errors that name the rank.
 
-Real processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself. The unmarked tests are the
-fast core.
+The ranks are processes with gloo, forked by `rank_harness.py`; a few tests start torchrun itself. Tests that are not
+marked as slow are the fast core.
 """
 
 import json
@@ -30,48 +30,53 @@ from rank_harness import Harness, RankResult
 
 pytestmark = pytest.mark.distributed
 
-# Equal on other numbers of processes: float32 sums in another order, over up to 50 steps.
+# On different numbers of processes, float32 sums have another order, over up to 50 steps.
 TOLERANCE = 1e-5
-# Twelve sequences a step: 1, 2, 3 and 4 processes divide them.
+# Twelve sequences per step, which 1, 2, 3 and 4 processes divide.
 BATCH = {"batch_tokens": 192, "eval_every": 0, "checkpoint_every": 0, "sample": {"count": 0}}
 
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
-    """The program that forks ranks."""
+    """Return the program that forks the ranks."""
     started = Harness()
     yield started
     started.close()
 
 
 def settings(text: Path, **changes: Any) -> dict[str, Any]:
-    """A tiny run's config as the harness takes it."""
+    """Return the config of a tiny run as a dictionary, the form that the harness needs."""
     return tiny_config(text, **{**BATCH, **changes}).to_dict()
 
 
 def losses_of(run: Path) -> list[float]:
+    """Return the losses of all updates."""
     return [record["loss"] for record in records_of(run) if "loss" in record]
 
 
-def norms_by_part(run: Path) -> dict[tuple[int, str, str], float]:
-    """Norms of gradients and weights at each evaluation."""
+def norms_by_group(run: Path) -> dict[tuple[int, str, str], float]:
+    """Return the norms of gradients and weights by step, kind and parameter group."""
     kinds, evaluations = ("grad_norms", "weight_norms"), [record for record in records_of(run) if "val_loss" in record]
     return {
-        (r["step"], kind, part): norm for r in evaluations for kind in kinds for part, norm in r.get(kind, {}).items()
+        (r["step"], kind, group): norm for r in evaluations for kind in kinds for group, norm in r.get(kind, {}).items()
     }
 
 
 def last_weights(run: Path) -> dict[str, Any]:
+    """Return the tensors of the newest checkpoint."""
     return safetensors.torch.load_file(checkpoint_paths(run / "checkpoints")[-1] / "model.safetensors")
 
 
 def status_of(run: Path) -> dict[str, Any]:
+    """Return the content of status.json."""
     return json.loads((run / "status.json").read_text())  # type: ignore[no-any-return]
 
 
-def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference of two models' weights, the keys' biases aside: their gradient is zero but for
-    rounding."""
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the largest difference between two models' weights.
+
+    The keys' biases are excluded, because their gradients are zero except for rounding.
+    """
     assert one.keys() == other.keys()
     largest = 0.0
     for name, tensor in one.items():
@@ -83,26 +88,26 @@ def farthest(one: dict[str, Any], other: dict[str, Any]) -> float:
     return largest
 
 
-# Equal
+# Equal results
 
 
-def test_weights_before_the_first_update_are_the_same_bits_everywhere(harness: Harness, text: Path) -> None:
+def test_initial_weights_have_the_same_bits_on_any_number_of_ranks(harness: Harness, text: Path) -> None:
     config = settings(text, model={"n_layer": 2, "n_embd": 24, "n_head": 3})
-    (one,) = harness.run(0, "first_weights", config=config)
+    (expected,) = harness.run(0, "first_weights", config=config)
     for size, strategy in ((1, "fsdp"), (2, "ddp"), (4, "fsdp")):
-        found = harness.run(size, "first_weights", config={**config, "strategy": strategy})
-        assert found == [one] * size, (size, strategy)
+        hashes = harness.run(size, "first_weights", config={**config, "strategy": strategy})
+        assert hashes == [expected] * size, (size, strategy)
 
 
-def test_one_rank_of_each_host_goes_first_and_all_hosts_wait_for_them(harness: Harness) -> None:
-    """Without torchrun's GROUP_RANK, as under srun and mpirun."""
+def test_one_rank_of_each_host_runs_first_and_all_hosts_wait_for_them(harness: Harness) -> None:
+    """Hosts are also recognised without torchrun's GROUP_RANK, for example under srun and mpirun."""
     slow, second, other_host = harness.run(3, "times_in_main_process_first", places=[("a", 0), ("a", 1), ("b", 0)])
     assert slow["left"] < second["entered"]
     assert slow["left"] < other_host["continued"]
 
 
-def test_ddp_draws_no_numbers_from_the_global_generator(tmp_path: Path) -> None:
-    """Its two passes before training have dropout."""
+def test_ddp_does_not_change_the_global_random_state(tmp_path: Path) -> None:
+    """DDP runs two passes with dropout before training."""
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         shape = ModelConfig(vocab_size=8, context_length=8, n_layer=1, n_head=1, n_embd=8, dropout=0.5)
@@ -132,11 +137,13 @@ MODERN = {
         pytest.param("muon", True, [(3, "ddp"), (2, "fsdp")], id="muon accumulated"),
     ],
 )
-def test_fifty_steps_are_the_same_on_any_number_of_processes(
+def test_fifty_steps_are_equal_on_any_number_of_processes(
     harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool, processes: list[tuple[int, str]]
 ) -> None:
-    """Losses and gradient norms to 1e-5 relative, weights to 1e-5: DDP and FSDP, Muon on sharded fused matrices
-    included."""
+    """With DDP and FSDP, and Muon on sharded fused matrices, relative to a single process.
+
+    Losses agree to 1e-5, norms to 2e-4 and weights to 1e-5.
+    """
     config = settings(
         text,
         model=MODERN if optimizer == "muon" else {},
@@ -145,35 +152,36 @@ def test_fifty_steps_are_the_same_on_any_number_of_processes(
         micro_batch_size=2 if accumulated else 12,
     )
     harness.run(0, "train", config=config, out=tmp_path / "one")
-    one = tmp_path / "one"
-    norms = [record["grad_norm"] for record in records_of(one) if "grad_norm" in record]
-    by_part = norms_by_part(one)
-    assert losses_of(one)[-1] < 0.8 * losses_of(one)[0]  # it learns, so equality says something
-    assert max(norms) > 0.83 > min(norms)  # and so does clipping
+    single = tmp_path / "one"
+    norms = [record["grad_norm"] for record in records_of(single) if "grad_norm" in record]
+    by_group = norms_by_group(single)
+    # The run learns, otherwise equal losses would test little.
+    assert losses_of(single)[-1] < 0.8 * losses_of(single)[0]
+    assert max(norms) > 0.83 > min(norms)  # some gradients are clipped and some are not
     for size, strategy in processes:
         run = tmp_path / f"{strategy}{size}"
         harness.run(size, "train", config={**config, "strategy": strategy}, out=run)
-        assert losses_of(run) == pytest.approx(losses_of(one), rel=TOLERANCE), run.name
+        assert losses_of(run) == pytest.approx(losses_of(single), rel=TOLERANCE), run.name
         assert [r["grad_norm"] for r in records_of(run) if "grad_norm" in r] == pytest.approx(
             norms, rel=20 * TOLERANCE
         ), run.name
-        assert norms_by_part(run) == pytest.approx(by_part, rel=20 * TOLERANCE), run.name
-        assert farthest(last_weights(run), last_weights(one)) < TOLERANCE, run.name
+        assert norms_by_group(run) == pytest.approx(by_group, rel=20 * TOLERANCE), run.name
+        assert largest_difference(last_weights(run), last_weights(single)) < TOLERANCE, run.name
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_fsdp_gradients_summed_once_per_update_are_those_of_each_micro_step(
+def test_fsdp_gradients_summed_once_per_update_equal_those_summed_per_micro_step(
     harness: Harness, tmp_path: Path, text: Path, precision: str
 ) -> None:
-    """Three micro-steps per rank; another order of sums."""
+    """Each rank has three micro-steps. The tolerance of 1e-6 is for sums in another order."""
     config = settings(text, steps=4, micro_batch_size=2, strategy="fsdp", precision=precision)
     for sync in ("micro_step", "update"):
         harness.run(2, "train", config={**config, "fsdp_gradient_sync": sync}, out=tmp_path / sync)
     assert losses_of(tmp_path / "update") == pytest.approx(losses_of(tmp_path / "micro_step"), rel=1e-6)
-    assert farthest(last_weights(tmp_path / "update"), last_weights(tmp_path / "micro_step")) < 1e-6
+    assert largest_difference(last_weights(tmp_path / "update"), last_weights(tmp_path / "micro_step")) < 1e-6
 
 
-def test_dropout_is_drawn_by_micro_batch_whichever_rank_has_it(harness: Harness, tmp_path: Path, text: Path) -> None:
+def test_dropout_masks_depend_on_the_micro_batch_not_on_the_rank(harness: Harness, tmp_path: Path, text: Path) -> None:
     config = settings(text, model={"dropout": 0.2}, steps=5, micro_batch_size=3)
     for size in (0, 2, 4):
         harness.run(size, "train", config=config, out=tmp_path / str(size))
@@ -181,24 +189,24 @@ def test_dropout_is_drawn_by_micro_batch_whichever_rank_has_it(harness: Harness,
     assert losses_of(tmp_path / "4") == pytest.approx(losses_of(tmp_path / "0"), rel=TOLERANCE)
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused_with_the_nearest(
+def test_the_error_for_an_indivisible_batch_names_the_nearest_divisible_ones(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     harness.start(2, "train", config=settings(text, batch_tokens=16 * 5), out=tmp_path / "run")
-    ended = harness.results()
-    assert [each.status != 0 for each in ended] == [True, True]
-    (line,) = error_lines(ended)  # of one of them
+    results = harness.results()
+    assert [result.status != 0 for result in results] == [True, True]
+    (line,) = error_lines(results)  # only one rank prints the error
     assert "2 processes" in line
     assert "64 or 96" in line
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
-def test_the_nearest_batches_that_work_do_work() -> None:
+def test_the_batches_that_the_error_names_are_divisible() -> None:
     config = tiny_config(Path("text.txt"), batch_tokens=80)
     for processes in (2, 3, 4, 7):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             config.sequences_per_process(processes)
-        for number in re.findall(r"\d+", str(caught.value).partition("nearest")[2]):
+        for number in re.findall(r"\d+", str(error.value).partition("nearest")[2]):
             assert config.override(batch_tokens=int(number)).sequences_per_process(processes) >= 1
     with pytest.raises(UserError, match="batch_start = 32"):
         config.override(batch_tokens=64, batch_start=32).sequences_per_process(4)
@@ -207,10 +215,10 @@ def test_the_nearest_batches_that_work_do_work() -> None:
 ITEM = {"ctx": "the quick brown", "endings": ["fox jumps", "dog", "over a lazy dog while", "my big sphinx"], "label": 0}
 
 
-def test_every_rank_evaluates_its_share_and_all_get_the_figures_of_one(
+def test_ranks_evaluate_shares_and_all_get_the_figures_of_a_single_process(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    """A split of few windows with a remainder, shares that are empty, HellaSwag batches that come out unevenly."""
+    """The split has few windows and a remainder, some shares are empty, and HellaSwag batches are uneven."""
     items = tmp_path / "items.jsonl"
     rows = [
         {**ITEM, "ind": i, "ctx": " ".join(["the quick brown"] * (1 + i % 3)), "activity_label": "x"} for i in range(7)
@@ -218,29 +226,28 @@ def test_every_rank_evaluates_its_share_and_all_get_the_figures_of_one(
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = settings(text, model={"context_length": 64}, batch_tokens=64 * 12)
     for limit in (None, 1):
-        (one,) = harness.run(0, "evaluate", config=config, limit=limit, items=items, count=7)
+        (expected,) = harness.run(0, "evaluate", config=config, limit=limit, items=items, count=7)
         for size, strategy in ((2, "ddp"), (3, "fsdp")):
-            for found in harness.run(
+            for figures in harness.run(
                 size, "evaluate", config={**config, "strategy": strategy}, limit=limit, items=items, count=7
             ):
-                assert found["hellaswag"] == one["hellaswag"]
-                # The same losses, added up in float64 in another order.
-                assert found["loss"] == pytest.approx(one["loss"], rel=1e-13)
-    assert one["loss"]["tokens"] == 1
+                assert figures["hellaswag"] == expected["hellaswag"]
+                # The same losses, summed in float64 in another order.
+                assert figures["loss"] == pytest.approx(expected["loss"], rel=1e-13)
+    assert expected["loss"]["tokens"] == 1
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_process(harness: Harness, tmp_path: Path, text: Path) -> None:
+def test_two_runs_in_one_process_are_equal(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train_twice", config=settings(text, steps=3), outs=[tmp_path / "a", tmp_path / "b"])
     assert differences(tmp_path / "a", tmp_path / "b") == []
 
 
 @pytest.mark.slow
-def test_sharded_training_in_bfloat16_is_that_of_autocast_up_to_rounding(
+def test_sharded_training_in_bfloat16_equals_autocast_within_rounding(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    """Blocks are gathered in bfloat16; the residual stream and the sums of the gradients stay in float32, as under
-    DDP."""
+    """FSDP gathers blocks in bfloat16. Residual stream and gradient sums stay float32, like under DDP with autocast."""
     config = settings(text, steps=10, precision="bfloat16")
     for strategy in ("ddp", "fsdp"):
         harness.run(2, "train", config={**config, "strategy": strategy}, out=tmp_path / strategy)
@@ -248,8 +255,8 @@ def test_sharded_training_in_bfloat16_is_that_of_autocast_up_to_rounding(
 
 
 @pytest.mark.slow
-def test_offloading_to_the_host_computes_the_same(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """A smoke test: on a CPU there is nowhere to move anything to."""
+def test_cpu_offload_does_not_change_the_losses(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """On a CPU nothing is moved, so this checks only that the option works."""
     config = settings(text, steps=3, strategy="fsdp")
     for offload in (False, True):
         harness.run(2, "train", config={**config, "cpu_offload": offload}, out=tmp_path / str(offload))
@@ -258,7 +265,7 @@ def test_offloading_to_the_host_computes_the_same(harness: Harness, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_recomputed_and_compiled_blocks_train_alike(
+def test_checkpointed_and_compiled_blocks_give_the_same_losses(
     harness: Harness, tmp_path: Path, text: Path, strategy: str
 ) -> None:
     config = settings(text, steps=4, strategy=strategy, micro_batch_size=2, model={"n_layer": 2, "dropout": 0.1})
@@ -270,11 +277,11 @@ def test_recomputed_and_compiled_blocks_train_alike(
     }
     for name, changes in variants.items():
         harness.run(2, "train", config={**config, **changes}, out=tmp_path / name)
-    plain = losses_of(tmp_path / "plain")
-    assert losses_of(tmp_path / "selective") == plain
-    assert losses_of(tmp_path / "full") == plain
-    assert losses_of(tmp_path / "compiled") == pytest.approx(plain, rel=1e-6)
-    # What the first rank looks into before the first update is the same model, whole.
+    expected = losses_of(tmp_path / "plain")
+    assert losses_of(tmp_path / "selective") == expected
+    assert losses_of(tmp_path / "full") == expected
+    assert losses_of(tmp_path / "compiled") == pytest.approx(expected, rel=1e-6)
+    # All snapshots before the first update are of the same full model.
     assert len({probes_of(tmp_path / name)["000000.safetensors"] for name in variants}) == 1
     harness.run(0, "train", config={**config, "strategy": "auto", "steps": 1}, out=tmp_path / "one")
     assert probes_of(tmp_path / "one")["000000.safetensors"] == probes_of(tmp_path / "plain")["000000.safetensors"]
@@ -282,44 +289,44 @@ def test_recomputed_and_compiled_blocks_train_alike(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp", "none"), ("fsdp", "full")])
-def test_blocks_are_compiled_under_each_strategy(
+def test_blocks_are_compiled_under_every_strategy(
     harness: Harness, tmp_path: Path, text: Path, strategy: str, kind: str
 ) -> None:
-    """Hooks around a block and recomputation in it both may keep the compiler away, without a word."""
+    """Hooks on a block and activation checkpointing could silently disable compilation."""
     config = settings(text, steps=2, model={"n_layer": 2}, activation_checkpointing=kind, strategy=strategy)
-    found = harness.run(2, "compiled_operators", config=config, out=tmp_path / "run")
-    assert min(found) >= 15  # a block has some twenty
+    operators = harness.run(2, "compiled_operators", config=config, out=tmp_path / "run")
+    assert min(operators) >= 15  # a block has about twenty
 
 
-# Unbreakable
+# Failures and restarts
 
 
 @pytest.mark.slow
-def test_one_two_four_two_one_process_and_both_strategies_in_one_chain(
+def test_a_run_resumed_on_1_2_4_2_and_1_processes_equals_an_uninterrupted_one(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    """Saved on N processes, resumed on M: the chain's losses are those of the run that never stopped."""
+    """The strategy changes too. Losses and weights agree to 1e-5."""
     config = settings(
         text, steps=25, optim={"name": "muon", "lr": 8e-3, "schedule": "constant"}, eval_every=5, checkpoint_every=5
     )
-    whole, chain = tmp_path / "whole", tmp_path / "chain"
-    harness.run(0, "train", config=config, out=whole)
+    expected, chain = tmp_path / "whole", tmp_path / "chain"
+    harness.run(0, "train", config=config, out=expected)
     harness.run(0, "train", config={**config, "steps": 5}, out=chain)
     for size, steps, strategy in ((2, 10, "ddp"), (4, 15, "fsdp"), (2, 20, "fsdp"), (0, 25, "auto")):
         harness.run(size, "resume", run=chain, steps=steps, strategy=strategy)
         assert status_of(chain)["processes"] == max(1, size)
-    assert losses_of(chain) == pytest.approx(losses_of(whole), rel=TOLERANCE)
-    validation = [[r["val_loss"] for r in records_of(run) if "val_loss" in r] for run in (chain, whole)]
+    assert losses_of(chain) == pytest.approx(losses_of(expected), rel=TOLERANCE)
+    validation = [[r["val_loss"] for r in records_of(run) if "val_loss" in r] for run in (chain, expected)]
     assert validation[0] == pytest.approx(validation[1], rel=TOLERANCE)
-    assert farthest(last_weights(chain), last_weights(whole)) < TOLERANCE
+    assert largest_difference(last_weights(chain), last_weights(expected)) < TOLERANCE
     assert checkpoint_paths(chain / "checkpoints")[-1].name == "000025"
 
 
 @pytest.mark.parametrize(("size", "strategy"), [(3, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)])
-def test_after_a_preemption_on_one_rank_the_run_resumes_to_the_same_bits(
+def test_a_run_resumed_after_a_preemption_has_the_same_bits(
     harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str
 ) -> None:
-    """SIGTERM to the last rank, twice, as from a scheduler and torchrun. All ranks save the same step and exit 0."""
+    """The last rank gets SIGTERM twice, as by a scheduler and torchrun. All ranks save the same step and exit 0."""
     changes: dict[str, Any] = {
         "model": {"dropout": 0.1},
         "optim": {"name": "muon"},
@@ -328,19 +335,20 @@ def test_after_a_preemption_on_one_rank_the_run_resumes_to_the_same_bits(
         "checkpoint_every": 4,
     }
     config = {**settings(text, **changes), "strategy": strategy}
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    harness.run(size, "train", config=config, out=whole)
+    expected, run = tmp_path / "whole", tmp_path / "run"
+    harness.run(size, "train", config=config, out=expected)
     harness.run(size, "train_with_faults", faults={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
     assert (status["state"], status["step"], status["processes"]) == ("preempted", 6, size)
     assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
     harness.run(size, "resume", run=run)
     assert status_of(run)["state"] == "finished"
-    assert differences(whole, run) == []
+    assert differences(expected, run) == []
 
 
-def error_lines(ended: list[RankResult]) -> list[str]:
-    return [line for each in ended for line in each.errors.splitlines() if "error: " in line]
+def error_lines(results: list[RankResult]) -> list[str]:
+    """Return the lines that begin with `error: ` of all ranks."""
+    return [line for result in results for line in result.errors.splitlines() if "error: " in line]
 
 
 def run_with_fault(
@@ -352,7 +360,7 @@ def run_with_fault(
     also: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[RankResult]:
-    """How the ranks of a run end in which something goes wrong; a hang is noticed after 2 seconds."""
+    """Run ranks with a fault and return their results. A hang is detected after 2 seconds."""
     environment = {"GLASSGPT_HANG_SECONDS": "2"}
     faults = {patch: options} | (also or {})
     harness.start(size, "train_with_faults", environment=environment, faults=faults, config=config, out=out)
@@ -364,149 +372,152 @@ def run_with_fault(
     [
         (0, "KeyError", "a thing that nobody expected"),
         (2, "KeyError", "a thing that nobody expected"),
-        # Under gloo a lost connection is a RuntimeError as well; this one is the rank's own failure.
+        # Under gloo, a lost connection is also a RuntimeError; this error is the rank's own.
         (1, "RuntimeError", "cannot read /data/gloo/connection closed by peer"),
     ],
 )
-def test_an_exception_on_any_rank_ends_all_and_names_the_rank(
+def test_an_exception_on_any_rank_stops_all_and_the_error_names_the_rank(
     harness: Harness, tmp_path: Path, text: Path, rank: int, kind: str, words: str
 ) -> None:
     options: dict[str, Any] = {"rank": rank, "step": 4, "kind": kind, "words": words}
-    ended = run_with_fault(harness, 3, "raising", settings(text), tmp_path / "run", **options)
-    assert all(each.status == 1 for each in ended)
-    assert [line.partition(" (")[0] for line in error_lines(ended)] == [f"glassgpt: error: rank {rank} of 3"]
-    assert kind in error_lines(ended)[0]
-    assert words in error_lines(ended)[0]
-    assert "Traceback" in ended[rank].errors  # a defect keeps it, on its own rank
-    assert all("Traceback" not in each.errors for number, each in enumerate(ended) if number != rank)
+    results = run_with_fault(harness, 3, "raising", settings(text), tmp_path / "run", **options)
+    assert all(result.status == 1 for result in results)
+    assert [line.partition(" (")[0] for line in error_lines(results)] == [f"glassgpt: error: rank {rank} of 3"]
+    assert kind in error_lines(results)[0]
+    assert words in error_lines(results)[0]
+    assert "Traceback" in results[rank].errors  # the rank with an unexpected exception prints its traceback
+    assert all("Traceback" not in result.errors for number, result in enumerate(results) if number != rank)
     status = status_of(tmp_path / "run")
     assert status["state"] == "failed"
     assert f"rank {rank} of 3" in status["error"] or rank == 0
 
 
 @pytest.mark.parametrize(("kind", "rank"), [("stuck", 0), ("stopped", 1), ("stuck_in_forward", 1)])
-def test_a_rank_that_hangs_is_named(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
-    ended = run_with_fault(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
-    (line,) = error_lines(ended)
+def test_the_error_names_a_rank_that_hangs(harness: Harness, tmp_path: Path, text: Path, kind: str, rank: int) -> None:
+    results = run_with_fault(harness, 2, kind, settings(text), tmp_path / "run", rank=rank, step=3)
+    (line,) = error_lines(results)
     assert re.search(rf"error: rank {rank} \(.*process \d+\) is missing: ", line), line
-    # A stopped process reported up to a second before it was stopped.
+    # A stopped process sent its last report up to a second before it was stopped.
     assert {"stuck": "update 2", "stopped": "last seen at", "stuck_in_forward": "of update 3"}[kind] in line
-    assert ended[1 - rank].status == 1
-    assert ended[rank].status in (1, -signal.SIGKILL)  # a stopped process cannot end: torchrun kills it
+    assert results[1 - rank].status == 1
+    # A stopped process cannot exit, so it is killed, as by torchrun.
+    assert results[rank].status in (1, -signal.SIGKILL)
 
 
-def test_a_rank_that_hangs_in_an_evaluation_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
-    ended = run_with_fault(harness, 2, "stuck_in_evaluation", settings(text), tmp_path / "run", rank=1)
-    (line,) = error_lines(ended)
+def test_the_error_names_a_rank_that_hangs_in_an_evaluation(harness: Harness, tmp_path: Path, text: Path) -> None:
+    results = run_with_fault(harness, 2, "stuck_in_evaluation", settings(text), tmp_path / "run", rank=1)
+    (line,) = error_lines(results)
     assert re.search(r"error: rank 1 \(.*\) is missing: at the evaluation of step 0 for", line), line
 
 
 @pytest.mark.slow
-def test_if_no_rank_makes_progress_all_phases_are_named(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """A single rank: nobody waits for it."""
+def test_if_no_rank_makes_progress_the_error_names_all_phases(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """With a single rank, no other rank waits."""
     faults = {"stuck_in_forward": {"rank": 0, "step": 3}}
-    ended = run_with_fault(
+    results = run_with_fault(
         harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=faults, rank=0, step=3
     )
-    (line,) = error_lines(ended)
+    (line,) = error_lines(results)
     assert re.search(r"no rank .* GLASSGPT_HANG_SECONDS.*: rank 0 \(.*\) at micro-batch 1 of update 3", line), line
 
 
-def test_a_killed_rank_is_named(harness: Harness, tmp_path: Path, text: Path) -> None:
-    ended = run_with_fault(harness, 2, "killed", settings(text), tmp_path / "run", rank=1, step=3)
-    assert ended[1].status == -signal.SIGKILL
-    assert ended[0].status == 2
-    (line,) = error_lines(ended)
+def test_the_error_names_a_killed_rank(harness: Harness, tmp_path: Path, text: Path) -> None:
+    results = run_with_fault(harness, 2, "killed", settings(text), tmp_path / "run", rank=1, step=3)
+    assert results[1].status == -signal.SIGKILL
+    assert results[0].status == 2
+    (line,) = error_lines(results)
     assert "rank 0 of 2" in line
     assert re.search(r"lost the connection to rank 1 \(.*process \d+\)", line)
-    assert "Traceback" not in ended[0].errors
+    assert "Traceback" not in results[0].errors
     assert status_of(tmp_path / "run")["state"] == "failed"
 
 
-def test_a_finished_run_stays_finished_if_a_rank_is_lost_afterwards(
+def test_a_finished_run_stays_finished_if_a_rank_is_killed_afterwards(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
-    ended = run_with_fault(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
-    assert [each.status for each in ended] == [2, -signal.SIGKILL]
-    (line,) = error_lines(ended)
+    results = run_with_fault(harness, 2, "killed_at_the_end", settings(text, steps=3), tmp_path / "run", rank=1)
+    assert [result.status for result in results] == [2, -signal.SIGKILL]
+    (line,) = error_lines(results)
     assert "lost the connection to rank 1" in line
     assert status_of(tmp_path / "run")["state"] == "finished"
 
 
 @pytest.mark.parametrize(("what", "strategy"), [("loss", "ddp"), ("gradient", "fsdp")])
-def test_a_number_that_is_not_finite_on_one_rank_stops_all(
+def test_a_non_finite_number_on_one_rank_stops_all_ranks(
     harness: Harness, tmp_path: Path, text: Path, what: str, strategy: str
 ) -> None:
-    """The run ends with the last good checkpoint, and resumes from it to the same bits."""
+    """The last good checkpoint remains, and the run resumed from it has the same bits."""
     config = {**settings(text, steps=8, checkpoint_every=3), "strategy": strategy}
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    harness.run(2, "train", config=config, out=whole)
-    ended = run_with_fault(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
-    assert all(each.status in (1, 2) for each in ended)
-    (line,) = error_lines(ended)
+    expected, run = tmp_path / "whole", tmp_path / "run"
+    harness.run(2, "train", config=config, out=expected)
+    results = run_with_fault(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
+    assert all(result.status in (1, 2) for result in results)
+    (line,) = error_lines(results)
     assert "step 5: the loss is" in line
     assert ("on rank 1" in line) == (what == "loss")
     assert "nonfinite-000005.json" in line
     assert (run / "nonfinite-000005.json").is_file()
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003"]
     harness.run(2, "resume", run=run)
-    assert differences(whole, run) == []
+    assert differences(expected, run) == []
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_finishes_the_save_in_progress(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """Rank 1 fails while rank 0 writes."""
+def test_a_failing_run_finishes_the_save_in_progress(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """Rank 1 fails while rank 0 is writing the checkpoint."""
     run = tmp_path / "run"
     config = settings(text, checkpoint_every=4)
-    ended = run_with_fault(
+    results = run_with_fault(
         harness, 2, "raising", config, run, also={"slow_save": {"step": 4, "seconds": 2.0}}, rank=1, step=5
     )
-    assert all(each.status for each in ended)
+    assert all(result.status for result in results)
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000004"]
     open_checkpoint(run / "checkpoints" / "000004")
 
 
 @pytest.mark.parametrize(("size", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
-def test_a_signal_in_the_last_save_does_not_lose_it(
+def test_a_signal_during_the_last_save_does_not_interrupt_it(
     harness: Harness, tmp_path: Path, text: Path, size: int, number: int
 ) -> None:
     run = tmp_path / "run"
-    ended = run_with_fault(harness, size, "slow_save", settings(text, steps=3), run, step=3, seconds=1.0, number=number)
-    assert [each.status for each in ended] == [0] * max(1, size), ended[0].errors
+    results = run_with_fault(
+        harness, size, "slow_save", settings(text, steps=3), run, step=3, seconds=1.0, number=number
+    )
+    assert [result.status for result in results] == [0] * max(1, size), results[0].errors
     assert status_of(run)["state"] == "finished"
     open_checkpoint(run / "checkpoints" / "000003")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_second_signal_does_not_cut_the_save_short(harness: Harness, tmp_path: Path, text: Path, rank: int) -> None:
-    """One second after the first, when the rank has left the loop, or waits for the rank that writes."""
+def test_a_second_signal_does_not_interrupt_the_save(harness: Harness, tmp_path: Path, text: Path, rank: int) -> None:
+    """It arrives after one second, when the rank has left the loop or waits for the rank that writes."""
     run, slow = tmp_path / "run", {"slow_save": {"step": 5, "seconds": 2.0}}
-    ended = run_with_fault(
+    results = run_with_fault(
         harness, 2, "preempted", settings(text, steps=9), run, also=slow, rank=rank, step=5, again=1.0
     )
-    assert [each.status for each in ended] == [0, 0], ended[0].errors + ended[1].errors
+    assert [result.status for result in results] == [0, 0], results[0].errors + results[1].errors
     assert (status_of(run)["state"], status_of(run)["step"]) == ("preempted", 5)
     open_checkpoint(run / "checkpoints" / "000005")
 
 
 @pytest.mark.slow
-def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
+def test_a_full_disk_during_a_save_is_reported_and_the_previous_checkpoint_remains(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     config = settings(text, steps=40, checkpoint_every=3)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    harness.run(2, "train", config=config, out=whole)
-    ended = run_with_fault(harness, 2, "full_disk", config, run, save=2)
-    (line,) = error_lines(ended)
+    expected, run = tmp_path / "whole", tmp_path / "run"
+    harness.run(2, "train", config=config, out=expected)
+    results = run_with_fault(harness, 2, "full_disk", config, run, save=2)
+    (line,) = error_lines(results)
     assert "rank 0 of 2" in line
     assert "checkpoints/000006" in line
     assert "disk is full" in line
-    assert all(each.status in (1, 2) for each in ended)
+    assert all(result.status in (1, 2) for result in results)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000003"]
     assert status_of(run)["state"] == "failed"
     harness.run(2, "resume", run=run)
-    assert differences(whole, run) == []
+    assert differences(expected, run) == []
 
 
 @pytest.mark.parametrize(
@@ -517,21 +528,21 @@ def test_a_full_disk_in_the_middle_of_a_save_is_named_and_the_save_before_stays(
         ("missing_data", r"rank 1 of 2 \(.*\): the dataset /data is damaged: train_000001\.bin is missing"),
     ],
 )
-def test_a_rank_with_other_code_or_data_is_named(
+def test_the_error_names_a_rank_with_different_code_or_data(
     harness: Harness, tmp_path: Path, text: Path, patch: str, words: str
 ) -> None:
     source: dict[str, Any] = (
         {"source": str(write_text(tmp_path / "other.txt", seed=1))} if patch == "other_data" else {}
     )
-    ended = run_with_fault(harness, 2, patch, settings(text), tmp_path / "run", rank=1, **source)
-    (line,) = error_lines(ended)
+    results = run_with_fault(harness, 2, patch, settings(text), tmp_path / "run", rank=1, **source)
+    (line,) = error_lines(results)
     assert re.search(words, line)
-    assert all(each.status in (1, 2) for each in ended)
+    assert all(result.status in (1, 2) for result in results)
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
 @pytest.mark.slow
-def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_path: Path, text: Path) -> None:
+def test_a_second_job_in_the_same_directory_is_refused(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     harness.start(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
@@ -541,9 +552,10 @@ def test_a_second_job_on_the_same_directory_is_refused(harness: Harness, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """If a rendezvous id is used again, the same request resumes, but not with --overwrite; another request is refused,
-    or replaces the run with --overwrite."""
+def test_a_reused_rendezvous_id_resumes_only_the_same_request(harness: Harness, tmp_path: Path, text: Path) -> None:
+    """The same request resumes, but is refused with --overwrite. A different request is refused without --overwrite
+    and replaces the run with it.
+    """
     environment, run = {"TORCHELASTIC_RUN_ID": "nightly"}, tmp_path / "run"
     requests = (
         (3, False, ""),
@@ -556,9 +568,9 @@ def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path:
         harness.start(
             2, "train", environment=environment, config=settings(text, steps=steps), out=run, overwrite=overwrite
         )
-        ended = harness.results()
-        assert ended[0].status == (2 if error else 0), ended[0].errors
-        assert error in ended[0].errors
+        results = harness.results()
+        assert results[0].status == (2 if error else 0), results[0].errors
+        assert error in results[0].errors
     assert len(losses_of(run)) == 4
     (run / "status.json").write_text("")
     variables = {**environment, "TORCHELASTIC_RESTART_COUNT": "1"}
@@ -566,12 +578,12 @@ def test_a_new_request_is_not_mistaken_for_a_restart(harness: Harness, tmp_path:
     (line,) = error_lines(harness.results())
     assert "status.json" in line
     assert "--resume" in line
-    assert len(checkpoint_paths(run / "checkpoints")) == 1  # nothing was removed
+    assert len(checkpoint_paths(run / "checkpoints")) == 1  # no checkpoint was removed
     harness.run(2, "resume", run=run)
-    assert status_of(run)["state"] == "finished"  # which a kill had kept from being written, say
+    assert status_of(run)["state"] == "finished"  # status.json is written again, although it was empty
 
 
-def test_resuming_on_processes_that_do_not_divide_the_batch_names_those_that_do(
+def test_the_error_for_an_indivisible_batch_on_resume_names_divisors(
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     harness.run(0, "train", config=settings(text, steps=2, batch_tokens=64), out=tmp_path / "run")
@@ -582,32 +594,32 @@ def test_resuming_on_processes_that_do_not_divide_the_batch_names_those_that_do(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["flip", "truncate"])
-def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
-    harness: Harness, tmp_path: Path, text: Path, harm: str
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_previous_one(
+    harness: Harness, tmp_path: Path, text: Path, damage: str
 ) -> None:
     config = settings(text, steps=9, checkpoint_every=3)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    for out in (whole, run):
+    expected, run = tmp_path / "whole", tmp_path / "run"
+    for out in (expected, run):
         harness.run(2, "train", config={**config, "steps": 9}, out=out)
     weights = run / "checkpoints" / "000009" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    if harm == "flip":
+    if damage == "flip":
         content[len(content) // 2] ^= 1
-    weights.write_bytes(bytes(content) if harm == "flip" else bytes(content[:-1]))
+    weights.write_bytes(bytes(content) if damage == "flip" else bytes(content[:-1]))
     harness.start(2, "resume", run=run)
-    ended = harness.results()
-    assert [each.status for each in ended] == [0, 0]
-    assert "000009" in ended[0].errors
-    assert "model.safetensors" in ended[0].errors
-    assert differences(whole, run) == []
+    results = harness.results()
+    assert [result.status for result in results] == [0, 0]
+    assert "000009" in results[0].errors
+    assert "model.safetensors" in results[0].errors
+    assert differences(expected, run) == []
 
 
 # Torchrun
 
 
 def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise all ranks of a host would take its first GPU."""
+    """Otherwise all ranks of a host would use its first GPU."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -616,9 +628,11 @@ def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_ranks_that_are_killed_under_torchrun_restart_and_end_with_the_same_bits() -> None:
-    """Three ranks, a kill each between steps, in a save and in an evaluation. `benchmarks/rank_kills.py` has 20 of
-    them."""
+def test_a_run_whose_ranks_are_killed_under_torchrun_has_the_same_bits() -> None:
+    """Three ranks, with one kill between steps, one in a save and one in an evaluation; torchrun restarts them.
+
+    benchmarks/rank_kills.py kills 20 times.
+    """
     harness = Path(__file__).parents[1] / "torchrun_harness.py"
     result = subprocess.run(
         [sys.executable, str(harness), "--ranks", "3", "--kills", "3", "--seed", "5"], capture_output=True, text=True
@@ -630,8 +644,8 @@ def test_ranks_that_are_killed_under_torchrun_restart_and_end_with_the_same_bits
 
 
 @pytest.mark.slow
-def test_the_command_line_under_torchrun_prints_once(tmp_path: Path, text: Path) -> None:
-    """Errors in the options are printed by the first rank; other commands are refused."""
+def test_the_command_line_under_torchrun_prints_errors_once(tmp_path: Path, text: Path) -> None:
+    """Only the first rank prints errors in the options. Commands other than train are refused."""
     variables = {**os.environ, "LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}
     silent = subprocess.run(
         [sys.executable, "-m", "glassgpt", "train", "no-such-recipe"], env=variables, capture_output=True, text=True
@@ -643,7 +657,7 @@ def test_the_command_line_under_torchrun_prints_once(tmp_path: Path, text: Path)
     )
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "generate" in refused.stderr
-    del variables["LOCAL_RANK"]  # srun and mpirun set variables of their own
+    del variables["LOCAL_RANK"]  # srun and mpirun set other variables instead
     no_local_rank = subprocess.run(
         [sys.executable, "-m", "glassgpt", "train", "demo"], env=variables, capture_output=True, text=True, cwd=tmp_path
     )

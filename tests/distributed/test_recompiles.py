@@ -1,6 +1,6 @@
 """Compiled training never reaches dynamo's recompile limit, after which it would silently run uncompiled.
 
-The backend is "eager": graphs are captured and counted, and run as they are.
+With the backend "eager", graphs are captured and counted, and run without optimization.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ WIDTHS: dict[str, Any] = {"n_embd": 8, "n_head": 2, "vocab_size": 20}
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
-    """The program that forks ranks."""
+    """Return the program that forks the ranks."""
     started = Harness()
     yield started
     started.close()
@@ -32,8 +32,7 @@ def harness() -> Iterator[Harness]:
 
 @pytest.mark.parametrize(("layers", "kind"), [(2, "none"), (2, "full")])
 def test_growing_contexts_compile_one_graph_per_shape(layers: int, kind: str) -> None:
-    """From 16 to 1024 tokens by doubling: seven shapes, each in two micro-batch sizes; evaluations in between are not
-    compiled."""
+    """Seven lengths from 16 to 1024 tokens, each in two micro-batch sizes, give 14 graphs."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = GPT.create(ModelConfig(n_layer=layers, context_length=1024, **WIDTHS), 0).train()
@@ -50,10 +49,10 @@ def test_growing_contexts_compile_one_graph_per_shape(layers: int, kind: str) ->
 
 
 @pytest.mark.parametrize(("layers", "kind"), [(12, "none"), (12, "full"), (48, "selective")])
-def test_blocks_compiled_one_by_one_under_fsdp(
+def test_separately_compiled_blocks_under_fsdp_stay_below_the_recompile_limit(
     harness: Harness, tmp_path: Path, text: Path, layers: int, kind: str
 ) -> None:
-    """Five shapes, each in two micro-batch sizes. All blocks share the graphs of one."""
+    """Five lengths, each in two micro-batch sizes. All blocks share the graphs of one block."""
     config = tiny_config(
         text,
         model={"n_layer": layers, "n_embd": 8, "n_head": 2, "context_length": 128},
@@ -67,6 +66,6 @@ def test_blocks_compiled_one_by_one_under_fsdp(
         activation_checkpointing=kind,
         strategy="fsdp",
     )
-    found = harness.run(2, "compiled_frames", config=config.to_dict(), out=tmp_path / "run")
-    assert all(each["graphs"] > 0 for each in found), found
-    print(layers, kind, found)
+    counts = harness.run(2, "compiled_frames", config=config.to_dict(), out=tmp_path / "run")
+    assert all(count["graphs"] > 0 for count in counts), counts
+    print(layers, kind, counts)

@@ -1,4 +1,4 @@
-"""Two agents of torchrun on loopback, as on two hosts: one dies and comes back, and the run resumes."""
+"""Two torchrun agents on loopback, as if on two hosts: one is killed and started again, and the run resumes."""
 
 import signal
 import socket
@@ -22,16 +22,16 @@ from torchrun_harness import environment, live_ranks, torchrun, wait_for
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-# Waits, then becomes torchrun: agents get their ranks in the order of their process ids, so the one that is started
-# first has rank 0, even if it comes last and the other one holds the store.
+# The process waits, then becomes torchrun. Agents get their ranks in the order of their process ids, so the process
+# that is started first has rank 0, even if it runs torchrun last and the other one holds the store.
 _LATER = "import os, sys; sys.stdin.read(); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class Host:
-    """Stands in for a host: an agent of torchrun with one rank."""
+    """A stand-in for a host: a torchrun agent with one rank."""
 
     def __init__(self, folder: Path, name: str, port: int) -> None:
-        meeting = [
+        rendezvous = [
             "--nnodes",
             "2",
             "--rdzv-backend",
@@ -41,11 +41,11 @@ class Host:
             "--rdzv-id",
             "a-job",
         ]
-        # By default it takes 15 s until an agent that is gone counts as gone.
-        options = [*meeting, "--rdzv-conf", "keep_alive_interval=1"]
+        # By default, a killed agent counts as gone only after 15 s.
+        options = [*rendezvous, "--rdzv-conf", "keep_alive_interval=1"]
         train = ["-m", "glassgpt", "train", str(folder / "config.toml"), "--out", str(folder / "run")]
         command = torchrun(train, ranks=1, restarts=3, options=options)
-        # Without it torch 2.13 announces its store in the first round only, and a host that comes back waits forever.
+        # Otherwise torch 2.13 announces its store only in the first round, and a host that comes back waits forever.
         variables = {**environment(folder), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self.log = folder / f"{name}.log"
         with open(self.log, "wb") as log:
@@ -58,30 +58,30 @@ class Host:
             )
         self.agent = psutil.Process(self._process.pid)
 
-    def go(self) -> None:
+    def start_agent(self) -> None:
         """Start the agent."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
     @property
     def rank(self) -> int | None:
-        """The number of its rank, or None."""
+        """Return the number of its rank, or None."""
         return next(iter(live_ranks(self.agent)), None)
 
-    def die(self) -> None:
-        """Kill the agent and its rank, as a power failure does."""
+    def kill(self) -> None:
+        """Kill the agent and its rank, like a power failure."""
         with suppress(psutil.NoSuchProcess):
             for process in [self.agent, *self.agent.children(recursive=True)]:
                 process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def ended(self) -> int:
-        """Wait for the agent; returns its exit status."""
+    def wait(self) -> int:
+        """Wait for the agent and return its exit status."""
         return self._process.wait(timeout=120)
 
 
 @contextmanager
-def _nothing_left(hosts: dict[str, Host]) -> Iterator[None]:
+def _kill_all_at_the_end(hosts: dict[str, Host]) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -91,20 +91,20 @@ def _nothing_left(hosts: dict[str, Host]) -> Iterator[None]:
         raise
     finally:
         for host in hosts.values():
-            host.die()
+            host.kill()
 
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
-    """The program that forks ranks."""
+    """Return the program that forks the ranks."""
     started = Harness()
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
-    """An undisturbed run on two ranks."""
+def undisturbed(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """Return the config and the path of an undisturbed run on two ranks."""
     folder = tmp_path_factory.mktemp("quiet")
     config = tiny_config(
         write_text(folder / "text.txt"),
@@ -118,34 +118,34 @@ def quiet(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     return config, folder / "run"
 
 
-@pytest.mark.parametrize("rank", [0])  # with 1 it is the same, and another half a minute
-def test_a_host_dies_and_comes_back_and_the_run_ends_with_the_same_bits(
-    quiet: tuple[TrainConfig, Path], tmp_path: Path, rank: int
+@pytest.mark.parametrize("rank", [0])  # rank 1 gives the same and takes another half a minute
+def test_a_run_whose_host_is_killed_and_restarted_has_the_same_bits(
+    undisturbed: tuple[TrainConfig, Path], tmp_path: Path, rank: int
 ) -> None:
-    """The host that dies does not hold the store of the rendezvous. The other one takes over rank 0, and writes."""
-    config, undisturbed = quiet
+    """The killed host does not hold the rendezvous store. The other host takes over rank 0, which writes."""
+    config, expected = undisturbed
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run = RunDirectory(tmp_path / "run")
     hosts = {name: Host(tmp_path, name, port) for name in (("mortal", "store") if rank == 0 else ("store", "mortal"))}
-    with _nothing_left(hosts):
-        hosts["store"].go()
+    with _kill_all_at_the_end(hosts):
+        hosts["store"].start_agent()
         wait_for(hosts["store"].agent, lambda: _listens(port))
-        hosts["mortal"].go()
+        hosts["mortal"].start_agent()
         wait_for(hosts["store"].agent, lambda: bool(checkpoint_paths(run.checkpoints)))
         assert (hosts["mortal"].rank, hosts["store"].rank) == (rank, 1 - rank)
-        hosts["mortal"].die()
+        hosts["mortal"].kill()
         assert run.read_status()["state"] == "running"
         hosts["again"] = Host(tmp_path, "again", port)
-        hosts["again"].go()
-        assert [hosts[name].ended() for name in ("store", "again")] == [0, 0]
+        hosts["again"].start_agent()
+        assert [hosts[name].wait() for name in ("store", "again")] == [0, 0]
         log = hosts["store"].log.read_text(errors="replace")
     assert f"resuming {run.path}" in log
     status = run.read_status()
     assert (status["state"], status["step"], status["processes"], status["launch"]) == ("finished", 150, 2, "a-job")
-    assert differences(undisturbed, run.path) == []
+    assert differences(expected, run.path) == []
 
 
 def _listens(port: int) -> bool:
@@ -155,23 +155,23 @@ def _listens(port: int) -> bool:
 
 @pytest.mark.parametrize("launch", ["this", "another"])
 def test_restarted_ranks_wait_until_the_previous_ones_release_the_run(
-    harness: Harness, quiet: tuple[TrainConfig, Path], tmp_path: Path, launch: str
+    harness: Harness, undisturbed: tuple[TrainConfig, Path], tmp_path: Path, launch: str
 ) -> None:
-    """Also if the command has `--resume`. A run that another job is training is refused at once."""
-    config, _ = quiet
+    """With `--resume` too. A run that another job is training is refused immediately."""
+    config, _ = undisturbed
     harness.run(2, "train", config=config.override(steps=5, eval_every=0).to_dict(), out=tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     run.write_status("running", launch="this")
     lock = filelock.FileLock(run.path / ".lock", thread_local=False)
     lock.acquire()
-    letting_go = threading.Timer(3.0, lock.release)
-    letting_go.start()
+    release = threading.Timer(3.0, lock.release)
+    release.start()
     harness.start(2, "resume", run=run.path, steps=10, environment={"TORCHELASTIC_RUN_ID": launch})
-    ended = harness.results()
-    letting_go.join()
+    results = harness.results()
+    release.join()
     if launch == "this":
-        assert [rank.status for rank in ended] == [0, 0], ended[0].errors
+        assert [rank.status for rank in results] == [0, 0], results[0].errors
         assert run.read_status()["step"] == 10
     else:
-        assert all(rank.status for rank in ended)
-        assert "another process is training in" in ended[0].errors
+        assert all(rank.status for rank in results)
+        assert "another process is training in" in results[0].errors

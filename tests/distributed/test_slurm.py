@@ -1,5 +1,4 @@
-"""The Slurm script's own logic, with stand-ins for Slurm's commands: what it starts, how it ends, and when it comes
-back."""
+"""The logic of the Slurm script, with stand-ins for Slurm's commands: what it starts, its exit status, requeues."""
 
 import json
 import os
@@ -21,7 +20,8 @@ pytestmark = pytest.mark.distributed
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "slurm" / "train.sbatch"
 
-# Each notes how it was called. `srun` runs its command once for each node, here; `scancel` signals what `srun` runs.
+# Each command records its arguments. `srun` runs its command once per node, on this machine; `scancel` signals the
+# processes of `srun`.
 COMMANDS = {
     "srun": """
         while [[ $1 == --* ]]; do shift; done
@@ -37,7 +37,7 @@ COMMANDS = {
     "squeue": 'echo "${JOB_STATE:-RUNNING}"',
 }
 
-# In place of python and torchrun: writes the status in $STATE, at once or at SIGTERM, and ends.
+# A stand-in for python and torchrun: it writes the status in $STATE, at once or after SIGTERM, and exits.
 STAND_IN = """#!/bin/bash
 [[ $1 == - ]] && exec "$REAL_PYTHON" "$@"
 { printf '%q ' "$@"; echo; } >> "$CALLS/torchrun"
@@ -51,7 +51,7 @@ end
 
 
 class Slurm:
-    """A job of one node, whose commands are stand-ins, in a folder of its own."""
+    """A job of one node in its own folder, with stand-ins for Slurm's commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls, self.run = folder, folder / "calls", folder / "a run"
@@ -76,15 +76,17 @@ class Slurm:
         }
 
     def stand_in(self, state: str, code: int = 0, **more: str) -> None:
-        """Put a script in place of python and torchrun, which ends with that status.json (LAUNCH is its own) and exit
-        code."""
+        """Replace python and torchrun by a script that writes this status.json and exits with this code.
+
+        LAUNCH in the status is replaced by the launch id of the job.
+        """
         self.python = self.folder / "bin" / "python"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
         self.variables |= {"STATE": state, "CODE": str(code), **more}
 
     def start(self, *arguments: str, restarts: int = 0) -> "subprocess.Popen[str]":
-        """Start the job, or start it again."""
+        """Start or restart the job."""
         variables = {**self.variables, "PYTHON": str(self.python)} | (
             {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
         )
@@ -96,44 +98,46 @@ class Slurm:
             )
 
     def called(self, name: str) -> list[str]:
-        """The arguments of each call of a command, since the last start."""
+        """Return the arguments of each call of a command since the last start."""
         path = self.calls / name
         return path.read_text().splitlines() if path.exists() else []
 
     @property
     def requeued(self) -> bool:
-        """Whether the job has asked to come back."""
+        """Return whether the job has requested to be requeued."""
         calls = [call for call in self.called("scontrol") if not call.startswith("show")]
         assert calls in ([], ["requeue 17"])
         return bool(calls)
 
     @property
     def log(self) -> str:
+        """Return the output of the job."""
         return (self.folder / "job.log").read_text(errors="replace")
 
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Slurm:
-    """A job of one node."""
+    """Return a job of one node."""
     return Slurm(tmp_path)
 
 
-def wait_until(happens: Callable[[], bool], job: "subprocess.Popen[str]", limit: float = 90.0) -> None:
+def wait_until(condition: Callable[[], bool], job: "subprocess.Popen[str]", limit: float = 90.0) -> None:
+    """Wait until the condition is true. Fails if the job ends before or after `limit` seconds."""
     give_up = time.monotonic() + limit
-    while not happens():
+    while not condition():
         assert job.poll() is None, "the job has ended"
         assert time.monotonic() < give_up
         time.sleep(0.01)
 
 
 def test_a_preempted_job_saves_is_requeued_and_finishes(slurm: Slurm) -> None:
-    """A real torchrun with two processes: the script's whole life but for Slurm itself."""
+    """A real torchrun runs two processes; only Slurm's commands are stand-ins."""
     config = tiny_config(
         write_text(slurm.folder / "text.txt"), steps=100_000, checkpoint_every=0, eval_every=0, eval_tokens=64
     )
     recipe = slurm.folder / "recipe.toml"
     recipe.write_text(config.to_toml())
-    slurm.variables |= {"PROCESSES": "2", "SLURM_JOB_ID": str(os.getpid())}  # the port is made of it
+    slurm.variables |= {"PROCESSES": "2", "SLURM_JOB_ID": str(os.getpid())}  # the port depends on the job id
     shutil.rmtree(slurm.run)
     job = slurm.start(str(recipe), "--seed", "5")
     try:
@@ -148,20 +152,21 @@ def test_a_preempted_job_saves_is_requeued_and_finishes(slurm: Slurm) -> None:
     assert (slurm.run / "checkpoints" / f"{status['step']:06d}").is_dir()
     assert slurm.called("scontrol")[-1] == f"requeue {os.getpid()}"
 
-    set_up = slurm.run / "config.toml"
-    set_up.write_text(set_up.read_text().replace("steps = 100000", f"steps = {status['step'] + 3}"))
+    config_path = slurm.run / "config.toml"
+    config_path.write_text(config_path.read_text().replace("steps = 100000", f"steps = {status['step'] + 3}"))
     assert slurm.start(str(recipe), "--seed", "5", restarts=1).wait(timeout=90) == 0, slurm.log
-    done = json.loads((slurm.run / "status.json").read_text())
-    assert (done["state"], done["step"], done["launch"]) == ("finished", status["step"] + 3, f"{os.getpid()}.1")
-    assert [r["step"] for r in records_of(slurm.run) if "loss" in r] == list(range(1, done["step"] + 1))
+    final = json.loads((slurm.run / "status.json").read_text())
+    assert (final["state"], final["step"], final["launch"]) == ("finished", status["step"] + 3, f"{os.getpid()}.1")
+    assert [r["step"] for r in records_of(slurm.run) if "loss" in r] == list(range(1, final["step"] + 1))
     assert len(slurm.called("scontrol")) == 1
 
 
 def status(state: str, launch: str = "LAUNCH") -> str:
+    """Return the content of a status.json."""
     return json.dumps({"state": state, "step": 5, "launch": launch})
 
 
-def test_the_command_line_of_torchrun(slurm: Slurm) -> None:
+def test_the_script_starts_torchrun_with_the_job_and_the_arguments(slurm: Slurm) -> None:
     slurm.stand_in(status("finished"))
     assert slurm.start("gpt2", "--data.source", "my books/*.txt").wait() == 0
     words = shlex.split(slurm.called("torchrun")[0])
@@ -176,36 +181,36 @@ def test_the_command_line_of_torchrun(slurm: Slurm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "code", "signalled", "ended", "comes_back"),
+    ("state", "code", "signalled", "exit_status", "requeued"),
     [
         (status("finished"), 0, False, 0, False),
-        (status("finished"), 1, True, 0, False),  # signalled after its last step
+        (status("finished"), 1, True, 0, False),  # it was signalled after the last step
         (status("preempted"), 1, True, 0, True),
         (status("preempted"), 0, False, 0, True),  # a rank was signalled, not torchrun
-        (status("preempted"), 1, False, 0, True),  # Slurm itself has signalled the steps
-        (status("running"), 1, True, 0, True),  # killed before it had saved
-        ("", 1, True, 0, True),  # while it prepared the data
+        (status("preempted"), 1, False, 0, True),  # Slurm itself signalled the steps
+        (status("running"), 1, True, 0, True),  # it was killed before it had saved
+        ("", 1, True, 0, True),  # it was signalled during data preparation
         (status("running"), 9, False, 9, False),
         (status("failed"), 1, False, 1, False),
         (status("failed"), 0, False, 1, False),
         (status("failed"), 1, True, 1, False),
         (status("interrupted"), 1, False, 1, False),
         ("", 2, False, 2, False),
-        ("", 0, False, 0, False),  # it was finished already
+        ("", 0, False, 0, False),  # the run was already finished
         ("{", 1, False, 1, False),
-        (status("preempted", "17.-1"), 1, False, 1, False),  # an earlier job's
+        (status("preempted", "17.-1"), 1, False, 1, False),  # the status of an earlier start
         (status("failed", "16.0"), 1, True, 0, True),
     ],
 )
 def test_exit_status_and_requeue(
-    slurm: Slurm, state: str, code: int, signalled: bool, ended: int, comes_back: bool
+    slurm: Slurm, state: str, code: int, signalled: bool, exit_status: int, requeued: bool
 ) -> None:
     slurm.stand_in(state, code, UNTIL_SIGNAL="yes" if signalled else "")
     job = slurm.start("gpt2")
     if signalled:
         wait_until(lambda: bool(slurm.called("up")), job)
         job.send_signal(signal.SIGTERM)
-    assert (job.wait(timeout=30), slurm.requeued) == (ended, comes_back), slurm.log
+    assert (job.wait(timeout=30), slurm.requeued) == (exit_status, requeued), slurm.log
     assert slurm.called("scancel") == (["--signal=TERM 17"] if signalled else [])
 
 
@@ -216,7 +221,7 @@ def test_a_status_of_an_earlier_start_of_the_same_job_does_not_count(slurm: Slur
     assert not slurm.requeued
 
 
-def test_requeues_are_bounded(slurm: Slurm) -> None:
+def test_the_number_of_requeues_is_limited(slurm: Slurm) -> None:
     slurm.stand_in(status("preempted"), 1)
     slurm.variables["MAX_REQUEUES"] = "2"
     assert slurm.start(restarts=1).wait() == 0

@@ -7,8 +7,8 @@ from glassgpt.distributed.watchdog import FIRST_UPDATE_FACTOR, Status, Watchdog,
 from glassgpt.utils.errors import UserError
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, behind: bool) -> str | None:
-    """What rank 0 of 2 finds within this many seconds, with a limit of 10, in which neither makes progress."""
+def find_hang(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, behind: bool) -> str | None:
+    """Return the error of rank 0 if neither of 2 ranks makes progress for this many seconds, with a limit of 10 s."""
     now = [0.0]
     monkeypatch.setenv("GLASSGPT_HANG_SECONDS", "10")
     monkeypatch.setattr("glassgpt.distributed.watchdog.time.monotonic", lambda: now[0])
@@ -28,13 +28,13 @@ def watch(monkeypatch: pytest.MonkeyPatch, seconds: int, *, completed: bool, beh
 
 @pytest.mark.parametrize("behind", [True, False])
 def test_the_first_update_may_take_longer(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It compiles the model. After it, the same pause counts as a hang."""
-    assert watch(monkeypatch, 10 * FIRST_UPDATE_FACTOR, completed=False, behind=behind) is None
-    reason = watch(monkeypatch, 15, completed=True, behind=behind)
+    """The first update compiles the model. After it, the same pause counts as a hang."""
+    assert find_hang(monkeypatch, 10 * FIRST_UPDATE_FACTOR, completed=False, behind=behind) is None
+    reason = find_hang(monkeypatch, 15, completed=True, behind=behind)
     assert reason is not None
     assert "the forward pass" in reason
     assert ("rank 1" in reason and "is missing" in reason) if behind else "GLASSGPT_HANG_SECONDS" in reason
-    assert watch(monkeypatch, 10 * FIRST_UPDATE_FACTOR + 5, completed=False, behind=behind) is not None
+    assert find_hang(monkeypatch, 10 * FIRST_UPDATE_FACTOR + 5, completed=False, behind=behind) is not None
 
 
 @pytest.mark.parametrize("value", ["never", "0", "-1", "nan", "2"])

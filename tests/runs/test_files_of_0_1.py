@@ -47,7 +47,7 @@ def test_checkpoint_loads_bit_for_bit(old: Path) -> None:
 
 
 def test_run_resumes_to_the_same_weights(old: Path) -> None:
-    """Weights and losses are equal bit for bit on the CPU type that wrote them; others round differently (1e-5)."""
+    """Weights and losses are equal bit for bit on the same CPU type and torch version, elsewhere to 1e-5 (rounding)."""
     resume(old / "run", progress=SilentProgress())
     written = read_tensors(old / "run" / "checkpoints" / "000012" / "model.safetensors")
     expected = read_tensors(old / "expected" / "model.safetensors")

@@ -263,7 +263,7 @@ GPT2_FILES = {name: tokenizers._packaged_gpt2_file(name) or Path("missing") for 
 
 @pytest.fixture(scope="module")
 def gpt2() -> Iterator[tuple[Tokenizer, Any]]:
-    """Our tokenizer and tiktoken's, which `tiktoken_ext.openai_public.gpt2` builds from the same two files."""
+    """Yield our tokenizer and tiktoken's, built from the same files as in `tiktoken_ext.openai_public.gpt2`."""
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]

@@ -1,5 +1,7 @@
-"""Log targets, read back by their own libraries or from their files: what a run recorded, each step once, and never in
-its way."""
+"""Loggers: TensorBoard and W&B contain what a run recorded, each step once, and never affect the run.
+
+Their logs are read by their own libraries or from their files.
+"""
 
 import json
 import shutil
@@ -24,8 +26,8 @@ from kill_harness import Quiet, differences, fast_training, records_of, tiny_con
 
 
 @pytest.fixture(autouse=True)
-def light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No test is slow, online, or in anybody's own W&B settings."""
+def fast_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Train fast, offline, and without the user's W&B settings."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
@@ -34,20 +36,20 @@ def light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def lose_last_checkpoint(run: Path) -> None:
-    """As if the run had been killed at its end, with step 5 the last that was saved."""
+    """Remove the last checkpoint, as if the run had been killed after that of step 5."""
     shutil.rmtree(run / "checkpoints" / "000010")
 
 
 def expected_numbers(run: Path) -> dict[str, dict[int, float]]:
-    """Name -> step -> number, by the run's own records."""
-    found: dict[str, dict[int, float]] = {}
+    """Return the numbers in the run's records by name and step."""
+    numbers: dict[str, dict[int, float]] = {}
     for record in records_of(run):
         for name, value in numbers_of(record):
-            found.setdefault(name, {})[record["step"]] = value
-    return found
+            numbers.setdefault(name, {})[record["step"]] = value
+    return numbers
 
 
-def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path: Path, text: Path) -> None:
+def test_tensorboard_contains_each_step_once_even_after_a_kill(tmp_path: Path, text: Path) -> None:
     run = train(tiny_config(text, log="tensorboard"), tmp_path / "run", progress=Quiet())
     lose_last_checkpoint(run)
     resume(run, progress=Quiet())
@@ -66,9 +68,8 @@ def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path: Path, text: P
     for name, by_step in expected.items():
         reported = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in reported] == list(by_step), name
-        assert [value for _, value in reported] == pytest.approx(list(by_step.values()), rel=1e-6), (
-            name
-        )  # float32 there
+        # TensorBoard stores float32.
+        assert [value for _, value in reported] == pytest.approx(list(by_step.values()), rel=1e-6), name
     samples = {
         event.step: event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/1/text_summary")
     }
@@ -78,25 +79,27 @@ def test_tensorboard_has_each_step_once_after_a_kill_too(tmp_path: Path, text: P
 
 
 def wandb_records(path: Path) -> Iterator[Record]:
-    """The records of a `.wandb` file: LevelDB's log format, blocks of 32 KiB of (checksum, length, type, data), behind
-    7 bytes."""
+    """Yield the records of a `.wandb` file.
+
+    It has a header of 7 bytes and LevelDB's log format: blocks of 32 KiB with (checksum, length, type, data).
+    """
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 0 < (rest := -at % 32768) < 7:
             at += rest
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        if not kind or at + 7 + length > len(data):  # zeros up to the end, or still being written
+        if not kind or at + 7 + length > len(data):  # padding at the end, or a record that is still being written
             return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or the last part of one
             yield Record.FromString(parts)
             parts = b""
 
 
 def finished_records(path: Path) -> list[Record]:
-    """All of a finished run's: W&B's process writes the last ones while ours has gone on."""
+    """Return the records of a finished run, after W&B's process has written the last one."""
     give_up = time.monotonic() + 60
     while not (records := list(wandb_records(path))) or not records[-1].HasField("exit"):
         assert time.monotonic() < give_up, f"{path} has no end"
@@ -104,9 +107,9 @@ def finished_records(path: Path) -> list[Record]:
     return records
 
 
-def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(tmp_path: Path, text: Path) -> None:
+def test_wandb_contains_the_records_and_a_resumed_run_has_the_same_id(tmp_path: Path, text: Path) -> None:
     run = train(tiny_config(text, log="wandb"), tmp_path / "run", progress=Quiet())
-    whole = expected_numbers(run)
+    expected = expected_numbers(run)
     lose_last_checkpoint(run)
     resume(run, progress=Quiet())
     reported: list[dict[str, dict[int, float]]] = []
@@ -121,17 +124,17 @@ def test_wandb_has_what_the_run_recorded_and_a_run_that_goes_on_is_the_same_one(
                     item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
                 }
                 for name, value in items.items():
-                    if name in whole:
+                    if name in expected:
                         steps.setdefault(name, {})[items["_step"]] = value
         reported.append(steps)
     assert names == {((run / "wandb" / "glassgpt-id").read_text(), "run", "glassgpt")}
-    assert reported[0] == whole
-    assert reported[1]["train/loss"] == {step: loss for step, loss in whole["train/loss"].items() if step > 5}
+    assert reported[0] == expected
+    assert reported[1]["train/loss"] == {step: loss for step, loss in expected["train/loss"].items() if step > 5}
     assert reported[1]["val/loss"].keys() == {10}
 
 
 @pytest.mark.parametrize("log", ["tensorboard", "wandb", "both"])
-def test_a_missing_library_is_told_before_anything_is_written(
+def test_a_missing_library_is_an_error_before_anything_is_written(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -140,8 +143,10 @@ def test_a_missing_library_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W&B itself makes a folder `wandb` where it runs, which Python takes for a package without files."""
+def test_a_folder_with_the_name_of_a_library_does_not_count_as_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B creates a folder `wandb` in the working directory, which Python imports as a package without files."""
     for library in ("tensorboard", "wandb"):
         (tmp_path / library).mkdir()
         monkeypatch.delitem(sys.modules, library)
@@ -151,7 +156,7 @@ def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.
             log_targets.require_loggers(log)
 
 
-def test_settings_that_wandb_cannot_read_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_wandbs_setup_becomes_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("mode is none of ours\nand much more")
 
@@ -160,8 +165,8 @@ def test_settings_that_wandb_cannot_read_are_the_users(monkeypatch: pytest.Monke
         log_targets.require_loggers("wandb")
 
 
-class Told:
-    """A run of W&B that has the steps before 8."""
+class ResumedWandbRun:
+    """A stand-in for a W&B run that already contains the steps before 8."""
 
     starting_step, disabled, offline, url = 8, False, False, "https://example.org"
 
@@ -172,25 +177,29 @@ class Told:
         self.steps.append(step)
 
 
-def test_what_wandb_has_is_not_told_again(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reported = Told()
-    monkeypatch.setattr("wandb.init", lambda **options: reported)
+def test_steps_that_wandb_already_contains_are_not_logged_again(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb_run = ResumedWandbRun()
+    monkeypatch.setattr("wandb.init", lambda **options: wandb_run)
     target = log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 6)
     for step in (6, 7, 8, 9):
         target.write(step, {"train/loss": 1.0})
         target.write_samples(step, ["a"])
-    assert reported.steps == [8, 8, 9, 9]
+    assert wandb_run.steps == [8, 8, 9, 9]
 
 
-def test_wandb_switched_off_says_so(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for its run, since W&B reads WANDB_MODE once a process."""
-    reported = Told()
-    reported.disabled = True
-    monkeypatch.setattr("wandb.init", lambda **options: reported)
+def test_the_displayed_place_says_if_wandb_is_disabled(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in replaces the W&B run, because W&B reads WANDB_MODE only once per process."""
+    wandb_run = ResumedWandbRun()
+    wandb_run.disabled = True
+    monkeypatch.setattr("wandb.init", lambda **options: wandb_run)
     assert "WANDB_MODE" in log_targets.WeightsAndBiases(RunDirectory(tmp_path), tiny_config(text), 0).place
 
 
-def test_truth_values_are_no_numbers() -> None:
+def test_booleans_are_not_logged() -> None:
     assert dict(numbers_of({"step": 1, "val_loss": 2, "hellaswag_published": True})) == {"val/loss": 2.0}
 
 
@@ -204,14 +213,16 @@ def test_without_a_key_wandb_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_neither_library_is_imported_unless_asked(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_logging_library_is_imported_without_log(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for library in ("tensorboard", "torch.utils.tensorboard", "wandb"):
-        monkeypatch.setitem(sys.modules, library, None)  # whose import fails
+        monkeypatch.setitem(sys.modules, library, None)  # importing it raises an error
     train(tiny_config(text, steps=1), tmp_path / "run", progress=Quiet())
 
 
-class Failing:
-    """A target that fails at one of its calls."""
+class FailingLogger:
+    """A logger that fails at its fifth call."""
 
     place = "nowhere"
 
@@ -236,16 +247,18 @@ class Failing:
         self._call("close")
 
 
-class Unopened(Failing):
-    """One that cannot even be opened."""
+class UnopenableLogger(FailingLogger):
+    """A logger that cannot be opened."""
 
     def __init__(self, run: RunDirectory, config: TrainConfig, first_step: int) -> None:
         raise RuntimeError("no route to host\nand much more")
 
 
-@pytest.mark.parametrize(("target", "reason"), [(Failing, "No space left on device"), (Unopened, "no route to host")])
-def test_a_target_that_fails_is_told_of_once_and_changes_nothing(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, target: type[Failing], reason: str
+@pytest.mark.parametrize(
+    ("target", "reason"), [(FailingLogger, "No space left on device"), (UnopenableLogger, "no route to host")]
+)
+def test_a_failing_logger_gives_one_warning_and_does_not_change_the_run(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, target: type[FailingLogger], reason: str
 ) -> None:
     monkeypatch.setitem(log_targets._OPENERS, "tensorboard", ("TensorBoard", target))
     progress = Quiet()
@@ -253,11 +266,11 @@ def test_a_target_that_fails_is_told_of_once_and_changes_nothing(
     warnings = [message for message in progress.messages if message.startswith("warning: TensorBoard failed")]
     assert len(warnings) == 1
     assert reason in warnings[0]
-    quiet = train(tiny_config(text), tmp_path / "quiet", progress=Quiet())
-    assert set(differences(run, quiet)) <= {"config.toml"}
+    without_log = train(tiny_config(text), tmp_path / "quiet", progress=Quiet())
+    assert set(differences(run, without_log)) <= {"config.toml"}
 
 
-def test_a_resumed_run_may_log_elsewhere_and_lasts(tmp_path: Path, text: Path) -> None:
+def test_a_resumed_run_may_change_its_logger_and_keeps_it(tmp_path: Path, text: Path) -> None:
     run = train(tiny_config(text), tmp_path / "run", progress=Quiet())
     resume(run, steps=12, log="tensorboard", progress=Quiet())
     assert RunDirectory(run).read_config().log == "tensorboard"

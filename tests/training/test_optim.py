@@ -1,4 +1,4 @@
-"""Optimizers and schedule: AdamW by hand, Muon against PyTorch's, decay on matrices only, learning rates in numbers."""
+"""Optimizers and schedules: AdamW and the schedules equal formulas, Muon equals PyTorch's; outliers are detected."""
 
 import dataclasses
 import math
@@ -19,11 +19,12 @@ from glassgpt.training.optim import Muon, OutlierWatch, build_adamw, build_optim
 SHAPE = ModelConfig(vocab_size=11, context_length=8, n_layer=2, n_head=2, n_embd=8, qk_norm=True)
 
 
-# Of one process; Muon asks it for nothing about the model.
-WHOLE = Strategy(GPT.create(SHAPE, seed=0))
+# The strategy of a single process. Muon does not use its model.
+SINGLE_PROCESS = Strategy(GPT.create(SHAPE, seed=0))
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return normally distributed numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
@@ -34,7 +35,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     ("step", "expected"),
     [
         (0, 6e-4 / 716),  # 8.38e-7
-        (357, 6e-4 / 2),  # halfway up: 358/716
+        (357, 6e-4 / 2),  # half of the warmup: 358/716
         (714, 6e-4 * 715 / 716),
         (715, 6e-4),  # the peak
         (9893, 3.3e-4),  # half a step before the middle of 715 and 19072: (6e-4 + 6e-5) / 2
@@ -42,21 +43,23 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
         (30000, 6e-5),
     ],
 )
-def test_gpt2s_schedule_in_numbers(step: int, expected: float) -> None:
-    """By hand, to the four digits written."""
+def test_gpt2s_learning_rates_equal_numbers_by_hand(step: int, expected: float) -> None:
+    """The tolerance is that of the four digits above."""
     assert lr_at(step, 19073, recipe("gpt2").optim) == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.mark.parametrize("step", [*range(0, 720, 7), 714, 715, 5000, 12345, 19072])
-def test_gpt2s_schedule_is_the_courses(step: int) -> None:
-    """The seeds' get_lr, written from its description: up by (step + 1)/715, then a cosine over 18,358 steps.
+def test_gpt2s_schedule_is_close_to_that_of_build_nanogpt(step: int) -> None:
+    """The reference warms up by (step + 1)/715, then follows a cosine over 18,358 steps, like build-nanogpt's `get_lr`.
 
-    It holds the peak for two updates and stops one step short of the minimum, ours does neither: 1/715 = 0.14 % apart
-    at most.
+    It stays at the peak for two updates and ends one step before the minimum, unlike ours, so the rates differ by up to
+    1/715 = 0.14 %.
     """
     ramp = 6e-4 * (step + 1) / 715
-    theirs = ramp if step < 715 else 6e-5 + 0.5 * (1 + math.cos(math.pi * (step - 715) / (19073 - 715))) * (6e-4 - 6e-5)
-    assert lr_at(step, 19073, recipe("gpt2").optim) == pytest.approx(theirs, rel=1 / 715)
+    expected = (
+        ramp if step < 715 else 6e-5 + 0.5 * (1 + math.cos(math.pi * (step - 715) / (19073 - 715))) * (6e-4 - 6e-5)
+    )
+    assert lr_at(step, 19073, recipe("gpt2").optim) == pytest.approx(expected, rel=1 / 715)
 
 
 @pytest.mark.parametrize(
@@ -68,19 +71,22 @@ def test_gpt2s_schedule_is_the_courses(step: int) -> None:
     ],
 )
 def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    """Eight updates, three of them warmup: the peak at update 3, the floor of 0.2 at update 7."""
+    """Eight updates, three of them warmup: the peak is update 3, and the minimum of 0.2 is update 7."""
     config = _config(schedule=schedule, warmup_steps=3, min_lr_ratio=0.2)
     assert [lr_at(step, 8, config) for step in range(8)] == pytest.approx([2.0 * x for x in expected], rel=1e-12)
 
 
 def _config(**changes: object) -> OptimConfig:
+    """Return a config with a peak learning rate of 2."""
     return OptimConfig(**({"lr": 2.0} | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 1), (5, 5), (5, 50), (6, 5)])
-def test_short_runs_have_a_rate(schedule: str, steps: int, warmup: int) -> None:
-    """Warmup as long as the run or longer, or a single step: a rate above 0 and up to the peak at each update."""
+def test_the_learning_rate_of_short_runs_is_positive_and_at_most_the_peak(
+    schedule: str, steps: int, warmup: int
+) -> None:
+    """Also for a warmup as long as the run or longer, and for a single step."""
     rates = [lr_at(step, steps, _config(schedule=schedule, warmup_steps=warmup)) for step in range(steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
     assert rates[0] == pytest.approx(2.0 / (warmup + 1))
@@ -89,8 +95,8 @@ def test_short_runs_have_a_rate(schedule: str, steps: int, warmup: int) -> None:
 # AdamW
 
 
-def test_adamw_is_the_formula() -> None:
-    """Loshchilov and Hutter, 2019, algorithm 2, three updates in float64."""
+def test_adamw_equals_its_formula() -> None:
+    """Three updates in float64 by algorithm 2 of Loshchilov and Hutter (2019)."""
     lr, wd, b1, b2, eps = 0.1, 0.3, 0.8, 0.9, 1e-3
     start = random(3, 4)
     parameter = nn.Parameter(start.clone())
@@ -107,8 +113,8 @@ def test_adamw_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_decay_falls_on_matrices_only_and_once_on_each(name: str) -> None:
-    """With zero gradients all that moves is what decays: every matrix by 1 - lr x decay, no bias and no norm at all."""
+def test_weight_decay_applies_once_to_each_matrix_and_to_nothing_else(name: str) -> None:
+    """With zero gradients, every matrix is multiplied by 1 - lr x decay, and biases and norms do not change."""
     model = GPT.create(SHAPE, 0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -123,21 +129,21 @@ def test_decay_falls_on_matrices_only_and_once_on_each(name: str) -> None:
         torch.testing.assert_close(parameter.detach(), expected, atol=1e-6, rtol=0, msg=key)
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_rest() -> None:
+def test_muon_optimizes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     model = GPT.create(SHAPE, 0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    owned = [
+    optimized = [
         {names[id(p)] for group in o.param_groups for p in group["params"]}
         for o in build_optimizers(Strategy(model), OptimConfig(name="muon"))
     ]
     block = ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
-    assert owned[0] == {f"blocks.{n}.{part}.weight" for n in range(2) for part in block}
-    assert owned[0] | owned[1] == set(names.values())
-    assert not owned[0] & owned[1]
+    assert optimized[0] == {f"blocks.{n}.{part}.weight" for n in range(2) for part in block}
+    assert optimized[0] | optimized[1] == set(names.values())
+    assert not optimized[0] & optimized[1]
 
 
 @pytest.mark.parametrize("kv_heads", [2, 1])
-def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
+def test_muon_orthogonalizes_query_key_and_value_separately(kv_heads: int) -> None:
     shape = dataclasses.replace(SHAPE, n_kv_head=kv_heads)
     model = GPT.create(shape, 0)
     for parameter in model.parameters():
@@ -149,8 +155,8 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
     rows = [heads * shape.resolved_head_dim for heads in (shape.n_head, kv_heads, kv_heads)]
     for update in torch.split(weight.detach() - before, rows):  # type: ignore[operator]
         values = torch.linalg.svdvals(update / (0.2 * math.sqrt(max(update.shape))))
-        # Fused, the three would share a matrix whose columns are at right angles, and each part's own values be below
-        # 0.68.
+        # Orthogonalized together, the three parts would share one matrix with orthogonal columns, and the singular
+        # values of each part would be below 0.68.
         assert values.min() > 0.6
         assert values.max() < 1.3
 
@@ -159,12 +165,11 @@ def test_muon_turns_query_key_and_value_each_by_itself(kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 24), (2, 24, 8), (4, 1, 5)])
-def test_orthogonalize_evens_out_the_singular_values_and_keeps_the_directions(shape: tuple[int, int, int]) -> None:
-    """The image of U S V' is a polynomial in it, so U' X V is diagonal, and its diagonal that polynomial of S in
-    float64.
+def test_orthogonalize_equalizes_singular_values_and_keeps_singular_vectors(shape: tuple[int, int, int]) -> None:
+    """The result X of U S V' is a polynomial of it, so U' X V is diagonal, with that polynomial of S in float64.
 
-    1e-4 is float32's rounding, which five steps with a slope of 3.4 amplify by up to 500. The bounds are the
-    docstring's.
+    1e-4 is float32's rounding, which five steps with a slope of 3.4 amplify up to 500 times. The bounds of 0.68 and
+    1.21 are those in the docstring of `orthogonalize`.
     """
     n, rows, columns = shape
     rank = min(rows, columns)
@@ -181,18 +186,18 @@ def test_orthogonalize_evens_out_the_singular_values_and_keeps_the_directions(sh
     assert diagonal.max() < 1.21
 
 
-def test_orthogonalize_treats_each_matrix_by_itself() -> None:
-    """In a batch as alone, and whatever the scale, to float32's rounding."""
+def test_orthogonalize_treats_the_matrices_of_a_batch_separately() -> None:
+    """A matrix gives the same result in a batch and alone, and at any scale, within float32's rounding."""
     batch = random(3, 6, 4, dtype=torch.float32)
-    alone = torch.cat(
+    separate = torch.cat(
         [orthogonalize(scale * matrix[None]) for matrix, scale in zip(batch, (1, 1e-3, 1e3), strict=True)]
     )
-    torch.testing.assert_close(orthogonalize(batch), alone, atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonalize(batch), separate, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
-    """On a CPU; the parameters stay in float32, and the update is that in float32 to bfloat16's digits."""
+    """On a CPU. Parameters stay float32, and updates in bfloat16 equal those in float32 within its digits."""
     updates = []
     for each in ("float32", precision):
         model = GPT.create(SHAPE, 0)
@@ -210,15 +215,17 @@ def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
-def test_muons_arithmetic_does_not_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    """The meta device stands for any that is not a CPU."""
+def test_the_dtype_of_muons_arithmetic_does_not_depend_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """The meta device stands for any device other than the CPU."""
     dtypes = set[torch.dtype]()
 
-    def observed(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    def record_dtype(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         dtypes.add(dtype)
         return matrices
 
-    monkeypatch.setattr(optim, "orthogonalize", observed)
+    monkeypatch.setattr(optim, "orthogonalize", record_dtype)
     model = GPT.empty(SHAPE, torch.device("meta"))
     muon, _ = build_optimizers(Strategy(model), OptimConfig(name="muon"), precision)
     for parameter in model.parameters():
@@ -228,13 +235,16 @@ def test_muons_arithmetic_does_not_depend_on_the_device(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)])
-def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
-    """Three updates against `torch.optim.Muon` in the same scaling. It orthogonalises in bfloat16, and five steps of a
-    polynomial with slope 3.4 amplify that rounding of 0.4 %: 5 % of the way that the weights went."""
+def test_muon_equals_pytorchs(shape: tuple[int, int]) -> None:
+    """After three updates in the same scaling, weights differ by at most 5 % of their total change.
+
+    `torch.optim.Muon` orthogonalizes in bfloat16, and five steps of a polynomial with a slope of 3.4 amplify its
+    rounding of 0.4 %.
+    """
     start = random(*shape, dtype=torch.float32)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = (
-        Muon([{"params": [ours]}], OptimConfig(lr=0.02, momentum=0.9, weight_decay=0.1), WHOLE),
+        Muon([{"params": [ours]}], OptimConfig(lr=0.02, momentum=0.9, weight_decay=0.1), SINGLE_PROCESS),
         torch.optim.Muon(
             [theirs], lr=0.02, momentum=0.9, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw"
         ),
@@ -247,63 +257,62 @@ def test_muon_is_pytorchs(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("rows", [[8, 8, 8], [12, 6, 6]], ids=["all heads", "grouped heads"])
-def test_a_fused_projection_is_three_matrices(rows: list[int]) -> None:
-    """Queries, keys and values move as if each were a parameter of its own, to float32's rounding."""
+def test_a_fused_projection_is_updated_like_three_matrices(rows: list[int]) -> None:
+    """Queries, keys and values change as if they were separate parameters, within float32's rounding."""
     start, grad = random(24, 8, dtype=torch.float32), random(24, 8, seed=1, dtype=torch.float32)
-    grad[8:16] *= 100  # one large part must not make the other two small
+    grad[8:16] *= 100  # a large part must not reduce the updates of the other two
     fused, parts = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in torch.split(start, rows)]
     fused.grad = grad.clone()
     for parameter, piece in zip(parts, torch.split(grad, rows), strict=True):
         parameter.grad = piece.clone()
     for group in ({"params": [fused], "split": rows}, {"params": parts}):
-        Muon([group], OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0), WHOLE).step()
+        Muon([group], OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.0), SINGLE_PROCESS).step()
     torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in parts]), atol=1e-5, rtol=0)
 
 
-def test_muons_update_has_the_size_of_adamws() -> None:
-    """Its promise, so that one learning rate serves both: an entry moves by about 0.2 lr, whatever the shape (Liu et
-    al., 2025)."""
+def test_an_update_of_muon_is_as_large_as_one_of_adamw() -> None:
+    """One learning rate can serve both: an entry changes by about 0.2 lr for any shape (Liu et al., 2025)."""
     for shape in ((64, 64), (256, 32), (32, 256)):
         parameter = nn.Parameter(torch.zeros(shape))
         parameter.grad = random(*shape, dtype=torch.float32)
-        Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.95, weight_decay=0.0), WHOLE).step()
+        Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.95, weight_decay=0.0), SINGLE_PROCESS).step()
         assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2), shape
 
 
-def test_a_parameter_without_gradient_is_left_alone() -> None:
+def test_muon_does_not_change_a_parameter_without_gradient() -> None:
     parameter = nn.Parameter(torch.ones(4, 4))
-    Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.9, weight_decay=0.5), WHOLE).step()
+    Muon([{"params": [parameter]}], OptimConfig(lr=1.0, momentum=0.9, weight_decay=0.5), SINGLE_PROCESS).step()
     assert torch.equal(parameter.detach(), torch.ones(4, 4))
 
 
 # Outliers
 
 
-def test_an_outlier_is_told_by_its_distance_from_the_128_before() -> None:
-    """Beside the formula in numpy, on losses and norms that are drawn; in the first 128 nothing is one."""
+def test_an_outlier_is_far_from_the_mean_of_the_last_128_values() -> None:
+    """The reference is the formula in NumPy, on random losses and norms. None of the first 128 values is an outlier."""
     generator = np.random.default_rng(0)
     pairs = generator.normal(3.0, 0.1, (400, 2))
     pairs[[60, 200, 301], 0] += 2.0
     pairs[350, 1] += 0.35
-    watch, found = OutlierWatch(4.0), []
+    watch, outliers = OutlierWatch(4.0), []
     for step, (loss, norm) in enumerate(pairs.tolist()):
         before = pairs[max(0, step - 128) : step]
         z = (pairs[step] - before.mean(axis=0)) / before.std(axis=0) if len(before) == 128 else np.zeros(2)
-        found.append(watch.is_outlier(loss, norm))
-        assert found[-1] == bool((z > 4.0).any()), step
-    assert [step for step, is_outlier in enumerate(found) if is_outlier][:2] == [200, 301]
-    assert not found[60]  # too early
+        outliers.append(watch.is_outlier(loss, norm))
+        assert outliers[-1] == bool((z > 4.0).any()), step
+    assert [step for step, is_outlier in enumerate(outliers) if is_outlier][:2] == [200, 301]
+    assert not outliers[60]  # fewer than 128 values precede it
     resumed = OutlierWatch(4.0, watch.recent)
     assert [resumed.is_outlier(9.0, 3.0), watch.is_outlier(9.0, 3.0)] == [True, True]
 
 
 @pytest.mark.parametrize("values", [[2.0] * 200, [2.0 - 0.01 * i for i in range(200)]])
-def test_equal_and_falling_losses_are_no_outliers(values: list[float]) -> None:
+def test_equal_and_falling_losses_are_not_outliers(values: list[float]) -> None:
     watch = OutlierWatch(3.0)
     assert not any(watch.is_outlier(value, 1.0) for value in values)
 
 
-def test_outliers_are_off_unless_asked_for() -> None:
+def test_a_threshold_of_0_disables_outlier_detection() -> None:
     watch = OutlierWatch(0.0)
     assert not any(watch.is_outlier(float(i % 100 == 99) * 1e9, 1.0) for i in range(500))
     assert watch.recent == []

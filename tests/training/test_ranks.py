@@ -1,4 +1,4 @@
-"""Updates of several ranks that run ahead of the host, as on GPUs; here the CPU is made to judge them itself."""
+"""Updates of several ranks that run ahead of the host, as on GPUs; here, the CPU checks its updates like a GPU."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def harness() -> Iterator[Harness]:
     [{}, {"strategy": "fsdp"}, {"optim": {"name": "muon"}}, {"strategy": "fsdp", "optim": {"name": "muon"}}],
     ids=str,
 )
-def test_ranks_that_run_ahead_compute_the_same(
+def test_ranks_that_run_ahead_give_the_same_run(
     harness: Harness, tmp_path: Path, text: Path, change: dict[str, Any]
 ) -> None:
     config = tiny_config(text, **BATCH, **change).to_dict()
@@ -39,13 +39,15 @@ def test_ranks_that_run_ahead_compute_the_same(
     assert differences(tmp_path / "ahead", tmp_path / "waiting") == []
 
 
-def test_a_bad_batch_of_one_rank_stops_all_and_names_it(harness: Harness, tmp_path: Path, text: Path) -> None:
+def test_a_non_finite_batch_of_one_rank_stops_all_and_the_error_names_the_rank(
+    harness: Harness, tmp_path: Path, text: Path
+) -> None:
     config = tiny_config(text, **{**BATCH, "eval_every": 0, "checkpoint_every": 3}).to_dict()
     faults = {"judging_on_device": {}, "non_finite_loss_or_gradient": {"rank": 1, "step": 5, "what": "loss"}}
     harness.start(2, "train_with_faults", faults=faults, config=config, out=str(tmp_path / "run"))
-    ended = harness.results()
-    assert all(each.status != 0 for each in ended)
-    assert any("step 5" in each.errors and "rank 1" in each.errors for each in ended)
+    results = harness.results()
+    assert all(result.status != 0 for result in results)
+    assert any("step 5" in result.errors and "rank 1" in result.errors for result in results)
     assert json.loads((tmp_path / "run" / "nonfinite-000005.json").read_text())["step"] == 5
     assert [path.name for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["000003"]
     assert math.isfinite(records_of(tmp_path / "run")[-2]["loss"])

@@ -1,4 +1,4 @@
-"""A stopped run resumes as if it had not been stopped: killed, interrupted, extended, damaged, out of disk."""
+"""A resumed run equals an uninterrupted one: after kills, signals, extension, damage or a full disk."""
 
 import json
 import re
@@ -37,86 +37,90 @@ HARNESS = Path(__file__).parents[1] / "kill_harness.py"
 
 
 @pytest.fixture(autouse=True)
-def light() -> Iterator[None]:
-    """In this process nothing is killed, so nothing has to be flushed."""
+def fast() -> Iterator[None]:
+    """Train without flushing to disk, because no test here kills this process."""
     with fast_training():
         yield
 
 
 class CrashError(Exception):
-    """Ends a run in the middle."""
+    """Stops a run in the middle."""
 
 
 class CrashAt(Quiet):
-    """Crashes the run after an update, before it is evaluated or saved."""
+    """Crashes the run after an update, before it evaluates or saves."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
         self.at = step
 
     def step(self, record: Any) -> None:
-        """Crash at the step."""
         if record["step"] == self.at:
             raise CrashError
 
 
-def crashed(config: TrainConfig, out: Path, step: int) -> Path:
+def crash(config: TrainConfig, out: Path, step: int) -> Path:
+    """Train a run that crashes at this step, and return it."""
     with pytest.raises(CrashError):
         train(config, out, progress=CrashAt(step))
     return out
 
 
-def through(config: TrainConfig, out: Path) -> Path:
+def train_uninterrupted(config: TrainConfig, out: Path) -> Path:
+    """Train a whole run and return it."""
     return train(config, out, progress=Quiet())
 
 
 def contents(run: Path) -> dict[str, bytes]:
+    """Return the bytes of all files by their relative path."""
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def truncate(path: Path) -> None:
+    """Remove the last byte of a file."""
     path.write_bytes(path.read_bytes()[:-1])
 
 
-# --------------------------------------------------------------------------------------------------------------- killed
+# --- kills ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.linux
-def test_a_run_killed_twenty_times_ends_like_one_that_ran_through() -> None:
-    """Real SIGKILLs at random moments, some of them inside a save. The seed of the moments is printed with a
-    failure."""
-    done = subprocess.run([sys.executable, str(HARNESS), "--kills", "20"], capture_output=True, text=True, timeout=200)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0
-    outcome = json.loads(done.stdout.splitlines()[-1])
+def test_a_run_killed_twenty_times_equals_an_uninterrupted_one() -> None:
+    """Real SIGKILLs at random times, some of them during a save. If the test fails, it prints the seed of the times."""
+    result = subprocess.run(
+        [sys.executable, str(HARNESS), "--kills", "20"], capture_output=True, text=True, timeout=200
+    )
+    print(result.stdout, result.stderr)
+    assert result.returncode == 0
+    outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["kills"] >= 20
-    assert outcome["in_save"] >= 5  # a `.partial-` directory is left and no final one
-    assert outcome["in_probe"] >= 2  # a `.partial-` file likewise
+    assert outcome["in_save"] >= 5  # a `.partial-` directory without the final one remained
+    assert outcome["in_probe"] >= 2  # the same for a `.partial-` file
     assert outcome["differences"] == outcome["left_behind"] == []
-    assert len(set(outcome["steps"])) >= 5  # kills all over the run, and progress between them
+    assert len(set(outcome["steps"])) >= 5  # the kills are spread over the run, with progress between them
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9, 10])
-def test_a_crash_at_any_step_changes_nothing(tmp_path: Path, text: Path, step: int) -> None:
+def test_a_run_resumed_after_a_crash_equals_an_uninterrupted_one(tmp_path: Path, text: Path, step: int) -> None:
     config = tiny_config(text, model={"dropout": 0.1}, eval_every=3, checkpoint_every=4)
-    run = crashed(config, tmp_path / "run", step)
+    run = crash(config, tmp_path / "run", step)
     resume(run, progress=Quiet())
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
 class EndDuringSave(Quiet):
-    """Raises an exception after update 3, while the save of step 2 is still being written."""
+    """Raises an exception after update 3, while the save of step 2 is still in progress."""
 
-    def __init__(self, error: BaseException, saving: threading.Event, go_on: threading.Event) -> None:
+    def __init__(self, error: BaseException, saving: threading.Event, continue_save: threading.Event) -> None:
         super().__init__()
-        self.error, self.saving, self.go_on = error, saving, go_on
+        self.error, self.saving, self.continue_save = error, saving, continue_save
 
     def step(self, record: Any) -> None:
-        """Raise it once the thread is inside its save."""
+        """Raise the exception once the thread is inside its save."""
         if record["step"] == 3:
             assert self.saving.wait(30)
-            threading.Timer(0.2, self.go_on.set).start()
+            threading.Timer(0.2, self.continue_save.set).start()
             raise self.error
 
 
@@ -125,40 +129,40 @@ class EndDuringSave(Quiet):
     [(CrashError(), True, "failed"), (KeyboardInterrupt(), True, "interrupted"), (CrashError(), False, "failed")],
     ids=["exception", "second Ctrl-C", "rank of several"],
 )
-def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
+def test_a_run_that_ends_during_a_save_keeps_its_lock_until_the_save_is_written(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, alone: bool, state: str
 ) -> None:
-    """A rank of several waits only a little, since its process ends; its save too leaves the last status as it is."""
-    run, saving, go_on, at_end = tmp_path / "run", threading.Event(), threading.Event(), list[bool]()
+    """One of several ranks waits only briefly, because its process ends; its save does not change the last status."""
+    run, saving, continue_save, saving_at_unlock = tmp_path / "run", threading.Event(), threading.Event(), list[bool]()
     sync, locked = MetricsWriter.sync, RunDirectory.locked
 
     def slow_sync(self: MetricsWriter) -> None:
         saving.set()
-        assert go_on.wait(30)
-        sync(self)  # fails if the file was closed meanwhile
+        assert continue_save.wait(30)
+        sync(self)  # raises an error if the file was closed in the meantime
 
     @contextmanager
-    def watched(self: RunDirectory, wait: float = 0.0) -> Iterator[None]:
+    def observed_lock(self: RunDirectory, wait: float = 0.0) -> Iterator[None]:
         with locked(self, wait):
             try:
                 yield
             finally:
-                at_end.append(is_saving())
+                saving_at_unlock.append(is_saving())
                 assert self.read_status()["state"] == state
 
     def is_saving() -> bool:
         threads = [thread for thread in threading.enumerate() if thread.name == "glassgpt-save"]
         for thread in threads:
-            thread.join(0.02)  # it sets its result a moment before it ends
+            thread.join(0.02)  # a thread ends shortly after it has set its result
         return any(thread.is_alive() for thread in threads)
 
     monkeypatch.setattr(MetricsWriter, "sync", slow_sync)
-    monkeypatch.setattr(RunDirectory, "locked", watched)
+    monkeypatch.setattr(RunDirectory, "locked", observed_lock)
     monkeypatch.setattr("glassgpt.training.recorder.LAST_WRITE_SECONDS", 0.01)
     monkeypatch.setattr(Ranks, "is_alone", property(lambda self: alone), raising=False)
     with pytest.raises(type(error)):
-        train(tiny_config(text, checkpoint_every=2), run, progress=EndDuringSave(error, saving, go_on))
-    assert at_end == [not alone]
+        train(tiny_config(text, checkpoint_every=2), run, progress=EndDuringSave(error, saving, continue_save))
+    assert saving_at_unlock == [not alone]
     give_up = time.monotonic() + 30
     while is_saving() and time.monotonic() < give_up:
         time.sleep(0.01)
@@ -166,48 +170,48 @@ def test_a_run_that_ends_during_a_save_keeps_its_lock_until_that_is_written(
     assert RunDirectory(run).read_status()["state"] == state
 
 
-def test_a_run_without_any_checkpoint_begins_again(tmp_path: Path, text: Path) -> None:
+def test_a_run_without_checkpoints_starts_again(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, eval_every=0, checkpoint_every=0)
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     assert checkpoint_paths(run / "checkpoints") == []
     resume(run, progress=Quiet())
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
-def test_a_resumed_run_remembers_its_best(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_best_checkpoint(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 2.0, 4.0, 3.0, 2.5])
 
-    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
+    def evaluate_with_loss(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {**evaluate_data(*arguments, **options), "loss": next(losses)}
 
-    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
-    run = crashed(tiny_config(text, eval_every=3, checkpoint_every=3, keep_checkpoints=1), tmp_path / "run", 7)
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", evaluate_with_loss)
+    run = crash(tiny_config(text, eval_every=3, checkpoint_every=3, keep_checkpoints=1), tmp_path / "run", 7)
     resume(run, progress=Quiet())
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000003", "000010"]
     state = open_checkpoint(run / "checkpoints" / "000010").state
     assert (state.best_step, state.best_val_loss) == (3, 2.0)
 
 
-def test_a_best_loss_on_other_validation_tokens_is_forgotten(
+def test_a_best_loss_on_other_validation_tokens_is_discarded(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, progress = iter([9.0, 2.0, 4.0, 3.0, 3.5, 3.5]), Quiet()
 
-    def reported(*arguments: Any, **options: Any) -> dict[str, Any]:
+    def evaluate_with_loss(*arguments: Any, **options: Any) -> dict[str, Any]:
         return {**evaluate_data(*arguments, **options), "loss": next(losses)}
 
-    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", reported)
+    monkeypatch.setattr("glassgpt.training.loop.evaluate_data", evaluate_with_loss)
     config = tiny_config(text, eval_every=2, checkpoint_every=2, keep_checkpoints=1, eval_tokens=20)
-    run = crashed(config, tmp_path / "run", 3)
+    run = crash(config, tmp_path / "run", 3)
     resume(run, eval_tokens=40, progress=progress)
     assert [path.name for path in checkpoint_paths(run / "checkpoints")] == ["000006", "000010"]
     state = open_checkpoint(run / "checkpoints" / "000010").state
-    assert (state.best_step, state.best_val_loss) == (6, 3.0)  # and not step 2 with 2.0
+    assert (state.best_step, state.best_val_loss) == (6, 3.0)  # not step 2 with 2.0
     (message,) = [message for message in progress.messages if message.startswith("eval_tokens: 20 -> 40")]
     assert "best validation loss" in message
 
 
-# -------------------------------------------------------------------------------------------------------------- signals
+# --- signals ----------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, time, torch
@@ -224,14 +228,15 @@ g.train(g.TrainConfig.from_toml(Path(sys.argv[1]).read_text()), sys.argv[2], pro
 """
 
 
-def begun(run: Path, child: subprocess.Popen[str]) -> bool:
+def has_begun(run: Path, child: subprocess.Popen[str]) -> bool:
+    """Return whether the run has recorded five steps or its process has ended."""
     metrics = run / "metrics.jsonl"
     return child.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 5)
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, text: Path) -> None:
-    # 100 slowed steps take 10 s, and the signal comes at the fifth; the only checkpoint before the end is the signal's.
+def test_ctrl_c_and_sigterm_save_the_step_and_print_how_to_resume(tmp_path: Path, text: Path) -> None:
+    # 100 slowed steps take 10 s, and the signal is sent after five. No other checkpoint is saved before the end.
     config = tiny_config(text, steps=100, model={"dropout": 0.1}, eval_every=0, checkpoint_every=0)
     (tmp_path / "config.toml").write_text(config.to_toml())
     runs = {number: tmp_path / number.name for number in (signal.SIGINT, signal.SIGTERM)}
@@ -242,10 +247,10 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
     }
     for number, child in children.items():
         give_up = time.monotonic() + 60
-        while not begun(runs[number], child) and time.monotonic() < give_up:
+        while not has_begun(runs[number], child) and time.monotonic() < give_up:
             time.sleep(0.001)
         before = (runs[number] / "config.toml").read_bytes()
-        with pytest.raises(UserError, match="another process is training"):  # two trainers on one run
+        with pytest.raises(UserError, match="another process is training"):  # two processes must not train one run
             resume(runs[number], progress=Quiet())
         with pytest.raises(UserError, match="another process is training"):
             train(config.override(seed=1), runs[number], overwrite=True, progress=Quiet())
@@ -254,7 +259,7 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
     outputs = {number: child.communicate(timeout=60) for number, child in children.items()}
     assert "KeyboardInterrupt" in outputs[signal.SIGINT][1]
     assert (children[signal.SIGTERM].returncode, outputs[signal.SIGTERM][1]) == (0, "")
-    expected = through(config, tmp_path / "through")
+    expected = train_uninterrupted(config, tmp_path / "through")
     for number, run in runs.items():
         (saved,) = checkpoint_paths(run / "checkpoints")
         step = int(saved.name)
@@ -262,31 +267,32 @@ def test_ctrl_c_and_sigterm_save_the_step_and_say_how_to_go_on(tmp_path: Path, t
         assert records_of(run)[-1]["step"] == step
         assert f"stopped at step {step} and saved; resume with: {program()} train --resume {run}" in outputs[number][0]
         resume(run, progress=Quiet())
-        assert differences(run, expected) == ["the checkpoints kept"]  # the one of the signal and the last
+        # The checkpoint saved after the signal, and the last one.
+        assert differences(run, expected) == ["the checkpoints kept"]
 
 
-def test_a_signal_just_after_the_decision_to_save_loses_no_step(
+def test_a_signal_right_after_the_decision_to_save_loses_no_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It once ended the loop after a step that had not been saved, although the message said so."""
+    """Otherwise the loop would end after a step that was not saved, although the message says that it was."""
     config, due = tiny_config(text, eval_every=0, checkpoint_every=100), setup.is_due
 
-    def interrupted(step: int, every: int) -> bool:
+    def is_due_then_signal(step: int, every: int) -> bool:
         if (step, every) == (3, 100):
             signal.raise_signal(signal.SIGINT)
         return due(step, every)
 
-    monkeypatch.setattr("glassgpt.training.loop.is_due", interrupted)
+    monkeypatch.setattr("glassgpt.training.loop.is_due", is_due_then_signal)
     with pytest.raises(KeyboardInterrupt):
-        through(config, tmp_path / "run")
+        train_uninterrupted(config, tmp_path / "run")
     (saved,) = checkpoint_paths(tmp_path / "run" / "checkpoints")
     assert int(saved.name) == records_of(tmp_path / "run")[-1]["step"]
 
 
-# ------------------------------------------------------------------------------------------------- restarts by torchrun
+# --- restarts by torchrun ---------------------------------------------------------------------------------------------
 
 
-def test_a_restart_resumes_and_a_second_job_of_the_same_id_cannot_overwrite(
+def test_a_restart_resumes_and_a_second_job_with_the_same_id_cannot_overwrite(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text)
@@ -309,11 +315,11 @@ def test_a_restart_resumes_and_a_second_job_of_the_same_id_cannot_overwrite(
         run_module._is_restart(run, config, overwrite=False, ranks=ranks)
 
 
-# ------------------------------------------------------------------------------------------------------------ extension
+# --- extension --------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path, text: Path) -> None:
-    run = through(tiny_config(text), tmp_path / "run")
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, text: Path) -> None:
+    run = train_uninterrupted(tiny_config(text), tmp_path / "run")
     before, progress = contents(run), Quiet()
     assert resume(run, progress=progress) == run
     resume(run, steps=10, progress=Quiet())
@@ -323,16 +329,16 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, text: Path) -> None:
     assert "is finished at step 10" in progress.messages[-1]
 
 
-def test_an_extended_run_is_the_longer_one_where_the_rate_is_constant(tmp_path: Path, text: Path) -> None:
+def test_an_extended_run_equals_a_longer_one_if_the_rate_is_constant(tmp_path: Path, text: Path) -> None:
     changes: dict[str, Any] = {"optim": {"schedule": "constant"}, "model": {"dropout": 0.1}}
-    run = through(tiny_config(text, **changes), tmp_path / "run")
+    run = train_uninterrupted(tiny_config(text, **changes), tmp_path / "run")
     resume(run, steps=20, progress=Quiet())
-    assert differences(run, through(tiny_config(text, steps=20, **changes), tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(tiny_config(text, steps=20, **changes), tmp_path / "through")) == []
 
 
-def test_an_extended_run_takes_the_longer_runs_schedule_from_there_and_says_so(tmp_path: Path, text: Path) -> None:
+def test_an_extended_run_continues_with_the_schedule_of_the_longer_run(tmp_path: Path, text: Path) -> None:
     config, progress = tiny_config(text), Quiet()
-    run = through(config, tmp_path / "run")
+    run = train_uninterrupted(config, tmp_path / "run")
     before = (run / "metrics.jsonl").read_text()
     resume(run, steps=13, progress=progress)
     assert (run / "metrics.jsonl").read_text().startswith(before)
@@ -344,8 +350,8 @@ def test_an_extended_run_takes_the_longer_runs_schedule_from_there_and_says_so(t
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000013"
 
 
-def test_an_extension_that_was_interrupted_goes_on_to_the_new_end(tmp_path: Path, text: Path) -> None:
-    runs = [through(tiny_config(text), tmp_path / name) for name in ("one", "two")]
+def test_an_interrupted_extension_resumes_to_the_new_number_of_steps(tmp_path: Path, text: Path) -> None:
+    runs = [train_uninterrupted(tiny_config(text), tmp_path / name) for name in ("one", "two")]
     with pytest.raises(CrashError):
         resume(runs[0], steps=20, progress=CrashAt(12))
     resume(runs[0], progress=Quiet())
@@ -353,10 +359,11 @@ def test_an_extension_that_was_interrupted_goes_on_to_the_new_end(tmp_path: Path
     assert differences(*runs) == []
 
 
-# ---------------------------------------------------------------------------------------- other ways to execute the run
+# --- settings that may change -----------------------------------------------------------------------------------------
 
 
 def losses_of(run: Path) -> list[float]:
+    """Return the losses of all updates."""
     return [record["loss"] for record in records_of(run) if "loss" in record]
 
 
@@ -374,13 +381,13 @@ def losses_of(run: Path) -> list[float]:
     ],
     ids=str,
 )
-def test_execution_settings_change_on_resume_and_the_losses_stay(
+def test_execution_settings_may_change_on_resume_without_changing_the_losses(
     tmp_path: Path, text: Path, change: dict[str, Any]
 ) -> None:
     config, progress = tiny_config(text), Quiet()
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     resume(run, progress=progress, **change)
-    assert losses_of(run) == pytest.approx(losses_of(through(config, tmp_path / "through")), rel=1e-5)
+    assert losses_of(run) == pytest.approx(losses_of(train_uninterrupted(config, tmp_path / "through")), rel=1e-5)
     for name in change:
         assert [message for message in progress.messages if message.startswith(name) and "from step 5" in message]
     assert TrainConfig.from_toml((run / "config.toml").read_text()) == TrainConfig.from_toml(
@@ -388,15 +395,15 @@ def test_execution_settings_change_on_resume_and_the_losses_stay(
     ).override(**change)
 
 
-def test_the_new_cadence_and_retention_hold_after_a_resume(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_new_intervals_and_numbers_of_kept_checkpoints_apply_after_a_resume(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     resume(run, eval_every=2, checkpoint_every=1, keep_checkpoints=3, progress=Quiet())
     assert [record["step"] for record in records_of(run) if "val_loss" in record] == [0, 5, 6, 8, 10]
     assert {path.name for path in checkpoint_paths(run / "checkpoints")} >= {"000008", "000009", "000010"}
 
 
-def test_an_edited_execution_setting_holds_too(tmp_path: Path, text: Path) -> None:
-    run, progress = crashed(tiny_config(text), tmp_path / "run", 7), Quiet()
+def test_an_execution_setting_edited_in_the_config_applies(tmp_path: Path, text: Path) -> None:
+    run, progress = crash(tiny_config(text), tmp_path / "run", 7), Quiet()
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace("micro_batch_size = 2", "micro_batch_size = 4"))
     resume(run, progress=progress)
@@ -404,11 +411,11 @@ def test_an_edited_execution_setting_holds_too(tmp_path: Path, text: Path) -> No
 
 
 @pytest.mark.parametrize("change", [{"micro_batch_size": 4}, {"device": "auto"}, {"compile_backend": "eager"}], ids=str)
-def test_with_dropout_settings_that_also_change_its_masks_are_announced(
+def test_resume_warns_if_a_setting_changes_the_dropout_masks(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(Ranks, "device", lambda self, name: torch.device("cpu"))
-    run, progress = crashed(tiny_config(text, model={"dropout": 0.2}), tmp_path / "run", 7), Quiet()
+    run, progress = crash(tiny_config(text, model={"dropout": 0.2}), tmp_path / "run", 7), Quiet()
     resume(run, progress=progress, **change)
     (name,) = change
     assert [message for message in progress.messages if message.startswith(f"{name}: ") and "dropout" in message]
@@ -417,24 +424,26 @@ def test_with_dropout_settings_that_also_change_its_masks_are_announced(
 @pytest.mark.parametrize(
     ("change", "name"), [({"optim": {"lr": 0.5}}, "optim.lr"), ({"seed": 7}, "seed"), ({"epochs": 2.0}, "epochs")]
 )
-def test_a_setting_that_determines_the_numbers_is_refused_on_resume(
+def test_a_setting_that_changes_the_results_is_refused_on_resume(
     tmp_path: Path, text: Path, change: dict[str, Any], name: str
 ) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     before = contents(run)
     with pytest.raises(UserError, match=f"{re.escape(name)}.*--resume"):
         resume(run, progress=Quiet(), **change)
     assert contents(run) == before
 
 
-# ----------------------------------------------------------------------------------------------- what has changed since
+# --- changes since the run began --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "other", [SENTENCE * 50, SENTENCE * 50 + "λ", "the\n" * 900], ids=["same characters", "more", "fewer"]
+    "other",
+    [SENTENCE * 50, SENTENCE * 50 + "λ", "the\n" * 900],
+    ids=["same characters", "more characters", "fewer characters"],
 )
-def test_other_text_is_refused_and_the_run_stays(tmp_path: Path, text: Path, other: str) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_changed_text_is_refused_and_the_run_is_unchanged(tmp_path: Path, text: Path, other: str) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     before = contents(run)
     text.write_text(other, encoding="utf-8")
     with pytest.raises(UserError, match="the text has changed since this run began"):
@@ -442,42 +451,41 @@ def test_other_text_is_refused_and_the_run_stays(tmp_path: Path, text: Path, oth
     assert contents(run) == before
 
 
-def test_the_same_text_in_a_newer_file_is_no_change(tmp_path: Path, text: Path) -> None:
+def test_the_same_text_in_a_newer_file_is_accepted(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text)
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     text.unlink()
     time.sleep(0.01)
     write_text(text)
     resume(run, progress=Quiet())
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
-class Threads(Quiet):
-    """Notes how many threads the updates were computed with."""
+class ThreadCounter(Quiet):
+    """Records the numbers of threads with which updates were computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.threads: set[int] = set()
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Note it."""
         self.threads.add(torch.get_num_threads())
 
 
 def test_the_number_of_threads_is_recorded_and_restored(tmp_path: Path, text: Path) -> None:
     torch.set_num_threads(2)
-    run = crashed(tiny_config(text, steps=2), tmp_path / "run", 1)
+    run = crash(tiny_config(text, steps=2), tmp_path / "run", 1)
     assert json.loads((run / "environment.json").read_text())["threads"] == 2
     torch.set_num_threads(1)
-    progress = Threads()
+    progress = ThreadCounter()
     resume(run, progress=progress)
     assert progress.threads == {2}
-    assert torch.get_num_threads() == 1  # the caller's own are put back
+    assert torch.get_num_threads() == 1  # the caller's number of threads is restored
     assert not [message for message in progress.messages if "warning" in message]
 
 
-def test_another_environment_is_named(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_changed_environment_gives_a_warning(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "cpu": "an abacus"}))
     progress = Quiet()
@@ -492,19 +500,19 @@ def test_a_resumed_run_keeps_the_precision_that_auto_chose(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, progress = tiny_config(text), Quiet()
-    expected, run = through(config, tmp_path / "through"), crashed(config, tmp_path / "run", 7)
+    expected, run = train_uninterrupted(config, tmp_path / "through"), crash(config, tmp_path / "run", 7)
 
-    def on_gpu(name: str, device: torch.device) -> str:
+    def find_precision_of_gpu(name: str, device: torch.device) -> str:
         return find_precision("bfloat16" if name == "auto" else name, device)
 
-    monkeypatch.setattr(setup, "find_precision", on_gpu)
+    monkeypatch.setattr(setup, "find_precision", find_precision_of_gpu)
     resume(run, progress=progress)
     assert differences(run, expected) == []
     assert not [message for message in progress.messages if "precision" in message]
 
 
-def test_a_device_without_the_runs_precision_is_refused(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_device_that_lacks_the_precision_of_the_run_is_refused(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "precision": "tf32"}))
     before = contents(run)
@@ -521,10 +529,10 @@ def test_a_device_without_the_runs_precision_is_refused(tmp_path: Path, text: Pa
         ("seed", ("seed = 1337", "seed = 7")),
     ],
 )
-def test_an_edited_setting_that_determines_the_numbers_is_refused(
+def test_an_edited_setting_that_changes_the_results_is_refused(
     tmp_path: Path, text: Path, name: str, edit: tuple[str, str]
 ) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     config = (run / "config.toml").read_text()
     assert edit[0] in config
     (run / "config.toml").write_text(config.replace(*edit))
@@ -534,9 +542,9 @@ def test_an_edited_setting_that_determines_the_numbers_is_refused(
     assert contents(run) == before
 
 
-def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: Path) -> None:
+def test_tokens_that_changed_on_disk_are_an_error(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text)
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     shard = prepare(config.data) / "train-00000-00000.bin"
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
@@ -549,54 +557,54 @@ def test_tokens_that_were_altered_on_the_disk_are_noticed(tmp_path: Path, text: 
         evaluate(run)
 
 
-def test_a_run_whose_dataset_was_removed_prepares_the_same_again(tmp_path: Path) -> None:
-    """Of several files and in shards, and with duplicates that are left out."""
+def test_resume_prepares_a_removed_dataset_again(tmp_path: Path) -> None:
+    """The dataset has several files, several shards and removed duplicates."""
     (tmp_path / "texts").mkdir()
     for number in (1, 2, 2, 3):
         write_text(tmp_path / "texts" / f"{number}-{len(list((tmp_path / 'texts').iterdir()))}.txt", seed=number)
     config = tiny_config(tmp_path / "texts", data={"deduplicate": True, "shard_tokens": 1500})
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     dataset = prepare(config.data)
     shutil.rmtree(dataset)
     resume(run, progress=Quiet())
     assert dataset.is_dir()
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
 def test_a_run_on_a_prepared_dataset_needs_it_and_its_tokenizer(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text)
-    ready = prepare(config.data, tmp_path / "ready")
-    own = through(config, tmp_path / "own")
-    run = crashed(tiny_config(ready), tmp_path / "run", 7)
+    prepared = prepare(config.data, tmp_path / "ready")
+    source = train_uninterrupted(config, tmp_path / "own")
+    run = crash(tiny_config(prepared), tmp_path / "run", 7)
     other = prepare(config.override(data={"tokenizer": "bytes"}).data, tmp_path / "other")
     with pytest.raises(UserError, match=r"other .*bytes"):
-        train(tiny_config(other, init_from=str(own)), tmp_path / "on", progress=Quiet())
+        train(tiny_config(other, init_from=str(source)), tmp_path / "on", progress=Quiet())
     assert not (tmp_path / "on").exists()
-    ready.rename(tmp_path / "away")
+    prepared.rename(tmp_path / "away")
     with pytest.raises(UserError, match="there is no file, folder or registered source"):
         resume(run, progress=Quiet())
-    assert prepare(config.data, ready, workers=1) == ready
+    assert prepare(config.data, prepared, workers=1) == prepared
     resume(run, progress=Quiet())
-    assert differences(run, through(tiny_config(ready), tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(tiny_config(prepared), tmp_path / "through")) == []
 
 
-def test_a_run_goes_on_from_another_working_directory(
+def test_a_run_can_be_resumed_from_another_working_directory(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(text.parent)
-    source = through(tiny_config(Path(text.name)), Path("source"))
+    source = train_uninterrupted(tiny_config(Path(text.name)), Path("source"))
     source_path = source.resolve()
-    run = crashed(tiny_config(Path(text.name), init_from=str(source)), Path("run"), 7).resolve()
+    run = crash(tiny_config(Path(text.name), init_from=str(source)), Path("run"), 7).resolve()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     resume(run, progress=Quiet())
-    expected = through(tiny_config(text, init_from=str(source_path)), tmp_path / "through")
+    expected = train_uninterrupted(tiny_config(text, init_from=str(source_path)), tmp_path / "through")
     assert differences(run, expected) == []
 
 
-def test_a_run_whose_text_has_moved_goes_on_when_told_where(tmp_path: Path, text: Path) -> None:
-    expected = through(tiny_config(text), tmp_path / "through")
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_run_whose_text_has_moved_resumes_with_the_new_path_in_its_config(tmp_path: Path, text: Path) -> None:
+    expected = train_uninterrupted(tiny_config(text), tmp_path / "through")
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     moved = text.rename(tmp_path / "moved.txt")
     with pytest.raises(
         UserError, match=r"there is no file.*\n.*has moved, write its new place into .*config\.toml as data\.source"
@@ -613,113 +621,113 @@ def test_a_run_whose_text_has_moved_goes_on_when_told_where(tmp_path: Path, text
         resume(run, steps=12, progress=Quiet())
 
 
-def test_a_run_resumes_through_a_link_again_and_again(tmp_path: Path, text: Path) -> None:
-    """The resolved path once went into the checkpoints, but not into config.toml."""
-    run = crashed(tiny_config(text), tmp_path / "run", 4)
+def test_a_run_whose_text_is_a_link_can_be_resumed_repeatedly(tmp_path: Path, text: Path) -> None:
+    """The checkpoints and config.toml must contain the same path, the link or its target."""
+    run = crash(tiny_config(text), tmp_path / "run", 4)
     text.symlink_to(text.rename(tmp_path / "moved.txt"))
     for steps in (7, 8, 10):
         resume(run, steps=steps, progress=Quiet())
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000010"
 
 
-def test_a_run_can_be_shortened_after_its_step_but_not_before(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_run_can_be_shortened_but_not_to_a_step_already_reached(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     with pytest.raises(UserError, match=r"step 5.*--steps"):
         resume(run, steps=5, progress=Quiet())
     resume(run, steps=6, progress=Quiet())
     assert checkpoint_paths(run / "checkpoints")[-1].name == "000006"
 
 
-def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_run_cannot_be_resumed(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "missing", "no run at"), (tmp_path, "is not a run")):
         with pytest.raises(UserError, match=message):
             resume(path, progress=Quiet())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fine_tuned_run_goes_on_without_the_run_that_it_came_from(tmp_path: Path, text: Path) -> None:
-    source = through(tiny_config(text), tmp_path / "source")
+def test_a_fine_tuned_run_resumes_without_its_source_run(tmp_path: Path, text: Path) -> None:
+    source = train_uninterrupted(tiny_config(text), tmp_path / "source")
     write_text(text, seed=3)
     config = tiny_config(text, init_from=str(source), checkpoint_every=2)
-    expected = through(config, tmp_path / "through")
-    run = crashed(config, tmp_path / "run", 7)
+    expected = train_uninterrupted(config, tmp_path / "through")
+    run = crash(config, tmp_path / "run", 7)
     shutil.rmtree(source)
     resume(run, progress=Quiet())
     assert differences(run, expected) == []
 
 
-# --------------------------------------------------------------------------------------------------------------- damage
+# --- damaged checkpoints ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     tmp_path: Path, text: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     config = tiny_config(text, checkpoint_every=2, eval_every=0)
-    run = crashed(config, tmp_path / "run", 7)
+    run = crash(config, tmp_path / "run", 7)
     damage(run / "checkpoints" / "000006" / name)
-    kept = contents(run / "checkpoints" / "000006")
+    damaged = contents(run / "checkpoints" / "000006")
     progress = Quiet()
     resume(run, progress=progress)
     (warning,) = [message for message in progress.messages if name in message]
     assert "000006" in warning
-    assert contents(run / "checkpoints" / "damaged-000006") == kept  # set aside, not deleted
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert contents(run / "checkpoints" / "damaged-000006") == damaged  # moved, not deleted
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
-def test_a_damaged_checkpoint_does_not_push_out_whole_ones(tmp_path: Path, text: Path) -> None:
-    """Counted among the newest, it once made the run remove each checkpoint that it had just saved."""
+def test_a_damaged_checkpoint_does_not_displace_valid_ones(tmp_path: Path, text: Path) -> None:
+    """If it counted as one of the newest, the run would delete each checkpoint right after it was saved."""
     config = tiny_config(text, checkpoint_every=2, keep_checkpoints=1, eval_every=0)
-    run = crashed(config, tmp_path / "run", 5)
+    run = crash(config, tmp_path / "run", 5)
     shutil.copytree(run / "checkpoints" / "000004", run / "checkpoints" / "000009")
     truncate(run / "checkpoints" / "000009" / "model.safetensors")
-    (run / "checkpoints" / "damaged-000009").mkdir()  # of an earlier resume
+    (run / "checkpoints" / "damaged-000009").mkdir()  # left by an earlier resume
     with pytest.raises(CrashError):
         resume(run, progress=CrashAt(7))
     open_checkpoint(run / "checkpoints" / "000006")
     assert (run / "checkpoints" / "damaged-000009-2" / "model.safetensors").is_file()
     resume(run, progress=Quiet())
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
-def test_where_all_checkpoints_are_damaged_the_run_stays_as_it_is(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text, checkpoint_every=2), tmp_path / "run", 7)
+def test_if_all_checkpoints_are_damaged_the_run_is_unchanged(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text, checkpoint_every=2), tmp_path / "run", 7)
     for path in checkpoint_paths(run / "checkpoints"):
         truncate(path / "optimizer.safetensors")
     before = contents(run)
-    with pytest.raises(UserError, match="no checkpoint in") as caught:
+    with pytest.raises(UserError, match="no checkpoint in") as error:
         resume(run, progress=Quiet())
-    assert "--overwrite" not in str(caught.value)
+    assert "--overwrite" not in str(error.value)
     assert contents(run) == before
 
 
-# ------------------------------------------------------------------------------------------------------------ full disk
+# --- full disk --------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+def test_a_write_error_of_a_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(text, checkpoint_every=2, eval_every=0)
     save = safetensors.torch.save_file
 
-    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    def save_to_full_disk(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
         save(tensors, path, metadata)
         if path.parent.name == ".partial-000006":
             raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patched:
-        patched.setattr("safetensors.torch.save_file", full)
+        patched.setattr("safetensors.torch.save_file", save_to_full_disk)
         with pytest.raises(UserError, match=r"cannot write .*000006: the disk is full"):
-            through(config, tmp_path / "run")
+            train_uninterrupted(config, tmp_path / "run")
     assert [path.name for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["000002", "000004"]
     resume(tmp_path / "run", progress=Quiet())
-    assert differences(tmp_path / "run", through(config, tmp_path / "through")) == []
+    assert differences(tmp_path / "run", train_uninterrupted(config, tmp_path / "through")) == []
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte, where this process may mount one."""
+    """Return a disk of one megabyte. Skip if this process cannot mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
@@ -734,14 +742,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class FillAt(Quiet):
-    """Fills the disk at a step, but for some bytes, once the save of the step before is done."""
+    """Fills the disk at a step except for some bytes, after the save of the previous step is done."""
 
     def __init__(self, step: int, filler: Path, left: int) -> None:
         super().__init__()
         self.at, self.filler, self.left = step, filler, left
 
     def step(self, record: Any) -> None:
-        """Fill it at the step."""
         if record["step"] == self.at:
             while any(thread.name == "glassgpt-save" for thread in threading.enumerate()):
                 time.sleep(0.001)
@@ -750,11 +757,10 @@ class FillAt(Quiet):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [0, 4, 8, 20, 32, 48, 60])
-def test_a_truly_full_disk_keeps_the_last_checkpoint(
+def test_a_mounted_full_disk_keeps_the_last_checkpoint(
     tmp_path: Path, text: Path, small_disk: Path, kilobytes: int
 ) -> None:
-    """A checkpoint takes some 64 KB, so the disk is full before the save, in the weights, in the moments or in the
-    small files."""
+    """A checkpoint takes about 64 KB, so the disk is full before the save or in its weights, moments or small files."""
     config = tiny_config(text, checkpoint_every=2, eval_every=3)
     run, filler = small_disk / "run", small_disk / "filler"
     with pytest.raises(UserError, match="the disk is full"):
@@ -765,11 +771,11 @@ def test_a_truly_full_disk_keeps_the_last_checkpoint(
     assert not list((run / "checkpoints").glob(".partial-*"))
     filler.unlink()
     resume(run, progress=Quiet())
-    assert differences(run, through(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
 
 
-def test_a_run_without_any_checkpoint_says_that_it_begins_again(tmp_path: Path, text: Path) -> None:
-    run = crashed(tiny_config(text), tmp_path / "run", 7)
+def test_a_run_without_checkpoints_prints_that_it_starts_again(tmp_path: Path, text: Path) -> None:
+    run = crash(tiny_config(text), tmp_path / "run", 7)
     shutil.rmtree(run / "checkpoints")
     progress = Quiet()
     resume(run, progress=progress)
@@ -777,8 +783,8 @@ def test_a_run_without_any_checkpoint_says_that_it_begins_again(tmp_path: Path, 
     assert [record["step"] for record in records_of(run) if "loss" in record] == list(range(1, 11))
 
 
-def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_path: Path, text: Path) -> None:
-    run = through(tiny_config(text), tmp_path / "run")
+def test_a_resume_that_fails_on_damaged_metrics_does_not_change_the_number_of_steps(tmp_path: Path, text: Path) -> None:
+    run = train_uninterrupted(tiny_config(text), tmp_path / "run")
     with open(run / "metrics.jsonl", "a") as file:
         file.write("garbage\n")
     before = contents(run)
@@ -787,15 +793,15 @@ def test_a_resume_that_fails_on_damaged_metrics_leaves_the_length_as_it_was(tmp_
     assert contents(run) == before
 
 
-def test_the_other_ranks_wait_for_the_verification_without_limit(
+def test_other_ranks_wait_without_limit_for_the_verification_of_the_checkpoint(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, ranks, phases = crashed(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
+    run, ranks, phases = crash(tiny_config(text), tmp_path / "run", 7), Ranks(), list[tuple[str, bool]]()
 
-    def observed(*arguments: Any) -> Any:
+    def record_phase(*arguments: Any) -> Any:
         phases.append((ranks._status.phase, ranks._status.may_take_long))
         return latest_checkpoint(*arguments)
 
-    monkeypatch.setattr(run_module, "latest_checkpoint", observed)
+    monkeypatch.setattr(run_module, "latest_checkpoint", record_phase)
     run_module._find_resume_point(RunDirectory(run), ranks, {}, Quiet())
     assert phases == [("the verification of the checkpoint", True)]
