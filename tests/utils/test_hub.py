@@ -103,7 +103,7 @@ def test_a_cancelled_download_sends_no_further_request(monkeypatch: pytest.Monke
 def test_an_answer_without_a_commit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = mock.Mock(id="acme/two", sha=None)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", mock.Mock(return_value=answer))
-    with pytest.raises(HubUnreachableError, match="acme/two.*no commit"):
+    with pytest.raises(HubUnreachableError, match=r"acme/two.*no commit"):
         DatasetRepository.open("acme/two")
 
 
