@@ -676,7 +676,7 @@ def test_invalid_paths_are_explained(capsys: Capture, tmp_path: Path) -> None:
         ["train", "--resume", name],
     ):
         assert "too long" in fails(capsys, *arguments), arguments
-    assert "name a file" in fails(capsys, "eval", "runs/x", "--json", str(tmp_path))
+    assert f"--json {tmp_path} is a directory; name a file" in fails(capsys, "eval", "x", "--json", str(tmp_path))
 
 
 def test_a_misspelt_compile_backend_is_refused_before_the_run_starts(capsys: Capture, tmp_path: Path) -> None:
@@ -749,6 +749,23 @@ def test_eval_json_does_not_overwrite_a_file_that_is_not_json(
     for _ in range(2):  # an earlier result is replaced
         assert main(["eval", "runs/x", "--json", str(tmp_path / "figures.json")]) == 0
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+
+def test_json_can_be_written_to_a_pipe(tmp_path: Path) -> None:
+    """Neither a named pipe nor standard output is read first: that would wait for ever."""
+    (tmp_path / "text.txt").write_text("To be or not to be")
+    dataset, pipe = str(tmp_path / "dataset"), tmp_path / "pipe"
+    assert main(["prepare", str(tmp_path / "text.txt"), "--out", dataset]) == 0
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    named = run_process("-m", "glassgpt", "data", "info", dataset, "--json", str(pipe))
+    assert (named.returncode, named.stderr) == (0, "")
+    facts = json.loads(os.read(reader, 1 << 16))
+    os.close(reader)
+    assert facts["splits"]["train"]["tokens"] == 16
+    standard = run_process("-m", "glassgpt", "data", "info", dataset, "--json", "/dev/stdout")
+    assert (standard.returncode, standard.stderr) == (0, "")
+    assert json.loads(standard.stdout[standard.stdout.index("\n{\n") : standard.stdout.index("\n}\n") + 2]) == facts
 
 
 @pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])

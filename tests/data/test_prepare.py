@@ -350,6 +350,9 @@ def test_an_out_with_other_content_is_left_alone(text: Path, tmp_path: Path) -> 
     for out in (precious.parent, precious):
         with pytest.raises(UserError, match="is not a prepared dataset"):
             prepare(config(text), out)
+    assert not list(tmp_path.rglob("*.lock"))
+    with pytest.raises(UserError, match=r"^/ is the root of a file system"):
+        prepare(config(text), Path("/"))
     with pytest.raises(UserError, match=r"chapter\.tex.*not a directory"):
         prepare(config(text), precious / "out")
     assert precious.read_text() == "years of work"

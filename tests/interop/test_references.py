@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,20 @@ def test_the_newest_readable_state_names_the_best_checkpoint(run: Path) -> None:
     assert find_checkpoint(f"{run}@best").state.step == 9
     set_best_step(checkpoints[10], best_step=None)
     with pytest.raises(UserError, match="no best checkpoint"):
+        find_checkpoint(f"{run}@best")
+
+
+def test_if_no_state_can_be_read_the_best_checkpoint_is_refused_with_the_reason(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = checkpoint_paths(run / "checkpoints")
+    for path in paths:
+        damage(path / "state.json")
+    with pytest.raises(UserError, match=re.escape(f"{paths[0]} is damaged: state.json cannot be read")):
+        find_checkpoint(f"{run}@best")
+    listings = iter([paths, paths, []])  # the last one, in which the best step is looked up, finds them pruned
+    monkeypatch.setattr(references, "checkpoint_paths", lambda directory: next(listings))
+    with pytest.raises(UserError, match="were removed meanwhile"):
         find_checkpoint(f"{run}@best")
 
 

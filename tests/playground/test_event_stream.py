@@ -1,5 +1,6 @@
 """The event stream of a run that is being written, its history, and its snapshots over HTTP."""
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from glassgpt.interpretability.snapshots import Prompt, take_probe, write_probe
 from glassgpt.playground import event_stream, routes
 from glassgpt.playground.event_stream import Follower, history
 from glassgpt.playground.model_pool import find_entry
+from glassgpt.report.runs import read_text
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
@@ -173,6 +175,22 @@ def test_a_thinned_history_keeps_the_curve(run: RunDirectory, monkeypatch: pytes
     assert all(by_step.get(step, 99.0) == loss for step, loss in zip(columns["step"], columns["loss"], strict=True))
     assert result["config"] == run.config_path.read_text(encoding="utf-8")
     assert "reset" not in poll(Follower(run, result["cursor"]))
+
+
+def test_the_history_of_a_run_that_is_being_removed_is_not_an_error(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config vanishes after any check that it exists. A file that may not be read is still an error."""
+    run.config_path.unlink()
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert history(run)["config"] == ""
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match="cannot read"):
+        read_text(run.config_path)
 
 
 def test_a_thinned_history_has_means_and_times_of_all_steps(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

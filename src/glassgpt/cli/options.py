@@ -249,7 +249,10 @@ def require_json(path: Path | None) -> None:
         return
     with explain_os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_bytes()[:1] not in (b"", b"{"):
+        if path.is_dir():
+            raise UserError(f"--json {path} is a directory; name a file")
+        # Reading a pipe or a terminal would wait for input that never comes.
+        if path.is_file() and path.read_bytes()[:1] not in (b"", b"{"):
             raise UserError(f"--json {path} exists and is not JSON; name another file")
         siblings = ("manifest.json", "config.toml", "config.json")
         if path.is_file() and any((path.parent / name).is_file() for name in siblings):

@@ -87,12 +87,15 @@ def prepare(
         directory = cache_directory() / "datasets" / f"{slug}-{request['tokenizer']}-{short_hash}"
     else:
         directory = Path(os.path.realpath(user_path(out)))  # a link's target, next to which the dataset is built
-    if not _is_up_to_date(directory, sources, request):
-        with _locked(directory, source, log):
-            if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
-                if out is not None:
-                    _require_replaceable(directory, log)
-                DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
+    if _is_up_to_date(directory, sources, request):
+        return directory
+    if out is not None:
+        _require_replaceable(directory)  # before the lock, whose file is created next to it
+    with _locked(directory, source, log):
+        if not _is_up_to_date(directory, sources, request):  # another process may have prepared it meanwhile
+            if out is not None and (replaced := _require_replaceable(directory)) is not None:
+                log(f"replacing the dataset {directory}, prepared from {replaced['request']['source']}")
+            DatasetBuilder(directory, sources, data, tokenizer, request, log).build(workers)
     return directory
 
 
@@ -131,19 +134,20 @@ def _is_up_to_date(directory: Path, sources: Sequence[Source], request: Mapping[
     return all(source.is_unchanged(identity) for source, identity in zip(sources, identities, strict=True))
 
 
-def _require_replaceable(out: Path, log: Log) -> None:
-    """Raise `UserError` unless the directory, whose content is replaced, is free, or a dataset without other files."""
-    if out.is_mount():
-        raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if not names and (out.is_dir() or not out.exists()):
-        return
+def _require_replaceable(out: Path) -> dict[str, Any] | None:
+    """Raise `UserError` unless the directory is free, or a dataset without other files. Return that one's manifest."""
+    with explain_os_errors("write", out):
+        if out.is_mount():
+            raise UserError(f"{out} is the root of a file system and cannot be replaced: choose a directory in it")
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if not names and (out.is_dir() or not out.exists()):
+            return None
     old = read_manifest(out)
     if old is None:
         raise UserError(f"{out} exists and is not a prepared dataset: choose another directory, or remove it")
     if others := sorted(names - {MANIFEST, *files_of(old)}):
         raise UserError(f"dataset {out} would be replaced, but {others[0]} in it is not part of it: move that first")
-    log(f"replacing the dataset {out}, prepared from {old['request']['source']}")
+    return old
 
 
 @contextmanager

@@ -207,17 +207,19 @@ def encode(items: Sequence[Item], tokenizer: Tokenizer, style: Style, context_le
     Raises `UserError` for text without ids, and for an ending without a token or a character.
     """
     prompts = [prompt_of(item, style) for item in items]
-    together = style == "lm-eval"  # an ending's tokens are those that it adds to the context's
     contexts = _encoded(tokenizer, [context for context, _, _ in prompts])
-    texts = [context * together + ending for context, endings, _ in prompts for ending in endings]
+    if style == "lm-eval":  # an ending's tokens are those that it adds to the context's
+        texts = [context + ending for context, endings, _ in prompts for ending in endings]
+    else:
+        texts = [ending for _, endings, _ in prompts for ending in endings]
     encoded = iter(_encoded(tokenizer, texts))
     prefix = np.array(tokenizer.prompt_prefix, dtype=np.int64)
     questions = []
     for item, (_, _, characters), own in zip(items, prompts, contexts, strict=True):
-        start = len(own) * together
+        start = len(own) if style == "lm-eval" else 0
         endings = tuple(ids[start:][-context_length:] for ids in itertools.islice(encoded, ENDINGS))
         context = np.concatenate([prefix, own])
-        lengths = tuple(characters or map(len, endings))
+        lengths = tuple(characters if style == "lm-eval" else [len(ids) for ids in endings])
         if not all((len(context), *map(len, endings), *lengths)):
             raise UserError(f"item {item.number} of HellaSwag has an empty context or ending ({item.ctx[:40]!r}...)")
         cut = any(len(context) + len(ids) > context_length + 1 for ids in endings)

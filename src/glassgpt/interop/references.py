@@ -106,15 +106,17 @@ def _require_checkpoints(name: str) -> Path:
 
 def _best_step(directory: Path) -> int:
     """The best step according to the newest readable state.json. No weights are read."""
+    error = UserError(f"the checkpoints in {directory} were removed meanwhile")
     for path in reversed(checkpoint_paths(directory)):
         try:
             step = Checkpoint(path).state.best_step
-        except UserError:
+        except UserError as damage:
+            error = damage
             continue
         if step is None:
             raise UserError(f"{directory.parent} has no best checkpoint: none was evaluated yet; leave @best out")
         return step
-    raise UserError(f"all checkpoints in {directory} are damaged: no state.json can be read")
+    raise error
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:

@@ -152,8 +152,9 @@ def logit_attribution(
     """
     cache.require_pass()
     require_index("position", position, cache.ids.shape[1])
-    for index in (token, token if against is None else against):
-        require_index("token", index, model.vocab_size)
+    require_index("token", token, model.vocab_size)
+    if against is not None:
+        require_index("token", against, model.vocab_size)
     head = model.head.weight
     own, other = _exact(head[token]), None if against is None else _exact(head[against])
     wanted = own if other is None else own - other

@@ -69,9 +69,10 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; empty if it does not exist yet."""
-    with explain_os_errors("read", path):
-        return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    """A file's text; empty if it does not exist yet, or not any more."""
+    with explain_os_errors("read", path), contextlib.suppress(FileNotFoundError):
+        return path.read_bytes().decode(errors="replace")
+    return ""
 
 
 def column(records: Sequence[Record], key: str, group: str | None = None) -> np.ndarray:

@@ -114,8 +114,9 @@ class Checkpoint:
             parameter = parameters[name]
             # A copy, since what was read is a map of the file, and pruning will remove the file.
             copy = value.to(parameter.device, copy=True)
-            is_sharded = copy.shape == parameter.shape  # unlike AdamW's count of steps
-            owners[parameter].state[parameter][moment] = strategy.shard_like(copy, parameter) if is_sharded else copy
+            is_per_element = copy.shape == parameter.shape  # unlike AdamW's count of steps
+            state = owners[parameter].state[parameter]
+            state[moment] = strategy.shard_like(copy, parameter) if is_per_element else copy
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,8 @@ class RunDirectory:
             for name in _FOLDERS:
                 if (self.path / name).exists():
                     shutil.rmtree(self.path / name)
-            for path in (
-                *(self.path / name for name in _FILES),
-                self.report_path,
-                *self.path.glob(f"{FAILURE_PREFIX}*"),
-            ):
+            files = [self.path / name for name in _FILES]
+            for path in (*files, self.report_path, *self.path.glob(f"{FAILURE_PREFIX}*")):
                 path.unlink(missing_ok=True)
             self._removed_config_path.unlink(missing_ok=True)
 

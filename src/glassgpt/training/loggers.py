@@ -18,7 +18,7 @@ from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
 
-SECONDS = 60  # that W&B may take to reach its server at the start, and to upload the rest at the end
+WANDB_TIMEOUT = 60  # seconds that W&B may take to reach its server at the start, and to upload the rest at the end
 CODE_INDENT = "    "  # a block of code in Markdown, which TensorBoard renders
 
 
@@ -67,7 +67,9 @@ class WeightsAndBiases:
             allow_val_change=True,
             resume="allow" if _is_online() else None,
             reinit="create_new",  # a notebook's own run of W&B is left alone
-            settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS, finish_timeout=SECONDS),
+            settings=wandb.Settings(
+                console="off", silent=True, init_timeout=WANDB_TIMEOUT, finish_timeout=WANDB_TIMEOUT
+            ),
         )
         self._first_step = self._run.starting_step
         if self._run.disabled:
@@ -95,8 +97,10 @@ class WeightsAndBiases:
 
 
 Logger = TensorBoard | WeightsAndBiases
-_OPENERS: dict[str, tuple[str, type[Logger]]]
-_OPENERS = {"tensorboard": ("TensorBoard", TensorBoard), "wandb": ("Weights & Biases", WeightsAndBiases)}
+_OPENERS: dict[str, tuple[str, type[Logger]]] = {
+    "tensorboard": ("TensorBoard", TensorBoard),
+    "wandb": ("Weights & Biases", WeightsAndBiases),
+}
 
 
 def _libraries(log: str) -> list[str]:

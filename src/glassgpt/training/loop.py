@@ -123,6 +123,4 @@ def save(state: TrainState, recorder: Recorder, val_loss: float | None) -> None:
     state.ranks.enter_phase(f"the save of step {state.step}", may_take_long=True)
     recorder.finish()  # the save before: two copies might not fit into the host's memory
     state.ranks.enter_phase(f"the gathering of step {state.step}")
-    snapshot = take_snapshot(state.strategy, state.optimizers)
-    if snapshot is not None:
-        recorder.save(snapshot, val_loss)
+    recorder.save(take_snapshot(state.strategy, state.optimizers), val_loss)

@@ -1,15 +1,14 @@
 """The recorder of a run: its metrics, samples, status, checkpoints and progress while it trains."""
 
-import functools
 import json
 import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
@@ -25,44 +24,33 @@ from glassgpt.utils.files import write_atomic
 
 # Seconds for the running save if other ranks end this process, and for the loggers if a run ends at once.
 LAST_WRITE_SECONDS = 4.0
-_P = ParamSpec("_P")
-
-
-def rank_zero_only(
-    method: Callable[Concatenate["Recorder", _P], None],
-) -> Callable[Concatenate["Recorder", _P], None]:
-    """Let a method of `Recorder` do nothing on the other ranks."""
-
-    @functools.wraps(method)
-    def wrapper(self: "Recorder", /, *args: _P.args, **kwargs: _P.kwargs) -> None:
-        if self.state.ranks.is_main:
-            method(self, *args, **kwargs)
-
-    return wrapper
 
 
 class Recorder:
-    """Writes the files of a run. Every rank has one, but only the main one writes."""
+    """Writes the files of a run. Every rank has one; on all ranks but the main one, its methods do nothing."""
 
     def __init__(self, run: RunDirectory, state: TrainState, progress: Progress, request: str | None) -> None:
         """`request`: hash of what was asked for when the run began, for its status."""
         self.run, self.state, self._progress, self._request = run, state, progress, request
+        self._is_main = state.ranks.is_main
         self._saving: Future[None] = Future()
         self._saving.set_result(None)
         self._ending = threading.Lock()
         self._has_ended = False
 
-    @rank_zero_only
     def begin(self) -> None:
         """Open the logs: updates are about to start."""
+        if not self._is_main:
+            return
         state, config = self.state, self.state.config
         self._metrics = MetricsWriter(self.run.metrics_path)
         self._loggers = Loggers(self.run, config, state.step, self._progress.message)
         self._progress.started(self.run.path, config, str(ModelSummary(config.model)), state.step, state.steps)
 
-    @rank_zero_only
     def step(self, record: Mapping[str, Any]) -> None:
         """Record an update. Raises the error of a save that has failed meanwhile."""
+        if not self._is_main:
+            return
         if self._metrics.is_removed:  # by now another run may have taken its place
             raise UserError(f"the run {self.run.path} was removed during training; nothing more is written there")
         if self._saving.done():
@@ -70,9 +58,10 @@ class Recorder:
         self._record(record)
         self._progress.step(record)
 
-    @rank_zero_only
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Record an evaluation."""
+        if not self._is_main:
+            return
         self._record(record)
         self._progress.evaluated(record)
 
@@ -81,17 +70,26 @@ class Recorder:
         self._loggers.each(lambda logger: logger.write(int(record["step"]), dict(numbers_of(record))))
 
     def sampled(self, samples: Sequence[str]) -> None:
-        """Record samples, on the main rank."""
+        """Record samples."""
+        if not self._is_main:
+            return
         append_samples(self.run.samples_path, self.state.step, samples)
         self._loggers.each(lambda logger: logger.write_samples(self.state.step, samples))
         self._progress.sampled(self.state.step, samples)
 
     def probed(self, snapshot: ProbeSnapshot) -> None:
-        """Write a snapshot of the model's activations, on the main rank."""
+        """Write a snapshot of the model's activations."""
+        if not self._is_main:
+            return
         write_probe(self.run.probe_path(snapshot.step), snapshot)
 
-    def save(self, snapshot: Snapshot, val_loss: float | None) -> None:
-        """Write a checkpoint of this step, on the main rank, while training continues. Raises as `finish` does."""
+    def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
+        """Write a checkpoint of this step while training continues. Raises as `finish` does.
+
+        snapshot: None on all ranks but the main one.
+        """
+        if snapshot is None:
+            return
         self.finish()
         self._loggers.each(lambda logger: logger.flush())
         state, directory = self.state, self.run.checkpoints
@@ -117,9 +115,10 @@ class Recorder:
 
         self._saving = in_background(write)
 
-    @rank_zero_only
     def failed_step(self) -> None:
         """Record that the next update was not finite, with its token ids."""
+        if not self._is_main:
+            return
         step = self.state.step
         lr = lr_at(step, self.state.steps, self.state.config.optim)
         self._metrics.write({"step": step + 1, "loss": math.nan, "lr": lr})
@@ -130,17 +129,19 @@ class Recorder:
         """Wait until the running save is complete. Raises its error."""
         self._saving.result()
 
-    @rank_zero_only
     def status(self, state: State, error: str | None = None, step: int | None = None) -> None:
         """Write the run's status. `step`: the last one saved; by default the last one done."""
+        if not self._is_main:
+            return
         facts: dict[str, Any] = {"step": self.state.step if step is None else step, "steps": self.state.steps}
         facts |= {"processes": self.state.ranks.size, "host": socket.gethostname(), "pid": os.getpid()}
         facts |= {"launch": self.state.ranks.launch_id, "request": self._request}
         self.run.write_status(state, **facts, **({} if error is None else {"error": error}))
 
-    @rank_zero_only
     def end(self, state: State, *, hurry: bool = False, error: str | None = None) -> None:
         """Write the last status, complete the running save, and close all. `hurry`: wait only briefly for uploads."""
+        if not self._is_main:
+            return
         with self._ending:
             self._has_ended = True
         try:
@@ -151,9 +152,10 @@ class Recorder:
             self._close(has_failed=state == "failed")  # meanwhile: a rank of several has few seconds for both
             closing.join(LAST_WRITE_SECONDS if hurry else None)
 
-    @rank_zero_only
     def fail(self, reason: str) -> None:
         """End a run that fails, with the reason in its status. Raises nothing: of two errors the first one counts."""
+        if not self._is_main:
+            return
         with suppress(Exception):
             if self._metrics.is_removed:
                 self._has_ended = True

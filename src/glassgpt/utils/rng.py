@@ -33,8 +33,10 @@ def device_rng(device: "torch.device") -> "Iterator[Callable[[int], object]]":
     if device.type == "mps":
         seed, restore = torch.mps.manual_seed, partial(torch.mps.set_rng_state, torch.mps.get_rng_state())
     else:
-        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-        generator = torch.cuda.default_generators[index] if device.type == "cuda" else torch.default_generator
+        generator = torch.default_generator
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            generator = torch.cuda.default_generators[index]
         seed, restore = generator.manual_seed, partial(generator.set_state, generator.get_state())
     try:
         yield seed
