@@ -301,7 +301,7 @@ def test_an_error_about_an_unknown_name_lists_the_existing_ones(server: HubServe
         '"acme/two"': ("en, de",),
         '"acme/two", "de", "dev"': ("'de'", "'dev'", ".parquet, .jsonl, .csv or .txt"),
         '"acme/stories", "data1"': ("'data1'", "only data"),
-        '"acme/large"': ("no split 'train', only partial-train",),
+        '"acme/large"': ("the hub's conversion", "has only the first part of the split 'train'"),
         '"acme/nothing"': ("README.md, raw.zip, script.py",),
         '"acme/broken"': ("README.md of acme/broken",),
         '"acme/none"': ("acme/none", "HF_TOKEN"),

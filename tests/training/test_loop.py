@@ -563,7 +563,7 @@ def test_a_progress_object_receives_every_record(tmp_path: Path, text: Path) -> 
 
     listener = Listener()
     run = train(tiny_config(text), tmp_path / "run", progress=listener)
-    assert listener.heard == records_of(run)
+    assert listener.records == records_of(run)
     assert listener.ends == [(0, 10), run]
 
 

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,7 +19,7 @@ from glassgpt.interop.hf_models import export_hf
 from glassgpt.interop.references import find_model
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.hub import find_hub_id
+from glassgpt.utils.hub import DatasetRepository, HubFile, HubUnreachableError, find_hub_id
 from hub_server import HubServer, Repository, hub
 
 NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -70,13 +73,38 @@ def test_a_model_on_the_hub_can_generate(server: HubServer, tmp_path: Path) -> N
 def test_a_model_that_cannot_be_downloaded_is_an_error_of_two_lines(server: HubServer, tmp_path: Path) -> None:
     cases = [
         (server.url, "acme/huge", ("acme/huge", "HF_TOKEN")),
-        (server.url, "acme/gated", ("acme/gated", "HF_TOKEN")),
+        (server.url, "acme/gated", ("acme/gated cannot be read", "private or gated", f"{server.url}/acme/gated")),
         ("http://127.0.0.1:9", "acme/huge", ("acme/huge", "refused", "model.safetensors")),
     ]
     for endpoint, hub_id, facts in cases:
         error = run(tmp_path / "home", endpoint, "-c", DOWNLOAD, hub_id).stderr.rpartition("Error: ")[2]
         assert all(fact in error for fact in facts), error
         assert len(error.splitlines()) <= 2
+
+
+def test_a_cancelled_download_sends_no_further_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause after a failed request takes 1 s, and ends as soon as the download is cancelled."""
+    failed = mock.Mock(side_effect=ConnectionError("no route"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", failed)
+    checks: list[int] = []
+
+    def on_bytes(count: int) -> None:
+        checks.append(count)
+        if len(checks) == 4:
+            raise CancelledError
+
+    start = time.monotonic()
+    with pytest.raises(CancelledError):
+        DatasetRepository("acme/two", "0" * 40).download(HubFile("a.jsonl", 9, None, None), on_bytes)
+    assert (failed.call_count, checks) == (1, [0] * 4)
+    assert 0.1 < time.monotonic() - start < 0.9
+
+
+def test_an_answer_without_a_commit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = mock.Mock(id="acme/two", sha=None)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", mock.Mock(return_value=answer))
+    with pytest.raises(HubUnreachableError, match=r"acme/two.*no commit"):
+        DatasetRepository.open("acme/two")
 
 
 def test_a_path_is_never_mistaken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

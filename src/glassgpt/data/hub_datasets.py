@@ -153,6 +153,8 @@ def _look_up(hub_id: str, name: str | None, split: str, attempts: int) -> HubDat
     subset = choose_subset(subsets, name, what)
     what = f"{what}, subset {subset.name!r}," if subset.name else what
     splits = _splits_of(repository, subset, split)
+    if split not in splits and f"partial-{split}" in splits:  # the hub converts only the beginning of large datasets
+        raise UserError(f"{what} has only the first part of the split {split!r}")
     if split not in splits:
         raise UserError(f"{what} has no split {split!r}, only {_name_some(list(splits))}{did_you_mean(split, splits)}")
     files = splits[split]

@@ -94,15 +94,17 @@ class DatasetRepository:
     hub_id: str
     commit: str
 
-    @classmethod
-    def open(cls, hub_id: str, revision: str | None = None, attempts: int = ATTEMPTS) -> "DatasetRepository":
+    @staticmethod
+    def open(hub_id: str, revision: str | None = None, attempts: int = ATTEMPTS) -> "DatasetRepository":
         """Resolve a branch, tag or commit (None: the default branch). Raises `HubUnreachableError` and `UserError`."""
         from huggingface_hub import HfApi, constants
 
         timeout = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         ask = partial(HfApi().dataset_info, hub_id, revision=revision, timeout=timeout)
         info = _request(ask, hub_id, attempts=attempts)
-        return cls(info.id, str(info.sha))  # another id if the repository was renamed
+        if info.sha is None:
+            raise HubUnreachableError(f"cannot download the dataset {hub_id}: the Hub's answer has no commit")
+        return DatasetRepository(info.id, info.sha)  # another id if the repository was renamed
 
     @property
     def cache(self) -> Path:
@@ -136,7 +138,8 @@ class DatasetRepository:
     def download(self, file: HubFile, on_bytes: Callable[[int], None]) -> Path:
         """Return the verified file in the cache, downloaded if it is missing or damaged.
 
-        `on_bytes` gets the size of each piece that arrives. If it raises `CancelledError`, the download ends.
+        `on_bytes` gets the size of each piece that arrives, and 0 between requests. If it raises `CancelledError`, the
+        download ends.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils.tqdm import tqdm
@@ -152,7 +155,7 @@ class DatasetRepository:
         with explain_os_errors("write", self.cache):
             for force in (False, True):  # the library compares sizes only
                 fetch = partial(hf_hub_download, self.hub_id, file.name, force_download=force, **where)
-                path = Path(_request(fetch, self.hub_id, file=file.name))
+                path = Path(_request(fetch, self.hub_id, file=file.name, on_bytes=on_bytes))
                 if file.is_at(path):
                     return path
         raise UserError(f"{file.name} of the dataset {self.hub_id} does not have the hash that the hub lists")
@@ -177,13 +180,24 @@ def list_files(repository: DatasetRepository, folder: str = "", recursive: bool 
     return _request(files, repository.hub_id)
 
 
-def _request(call: Callable[[], T], hub_id: str, kind: str = "dataset", file: str = "", attempts: int = ATTEMPTS) -> T:
+def _request(
+    call: Callable[[], T],
+    hub_id: str,
+    kind: str = "dataset",
+    file: str = "",
+    attempts: int = ATTEMPTS,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> T:
     """Call the library, and again after a pause if the error may pass. Raises `HubUnreachableError` or `UserError`."""
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     for attempt in range(attempts):
-        time.sleep(_PAUSE * 2 ** (attempt - 1) if attempt else 0)
+        end = time.monotonic() + (_PAUSE * 2 ** (attempt - 1) if attempt else 0)
+        on_bytes(0)  # raises if the download is cancelled
+        while (remaining := end - time.monotonic()) > 0:
+            time.sleep(min(remaining, 0.1))
+            on_bytes(0)
         try:
             return call()
         except Exception as error:  # also of the library's HTTP client, whose package differs between its versions
@@ -197,8 +211,8 @@ def _request(call: Callable[[], T], hub_id: str, kind: str = "dataset", file: st
                 break
     if is_hidden:
         page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{hub_id}"
-        advice = f"if it is private or gated, accept its terms at {page} and set HF_TOKEN to a token that may read it"
-        raise UserError(f"the Hugging Face Hub has no {kind} {hub_id}; {advice}")
+        problem = f"the {kind} {hub_id} cannot be read: it does not exist, or it is private or gated"
+        raise UserError(f"{problem};\naccept its terms at {page} and set HF_TOKEN to a token that may read it")
     reason = f"it answers {status}" if status else (str(cause) or type(cause).__name__).splitlines()[0]
     what = f"{file} of the {kind} {hub_id}" if file else f"the {kind} {hub_id}"
     manual = {
