@@ -13,6 +13,7 @@ from torch import Tensor
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
 from glassgpt.model.gpt import GPT
+from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
@@ -68,52 +69,58 @@ def generate(
         raise UserError("a stop string is empty; it would stop before the first token")
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
-    ids = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    texts = [_TextStream(tokenizer, stop, ids[0].tolist()) for _ in range(n)]
+    batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
+    texts = [_TextStream(tokenizer, stop, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
-    return _tokens(model, ids, texts, settings, generator, vocab_size, use_cache, precision, probabilities)
+
+    def tokens() -> Iterator[GeneratedToken]:
+        """Draw a token for every sample, yield those of the samples that have not ended, and repeat."""
+        ids = batch
+        with evaluation_mode(model):
+            prepared = prepare_for_inference(model, n, max_new_tokens, precision)
+            next_logits = _NextLogits(prepared, ids.shape[1] + max_new_tokens, use_cache)
+            for index in range(max_new_tokens):
+                logits = next_logits(ids)[:, :vocab_size]
+                drawn = _draw_next(logits, settings, generator)
+                chances: list[float | None] = [None] * n
+                if probabilities:
+                    chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist()
+                for sample, (token_id, chance, text) in enumerate(zip(drawn.tolist(), chances, texts, strict=True)):
+                    if not text.ended:
+                        shown = text.add(token_id, last=index == max_new_tokens - 1)
+                        yield GeneratedToken(shown, token_id, sample, chance)
+                if all(text.ended for text in texts):
+                    return
+                ids = torch.cat([ids, drawn[:, None]], dim=1)
+
+    return tokens()  # a nested generator, so that `generate` itself checks its arguments when it is called
 
 
-def _tokens(
-    model: GPT,
-    ids: Tensor,
-    texts: list["_TextStream"],
-    settings: SamplingConfig,
-    generator: torch.Generator,
-    vocab_size: int,
-    use_cache: bool,
-    precision: InferencePrecision,
-    probabilities: bool,
-) -> Iterator[GeneratedToken]:
-    """Draw a token for every sample, yield those of the samples that have not ended, and repeat.
+class _NextLogits:
+    """Computes the logits that follow all ids so far. A cache keeps what was computed of the earlier ones."""
 
-    ids: the prompt (n, T). vocab_size: the number of the model's ids that may be drawn.
-    """
-    max_length, start, cache = ids.shape[1] + settings.max_new_tokens, 0, None
-    limit = max_length if model.config.has_unlimited_context else model.config.context_length
-    with evaluation_mode(model):
-        model = prepare_for_inference(model, len(ids), settings.max_new_tokens, precision)
-        for index in range(settings.max_new_tokens):
-            before, start = start, window_start(ids.shape[1], limit)
-            with torch.inference_mode():
-                if use_cache and (cache is None or start != before):
-                    cache = model.new_cache(len(ids), min(max_length, limit))
-                unread = ids[:, start + (0 if cache is None else cache.length) :]
-                logits = model.logits(model.hidden(unread, cache)[:, -1])[:, :vocab_size]
-            if settings.temperature == 0:  # the distribution would put all on one token: a twentieth of a step
-                drawn = logits.argmax(dim=-1)
-            else:
-                drawn = draw(sampling_distribution(logits, settings), generator).to(logits.device)
-            chances: list[float | None] = [None] * len(ids)
-            if probabilities:
-                chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist()
-            for sample, (token_id, chance, text) in enumerate(zip(drawn.tolist(), chances, texts, strict=True)):
-                if not text.ended:
-                    shown = text.add(token_id, last=index == settings.max_new_tokens - 1)
-                    yield GeneratedToken(shown, token_id, sample, chance)
-            if all(text.ended for text in texts):
-                return
-            ids = torch.cat([ids, drawn[:, None]], dim=1)
+    def __init__(self, model: GPT, max_length: int, use_cache: bool) -> None:
+        self.model, self.use_cache = model, use_cache
+        self.limit = max_length if model.config.has_unlimited_context else model.config.context_length
+        self.capacity = min(max_length, self.limit)
+        self.cache: KVCache | None = None
+        self.cache_start = 0  # the first token that the cache holds
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids (n, T) -> logits (n, V)."""
+        start = window_start(ids.shape[1], self.limit)
+        if self.use_cache and (self.cache is None or start != self.cache_start):
+            self.cache, self.cache_start = self.model.new_cache(len(ids), self.capacity), start
+        unread = ids[:, start + (0 if self.cache is None else self.cache.length) :]
+        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])
+
+
+def _draw_next(logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
+    """Draw one token (n,) from each row of logits (n, V)."""
+    if settings.temperature == 0:  # the distribution would put all on one token: a twentieth of a step
+        return logits.argmax(dim=-1)
+    return draw(sampling_distribution(logits, settings), generator).to(logits.device)
 
 
 def window_start(length: int, context_length: int) -> int:
