@@ -78,8 +78,7 @@ _MINISTRAL = replace(
 )  # fmt: skip
 _QWEN3 = replace(
     _MISTRAL, name="Qwen3", model_type="qwen3", architecture="Qwen3ForCausalLM",
-    fixed={**_MISTRAL.fixed, "qk_norm": True},
-    defaults={
+    fixed={**_MISTRAL.fixed, "qk_norm": True}, defaults={
         **_LLAMA_DEFAULTS, "vocab_size": 151936, "context_length": 32768, "n_kv_head": 32, "head_dim": 128,
         "n_inner": 22016,
     },
@@ -88,8 +87,7 @@ _QWEN3 = replace(
 )  # fmt: skip
 _STARCODER2 = replace(
     _LLAMA, name="Starcoder2", model_type="starcoder2", architecture="Starcoder2ForCausalLM",
-    fixed={"position": "rope", "norm_bias": True},
-    defaults={
+    fixed={"position": "rope", "norm_bias": True}, defaults={
         "activation": "gelu_pytorch_tanh", "vocab_size": 49152, "context_length": 4096, "n_layer": 30, "n_head": 24,
         "n_kv_head": 2, "n_embd": 3072, "n_inner": 12288,
     },
@@ -105,8 +103,7 @@ _STARCODER2 = replace(
 )  # fmt: skip
 _ARCEE = replace(
     _LLAMA, name="Arcee", model_type="arcee", architecture="ArceeForCausalLM",
-    fixed=_ROPE_RMSNORM,
-    defaults={
+    fixed=_ROPE_RMSNORM, defaults={
         **_LLAMA.defaults, "activation": "relu2", "context_length": 4096, "n_embd": 2560, "n_inner": 18432,
         "norm_eps": 1e-5,
     },
@@ -114,8 +111,7 @@ _ARCEE = replace(
 )  # fmt: skip
 _APERTUS = replace(
     _MISTRAL, name="Apertus", model_type="apertus", architecture="ApertusForCausalLM",
-    fixed={**_ROPE_RMSNORM, "bias": False, "qk_norm": True},
-    defaults={
+    fixed={**_ROPE_RMSNORM, "bias": False, "qk_norm": True}, defaults={
         **_LLAMA_DEFAULTS, "activation": "xielu", "vocab_size": 131072, "context_length": 65536, "n_inner": 14336,
         "norm_eps": 1e-5,
     },
@@ -125,8 +121,7 @@ _APERTUS = replace(
 _NANOCHAT = replace(
     _MISTRAL, name="NanoChat", model_type="nanochat", architecture="NanoChatForCausalLM",
     # It normalises queries and keys after the rotation; without a weight that equals normalising before it.
-    fixed={**_APERTUS.fixed, "norm_weight": False, "embedding_norm": True},
-    defaults={
+    fixed={**_APERTUS.fixed, "norm_weight": False, "embedding_norm": True}, defaults={
         **_LLAMA_DEFAULTS, "activation": "relu2", "vocab_size": 50304, "n_layer": 12, "n_head": 6, "n_embd": 768,
         "n_inner": 8192, "logit_softcap": 15.0,
     },

@@ -111,14 +111,13 @@ def _with_windows(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one model family stores a `ModelConfig` and the tensors of a `GPT`."""
+    """How one model family stores a `ModelConfig` and the tensors of a `GPT`. Settings not here have our defaults."""
 
     name: str
     model_type: str = ""  # like `architecture`, of transformers; empty for others
     architecture: str = ""
-    # The other settings are those of `ModelConfig()`.
     fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that all models share, without a key
-    # Settings in `keys` whose keys are missing, as transformers reads them: an activation has its name there.
+    # Values of settings in `keys` if a config.json has no such key; an activation is in transformers' spelling.
     defaults: Mapping[str, Any]
     zeros: frozenset[str] = frozenset()  # `bias` and `norm_bias` if the family always has them: zeros without
     keys: Mapping[str, str]  # our setting -> the key that holds it, or several
@@ -231,7 +230,7 @@ class Family:
         if len(names) == 1:
             return {names[0]: tensor}
         kv_rows = config.resolved_n_kv_head * config.resolved_head_dim
-        return dict(zip(names, tensor.split([len(tensor) - 2 * kv_rows, kv_rows, kv_rows]), strict=True))
+        return dict(zip(names, torch.split(tensor, [len(tensor) - 2 * kv_rows, kv_rows, kv_rows]), strict=True))
 
     def _rotated(self, theirs: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """A tensor with the other direction of rotation, if the family has that; its own inverse."""

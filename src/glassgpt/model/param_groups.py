@@ -27,10 +27,7 @@ def param_groups(model: "nn.Module") -> dict[str, "list[nn.Parameter]"]:
 
 
 def norms_by_group(model: "nn.Module", gradients: bool = False) -> "dict[str, Tensor]":
-    """The Euclidean norm () of each group's weights, or of its gradients. Padding rows count.
-
-    If the parameters are sharded (DTensors), the norms are, too: use `Strategy.full_tensor` to get their values.
-    """
+    """The Euclidean norm () of each group's weights or gradients, padding rows included; a DTensor if sharded."""
     from torch.nn.utils import get_total_norm
 
     norms = {}

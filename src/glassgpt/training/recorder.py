@@ -84,11 +84,8 @@ class Recorder:
         write_probe(self.run.probe_path(snapshot.step), snapshot)
 
     def save(self, snapshot: Snapshot | None, val_loss: float | None) -> None:
-        """Write a checkpoint of this step while training continues. Raises as `finish` does.
-
-        snapshot: None on all ranks but the main one.
-        """
-        if snapshot is None:
+        """Write a checkpoint of this step while training continues. Raises as `finish` does."""
+        if snapshot is None:  # on all ranks but the main one
             return
         self.finish()
         self._loggers.each(lambda logger: logger.flush())

@@ -71,7 +71,7 @@ class TrainState:
 
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "glassgpt-batches"))
     read_ahead: tuple[int, Future[Tensor]] | None = None
-    """A step, and its rows of this rank, which the reader reads while the step before is computed."""
+    """The next step, and this rank's rows of its batch, which `reader` reads while the current step is computed."""
 
     @property
     def ranks(self) -> Ranks:
@@ -83,7 +83,7 @@ class TrainState:
         return step == self.steps or is_due(step, self.config.eval_every)
 
     def rows(self, step: int, part: Callable[[int], slice] = slice) -> Ids:
-        """The sequences (B, T + 1) of the update after `step` updates, or a part of them."""
+        """The sequences (B, T + 1) of the update after `step` updates, or the slice of them that `part(B)` returns."""
         config, progress = self.config, step / self.steps
         length = config.sequence_length(progress)
         if length not in self.batches:
@@ -256,9 +256,9 @@ def _open_data(
     for dataset in data.datasets:
         if len(dataset.validation) < 2:
             raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")
-    given, vocab_size = config.model.vocab_size, data.tokenizer.vocab_size
-    if given not in (None, vocab_size):
-        raise UserError(f"model.vocab_size = {given}, but the tokenizer has {vocab_size}; leave it out")
+    configured, vocab_size = config.model.vocab_size, data.tokenizer.vocab_size
+    if configured not in (None, vocab_size):
+        raise UserError(f"model.vocab_size = {configured}, but the tokenizer has {vocab_size}; leave it out")
     return config.override(model={"vocab_size": vocab_size}), data
 
 
