@@ -206,7 +206,7 @@ def test_dropout_stores_attention_weights_only_on_a_cpu(precision: str) -> None:
 
 
 def test_bytes_sent_per_update_equal_sums_by_hand() -> None:
-    """GPT-2 small on 8 ranks: 124,475,904 parameters, of which 7,087,872 per block; 4 micro-steps of 16 sequences."""
+    """GPT-2 has 124,475,904 parameters, 7,087,872 of them per block; 8 ranks take 4 micro-steps of 16 sequences."""
     run = recipe("gpt2", model={"vocab_size": 50257})
     P, blocks = 124_475_904, 12 * 7_087_872
     assert run.micro_steps(8) == 4
