@@ -96,7 +96,7 @@ def test_the_estimated_peak_of_an_update_is_near_that_of_real_tensors(
 ) -> None:
     """The estimate is within 15 % at this size, where small tensors that the formulas leave out have the largest share.
 
-    For real runs it is within 10 % (see docs/scale.md).
+    For whole runs on a CPU it is within 10 % (see docs/performance.md).
     """
     run = config(changes, activation_checkpointing=kind)
     model = GPT.create(run.model, 0).train()
