@@ -21,7 +21,7 @@ from glassgpt.config.model import ModelConfig
 from glassgpt.config.recipes import recipe, recipe_names
 from glassgpt.generation.generate import generate
 from glassgpt.interop.hf_families import FAMILIES
-from glassgpt.interop.hf_mapping import ExternalModel
+from glassgpt.interop.hf_mapping import ExternalModel, Family
 from glassgpt.interop.hf_models import export_hf, family_for, open_hf
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import BPETokenizer
@@ -266,6 +266,16 @@ def test_the_error_names_settings_that_no_family_supports(
 def family(name: str) -> Any:
     """Return a family by its name."""
     return next(f for f in FAMILIES if f.name == name)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_defaults_belong_to_keys_and_fixed_settings_have_none(family: Family) -> None:
+    """A fixed setting is in the spelling of `ModelConfig`; a default is in that of transformers."""
+    assert family.defaults.keys() <= family.keys.keys()
+    assert not family.fixed.keys() & family.keys.keys()
+    ModelConfig(**{**family.fixed, "vocab_size": 97})
+    activation = family.defaults.get("activation")
+    assert activation is None or activation in transformers.activations.ACT2FN
 
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES])

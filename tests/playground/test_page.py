@@ -581,9 +581,9 @@ def test_the_theme_follows_the_system_and_the_switch_and_is_kept_in_the_address(
             backgrounds.append((initial, toggled))
             page.page.reload()
             assert page.ready("lens").evaluate(background) == toggled, "the address keeps the chosen theme"
-    (light, toggled_to_dark), (dark, toggled_to_light) = backgrounds
-    assert (light, toggled_to_dark) == (toggled_to_light, dark)
-    assert light != dark
+    (light, toggled_to_dark), (dark_background, toggled_to_light) = backgrounds
+    assert (light, toggled_to_dark) == (toggled_to_light, dark_background)
+    assert light != dark_background
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------

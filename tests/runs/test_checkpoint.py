@@ -340,7 +340,7 @@ def test_a_background_result_waits_for_the_task_and_raises_its_error() -> None:
         finished.append("first")
 
     waiting = in_background(first)
-    assert not waiting.finished()
+    assert not waiting.done()
     with pytest.raises(TimeoutError):
         waiting.result(timeout=0.05)
     go.set()

@@ -28,6 +28,11 @@ _LLAMA_KEYS = {
     "n_embd": "hidden_size", "n_inner": "intermediate_size", "norm_eps": "rms_norm_eps",
     "tied_head": "tie_word_embeddings", "dropout": "attention_dropout",
 }  # fmt: skip
+_LLAMA_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 32000, "context_length": 2048, "n_layer": 32, "n_head": 32, "n_embd": 4096, "n_inner": 11008,
+    "norm_eps": 1e-6, "tied_head": False,
+}  # fmt: skip
+_ROPE_RMSNORM: Mapping[str, Any] = {"position": "rope", "norm": "rmsnorm"}
 _UNGATED_KEYS = {**_LLAMA_KEYS, "activation": "hidden_act"}
 _GATED: Mapping[str, Any] = {"hidden_act": ("silu", "swish")}
 _NO_BIAS: Mapping[str, Any] = {"attention_bias": (False,)}
@@ -49,25 +54,22 @@ _GPT2 = Family(
 )  # fmt: skip
 _GPT_BIGCODE = replace(
     _GPT2, name="GPTBigCode", model_type="gpt_bigcode", architecture="GPTBigCodeForCausalLM",
-    defaults={**_GPT2.defaults, "n_kv_head": 1, "activation": "gelu_pytorch_tanh"},
+    fixed={"n_kv_head": 1}, defaults={**_GPT2.defaults, "activation": "gelu_pytorch_tanh"},
     # Without multi_query, q, k and v alternate head by head, which `Family.tensors` cannot describe.
     must_be={**_GPT2.must_be, "multi_query": (True,), "num_key_value_heads": (1,)},
     transposed=False,
 )  # fmt: skip
 _LLAMA = Family(
     name="Llama", model_type="llama", architecture="LlamaForCausalLM", prefix="model.", layers="layers",
-    defaults={
-        "position": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "vocab_size": 32000,
-        "context_length": 2048, "n_layer": 32, "n_head": 32, "n_embd": 4096, "n_inner": 11008, "norm_eps": 1e-6,
-        "tied_head": False,
-    },
+    fixed={**_ROPE_RMSNORM, "activation": "swiglu"}, defaults={**_LLAMA_DEFAULTS, "bias": False},
     keys={**_LLAMA_KEYS, "bias": "attention_bias mlp_bias"},
     must_be=_GATED, rope_theta=10000.0, heads_divide=True,
     tensors=_LLAMA_TENSORS, buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip
 _MISTRAL = replace(
     _LLAMA, name="Mistral", model_type="mistral", architecture="MistralForCausalLM",
-    defaults={**_LLAMA.defaults, "context_length": 131072, "n_kv_head": 8, "n_inner": 14336},
+    fixed={**_LLAMA.fixed, "bias": False},
+    defaults={**_LLAMA_DEFAULTS, "context_length": 131072, "n_kv_head": 8, "n_inner": 14336},
     keys=_LLAMA_KEYS, windows={"sliding_window": 4096}, heads_divide=False,
 )  # fmt: skip
 _MINISTRAL = replace(
@@ -76,18 +78,20 @@ _MINISTRAL = replace(
 )  # fmt: skip
 _QWEN3 = replace(
     _MISTRAL, name="Qwen3", model_type="qwen3", architecture="Qwen3ForCausalLM",
+    fixed={**_MISTRAL.fixed, "qk_norm": True},
     defaults={
-        **_LLAMA.defaults, "qk_norm": True, "vocab_size": 151936, "context_length": 32768, "n_kv_head": 32,
-        "head_dim": 128, "n_inner": 22016,
+        **_LLAMA_DEFAULTS, "vocab_size": 151936, "context_length": 32768, "n_kv_head": 32, "head_dim": 128,
+        "n_inner": 22016,
     },
     windows={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None},
     must_be={**_GATED, **_NO_BIAS},
 )  # fmt: skip
 _STARCODER2 = replace(
     _LLAMA, name="Starcoder2", model_type="starcoder2", architecture="Starcoder2ForCausalLM",
+    fixed={"position": "rope", "norm_bias": True},
     defaults={
-        "position": "rope", "norm_bias": True, "activation": "gelu_pytorch_tanh", "vocab_size": 49152,
-        "context_length": 4096, "n_layer": 30, "n_head": 24, "n_kv_head": 2, "n_embd": 3072, "n_inner": 12288,
+        "activation": "gelu_pytorch_tanh", "vocab_size": 49152, "context_length": 4096, "n_layer": 30, "n_head": 24,
+        "n_kv_head": 2, "n_embd": 3072, "n_inner": 12288,
     },
     zeros=frozenset({"norm_bias"}),
     keys={
@@ -101,6 +105,7 @@ _STARCODER2 = replace(
 )  # fmt: skip
 _ARCEE = replace(
     _LLAMA, name="Arcee", model_type="arcee", architecture="ArceeForCausalLM",
+    fixed=_ROPE_RMSNORM,
     defaults={
         **_LLAMA.defaults, "activation": "relu2", "context_length": 4096, "n_embd": 2560, "n_inner": 18432,
         "norm_eps": 1e-5,
@@ -109,9 +114,10 @@ _ARCEE = replace(
 )  # fmt: skip
 _APERTUS = replace(
     _MISTRAL, name="Apertus", model_type="apertus", architecture="ApertusForCausalLM",
+    fixed={**_ROPE_RMSNORM, "bias": False, "qk_norm": True},
     defaults={
-        **_LLAMA.defaults, "qk_norm": True, "activation": "xielu", "vocab_size": 131072, "context_length": 65536,
-        "n_inner": 14336, "norm_eps": 1e-5,
+        **_LLAMA_DEFAULTS, "activation": "xielu", "vocab_size": 131072, "context_length": 65536, "n_inner": 14336,
+        "norm_eps": 1e-5,
     },
     keys=_UNGATED_KEYS, windows={}, must_be=_NO_BIAS, rope_type="llama3", rope_theta=12000000.0,
     tensors={**_LLAMA_TENSORS, "attention_norm": "attention_layernorm", "feed_forward_norm": "feedforward_layernorm"},
@@ -119,9 +125,10 @@ _APERTUS = replace(
 _NANOCHAT = replace(
     _MISTRAL, name="NanoChat", model_type="nanochat", architecture="NanoChatForCausalLM",
     # It normalises queries and keys after the rotation; without a weight that equals normalising before it.
+    fixed={**_APERTUS.fixed, "norm_weight": False, "embedding_norm": True},
     defaults={
-        **_LLAMA.defaults, "qk_norm": True, "norm_weight": False, "embedding_norm": True, "activation": "relu2",
-        "vocab_size": 50304, "n_layer": 12, "n_head": 6, "n_embd": 768, "n_inner": 8192, "logit_softcap": 15.0,
+        **_LLAMA_DEFAULTS, "activation": "relu2", "vocab_size": 50304, "n_layer": 12, "n_head": 6, "n_embd": 768,
+        "n_inner": 8192, "logit_softcap": 15.0,
     },
     keys={**_UNGATED_KEYS, "logit_softcap": "final_logit_softcapping"}, windows={}, must_be=_NO_BIAS,
     tensors={**_LLAMA_TENSORS, "feed_forward.up": "mlp.fc1", "feed_forward.down": "mlp.fc2"}, swapped=True,

@@ -116,8 +116,9 @@ class Family:
     name: str
     model_type: str = ""  # like `architecture`, of transformers; empty for others
     architecture: str = ""
-    # The settings of an empty config.json that are not ModelConfig's defaults. Without a key, all models share them.
-    # With a key, an activation is in transformers' spelling.
+    # The other settings are those of `ModelConfig()`.
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that all models share, without a key
+    # Settings in `keys` whose keys are missing, as transformers reads them: an activation has its name there.
     defaults: Mapping[str, Any]
     zeros: frozenset[str] = frozenset()  # `bias` and `norm_bias` if the family always has them: zeros without
     keys: Mapping[str, str]  # our setting -> the key that holds it, or several
@@ -140,7 +141,7 @@ class Family:
         for key, value in config.items():
             if not self._is_supported(key, value):
                 raise _unsupported(key, value)
-        settings = dict(self.defaults)
+        settings = dict(self.fixed)
         for ours, keys in self.keys.items():
             default = self.defaults.get(ours, getattr(_GPT2_SMALL, ours))
             settings[ours] = _read_setting(ours, {key: config.get(key, default) for key in keys.split()})
@@ -184,7 +185,7 @@ class Family:
         stored = self.stored_config(config)
         windows = {"sliding_window": "window", "layer_types": "window_pattern"}
         free = {*self.keys, *self.zeros, "rope_base", *(windows[key] for key in windows.keys() & self.windows.keys())}
-        required = {f.name: self.defaults.get(f.name, f.default) for f in fields(stored) if f.name not in free}
+        required = {f.name: self.fixed.get(f.name, f.default) for f in fields(stored) if f.name not in free}
         wrong = [name for name, value in required.items() if getattr(stored, name) != value]
         if "activation" in self.keys and stored.activation not in _ACTIVATIONS.values():
             wrong.append("activation")
@@ -216,17 +217,21 @@ class Family:
         return values | {key: windows[key] for key in self.windows}
 
     def _parts(self, name: str, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
-        """One of our parameters as views by their names in a file: one, or three if the family splits qkv."""
-        module, _, kind = name.rpartition(".")
-        place = self.prefix
+        """Views of one of our parameters, by their names in a file: one, or three if the family splits qkv."""
+        module, _, suffix = name.rpartition(".")  # the suffix is `weight` or `bias`
+        if module == "head":
+            return {f"lm_head.{suffix}": tensor}
+        prefix = self.prefix
         if module.startswith("blocks."):
             _, number, module = module.split(".", 2)
-            place = f"{self.prefix}{self.layers}.{number}."
-            tensor = tensor.T if self.transposed and tensor.ndim == 2 else tensor
-        names = ["lm_head"] if module == "head" else [f"{place}{theirs}" for theirs in self.tensors[module].split()]
+            prefix = f"{self.prefix}{self.layers}.{number}."
+            if self.transposed and tensor.ndim == 2:
+                tensor = tensor.T
+        names = [f"{prefix}{theirs}.{suffix}" for theirs in self.tensors[module].split()]
+        if len(names) == 1:
+            return {names[0]: tensor}
         kv_rows = config.resolved_n_kv_head * config.resolved_head_dim
-        views = torch.split(tensor, [len(tensor) - 2 * kv_rows, kv_rows, kv_rows]) if len(names) == 3 else (tensor,)
-        return {f"{theirs}.{kind}": view for theirs, view in zip(names, views, strict=True)}
+        return dict(zip(names, tensor.split([len(tensor) - 2 * kv_rows, kv_rows, kv_rows]), strict=True))
 
     def _rotated(self, theirs: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """A tensor with the other direction of rotation, if the family has that; its own inverse."""
@@ -237,12 +242,15 @@ class Family:
 
     def export_tensors(self, model: GPT) -> dict[str, Tensor]:
         """All tensors of a file of the family, in float32 on the CPU. The model's config must have no `obstacles`."""
-        config, ours, result = self.stored_config(model.config), dict(model.named_parameters()), dict[str, Tensor]()
+        config, parameters = self.stored_config(model.config), dict(model.named_parameters())
+        result: dict[str, Tensor] = {}
         for name, stored in GPT.empty(config, "meta").named_parameters():
-            # Rows beyond the vocabulary pad the embedding and the head.
-            own = ours[name].detach()[: len(stored)].cpu().float() if name in ours else torch.zeros(stored.shape)
-            parts = self._parts(name, own, config)
-            result |= {theirs: self._rotated(theirs, part, config) for theirs, part in parts.items()}
+            if name in parameters:  # without the rows that pad the embedding and the head
+                tensor = parameters[name].detach()[: len(stored)].cpu().float()
+            else:  # a bias that only the file has
+                tensor = torch.zeros(stored.shape)
+            for theirs, part in self._parts(name, tensor, config).items():
+                result[theirs] = self._rotated(theirs, part, config)
         return result
 
     def load_tensors(self, model: GPT, tensors: Mapping[str, Tensor]) -> None:

@@ -25,7 +25,8 @@ _BUILD_NANOGPT = Family(
 _NANOGPT = dataclasses.replace(
     _BUILD_NANOGPT,
     name="nanoGPT",
-    defaults={"vocab_size": 50304, "activation": "gelu"},  # the exact form, unlike GPT-2
+    fixed={"activation": "gelu"},  # the exact form, unlike GPT-2
+    defaults={"vocab_size": 50304},
     keys={**_BUILD_NANOGPT.keys, "bias": "bias", "dropout": "dropout"},
 )
 
