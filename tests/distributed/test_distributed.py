@@ -140,7 +140,7 @@ MODERN = {
 def test_fifty_steps_are_equal_on_any_number_of_processes(
     harness: Harness, tmp_path: Path, text: Path, optimizer: str, accumulated: bool, processes: list[tuple[int, str]]
 ) -> None:
-    """With DDP and FSDP, and Muon on sharded fused matrices, relative to a single process.
+    """DDP and FSDP, with AdamW or with Muon on sharded fused matrices, equal a single process.
 
     Losses agree to 1e-5, norms to 2e-4 and weights to 1e-5.
     """
@@ -309,7 +309,7 @@ def test_a_run_resumed_on_1_2_4_2_and_1_processes_equals_an_uninterrupted_one(
     config = settings(
         text, steps=25, optim={"name": "muon", "lr": 8e-3, "schedule": "constant"}, eval_every=5, checkpoint_every=5
     )
-    expected, chain = tmp_path / "whole", tmp_path / "chain"
+    expected, chain = tmp_path / "expected", tmp_path / "chain"
     harness.run(0, "train", config=config, out=expected)
     harness.run(0, "train", config={**config, "steps": 5}, out=chain)
     for size, steps, strategy in ((2, 10, "ddp"), (4, 15, "fsdp"), (2, 20, "fsdp"), (0, 25, "auto")):
@@ -335,7 +335,7 @@ def test_a_run_resumed_after_a_preemption_has_the_same_bits(
         "checkpoint_every": 4,
     }
     config = {**settings(text, **changes), "strategy": strategy}
-    expected, run = tmp_path / "whole", tmp_path / "run"
+    expected, run = tmp_path / "expected", tmp_path / "run"
     harness.run(size, "train", config=config, out=expected)
     harness.run(size, "train_with_faults", faults={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
@@ -412,7 +412,7 @@ def test_the_error_names_a_rank_that_hangs_in_an_evaluation(harness: Harness, tm
 
 @pytest.mark.slow
 def test_if_no_rank_makes_progress_the_error_names_all_phases(harness: Harness, tmp_path: Path, text: Path) -> None:
-    """With a single rank, no other rank waits."""
+    """A single rank hangs here, so no other rank waits for it."""
     faults = {"stuck_in_forward": {"rank": 0, "step": 3}}
     results = run_with_fault(
         harness, 1, "stuck_in_forward", settings(text), tmp_path / "run", also=faults, rank=0, step=3
@@ -448,7 +448,7 @@ def test_a_non_finite_number_on_one_rank_stops_all_ranks(
 ) -> None:
     """The last good checkpoint remains, and the run resumed from it has the same bits."""
     config = {**settings(text, steps=8, checkpoint_every=3), "strategy": strategy}
-    expected, run = tmp_path / "whole", tmp_path / "run"
+    expected, run = tmp_path / "expected", tmp_path / "run"
     harness.run(2, "train", config=config, out=expected)
     results = run_with_fault(harness, 2, "non_finite_loss_or_gradient", config, run, rank=1, step=5, what=what)
     assert all(result.status in (1, 2) for result in results)
@@ -506,7 +506,7 @@ def test_a_full_disk_during_a_save_is_reported_and_the_previous_checkpoint_remai
     harness: Harness, tmp_path: Path, text: Path
 ) -> None:
     config = settings(text, steps=40, checkpoint_every=3)
-    expected, run = tmp_path / "whole", tmp_path / "run"
+    expected, run = tmp_path / "expected", tmp_path / "run"
     harness.run(2, "train", config=config, out=expected)
     results = run_with_fault(harness, 2, "full_disk", config, run, save=2)
     (line,) = error_lines(results)
@@ -599,7 +599,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_previous_
     harness: Harness, tmp_path: Path, text: Path, damage: str
 ) -> None:
     config = settings(text, steps=9, checkpoint_every=3)
-    expected, run = tmp_path / "whole", tmp_path / "run"
+    expected, run = tmp_path / "expected", tmp_path / "run"
     for out in (expected, run):
         harness.run(2, "train", config={**config, "steps": 9}, out=out)
     weights = run / "checkpoints" / "000009" / "model.safetensors"
@@ -629,7 +629,7 @@ def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_a_run_whose_ranks_are_killed_under_torchrun_has_the_same_bits() -> None:
-    """Three ranks, with one kill between steps, one in a save and one in an evaluation; torchrun restarts them.
+    """Of three ranks, one is killed between steps, one in a save and one in an evaluation; torchrun restarts them.
 
     benchmarks/rank_kills.py kills 20 times.
     """

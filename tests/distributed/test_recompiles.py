@@ -52,7 +52,7 @@ def test_growing_contexts_compile_one_graph_per_shape(layers: int, kind: str) ->
 def test_separately_compiled_blocks_under_fsdp_stay_below_the_recompile_limit(
     harness: Harness, tmp_path: Path, text: Path, layers: int, kind: str
 ) -> None:
-    """Five lengths, each in two micro-batch sizes. All blocks share the graphs of one block."""
+    """All blocks share the graphs of one block, for five lengths, each in two micro-batch sizes."""
     config = tiny_config(
         text,
         model={"n_layer": layers, "n_embd": 8, "n_head": 2, "context_length": 128},

@@ -157,7 +157,7 @@ def _listens(port: int) -> bool:
 def test_restarted_ranks_wait_until_the_previous_ones_release_the_run(
     harness: Harness, undisturbed: tuple[TrainConfig, Path], tmp_path: Path, launch: str
 ) -> None:
-    """With `--resume` too. A run that another job is training is refused immediately."""
+    """The command here is `--resume`. A run that another job is training is refused immediately."""
     config, _ = undisturbed
     harness.run(2, "train", config=config.override(steps=5, eval_every=0).to_dict(), out=tmp_path / "run")
     run = RunDirectory(tmp_path / "run")

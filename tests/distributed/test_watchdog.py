@@ -38,7 +38,7 @@ def test_the_first_update_may_take_longer(behind: bool, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("value", ["never", "0", "-1", "nan", "2"])
-def test_an_invalid_limit_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_hang_timeout_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASSGPT_HANG_SECONDS", value)
     with pytest.raises(UserError, match="GLASSGPT_HANG_SECONDS"):
         hang_timeout()

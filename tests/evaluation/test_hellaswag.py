@@ -264,7 +264,7 @@ def test_every_item_is_in_one_batch_whose_contexts_have_equal_length() -> None:
         assert 4 * len(batch) * max(q.tokens for q in batch) <= module.BATCH_TOKENS or len(batch) == 1
 
 
-def test_rows_of_a_pass_have_little_padding() -> None:
+def test_a_forward_pass_has_little_padding() -> None:
     lengths = [5, 40, 38, 6, 39, 5, 70]
     groups = list(group_by_length(lengths))
     assert groups == [[6, 1], [4, 2], [3, 0, 5]]

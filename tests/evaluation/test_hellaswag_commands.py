@@ -109,7 +109,7 @@ def test_the_report_shows_published_scores_only_for_the_published_items(tmp_path
     assert {name: trace["y"] for name, trace in drawn.items()} == expected
 
 
-def test_eval_prints_and_saves_both_styles_and_resumes(
+def test_eval_prints_and_saves_both_styles_and_reuses_scores(
     tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train_with_hellaswag(tmp_path, file)
@@ -160,7 +160,7 @@ def test_a_missing_items_file_is_an_error_before_anything_is_measured(
     assert capsys.readouterr().out == ""
 
 
-def test_options_that_need_or_exclude_hellaswag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hellaswag_options_need_hellaswag_and_exclude_quantization(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "runs/x", "--hellaswag-items", "5"]) == 2
     assert "--hellaswag" in capsys.readouterr().err
     assert main(["eval", "runs/x", "--hellaswag", "--quantize", "int8"]) == 2

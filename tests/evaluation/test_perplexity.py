@@ -368,7 +368,7 @@ def test_the_loss_with_int8_weights_is_near_the_exact_loss(run: Path) -> None:
         evaluate(run, quantize="int3")
 
 
-def test_other_splits_and_other_texts(run: Path, tmp_path: Path) -> None:
+def test_evaluation_of_other_splits_and_other_texts(run: Path, tmp_path: Path) -> None:
     text = run.parent / "text.txt"
     assert evaluate(run, split="train")["tokens"] == 3599
     # Another text with the same last tenth gives the same figures.

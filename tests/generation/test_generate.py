@@ -251,7 +251,7 @@ def test_without_a_tokenizer_tokens_have_ids_but_no_text() -> None:
 @example("a😀".encode()[:-1])
 @example(b"\xff\xe2\x82a")
 def test_streamed_text_equals_the_decoded_script(script: bytes) -> None:
-    """For any bytes, including characters that are cut off and invalid UTF-8."""
+    """This holds for any bytes, including characters that are cut off and invalid UTF-8."""
     generated = recite(script)
     assert ids_of(generated) == list(script)
     assert text_of(generated) == BYTES.decode(script)

@@ -199,7 +199,7 @@ def test_bfloat16_inference_leaves_the_original_in_float32() -> None:
 
 
 def test_hooks_run_in_prepared_models() -> None:
-    """Hooks on a block and on a linear layer, which is then not replaced, and on a model with a replaced module."""
+    """Hooks run on a block and on a linear layer, which is then not replaced; a replaced module is kept too."""
     original, called = model(), []
     original.get_submodule("blocks.0").register_forward_hook(lambda *_: called.append("block"))
     original.get_submodule("blocks.1.feed_forward.up").register_forward_hook(lambda *_: called.append("linear"))

@@ -17,7 +17,7 @@ def attending_to(target: list[int]) -> Tensor:
 
 
 def test_scores_of_hand_made_patterns() -> None:
-    """Four heads of one type each, one that is half of each of two types, and one with uniform attention."""
+    """Four heads have one type each, one head is half of each of two types, and one has uniform attention."""
     p, T = 5, 10
     heads = [
         attending_to([max(0, t - 1) for t in range(T)]),
@@ -87,7 +87,7 @@ def hand_made_head(offset: int | None, **changes: object) -> GPT:
     [(1, "previous token", 1.0), (8, "duplicate token", 1.0), (7, "induction", 1.0), (None, "duplicate token", 0.5)],
 )
 def test_scores_of_hand_made_models(offset: int | None, kind: str, score: float) -> None:
-    """Scores equal to 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves almost nothing elsewhere."""
+    """Scores agree to 0.01: a softmax over scores up to 30 x 12 / sqrt(24) leaves almost nothing for other tokens."""
     scores = head_scores(hand_made_head(offset))
     expected = [score if name == kind else 0.0 for name in HEAD_TYPES]
     assert scores.flatten().tolist() == pytest.approx(expected, abs=0.01)

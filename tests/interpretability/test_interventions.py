@@ -78,7 +78,7 @@ def zero_weights(model: GPT, kind: str, layer: int, head: int = 0) -> GPT:
 
 @pytest.mark.parametrize("choice", COMBINATIONS, ids=lambda choice: " ".join(choice.values()))
 def test_ablation_equals_zero_weights(choice: dict[str, str]) -> None:
-    """Every kind of part, alone and two together, for every slot. An edit of one position changes no other position."""
+    """For every slot, this holds for each kind of part and for two parts. An edit of one position changes no other."""
     model, ids = random_model(combined(choice)), token_ids()
     unedited = logits_of(model, ids)
     for kind, layer, head in (
@@ -250,7 +250,7 @@ def test_effects_returns_the_logits_without_and_with_the_edits() -> None:
 @pytest.mark.parametrize("capture_first", [True, False])
 @torch.no_grad()
 def test_a_capture_is_consistent_under_edits(capture_first: bool) -> None:
-    """Whichever context is the outer one: patterns match the kernel, the stream is a sum, parts sum to the logit."""
+    """Patterns match the kernel and parts sum to the logit, whichever of the two contexts is the outer one."""
     model, ids = small(n_kv_head=2), token_ids()
     source = captured(model, ids.flip(1))
     edits = [Edit("head", 0, 1), Edit("attention", 1), Edit("feed_forward", 0, by="mean"), Edit("position", position=2)]

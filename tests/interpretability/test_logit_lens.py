@@ -89,7 +89,7 @@ def test_a_contribution_is_the_change_of_the_logit_without_the_part() -> None:
 def test_each_depth_equals_norm_and_head_and_the_last_depth_equals_the_model(
     changes: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every number by its definition within float32's rounding, in chunks of three positions and in one chunk."""
+    """Every number equals its definition within float32's rounding, in chunks of three positions and in one chunk."""
     monkeypatch.setattr(lens_module, "CHUNK_ELEMENTS", rows * 11)
     model, ids = small(vocab_multiple=8, **changes), token_ids()
     cache = captured(model, ids)

@@ -67,7 +67,7 @@ def same_bits(one: ProbeSnapshot, other: ProbeSnapshot) -> bool:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_snapshot_equals_what_its_checkpoint_computes(tmp_path: Path, text: Path, precision: str) -> None:
-    """Expected values are float32 at any precision of the run, by PyTorch's functions and written-out formulas."""
+    """At any precision of the run, values equal float32 results of PyTorch's functions and written-out formulas."""
     config = tiny_config(text, model={"n_layer": 2, "dropout": 0.1}, precision=precision)
     run = run_of(config, tmp_path / "run")
     snapshot = read_probe(RunDirectory(run).probe_path(5))
@@ -150,7 +150,7 @@ def test_training_mode_and_global_random_state_are_unchanged() -> None:
 # --- prompts
 
 
-def test_prompts_are_cut_to_the_configured_tokens(tmp_path: Path, text: Path) -> None:
+def test_prompts_are_truncated_to_the_configured_tokens(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, probe={"prompts": ["the fox", "a", "quick brown dog jumps over"], "tokens": 20}, steps=1)
     for changes, expected in (({}, [7, 1, 16]), ({"tokens": 3}, [3, 1, 3])):  # the context length is 16
         run = run_of(config.override(probe=changes), tmp_path / str(len(changes)))
@@ -162,7 +162,7 @@ def test_prompts_are_cut_to_the_configured_tokens(tmp_path: Path, text: Path) ->
 def test_snapshots_between_evaluations(tmp_path: Path, text: Path) -> None:
     """They have no samples, and a run that is resumed from step 5 writes the later snapshots again."""
     config = tiny_config(text, probe={"every": 4})
-    full_run, resumed = (RunDirectory(run_of(config, tmp_path / name)) for name in ("through", "resumed"))
+    full_run, resumed = (RunDirectory(run_of(config, tmp_path / name)) for name in ("uninterrupted", "resumed"))
     assert full_run.probed_steps == [0, 4, 5, 8, 10]
     assert [len(read_probe(full_run.probe_path(step)).samples) for step in full_run.probed_steps] == [1, 0, 1, 0, 1]
     shutil.rmtree(resumed.checkpoints / "000010")
@@ -186,8 +186,8 @@ def test_pieces_of_a_prompt_are_in_display_form() -> None:
 
 def test_a_run_has_the_same_bits_with_and_without_snapshots(tmp_path: Path, text: Path) -> None:
     config = tiny_config(text, model={"dropout": 0.2}, optim={"name": "muon"}, eval_every=2)
-    with_snapshots = run_of(config, tmp_path / "looked")
-    without_snapshots = run_of(config.override(probe={"tokens": 0}), tmp_path / "unseen")
+    with_snapshots = run_of(config, tmp_path / "with")
+    without_snapshots = run_of(config.override(probe={"tokens": 0}), tmp_path / "without")
     assert differences(with_snapshots, without_snapshots) == ["config.toml", "probes"]
     assert not (without_snapshots / "probes").exists()
 
@@ -295,4 +295,4 @@ def test_a_full_disk_leaves_no_partial_snapshot(tmp_path: Path, text: Path, monk
     assert run.read_status()["state"] == "failed"
     assert sorted(probes_of(run.path)) == ["000000.safetensors", "000003.safetensors"]
     resume(run.path, progress=Quiet())
-    assert differences(run.path, run_of(config, tmp_path / "through")) == []
+    assert differences(run.path, run_of(config, tmp_path / "uninterrupted")) == []

@@ -61,7 +61,7 @@ def test_principal_components_of_degenerate_tables() -> None:
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50), (6, 6)])
 def test_singular_values_equal_numpys(shape: tuple[int, int]) -> None:
-    """Equal to 1e-8 of the largest, which is about 10. One singular value is 0."""
+    """They agree to 1e-8 of the largest, which is about 10. One singular value is 0."""
     x = random(*shape, seed=1)
     x[0] = x[1]
     expected = np.linalg.svd(x.numpy(), compute_uv=False)
@@ -140,7 +140,7 @@ def test_gradient_norms_equal_those_of_a_backward_pass(changes: dict[str, Any], 
 
 
 def test_a_gradient_norm_is_the_slope_along_the_gradient() -> None:
-    """Central differences: along its gradient, the loss rises by the gradient's norm per unit."""
+    """By central differences, the loss rises by the gradient's norm per unit along the gradient."""
     model, ids = small(), token_ids()
     bias = model.get_parameter("norm.bias")
     (gradient,) = torch.autograd.grad(model(ids[:, :-1], ids[:, 1:]), [bias])

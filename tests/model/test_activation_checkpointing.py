@@ -71,7 +71,7 @@ def test_full_recomputes_everything_and_selective_all_but_matrix_products_and_at
 
 
 def test_full_checkpointing_saves_less_than_40_percent_of_the_bytes() -> None:
-    """Bytes that autograd saves between the passes. tests/planning/test_memory.py counts those of `selective`."""
+    """The bytes are those that autograd saves between the passes; tests/planning/test_memory.py checks `selective`."""
 
     def saved_bytes(kind: str) -> int:
         model = GPT.create(SHAPE, seed=1)

@@ -72,7 +72,7 @@ def attention_by_loops(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
 def test_kernels_equal_the_formula_forward_and_backward(
     kernel: Kernel, span: Span, kv_heads: int, queries: int
 ) -> None:
-    """With as many queries as keys, or with only the last few after a cache and the mask of `Span`."""
+    """There are as many queries as keys, or only the last few after a cache, with the mask of `Span`."""
     q, k, v = random(B, H, queries, D, seed=1), random(B, kv_heads, T, D, seed=2), random(B, kv_heads, T, D, seed=3)
     inputs = [x.requires_grad_() for x in (q, k, v)]
     mask = None if queries == T else span.visible(torch.arange(T - queries, T)[:, None], torch.arange(T))
@@ -88,7 +88,7 @@ def test_kernels_equal_the_formula_forward_and_backward(
 def test_the_window_kernel_equals_the_explicit_kernel_at_any_length(
     length: int, window: int, n_global: int, grouped: bool
 ) -> None:
-    """Also if the window does not divide the length or exceeds the text, or if all tokens of the text are global."""
+    """This holds if the window does not divide the length or exceeds the text, or if all tokens are global."""
     span = Span(window, n_global)
     heads = 1 if grouped else 2
     q, k, v = random(1, 2, length, 4, seed=1), random(1, heads, length, 4, seed=2), random(1, heads, length, 4, seed=3)
@@ -103,7 +103,7 @@ def test_the_window_kernel_equals_the_explicit_kernel_at_any_length(
 @pytest.mark.parametrize("span", [FULL, Span(20), Span(20, 3)], ids=str)
 @pytest.mark.parametrize("heads", [2, 1])
 def test_flex_attention_equals_the_explicit_kernel(span: Span, heads: int) -> None:
-    """Forward only, because FlexAttention has no gradients on a CPU (see test_cuda.py for those on a GPU).
+    """Only the forward pass is compared, because FlexAttention has no gradients on a CPU (test_cuda.py tests them).
 
     Several lengths check that the cached mask is replaced. On a CPU it computes in float32, so the tolerance is 1e-6.
     """
@@ -170,7 +170,7 @@ def test_rotary_attention_depends_only_on_distances(qk_norm: bool) -> None:
 
 
 def test_attention_without_rotary_positions_ignores_the_order_of_the_keys() -> None:
-    """This checks the test above: with learned positions, attention itself does not depend on positions."""
+    """This validates the test above: with learned positions, attention itself does not depend on positions."""
     attention = _attention("learned")
     x, order = random(B, T, 24), torch.tensor([3, 1, 0, 2, 5, 4, 6])
     before, after = attention(x, torch.arange(T)), attention(x[:, order], torch.arange(T))
@@ -206,7 +206,7 @@ def test_attention_with_a_cache_equals_attention_over_the_whole_text(
 
 
 def test_a_hook_on_the_kernel_receives_queries_keys_and_values() -> None:
-    """They give the output of the fused kernel by the formula. Kernels have no parameters."""
+    """The formula gives the output of the fused kernel from them. Kernels have no parameters."""
     attention = _attention("rope")
     captured: list[Tensor] = []
     attention.kernel.register_forward_pre_hook(lambda _, inputs: captured.extend(inputs[:3]))

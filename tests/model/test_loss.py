@@ -91,13 +91,13 @@ def test_only_required_gradients_are_computed(hidden_grad: bool, weight_grad: bo
 
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_gradients_equal_finite_differences(cap: float | None) -> None:
-    """The gradient is a formula of its own, so finite differences of the loss are an independent check."""
+    """The gradient is computed by a separate formula, so finite differences of the loss are an independent check."""
     hidden, weight, targets = inputs()
     assert torch.autograd.gradcheck(lambda h, w: cross_entropy(h, w, targets, V, cap), (hidden, weight))
 
 
 def test_the_soft_cap_is_the_identity_near_0_and_bounded() -> None:
-    """None disables it."""
+    """A cap of None returns the logits themselves."""
     x = torch.tensor([-1e4, -1e-3, 0.0, 1e-3, 1e4], dtype=torch.float64)
     torch.testing.assert_close(
         soft_cap(x, 30.0), torch.tensor([-30, -1e-3, 0, 1e-3, 30], dtype=torch.float64), atol=1e-12, rtol=0

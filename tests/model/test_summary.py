@@ -125,5 +125,5 @@ def test_the_summary_prints_gpt2s_dimensions(name: str, lines: list[str]) -> Non
 
 @pytest.mark.parametrize(("name", "most"), [("teaching-small", 210_000), ("teaching-tiny", 60_000)])
 def test_the_teaching_recipes_have_the_intended_sizes(name: str, most: int) -> None:
-    """With tinyshakespeare's 65 characters. The models that they replace had 209,729 and 55,168 parameters."""
+    """The vocabulary is tinyshakespeare's 65 characters. The models that they replace had 209,729 and 55,168."""
     assert 0.8 * most < ModelSummary(recipe(name, model={"vocab_size": 65}).model).parameters <= most

@@ -96,7 +96,7 @@ def test_the_estimated_peak_of_an_update_is_near_that_of_real_tensors(
 ) -> None:
     """The estimate is within 15 % at this size, where small tensors that the formulas leave out have the largest share.
 
-    For real runs it is within 10 % (see docs/scale.md).
+    For whole runs on a CPU it is within 10 % (see docs/performance.md).
     """
     run = config(changes, activation_checkpointing=kind)
     model = GPT.create(run.model, 0).train()
@@ -206,7 +206,7 @@ def test_dropout_stores_attention_weights_only_on_a_cpu(precision: str) -> None:
 
 
 def test_bytes_sent_per_update_equal_sums_by_hand() -> None:
-    """GPT-2 small on 8 ranks: 124,475,904 parameters, of which 7,087,872 per block; 4 micro-steps of 16 sequences."""
+    """GPT-2 has 124,475,904 parameters, 7,087,872 of them per block; 8 ranks take 4 micro-steps of 16 sequences."""
     run = recipe("gpt2", model={"vocab_size": 50257})
     P, blocks = 124_475_904, 12 * 7_087_872
     assert run.micro_steps(8) == 4

@@ -35,7 +35,7 @@ SMALL = recipe("shakespeare-cpu", model={"vocab_size": 65, "n_layer": 6}, device
 
 
 def test_step_time_on_gpus_is_matrix_products_plus_the_update() -> None:
-    """8 H100: 524,288 tokens at 40 % of 989 TFLOP/s per GPU, then 40 bytes per parameter at 3.35 TB/s."""
+    """8 H100 compute 524,288 tokens at 40 % of 989 TFLOP/s each, then update 40 bytes per parameter at 3.35 TB/s."""
     products = 524288 * ModelSummary(GPT2.model).training_flops_per_token / (8 * 0.4 * 989e12)
     update = 40 * ModelSummary(GPT2.model).parameters / 3.35e12
     estimate = plan.plan(GPT2.override(device="h100"), 8)
@@ -46,7 +46,7 @@ def test_step_time_on_gpus_is_matrix_products_plus_the_update() -> None:
 
 
 def test_a_slow_network_determines_the_step_time() -> None:
-    """GPT-2 XL with FSDP on 16 H100 in two hosts, whose network has 50 GB/s."""
+    """GPT-2 XL is trained with FSDP on 16 H100 in two hosts, whose network has 50 GB/s."""
     config = recipe("gpt2-xl", model={"vocab_size": 50257})
     seconds = throughput.estimated_step_time(config, GPUS["h100"], 16, "fsdp", "bfloat16")
     sent = bytes_sent_per_update(config, 16, "fsdp", "bfloat16") / 50e9
@@ -84,7 +84,7 @@ def test_no_step_time_is_shown_if_no_micro_batch_fits() -> None:
 
 
 def test_a_step_takes_the_time_of_its_passes_plus_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight sequences in four passes of two: 1 s per pass and 0.02 s per update."""
+    """Eight sequences take four passes of two, with 1 s per pass and 0.02 s per update."""
     monkeypatch.setattr(throughput, "_TOTAL_SECONDS", 0.0)
     build_step = throughput._build_step
 

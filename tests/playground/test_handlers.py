@@ -105,7 +105,7 @@ def test_a_model_is_described(client: Client, model: GPT, number: int) -> None:
     assert client.answer("tokens", model=number, text=facts["default_text"])["ids"]
 
 
-def test_each_step_is_its_own_model(client: Client, folder: Path) -> None:
+def test_each_step_gives_the_model_of_its_checkpoint(client: Client, folder: Path) -> None:
     for step in (1, 7, None):
         model, _ = glassgpt.load(f"{folder / 'plain'}@{step}" if step else folder / "plain")
         assert_equal(
@@ -117,7 +117,7 @@ def test_each_step_is_its_own_model(client: Client, folder: Path) -> None:
         assert (status, "step" in answer["error"]) == (400, True)
 
 
-def test_tokens(client: Client, loaded: tuple[GPT, Tokenizer], number: int) -> None:
+def test_tokens_are_those_of_the_tokenizer(client: Client, loaded: tuple[GPT, Tokenizer], number: int) -> None:
     tokenizer = loaded[1]
     result = client.answer("tokens", model=number, text=TEXT)
     assert result["ids"] == tokenizer.encode(TEXT).tolist()
@@ -130,7 +130,7 @@ def test_tokens(client: Client, loaded: tuple[GPT, Tokenizer], number: int) -> N
     assert [pieces[i] for i in result["ids"]] == result["pieces"]
 
 
-def test_merges_end_in_the_tokens(client: Client) -> None:
+def test_the_last_merge_gives_the_tokens(client: Client) -> None:
     states = client.answer("merges", model=1, text=TEXT)["states"]
     assert [escape_token(bytes([byte])) for byte in TEXT.encode()] == states[0]
     assert states[-1] == client.answer("tokens", model=1, text=TEXT)["pieces"]
@@ -138,7 +138,7 @@ def test_merges_end_in_the_tokens(client: Client) -> None:
     assert client.ask("merges", model=0, text=TEXT)[0] == 400
 
 
-def test_merges_of_gpt2_end_in_its_tokens() -> None:
+def test_the_last_merge_of_gpt2_gives_its_tokens() -> None:
     from glassgpt.tokenizers.inspect import merge_states
 
     tokenizer = gpt2_tokenizer()
@@ -179,7 +179,7 @@ def test_attention_equals_that_of_the_model(client: Client, model: GPT, ids: lis
         assert_equal(vectors["kernel_out"], recomputed @ torch.tensor(vectors["v"]), 1e-5)
 
 
-def test_predictions_are_the_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
+def test_predictions_follow_from_the_models_logits(client: Client, model: GPT, ids: list[int], number: int) -> None:
     logits = run(model, ids)
     p = logits.softmax(-1)
     result = client.answer("predictions", model=number, ids=ids)
@@ -271,7 +271,7 @@ def test_generated_text_equals_generate(
     assert first["p"] == pytest.approx(float(run(model, ids)[-1].softmax(-1)[first["token"]]), rel=1e-4)
 
 
-def test_weights_tables_and_gradients(client: Client, model: GPT, ids: list[int], number: int) -> None:
+def test_weights_tables_and_gradients_equal_the_models(client: Client, model: GPT, ids: list[int], number: int) -> None:
     table = model.embedding.weight.detach()
     centred = (table - table.mean(0)).double()
     result = client.answer("map", model=number, table="embedding")

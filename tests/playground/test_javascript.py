@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_javascript(folder: Path) -> None:
+def test_javascript_in_node_or_else_in_a_browser(folder: Path) -> None:
     names = sorted(path.name for path in folder.glob("*.test.js"))
     assert len(names) == 3
     node = shutil.which("node")

@@ -198,7 +198,7 @@ def number(text: str) -> float:
 
 
 def test_surprisal_equals_pytorchs_cross_entropy(shown: MonitoredPage, case: Case) -> None:
-    """Surprisal per token, and averaged per token and per byte, in bits."""
+    """The page shows surprisal in bits per token of the text, and its means per token and per byte."""
     shown.open("text", model=case.name, text=case.text, position=3)
     bits = F.cross_entropy(case.logits[:-1], torch.tensor(case.ids[1:]), reduction="none").double() / math.log(2)
     rows = shown.csv_of("Tokens")
@@ -264,7 +264,7 @@ def matrix_of(rows: list[list[str]]) -> Floats:
 
 
 def test_attention_weights_and_pixels_of_two_heads(shown: MonitoredPage, case: Case) -> None:
-    """Weights, mask, and the colour of each cell, for the first head and for one that is selected with arrow keys."""
+    """The page shows weights, mask and colours of the first head and of one that is selected with arrow keys."""
     page = shown.open("heads", model=case.name, text=case.text)
     most = max(layer.kernel_error() for layer in case.seen.layers)
     assert value(shown, "difference") == most
@@ -330,8 +330,8 @@ def pixels_of_cells(page: Any, name: str, size: int) -> Floats:
     return np.array(pixels, dtype=np.float64)
 
 
-def test_the_numbers_of_an_attention_row(shown: MonitoredPage, case: Case) -> None:
-    """Score, dot product, denominator, weight and output, for visible, global and masked keys."""
+def test_numbers_of_an_attention_row_equal_the_activations(shown: MonitoredPage, case: Case) -> None:
+    """Score, dot product, denominator, weight and output are right for visible, global and masked keys."""
     layer, head = 0, 3
     shown.open("heads", model=case.name, text=case.text, layer=layer, head=head)
     seen, sees = case.seen.layers[layer], visible_keys(case, layer)
@@ -374,7 +374,7 @@ def test_the_numbers_of_an_attention_row(shown: MonitoredPage, case: Case) -> No
 
 
 def test_logit_lens_equals_final_norm_and_output_head_at_each_depth(shown: MonitoredPage, case: Case) -> None:
-    """Top tokens, probabilities, ranks, entropies and norms of the residual stream, computed by PyTorch."""
+    """PyTorch computes the top tokens, probabilities, ranks, entropies and norms of the residual stream."""
     position, watch = 6, [ord("b"), 101, 3]
     shown.open("lens", model=case.name, text=case.text, position=position, track=",".join(map(str, watch)), depth=1)
     with torch.no_grad():
@@ -477,7 +477,7 @@ def short(x: float) -> str:
 
 
 def test_ablations_and_hidden_tokens_change_the_predictions(shown: MonitoredPage, case: Case) -> None:
-    """Ablate a head and a feed-forward, by zero and by the mean; hide a token and ablate an attention; reset."""
+    """Heads, feed-forward and attention are ablated by zero or the mean; a token is hidden; a reset undoes it all."""
     page = shown.open("interventions", model=case.name, text=case.text)
     page.locator('[data-code="h0.1"]').click()
     check_effect(shown, case, [Edit("head", layer=0, head=1)])
@@ -497,7 +497,7 @@ def test_ablations_and_hidden_tokens_change_the_predictions(shown: MonitoredPage
 
 
 def test_patching_from_a_second_text(shown: MonitoredPage, case: Case) -> None:
-    """Patch the residual stream at all tokens, then a feed-forward at one token."""
+    """The residual stream is patched at all tokens, then a feed-forward at one token."""
     page = shown.open("interventions", model=case.name, text=case.text)
     second = f"{case.text[:-3]}x{case.text[-2:]}"  # a changed character near the end has a large effect
     ids = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(second))]
@@ -658,7 +658,7 @@ def test_steps_sample_from_the_top_k_and_a_seed_repeats_its_tokens(shown: Monito
     assert ids_by_run[0] == ids_by_run[1] != ids_by_run[2]
 
 
-def test_accept_reject_back_and_branch(shown: MonitoredPage, case: Case) -> None:
+def test_accept_reject_back_and_branch_change_the_generated_tokens(shown: MonitoredPage, case: Case) -> None:
     shown.open("generation", model=case.name, text=case.text[:-3], top_k=2)
     start = [*case.tokenizer.prompt_prefix, *(int(i) for i in case.tokenizer.encode(case.text[:-3]))]
     press(shown, "accept", 1)
@@ -729,7 +729,7 @@ def csv_of_export(shown: MonitoredPage, name: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_embedding_map_and_nearest_neighbours(shown: MonitoredPage, case: Case, which: int) -> None:
-    """The principal components of two tables, their explained variance, and the nearest rows by cosine similarity."""
+    """Two tables have the right principal components, explained variances and nearest rows by cosine similarity."""
     name, table = list(tables(case.model).items())[which]
     token, label = (3, "3") if name == "positions" else (97, case.piece(97))
     shown.open("weights", model=case.name, table=name, row=token)
@@ -775,7 +775,7 @@ def test_a_late_answer_does_not_replace_a_newer_one(shown: MonitoredPage, folder
 
 
 def test_weights_and_gradients(shown: MonitoredPage, case: Case) -> None:
-    """A parameter's values, statistics and singular values, and the norms of all weights and gradients, by PyTorch."""
+    """A parameter's values, statistics and singular values and the norms of weights and gradients are PyTorch's."""
     name = "blocks.1.feed_forward.down.weight"
     shown.open("weights", model=case.name, text=case.text, parameter=name)
     weight = case.model.get_parameter(name).detach()
@@ -850,7 +850,7 @@ def test_charts_show_the_records_of_the_run(shown: MonitoredPage, trained: Path)
 
 
 def test_a_selected_step_shows_what_its_checkpoint_computes(shown: MonitoredPage, trained: Path) -> None:
-    """Attention, logit lens, surprisal and head scores, for two steps."""
+    """Attention, logit lens, surprisal and head scores of two steps equal those of the checkpoints."""
     page = shown.open("training", model=str(trained), layer=1, head=1)
     attention_by_step = []
     for step in (10, 5):
@@ -917,7 +917,7 @@ def totals_of(shown: MonitoredPage) -> dict[str, list[float]]:
 
 
 def test_comparison_of_two_checkpoints(shown: MonitoredPage, trained: Path) -> None:
-    """Bits, top tokens, divergences, ranks by depth, and a head of each model."""
+    """Bits, top tokens, divergences, ranks by depth and a head of each model equal the library's."""
     text, token = "the quick fox", 4
     shown.open(
         "compare",

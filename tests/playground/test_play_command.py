@@ -30,7 +30,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
-def test_mistakes_are_reported_before_the_server_starts(
+def test_invalid_arguments_are_reported_before_the_server_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +51,7 @@ def test_mistakes_are_reported_before_the_server_starts(
         assert f"port {port}" in fails(capsys, run, "--port", str(port))
 
 
-def test_the_next_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_default_port_is_in_use_the_next_free_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         monkeypatch.setattr(server, "PORT", other.getsockname()[1])
         listener, policy = bind(None, None)

@@ -48,7 +48,7 @@ def until(condition: Any, seconds: float = 20.0) -> None:
 # --- the token --------------------------------------------------------------------------------------------------------
 
 
-def test_no_api_answers_without_the_token(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_endpoint_refuses_requests_without_the_token(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     stranger = Client(client.port, token=None)
     names = [*HANDLERS, "write", "nothing"]
     requests = [("GET", address) for address in GET_ADDRESSES] + [("POST", name) for name in names]
@@ -187,7 +187,7 @@ def test_files_are_revalidated_and_compressed(client: Client) -> None:
         assert ("content-encoding" in headers, body) == (False, files["main.js"].read_bytes())
 
 
-def test_plotly_comes_from_its_package(client: Client) -> None:
+def test_plotly_is_served_from_its_package(client: Client) -> None:
     from plotly.offline import get_plotlyjs
 
     status, headers, body = client.request("GET", "/static/plotly.js", headers={"accept-encoding": "gzip"})
@@ -206,7 +206,7 @@ def test_a_long_list_is_refused_before_its_items_are_checked(client: Client) -> 
     assert (status, b"length of edits must" in answer) == (400, True)
 
 
-def test_bodies_are_bounded(client: Client) -> None:
+def test_larger_request_bodies_are_refused(client: Client) -> None:
     assert client.request("POST", "/api/next", b" " * (MAX_BODY - len(IDS)) + IDS, JSON)[0] == 200
     assert client.request("POST", "/api/next", IDS, {**JSON, "content-length": str(MAX_BODY + 1)})[0] == 413
 

@@ -154,7 +154,7 @@ def test_a_compiled_run_has_the_losses_of_an_uncompiled_one(tmp_path: Path, text
 
 
 def test_windows_train_with_flex_attention_as_with_the_explicit_kernel(tmp_path: Path, text: Path) -> None:
-    """In bfloat16 with QK-norm, whose float32 queries and keys must be converted to the dtype of the values."""
+    """QK-norm gives float32 queries and keys under bfloat16, which must be converted to the dtype of the values."""
     shape = {"n_layer": 1, "window": 20, "position": "rope", "qk_norm": True}
     config = cuda_config(text, steps=5, precision="bfloat16", model=shape)
     expected = losses_of(config.override(model={"attention": "explicit"}), tmp_path / "explicit")
@@ -202,7 +202,7 @@ def test_a_non_finite_batch_does_not_change_the_weights(text: Path, optimizer: s
 
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(tmp_path: Path, text: Path) -> None:
     config = cuda_config(text, steps=10, model={"dropout": 0.1}, optim={"schedule": "constant"})
-    expected = losses_of(config, tmp_path / "whole")
+    expected = losses_of(config, tmp_path / "uninterrupted")
     run = train(config.override(steps=5), tmp_path / "part", progress=Quiet())
     resume(run, steps=10, progress=Quiet())
     assert [record["loss"] for record in records_of(run) if "loss" in record] == pytest.approx(expected, rel=1e-4)
@@ -218,7 +218,7 @@ def test_evaluation_on_the_cpu_gives_the_recorded_validation_loss(tmp_path: Path
     "changes", [{}, {"position": "rope", "window": 10}, {"position": "rope", "n_kv_head": 1}], ids=str
 )
 def test_generation_with_and_without_a_cache_gives_the_same_tokens(changes: dict[str, Any]) -> None:
-    """Also past the end of the context. The weights are large enough that rounding changes no draw."""
+    """The text exceeds the context. The weights are large enough that rounding changes no draw."""
     model = GPT.create(
         ModelConfig(vocab_size=64, context_length=32, n_layer=2, n_head=2, n_embd=64, **changes), 0, DEVICE
     )

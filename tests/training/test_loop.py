@@ -335,7 +335,7 @@ def test_a_run_whose_updates_are_checked_on_the_device_is_the_same(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, every: tuple[int, int]
 ) -> None:
     config = tiny_config(text, eval_every=every[0], checkpoint_every=every[1], optim={"name": optimizer})
-    expected = run_of(config, tmp_path / "plain")
+    expected = run_of(config, tmp_path / "expected")
     check_updates_on_device(monkeypatch)
     assert differences(run_of(config, tmp_path / "run"), expected) == []
 
@@ -404,7 +404,7 @@ def test_on_the_device_a_non_finite_batch_stops_the_run_at_its_step(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = tiny_config(text, checkpoint_every=3, eval_every=0)
-    expected = run_of(config, tmp_path / "fine")
+    expected = run_of(config, tmp_path / "expected")
     forward, bad = GPT.forward, {"calls": 0, "on": True}
 
     def forward_with_nan(model: GPT, *arguments: Any, **options: Any) -> Tensor:
@@ -455,7 +455,7 @@ def test_a_run_is_compiled_once_for_training_and_once_for_evaluation(
     run = run_of(config, tmp_path / "run")
     assert [shapes[0] for shapes in inputs] == [(10, 16), (2, 16)]
     assert not counters["graph_break"]
-    uncompiled = run_of(config.override(compile="off"), tmp_path / "plain")
+    uncompiled = run_of(config.override(compile="off"), tmp_path / "expected")
     assert [e["val_loss"] for e in evaluations_of(run)] == pytest.approx(
         [e["val_loss"] for e in evaluations_of(uncompiled)], rel=1e-5
     )
@@ -626,7 +626,7 @@ def test_two_runs_with_one_seed_have_the_same_bits_and_another_seed_differs(tmp_
 def test_monitoring_a_run_does_not_change_it(tmp_path: Path, text: Path, change: dict[str, Any]) -> None:
     """For example, samples must not use the random generator of dropout."""
     config = tiny_config(text, model={"dropout": 0.2})
-    expected, changed = run_of(config, tmp_path / "plain"), run_of(config.override(**change), tmp_path / "watched")
+    expected, changed = run_of(config, tmp_path / "expected"), run_of(config.override(**change), tmp_path / "changed")
     assert last_weights(changed) == last_weights(expected)
     assert [r for r in records_without_measurements(changed) if "loss" in r] == [
         r for r in records_without_measurements(expected) if "loss" in r
@@ -767,7 +767,7 @@ def test_a_non_finite_batch_keeps_the_weights_and_the_last_good_checkpoint(
     assert (tmp_path / "run" / "nonfinite-000007.json").is_file()
     bad["on"] = False
     resume(tmp_path / "run", progress=Quiet())
-    assert differences(tmp_path / "run", run_of(config, tmp_path / "fine")) == []
+    assert differences(tmp_path / "run", run_of(config, tmp_path / "expected")) == []
 
 
 def _one_with_nan_gradient(model: GPT) -> Tensor:

@@ -44,7 +44,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     ],
 )
 def test_gpt2s_learning_rates_equal_numbers_by_hand(step: int, expected: float) -> None:
-    """The tolerance is that of the four digits above."""
+    """The tolerance of 2e-4 is that of the numbers above, which have up to four digits."""
     assert lr_at(step, 19073, recipe("gpt2").optim) == pytest.approx(expected, rel=2e-4)
 
 
@@ -70,8 +70,8 @@ def test_gpt2s_schedule_is_close_to_that_of_build_nanogpt(step: int) -> None:
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
     ],
 )
-def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    """Eight updates, three of them warmup: the peak is update 3, and the minimum of 0.2 is update 7."""
+def test_schedules_equal_numbers_by_hand(schedule: str, expected: list[float]) -> None:
+    """Of eight updates, three are warmup; the peak is at update 3 and the minimum of 0.2 at update 7."""
     config = _config(schedule=schedule, warmup_steps=3, min_lr_ratio=0.2)
     assert [lr_at(step, 8, config) for step in range(8)] == pytest.approx([2.0 * x for x in expected], rel=1e-12)
 
@@ -86,7 +86,7 @@ def _config(**changes: object) -> OptimConfig:
 def test_the_learning_rate_of_short_runs_is_positive_and_at_most_the_peak(
     schedule: str, steps: int, warmup: int
 ) -> None:
-    """Also for a warmup as long as the run or longer, and for a single step."""
+    """This includes a warmup as long as the run or longer, and a single step."""
     rates = [lr_at(step, steps, _config(schedule=schedule, warmup_steps=warmup)) for step in range(steps)]
     assert all(0 < rate <= 2.0 for rate in rates)
     assert rates[0] == pytest.approx(2.0 / (warmup + 1))
@@ -96,7 +96,7 @@ def test_the_learning_rate_of_short_runs_is_positive_and_at_most_the_peak(
 
 
 def test_adamw_equals_its_formula() -> None:
-    """Three updates in float64 by algorithm 2 of Loshchilov and Hutter (2019)."""
+    """The reference is algorithm 2 of Loshchilov and Hutter (2019), for three updates in float64."""
     lr, wd, b1, b2, eps = 0.1, 0.3, 0.8, 0.9, 1e-3
     start = random(3, 4)
     parameter = nn.Parameter(start.clone())
@@ -197,7 +197,7 @@ def test_orthogonalize_treats_the_matrices_of_a_batch_separately() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muon_orthogonalizes_in_the_runs_precision(precision: str) -> None:
-    """On a CPU. Parameters stay float32, and updates in bfloat16 equal those in float32 within its digits."""
+    """Parameters stay float32, and updates in bfloat16 equal those in float32 within its digits, on a CPU."""
     updates = []
     for each in ("float32", precision):
         model = GPT.create(SHAPE, 0)

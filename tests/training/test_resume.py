@@ -87,7 +87,7 @@ def truncate(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.linux
 def test_a_run_killed_twenty_times_equals_an_uninterrupted_one() -> None:
-    """Real SIGKILLs at random times, some of them during a save. If the test fails, it prints the seed of the times."""
+    """SIGKILLs come at random times, some during a save. If the test fails, it prints the seed of the times."""
     result = subprocess.run(
         [sys.executable, str(HARNESS), "--kills", "20"], capture_output=True, text=True, timeout=200
     )
@@ -106,7 +106,7 @@ def test_a_run_resumed_after_a_crash_equals_an_uninterrupted_one(tmp_path: Path,
     config = tiny_config(text, model={"dropout": 0.1}, eval_every=3, checkpoint_every=4)
     run = crash(config, tmp_path / "run", step)
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 class EndDuringSave(Quiet):
@@ -175,7 +175,7 @@ def test_a_run_without_checkpoints_starts_again(tmp_path: Path, text: Path) -> N
     run = crash(config, tmp_path / "run", 7)
     assert checkpoint_paths(run / "checkpoints") == []
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 def test_a_resumed_run_keeps_its_best_checkpoint(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_ctrl_c_and_sigterm_save_the_step_and_print_how_to_resume(tmp_path: Path
     outputs = {number: child.communicate(timeout=60) for number, child in children.items()}
     assert "KeyboardInterrupt" in outputs[signal.SIGINT][1]
     assert (children[signal.SIGTERM].returncode, outputs[signal.SIGTERM][1]) == (0, "")
-    expected = train_uninterrupted(config, tmp_path / "through")
+    expected = train_uninterrupted(config, tmp_path / "uninterrupted")
     for number, run in runs.items():
         (saved,) = checkpoint_paths(run / "checkpoints")
         step = int(saved.name)
@@ -333,7 +333,9 @@ def test_an_extended_run_equals_a_longer_one_if_the_rate_is_constant(tmp_path: P
     changes: dict[str, Any] = {"optim": {"schedule": "constant"}, "model": {"dropout": 0.1}}
     run = train_uninterrupted(tiny_config(text, **changes), tmp_path / "run")
     resume(run, steps=20, progress=Quiet())
-    assert differences(run, train_uninterrupted(tiny_config(text, steps=20, **changes), tmp_path / "through")) == []
+    assert (
+        differences(run, train_uninterrupted(tiny_config(text, steps=20, **changes), tmp_path / "uninterrupted")) == []
+    )
 
 
 def test_an_extended_run_continues_with_the_schedule_of_the_longer_run(tmp_path: Path, text: Path) -> None:
@@ -387,11 +389,11 @@ def test_execution_settings_may_change_on_resume_without_changing_the_losses(
     config, progress = tiny_config(text), Quiet()
     run = crash(config, tmp_path / "run", 7)
     resume(run, progress=progress, **change)
-    assert losses_of(run) == pytest.approx(losses_of(train_uninterrupted(config, tmp_path / "through")), rel=1e-5)
+    assert losses_of(run) == pytest.approx(losses_of(train_uninterrupted(config, tmp_path / "uninterrupted")), rel=1e-5)
     for name in change:
         assert [message for message in progress.messages if message.startswith(name) and "from step 5" in message]
     assert TrainConfig.from_toml((run / "config.toml").read_text()) == TrainConfig.from_toml(
-        (tmp_path / "through" / "config.toml").read_text()
+        (tmp_path / "uninterrupted" / "config.toml").read_text()
     ).override(**change)
 
 
@@ -458,7 +460,7 @@ def test_the_same_text_in_a_newer_file_is_accepted(tmp_path: Path, text: Path) -
     time.sleep(0.01)
     write_text(text)
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 class ThreadCounter(Quiet):
@@ -500,7 +502,7 @@ def test_a_resumed_run_keeps_the_precision_that_auto_chose(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, progress = tiny_config(text), Quiet()
-    expected, run = train_uninterrupted(config, tmp_path / "through"), crash(config, tmp_path / "run", 7)
+    expected, run = train_uninterrupted(config, tmp_path / "uninterrupted"), crash(config, tmp_path / "run", 7)
 
     def find_precision_of_gpu(name: str, device: torch.device) -> str:
         return find_precision("bfloat16" if name == "auto" else name, device)
@@ -568,7 +570,7 @@ def test_resume_prepares_a_removed_dataset_again(tmp_path: Path) -> None:
     shutil.rmtree(dataset)
     resume(run, progress=Quiet())
     assert dataset.is_dir()
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 def test_a_run_on_a_prepared_dataset_needs_it_and_its_tokenizer(tmp_path: Path, text: Path) -> None:
@@ -585,7 +587,7 @@ def test_a_run_on_a_prepared_dataset_needs_it_and_its_tokenizer(tmp_path: Path, 
         resume(run, progress=Quiet())
     assert prepare(config.data, prepared, workers=1) == prepared
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(tiny_config(prepared), tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(tiny_config(prepared), tmp_path / "uninterrupted")) == []
 
 
 def test_a_run_can_be_resumed_from_another_working_directory(
@@ -598,12 +600,12 @@ def test_a_run_can_be_resumed_from_another_working_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     resume(run, progress=Quiet())
-    expected = train_uninterrupted(tiny_config(text, init_from=str(source_path)), tmp_path / "through")
+    expected = train_uninterrupted(tiny_config(text, init_from=str(source_path)), tmp_path / "uninterrupted")
     assert differences(run, expected) == []
 
 
 def test_a_run_whose_text_has_moved_resumes_with_the_new_path_in_its_config(tmp_path: Path, text: Path) -> None:
-    expected = train_uninterrupted(tiny_config(text), tmp_path / "through")
+    expected = train_uninterrupted(tiny_config(text), tmp_path / "uninterrupted")
     run = crash(tiny_config(text), tmp_path / "run", 7)
     moved = text.rename(tmp_path / "moved.txt")
     with pytest.raises(
@@ -649,7 +651,7 @@ def test_a_fine_tuned_run_resumes_without_its_source_run(tmp_path: Path, text: P
     source = train_uninterrupted(tiny_config(text), tmp_path / "source")
     write_text(text, seed=3)
     config = tiny_config(text, init_from=str(source), checkpoint_every=2)
-    expected = train_uninterrupted(config, tmp_path / "through")
+    expected = train_uninterrupted(config, tmp_path / "uninterrupted")
     run = crash(config, tmp_path / "run", 7)
     shutil.rmtree(source)
     resume(run, progress=Quiet())
@@ -673,7 +675,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     (warning,) = [message for message in progress.messages if name in message]
     assert "000006" in warning
     assert contents(run / "checkpoints" / "damaged-000006") == damaged  # moved, not deleted
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 def test_a_damaged_checkpoint_does_not_displace_valid_ones(tmp_path: Path, text: Path) -> None:
@@ -688,7 +690,7 @@ def test_a_damaged_checkpoint_does_not_displace_valid_ones(tmp_path: Path, text:
     open_checkpoint(run / "checkpoints" / "000006")
     assert (run / "checkpoints" / "damaged-000009-2" / "model.safetensors").is_file()
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 def test_if_all_checkpoints_are_damaged_the_run_is_unchanged(tmp_path: Path, text: Path) -> None:
@@ -722,7 +724,7 @@ def test_a_write_error_of_a_full_disk_keeps_the_last_checkpoint(
             train_uninterrupted(config, tmp_path / "run")
     assert [path.name for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ["000002", "000004"]
     resume(tmp_path / "run", progress=Quiet())
-    assert differences(tmp_path / "run", train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(tmp_path / "run", train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 @pytest.fixture
@@ -771,7 +773,7 @@ def test_a_mounted_full_disk_keeps_the_last_checkpoint(
     assert not list((run / "checkpoints").glob(".partial-*"))
     filler.unlink()
     resume(run, progress=Quiet())
-    assert differences(run, train_uninterrupted(config, tmp_path / "through")) == []
+    assert differences(run, train_uninterrupted(config, tmp_path / "uninterrupted")) == []
 
 
 def test_a_run_without_checkpoints_prints_that_it_starts_again(tmp_path: Path, text: Path) -> None:
