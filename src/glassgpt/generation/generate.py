@@ -73,12 +73,10 @@ def generate(
     texts = [_TextStream(tokenizer, stop, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
-    def tokens() -> Iterator[GeneratedToken]:
-        """Draw a token for every sample, yield those of the samples that have not ended, and repeat."""
+    def tokens() -> Iterator[GeneratedToken]:  # nested, so that `generate` checks its arguments when it is called
         ids = batch
         with evaluation_mode(model):
-            prepared = prepare_for_inference(model, n, max_new_tokens, precision)
-            next_logits = _NextLogits(prepared, ids.shape[1] + max_new_tokens, use_cache)
+            next_logits = _NextLogits(model, batch, max_new_tokens, precision, use_cache)
             for index in range(max_new_tokens):
                 logits = next_logits(ids)[:, :vocab_size]
                 drawn = _draw_next(logits, settings, generator)
@@ -93,14 +91,17 @@ def generate(
                     return
                 ids = torch.cat([ids, drawn[:, None]], dim=1)
 
-    return tokens()  # a nested generator, so that `generate` itself checks its arguments when it is called
+    return tokens()
 
 
 class _NextLogits:
     """Computes the logits that follow all ids so far. A cache keeps what was computed of the earlier ones."""
 
-    def __init__(self, model: GPT, max_length: int, use_cache: bool) -> None:
-        self.model, self.use_cache = model, use_cache
+    def __init__(
+        self, model: GPT, prompt: Tensor, max_new_tokens: int, precision: InferencePrecision, use_cache: bool
+    ) -> None:
+        self.model, self.use_cache = prepare_for_inference(model, len(prompt), max_new_tokens, precision), use_cache
+        max_length = prompt.shape[1] + max_new_tokens
         self.limit = max_length if model.config.has_unlimited_context else model.config.context_length
         self.capacity = min(max_length, self.limit)
         self.cache: KVCache | None = None
