@@ -333,7 +333,7 @@ def test_a_short_or_missing_file_is_named(name: str, damage: str, dataset: Path,
         ("data info", "DIR is missing"),
         ("data info missing", "missing is not a folder"),
         ("data info .", "is not a dataset"),
-        ("data info out --json out", "cannot write out: it is a directory"),
+        ("data info out --json out", "--json out is a directory; name a file"),
         ("data info out --json rows.jsonl --json out/train-00000-00000.bin", "is not JSON"),
     ],
 )

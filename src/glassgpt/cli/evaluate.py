@@ -20,7 +20,7 @@ class Evaluate(Command):
     # Text to evaluate on: any source that `prepare` takes, or a prepared dataset (its validation split).
     data: Annotated[str | None, default("the run's data", "SRC")] = None
     # Part of the text.
-    split: Annotated[Literal["validation", "train", "all"] | None, default("validation; all for another text")] = None
+    split: Annotated[Literal["validation", "train", "all"] | None, default("validation; all of unprepared text")] = None
     # Column of .parquet and .csv files, or key of JSON lines, that holds the text.
     column: Annotated[str | None, default("the run's")] = None
     encoding: Annotated[str | None, default("the run's")] = None  # Encoding of text files.

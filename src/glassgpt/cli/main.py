@@ -82,7 +82,8 @@ def _run(arguments: Sequence[str]) -> int:
     wrong = " ".join(arguments[:words])
     kind = "option" if wrong.startswith("-") else "command"
     nearest = did_you_mean(wrong, [*COMMANDS, "--help", "--version"])
-    raise UserError(f"unknown {kind} {wrong!r}{nearest} (commands: {', '.join(commands)})")
+    problem = f"{first} needs a second word" if group and not arguments[1:] else f"unknown {kind} {wrong!r}{nearest}"
+    raise UserError(f"{problem} (commands: {', '.join(commands)})")
 
 
 def _fail(text: str) -> int:

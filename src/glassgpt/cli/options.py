@@ -8,17 +8,17 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
 
 import tyro
 
-# Private in tyro 1.0, and the only place that has parse errors as objects rather than as a printed box.
+# Private in tyro 1.0: parse errors as objects rather than as a printed box, and the rule for dataclasses.
 from tyro import _errors as parse_errors
 from tyro.conf import FlagCreatePairsOff, Positional, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
+from tyro.constructors._struct_spec_dataclass import dataclass_rule
 
 from glassgpt.utils.errors import UserError, did_you_mean
 
@@ -68,10 +68,10 @@ def parse_options(
     program, registry = f"glassgpt {name}", ConstructorRegistry()
     for rule in (_plain_value, _optional_value, _several_values):
         registry.primitive_rule(rule)
-    names = _set_help(options)
+    registry.struct_rule(_documented)
 
     def refuse(event: parse_errors.ParseErrorEvent) -> None:
-        raise UserError(f"{_message(event, names, hint)} ({program} --help)")
+        raise UserError(f"{_message(event, options, hint)} ({program} --help)")
 
     with parse_errors.on_parse_error(refuse):
         return tyro.cli(
@@ -84,21 +84,34 @@ def parse_options(
         )
 
 
-def _set_help(options: type, prefix: str = "--") -> list[str]:
-    """Make the comment of each option its help, and return the names of the options."""
-    # tyro finds comments too, but takes 0.1 s for the options of train.
-    names, comments = list[str](), dict[str, str]()
-    for kind in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
-        comments |= _field_comments(kind.__module__).get(kind.__name__, {})
+def _documented(info: StructTypeInfo) -> Any:
+    """A dataclass whose comments are the help of its options. tyro finds comments too, but takes 0.1 s for train."""
+    spec = dataclass_rule(info)
+    if spec is None:
+        return None
+    texts = help_texts(info.type)
+    fields = [dataclasses.replace(field, helptext=texts.get(field.name)) for field in spec.fields]
+    return dataclasses.replace(spec, fields=tuple(fields))
+
+
+def help_texts(options: type) -> dict[str, str]:
+    """Return the help of a dataclass's fields by name: the comment of an option, the docstring of a config."""
+    texts = dict[str, str]()
+    for kind in reversed(options.__mro__):
+        texts |= _field_comments(kind.__module__).get(kind.__name__, {})
+    for name, kind in typing.get_type_hints(options).items():
+        if dataclasses.is_dataclass(kind):
+            texts[name] = (kind.__doc__ or "").partition("\n")[0]
+    return texts
+
+
+def _option_names(options: type, prefix: str = "--") -> Iterator[str]:
+    """The names of all options. A config among a command's options has no prefix, its sections have one."""
     for name, kind in typing.get_type_hints(options).items():
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            names += _set_help(kind, prefix if issubclass(options, Command) else f"{prefix}{name}.")
-            comments[name] = (kind.__doc__ or "").partition("\n")[0]
+            yield from _option_names(kind, prefix if issubclass(options, Command) else f"{prefix}{name}.")
         else:
-            names.append(prefix + name.replace("_", "-"))
-    for field in dataclasses.fields(options):
-        field.metadata = MappingProxyType({"help": comments.get(field.name, "")})
-    return names
+            yield prefix + name.replace("_", "-")
 
 
 @functools.cache
@@ -122,13 +135,13 @@ def _field_comments(module: str) -> dict[str, dict[str, str]]:
     return comments
 
 
-def _message(event: parse_errors.ParseErrorEvent, names: Sequence[str], hint: str) -> str:
+def _message(event: parse_errors.ParseErrorEvent, options: type, hint: str) -> str:
     """Return the error message for wrong arguments."""
     unexpected = getattr(event, "tokens", None) or getattr(event, "unrecognized_tokens", None)
     if unexpected:
         first = unexpected[0]
         if first.startswith("-"):
-            nearest = did_you_mean(first.partition("=")[0], names)
+            nearest = did_you_mean(first.partition("=")[0], _option_names(options))
             return f"unknown option {first!r}{nearest or (f'; {hint}' if hint else '')}"
         return f"unexpected argument {first!r}{f'; {hint}' if hint else ''}"
     if isinstance(event, parse_errors.MissingArgs):

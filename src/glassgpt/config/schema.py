@@ -69,7 +69,7 @@ class DataConfig(TextConfig, StrictConfig):
     def check(self) -> None:
         known = self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json")
         valid = f"{', '.join(map(repr, TOKENIZERS))} or the path of a tokenizer's .json file"
-        self.require("tokenizer", known, valid + did_you_mean(self.tokenizer, TOKENIZERS))
+        self.require("tokenizer", known, valid, hint=did_you_mean(self.tokenizer, TOKENIZERS))
         self.require("mixture", all(weight > 0 for weight in self.mixture.values()), "sources with weights above 0")
         if self.mixture and self.validation_source is not None:
             raise UserError("data.validation_source works with a single source, not with data.mixture")

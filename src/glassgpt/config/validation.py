@@ -102,10 +102,10 @@ class StrictConfig:
         section = cls.__name__.removesuffix("Config").lower()
         return f"{section}.{field_name}" if section in SECTIONS else field_name
 
-    def require(self, field_name: str, holds: bool, valid: str) -> None:
+    def require(self, field_name: str, holds: bool, valid: str, hint: str = "") -> None:
         """Raise `UserError` with the field, its value and the valid values unless `holds`."""
         if not holds:
-            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}")
+            raise UserError(f"{self.name_of(field_name)} must be {valid}, got {getattr(self, field_name)!r}{hint}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:

@@ -26,6 +26,15 @@ Ids = npt.NDArray[np.int64]
 
 FORMAT, VERSION = "glassgpt-dataset", 2
 MANIFEST = "manifest.json"
+# Counts of the source in the manifest, and how tables name them.
+SOURCE_COUNTS = {
+    "documents": "documents with text in the source",
+    "blank_documents": "blank documents, left out",
+    "bad_rows": "rows without text, left out (--skip-bad)",
+    "duplicates_removed": "duplicates, left out (--deduplicate)",
+    "duplicates": "duplicates in the dataset",
+    "validation_documents_in_train": "validation documents that are also in train",
+}
 
 
 class TokenStream:
@@ -40,7 +49,7 @@ class TokenStream:
         return int(self._ends[-1])
 
     def document_starts(self) -> Ids | None:
-        """The first token (documents,) of each document, which is a mark if it has one; None without an index."""
+        """The position (documents,) of each document's first token, including its marks; None without an index."""
         if self.indexes is None:
             return None
         starts = [np.empty(0, dtype=np.int64)]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glassgpt.data.dataset import Dataset, Ids, TokenStream, open_dataset
+from glassgpt.data.dataset import SOURCE_COUNTS, Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
 from glassgpt.data.shards import SPLITS
 from glassgpt.data.work_units import document_marks
@@ -15,15 +15,6 @@ from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_by
 
 _FREQUENT = 20
 _SAMPLE_TOKENS = 200
-# Counts of the source in the manifest, and how the table names them.
-SOURCE_COUNTS = {
-    "documents": "documents with text in the source",
-    "blank_documents": "blank documents, left out",
-    "bad_rows": "rows without text, left out (--skip-bad)",
-    "duplicates_removed": "duplicates, left out (--deduplicate)",
-    "duplicates": "duplicates in the dataset",
-    "validation_documents_in_train": "validation documents that are also in train",
-}
 
 
 def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
@@ -97,12 +88,13 @@ def _read_split(dataset: Dataset, split: str, progress: ProgressLine) -> _SplitC
 def _split_facts(dataset: Dataset, split: str, content: _SplitContent) -> dict[str, int | None]:
     recorded, documents = dataset.manifest["splits"][split], len(content.starts)
     is_known = dataset.is_prepared or documents > 0
+    first = int(content.starts[0]) if documents else content.tokens
     token_bytes = None if content.counts[-1] else int(content.counts[:-1] @ dataset.tokenizer.byte_lengths())
     return {
         "shards": len(recorded["shards"]),
         "tokens": content.tokens,
         "documents": documents if is_known else None,
-        "tokens_before": int(next(iter(content.starts), content.tokens)) if is_known else None,
+        "tokens_before": first if is_known else None,
         "characters": recorded.get("characters"),
         "bytes": recorded.get("bytes", token_bytes),
     }

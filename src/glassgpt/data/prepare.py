@@ -23,7 +23,6 @@ import numpy as np
 from glassgpt.config.schema import DataConfig, TextConfig
 from glassgpt.data import dataset, work_units
 from glassgpt.data.dataset import MANIFEST, files_of, find_damage, is_dataset, load_manifest, read_manifest
-from glassgpt.data.inspect import SOURCE_COUNTS
 from glassgpt.data.shards import SPLITS, TOKENIZER, finished_shards, index_path, read_index
 from glassgpt.data.source_files import fetch_all
 from glassgpt.data.sources import PreparedDataset, Source, resolve
@@ -268,7 +267,7 @@ class DatasetBuilder:
         return sum(path.stat().st_size for split in SPLITS for path in self._work.glob(f"{split}-*.bin"))
 
     def _find_problem(self, shards: Shards, identity: Sequence[Mapping[str, Any]]) -> str | None:
-        """What is wrong with the shards: the text changed meanwhile, or a split is empty. None if nothing is."""
+        """Return the first problem of the shards (the text changed meanwhile, or a split is empty), or None."""
         for source, recorded in zip(self.sources, identity, strict=True):
             if not source.is_unchanged(recorded):  # the shards may mix two versions of it
                 return f"{source.location} changed while it was prepared; run the command again"
@@ -286,7 +285,7 @@ class DatasetBuilder:
     def _content(
         self, plan: Plan, tokenizer: Tokenizer, shards: Shards, counts: Sequence[Mapping[str, int]]
     ) -> dict[str, Any]:
-        """What the manifest says about the files."""
+        """Return the part of the manifest that describes the files."""
         train, validation = (
             np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
             for split in SPLITS
@@ -347,7 +346,7 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     name, documents = manifest["source"]["name"], manifest["documents"]
     lines = [
         f"prepared {name}: {documents:,} documents, {characters:,} characters, {tokens}",
-        *(f"{manifest[key]:,} {SOURCE_COUNTS[key]}" for key in _COUNTS if key != "documents" and manifest[key]),
+        *(f"{manifest[key]:,} {dataset.SOURCE_COUNTS[key]}" for key in _COUNTS if key != "documents" and manifest[key]),
     ]
     if manifest["duplicates"] and not manifest["duplicates_removed"]:
         lines.append(

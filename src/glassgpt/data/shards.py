@@ -132,7 +132,9 @@ class ShardWriter:
         """Flush the shard and its index to the disk, then mark them as finished."""
         assert self._file is not None
         self._file.close()
-        self._file, path, index = None, self._path, index_path(self._path)
+        self._file = None
+        path = self._path
+        index = index_path(path)
         # Not `tofile`, whose errors lack a reason.
         index.write_bytes(np.array(self._documents, dtype=INDEX_DTYPE).tobytes())
         flush_to_disk(path)

@@ -87,8 +87,10 @@ def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
     while data:
         member = new_decompressor()
         while not member.eof:
-            if member.needs_input and not (data := data or raw.read(_CHUNK >> 3)):
-                raise EOFError
+            if member.needs_input and not data:
+                data = raw.read(_CHUNK >> 3)
+                if not data:
+                    raise EOFError
             try:
                 content = member.decompress(data, _CHUNK)
             except damage as error:
@@ -100,7 +102,7 @@ def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:
 
 
 def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
-    """What creates a decompressor with the methods of bz2's, and its error for damaged data."""
+    """Return a decompressor factory (methods as bz2's) and the exception for damaged data."""
     try:  # the backport of Python 3.14's module; the package `zstandard` accepts truncated files
         zstd: Any = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     except ImportError:

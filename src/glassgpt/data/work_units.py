@@ -261,6 +261,6 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, unit: int) -> Iterat
 
 
 def document_marks(tokenizer: Tokenizer) -> list[int]:
-    """The ids before each document: end of text (of the one before), then the prompt's prefix; once if both are one."""
+    """Return the ids before each document: end of text, then the prompt's prefix. If both are the same id, only one."""
     marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
     return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks

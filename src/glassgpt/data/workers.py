@@ -84,7 +84,7 @@ class _Worker(SpawnProcess):
         resource_tracker.ensure_running()  # starting it later would unblock the signal
         main, environment = sys.modules["__main__"], dict(os.environ)
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        sys.modules["__main__"] = types.ModuleType("__main__")  # else the user's script runs again, if it has no guard
+        sys.modules["__main__"] = types.ModuleType("__main__")  # otherwise a script without a guard would run again
         os.environ["PYTHONSAFEPATH"] = "1"  # no modules from the working directory, which may have a `queue.py`
         try:
             super().start()

@@ -38,7 +38,7 @@ class AccessPolicy:
     """The token that requests need, and the names under which the server may be reached."""
 
     token: str
-    cookie: str  # its name, which contains the port: all ports of a host share their cookies
+    cookie: str  # The cookie's name. It contains the port, because all ports of a host share their cookies.
     url: str  # of the page, without the token
     hosts: tuple[str, ...] = LOOPBACK_HOSTS  # `("*",)` accepts any name
 

@@ -154,7 +154,8 @@ class HFTokenizer(FileTokenizer):
         text = self._join([before, name])[1:] if before else self._join([name])
         if "\ufffd" not in text or "\ufffd" in name:
             return text.encode()
-        if match := _BYTE_TOKEN.fullmatch(name):  # a part of a character, as below
+        # The token is only a part of a character. Its name is `<0xE2>` for one byte, or has a symbol for each byte.
+        if match := _BYTE_TOKEN.fullmatch(name):
             return bytes([int(match[1], 16)])
         return bytes([BYTE_OF[symbol] for symbol in name])
 
