@@ -1,8 +1,8 @@
 """`benchmarks/gpu.py` without a GPU: parts that fail or exceed their time limit, and settings that training accepts."""
 
 import json
-import re
 import os
+import re
 import sys
 import time
 from argparse import Namespace
