@@ -224,7 +224,7 @@ class DatasetBuilder:
         self.log(_summary(manifest))
 
     def _plan(self, purpose: Mapping[str, Any], is_resumed: bool) -> tuple[Plan, list[WorkUnit], Tokenizer]:
-        """Plan the build. If it starts anew, clear its directory and write what a later call needs to resume it."""
+        """Plan the build. Unless it is resumed, clear its directory and write what a later call needs to resume it."""
         if is_resumed:
             return work_units.make_plan(self._work, self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
         for names in (source.left_out for source in self.sources if source.left_out):
