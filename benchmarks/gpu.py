@@ -462,7 +462,7 @@ def run_tests(work: Path, limit: float) -> Result:
     # Without the suite's own options: two workers would measure each other's memory, and the plugin for them may be
     # missing.
     command = [sys.executable, "-m", "pytest", "-o", "addopts=-ra --strict-markers", "-m", "cuda", "-q", "--tb=short"]
-    code, text = output_of([*command, f"--basetemp={work / 'pytest'}", "tests/test_cuda.py"], limit, cwd=ROOT)
+    code, text = output_of([*command, f"--basetemp={work / 'pytest'}", "tests/training/test_cuda.py"], limit, cwd=ROOT)
     failed = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return {
         "tests": last_line(text),

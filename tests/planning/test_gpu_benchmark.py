@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from argparse import Namespace
@@ -81,3 +82,12 @@ def test_a_setting_is_measured_and_traced(tmp_path: Path) -> None:
     kernels = [row["kernel"] for row in result["trace"]["kernels"]]
     assert "aten::mm" in kernels
     assert "One update (it)" in gpu.as_markdown(MACHINE, [{"name": "it", **result}])
+
+
+@pytest.mark.slow
+def test_the_tests_that_need_a_gpu_are_found(tmp_path: Path) -> None:
+    """Without a GPU all of them are skipped; a wrong path would be an error of pytest."""
+    result = gpu.run_tests(tmp_path, 120)
+    assert re.search(r"[0-9]+ (passed|skipped)", result["tests"])
+    assert result["failed"] == []
+    assert result["output"] == ""

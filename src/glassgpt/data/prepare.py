@@ -202,17 +202,7 @@ class DatasetBuilder:
     def _prepare(self, purpose: Mapping[str, Any], is_resumed: bool, workers: int | None) -> None:
         """Write all files of the dataset, the manifest last."""
         self.log(f"preparing {self.sources[0].name}{': resuming' if is_resumed else ''}")
-        if not is_resumed:
-            for names in (source.left_out for source in self.sources if source.left_out):
-                more = ", ..." if len(names) > 3 else ""
-                self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work.mkdir()
-        own_tokenizer = load_tokenizer(self._work / TOKENIZER) if is_resumed else self.tokenizer
-        plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, own_tokenizer)
-        if not is_resumed:
-            write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-            write_atomic(self._work / _PURPOSE, json.dumps(purpose))
+        plan, units, tokenizer = self._plan(purpose, is_resumed)
         size = sum(file.bytes for source in self.sources for file in source.files())
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or (1 if size <= _SMALL else cores)
@@ -229,10 +219,23 @@ class DatasetBuilder:
         if problem := self._find_problem(shards, purpose["source"]["identity"]):
             shutil.rmtree(self._work)
             raise UserError(problem)
-        counts = [json.loads(counts_path(self._work, unit.number).read_bytes()) for unit in units]
-        manifest = {**purpose, **self._content(plan, tokenizer, shards, counts)}
+        manifest = {**purpose, **self._content(plan, units, tokenizer, shards)}
         write_atomic(self._work / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         self.log(_summary(manifest))
+
+    def _plan(self, purpose: Mapping[str, Any], is_resumed: bool) -> tuple[Plan, list[WorkUnit], Tokenizer]:
+        """Plan the build. Unless it is resumed, clear its directory and write what a later call needs to resume it."""
+        if is_resumed:
+            return work_units.make_plan(self._work, self.sources, self.data, load_tokenizer(self._work / TOKENIZER))
+        for names in (source.left_out for source in self.sources if source.left_out):
+            more = ", ..." if len(names) > 3 else ""
+            self.log(f"files of other types are left out: {', '.join(names[:3])}{more}")
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+        plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.tokenizer)
+        write_atomic(self._work / TOKENIZER, tokenizer.to_json())
+        write_atomic(self._work / _PURPOSE, json.dumps(purpose))
+        return plan, units, tokenizer
 
     def _with_duplicates(self, plan: Plan, units: Sequence[WorkUnit], workers: int) -> list[WorkUnit]:
         """The units with their duplicates: documents with the text of an earlier one of any unit."""
@@ -282,10 +285,9 @@ class DatasetBuilder:
             return f"the first document of {name} is larger than a shard; raise data.shard_tokens"
         return None
 
-    def _content(
-        self, plan: Plan, tokenizer: Tokenizer, shards: Shards, counts: Sequence[Mapping[str, int]]
-    ) -> dict[str, Any]:
+    def _content(self, plan: Plan, units: Sequence[WorkUnit], tokenizer: Tokenizer, shards: Shards) -> dict[str, Any]:
         """Return the part of the manifest that describes the files."""
+        counts = [json.loads(counts_path(self._work, unit.number).read_bytes()) for unit in units]
         train, validation = (
             np.concatenate([read_index(index_path(self._work / shard["name"]))["hash"] for shard in shards[split]])
             for split in SPLITS
