@@ -39,7 +39,8 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def training(monkeypatch: Patch) -> mock.Mock:
-    """Replace `training.train` and `training.resume` by mocks with the same signatures."""
+    """Replace `training.train` and `training.resume` by mocks with the same signatures, on a machine with memory."""
+    monkeypatch.setattr("glassgpt.planning.memory.check_memory", lambda *arguments: None)
     stand_in = mock.Mock()
     for name in ("train", "resume"):
         recorder = mock.create_autospec(getattr(glassgpt.training.run, name), return_value=Path("runs/x"))
@@ -314,6 +315,11 @@ def test_a_run_that_does_not_fit_in_memory_needs_force(
         ("train --steps ten", "--steps: must be a whole number, got 'ten'"),
         ("train --optim.lr fast", "--optim.lr: must be a number, got 'fast'"),
         ("train --optim.lr nan", "optim.lr must be a number"),
+        ("train --model.norm-bias foo", "--model.norm-bias: must be one of 'True', 'False', 'none', got 'foo'"),
+        ("eval x --split foo", "--split: must be one of 'validation', 'train', 'all', 'none', got 'foo'"),
+        ("train --resume /etc/passwd", "/etc/passwd is not a run"),
+        ("info path/to/llama", "check the path"),
+        ("info runs/nonexistent", "train --out runs/nonexistent"),
         ("train --optim.lr", "--optim.lr"),
         ("train --data.tokenizer charcters", ".json file, got 'charcters'; did you mean 'characters'?"),
         ("train --model.n-head 7", "error: model.n_head must be"),
@@ -792,7 +798,14 @@ def test_json_can_be_written_to_a_pipe(tmp_path: Path) -> None:
     assert facts["splits"]["train"]["tokens"] == 16
     standard = run_process("-m", "glassgpt", "data", "info", dataset, "--json", "/dev/stdout")
     assert (standard.returncode, standard.stderr) == (0, "")
-    assert json.loads(standard.stdout[standard.stdout.index("\n{\n") : standard.stdout.index("\n}\n") + 2]) == facts
+    figures = standard.stdout[standard.stdout.index("\n{\n") : standard.stdout.index("\n}\n") + 2]
+    assert json.loads(figures) == facts
+    # In a file, it comes after the lines that are printed, and nothing replaces /dev/stdout itself.
+    command = [sys.executable, "-m", "glassgpt", "data", "info", dataset, "--json", "/dev/stdout"]
+    with open(tmp_path / "printed", "w") as printed:
+        subprocess.run(command, stdout=printed, check=True)
+    assert Path("/dev/stdout").is_symlink()
+    assert figures in (tmp_path / "printed").read_text()
 
 
 @pytest.mark.parametrize("option", ["--model.n-layer", "--model.n_layer=7"])

@@ -197,6 +197,7 @@ def _optional_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=f"{inner.metavar}|none",
+        choices=None if inner.choices is None else (*inner.choices, "none"),
         instance_from_str=lambda texts: None if texts[0].lower() == "none" else inner.instance_from_str(texts),
         is_instance=lambda value: value is None or bool(inner.is_instance(value)),
         str_from_instance=lambda value: ["none"] if value is None else inner.str_from_instance(value),
@@ -278,5 +279,7 @@ def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
 
     # Not `indent`: it would write each of ten million numbers on its own line, slowly.
     rows = (f"  {json.dumps(name)}: {json.dumps(finite(value), allow_nan=False)}" for name, value in figures.items())
-    if path is not None:
+    if path == Path("/dev/stdout"):  # by this process's own stream, after the lines that it has printed
+        say("{\n" + ",\n".join(rows) + "\n}")
+    elif path is not None:
         write_atomic(path, "{\n" + ",\n".join(rows) + "\n}\n")

@@ -92,7 +92,10 @@ def _require_checkpoints(name: str) -> Path:
         raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
     if not run.is_dir():
         nearby = nearby_path(name)
-        fix = f"did you mean {nearby}?" if nearby else f"start a run with: {program()} train --out {shlex.quote(name)}"
+        fix = "check the path"
+        if run.parts[0] == "runs":
+            fix = f"start a run with: {program()} train --out {shlex.quote(name)}"
+        fix = f"did you mean {nearby}?" if nearby else fix
         raise UserError(f"{name} does not exist; {fix}\na model of the Hugging Face Hub is named hf:owner/name")
     if checkpoint_paths(run / "checkpoints"):
         return run / "checkpoints"

@@ -73,7 +73,7 @@ class RunDirectory:
     def require_run(self) -> None:
         """Raise `UserError` unless a run was started here."""
         with explain_os_errors("read", self.path):
-            if not self.path.is_dir():
+            if not self.path.exists():
                 nearby = nearby_path(str(self.path))
                 raise UserError(f"no run at {self.path}{f'; did you mean {nearby}?' if nearby else ''}")
             if not self.is_run:

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any, Self
 
-NOTICE = b"\nstopping after this step, then saving (Ctrl-C again quits without saving)\n"
+NOTICE = b"\nstopping after this step, then saving (a second Ctrl-C or SIGTERM quits without saving)\n"
 
 
 class Interrupts:
@@ -19,7 +19,7 @@ class Interrupts:
     """
 
     def __init__(self, *, repeats_mean_quit: bool, announces: bool) -> None:
-        """`announces`: acknowledge the first Ctrl-C on standard error."""
+        """`announces`: acknowledge the first Ctrl-C or SIGTERM on standard error."""
         self.signal: int | None = None
         self._repeats_mean_quit, self._announces = repeats_mean_quit, announces
         self._handlers: dict[int, Any] = {}
@@ -35,7 +35,7 @@ class Interrupts:
     def _receive(self, number: int, frame: object) -> None:
         if self.signal is None:
             self.signal = number
-            if number == signal.SIGINT and self._announces:
+            if number in (signal.SIGINT, signal.SIGTERM) and self._announces:
                 with contextlib.suppress(OSError):  # os.write: a handler may interrupt a print
                     os.write(2, NOTICE)
         elif self._repeats_mean_quit and number == signal.SIGINT:
