@@ -151,7 +151,7 @@ def options_with_help(command: type, prefix: str = "--") -> Iterator[tuple[str, 
         inner = typing.get_type_hints(command)[field.name]
         annotated = [getattr(each, "help", None) for each in getattr(types[field.name], "__metadata__", ())]
         yield f"{prefix}{field.name}", texts.get(field.name) or next(filter(None, annotated), "")
-        if dataclasses.is_dataclass(inner):
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
             yield from options_with_help(inner, f"{prefix}{field.name}.")
 
 

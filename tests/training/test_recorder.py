@@ -1,5 +1,6 @@
 """The recorder of a run's files, on the ranks that must not write."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,20 @@ def test_only_the_main_rank_writes(tmp_path: Path, rank: int) -> None:
     state.strategy.ranks = Ranks(rank, 2)
     run = RunDirectory(tmp_path / "run")
     recorder = Recorder(run, state, SilentProgress(), request=None)
-    files = set()
+    files = set[tuple[Path, int, int, int]]()
 
     def wrote() -> bool:
         """Return whether a file was added or changed since the last call."""
         nonlocal files
-        before, files = files, {(path, path.stat().st_mtime_ns) for path in run.path.rglob("*")}
+        facts = ((path, path.stat()) for path in run.path.rglob("*"))
+        before, files = files, {(path, each.st_size, each.st_ino, each.st_mtime_ns) for path, each in facts}
         return files != before
 
     if rank == 0:
         run.path.mkdir()
     recorder.begin()
     wrote()
-    for write in (
+    calls: list[Callable[[], None]] = [
         lambda: recorder.step({"step": 1, "loss": 2.0}),
         lambda: recorder.evaluated({"step": 1, "val_loss": 2.0}),
         lambda: recorder.sampled(["text"]),
@@ -42,7 +44,8 @@ def test_only_the_main_rank_writes(tmp_path: Path, rank: int) -> None:
         lambda: recorder.status("running"),
         lambda: recorder.fail("a reason"),
         lambda: recorder.end("finished"),
-    ):
+    ]
+    for write in calls:
         write()
         assert wrote() is (rank == 0)
     recorder.save(None, None)
