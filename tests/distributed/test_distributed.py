@@ -379,7 +379,7 @@ def run_with_fault(
 def test_an_exception_on_any_rank_stops_all_and_the_error_names_the_rank(
     harness: Harness, tmp_path: Path, text: Path, rank: int, kind: str, words: str
 ) -> None:
-    options: dict[str, Any] = {"rank": rank, "step": 4, "kind": kind, "words": words}
+    options: dict[str, Any] = {"rank": rank, "step": 4, "kind": kind, "message": words}
     results = run_with_fault(harness, 3, "raising", settings(text), tmp_path / "run", **options)
     assert all(result.status == 1 for result in results)
     assert [line.partition(" (")[0] for line in error_lines(results)] == [f"glassgpt: error: rank {rank} of 3"]

@@ -27,6 +27,7 @@ from glassgpt.runs.metrics import MetricsWriter
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training import run as run_module
 from glassgpt.training import setup
+from glassgpt.training.interrupts import NOTICE
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
 from glassgpt.utils.device import find_precision
@@ -258,7 +259,7 @@ def test_ctrl_c_and_sigterm_save_the_step_and_print_how_to_resume(tmp_path: Path
         child.send_signal(number)
     outputs = {number: child.communicate(timeout=60) for number, child in children.items()}
     assert "KeyboardInterrupt" in outputs[signal.SIGINT][1]
-    assert (children[signal.SIGTERM].returncode, outputs[signal.SIGTERM][1]) == (0, "")
+    assert (children[signal.SIGTERM].returncode, outputs[signal.SIGTERM][1]) == (0, NOTICE.decode())
     expected = train_uninterrupted(config, tmp_path / "uninterrupted")
     for number, run in runs.items():
         (saved,) = checkpoint_paths(run / "checkpoints")
