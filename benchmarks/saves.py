@@ -19,10 +19,11 @@ from pathlib import Path
 
 from glassgpt.config.recipes import recipe
 from glassgpt.distributed.group import process_group
-from glassgpt.runs.checkpoint import Snapshot, TrainingState, in_background, save_checkpoint, take_snapshot
+from glassgpt.runs.checkpoint import Snapshot, TrainingState, save_checkpoint, take_snapshot
 from glassgpt.training.progress import SilentProgress
 from glassgpt.training.setup import TrainState, setup_training
 from glassgpt.training.step import start_update
+from glassgpt.utils.threads import in_background
 
 
 def timed_step(state: TrainState) -> float:
@@ -63,7 +64,7 @@ def main() -> int:
     }
     with process_group() as ranks:
         state = setup_training(config, ranks, SilentProgress())
-        writing = in_background(lambda: None)
+        writing = in_background(lambda: None, "save")
 
         def write(snapshot: Snapshot) -> None:
             begin = time.perf_counter()
@@ -79,7 +80,7 @@ def main() -> int:
                 snapshot = take_snapshot(state.strategy, state.optimizers)
                 found["copy"].append(time.perf_counter() - begin)
                 if snapshot is not None:
-                    writing = in_background(functools.partial(write, snapshot))
+                    writing = in_background(functools.partial(write, snapshot), "save")
                     if way == "foreground":
                         writing.result()
                 ranks.all_gather_numbers([0])  # the others wait for the first

@@ -22,7 +22,6 @@ from glassgpt.runs.checkpoint import (
     Snapshot,
     TrainingState,
     checkpoint_paths,
-    in_background,
     latest_checkpoint,
     open_checkpoint,
     prune_checkpoints,
@@ -32,6 +31,7 @@ from glassgpt.runs.checkpoint import (
 from glassgpt.tokenizers.builtin import CharacterTokenizer
 from glassgpt.training.optim import build_optimizers
 from glassgpt.utils.errors import UserError
+from glassgpt.utils.threads import in_background
 from kill_harness import fast_training, tiny_config
 
 FILES = ["config.toml", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
@@ -317,7 +317,7 @@ def test_a_snapshot_is_written_in_the_background_while_training_continues(tmp_pa
         go.wait()
         save_checkpoint(tmp_path, snapshot, training.config, TOKENIZER, state)
 
-    writing = in_background(write)
+    writing = in_background(write, "save")
     training.update(3)
     assert not checkpoint_paths(tmp_path)
     go.set()
@@ -339,7 +339,7 @@ def test_a_background_result_waits_for_the_task_and_raises_its_error() -> None:
         go.wait()
         finished.append("first")
 
-    waiting = in_background(first)
+    waiting = in_background(first, "save")
     assert not waiting.done()
     with pytest.raises(TimeoutError):
         waiting.result(timeout=0.05)
@@ -351,4 +351,4 @@ def test_a_background_result_waits_for_the_task_and_raises_its_error() -> None:
         raise UserError("the disk is full")
 
     with pytest.raises(UserError, match="disk is full"):
-        in_background(fail).result()
+        in_background(fail, "save").result()

@@ -1,7 +1,6 @@
 """The files of a source, some still to be downloaded: fetched ahead of the reader, and handed out in order."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future, wait
@@ -11,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from glassgpt.utils.formatting import Log, ProgressLine, format_bytes
+from glassgpt.utils.threads import in_background
 
 # Seconds that a cancelled download may take to notice it.
 _GRACE = 1.0
@@ -43,46 +43,37 @@ def fetch_all(
     total, missing = sum(file.bytes for file in files), sum(file.missing for file in files)
     progress, received, waiting = ProgressLine(log, every), [0] * len(files), enumerate(files)
     slots, closing = threading.Semaphore(parallel), threading.Event()
-    ahead: deque[tuple[Future[Path], threading.Thread]] = deque()
+    ahead: deque[Future[Path]] = deque()
 
-    def fetch(number: int, file: SourceFile, result: Future[Path]) -> None:
+    def fetch(number: int, file: SourceFile) -> Path:
         def on_bytes(count: int) -> None:
             received[number] = min(received[number] + count, file.missing)
             if closing.is_set():
                 raise CancelledError
 
         with slots:
-            try:
-                if not closing.is_set():
-                    result.set_result(file.fetch(on_bytes))
-            except BaseException as error:  # raised in the reader
-                result.set_exception(error)
+            on_bytes(0)
+            return file.fetch(on_bytes)
 
     def start(count: int) -> None:
         for number, file in islice(waiting, count):
-            result: Future[Path] = Future()
-            # Daemon threads instead of a ThreadPoolExecutor: at exit, Python would wait for a silent server.
-            ahead.append((result, threading.Thread(target=fetch, args=(number, file, result), daemon=True)))
-            ahead[-1][1].start()
+            ahead.append(in_background(partial(fetch, number, file), "glassgpt-fetch"))  # a server may be silent
 
     def message(read: int, seconds: float) -> str:
-        done, amount = read + sum(result.done() for result, _ in ahead), format_bytes(total - missing + sum(received))
+        done, amount = read + sum(result.done() for result in ahead), format_bytes(total - missing + sum(received))
         speed = format_bytes(sum(received) / seconds)
         return f"downloading: {done} of {len(files)} files, {amount} of {format_bytes(total)}, {speed}/s"
 
     try:
         start(2 * parallel)
         for read, file in enumerate(files):
-            result = ahead[0][0]
-            while missing and not wait([result], timeout=0.1).done:
+            while missing and not wait([ahead[0]], timeout=0.1).done:
                 progress.update(partial(message, read))
-            yield file, result.result()
-            ahead.popleft()[1].join()
+            yield file, ahead[0].result()
+            ahead.popleft()
             start(1)
     finally:
         closing.set()
-        deadline = time.monotonic() + _GRACE
-        for _, thread in ahead:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        wait(ahead, _GRACE)
     if missing:
         log(f"downloaded {format_bytes(missing)} of {len(files)} files")

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import user_path
 from glassgpt.utils.hub import find_hub_id
+from glassgpt.utils.threads import in_background
 
 T = TypeVar("T")
 
@@ -234,7 +235,7 @@ class ModelPool:
             if failed and self._models.get(key) is loading:  # so that the next request tries again
                 del self._models[key]
 
-        self._models[key] = run_in_daemon(load)
+        self._models[key] = asyncio.wrap_future(in_background(load, "glassgpt-load"))  # may download
         self._models[key].add_done_callback(forget_failure)
 
     async def compute(self, work: Callable[[], T], max_waiting: float = MAX_WAITING) -> T:
@@ -258,20 +259,6 @@ class ModelPool:
         finally:
             self.streams -= 1
             self.executor.submit(generator.close)  # also if the client left
-
-
-def run_in_daemon(work: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run a function in a thread of its own, which does not keep the program from ending: a download may take long."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return asyncio.wrap_future(future)
 
 
 def take(items: Iterable[T], seconds: float) -> list[T]:

@@ -12,9 +12,7 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,22 +153,6 @@ def save_checkpoint(
         sums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1), encoding="utf-8")
     return final
-
-
-def in_background(action: Callable[[], None]) -> Future[None]:
-    """Run an action in a thread, for which the end of the process does not wait."""
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    threading.Thread(target=run, name="glassgpt-save", daemon=True).start()
-    return future
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from glassgpt.interpretability.snapshots import ProbeSnapshot, write_probe
 from glassgpt.model.summary import ModelSummary
-from glassgpt.runs.checkpoint import Snapshot, TrainingState, in_background, prune_checkpoints, save_checkpoint
+from glassgpt.runs.checkpoint import Snapshot, TrainingState, prune_checkpoints, save_checkpoint
 from glassgpt.runs.metrics import MetricsWriter, append_samples
 from glassgpt.runs.run_directory import RunDirectory, State
 from glassgpt.training.loggers import Loggers, numbers_of
@@ -21,6 +21,7 @@ from glassgpt.training.progress import Progress
 from glassgpt.training.setup import TrainState
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import write_atomic
+from glassgpt.utils.threads import in_background
 
 # Seconds for the running save if other ranks end this process, and for the loggers if a run ends at once.
 LAST_WRITE_SECONDS = 4.0
@@ -110,7 +111,7 @@ class Recorder:
                     prune_checkpoints(directory, config.keep_checkpoints, saved.best_step)
                     self.status("running", step=saved.step)
 
-        self._saving = in_background(write)
+        self._saving = in_background(write, "glassgpt-save")
 
     def failed_step(self) -> None:
         """Record that the next update was not finite, with its token ids."""
