@@ -25,13 +25,14 @@ import glassgpt.training.run
 from glassgpt.cli.console import RichProgress
 from glassgpt.cli.main import COMMANDS, main
 from glassgpt.cli.options import _field_comments, help_texts
-from glassgpt.cli.train import Resume
+from glassgpt.cli.train import Plan, Resume
 from glassgpt.config.recipes import recipe, recipe_names, recipe_text
 from glassgpt.config.schema import TrainConfig
 from glassgpt.generation.generate import GeneratedToken
 from glassgpt.training.progress import Progress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.formatting import format_duration
+from glassgpt.utils.gpu_specs import GPUS
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -836,3 +837,8 @@ def test_a_closed_terminal_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) 
         progress.finished(Path("run"))
     plain = Progress(stream=Gone())
     plain.message("nobody reads this")
+
+
+def test_the_help_of_plan_names_every_gpu() -> None:
+    """The list stands in a docstring, which a new GPU does not change."""
+    assert set(GPUS) <= set(re.findall(r"[\w-]+", Plan.__doc__ or ""))

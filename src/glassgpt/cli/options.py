@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -39,7 +40,7 @@ def default(text: str, metavar: str | None = None) -> Any:
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-class Command:
+class Command(ABC):
     """A command. A subclass becomes a frozen dataclass: a field is an option, its comment the option's help.
 
     The docstring of the class is the help of the command; its first line is also the command's row in the overview.
@@ -53,9 +54,9 @@ class Command:
         """The command with its options from the command line. Raises as `parse_options` does."""
         return parse_options(cls, name, arguments)
 
+    @abstractmethod
     def run(self) -> None:
         """Run the command. Imports what it runs here, so that help texts need neither torch nor numpy."""
-        raise NotImplementedError
 
 
 def parse_options(

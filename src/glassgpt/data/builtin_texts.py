@@ -11,6 +11,7 @@ import re
 import sys
 import sysconfig
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_BYTES = 1_115_394
 
 
-class BuiltinText:
+class BuiltinText(ABC):
     """What these sources share: one file, which is downloaded or written into the cache once."""
 
     reading = ReadingConfig()  # whatever the user's options
     left_out: tuple[str, ...] = ()
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the text depends on; equal for the same text."""
 
     def is_unchanged(self, recorded: Mapping[str, Any]) -> bool:
         return recorded == self.identity()

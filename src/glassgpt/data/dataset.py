@@ -193,7 +193,7 @@ def files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int | None, str]]:
 
 
 def find_damage(directory: Path, manifest: Mapping[str, Any]) -> str | None:
-    """What is wrong with the sizes of a prepared dataset's files, or with its tokenizer; None if nothing is."""
+    """Name the first file that is missing, or has a wrong size or (the tokenizer) another hash; None if all fit."""
     for name, (size, sha256) in files_of(manifest).items():
         path = directory / name
         if not path.is_file():

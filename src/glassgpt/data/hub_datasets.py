@@ -79,7 +79,7 @@ class HubSource:
 
     @cached_property
     def dataset(self) -> HubDataset:
-        """What the hub has. Raises `UserError` if there is no such dataset, subset, split or readable file."""
+        """The files of the split. Raises `UserError` if there is no such dataset, subset, split or readable file."""
         name, subset, split = (*self.location.split(":"), "", "")[:3]
         hub_id, default = HUB_NAMES.get(name, (name, None))
         return _find(hub_id, subset or default, split or "train")

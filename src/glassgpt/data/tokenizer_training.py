@@ -56,7 +56,7 @@ class Corpus:
         raise UserError(f"{self.name} has no text: it is empty or only white space")
 
     def sample(self, max_bytes: int) -> Iterator[str]:
-        """Yield pieces of the texts from everywhere, about `max_bytes` in all, or all of them if they are no more."""
+        """Yield pieces from all over the texts, about `max_bytes` in total. Shorter texts are yielded whole."""
         # A hash of its number decides on each piece: the sample is reproducible, and part of every larger one.
         threshold = int(max_bytes / self.size * (1 << 63))
         pieces = enumerate(split_long(self.texts()))

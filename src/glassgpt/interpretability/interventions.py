@@ -35,7 +35,7 @@ class Edit(StrictConfig):
     # Replace the output of a `head`, of `attention`, of the `feed_forward` block, of both (`block`), or the `residual`
     # stream after a layer; or hide the token at a `position` from later ones.
     kind: Literal["head", "attention", "feed_forward", "block", "position", "residual"]
-    layer: int | None = None  # required, except for `position`, which without a layer is hidden in all
+    layer: int | None = None  # required; only a `position` can do without: its token is then hidden in all layers
     head: int | None = None  # required for `head`; not allowed otherwise
     position: int | None = None  # the token to hide; for other kinds the only position to edit (default: all)
     # What replaces the values: zeros, their mean over the text's positions, or those of the source text at the same

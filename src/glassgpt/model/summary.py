@@ -24,7 +24,7 @@ class ModelSummary:
         # Everything outside the blocks, and all of it; with the padding of the vocabulary.
         self.root_parameters = embeddings + (1 + c.embedding_norm) * norm
         self.parameters = self.root_parameters + c.n_layer * self.block_parameters
-        # What a token of the vocabulary can reach, and the N of the scaling laws (Kaplan et al., 2020).
+        # Without the padding of the vocabulary; without embeddings, the N of the scaling laws (Kaplan et al., 2020).
         padding = c.padded_vocab_size - (c.vocab_size or 0)
         self.parameters_without_padding = self.parameters - tables * padding * c.n_embd
         self.parameters_without_embeddings = self.parameters - embeddings

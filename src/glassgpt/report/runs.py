@@ -64,7 +64,7 @@ def _read(run: RunDirectory, name: str) -> RunRecords:
         config=config,
         environment=environment,
         samples=read_samples(run.samples_path),
-        checkpoints=sorted(path.name for path in run.checkpoints.glob("*") if path.name.isdigit()),
+        checkpoints=sorted((path.name for path in run.checkpoints.glob("*") if path.name.isdigit()), key=int),
     )
 
 
