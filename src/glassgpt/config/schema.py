@@ -6,7 +6,6 @@ both. This is the one place that decides which setting is which.
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +14,7 @@ import tomli_w
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.validation import AtLeast0, AtLeast1, BelowOne, Positive, Range, Share, StrictConfig, flatten
 from glassgpt.utils.errors import UserError, did_you_mean
+from glassgpt.utils.files import parse_toml
 
 # Tokenizers with vocabulary sizes before they exist; for characters a guess: Shakespeare has 65, source code hundreds.
 TYPICAL_VOCAB_SIZES = {"characters": 100, "bytes": 256, "gpt2": 50257}
@@ -294,10 +294,9 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
     @classmethod
     def from_toml(cls, text: str, origin: str = "config") -> Self:
         """Read a config. Raises `UserError` for broken TOML, an unknown key, a wrong type or an impossible value."""
+        table = parse_toml(text, origin)
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{origin} is not valid TOML: {error}") from None
+            return cls.from_dict(table)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: atomic files and directories, hashes, strict JSON."""
+"""Files that are complete or not there: atomic files and directories, hashes, strict JSON. Bounded reads."""
 
 import errno
 import hashlib
@@ -6,11 +6,13 @@ import json
 import math
 import os
 import shutil
+import stat
 import threading
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from glassgpt.utils.errors import UserError
 
@@ -18,6 +20,9 @@ from glassgpt.utils.errors import UserError
 PARTIAL_PREFIX = ".partial-"
 _REPLACED = "replaced-"
 _KEPT_OF_NAME = 48  # characters that a partial file keeps, so that its name fits the 255 bytes that a name may have
+
+# Limits of files that are read whole (the largest of them are tokenizers), and of what is nested in JSON and TOML.
+MOST_BYTES, _DEEPEST = 1 << 28, 100
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -63,6 +68,71 @@ def decoded(data: bytes, origin: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file to read. Raises `UserError` for a named pipe or a device, which may have no end, and `OSError`."""
+
+    def without_waiting(name: str, flags: int) -> int:  # otherwise opening a named pipe waits for its writer
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"{path} is a named pipe or a device, not a regular file; copy its content to a file first")
+
+
+def read_file(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file. Raises `UserError` if it has more bytes or is not regular, and `OSError`."""
+    with open_regular(path) as file:
+        content = file.read(most + 1) or b""  # a file of the kernel that has nothing now gives None
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, too many for a file of its kind")
+    return content
+
+
+def parse_json(content: bytes | str, origin: str) -> Any:
+    """The value of JSON text. Raises `UserError` that names the origin, also if it is nested too deeply."""
+    try:
+        value = json.loads(decoded(content, origin) if isinstance(content, bytes) else content)
+        _require_flat(value)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{origin} is not valid JSON: {_why(error)}") from None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises `UserError` if it is missing, too large, damaged, or nested too deeply."""
+    with readable(path):
+        return parse_json(read_file(path), str(path))
+
+
+def parse_toml(text: str, origin: str) -> dict[str, Any]:
+    """The table in TOML text. Raises `UserError` that names the origin, also if it is nested too deeply."""
+    try:
+        table = tomllib.loads(text)
+        _require_flat(table)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{origin} is not valid TOML: {_why(error)}") from None
+    return table
+
+
+def _why(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _require_flat(value: Any) -> None:
+    """Raise `RecursionError` for values inside more than `_DEEPEST` others: each code that walks them would."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        nested = [each for each in level if isinstance(each, dict | list)]
+        if not nested:
+            return
+        level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
+    raise RecursionError
 
 
 def sha256_of(path: Path) -> str:
