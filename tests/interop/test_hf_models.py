@@ -663,9 +663,9 @@ def test_damaged_directories_give_errors_of_one_line(tmp_path: Path) -> None:
     cases: list[tuple[Path, str]] = [
         (tmp_path / "lonely", "has no config.json"),
         (tmp_path / "lonely" / "model.safetensors", "needs its config.json"),
-        (copy(write("config.json", "{")), "config.json is damaged: "),
-        (copy(write("config.json", b"\xff")), "config.json is damaged: "),
-        (copy(write("config.json", "[1]")), "config.json is damaged: "),
+        (copy(write("config.json", "{")), "config.json is (damaged|not valid)"),
+        (copy(write("config.json", b"\xff")), "config.json is (damaged|not valid)"),
+        (copy(write("config.json", "[1]")), "config.json is (damaged|not valid)"),
         (copy(write("config.json", "{}")), "config.json: model_type .* gpt2, "),
         (copy(write("config.json", '{"model_type": "lama"}')), "model_type 'lama' .*did you mean 'llama'.* gpt2, "),
         (copy(lambda folder: (folder / "model.safetensors").unlink()), "has no weights"),
@@ -673,7 +673,7 @@ def test_damaged_directories_give_errors_of_one_line(tmp_path: Path) -> None:
         (copy(write("model.safetensors", weights[:100])), "model.safetensors cannot be read as safetensors"),
         (copy(write("model.safetensors", "")), "model.safetensors cannot be read as safetensors"),
         (copy(lambda folder: (folder / shard.name).unlink(), "shards"), f"{shard.name} is missing"),
-        (copy(write(index, "{"), "shards"), "index.json is damaged"),
+        (copy(write(index, "{"), "shards"), "index.json is (damaged|not valid)"),
         (copy(write(index, "{}"), "shards"), "index.json is damaged: .*weight_map"),
         (
             copy(write(index, '{"weight_map": {"a": "../model.safetensors"}}'), "shards"),

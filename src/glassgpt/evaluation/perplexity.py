@@ -20,6 +20,7 @@ from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation import inference
 from glassgpt.interop.references import LoadedModel, load_model
+from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
@@ -234,6 +235,8 @@ def evaluate(
     options: dict[str, Any] = {"precision": precision, "context_length": context_length, "keep_tokens": tokens}
     with matmul_precision(precision):
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
+    if not all(np.isfinite(each.nats_by_position).all() for each in measured):
+        raise nonfinite_error(loaded.model)
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
         **combine(measured, data),

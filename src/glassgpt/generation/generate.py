@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glassgpt.config.schema import SamplingConfig
 from glassgpt.generation.inference import InferencePrecision, evaluation_mode, prepare_for_inference
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
@@ -52,10 +53,11 @@ def generate(
     """Continue a prompt, and yield each token as soon as it is drawn: `print(token, end="")`. Samples take turns.
 
     prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`,
-    before a `stop` string, or at the tokenizer's end of text. A full context drops its older half and reads the rest
-    again (`window_start`), unless the model has no limit (`ModelConfig.has_unlimited_context`). precision: see
-    `prepare_for_inference`. probabilities: also compute each token's probability. Global random state is not used.
-    Raises `UserError` for an empty prompt and for invalid settings, before the first token.
+    before a `stop` string, or at one of the model's `end_ids`, by default the tokenizer's end of text. A full context
+    drops its older half and reads the rest again (`window_start`), unless the model has no limit
+    (`ModelConfig.has_unlimited_context`). precision: see `prepare_for_inference`. probabilities: also compute each
+    token's probability. Global random state is not used. Raises `UserError` for an empty prompt and for invalid
+    settings, before the first token, and for logits that are not finite.
     """
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -70,7 +72,10 @@ def generate(
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    texts = [_TextStream(tokenizer, stop, batch[0].tolist()) for _ in range(n)]
+    ends = model.end_ids
+    if ends is None:
+        ends = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
+    texts = [_TextStream(tokenizer, stop, ends, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
     def tokens() -> Iterator[GeneratedToken]:  # nested, so that `generate` checks its arguments when it is called
@@ -79,6 +84,7 @@ def generate(
             next_logits = _NextLogits(model, batch, max_new_tokens, precision, use_cache)
             for index in range(max_new_tokens):
                 logits = next_logits(ids)[:, :vocab_size]
+                require_finite(logits, model)
                 drawn = _draw_next(logits, settings, generator)
                 chances: list[float | None] = [None] * n
                 if probabilities:
@@ -172,21 +178,23 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 class _TextStream:
     """One sample's text as it grows: whole characters only, and no part of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], prompt: Sequence[int]) -> None:
-        self.decoder, self.end_of_text = None, None
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop: Sequence[str], ends: Sequence[int], prompt: Sequence[int]
+    ) -> None:
+        self.decoder, self.ends = None, ends
         if tokenizer is not None:
-            self.end_of_text = tokenizer.end_of_text
             # A prompt of tokens that start a document has no text that the new text continues.
-            continues = any(i not in (*tokenizer.prompt_prefix, self.end_of_text) for i in prompt)
+            continues = any(i not in (*tokenizer.prompt_prefix, tokenizer.end_of_text, *ends) for i in prompt)
             self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
         self.stop, self.pending, self.ended = stop, "", False
 
     def add(self, token_id: int, last: bool) -> str:
         """Add a token, and return the text that can be shown now. Text that may begin a stop string stays pending."""
-        self.ended = last or token_id == self.end_of_text
+        is_end = token_id in self.ends
+        self.ended = last or is_end
         if self.decoder is None:
             return ""
-        self.pending += self.decoder.feed(token_id) if token_id != self.end_of_text else ""
+        self.pending += self.decoder.feed(token_id) if not is_end else ""
         self.pending += self.decoder.finish() if self.ended else ""
         stops = [at for at in (self.pending.find(text) for text in self.stop) if at >= 0]
         if stops:

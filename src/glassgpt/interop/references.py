@@ -88,7 +88,7 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
 def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
-    if run.is_file():
+    if run.exists() and not run.is_dir():
         raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
     if not run.is_dir():
         nearby = nearby_path(name)
@@ -141,8 +141,12 @@ def tokenizer_of(source: ModelSource) -> Tokenizer | None:
 
 def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
     """The model, in evaluation mode on `device`, and the tokenizer."""
+    is_external = isinstance(source, ExternalModel)
+    ends = source.end_ids if is_external and source.tensors else None  # reads the tensors, and counts their layers
+    source.load_model(GPT.empty(source.model_config, "meta"))  # compares all shapes before memory is taken
     model = GPT.empty(source.model_config, device)
     source.load_model(model)
+    model.end_ids = ends
     return model.eval(), tokenizer_of(source)
 
 
