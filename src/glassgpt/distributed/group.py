@@ -35,7 +35,7 @@ SHUTDOWN_SECONDS = 6.0  # that a failed rank may take to report its failure and 
 CONNECT_SECONDS = 600  # within which all ranks must connect
 
 
-class StopRequested(Exception):
+class StoppedError(Exception):
     """A signal stops the run before an update or an evaluation is complete. All ranks raise it at the same place."""
 
     def __init__(self, signal: int) -> None:
@@ -150,9 +150,9 @@ class Ranks:
         self._status = replace(self._status, has_updated=True)
 
     def stop_if_asked(self) -> None:
-        """Raise `StopRequested` on all ranks if any of them has a `stop_signal`. Every rank must call this."""
+        """Raise `StoppedError` on all ranks if any of them has a `stop_signal`. Every rank must call this."""
         if signal := int(self.all_gather_numbers([self.stop_signal()]).max()):
-            raise StopRequested(signal)
+            raise StoppedError(signal)
 
     @contextmanager
     def main_process_first(self, name: str) -> Iterator[None]:

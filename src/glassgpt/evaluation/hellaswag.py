@@ -122,7 +122,7 @@ def score_hellaswag(
 
     results: a file to which scores are appended, and from which a repeated call continues (see `results_name`).
     progress: called with the numbers of scored and of all items. Raises `UserError` as `encode`,
-    and `StopRequested` if a rank has a `stop_signal`.
+    and `StoppedError` if a rank has a `stop_signal`.
     """
     ranks = ranks or Ranks()
     questions = encode(items, tokenizer, style, model.config.context_length)

@@ -131,7 +131,7 @@ def evaluate_data(
 ) -> dict[str, Any]:
     """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split.
 
-    Raises `StopRequested` if a rank has a `stop_signal`.
+    Raises `StoppedError` if a rank has a `stop_signal`.
     """
     ranks = ranks or Ranks()
     shares = [

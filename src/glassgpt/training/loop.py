@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from glassgpt.distributed.group import StopRequested
+from glassgpt.distributed.group import StoppedError
 from glassgpt.evaluation.hellaswag import score_hellaswag, summarize
 from glassgpt.evaluation.perplexity import evaluate_data
 from glassgpt.interpretability.snapshots import take_probe
@@ -56,7 +56,7 @@ def training_loop(state: TrainState, recorder: Recorder) -> int | None:
                 saved_step = state.step
             if signal and not is_last:
                 return signal
-    except StopRequested as stop:
+    except StoppedError as stop:
         state.strategy.model.zero_grad()  # of a part of an update
         updates.finish_updates(all_of_them=True, memory_bytes=memory)
         if state.step > saved_step:

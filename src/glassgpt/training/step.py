@@ -153,7 +153,7 @@ def _apply(state: TrainState, lr: float) -> None:
 def compute_gradients(state: TrainState) -> Tensor:
     """Compute the gradients of the batch. Returns this rank's mean loss (), on the device.
 
-    Raises `StopRequested` between two micro-batches if a rank has a `stop_signal`.
+    Raises `StoppedError` between two micro-batches if a rank has a `stop_signal`.
     """
     config, strategy, ranks = state.config, state.strategy, state.ranks
     ranks.enter_phase(f"update {state.step + 1}")
