@@ -95,7 +95,7 @@ class Tokenizer(ABC):
     def text_bytes(self, ids: npt.NDArray[np.int64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the bytes of text of ids (T,), each after the id `before` it (T,), -1 at the beginning of a text.
 
-        It also begins after `end_of_text` and the prompt's prefix. A space that the tokenizer puts there does not count.
+        A text also begins after special ids in `document_marks`. A space that the tokenizer puts there does not count.
         """
         return self._lengths[ids]
 

@@ -283,7 +283,10 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
 
 
 def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> frozenset[int]:
-    """Return the ids of special tokens, and of the one for unknown text. Byte tokens are text, though the library's trainer lists them as special."""
+    """Return the ids of special tokens, and of the one for unknown text.
+
+    Byte tokens are text, though the library's trainer lists them as special.
+    """
     has_byte_tokens = content["model"].get("byte_fallback")
     added = [token for token in content.get("added_tokens") or [] if token.get("special")]
     special = {token["id"] for token in added if not (has_byte_tokens and _BYTE_TOKEN.fullmatch(token["content"]))}
