@@ -108,6 +108,8 @@ def measure_stream(
         batches = stream.evaluation_batches(context_length, batch_size, limit, ranks.rank, ranks.size)
         for first, inputs, targets in batches:
             ranks.heartbeat()
+            if ranks.stop_signal():  # `evaluate_data` ends the evaluation on all ranks
+                break
             is_full = inputs.shape == (batch_size, context_length)
             ids, next_ids = (torch.from_numpy(array).to(device) for array in (inputs, targets))
             with autocast(device, precision), nullcontext() if is_full else uncompiled(model):
@@ -127,13 +129,17 @@ def measure_stream(
 def evaluate_data(
     model: GPT, data: TrainingData, *, precision: str = "float32", limit: int | None = None, ranks: Ranks | None = None
 ) -> dict[str, Any]:
-    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split."""
+    """The figures of a run's validation splits (see `combine`), on all ranks. `limit`: predicted tokens per split.
+
+    Raises `StoppedError` if a rank has a `stop_signal`.
+    """
     ranks = ranks or Ranks()
     shares = [
         measure_stream(model, each.validation, each.tokenizer, precision=precision, limit=limit, ranks=ranks)
         for each in data.datasets
     ]
     ranks.enter_phase("the sums of an evaluation")
+    ranks.stop_if_asked()
     totals = []
     for share in shares:
         nats = ranks.all_gather_numbers([*share.nats_by_position, share.text_nats]).sum(axis=0)

@@ -40,6 +40,7 @@ from glassgpt.utils.files import (
     read_file,
     remove_partials,
     sha256_of,
+    unused_path,
 )
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -62,6 +63,8 @@ class TrainingState(StrictConfig):
     data_fingerprint: str | None = None
     recent: list[list[float]] | None = None  # loss and gradient norm of the last updates, if outliers are skipped
     tokens_seen: Annotated[int | None, _COUNT] = None  # None before 2026-11-22, when all updates had the same size
+    # Gradient norms for the evaluation of this step if a signal interrupted it: a resumed run evaluates first.
+    pending_evaluation: dict[str, float] | None = None
 
     def check(self) -> None:
         self.require("recent", all(len(pair) == 2 for pair in self.recent or ()), "pairs of a loss and a norm")

@@ -8,6 +8,7 @@ Readers leave a last line without its newline, which is still being written, and
 `truncate_metrics`, which rewrites the file, refuses such a line.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -35,23 +36,33 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl`."""
+    """Appends records to `metrics.jsonl`, and hashes all of it, so that a checkpoint can record its `mark`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with explain_os_errors("write", path):
-            self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+            before = _content(path)
+            self._length, self._sha256 = len(before), hashlib.sha256(before)
+            self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and hand it to the system, so that readers see it and a SIGKILL cannot lose it."""
+        line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
         with explain_os_errors("write", self._path):
-            self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+            self._file.write(line)
             self._file.flush()
+        self._length += len(line)
+        self._sha256.update(line)
 
     @property
-    def is_removed(self) -> bool:
-        """Whether the file was removed, most likely with the whole run."""
-        return os.fstat(self._file.fileno()).st_nlink == 0
+    def mark(self) -> str:
+        """What `mark_of` the file's content gives now."""
+        return f"{self._length}-{self._sha256.hexdigest()}"
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The open file."""
+        return self._file
 
     def sync(self) -> None:
         """Wait until all records are on the disk: a checkpoint relies on the records up to its step."""
@@ -123,13 +134,29 @@ def _content(source: Path | bytes) -> bytes:
         return source.read_bytes() if source.is_file() else b""
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Remove the records after a step, and a half-written last line. Raises `UserError` for a damaged line."""
+def mark_of(path: Path) -> str:
+    """Length and sha256 of a log, with which a checkpoint later recognises what it was."""
+    content = _content(path)
+    return f"{len(content)}-{hashlib.sha256(content).hexdigest()}"
+
+
+def begins_as_marked(path: Path, mark: object) -> bool:
+    """Whether a log still begins with the content that had this mark."""
+    length, _, sha256 = str(mark).partition("-")
+    content = _content(path)[: int(length) if re.fullmatch("[0-9]{1,18}", length) else 0]
+    return f"{len(content)}-{hashlib.sha256(content).hexdigest()}" == mark
+
+
+def truncate_metrics(path: Path, step: int, evaluated: int) -> None:
+    """Remove the updates after `step`, the evaluations after step `evaluated`, and a half-written last line.
+
+    Raises `UserError` for a damaged line.
+    """
     kept = []
     for number, line, record in _lines(_content(path)):
         if record is None:
             raise UserError(f"{path} is damaged: line {number} is not a record; remove that line, then resume")
-        if record["step"] <= step:
+        if record["step"] <= (evaluated if "val_loss" in record else step):
             kept.append(line)
     write_atomic(path, b"".join(kept))
 

@@ -137,7 +137,7 @@ def _require_flat(value: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -213,6 +213,12 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             raise
         flush_to_disk(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def unused_path(path: Path) -> Path:
+    """The path, or if it exists, the first unused one of `NAME-2`, `NAME-3` and so on."""
+    names = (path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 10**6)))
+    return next(each for each in names if not os.path.lexists(each))
 
 
 def remove_partials(directory: Path, pattern: str = "*") -> None:
