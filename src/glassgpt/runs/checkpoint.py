@@ -178,7 +178,9 @@ class Checkpoint:
         except UserError:  # then there is nothing to compare with
             return
         if own.get("run_id") != here.get("run_id"):
-            raise UserError(f"checkpoint {self.path} was saved by another run than {folder.parent}; move it out of there")
+            raise UserError(
+                f"checkpoint {self.path} was saved by another run than {folder.parent}; move it out of there"
+            )
 
     def load_model(self, model: nn.Module) -> None:
         """Fill a model's parameters in place. Raises `UserError` if it has another architecture."""
