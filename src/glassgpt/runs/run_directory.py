@@ -140,8 +140,10 @@ class RunDirectory:
             except (FileNotFoundError, NotADirectoryError):
                 is_in_place = False
             if not is_in_place:
-                what = f"{file.name} was moved, removed or replaced during training, perhaps with the whole run"
-                raise UserError(f"{what}; nothing more is written there. Resume the run with --resume DIRECTORY")
+                what = (
+                    f"the run {self.path} was moved, removed or replaced during training, or its {Path(file.name).name}"
+                )
+                raise UserError(f"{what}; nothing more is written there. Resume it from where it is now: --resume DIR")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
