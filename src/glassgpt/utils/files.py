@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -12,8 +13,9 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from glassgpt.utils.errors import UserError
 
@@ -82,7 +84,7 @@ def decoded(data: bytes, origin: str) -> str:
         raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Path | str) -> BufferedReader:
     """Open a file to read. Raises `UserError` for a named pipe or a device, which may have no end, and `OSError`."""
 
     def without_waiting(name: str, flags: int) -> int:  # otherwise opening a named pipe waits for its writer
@@ -151,7 +153,7 @@ def _require_flat(value: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -248,6 +250,14 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             raise
         flush_to_disk(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def unused_path(path: Path) -> Path:
+    """The path, or if it exists, the first unused one of `NAME-2`, `NAME-3` and so on."""
+    unused, numbers = path, itertools.count(2)
+    while os.path.lexists(unused):
+        unused = path.with_name(f"{path.name}-{next(numbers)}")
+    return unused
 
 
 def remove_partials(directory: Path, pattern: str = "*") -> None:
