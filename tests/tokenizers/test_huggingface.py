@@ -476,7 +476,7 @@ UNKNOWN_CHARACTER = r"the character '世' \(U\+4E16\) at offset 4 \(line 1, colu
                 "model": {"type": "Unigram", "vocab": [[c, -1.0] for c in "▁thelow"], "unk_id": None},
                 "added_tokens": [],
             },
-            "cannot encode the text: .*unk_id",
+            UNKNOWN_CHARACTER,
         ),
     ],
     ids=["byte-level BPE of few bytes", "words", "Unigram"],

@@ -31,7 +31,7 @@ from glassgpt.training import setup
 from glassgpt.training.interrupts import NOTICE
 from glassgpt.training.optim import lr_at
 from glassgpt.training.run import resume, train
-from glassgpt.utils.device import find_precision
+from glassgpt.utils.device import describe_environment, find_precision
 from glassgpt.utils.errors import UserError, program
 from kill_harness import SENTENCE, Quiet, differences, fast_training, records_of, tiny_config, write_text
 
@@ -559,16 +559,43 @@ def test_the_number_of_threads_is_recorded_and_restored(tmp_path: Path, text: Pa
     assert not [message for message in progress.messages if "warning" in message]
 
 
-def test_a_changed_environment_gives_a_warning(tmp_path: Path, text: Path) -> None:
-    run = crash(tiny_config(text), tmp_path / "run", 7)
-    environment = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "cpu": "an abacus"}))
-    progress = Quiet()
+def test_a_changed_environment_gives_a_warning(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe_another(device: torch.device, precision: str) -> dict[str, Any]:
+        return {**describe_environment(device, precision), "torch": "9.0", "cpu": "an abacus"}
+
+    run, progress = crash(tiny_config(text), tmp_path / "run", 7), Quiet()
+    monkeypatch.setattr(setup, "describe_environment", describe_another)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # changes nothing, as the number of threads is restored
     resume(run, progress=progress)
     (warning,) = [message for message in progress.messages if "warning" in message]
-    assert f"torch was 1.0, is {environment['torch']}" in warning
-    assert "cpu was an abacus" in warning
-    assert "precision" not in warning
+    assert f"torch was {torch.__version__}, is 9.0" in warning
+    assert "is an abacus" in warning
+    assert "MKL_CBWR=COMPATIBLE" in warning
+    assert not re.search("precision|run_id|OMP_NUM", warning)
+
+
+@pytest.mark.parametrize("threads", [2, 0, -1, None, "1", 10**6])
+def test_an_edited_environment_is_restored_from_the_checkpoint(tmp_path: Path, text: Path, threads: object) -> None:
+    config = tiny_config(text, sample={"count": 0}, probe={"tokens": 0})
+    run, progress = crash(config, tmp_path / "run", 7), ThreadCounter()
+    original = (run / "environment.json").read_text()
+    (run / "environment.json").write_text(json.dumps({**json.loads(original), "threads": threads}))
+    resume(run, progress=progress)
+    assert progress.threads == {1}
+    (warning,) = [message for message in progress.messages if "warning" in message]
+    assert "environment.json" in warning
+    assert "threads" in warning
+    assert (run / "environment.json").read_text() == original
+
+
+@pytest.mark.parametrize("threads", [0, -1, None, "1", 10**6, 1.5, True])
+def test_an_impossible_environment_is_refused_without_a_checkpoint(tmp_path: Path, text: Path, threads: object) -> None:
+    run = crash(tiny_config(text, eval_every=0, checkpoint_every=0, sample={"count": 0}), tmp_path / "run", 2)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "threads": threads}))
+    with pytest.raises(UserError, match=r"environment\.json is damaged: threads"):
+        resume(run, progress=Quiet())
 
 
 def test_a_resumed_run_keeps_the_precision_that_auto_chose(
@@ -587,7 +614,7 @@ def test_a_resumed_run_keeps_the_precision_that_auto_chose(
 
 
 def test_a_device_that_lacks_the_precision_of_the_run_is_refused(tmp_path: Path, text: Path) -> None:
-    run = crash(tiny_config(text), tmp_path / "run", 7)
+    run = crash(tiny_config(text, eval_every=0, checkpoint_every=0), tmp_path / "run", 2)  # no checkpoint has a copy
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**environment, "precision": "tf32"}))
     before = contents(run)

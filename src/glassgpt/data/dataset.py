@@ -162,7 +162,7 @@ def open_dataset(directory: Path, log: Log | None = None, *, check: bool = True)
             for split in SPLITS
         }
     else:
-        files, tokenizer = formats.open_token_files(directory), formats.external_tokenizer(directory)
+        files, tokenizer = formats.open_token_files(directory)
     train, validation = (
         TokenStream(
             [file.open() for file in files[split]],

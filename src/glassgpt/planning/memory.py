@@ -6,6 +6,7 @@ Symbols: `N` tokens of a micro-batch, `C` channels, `F` feed-forward width, `V` 
 width, `K` key/value heads, `T` context, `W` ranks, `e` bytes of a number in matrix products.
 """
 
+import bisect
 import dataclasses
 import os
 from collections.abc import Callable
@@ -235,9 +236,15 @@ def largest_micro_batch(
     config: TrainConfig, processes: int, need: Callable[[TrainConfig], float], available: float
 ) -> int | None:
     """The largest micro-batch whose `need` fits into `available` bytes; None if not even 1 fits."""
+
+    def fits(size: int) -> bool:
+        return need(config.override(micro_batch_size=size)) <= available
+
     share = config.sequences_per_process(processes)
-    sizes = sorted({-(-share // steps) for steps in range(1, share + 1)}, reverse=True)
-    return next((size for size in sizes if need(config.override(micro_batch_size=size)) <= available), None)
+    if fits(share):  # alone in needing no gradients of an earlier micro-step
+        return share
+    fitting = bisect.bisect_left(range(1, share), True, key=lambda size: not fits(size))
+    return -(-share // -(-share // fitting)) if fitting else None  # a batch is divided evenly
 
 
 def check_memory(config: TrainConfig, processes: int, device: torch.device, precision: str) -> str | None:

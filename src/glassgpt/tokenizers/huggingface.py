@@ -240,7 +240,10 @@ def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
 
 
 def format_tokenizer_json(
-    pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
+    pre_tokenizer: Mapping[str, Any] | None,
+    decoder: Mapping[str, Any],
+    model: Mapping[str, Any],
+    added: Sequence[object] = (),
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
     content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
@@ -292,7 +295,7 @@ def find_special_ids(content: Mapping[str, Any], end_of_text: int | None) -> fro
     special = {token["id"] for token in added if not (has_byte_tokens and _BYTE_TOKEN.fullmatch(token["content"]))}
     model = content["model"]
     unknown = model.get("unk_id") if model.get("unk_token") is None else token_ids(content).get(model["unk_token"])
-    return frozenset((special | {end_of_text, unknown}) - {None})
+    return frozenset(special | {i for i in (end_of_text, unknown) if i is not None})
 
 
 def _for_encoding(
@@ -302,13 +305,15 @@ def _for_encoding(
 
     The library's `encode_special_tokens` is not enough: Unigram, WordLevel and WordPiece look up words among the
     special tokens too, so these get names that no text has. BPE silently drops characters without a token if there is
-    no unknown token: they become the id `unknown`, one above all others.
+    no unknown token, and Unigram does not name them: they become the id `unknown`, one above all others.
     """
     model = dict(content["model"])
     special_names = {name for name, i in ids.items() if i in special}
     renamed = {name: _NO_TEXT + name if name in special_names else name for name in ids}
     if isinstance(model["vocab"], list):
         model["vocab"] = [[renamed[piece], score] for piece, score in model["vocab"]]
+        if model.get("unk_id") is None and len(model["vocab"]) == unknown:  # otherwise added tokens have the next ids
+            model |= {"vocab": [*model["vocab"], [_UNKNOWN, 0.0]], "unk_id": unknown}
     else:
         unknown_token = renamed.get(model.get("unk_token") or "", _UNKNOWN)
         model |= {"vocab": {renamed[name]: i for name, i in ids.items()}, "unk_token": unknown_token}
