@@ -24,7 +24,7 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     longest, documents) by powers of two. `unknown_tokens` are outside the vocabulary, as in damaged files. What is not
     known of another project's files is None. Raises `UserError` as `open_dataset` and `document_starts` do.
     """
-    dataset = open_dataset(directory)
+    dataset = open_dataset(directory, check=False)  # also of a damaged one
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
     progress = ProgressLine(log)
     contents = {split: _read_split(dataset, split, progress) for split in SPLITS}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -96,12 +97,13 @@ class _Job:
             run.require_free(overwrite)
             require_loggers(config.log)
         state = setup_training(config, ranks, self.progress)
-        recorder = Recorder(run, state, self.progress, _request_of(config))
+        environment = {**environment_of(state), "run_id": secrets.token_hex(8)}
+        recorder = Recorder(run, state, self.progress, _request_of(config), environment)
         self.lock()
         if ranks.is_main:
             run.require_free(overwrite)  # again: another process may have been faster
             run.clear()
-            run.write_environment(environment_of(state))
+            run.write_environment(environment)
             recorder.status("running")  # with launch and request, which `_is_restart` looks for
             run.write_config(state.config)
             run.cut_back(0)
@@ -119,10 +121,13 @@ class _Job:
             torch.set_num_threads(before["threads"])
         state = setup_training(config, ranks, progress, checkpoint, before)
         now = environment_of(state)
-        if changed := [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]:
+        compared = [key for key in now if key in before or now[key]]  # a run of version 0.2 has no `variables`
+        if changed := [
+            f"{key} was {before.get(key)}, is {now[key]}" for key in compared if before.get(key) != now[key]
+        ]:
             progress.message(f"warning: bits may differ, as the environment has changed: {'; '.join(changed)}")
         status = run.read_status()
-        recorder = Recorder(run, state, progress, status.get("request"))
+        recorder = Recorder(run, state, progress, status.get("request"), before)
         if state.step >= state.steps and state.pending_evaluation is None:
             if status.get("state") != "finished":  # perhaps killed before this was written
                 recorder.status("finished")
@@ -131,8 +136,10 @@ class _Job:
         if checkpoint is None:
             progress.message(f"{run.path} has no checkpoint: it starts again at step 0")
         if ranks.is_main:
-            repeats_evaluation = state.pending_evaluation is not None
-            run.cut_back(state.step if checkpoint is not None else -1, repeats_evaluation=repeats_evaluation)
+            repeats_evaluation, marks = state.pending_evaluation is not None, checkpoint.logs if checkpoint else {}
+            step = state.step if checkpoint is not None else -1
+            run.cut_back(step, repeats_evaluation=repeats_evaluation, marks=marks, notify=progress.message)
+            run.write_environment(before)
             run.write_config(config)
             set_aside_later_checkpoints(run.checkpoints, state.step, progress.message)
             recorder.status("running")
@@ -202,7 +209,8 @@ def _find_resume_point(
 ) -> tuple[TrainConfig, Checkpoint | None, dict[str, Any]]:
     """Find the changed config, the checkpoint and the environment of the start, on the main rank, and share them."""
     ranks.enter_phase("the verification of the checkpoint", may_take_long=True)
-    found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
+    with explain_os_errors("read", run.path):
+        found = ranks.all_gather_object(_find(run, changes, progress) if ranks.is_main else None)[0]
     config, step, environment = found
     if step is None:
         return TrainConfig.from_dict(config), None, environment
@@ -216,16 +224,18 @@ def _find_resume_point(
 
 def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> tuple[dict[str, Any], int | None, Any]:
     """The changed config, the step of the checkpoint and the environment, as JSON values."""
-    environment, config = run.read_environment(), run.read_config()
-    checkpoint = latest_checkpoint(run.checkpoints, progress.message)
+    config, checkpoint = run.read_config(), latest_checkpoint(run.checkpoints, progress.message)
+    environment = _environment_at_start(run, checkpoint, progress)
     done, saved = (0, config) if checkpoint is None else (checkpoint.state.step, checkpoint.config)
     changed = config.override(**changes)  # which refuses unknown names and wrong values
     _require_same_numerics(run, changes, changed, saved)
-    steps = changes.get("steps")
-    if steps is not None and steps != config.steps:
-        if steps <= done:
-            raise UserError(f"the run {run.path} is already at step {done}: --steps must be larger")
-        progress.message(f"from step {done} on, the schedule is that of a run of {steps} steps")
+    if (changed.steps, changed.epochs) != (saved.steps, saved.epochs):
+        where = "--steps" if "steps" in changes else f"steps in {run.config_path}"
+        if changed.steps is not None and changed.steps <= done:
+            raise UserError(f"the run {run.path} is already at step {done}: {where} must be larger")
+        length = f"{changed.epochs} epochs" if changed.steps is None else f"{changed.steps} steps"
+        edited = "" if "steps" in changes else f", as in {run.config_path}"
+        progress.message(f"from step {done} on, the schedule is that of a run of {length}{edited}")
     for name, (before, after) in changed.differences(saved).items():
         if name.partition(".")[0] in EXECUTION_SETTINGS:
             effect = ""
@@ -242,6 +252,24 @@ def _find(run: RunDirectory, changes: Mapping[str, Any], progress: Progress) -> 
         raise UserError(f"{str(error).splitlines()[0]}\n{moved}") from None
     require_loggers(changed.log)
     return changed.to_dict(), None if checkpoint is None else done, environment
+
+
+def _environment_at_start(run: RunDirectory, checkpoint: Checkpoint | None, progress: Progress) -> dict[str, Any]:
+    """What the run recorded when it began. The checkpoint's copy counts: it is verified, unlike the run's own file."""
+    copy = None if checkpoint is None else checkpoint.environment
+    try:
+        own = run.read_environment()
+    except UserError as error:
+        if checkpoint is None or copy is None:
+            raise UserError(f"{error}; the run cannot be resumed without it: restore it from a copy") from None
+        progress.message(f"warning: {error}; the copy in {checkpoint.path} is used")
+        return copy
+    if copy is None:
+        return own
+    edited = [f"{key} is {own.get(key)}, was {copy.get(key)}" for key in own | copy if own.get(key) != copy.get(key)]
+    if edited:
+        progress.message(f"warning: {run.environment_path} was edited and is restored: {'; '.join(edited)}")
+    return copy
 
 
 def _require_same_numerics(
@@ -275,7 +303,7 @@ def _is_restart(run: RunDirectory, config: TrainConfig, overwrite: bool, ranks: 
         raise UserError(f"{run.status_path} is unreadable, so a restart looks like a new run; use --resume {run.path}")
     own = (socket.gethostname(), os.getpid())  # which began it in an earlier call
     same_job = (status.get("launch"), status.get("request")) == (ranks.launch_id, _request_of(config))
-    if not same_job or own == (status["host"], status["pid"]):
+    if not same_job or own == (status.get("host"), status.get("pid")):
         return False
     if overwrite and not restarts:
         remedy = "choose another id to --overwrite the run, or leave out --overwrite to resume it"

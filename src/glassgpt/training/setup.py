@@ -240,13 +240,12 @@ def _open_data(
     tokenizer = tokenizer_of(start) if start is not None and not from_data else None
     if tokenizer is None and config.init_from is not None:
         raise UserError(f"{config.init_from} has no tokenizer; put its tokenizer.json into the same directory")
-    data = open_training_data(config.data, tokenizer, progress.message)
+    log, is_first = progress.message, ranks.local_rank == 0  # which verifies the files for its host
+    data = open_training_data(config.data, tokenizer, log, fingerprint=fingerprint, check=is_first)
     if is_new and start is None:
         config = dataclasses.replace(config, data=with_own_tokenizer(config.data, data, progress.message))
     if not is_new and fingerprint != data.fingerprint:
         raise UserError("the text has changed since this run began, so it cannot resume; start a new run")
-    if ranks.local_rank == 0:
-        data.verify(progress.message)
     for dataset in data.datasets:
         if len(dataset.validation) < 2:
             raise UserError(f"the {dataset.validation.name} is too short to evaluate; raise data.validation_fraction")
