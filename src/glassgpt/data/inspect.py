@@ -9,7 +9,6 @@ import numpy as np
 from glassgpt.data.dataset import SOURCE_COUNTS, Dataset, Ids, TokenStream, open_dataset
 from glassgpt.data.formats import project_of
 from glassgpt.data.shards import SPLITS
-from glassgpt.data.work_units import document_marks
 from glassgpt.tokenizers.builtin import Tokenizer
 from glassgpt.utils.formatting import Log, ProgressLine, escape_token, format_bytes, one_line
 
@@ -25,7 +24,7 @@ def dataset_facts(directory: Path, log: Log | None = None) -> dict[str, Any]:
     longest, documents) by powers of two. `unknown_tokens` are outside the vocabulary, as in damaged files. What is not
     known of another project's files is None. Raises `UserError` as `open_dataset` and `document_starts` do.
     """
-    dataset = open_dataset(directory)
+    dataset = open_dataset(directory, check=False)  # also of a damaged one
     tokenizer, manifest, is_prepared = dataset.tokenizer, dataset.manifest, dataset.is_prepared
     progress = ProgressLine(log)
     contents = {split: _read_split(dataset, split, progress) for split in SPLITS}
@@ -145,7 +144,7 @@ def _samples(tokens: TokenStream, tokenizer: Tokenizer, starts: Ids) -> list[dic
 
 def _sample_text(ids: Ids, tokenizer: Tokenizer) -> str:
     """The text of tokens, without marks between documents and without incomplete characters at either end."""
-    marks = document_marks(tokenizer)
+    marks = tokenizer.document_marks
     if marks and ids[: len(marks)].tolist() == marks:
         ids = ids[len(marks) :]
     ids = ids[(ids < tokenizer.vocab_size) & (ids != (-1 if tokenizer.end_of_text is None else tokenizer.end_of_text))]

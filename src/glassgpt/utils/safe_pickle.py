@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import open_regular, read_file
+from glassgpt.utils.files import open_regular, read_file, readable
 
 
 def read_pickle(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
@@ -64,7 +64,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_plain_pickle(path: Path) -> Any:
     """Read a pickle of plain values. Raises `UserError` for one that needs a class or function, or is damaged."""
-    content = read_file(path)
+    with readable(path):
+        content = read_file(path)
     try:
         # Python takes memory for all numbers up to that of a stored value.
         if any("PUT" in code.name and int(at) > len(content) for code, at, _ in pickletools.genops(content)):
