@@ -110,7 +110,7 @@ def test_sizes_that_the_weights_do_not_have_are_refused(key: str, value: Any, fo
     theirs |= {"n_inner": "intermediate_size", "n_head": "num_attention_heads"}
     is_llama = json.loads((folder / "config.json").read_text())["model_type"] == "llama"
     change_json(folder / "config.json", **{theirs.get(key, key) if is_llama else key: value})
-    if key == "n_positions" and is_llama and type(value) is int and 0 < value < 10**10 and value is not True:
+    if key == "n_positions" and is_llama and type(value) is int and 0 < value < 10**8 and value is not True:
         g.load(folder)  # no tensor depends on it
         return
     assert "model" in refusal(folder)
@@ -132,13 +132,13 @@ def test_a_text_ends_at_any_of_the_ids_in_transformers_order(folder: Path) -> No
     """generation_config.json decides if it exists, otherwise config.json."""
     free = greedy(folder, [5, 9])
     assert len(free) == 20
-    later = free[8]
+    later, unused = free[8], next(i for i in range(97) if i not in free)
     first = next(i for i, token in enumerate(free) if token == later)
     config, generation = folder / "config.json", folder / "generation_config.json"
-    change_json(config, eos_token_id=96)
-    for value in (later, [96, later], [later, -1, 10**6]):
+    change_json(config, eos_token_id=unused)
+    for value in (later, [unused, later], [later, -1, 10**6]):
         change_json(generation, eos_token_id=value)
-        expected = free[: min(first, free.index(96) if 96 in free else 20) + 1]
+        expected = free[: first + 1]
         assert greedy(folder, [5, 9]) == greedy(folder, [5, 9], n=3) == expected
         assert greedy(folder, [5, 9], copy.deepcopy) == expected
     model, _ = g.load(folder)
