@@ -14,6 +14,7 @@ from glassgpt.cli.options import Command, as_typed, gives
 from glassgpt.cli.train import Plan, Recipes, Resume, Train
 from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
 from glassgpt.utils.files import os_error_reason
+from glassgpt.utils.launcher import launcher_number
 from glassgpt.utils.openmp import limit_spinning
 
 ABOUT = "Train GPT-2-class language models from any text, and generate with them."
@@ -67,7 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"glassgpt {importlib.metadata.version('glassgpt')}")
         return 0
-    if arguments[:1] != ["train"] and arguments and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if arguments[:1] != ["train"] and arguments and launcher_number("WORLD_SIZE", 1) > 1:
         raise UserError(f"{arguments[0]} runs in one process; only train runs under torchrun")
     for words in (1, 2):
         name = " ".join(arguments[:words])

@@ -1,12 +1,10 @@
 """The state of training, new or restored from a checkpoint: data, model and optimizers."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import SampleConfig, SamplingConfig, TrainConfig
+from glassgpt.config.validation import flatten
 from glassgpt.data.batches import Batches
 from glassgpt.data.dataset import Ids
 from glassgpt.data.training_data import TrainingData, open_training_data, pinned, with_own_tokenizer
@@ -132,8 +131,7 @@ def setup_training(
     if config.sample.count:
         sampler(model, data.tokenizer, config.sample, config.seed)  # refuse now what the first sample would refuse
     batches = data.batches(config.model.context_length, config.batch_size, config.seed, config.data.order)
-    facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "config": config.to_toml()}
-    facts |= {"precision": precision, "data": data.fingerprint}
+    facts = {**dict(flatten(config.to_dict())), "precision": precision, "data": data.fingerprint}
     require_same(ranks, {**facts, "set of HellaSwag's items": fingerprint_of_items(hellaswag[0])})
     for block in model.blocks:
         checkpoint_activations(block, config.activation_checkpointing)
@@ -227,12 +225,6 @@ def _compile(strategy: Strategy, backend: str) -> None:
     if backend not in known:
         raise UserError(f"unknown compile_backend {backend!r}{did_you_mean(backend, known)}")
     strategy.compile(backend)
-
-
-def _hash_of_code() -> str:
-    """Hash of this package's own files: ranks with other commits installed may have the same version number."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _open_data(
