@@ -526,6 +526,16 @@ def test_out_may_be_a_link_but_not_the_root_of_a_file_system(
     assert "the root of a file system" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system without new files")
+@pytest.mark.parametrize("out", ["/proc/x", "/proc/x/y", "/dev/null/x"])
+def test_an_out_where_nothing_can_be_created_is_refused(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(WORDS)
+    assert main(command(tmp_path, Path(out))) == 2
+    assert out in capsys.readouterr().err
+
+
 def test_a_source_on_a_read_only_file_system_is_prepared(small_disk: Path, tmp_path: Path) -> None:
     (small_disk / "a.txt").write_text(WORDS)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

@@ -205,8 +205,9 @@ def is_dataset(directory: Path) -> bool:
 
 def was_prepared(directory: Path) -> bool:
     """Whether `prepare` wrote a directory: it has shards, or a manifest of some."""
-    if directory.is_dir() and any(is_shard_name(path.name) for path in directory.iterdir()):
-        return True
+    with readable(directory):
+        if directory.is_dir() and any(is_shard_name(path.name) for path in directory.iterdir()):
+            return True
     with suppress(UserError):
         return _read(directory).get("format") == FORMAT
     return False

@@ -168,9 +168,15 @@ def _require_replaceable(out: Path) -> str | None:
 @contextmanager
 def _locked(directory: Path, source: Source, log: Log) -> Iterator[None]:
     """Keep other processes from preparing the same directory at the same time."""
-    lock = filelock.FileLock(directory.with_name(f".{directory.name}.lock"))
+    path = directory.with_name(f".{directory.name}.lock")
+    lock = filelock.FileLock(path)
     with explain_os_errors("write", directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.touch()  # filelock would wait without end where no file can be created, as in /proc
+        except FileNotFoundError as error:
+            raise UserError(f"cannot write {directory}: no file can be created there; choose another place") from error
         try:
             held = lock.acquire(blocking=False)
         except filelock.Timeout:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from glassgpt.config.schema import TYPICAL_VOCAB_SIZES, TrainConfig
-from glassgpt.data.dataset import load_manifest
+from glassgpt.data.dataset import open_dataset
 from glassgpt.data.sources import PreparedDataset, resolve
 from glassgpt.interop.references import find_model
 from glassgpt.model.loss import CPU_VOCAB_BLOCK, rows_per_chunk
@@ -221,7 +221,7 @@ def with_vocabulary(config: TrainConfig, download: bool = False) -> tuple[TrainC
     with suppress(UserError):  # the text need not exist yet
         source = None if config.data.mixture else resolve(config.data.source)
     if isinstance(source, PreparedDataset):
-        size = load_manifest(source.directory)["tokenizer"]["vocab_size"]
+        size = open_dataset(source.directory, check=False).tokenizer.vocab_size
     elif tokenizer_file(kind) is not None:
         size = build_tokenizer(kind).vocab_size
     else:
