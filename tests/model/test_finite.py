@@ -109,5 +109,5 @@ def test_the_page_shows_the_error(tmp_path: Path) -> None:
         for path, more in (("attention", {}), ("lens", {"start": 0, "stop": 2}), ("next", {}), ("predictions", {})):
             status, answer = served.client.ask(path, model=0, ids=[1, 2, 3], **more)
             assert (status, WRONG in answer["error"]) == (400, True), path
-        status, lines = served.client.ask("generate", model=0, ids=[1, 2, 3])
-        assert WRONG in str(lines)
+        status, lines = served.client.ask("write", model=0, ids=[1, 2, 3])
+        assert WRONG in str(lines), lines

@@ -64,27 +64,21 @@ def generate(
     )
     if n < 1:
         raise UserError(f"n must be at least 1, got {n}")
-    # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
-    vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
     if "" in stop:
         raise UserError("a stop string is empty; it would stop before the first token")
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
-    ends = model.end_ids
-    if ends is None:
-        ends = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
-    texts = [_TextStream(tokenizer, stop, ends, batch[0].tolist()) for _ in range(n)]
+    texts = [_TextStream(tokenizer, stop, model.end_ids, batch[0].tolist()) for _ in range(n)]
     generator = generator_for(seed, "generate")
 
     def tokens() -> Iterator[GeneratedToken]:  # nested, so that `generate` checks its arguments when it is called
         ids = batch
         with evaluation_mode(model):
-            next_logits = _NextLogits(model, batch, max_new_tokens, precision, use_cache)
+            next_logits = _NextLogits(model, tokenizer, batch, max_new_tokens, precision, use_cache)
             for index in range(max_new_tokens):
-                logits = next_logits(ids)[:, :vocab_size]
-                require_finite(logits, model)
+                logits = next_logits(ids)
                 drawn = _draw_next(logits, settings, generator)
                 chances: list[float | None] = [None] * n
                 if probabilities:
@@ -104,8 +98,17 @@ class _NextLogits:
     """Computes the logits that follow all ids so far. A cache keeps what was computed of the earlier ones."""
 
     def __init__(
-        self, model: GPT, prompt: Tensor, max_new_tokens: int, precision: InferencePrecision, use_cache: bool
+        self,
+        model: GPT,
+        tokenizer: Tokenizer | None,
+        prompt: Tensor,
+        max_new_tokens: int,
+        precision: InferencePrecision,
+        use_cache: bool,
     ) -> None:
+        self.original = model
+        # Published models often have padded vocabularies (Qwen's by over 200 ids): ids without text are never drawn.
+        self.vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
         self.model, self.use_cache = prepare_for_inference(model, len(prompt), max_new_tokens, precision), use_cache
         max_length = prompt.shape[1] + max_new_tokens
         self.limit = max_length if model.config.has_unlimited_context else model.config.context_length
@@ -115,12 +118,14 @@ class _NextLogits:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids (n, T) -> logits (n, V)."""
+        """ids (n, T) -> logits (n, V) of the ids that can be drawn. Raises `UserError` if they are not finite."""
         start = window_start(ids.shape[1], self.limit)
         if self.use_cache and (self.cache is None or start != self.cache_start):
             self.cache, self.cache_start = self.model.new_cache(len(ids), self.capacity), start
         unread = ids[:, start + (0 if self.cache is None else self.cache.length) :]
-        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])
+        logits = self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]
+        require_finite(logits, self.original)
+        return logits
 
 
 def _draw_next(logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
@@ -179,12 +184,14 @@ class _TextStream:
     """One sample's text as it grows: whole characters only, and no part of a stop string."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, stop: Sequence[str], ends: Sequence[int], prompt: Sequence[int]
+        self, tokenizer: Tokenizer | None, stop: Sequence[str], ends: Sequence[int] | None, prompt: Sequence[int]
     ) -> None:
-        self.decoder, self.ends = None, ends
+        self.decoder: StreamDecoder | None = None
+        self.ends: Sequence[int | None] = ends or ()
         if tokenizer is not None:
+            self.ends = (tokenizer.end_of_text,) if ends is None else ends
             # A prompt of tokens that start a document has no text that the new text continues.
-            continues = any(i not in (*tokenizer.prompt_prefix, tokenizer.end_of_text, *ends) for i in prompt)
+            continues = any(i not in (*tokenizer.prompt_prefix, tokenizer.end_of_text, *self.ends) for i in prompt)
             self.decoder = StreamDecoder(tokenizer, after=prompt[-1] if continues else None)
         self.stop, self.pending, self.ended = stop, "", False
 
