@@ -322,25 +322,37 @@ def test_a_run_resumed_on_1_2_4_2_and_1_processes_equals_an_uninterrupted_one(
     assert checkpoint_paths(chain / "checkpoints")[-1].name == "000025"
 
 
-@pytest.mark.parametrize(("size", "strategy"), [(3, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "strategy", "micro_batch_size", "saved"),
+    [
+        (3, "ddp", 2, 5),
+        pytest.param(3, "ddp", 12, 6, marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", 12, 6, marks=pytest.mark.slow),
+        pytest.param(2, "fsdp", 2, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_resumed_after_a_preemption_has_the_same_bits(
-    harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str
+    harness: Harness, tmp_path: Path, text: Path, size: int, strategy: str, micro_batch_size: int, saved: int
 ) -> None:
-    """The last rank gets SIGTERM twice, as by a scheduler and torchrun. All ranks save the same step and exit 0."""
+    """The last rank gets SIGTERM twice, as by a scheduler and torchrun. All ranks save the same step and exit 0.
+
+    With several micro-batches, all ranks drop the update in which it arrives.
+    """
     changes: dict[str, Any] = {
         "model": {"dropout": 0.1},
         "optim": {"name": "muon"},
         "steps": 12,
         "eval_every": 4,
         "checkpoint_every": 4,
+        "micro_batch_size": micro_batch_size,
     }
     config = {**settings(text, **changes), "strategy": strategy}
     expected, run = tmp_path / "expected", tmp_path / "run"
     harness.run(size, "train", config=config, out=expected)
     harness.run(size, "train_with_faults", faults={"preempted": {"rank": size - 1, "step": 6}}, config=config, out=run)
     status = status_of(run)
-    assert (status["state"], status["step"], status["processes"]) == ("preempted", 6, size)
-    assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
+    assert (status["state"], status["step"], status["processes"]) == ("preempted", saved, size)
+    assert open_checkpoint(run / "checkpoints" / f"{saved:06d}").state.step == saved
     harness.run(size, "resume", run=run)
     assert status_of(run)["state"] == "finished"
     assert differences(expected, run) == []
@@ -541,6 +553,30 @@ def test_the_error_names_a_rank_with_different_code_or_data(
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "changes", "fact"),
+    [
+        ("resume", {}, "command"),
+        pytest.param("train", {"out": "another"}, "run directory", marks=pytest.mark.slow),
+        pytest.param("train", {"config": {"optim": {"lr": 0.5}}}, r"optim\.lr: 0\.5 and 0\.01", marks=pytest.mark.slow),
+    ],
+)
+def test_the_error_names_what_a_rank_was_given_differently(
+    harness: Harness, tmp_path: Path, text: Path, task: str, changes: dict[str, Any], fact: str
+) -> None:
+    """Otherwise the ranks would train something else than what one of them was told, or misread each other."""
+    given = {"config": settings(text), "out": str(tmp_path / "run")}
+    other = {"run": given["out"]} if task == "resume" else {**given, "config": settings(text), **changes}
+    if "config" in changes:
+        other["config"] = settings(text, **changes["config"])
+    harness.start(2, "each_rank_its_own", calls=[("train", given), (task, other)])
+    results = harness.results()
+    (line,) = error_lines(results)
+    assert re.search(rf"rank 1 \(.*\) and rank 0 \(.*\) differ in {fact}", line)
+    assert all(result.status in (1, 2) for result in results)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_second_job_in_the_same_directory_is_refused(harness: Harness, tmp_path: Path, text: Path) -> None:
     harness.run(2, "train", config=settings(text, steps=2), out=tmp_path / "run")
@@ -618,12 +654,33 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_previous_
 # Torchrun
 
 
-def test_a_launcher_that_does_not_set_local_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise all ranks of a host would use its first GPU."""
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(UserError, match="LOCAL_RANK"), process_group():
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LOCAL_RANK", None),  # all ranks of a host would use its first GPU
+        ("LOCAL_RANK", "2"),
+        ("LOCAL_RANK", "x"),
+        ("RANK", None),  # each process would train alone, in the same directory
+        ("RANK", "-1"),
+        ("RANK", "2"),
+        ("WORLD_SIZE", "x"),
+        ("WORLD_SIZE", "9" * 5000),
+        ("WORLD_SIZE", "0"),
+        ("MASTER_ADDR", None),
+        ("MASTER_ADDR", "no-such-host.invalid"),
+        ("MASTER_PORT", None),
+        ("MASTER_PORT", "70000"),
+        ("MASTER_PORT", "0"),
+        ("MASTER_PORT", "abc"),
+    ],
+)
+def test_a_launcher_variable_that_cannot_be_right_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str | None
+) -> None:
+    names = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, text in {**names, variable: value}.items():
+        monkeypatch.delenv(name, raising=False) if text is None else monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=variable), process_group():
         pass
 
 

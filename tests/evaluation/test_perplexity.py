@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from glassgpt.config.model import ModelConfig
 from glassgpt.config.schema import DataConfig
 from glassgpt.data.dataset import TokenStream, open_dataset
-from glassgpt.data.prepare import prepare
+from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.evaluation import perplexity
 from glassgpt.evaluation.perplexity import details, evaluate, measure_stream
 from glassgpt.interop.references import find_checkpoint, load
@@ -28,6 +28,7 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import checkpoint_paths
 from glassgpt.tokenizers.base import bytes_to_unicode
 from glassgpt.tokenizers.builtin import BPETokenizer, BytesTokenizer, CharacterTokenizer, Tokenizer
+from glassgpt.tokenizers.huggingface import HFTokenizer
 from glassgpt.training.run import train
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import sha256_of
@@ -228,6 +229,35 @@ def test_the_loss_of_a_document_sums_the_losses_of_its_tokens(
         assert (result["document"], result["tokens"]) == (number, size)
 
 
+@pytest.mark.parametrize("marks", [["</s>"], ["</s>", "<s>"], []], ids=str)
+def test_bits_per_byte_count_the_bytes_of_the_documents(tmp_path: Path, marks: list[str]) -> None:
+    """SentencePiece's tokenizers put a space before each text, which is not part of it."""
+    pieces = [*marks, "▁", *"\nlowertahi", "▁the", "▁low"]
+    added = [{"id": i, "content": mark, "special": True} for i, mark in enumerate(marks)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+    single: list[Any] = [{"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks[1:]]
+    template = {"type": "TemplateProcessing", "pair": [], "single": [*single, {"Sequence": {"id": "A", "type_id": 0}}]}
+    content = {
+        "version": "1.0",
+        "added_tokens": [each | flags for each in added],
+        "pre_tokenizer": space,
+        "decoder": space,
+        "post_processor": template
+        | {"special_tokens": {mark: {"id": mark, "ids": [i], "tokens": [mark]} for i, mark in enumerate(marks)}},
+        "model": {"type": "Unigram", "unk_id": None, "vocab": [[piece, -(len(piece) ** 0.5)] for piece in pieces]},
+    }
+    tokenizer = HFTokenizer(json.dumps(content))
+    texts = ["the low", "tall", "low the tower", "hi"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = DataConfig(source=str(tmp_path / "a.jsonl"), validation_source=str(tmp_path / "a.jsonl"))
+    stream = open_dataset(prepare(data, tmp_path / "out", tokenizer=tokenizer)).validation
+    measured = measure_stream(model_for(tokenizer), stream, tokenizer)
+    assert measured.text_nats > 0
+    # Without marks, an empty line is before each document here. The first token, a mark or a space, is not predicted.
+    assert measured.text_bytes == sum(map(len, texts)) + (0 if marks else 2 * len(texts))
+
+
 def test_worst_documents_are_sorted_by_loss_and_exclude_short_ones(tmp_path: Path) -> None:
     texts = [f"{letter * 20} and so on" for letter in "abcdefgh"] + ["z"]
     stream, tokenizer = documents_stream(tmp_path, texts)
@@ -412,7 +442,10 @@ def test_a_validation_split_that_may_contain_training_text_is_refused(tmp_path: 
     config = tiny_config(text, data={"tokenizer": tokenizer})
     run = train(config, tmp_path / "run", progress=Quiet())
     content = text.read_text()
+    before = evaluate(run)["loss"]
     text.write_text(content[2000:] + content[:2000])
+    assert evaluate(run)["loss"] == before  # on the dataset that the run was trained on
+    shutil.rmtree(find_prepared(config.data, None)[0])
     with pytest.raises(UserError, match="has changed since the model was trained on it"):
         evaluate(run)
 

@@ -13,6 +13,7 @@ from glassgpt.runs.metrics import (
     FollowedFile,
     MetricsWriter,
     append_samples,
+    mark_of,
     read_metrics,
     read_samples,
     truncate_metrics,
@@ -44,9 +45,7 @@ def test_a_record_is_flushed_immediately_and_always_valid_json(tmp_path: Path) -
     line = (tmp_path / "metrics.jsonl").read_text()  # before the file is closed
     expected = {"step": 1, "loss": None, "grad_norm": None, "grad_norms": {"head": None, "norms": 2.0}, "lr": 1e-3}
     assert json.loads(line, parse_constant=refuse) == expected
-    assert not metrics.is_removed
-    (tmp_path / "metrics.jsonl").unlink()
-    assert metrics.is_removed
+    assert metrics.mark == mark_of(tmp_path / "metrics.jsonl")
     metrics.close()
 
 
@@ -102,7 +101,7 @@ def test_a_damaged_line_is_skipped_by_readers_and_refused_by_truncation(path: Pa
     assert metrics.damaged == [3]
     before = path.read_bytes()
     with pytest.raises(UserError, match="line 3 "):
-        truncate_metrics(path, 1)
+        truncate_metrics(path, 1, 1)
     assert path.read_bytes() == before
 
 
@@ -115,9 +114,9 @@ def test_numbers_that_are_not_json_read_as_null(path: Path) -> None:
 def test_truncation_removes_later_records_and_a_half_written_line(path: Path) -> None:
     original = path.read_text()
     path.write_text(original + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    truncate_metrics(path, 2)
+    truncate_metrics(path, 2, 2)
     assert path.read_text() == original
-    truncate_metrics(path, 0)
+    truncate_metrics(path, 0, 0)
     assert path.read_text() == '{"step": 0, "val_loss": 3.0}\n'
 
 

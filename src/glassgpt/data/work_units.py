@@ -6,7 +6,6 @@ the plan again. A unit resumes after its last finished shard: the files before t
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from glassgpt.data.sources import Source, read_source
 from glassgpt.tokenizers.base import encode_texts
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.files import explain_os_errors, sealed_json, write_atomic
 
 SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
 _UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
@@ -172,7 +171,7 @@ def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Repo
             report()
         for writer in writers.values():
             writer.close()
-        write_atomic(finished, json.dumps(dataclasses.asdict(counts)))
+        write_atomic(finished, sealed_json(dataclasses.asdict(counts)))
 
 
 def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:
@@ -286,14 +285,8 @@ def _encode(piece: _Piece, tokenizer: Tokenizer, unit: WorkUnit) -> Encoded:
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         known = f"its {tokenizer.vocab_size:,} ids"
         raise UserError(f"the tokenizer returned id {ids.max()}, beyond {known}: it is damaged")
-    places, marks = offsets.astype(np.int64), document_marks(tokenizer)
+    places, marks = offsets.astype(np.int64), tokenizer.document_marks
     if piece.starts and marks:
         ids = np.insert(ids, np.repeat(places[:-1], len(marks)), np.tile(marks, len(texts)))
         places += np.arange(len(places)) * len(marks)
     return Encoded(ids, places, piece.texts, piece.starts)
-
-
-def document_marks(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids before each document: end of text, then the prompt's prefix. If both are the same id, only one."""
-    marks = [*([] if tokenizer.end_of_text is None else [tokenizer.end_of_text]), *tokenizer.prompt_prefix]
-    return marks[:1] if len(marks) == 2 and marks[0] == marks[1] else marks
