@@ -1,7 +1,7 @@
 """A resumed run compares what it finds with what its checkpoint recorded; a run that is moved meanwhile stops."""
 
+import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.interop.references import export, find_checkpoint, load
+from glassgpt.interop.references import find_checkpoint, load
 from glassgpt.runs import checkpoint as checkpoint_module
 from glassgpt.runs.checkpoint import checkpoint_paths, latest_checkpoint, open_checkpoint
 from glassgpt.runs.metrics import read_metrics
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.run import resume, train
 from glassgpt.utils.errors import UserError
-from kill_harness import Quiet, differences, edit_state, fast_training, tiny_config, write_text
+from kill_harness import Quiet, differences, fast_training, tiny_config, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +142,8 @@ def test_a_checkpoint_outside_of_a_run_and_an_older_version_s_are_accepted(run: 
     assert open_checkpoint(copy).state.step == 4
     as_version_0_2_wrote_it(run)
     assert open_checkpoint(run / "checkpoints" / "000006").state.step == 6
-    config = config_of(run.parent / "text.txt", init_from=str(copy), steps=2)
-    write_text(run.parent / "text.txt")
-    train(config, tmp_path / "tuned", progress=Quiet())
+    write_text(tmp_path / "text.txt")
+    train(config_of(tmp_path / "text.txt", init_from=str(copy), steps=1), tmp_path / "tuned", progress=Quiet())
 
 
 def test_a_run_of_version_0_2_resumes_without_a_warning(run: Path, finished_run: Path) -> None:
@@ -181,7 +180,9 @@ def test_a_log_that_was_changed_is_reported(
     (run / name).unlink()
     if changed is not None:
         (run / name).write_bytes(changed)
-    assert [name in warning and "step 6" in warning for warning in warnings_of(run)] == [True]
+    first = warnings_of(run)[0]
+    assert name in first
+    assert "step 6" in first
     assert set(differences(run, finished_run)) <= {name}
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl").training][-4:] == [7, 8, 9, 10]
 
@@ -194,7 +195,6 @@ def test_notes_in_the_samples_are_kept_in_a_copy(run: Path, finished_run: Path) 
     assert "edited-samples.md" in warnings[1]
     assert (run / "edited-samples.md").read_bytes() == edited
     assert differences(run, finished_run) == []
-    train(config_of(run.parent.parent / "text.txt"), run, overwrite=True, progress=Quiet()) if False else None
 
 
 # --- config.toml ------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_a_number_of_steps_edited_in_the_config_is_reported_or_refused(run: Path
 def test_a_damaged_config_names_its_copy(run: Path) -> None:
     (run / "config.toml").write_text("[model\n")
     copy = run / "checkpoints" / "000006" / "config.toml"
-    with pytest.raises(UserError, match="config.toml") as error:
+    with pytest.raises(UserError, match=r"config\.toml") as error:
         resume(run, progress=Quiet())
     assert f"cp {copy} {run / 'config.toml'}" in str(error.value)
     shutil.copyfile(copy, run / "config.toml")
@@ -234,7 +234,7 @@ def training_until_error(text: Path, run: Path, progress: Quiet) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [1, 4])
 def test_a_run_that_is_moved_stops_and_continues_in_its_new_place(
     tmp_path: Path, text: Path, step: int, finished_run: Path
 ) -> None:
@@ -242,8 +242,7 @@ def test_a_run_that_is_moved_stops_and_continues_in_its_new_place(
     assert str(run) in training_until_error(text, run, At(step, lambda: run.rename(moved)))
     assert not run.exists()
     assert warnings_of(moved) == []
-    write_text(finished_run.parent / "text.txt")
-    assert [name for name in differences(moved, finished_run) if name != "config.toml"] == []
+    assert differences(moved, finished_run) == ["config.toml"]  # which has the text's path
 
 
 def test_a_run_that_is_moved_during_a_save_stops(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +257,7 @@ def test_a_run_that_is_moved_during_a_save_stops(tmp_path: Path, text: Path, mon
     assert str(run) in training_until_error(text, run, Quiet())
     assert not run.exists()
     assert find_checkpoint(moved).path.name == "000002"
-    resume(moved, progress=Quiet())
-    assert not list(moved.rglob(".partial-*"))
+    assert RunDirectory(moved).read_status()["step"] == 2
 
 
 def test_a_run_that_is_replaced_by_a_link_to_its_new_place_goes_on(tmp_path: Path, text: Path) -> None:
@@ -273,8 +271,16 @@ def test_a_run_that_is_replaced_by_a_link_to_its_new_place_goes_on(tmp_path: Pat
     assert checkpoint_paths(moved / "checkpoints")[-1].name == "000010"
 
 
-def test_a_run_that_another_process_recreates_is_left_alone(tmp_path: Path, text: Path) -> None:
-    run = tmp_path / "run"
+@pytest.mark.parametrize("moment", ["between saves", "during a save"])
+def test_a_run_that_another_process_recreates_is_left_alone(
+    tmp_path: Path, text: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write = tmp_path / "run", checkpoint_module.write_tensors
+
+    def write_and_recreate(path: Path, *arguments: Any, **options: Any) -> None:
+        write(path, *arguments, **options)
+        if moment == "during a save" and path.name == "optimizer.safetensors":
+            recreate()
 
     def recreate() -> None:
         shutil.rmtree(run)
@@ -282,6 +288,35 @@ def test_a_run_that_another_process_recreates_is_left_alone(tmp_path: Path, text
         for name in (".lock", "config.toml", "metrics.jsonl", "status.json"):
             (run / name).write_text("another run's")
 
-    training_until_error(text, run, At(3, recreate))
+    monkeypatch.setattr(checkpoint_module, "write_tensors", write_and_recreate)
+    training_until_error(text, run, At(1 if moment == "between saves" else 99, recreate))
     assert sorted(path.name for path in run.iterdir()) == [".lock", "config.toml", "metrics.jsonl", "status.json"]
     assert {path.read_text() for path in run.iterdir()} == {"another run's"}
+
+
+# --- the ends of a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, 0), (3, 2)])
+def test_the_status_of_an_interrupted_run_has_the_last_step_that_was_saved(
+    tmp_path: Path, text: Path, step: int, saved: int
+) -> None:
+    """A second Ctrl-C raises KeyboardInterrupt without a save."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(text), tmp_path / "run", progress=At(step, interrupt))
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert (status["state"], status["step"]) == ("interrupted", saved)
+    assert [int(path.name) for path in checkpoint_paths(tmp_path / "run" / "checkpoints")] == ([saved] if saved else [])
+
+
+def test_a_full_disk_names_the_way_to_continue(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(path: Path, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "write_tensors", fill)
+    message = training_until_error(text, tmp_path / "run", Quiet())
+    assert all(part in message for part in ("000002", "disk is full", f"--resume {tmp_path / 'run'}"))
