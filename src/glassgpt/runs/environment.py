@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from glassgpt.config.validation import AtLeast1, Range, StrictConfig, types_of
+from glassgpt.config.validation import PositiveCount, StrictConfig, between, types_of
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import read_json
 
@@ -18,9 +18,9 @@ ENVIRONMENT_FILE = "environment.json"
 class _ReliedOn(StrictConfig):
     """The values that resuming uses. Those with a default are missing in runs of earlier versions."""
 
-    threads: Annotated[int, Range("from 1 to 1024", lambda value: 1 <= value <= 1024)]
+    threads: Annotated[int, between(1, 1024)]
     data_fingerprint: str
-    processes: AtLeast1[int] = 1
+    processes: PositiveCount[int] = 1
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     run_id: str | None = None
 

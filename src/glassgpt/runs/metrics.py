@@ -10,6 +10,7 @@ Readers leave a last line without its newline, which is still being written, and
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -91,7 +92,9 @@ def _record(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    losses = (value for key, value in record.items() if key == "loss" or key.startswith("val_"))
+    values = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
+    # A mixture has the losses of its texts as well.
+    losses = itertools.chain(*(value.values() if isinstance(value, dict) else [value] for value in values))
     return record if all(value is None or type(value) in (int, float) for value in losses) else None
 
 
