@@ -120,6 +120,7 @@ class Recorder:
         def write() -> None:
             with self.run.writing():
                 self._metrics.sync()  # first: a checkpoint relies on all records up to its step
+            with self.run.writing():
                 save_checkpoint(directory, snapshot, config, tokenizer, saved, about_run)
             self._saved_step = saved.step
             with self._ending:
