@@ -54,16 +54,17 @@ def generate(
 
     prompt: text or token ids; None starts a new document (`default_prompt`). A sample ends after `max_new_tokens`,
     before a `stop` string, or at one of the model's `end_ids`, by default the tokenizer's end of text. A full context
-    drops its older half and reads the rest again (`window_start`), unless the model has no limit
-    (`ModelConfig.has_unlimited_context`). precision: see `prepare_for_inference`. probabilities: also compute each
-    token's probability. Global random state is not used. Raises `UserError` for an empty prompt and for invalid
-    settings, before the first token, and for logits that are not finite.
+    drops its older half and reads the rest again (`window_start`), unless the model `has_unlimited_context`. precision:
+    see `prepare_for_inference`. probabilities: also compute each token's. Global random state is not used. Raises
+    `UserError` for an empty prompt and invalid settings, before the first token, and for logits that are not finite.
     """
     settings = SamplingConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
     if n < 1:
         raise UserError(f"n must be at least 1, got {n}")
+    # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
+    vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
     if "" in stop:
         raise UserError("a stop string is empty; it would stop before the first token")
@@ -76,10 +77,10 @@ def generate(
     def tokens() -> Iterator[GeneratedToken]:  # nested, so that `generate` checks its arguments when it is called
         ids = batch
         with evaluation_mode(model):
-            next_logits = _NextLogits(model, tokenizer, batch, max_new_tokens, precision, use_cache)
+            next_logits = _NextLogits(model, batch, max_new_tokens, precision, use_cache)
             for index in range(max_new_tokens):
-                logits = next_logits(ids)
-                drawn = _draw_next(logits, settings, generator)
+                logits = next_logits(ids)[:, :vocab_size]
+                drawn = _draw_next(model, logits, settings, generator)
                 chances: list[float | None] = [None] * n
                 if probabilities:
                     chances = logits.float().softmax(dim=-1).gather(-1, drawn[:, None])[:, 0].tolist()
@@ -98,17 +99,8 @@ class _NextLogits:
     """Computes the logits that follow all ids so far. A cache keeps what was computed of the earlier ones."""
 
     def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer | None,
-        prompt: Tensor,
-        max_new_tokens: int,
-        precision: InferencePrecision,
-        use_cache: bool,
+        self, model: GPT, prompt: Tensor, max_new_tokens: int, precision: InferencePrecision, use_cache: bool
     ) -> None:
-        self.original = model
-        # Published models often have padded vocabularies (Qwen's by over 200 ids): ids without text are never drawn.
-        self.vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
         self.model, self.use_cache = prepare_for_inference(model, len(prompt), max_new_tokens, precision), use_cache
         max_length = prompt.shape[1] + max_new_tokens
         self.limit = max_length if model.config.has_unlimited_context else model.config.context_length
@@ -118,18 +110,17 @@ class _NextLogits:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids (n, T) -> logits (n, V) of the ids that can be drawn. Raises `UserError` if they are not finite."""
+        """ids (n, T) -> logits (n, V)."""
         start = window_start(ids.shape[1], self.limit)
         if self.use_cache and (self.cache is None or start != self.cache_start):
             self.cache, self.cache_start = self.model.new_cache(len(ids), self.capacity), start
         unread = ids[:, start + (0 if self.cache is None else self.cache.length) :]
-        logits = self.model.logits(self.model.hidden(unread, self.cache)[:, -1])[:, : self.vocab_size]
-        require_finite(logits, self.original)
-        return logits
+        return self.model.logits(self.model.hidden(unread, self.cache)[:, -1])
 
 
-def _draw_next(logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """Draw one token (n,) from each row of logits (n, V)."""
+def _draw_next(model: GPT, logits: Tensor, settings: SamplingConfig, generator: torch.Generator) -> Tensor:
+    """Draw one token (n,) from each row of the model's logits (n, V). Raises `UserError` if they are not finite."""
+    require_finite(logits, model)
     if settings.temperature == 0:  # the distribution would put all on one token: a twentieth of a step
         return logits.argmax(dim=-1)
     return draw(sampling_distribution(logits, settings), generator).to(logits.device)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassgpt.model.finite import require_finite_weights
+from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT, Reduction
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
@@ -159,7 +159,8 @@ def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
         raise UserError(f"int8 needs a float32 model, and this one is {weight.dtype}; call model.float() first")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError("int8 needs FBGEMM, which PyTorch has for x86 CPUs only; generate without int8")
-    require_finite_weights(model)  # integers have no NaN
+    for parameter in model.parameters():  # integers have no NaN
+        require_finite(parameter.detach().abs(), model)
     with torch.inference_mode():
         return InferenceGPT(model, Int8Linear)
 

@@ -74,7 +74,8 @@ def _unsupported(key: str, value: object) -> UserError:
 def _normalized(config: ModelConfig) -> ModelConfig:
     """The config with defaults for everything that changes no logits or equals the default."""
     default, c = _GPT2_SMALL, config
-    full = c.window is None or c.window + c.window_globals >= c.context_length
+    # A longer text than the context exists only with relative positions.
+    full = c.window is None or (c.position == "learned" and c.window + c.window_globals >= c.context_length)
     pattern = "".join("L" if window is None else "S" for window in c.windows)
     shortest = next(n for n in range(1, len(pattern) + 1) if (pattern[:n] * -(-len(pattern) // n)).startswith(pattern))
     default_bias = c.norm == "rmsnorm" or c.resolved_norm_bias == c.bias
@@ -115,17 +116,19 @@ def _read_setting(ours: str, values: Mapping[str, Any]) -> Any:
 def _with_windows(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     """Add sliding windows: of all layers, of those from `max_window_layers` on, or of those in `layer_types`."""
     window: Any = values.get("sliding_window") if values.get("use_sliding_window", True) else None
-    if window is None and not values.get("layer_types"):
+    types = values.get("layer_types")
+    if window is None and types is None:
         return config
     first = values.get("max_window_layers", 0)
     for key, value in (("sliding_window", window), ("max_window_layers", first)):
         if value is not None and type(value) is not int:
             raise _unsupported(key, value)
-    types = values.get("layer_types") or [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
+    if types is None:
+        types = [_SLIDING if i >= first else _FULL for i in range(config.n_layer)]
     known = isinstance(types, list) and len(types) == config.n_layer and all(t in (_SLIDING, _FULL) for t in types)
     if not known or (_SLIDING in types and window is None):
         raise _unsupported("layer_types", types)
-    if window is None or _SLIDING not in types or window >= config.context_length:
+    if window is None or _SLIDING not in types:
         return config
     return replace(config, window=window, window_pattern="".join("S" if t == _SLIDING else "L" for t in types))
 
@@ -172,7 +175,7 @@ class Family:
 
     def _is_supported(self, key: str, value: object) -> bool:
         """Whether a key is read, has a required value, changes nothing, or asks for nothing (null, false or empty)."""
-        must_be = {**self.must_be, "is_causal": (True, None)}
+        must_be = {**self.must_be, "is_causal": (True,)}
         known = {*" ".join(self.keys.values()).split(), *self.windows, *self.unread, *_HARMLESS}
         if self.rope_theta is not None:
             must_be["partial_rotary_factor"] = (1, None)
@@ -189,9 +192,10 @@ class Family:
         if not isinstance(rope, Mapping):
             raise _unsupported(holder, rope)
         for key, value in sorted(rope.items(), key=lambda item: item[0] not in _ROPE_MUST_BE):  # kind of scaling first
-            if value and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
+            is_asked = value or key in _ROPE_MUST_BE
+            if is_asked and key != "rope_theta" and value not in _ROPE_MUST_BE.get(key, ()):
                 raise _unsupported(f"{holder}.{key}", value)
-        return rope.get("rope_theta") or config.get("rope_theta") or self.rope_theta
+        return rope.get("rope_theta", config.get("rope_theta", self.rope_theta))
 
     def stored_config(self, config: ModelConfig) -> ModelConfig:
         """The config of the model in a file of the family: with biases (zeros) if the family always has them."""

@@ -15,12 +15,6 @@ def require_finite(logits: Tensor, model: nn.Module) -> None:
         raise nonfinite_error(model)
 
 
-def require_finite_weights(model: nn.Module) -> None:
-    """Raise `UserError` if a parameter has NaN, which integers cannot hold, or infinite values."""
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise nonfinite_error(model)
-
-
 @torch.no_grad()
 def nonfinite_error(model: nn.Module) -> UserError:
     """The error for a model whose logits or losses are not finite, with the parameters at fault."""
