@@ -59,8 +59,8 @@ class FileTokenizer(Tokenizer):
         self._json, self._end_of_text_name = tokenizer_json, end_of_text
         self.end_of_text = find_end_of_text(content, end_of_text)
         self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
-        self._unknown = find_unknown(content)
-        self._special = find_special_ids(content, self.end_of_text, self._unknown)
+        self._unknown_id = find_unknown(content)
+        self._special = find_special_ids(content, self.end_of_text, self._unknown_id)
         if missing := set(self.document_marks) - set(token_ids(content).values()):
             raise ValueError(f"its post_processor has an id without a token, {min(missing)}")
         return content
