@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from glassgpt.config.schema import TrainConfig
-from glassgpt.data.prepare import prepare
+from glassgpt.data.prepare import find_prepared, prepare
 from glassgpt.distributed.group import Ranks
 from glassgpt.evaluation.perplexity import evaluate, evaluate_data
 from glassgpt.model.gpt import GPT
@@ -491,13 +491,39 @@ def test_a_setting_that_changes_the_results_is_refused_on_resume(
     [SENTENCE * 50, SENTENCE * 50 + "λ", "the\n" * 900],
     ids=["same characters", "more characters", "fewer characters"],
 )
-def test_a_changed_text_is_refused_and_the_run_is_unchanged(tmp_path: Path, text: Path, other: str) -> None:
+def test_a_changed_text_without_its_dataset_is_refused_and_the_run_is_unchanged(
+    tmp_path: Path, text: Path, other: str
+) -> None:
     run = crash(tiny_config(text), tmp_path / "run", 7)
     before = contents(run)
     text.write_text(other, encoding="utf-8")
+    shutil.rmtree(find_prepared(tiny_config(text).data, None)[0])
     with pytest.raises(UserError, match="the text has changed since this run began"):
         resume(run, progress=Quiet())
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_a_run_uses_the_dataset_that_it_began_with(tmp_path: Path, is_mixture: bool) -> None:
+    """Texts are added, changed and removed next to the run, whose own files are no text either."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_text(folder / f"{name}.txt", seed=ord(name))
+    data = {"mixture": {str(folder): 1.0, str(folder / "a.txt"): 1.0}} if is_mixture else {}
+    config = tiny_config(folder, data=data)
+    expected = train_uninterrupted(config, tmp_path / "uninterrupted")
+    run = crash(config, folder / "runs" / "run", 5)
+    with pytest.raises(CrashError):
+        resume(run, progress=CrashAt(7))  # nothing has changed
+    write_text(folder / "more.txt")
+    (folder / "b.txt").unlink()
+    (folder / "c.txt").write_text("λ")
+    progress = Quiet()
+    resume(run, progress=progress)
+    assert sum(str(folder) in message and "has changed" in message for message in progress.messages) == 1
+    assert differences(run, expected) == []
+    assert evaluate(run)["loss"] == evaluate(expected)["loss"]
 
 
 def test_the_same_text_in_a_newer_file_is_accepted(tmp_path: Path, text: Path) -> None:

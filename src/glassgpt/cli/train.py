@@ -17,6 +17,7 @@ from glassgpt.config.schema import NUMERICS_SETTINGS, TYPICAL_VOCAB_SIZES, Execu
 from glassgpt.config.validation import PositiveCount, Size
 from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
+from glassgpt.utils.launcher import launcher_number
 
 SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in ("column", "encoding", "errors", "skip-bad")}
 SHORT_FORMS["--data"] = "--data.source"
@@ -155,9 +156,9 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
     from glassgpt.planning.memory import check_memory
     from glassgpt.utils.device import find_device, find_precision
 
-    device, processes = find_device(config.device), int(os.environ.get("WORLD_SIZE", "1"))
+    device, processes = find_device(config.device), launcher_number("WORLD_SIZE", 1)
     if device.type == "cuda" and processes > 1:
-        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        device = find_device(f"cuda:{launcher_number('LOCAL_RANK')}")
     problem = check_memory(config, processes, device, find_precision(config.precision, device))
     if problem is not None and not force:
         raise UserError(f"this run does not fit: {problem} (--force trains anyway)")

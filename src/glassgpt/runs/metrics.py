@@ -10,6 +10,7 @@ Readers leave a last line without its newline, which is still being written, and
 
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, finite, unused_path, write_atomic
+from glassgpt.utils.files import explain_os_errors, finite, open_regular, unused_path, write_atomic
 
 Record = dict[str, Any]
 
@@ -91,7 +92,9 @@ def _record(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    losses = (value for key, value in record.items() if key == "loss" or key.startswith("val_"))
+    values = [value for key, value in record.items() if key == "loss" or key.startswith("val_")]
+    # A mixture has the losses of its texts as well.
+    losses = itertools.chain(*(value.values() if isinstance(value, dict) else [value] for value in values))
     return record if all(value is None or type(value) in (int, float) for value in losses) else None
 
 
@@ -126,8 +129,9 @@ def read_metrics(source: Path | bytes) -> Metrics:
 def _content(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    with explain_os_errors("read", source):
-        return source.read_bytes() if source.is_file() else b""
+    with explain_os_errors("read", source), suppress(FileNotFoundError), open_regular(source) as file:
+        return file.read()
+    return b""
 
 
 def mark_of(source: Path | bytes) -> str:

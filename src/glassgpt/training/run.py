@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from glassgpt.config.schema import EXECUTION_SETTINGS, TrainConfig
+from glassgpt.config.validation import flatten
 from glassgpt.data.sources import resolve as resolve_source
-from glassgpt.distributed.group import Ranks, process_group, under_torchrun
+from glassgpt.distributed.group import Ranks, process_group, require_same
 from glassgpt.runs.checkpoint import Checkpoint, latest_checkpoint, set_aside_later_checkpoints
 from glassgpt.runs.run_directory import RunDirectory
 from glassgpt.training.interrupts import Interrupts
@@ -30,6 +31,7 @@ from glassgpt.training.step import NonFiniteError
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
+from glassgpt.utils.launcher import under_torchrun
 
 # Seconds that the processes of a lost host need to release a run, and that another host's files need to become visible.
 SETTLING_SECONDS = 60.0
@@ -48,7 +50,7 @@ def train(
     torchrun restarts the ranks, the run that they began is resumed. Whether it fits into memory is not checked.
     """
     run = RunDirectory(out if out is not None else Path("runs") / config.name)
-    with _job(run, progress) as job:
+    with _job(run, progress, "train", config.to_dict()) as job:
         is_restart = job.ranks.is_main and _is_restart(run, config, overwrite, job.ranks)
         if job.ranks.all_gather_object(is_restart)[0]:
             job.progress.message(f"resuming {run.path}, which this torchrun job began")
@@ -67,11 +69,11 @@ def resume(run: str | Path, *, steps: int | None = None, progress: Progress | No
     as it is. Raises `UserError` for a directory that is not a run, for changed data, for a changed setting that
     determines the numbers, for a device that lacks the precision, and if no checkpoint passes verification.
     """
-    directory = RunDirectory(run)
-    with _job(directory, progress) as job:
+    directory, changes = RunDirectory(run), execution if steps is None else {**execution, "steps": steps}
+    with _job(directory, progress, "train --resume", changes) as job:
         if job.ranks.is_main:
             directory.require_run()
-        job.resume(execution if steps is None else {**execution, "steps": steps})
+        job.resume(changes)
     return directory.path
 
 
@@ -180,15 +182,26 @@ class _Job:
 
 
 @contextmanager
-def _job(run: RunDirectory, progress: Progress | None) -> Iterator[_Job]:
-    """Connect the ranks; if a signal stopped the run, raise the exception that ends the process."""
+def _job(run: RunDirectory, progress: Progress | None, command: str, settings: Mapping[str, Any]) -> Iterator[_Job]:
+    """Connect the ranks; if a signal stopped the run, raise the exception that ends the process.
+
+    Raises `UserError` if the ranks were not all given the same `command`, run and `settings`.
+    """
     # A failure is recorded before the run's lock ends: then another process may resume it.
     with ExitStack() as until_the_end, process_group() as ranks:
+        facts = {"version of the code": _hash_of_code(), "torch": torch.__version__, "command": command}
+        require_same(ranks, {**facts, "run directory": run.path, **dict(flatten(settings))})
         job = _Job(run, ranks, (progress or Progress()) if ranks.is_main else SilentProgress(), until_the_end)
         yield job
     if job.stopped_by is not None:
         # Under torchrun any other exit code is a failure, after which it restarts the ranks.
         raise KeyboardInterrupt if job.stopped_by == signal.SIGINT and not under_torchrun() else SystemExit(0)
+
+
+def _hash_of_code() -> str:
+    """Hash of this package's own files: ranks with other commits installed may have the same version number."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _find_resume_point(

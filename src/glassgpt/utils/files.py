@@ -106,10 +106,14 @@ def read_file(path: Path | str, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, origin: str) -> Any:
-    """The value of JSON text. Raises `UserError` that names the origin, also if it is nested too deeply."""
+def parse_json(content: bytes | str, origin: str, *, unique_keys: bool = False) -> Any:
+    """The value of JSON text. Raises `UserError` that names the origin, also if it is nested too deeply.
+
+    `unique_keys`: refuse objects that have a key twice, of which Python's parser keeps the last value.
+    """
     try:
-        value = json.loads(decoded(content, origin) if isinstance(content, bytes) else content)
+        text = decoded(content, origin) if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
         _require_flat(value)
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -118,10 +122,38 @@ def parse_json(content: bytes | str, origin: str) -> Any:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(value := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return value
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises `UserError` if it is missing, too large, damaged, or nested too deeply."""
     with readable(path):
         return parse_json(read_file(path), str(path))
+
+
+def sealed_json(value: Mapping[str, Any]) -> str:
+    """A JSON object with a hash of its content, by which `read_sealed` notices damage."""
+    return json.dumps({**value, "checksum": _checksum(value)}, indent=1) + "\n"
+
+
+def read_sealed(path: Path, *, needs_checksum: bool = True) -> dict[str, Any]:
+    """The object that `sealed_json` wrote to a file. Raises `UserError` if it is missing or damaged."""
+    with readable(path):
+        content = read_file(path, 1 << 32)  # the manifest of a dataset names every file of its source
+    value = parse_json(content, str(path), unique_keys=True)
+    if isinstance(value, dict):
+        own = _checksum(value)
+        if value.pop("checksum", None if needs_checksum else own) == own:
+            return value
+    raise UserError(f"{path} is damaged: its content has changed")
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    content = {key: each for key, each in value.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
