@@ -226,18 +226,23 @@ class HFTokenizer(FileTokenizer):
         return np.array([self._ends_word(i) for i in range(self.vocab_size)], dtype=np.int64) * self.is_text
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint64]]:
-        for text in texts:
-            base.encode_text(text)  # raises a better error than the library
         with _explained("this tokenizer cannot encode the text"):
-            encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        parts = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-        for text, part in zip(texts, parts, strict=True):
-            if (part == self.vocab_size).any():
-                encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
-                offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
-                character = base.describe_character(text, offset)
-                raise UserError(f"the character {character} has no id;\nremove or replace it")
-        return base.concatenate_ids(parts)
+            try:
+                encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+            except Exception:
+                base.encode_texts(texts)  # raises the better error
+                raise
+        offsets = base.offsets_of(encodings)
+        every_id = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        ids = np.fromiter(every_id, dtype=np.uint32, count=int(offsets[-1]))
+        unknown = ids == self.vocab_size
+        if unknown.any():
+            text = texts[int(np.searchsorted(offsets, unknown.argmax(), side="right")) - 1]
+            encoding = self._encoder.encode(text, add_special_tokens=False)  # the fast batch has no offsets
+            offset: int = encoding.offsets[encoding.ids.index(self.vocab_size)][0]
+            character = base.describe_character(text, offset)
+            raise UserError(f"the character {character} has no id;\nremove or replace it")
+        return ids, offsets
 
 
 def _symbol_bytes(name: str) -> bytes:
