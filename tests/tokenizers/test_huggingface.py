@@ -638,6 +638,10 @@ LONG_MAP = base64.b64encode(bytes(4) + b"x" * 10_000 + b"\0").decode()
         ("normalizer", [rule("a", "a" * 33)]),
         ("normalizer", [rule("a", "aaaa")] * 4),
         ("normalizer", [rule("a", "bbbb"), rule("b", "cccc"), step("NFC"), rule("c", "dddd")]),
+        (
+            "normalizer",
+            [rule("a", "BBBB"), step("Lowercase"), rule("b", "éééé"), step("StripAccents"), rule("e", "cccc")],
+        ),
         ("normalizer", [step("Sequence", normalizers=[rule("a", "aaaa")] * 2), rule("a", "aaaa")]),
         ("normalizer", [regex(".", "xxxx")] * 3),
         ("normalizer", [regex("x*", "xxxx")] * 3),
@@ -658,7 +662,14 @@ def test_a_file_that_makes_texts_very_long_is_refused(part: str, items: list[dic
     "items",
     [
         [step("Prepend", prepend="▁"), rule(" ", "▁")],
-        [rule("\n", "<|newline|>"), rule("\t", "<|tab|>"), rule("  ", "<|spaces|>"), rule(" ", "▁")],
+        [
+            rule("\n", "<|newline|>"),
+            step("NFC"),
+            regex("[x]", ""),
+            rule("\t", "<|tab|>"),
+            rule("  ", "<|spaces|>"),
+            rule(" ", "▁"),
+        ],
         [
             regex(r"\s+", " "),
             regex(" {2,}", "▁"),

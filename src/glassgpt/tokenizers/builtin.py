@@ -136,7 +136,7 @@ def vocabulary_tokenizer(texts: Sequence[str]) -> Tokenizer:
         raise UserError("it lists a text twice")
     # With equal scores, the split of the highest score has the fewest pieces.
     model = {"type": "Unigram", "unk_id": None, "vocab": [[text, -1.0] for text in texts], "byte_fallback": False}
-    return HFTokenizer(format_tokenizer_json(None, {"type": "Fuse"}, model))
+    return HFTokenizer(format_tokenizer_json({"type": "Sequence", "pretokenizers": []}, {"type": "Fuse"}, model))
 
 
 def gpt2_tokenizer() -> BPETokenizer:

@@ -59,9 +59,11 @@ class FileTokenizer(Tokenizer):
         self._json, self._end_of_text_name = tokenizer_json, end_of_text
         self.end_of_text = find_end_of_text(content, end_of_text)
         self.prompt_prefix = find_prompt_prefix(content.get("post_processor"))
-        self._unknown_id = find_unknown(content)
+        ids, model = token_ids(content), content["model"]
+        name = model.get("unk_token")
+        self._unknown_id = model.get("unk_id") if name is None else ids.get(name)
         self._special = find_special_ids(content, self.end_of_text, self._unknown_id)
-        if missing := set(self.document_marks) - set(token_ids(content).values()):
+        if missing := set(self.document_marks) - set(ids.values()):
             raise ValueError(f"its post_processor has an id without a token, {min(missing)}")
         return content
 
@@ -72,13 +74,10 @@ class FileTokenizer(Tokenizer):
     @cached_property
     def _first_lengths(self) -> npt.NDArray[np.int64]:
         """The bytes (V,) that each id stands for at the beginning of a text."""
-        added = b""  # what the tokenizer puts before a text, and decoding keeps
-        for character in "a0.":
-            with suppress(UserError):  # it has no id
-                text = self.decode_bytes(self.encode(character))
-                if text.endswith(character.encode()):
-                    added = text[:-1]
-                    break
+        text = b""
+        with suppress(UserError):  # it has no letter "a"
+            text = self.decode_bytes(self.encode("a"))
+        added = text[:-1] if text.endswith(b"a") else b""  # what the tokenizer puts before a text and decoding keeps
         first = [len(self.decode_bytes([i]).removeprefix(added)) for i in range(self.vocab_size)]
         return np.array(first, dtype=np.int64) * self.is_text
 
@@ -177,12 +176,9 @@ class HFTokenizer(FileTokenizer):
             if self._encoder.token_to_id(name) != token["id"]:
                 raise UserError(f"the id {token['id']} of its added token {token['content'][:40]!r} is out of order")
         self._join = self._encoder.decoder.decode if self._encoder.decoder is not None else " ".join
-        self._names = [""] * self.vocab_size
-        pieces = content["model"]["vocab"]
-        for name, i in itertools.chain(
-            ((name, i) for i, (name, _) in enumerate(pieces)) if isinstance(pieces, list) else (), ids.items()
-        ):
-            self._names[i] = name
+        names, vocab = {i: name for name, i in ids.items()}, content["model"]["vocab"]
+        names |= {i: name for i, (name, _) in enumerate(vocab)} if isinstance(vocab, list) else {}  # some come twice
+        self._names = [names.get(i, "") for i in range(self.vocab_size)]
         with _explained("its decoder fails"):
             self._table = [self._bytes_of(name, "a") for name in self._names]
 
@@ -198,18 +194,15 @@ class HFTokenizer(FileTokenizer):
             return bytes([int(match[1], 16)])
         return _symbol_bytes(name)
 
-    @_explained("its decoder fails")
-    def _first_bytes(self, name: str) -> bytes:
-        return self._bytes_of(name)
-
     def _ends_word(self, i: int) -> bool:
         return self._suffix is not None and i < self.vocab_size and self._names[i].endswith(self._suffix)
 
+    @_explained("its decoder fails")
     def decode_bytes(self, ids: Iterable[int], *, after: int | None = None) -> bytes:
         parts = []
         for i in self._valid(ids):
             parts += [b" "] if after is not None and self._ends_word(after) else []
-            parts += [self._first_bytes(self._names[i]) if after is None else self._table[i]]
+            parts += [self._bytes_of(self._names[i]) if after is None else self._table[i]]
             after = i
         return b"".join(parts)
 
@@ -272,10 +265,7 @@ def _byte_level_table(content: Mapping[str, Any]) -> list[bytes]:
 
 
 def format_tokenizer_json(
-    pre_tokenizer: Mapping[str, Any] | None,
-    decoder: Mapping[str, Any],
-    model: Mapping[str, Any],
-    added: Sequence[object] = (),
+    pre_tokenizer: Mapping[str, Any], decoder: Mapping[str, Any], model: Mapping[str, Any], added: Sequence[object] = ()
 ) -> str:
     """Return the text of a tokenizer.json with these parts."""
     content: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": list(added)}
@@ -319,13 +309,6 @@ def find_prompt_prefix(post_processor: Mapping[str, Any] | None) -> tuple[int, .
             before = pieces[: next((at for at, piece in enumerate(pieces) if "Sequence" in piece), 0)]
             return tuple(i for piece in before for i in tokens[piece["SpecialToken"]["id"]]["ids"])
     return ()
-
-
-def find_unknown(content: Mapping[str, Any]) -> int | None:
-    """Return the id of the token for unknown text."""
-    model = content["model"]
-    name, i = model.get("unk_token"), model.get("unk_id")
-    return i if name is None else token_ids(content).get(name)
 
 
 def find_special_ids(content: Mapping[str, Any], end_of_text: int | None, unknown: int | None) -> frozenset[int]:
