@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from glassgpt.tokenizers.base import encode_texts
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import flush_to_disk, read_sealed, sealed_json, sha256_of, write_atomic
+from glassgpt.utils.files import flush_to_disk, read_sealed, readable, sealed_json, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
@@ -214,9 +214,9 @@ def is_intact(mark: Path) -> bool:
         return False
 
 
-def is_shard_name(name: str) -> bool:
+def is_shard_name(name: str, suffix: str = "") -> bool:
     """Whether a file of this name is a shard or an index."""
-    return _NAME.fullmatch(name) is not None
+    return _NAME.fullmatch(name) is not None and name.endswith(suffix)
 
 
 def index_path(shard: Path) -> Path:
@@ -240,7 +240,8 @@ class TokenFile:
 
     def open(self) -> npt.NDArray[Any]:
         """Map the tokens (tokens,) into memory; they are read from the disk when used."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, (self.tokens,))
+        with readable(self.path):
+            return np.memmap(self.path, self.dtype, "r", self.offset, (self.tokens,))
 
     def chunks(self) -> Iterator[npt.NDArray[Any]]:
         """Read the tokens a few million at a time, freeing each chunk; mapped, all of them would stay in memory."""
