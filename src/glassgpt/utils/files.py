@@ -81,7 +81,8 @@ def decoded(data: bytes, origin: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        where = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{origin} is not valid UTF-8: {where}; convert it to UTF-8, if it is text") from None
 
 
 def open_regular(path: Path | str) -> BufferedReader:
