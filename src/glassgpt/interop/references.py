@@ -132,9 +132,10 @@ def read_reference(reference: str | Path, read: Callable[[ModelSource], T], veri
         try:
             with explain_os_errors("read", Path(reference)):
                 return read(find_model(reference, verify=verify))
-        except FileNotFoundError as error:
-            missing = error.filename or error
-    raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    raise UserError(f"{reference}: its files were removed while they were read; try again, or name another checkpoint")
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:
