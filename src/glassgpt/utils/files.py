@@ -81,7 +81,8 @@ def decoded(data: bytes, origin: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        where = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{origin} is not valid UTF-8: {where}; convert it to UTF-8, if it is text") from None
 
 
 def open_regular(path: Path | str) -> BufferedReader:
@@ -132,6 +133,14 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises `UserError` if it is missing, too large, damaged, or nested too deeply."""
     with readable(path):
         return parse_json(read_file(path), str(path))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` as `read_json` does, and if it is another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    return value
 
 
 def sealed_json(value: Mapping[str, Any]) -> str:
