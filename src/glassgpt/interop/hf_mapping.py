@@ -39,6 +39,8 @@ _HARMLESS = frozenset(
 _HARMLESS_START = ("_", "summary_", "unsloth_")
 # Keys for which null has a meaning: a width or number that follows from the others, no cap, no dropout.
 _NULLABLE = {"n_inner", "num_key_value_heads", "head_dim", "final_logit_softcapping", "attention_dropout"}
+# Second names of sizes, under which transformers reads them in every family.
+_SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}
 _ROPE_MUST_BE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 _GPT2_SMALL = ModelConfig()
 # Parts of names that DDP, torch.compile, FSDP and activation checkpointing add.
@@ -182,6 +184,8 @@ class Family:
             known |= {"rope_theta", "rope_scaling", "rope_parameters"}
         if key in must_be:
             return value in must_be[key]
+        if key in _SIZES:
+            return key in known
         return not value or key in known or key.startswith(_HARMLESS_START)
 
     def _rope_base(self, config: Mapping[str, Any]) -> Any:
