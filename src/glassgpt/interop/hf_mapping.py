@@ -268,15 +268,20 @@ class Family:
         halves = tensor.reshape(-1, 2, config.resolved_head_dim // 2, *tensor.shape[1:])
         return halves.flip(1).reshape(tensor.shape)
 
-    def export_tensors(self, model: GPT) -> dict[str, Tensor]:
-        """All tensors of a file of the family, in float32 on the CPU. The model's config must have no `obstacles`."""
+    def export_tensors(self, model: GPT, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """All tensors of a file of the family, on the CPU. The model's config must have no `obstacles`.
+
+        Raises `UserError` for a number that is too large for the dtype.
+        """
         config, parameters = self.stored_config(model.config), dict(model.named_parameters())
         result: dict[str, Tensor] = {}
         for name, stored in GPT.empty(config, "meta").named_parameters():
             if name in parameters:  # without the rows that pad the embedding and the head
-                tensor = parameters[name].detach()[: len(stored)].cpu().float()
+                tensor = parameters[name].detach()[: len(stored)].cpu().to(dtype)
+                if tensor.isinf().any() and parameters[name].isfinite().all():
+                    raise UserError(f"{name} has numbers that are too large for {dtype}; export in float32 or bfloat16")
             else:  # a bias that only the file has
-                tensor = torch.zeros(stored.shape)
+                tensor = torch.zeros(stored.shape, dtype=dtype)
             for theirs, part in self._parts(name, tensor, config).items():
                 result[theirs] = self._rotated(theirs, part, config)
         return result
