@@ -4,6 +4,7 @@
 both. This is the one place that decides which setting is which.
 """
 
+import codecs
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class ReadingConfig:
     # Handling of bytes that are not valid in the encoding: refuse them, replace each by U+FFFD, or leave them out.
     errors: Literal["strict", "replace", "ignore"] = "strict"
     skip_bad: bool = False  # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
+    delimiter: str | None = None  # Character between the fields of .csv and .tsv files; none: found by the header.
+    split_on: str | None = None  # Text between the documents of a text file, such as <|endoftext|>; none: one document.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +78,21 @@ class DataConfig(TextConfig, StrictConfig):
             raise UserError("data.validation_source works with a single source, not with data.mixture")
         if self.validation_source is not None and self.validation != "fraction":
             raise UserError("data.validation = 'first_shard' and data.validation_source exclude each other")
-        try:
-            "".encode(self.encoding)
-        except LookupError:
-            self.require("encoding", False, "a known encoding, such as 'utf-8', 'latin-1' or 'cp1252'")
+        valid = "a known encoding of text, such as 'utf-8', 'latin-1' or 'cp1252'"
+        self.require("encoding", _is_text_encoding(self.encoding), valid)
+        is_delimiter = self.delimiter in (None, "\t", "\\t") or (len(self.delimiter) == 1 and self.delimiter.isprintable())
+        self.require("delimiter", is_delimiter and self.delimiter != "\"", "one character, or \\t for a tab")
+        self.require("split_on", self.split_on != "", "at least one character")
+
+
+def _is_text_encoding(name: str) -> bool:
+    """Whether text can be encoded with it, and decoded in pieces."""
+    text = "Some words in several lines of text, ...\n" * 3
+    try:
+        content, decoder = text.encode(name), codecs.getincrementaldecoder(name)()
+        return decoder.decode(content[:9]) + decoder.decode(content[9:], final=True) == text
+    except (LookupError, ValueError):  # unknown, or between bytes (hex); several errors of codecs for domain names
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

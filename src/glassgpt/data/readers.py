@@ -4,6 +4,9 @@ import csv
 import io
 import itertools
 import json
+import operator
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.text_files import COMPRESSIONS, compression_of, read_text, split_text
+from glassgpt.data.text_files import (
+    COMPRESSIONS,
+    MOST_EXPANDED,
+    MOST_EXPANSION,
+    compression_of,
+    read_text,
+    split_text,
+)
+from glassgpt.utils.content import HEAD_BYTES, is_web_page, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import open_regular, readable
+from glassgpt.utils.formatting import format_bytes
 
 _JSON_LINES = (".jsonl", ".json", ".ndjson")  # C4 is published as .json.gz
-_COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, ".csv")
+_SEPARATED = (".csv", ".tsv")
+_COMPRESSIBLE = (".txt", ".md", *_JSON_LINES, *_SEPARATED)
 SUFFIXES = (*_COMPRESSIBLE, ".parquet", *(inner + outer for inner in _COMPRESSIBLE for outer in COMPRESSIONS))
 """Suffixes of the files that are read from a folder; `name.lower().endswith(SUFFIXES)`."""
 
@@ -26,6 +39,9 @@ PART_CHARACTERS = 1 << 22
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
+_FIX = "fix it: where this row ends is not certain, so it cannot be skipped"
+# Special tokens of GPT-2, chat models (<|im_start|>) and Llama.
+_SPECIAL = re.compile(r"<\|\w+\|>|</s>")
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
@@ -43,6 +59,7 @@ class BadRow(NamedTuple):
     place: str  # such as `line 3`
     reason: str
     lacks_column: bool = False
+    can_be_skipped: bool = True  # False if it is not certain where the row ends
 
 
 @dataclass
@@ -54,6 +71,8 @@ class Counts:
     bad: int = 0  # rows without text that were skipped
     first_bad: str = ""  # the place of the first one, and the reason
     duplicates: int = 0
+    special: int = 0  # occurrences of special tokens, which are encoded as any other text
+    web_pages: int = 0  # files of text that begin as HTML does
 
 
 def read_documents(
@@ -75,20 +94,27 @@ def read_documents(
                 continue
         counts.documents += 1
         for number, text in enumerate(itertools.chain(head, parts)):
+            if "<|" in text or "</s>" in text:
+                counts.special += len(_SPECIAL.findall(text))
             yield Part(text, row, number == 0)
 
 
 def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
-    """The row and the text, in pieces, of each document."""
+    """The row and the text, in pieces, of each document. The pieces must be read before the next document."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
     pieces = read_text(path, name, options.encoding, options.errors)
     if plain_name.endswith(_JSON_LINES):
         rows = _jsonl_rows(pieces, name, options.column)
-    elif plain_name.endswith(".csv"):
-        rows = _csv_rows(pieces, name, options.column)
+    elif plain_name.endswith(_SEPARATED):
+        delimiters = (options.delimiter or ("\t,;|" if plain_name.endswith(".tsv") else ",\t;|")).replace("\\t", "\t")
+        rows = _csv_rows(pieces, name, options.column, delimiters)
     elif not plain_name.endswith(".parquet"):
-        yield 0, pieces
+        first = next(pieces, "")
+        counts.web_pages += is_web_page(first)
+        texts = _split_on(itertools.chain([first], pieces), options.split_on)
+        for row, group in itertools.groupby(texts, operator.itemgetter(0)):
+            yield row, map(operator.itemgetter(1), group)
         return
     elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
@@ -99,14 +125,31 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
         if isinstance(text, str):
             has_text = True
             yield row, [text]
-        elif options.skip_bad:
+        elif options.skip_bad and text.can_be_skipped:
             counts.bad += 1
             counts.first_bad = counts.first_bad or f"{text.place}: {text.reason}"
         else:
             # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
             is_wrong_column = text.lacks_column and not has_text
-            skip = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
+            skip = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)" if text.can_be_skipped else _FIX
             raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
+
+
+def _split_on(pieces: Iterable[str], separator: str | None) -> Iterator[tuple[int, str]]:
+    """The text between the separators, in pieces, each with the number of separators before it."""
+    number, rest = 0, ""
+    if separator is None:
+        yield from ((0, piece) for piece in pieces)
+        return
+    for piece in pieces:
+        *complete, rest = (rest + piece).split(separator)
+        for text in complete:
+            yield number, text
+            number += 1
+        end = max(0, len(rest) - len(separator) + 1)  # the characters after it may begin a separator
+        yield number, rest[:end]
+        rest = rest[end:]
+    yield number, rest
 
 
 def _lacks(column: str, columns: Sequence[str]) -> str:
@@ -182,25 +225,34 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | BadRow]:
-    """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header."""
+def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) -> Iterator[str | BadRow]:
+    """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header.
+
+    The first of the delimiters with which the header has the column is that of the file.
+    """
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
-    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in _lines(pieces, name))
+    blocks = _lines(pieces, name)
+    first = next(blocks, "")
+    headers = {delimiter: _first_record(first, delimiter) for delimiter in delimiters}
+    fallback = max(delimiters, key=lambda delimiter: len(headers[delimiter]))
+    delimiter = next((delimiter for delimiter in delimiters if column in headers[delimiter]), fallback)
+    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in itertools.chain([first], blocks))
+    own_lines: list[str] = []  # of the current record
     # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(_remembered(lines, own_lines), strict=True, delimiter=delimiter)
     header: list[str] = []
     index = 0
     while True:
         place = f"line {reader.line_num + 1}"
+        own_lines.clear()
         try:
             record = next(reader, None)
         except csv.Error as error:
             if not header:
                 raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
-            if "unexpected end of data" in str(error):  # not a row to skip: all rows from there on are in the quotes
-                raise UserError(f"{name}, {place}: unclosed quote, so the rows after it are lost; close it") from None
-            yield BadRow(place, f"invalid CSV ({error})")
-            continue
+            is_open = "unexpected end of data" in str(error)
+            yield BadRow(place, "unclosed quote" if is_open else f"invalid CSV ({error})", can_be_skipped=False)
+            return
         if record == []:
             continue
         if not header:
@@ -209,9 +261,25 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str) -> Iterator[str | B
         elif record is None:
             return
         elif len(record) != len(header):
-            yield BadRow(place, f"{len(record)} fields instead of the header's {len(header)}")
+            has_quotes = any('"' in line for line in own_lines)
+            reason = f"{len(record)} fields instead of the header's {len(header)}"
+            yield BadRow(place, reason + ", and quotes" * has_quotes, can_be_skipped=not has_quotes)
         else:
             yield record[index]
+
+
+def _first_record(text: str, delimiter: str) -> list[str]:
+    """The first record of CSV that is not a blank line; empty if it is invalid."""
+    try:
+        return next(filter(None, csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)), [])
+    except csv.Error:
+        return []
+
+
+def _remembered(lines: Iterable[str], memory: list[str]) -> Iterator[str]:
+    for line in lines:
+        memory.append(line)
+        yield line
 
 
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
@@ -220,8 +288,11 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         from pyarrow import parquet, types
     except ImportError:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
-    with readable(name):
-        open(path, "rb").close()  # Arrow's own errors for a missing or unreadable file are long
+    with readable(name), open_regular(path) as file:  # Arrow's own errors for a missing or unreadable file are long
+        head = file.read(HEAD_BYTES)
+        most = max(MOST_EXPANDED, MOST_EXPANSION * os.fstat(file.fileno()).st_size)
+    if not head.startswith(b"PAR1"):
+        require_text(head, name)  # names what it is
     with _explain_damage(name, "its footer"):
         # Without a buffer size, the column of a whole row group is in memory: 412 instead of 134 MB for one of 300 MB.
         table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
@@ -235,6 +306,9 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         for group in range(table.num_row_groups):
             with _explain_damage(name, f"row group {group}"):
                 metadata = table.metadata.row_group(group)
+                if metadata.total_byte_size > min(most, _LONGEST_LINE * max(1, metadata.num_rows)):
+                    amount = f"{format_bytes(metadata.total_byte_size)} in {metadata.num_rows:,} rows"
+                    raise UserError(f"{name}: row group {group} expands to {amount}, more than a text can need")
                 # By bytes, as 1,000 rows may be a megabyte or a gigabyte. Bytes of all columns, since Arrow ends the
                 # process (std::terminate) when asked for the bytes of one column in some damaged files.
                 fitting = _PARQUET_BATCH * metadata.num_rows // max(1, metadata.total_byte_size)

@@ -1,4 +1,4 @@
-"""The text of a file in pieces: decompressed (.gz, .bz2, .zst), decoded, and split where GPT-2 splits it anyway.
+"""The text of a file in pieces: decompressed (gzip, bzip2, zstd), decoded, and split where GPT-2 splits it anyway.
 
 A file is never held whole. A damaged or truncated file is an error, also in the cases in which the standard library
 would take it for a file that ends early: lost text would go unnoticed.
@@ -9,6 +9,7 @@ import codecs
 import gzip
 import importlib
 import itertools
+import os
 import re
 import sys
 import zlib
@@ -17,13 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from glassgpt.utils.content import HEAD_BYTES, require_text
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import readable
+from glassgpt.utils.files import open_regular, readable
+from glassgpt.utils.formatting import format_bytes
 
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 """Suffixes of compressed files."""
 
+# How each compression begins. Its name counts only for a file that begins otherwise, for the error.
+_MAGIC = ((rb"\x1f\x8b\x08", ".gz"), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", ".bz2"), (rb"\x28\xb5\x2f\xfd", ".zst"))
+_MAGIC_BYTES = 10
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
+# Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
+MOST_EXPANDED, MOST_EXPANSION = 1 << 30, 500
 
 
 def compression_of(name: str) -> str:
@@ -32,14 +40,15 @@ def compression_of(name: str) -> str:
 
 
 def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
-    """Yield the file's text, decompressed by the suffix of `name`, without its byte-order mark.
+    """Yield the file's text, decompressed, without its byte-order mark.
 
-    Raises `UserError` for a file that cannot be read, is damaged or truncated, or is not valid in its encoding.
+    Raises `UserError` for a file that cannot be read, is damaged or truncated, is not text (it says what it is), or is
+    not valid in its encoding.
     """
     codec = codecs.lookup(encoding)
     decoder = codec.incrementaldecoder(errors)
     offset, started = 0, False
-    for chunk in itertools.chain(_read_bytes(path, name), [b""]):
+    for chunk in itertools.chain(_text_bytes(path, name, codec.name), [b""]):
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
@@ -57,23 +66,45 @@ def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str
             yield text
 
 
-def _read_bytes(path: Path, name: str) -> Iterator[bytes]:
-    """The file's bytes, decompressed. No chunk is empty."""
-    compression = compression_of(name)
-    with readable(name), open(path, "rb") as raw:
-        if not compression:
-            yield from iter(partial(raw.read, _CHUNK), b"")
-            return
-        try:
-            if not raw.peek(1):  # even an empty text has some compressed bytes
-                raise EOFError
-            yield from _decompress(raw, compression)
-        except EOFError:
-            problem = f"its compressed data does not end within its {raw.tell():,} bytes"
-            raise UserError(f"{name} is truncated: {problem}; get it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            problem = f"{error} (within its first {raw.tell():,} bytes)"
-            raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; get it again") from error
+def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
+    """The file's bytes, decompressed. Raises `UserError` if they do not begin as text does."""
+    with readable(name), open_regular(path) as raw:
+        compression = next((suffix for magic, suffix in _MAGIC if re.match(magic, raw.peek(_MAGIC_BYTES))), "")
+        compression = compression or compression_of(name)
+        chunks, head = _decompressed(raw, compression, name), b""
+        for chunk in chunks:
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+        require_text(head[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)
+        if head:
+            yield head
+        yield from chunks
+
+
+def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]:
+    """The content of the file. No chunk is empty. Raises `UserError` for damage, and if it grows beyond all reason."""
+    if not compression:
+        while chunk := raw.read(_CHUNK):  # None from a file of the kernel that has nothing now
+            yield chunk
+        return
+    most, size = max(MOST_EXPANDED, MOST_EXPANSION * os.fstat(raw.fileno()).st_size), 0
+    try:
+        if not raw.peek(1):  # even an empty text has some compressed bytes
+            raise EOFError
+        for chunk in _decompress(raw, compression):
+            yield chunk
+            size += len(chunk)
+            if size > most:
+                expands = f"expands to more than {format_bytes(most)}, over {MOST_EXPANSION} times its size"
+                raise UserError(f"{name} {expands}; if all of that is text, decompress it first")
+    except EOFError:
+        problem = f"its compressed data does not end within its {raw.tell():,} bytes"
+        raise UserError(f"{name} is truncated: {problem}; get it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        problem = f"{error} (within its first {raw.tell():,} bytes)"
+        advice = f"get it again (if it is plain text, take {compression} off its name)"
+        raise UserError(f"{name} is damaged, or not a {compression} file: {problem}; {advice}") from error
 
 
 def _decompress(raw: BinaryIO, compression: str) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from glassgpt.utils.content import HEAD_BYTES, require_text
 from glassgpt.utils.errors import UserError
 
 # A file or directory that is still being written has this prefix until it is renamed to its final name.
@@ -63,9 +64,10 @@ def user_path(text: str | Path) -> Path:
 
 
 def decoded(data: bytes, origin: str) -> str:
-    """Text in UTF-8. Raises `UserError` that names the origin and the first wrong byte."""
+    """Text in UTF-8, without a byte-order mark. Raises `UserError` that names the origin, and what the data is."""
+    require_text(data[:HEAD_BYTES], origin)
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
 
@@ -137,7 +139,7 @@ def _require_flat(value: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

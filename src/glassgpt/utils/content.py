@@ -1,0 +1,115 @@
+"""What a file holds if it is not plain text: recognised by its first bytes, never by its name."""
+
+import codecs
+import re
+
+from glassgpt.utils.errors import UserError
+
+HEAD_BYTES = 1 << 14
+"""Bytes at the beginning of a file by which its content is recognised."""
+
+_TEXT = "save its text as a .txt file first, for example with LibreOffice or pandoc"
+_SHEET = "save the sheet as a .csv file first"
+_TABLE = "export its text as .csv or .jsonl first"
+_PACKED = "unpack it first"
+_NO_TEXT = "give a text instead"
+_ZIP, _ODF = rb"PK\x03\x04.{26}", rb"PK\x03\x04.{26,60}mimetypeapplication/"
+# Patterns of the first bytes, the format, and the way to text. The first match counts.
+_FORMATS = (
+    (rb"%PDF-\d", "a PDF document", "extract its text first: pdftotext FILE.pdf"),
+    (rb"\{\\rtf\d", "an RTF document", _TEXT),
+    (_ZIP + rb".{0,8000}?\bword/[a-z]", "a Word document", _TEXT),
+    (_ZIP + rb".{0,8000}?\bxl/[a-z]", "an Excel sheet", _SHEET),
+    (_ZIP + rb".{0,8000}?\bppt/[a-z]", "a PowerPoint presentation", _TEXT),
+    (_ODF + rb"vnd\.oasis\.opendocument\.spreadsheet", "an OpenDocument sheet", _SHEET),
+    (_ODF + rb"vnd\.oasis\.opendocument", "an OpenDocument file", _TEXT),
+    (_ODF + rb"epub", "an EPUB book", "convert it first: pandoc FILE.epub -o FILE.txt"),
+    (_ZIP + rb".{0,200}?data\.pkl", "a PyTorch file", _NO_TEXT),
+    (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive", _PACKED),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _PACKED),
+    (rb"Rar!\x1a\x07", "a rar archive", _PACKED),
+    (rb".{257}ustar", "a tar archive", _PACKED),
+    (rb"\x1f\x8b\x08", "gzip-compressed data", "decompress it first: gunzip"),
+    (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "bzip2-compressed data", "decompress it first: bunzip2"),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd-compressed data", "decompress it first: unzstd"),
+    (rb"\xfd7zXZ\0", "xz-compressed data", "decompress it first: unxz"),
+    (rb"\x04\x22\x4d\x18", "lz4-compressed data", "decompress it first: unlz4"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word, Excel or PowerPoint file", _TEXT),
+    (rb".{60}(?:BOOKMOBI|TEXtREAd)", "a Kindle book", "convert it first: ebook-convert FILE FILE.txt"),
+    (rb"AT&TFORM.{4}DJV", "a DjVu document", "extract its text first: djvutxt FILE"),
+    (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|8BPS|BM.{4}\0{4}", "a picture", _NO_TEXT),
+    (rb"\0\0\x01\0.\0|.{4}ftyp(?:hei|mif1|avif)", "a picture", _NO_TEXT),
+    (rb"ID3[\x02-\x04]|\xff[\xf1-\xf3\xf9-\xfb]|fLaC|OggS|RIFF.{4}WAVE|MThd|.{4}ftypM4A", "audio", _NO_TEXT),
+    (
+        rb".{4}ftyp|.{4}moov|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV\x01|\0\0\x01[\xba\xb3]|\x47.{187}\x47",
+        "a video",
+        _NO_TEXT,
+    ),
+    (rb"\x7fELF|MZ.\0.\0|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe|\0asm", "a program", _NO_TEXT),
+    (rb"SQLite format 3\0", "an SQLite database", _TABLE),
+    (rb"PAR1", "a Parquet file", "let its name end in .parquet"),
+    (rb"ARROW1|ORC|Obj\x01|\x89HDF\r", "a table in a binary format (Arrow, ORC, Avro or HDF5)", _TABLE),
+    (rb"\x80[\x04\x05]\x95|\x80[\x02\x03][\](}cX\x8a]", "a Python pickle", _TABLE),
+    (rb"\x93NUMPY", "a NumPy array", _NO_TEXT),
+    (rb".{5}\0{3}\{|GGUF", "a model's weights", _NO_TEXT),
+)
+_PRINTABLE = 2  # of the formats, which may lack control characters; all others have some
+# The encodings that fit a byte-order mark; the first one is advised. UTF-32's first: UTF-16's is its beginning.
+_MARKS = {
+    b"\xff\xfe\0\0": ("utf-32", "utf-32-le"),
+    b"\0\0\xfe\xff": ("utf-32", "utf-32-be"),
+    b"\xff\xfe": ("utf-16", "utf-16-le"),
+    b"\xfe\xff": ("utf-16", "utf-16-be"),
+}
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))  # control characters that texts hardly have
+_FEW_CONTROLS, _CONTROL_SHARE = 32, 0.05  # more than both are not text
+_LATIN_SHARE = 0.1  # of the characters of a text, at least: in most scripts the spaces are as many
+_WEB_PAGE = re.compile(r"\s*(?:<\?xml[^>]{0,200}>\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+
+
+def require_text(head: bytes, origin: str, encoding: str = "utf-8") -> None:
+    """Raise `UserError` that names what a content is, if its first bytes (`HEAD_BYTES`) are not text in the encoding.
+
+    UTF-16 and UTF-32 are recognised without a byte-order mark too. A few control characters, NUL included, are text.
+    """
+    controls = len(head) - len(head.translate(None, _CONTROLS))
+    for pattern, name, advice in _FORMATS if controls else _FORMATS[:_PRINTABLE]:
+        if re.match(pattern, head, re.DOTALL):
+            raise UserError(f"{origin} is {name}, not text; {advice}")
+    fitting = _wide_encodings(head)
+    if fitting and encoding not in fitting:
+        advice = f"save it as UTF-8, or read it as data with --encoding {fitting[0]}"
+        raise UserError(f"{origin} is text in {fitting[0]}, not {encoding}; {advice}")
+    is_wide = bool(fitting) or encoding.startswith(("utf-16", "utf-32"))
+    if not is_wide and controls > max(_FEW_CONTROLS, _CONTROL_SHARE * len(head)):
+        share = f"{controls:,} of its first {len(head):,} bytes are control characters"
+        raise UserError(f"{origin} is binary data, not text: {share}")
+
+
+def is_web_page(text: str) -> bool:
+    """Whether a text begins as HTML does."""
+    return _WEB_PAGE.match(text) is not None
+
+
+def _wide_encodings(head: bytes) -> tuple[str, ...]:
+    """The encodings of two or four bytes per unit that fit the content; none if it has another one."""
+    for mark, names in _MARKS.items():
+        if head.startswith(mark):
+            return names
+    if b"\0" not in head:
+        return ()
+    candidates = {name: _decoded(head, name) for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")}
+    latin = {name: sum(each < "\u0100" for each in text) for name, text in candidates.items() if "\0" not in text}
+    best = max(latin, key=lambda name: latin[name], default="")
+    # Chinese and Japanese have few spaces, but are not valid UTF-8 by chance.
+    is_sure = best.startswith("utf-32") or not _decoded(head, "utf-8")
+    enough = 2 if is_sure else max(2, _LATIN_SHARE * len(candidates.get(best, "")))
+    return (best,) if latin.get(best, 0) >= enough else ()
+
+
+def _decoded(head: bytes, encoding: str) -> str:
+    """The text of the bytes, whose last character may be incomplete; nothing if they are not valid."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return ""
