@@ -42,7 +42,16 @@ _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
 _KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
 # Keys of the manifest, and the counts that they sum.
-_COUNTS = {"documents": "documents", "blank_documents": "blank", "bad_rows": "bad", "duplicates_removed": "duplicates"}
+_COUNTS = {
+    "documents": "documents",
+    "blank_documents": "blank",
+    "bad_rows": "bad",
+    "duplicates_removed": "duplicates",
+    "special_tokens": "special",
+    "web_pages": "web_pages",
+}
+# Settings that older versions did not have: their datasets stay up to date if these are not set.
+_NEW_SETTINGS = ("delimiter", "split_on")
 _SUMS = ("characters", "bytes", "tokens", "documents")  # of a split, in the manifest
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 
@@ -80,6 +89,7 @@ def prepare(
         "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
     }
+    request = {name: value for name, value in request.items() if value is not None or name not in _NEW_SETTINGS}
     if out is None:
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
         short_hash = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
@@ -303,7 +313,7 @@ class DatasetBuilder:
         return {
             "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256},
             "dtype": plan.dtype,
-            **{key: sum(count[name] for count in counts) for key, name in _COUNTS.items()},
+            **{key: sum(count.get(name, 0) for count in counts) for key, name in _COUNTS.items()},
             "duplicates": int(work_units.repeats(np.concatenate([train, validation])).sum()),
             "validation_documents_in_train": int(np.isin(validation, train).sum()),
             "splits": splits,

@@ -99,6 +99,12 @@ def read_documents(
             yield Part(text, row, number == 0)
 
 
+def has_rows(name: str, options: ReadingConfig) -> bool:
+    """Whether a file may have several documents, by the suffix of its name, so that messages name the row as well."""
+    suffixes = (*_JSON_LINES, *_SEPARATED, ".parquet")
+    return options.split_on is not None or name.lower().removesuffix(compression_of(name)).endswith(suffixes)
+
+
 def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
     """The row and the text, in pieces, of each document. The pieces must be read before the next document."""
     compression = compression_of(name)
@@ -250,8 +256,10 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
         except csv.Error as error:
             if not header:
                 raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
-            is_open = "unexpected end of data" in str(error)
-            yield BadRow(place, "unclosed quote" if is_open else f"invalid CSV ({error})", can_be_skipped=False)
+            reason = "unclosed quote" if "unexpected end of data" in str(error) else f"invalid CSV ({error})"
+            if any('\\"' in line for line in own_lines):
+                reason += '; CSV doubles quotes, "" instead of \\"'
+            yield BadRow(place, reason, can_be_skipped=False)
             return
         if record == []:
             continue

@@ -210,6 +210,8 @@ def evaluate(
     encoding: str | None = None,
     errors: str | None = None,
     skip_bad: bool | None = None,
+    delimiter: str | None = None,
+    split_on: str | None = None,
     context_length: int | None = None,
     documents: bool = False,
     tokens: bool = False,
@@ -220,7 +222,8 @@ def evaluate(
     """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
     split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
-    otherwise `all`. `column`, `encoding`, `errors` and `skip_bad`: as in `DataConfig`, by default the run's.
+    otherwise `all`. `column`, `encoding`, `errors`, `skip_bad`, `delimiter` and `split_on`: as in
+    `DataConfig`, by default the run's.
     context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
     `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called while text is prepared and verified.
 
@@ -239,6 +242,7 @@ def evaluate(
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
+    changes |= {"delimiter": delimiter, "split_on": split_on}
     data, default_split = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
     split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]

@@ -16,7 +16,7 @@ from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, sha256_of, user_path, write_atomic
+from glassgpt.utils.files import decoded, explain_os_errors, read_file, sha256_of, user_path, write_atomic
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -174,7 +174,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file, if it is missing, damaged or of an unsupported kind.
     """
     try:
-        return _restore(path.read_bytes().decode(), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
+        return _restore(decoded(read_file(path), str(path)), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {error.filename or path}: {error.strerror}") from error
     except UserError as error:

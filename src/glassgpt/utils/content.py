@@ -63,7 +63,7 @@ _MARKS = {
 }
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))  # control characters that texts hardly have
 _FEW_CONTROLS, _CONTROL_SHARE = 32, 0.05  # more than both are not text
-_LATIN_SHARE = 0.1  # of the characters of a text, at least: in most scripts the spaces are as many
+_WIDE_SHARE = 0.15  # of the bytes of UTF-16, at least: half of them in Latin and Cyrillic, fewer in Hindi
 _WEB_PAGE = re.compile(r"\s*(?:<\?xml[^>]{0,200}>\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
@@ -76,7 +76,7 @@ def require_text(head: bytes, origin: str, encoding: str = "utf-8") -> None:
     for pattern, name, advice in _FORMATS if controls else _FORMATS[:_PRINTABLE]:
         if re.match(pattern, head, re.DOTALL):
             raise UserError(f"{origin} is {name}, not text; {advice}")
-    fitting = _wide_encodings(head)
+    fitting = _wide_encodings(head, controls)
     if fitting and encoding not in fitting:
         advice = f"save it as UTF-8, or read it as data with --encoding {fitting[0]}"
         raise UserError(f"{origin} is text in {fitting[0]}, not {encoding}; {advice}")
@@ -91,7 +91,7 @@ def is_web_page(text: str) -> bool:
     return _WEB_PAGE.match(text) is not None
 
 
-def _wide_encodings(head: bytes) -> tuple[str, ...]:
+def _wide_encodings(head: bytes, controls: int) -> tuple[str, ...]:
     """The encodings of two or four bytes per unit that fit the content; none if it has another one."""
     for mark, names in _MARKS.items():
         if head.startswith(mark):
@@ -99,12 +99,16 @@ def _wide_encodings(head: bytes) -> tuple[str, ...]:
     if b"\0" not in head:
         return ()
     candidates = {name: _decoded(head, name) for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")}
-    latin = {name: sum(each < "\u0100" for each in text) for name, text in candidates.items() if "\0" not in text}
+    latin = {name: _latin_characters(text) for name, text in candidates.items() if "\0" not in text}
     best = max(latin, key=lambda name: latin[name], default="")
-    # Chinese and Japanese have few spaces, but are not valid UTF-8 by chance.
-    is_sure = best.startswith("utf-32") or not _decoded(head, "utf-8")
-    enough = 2 if is_sure else max(2, _LATIN_SHARE * len(candidates.get(best, "")))
-    return (best,) if latin.get(best, 0) >= enough else ()
+    # Chinese, Japanese and Korean in UTF-16 are not valid UTF-8 by chance. Text in other scripts is full of controls.
+    is_plausible = best.startswith("utf-32") or not _decoded(head, "utf-8") or controls > _WIDE_SHARE * len(head)
+    return (best,) if is_plausible and latin.get(best, 0) >= 2 else ()
+
+
+def _latin_characters(text: str) -> int:
+    """The number of characters up to U+00FF, less where control characters make a text unlikely."""
+    return sum(1 if each >= " " or each.isspace() else -9 for each in text if each < "\u0100")
 
 
 def _decoded(head: bytes, encoding: str) -> str:
