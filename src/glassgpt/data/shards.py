@@ -7,7 +7,6 @@ A shard `NAME.bin` holds little-endian `uint16` or `uint32` tokens. Its index `N
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,12 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.tokenizers.base import encode_text
-from glassgpt.utils.files import flush_to_disk, sha256_of, write_atomic
+from glassgpt.utils.errors import UserError
+from glassgpt.utils.files import flush_to_disk, read_sealed, sealed_json, sha256_of, write_atomic
 
 SPLITS = ("train", "validation")
 TOKENIZER = "tokenizer.json"
 DTYPES: Mapping[str, str] = {"uint16": "<u2", "uint32": "<u4"}
 INDEX_DTYPE = np.dtype([("start", "<u8"), ("hash", "<u8")])
+COUNTS = ("characters", "bytes", "tokens", "documents")  # of a shard, and of a split
 _NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}-\d{{5,}}\.(bin|idx)")
 _BUFFER_BYTES = 1 << 21  # of a file that is written
 _CHUNK_TOKENS = 1 << 22  # read at once if all tokens of a file are read
@@ -151,7 +152,7 @@ class ShardWriter:
             "index_sha256": sha256_of(index),
             "is_split": is_split,
         }
-        write_atomic(path.with_suffix(".json"), json.dumps(entry))
+        write_atomic(path.with_suffix(".json"), sealed_json(entry))
         self._number += 1
         self._start_shard()
 
@@ -160,8 +161,17 @@ def finished_shards(directory: Path, prefix: str) -> list[dict[str, Any]]:
     """The manifest's entries of the finished shards in order; `is_split`: the last document continues in the next."""
     entries: list[dict[str, Any]] = []
     while (path := directory / f"{prefix}-{len(entries):05d}.json").is_file():
-        entries.append(json.loads(path.read_bytes()))
+        entries.append(read_sealed(path))
     return entries
+
+
+def is_intact(mark: Path) -> bool:
+    """Whether the mark of a finished shard, its tokens and its index are as they were written; all are read."""
+    try:
+        entry, shard = read_sealed(mark), mark.with_suffix(".bin")
+        return (sha256_of(shard), sha256_of(index_path(shard))) == (entry["sha256"], entry["index_sha256"])
+    except (OSError, UserError):
+        return False
 
 
 def is_shard_name(name: str) -> bool:

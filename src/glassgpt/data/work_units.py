@@ -6,7 +6,6 @@ the plan again. A unit resumes after its last finished shard: the files before t
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from glassgpt.data.sources import Source, read_source
 from glassgpt.tokenizers.base import batches_by_size, encode_text
 from glassgpt.tokenizers.builtin import Tokenizer, build_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import explain_os_errors, write_atomic
+from glassgpt.utils.files import explain_os_errors, sealed_json, write_atomic
 
 SEPARATOR = "\n\n"  # between documents, if the tokenizer has no end-of-text token
 _UNIT_BYTES = 4  # of files, per token of a shard: about one shard of plain text, several if it is compressed
@@ -165,7 +164,7 @@ def prepare_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Repo
             report()
         for writer in writers.values():
             writer.close()
-        write_atomic(finished, json.dumps(dataclasses.asdict(counts)))
+        write_atomic(finished, sealed_json(dataclasses.asdict(counts)))
 
 
 def hash_unit(plan: Plan, unit: WorkUnit, paths: Sequence[Path], report: Report = lambda: None) -> Hashes:

@@ -26,6 +26,7 @@ from glassgpt.utils.errors import UserError, nearby_path, program
 from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.hub import download_model, find_hub_id
 
+ATTEMPTS = 5  # at reading a model whose files are replaced meanwhile
 T = TypeVar("T")
 # A model that was found and whose config was read, but whose weights are not loaded yet.
 ModelSource = Checkpoint | ExternalModel
@@ -123,11 +124,16 @@ def _best_step(directory: Path) -> int:
 
 
 def read_reference(reference: str | Path, read: Callable[[ModelSource], T], verify: bool = True) -> T:
-    """Call `read` with a reference's model. If training prunes the checkpoint meanwhile, read the newer one."""
-    try:
-        return read(find_model(reference, verify=verify))
-    except FileNotFoundError:
-        return read(find_model(reference, verify=verify))
+    """Call `read` with a reference's model. If training prunes the checkpoint meanwhile, read the newer one.
+
+    Raises `UserError` if the files vanish again and again.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return read(find_model(reference, verify=verify))
+        except FileNotFoundError as error:
+            missing = error.filename or error
+    raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:
