@@ -51,7 +51,6 @@ FORMATS = {
     "Excel": zipped("docProps/app.xml", "docProps/core.xml", "xl/workbook.xml"),
     "PowerPoint": zipped("[Content_Types].xml", "ppt/presentation.xml"),
     "OpenDocument file": zipped("content.xml", mimetype="application/vnd.oasis.opendocument.text"),
-    "OpenDocument sheet": zipped("content.xml", mimetype="application/vnd.oasis.opendocument.spreadsheet"),
     "EPUB": zipped("META-INF/container.xml", mimetype="application/epub+zip"),
     "zip": zipped("passwords/all.txt"),
     "7z": b"7z\xbc\xaf\x27\x1c\0\4",
@@ -68,7 +67,7 @@ FORMATS = {
     "Parquet": b"PAR1\x15\x04",
     "pickle": pickle.dumps({"a": [1]}),
     "PyTorch": saved_by(torch.save, {"a": torch.zeros(2)}),
-    "NumPy": saved_by(np.save, np.zeros(2)),
+    "arrays": saved_by(np.save, np.zeros(2)),
     "weights": save({"a": np.zeros(2)}),
     "binary": bytes(range(256)) * 8,
 }

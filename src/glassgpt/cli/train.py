@@ -19,8 +19,7 @@ from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.launcher import launcher_number
 
-READING = ("column", "encoding", "errors", "skip-bad", "delimiter", "split-on")
-SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in READING}
+SHORT_FORMS = {f"--{name}": f"--data.{name}" for name in "column encoding errors skip-bad delimiter split-on".split()}
 SHORT_FORMS["--data"] = "--data.source"
 # Settings of the model that a run started from another model may have.
 OWN_WITH_INIT_FROM = ("--model.context-length", "--model.dropout", "--model.attention")

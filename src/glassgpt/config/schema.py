@@ -98,10 +98,9 @@ class DataConfig(TextConfig, StrictConfig):
             raise UserError("data.validation = 'first_shard' and data.validation_source exclude each other")
         valid = "a known encoding of text, such as 'utf-8', 'latin-1' or 'cp1252'"
         self.require("encoding", _is_text_encoding(self.encoding), valid)
-        is_delimiter = self.delimiter in (None, "\t", "\\t") or (
-            len(self.delimiter) == 1 and self.delimiter.isprintable()
-        )
-        self.require("delimiter", is_delimiter and self.delimiter != '"', "one character, or \\t for a tab")
+        delimiter = "," if self.delimiter is None else self.delimiter.replace("\\t", "\t")
+        valid = "one character that is not a quote, or \\t for a tab"
+        self.require("delimiter", len(delimiter) == 1 and delimiter not in '"\r\n\0', valid)
         self.require("split_on", self.split_on != "", "at least one character")
 
 

@@ -37,14 +37,8 @@ _PURPOSE = "build.json"
 _DUPLICATES = "duplicates.npz"
 _KEPT = ("train-*.json", "validation-*.json", _DUPLICATES)  # files worth keeping if a build stops
 # Keys of the manifest, and the counts that they sum.
-_COUNTS = {
-    "documents": "documents",
-    "blank_documents": "blank",
-    "bad_rows": "bad",
-    "duplicates_removed": "duplicates",
-    "special_tokens": "special",
-    "web_pages": "web_pages",
-}
+_COUNTS = {"documents": "documents", "blank_documents": "blank", "bad_rows": "bad", "duplicates_removed": "duplicates"}
+_COUNTS |= {name: name for name in ("special_tokens", "web_pages")}
 _SMALL = 1 << 24  # bytes of files up to which starting a second process costs more than it saves
 
 

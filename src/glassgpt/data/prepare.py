@@ -30,8 +30,6 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, user_path
 from glassgpt.utils.formatting import Log
 
-_NEW_SETTINGS = ("delimiter", "split_on")
-
 
 def prepare(
     data: DataConfig,
@@ -97,7 +95,7 @@ def _request(data: DataConfig, out: Path | None, tokenizer: Tokenizer | None) ->
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
     }
     # Version 0.2 did not have these: its datasets stay up to date if they are not set.
-    settings = {name: value for name, value in settings.items() if value is not None or name not in _NEW_SETTINGS}
+    settings = {k: v for k, v in settings.items() if v is not None or k not in ("delimiter", "split_on")}
     if out is None:
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
         short_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -4,8 +4,6 @@ import csv
 import io
 import itertools
 import json
-import operator
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.text_files import (
-    COMPRESSIONS,
-    MOST_EXPANDED,
-    MOST_EXPANSION,
-    compression_of,
-    read_text,
-    split_text,
-)
+from glassgpt.data.text_files import COMPRESSIONS, compression_of, most_expanded, read_text, split_text
 from glassgpt.utils.content import HEAD_BYTES, is_web_page, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import open_regular, readable
@@ -71,7 +62,7 @@ class Counts:
     bad: int = 0  # rows without text that were skipped
     first_bad: str = ""  # the place of the first one, and the reason
     duplicates: int = 0
-    special: int = 0  # occurrences of special tokens, which are encoded as any other text
+    special_tokens: int = 0  # occurrences of special tokens, which are encoded as any other text
     web_pages: int = 0  # files of text that begin as HTML does
 
 
@@ -95,7 +86,7 @@ def read_documents(
         counts.documents += 1
         for number, text in enumerate(itertools.chain(head, parts)):
             if "<|" in text or "</s>" in text:
-                counts.special += len(_SPECIAL.findall(text))
+                counts.special_tokens += len(_SPECIAL.findall(text))
             yield Part(text, row, number == 0)
 
 
@@ -118,9 +109,10 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
     elif not plain_name.endswith(".parquet"):
         first = next(pieces, "")
         counts.web_pages += is_web_page(first)
-        texts = _split_on(itertools.chain([first], pieces), options.split_on)
-        for row, group in itertools.groupby(texts, operator.itemgetter(0)):
-            yield row, map(operator.itemgetter(1), group)
+        pieces = itertools.chain([first], pieces)
+        texts = ((0, piece) for piece in pieces) if options.split_on is None else _split(pieces, options.split_on)
+        for row, group in itertools.groupby(texts, lambda each: each[0]):
+            yield row, (text for _, text in group)
         return
     elif compression:
         raise UserError(f"{name} is a compressed parquet file, which cannot be read in pieces: decompress it first")
@@ -141,12 +133,9 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
             raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
 
 
-def _split_on(pieces: Iterable[str], separator: str | None) -> Iterator[tuple[int, str]]:
+def _split(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
     """The text between the separators, in pieces, each with the number of separators before it."""
     number, rest = 0, ""
-    if separator is None:
-        yield from ((0, piece) for piece in pieces)
-        return
     for piece in pieces:
         *complete, rest = (rest + piece).split(separator)
         for text in complete:
@@ -254,8 +243,6 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
         try:
             record = next(reader, None)
         except csv.Error as error:
-            if not header:
-                raise UserError(f"{name}, {place}: invalid CSV ({error})") from None
             reason = "unclosed quote" if "unexpected end of data" in str(error) else f"invalid CSV ({error})"
             if any('\\"' in line for line in own_lines):
                 reason += '; CSV doubles quotes, "" instead of \\"'
@@ -298,7 +285,7 @@ def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:
         raise UserError(f"reading {name} needs pyarrow: pip install 'glassgpt[data]'") from None
     with readable(name), open_regular(path) as file:  # Arrow's own errors for a missing or unreadable file are long
         head = file.read(HEAD_BYTES)
-        most = max(MOST_EXPANDED, MOST_EXPANSION * os.fstat(file.fileno()).st_size)
+        most = most_expanded(file)
     if not head.startswith(b"PAR1"):
         require_text(head, name)  # names what it is
     with _explain_damage(name, "its footer"):

@@ -31,12 +31,17 @@ _MAGIC = ((rb"\x1f\x8b\x08", ".gz"), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", ".bz2
 _MAGIC_BYTES = 10
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
 # Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
-MOST_EXPANDED, MOST_EXPANSION = 1 << 30, 500
+_MOST_EXPANDED, _MOST_EXPANSION = 1 << 30, 500
 
 
 def compression_of(name: str) -> str:
     """The suffix of a compressed file, or an empty string."""
     return next((suffix for suffix in COMPRESSIONS if name.lower().endswith(suffix)), "")
+
+
+def most_expanded(file: BinaryIO) -> int:
+    """The bytes that a compressed file may expand to."""
+    return max(_MOST_EXPANDED, _MOST_EXPANSION * os.fstat(file.fileno()).st_size)
 
 
 def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
@@ -71,15 +76,10 @@ def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
     with readable(name), open_regular(path) as raw:
         compression = next((suffix for magic, suffix in _MAGIC if re.match(magic, raw.peek(_MAGIC_BYTES))), "")
         compression = compression or compression_of(name)
-        chunks, head = _decompressed(raw, compression, name), b""
-        for chunk in chunks:
-            head += chunk
-            if len(head) >= HEAD_BYTES:
-                break
-        require_text(head[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)
-        if head:
-            yield head
-        yield from chunks
+        for number, chunk in enumerate(_decompressed(raw, compression, name)):
+            if number == 0:
+                require_text(chunk[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)
+            yield chunk
 
 
 def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]:
@@ -88,7 +88,7 @@ def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]
         while chunk := raw.read(_CHUNK):  # None from a file of the kernel that has nothing now
             yield chunk
         return
-    most, size = max(MOST_EXPANDED, MOST_EXPANSION * os.fstat(raw.fileno()).st_size), 0
+    most, size = most_expanded(raw), 0
     try:
         if not raw.peek(1):  # even an empty text has some compressed bytes
             raise EOFError
@@ -96,8 +96,8 @@ def _decompressed(raw: BinaryIO, compression: str, name: str) -> Iterator[bytes]
             yield chunk
             size += len(chunk)
             if size > most:
-                expands = f"expands to more than {format_bytes(most)}, over {MOST_EXPANSION} times its size"
-                raise UserError(f"{name} {expands}; if all of that is text, decompress it first")
+                advice = "if all of that is text, decompress it first"
+                raise UserError(f"{name} expands to more than {format_bytes(most)}; {advice}")
     except EOFError:
         problem = f"its compressed data does not end within its {raw.tell():,} bytes"
         raise UserError(f"{name} is truncated: {problem}; get it again") from None

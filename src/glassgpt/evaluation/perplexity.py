@@ -222,8 +222,7 @@ def evaluate(
     """Evaluate a model on its run's validation split, or on another source with the model's tokenizer.
 
     split: `validation`, `train` or `all`; default: `validation` for the run's own text and for prepared datasets,
-    otherwise `all`. `column`, `encoding`, `errors`, `skip_bad`, `delimiter` and `split_on`: as in
-    `DataConfig`, by default the run's.
+    otherwise `all`. The arguments from `column` to `split_on`: as in `DataConfig`, by default the run's.
     context_length: use shorter windows. `documents` and `tokens` add the figures of each. quantize: `int8` measures
     `glassgpt.quantize(model)`. A model without a run needs a source. `log`: called while text is prepared and verified.
 
@@ -234,11 +233,10 @@ def evaluate(
         raise UserError(f"split must be validation, train or all, got {split!r}")
     target = find_device(inference.device_for(quantize, device))
     loaded = reference if isinstance(reference, LoadedModel) else load_model(reference, target)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise UserError(f"{loaded.reference} has no tokenizer, so it cannot be evaluated on text")
-    if quantize is not None:
-        model = inference.quantize(model, quantize)
+    model = loaded.model if quantize is None else inference.quantize(loaded.model, quantize)
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}

@@ -21,7 +21,6 @@ _FORMATS = (
     (_ZIP + rb".{0,8000}?\bword/[a-z]", "a Word document", _TEXT),
     (_ZIP + rb".{0,8000}?\bxl/[a-z]", "an Excel sheet", _SHEET),
     (_ZIP + rb".{0,8000}?\bppt/[a-z]", "a PowerPoint presentation", _TEXT),
-    (_ODF + rb"vnd\.oasis\.opendocument\.spreadsheet", "an OpenDocument sheet", _SHEET),
     (_ODF + rb"vnd\.oasis\.opendocument", "an OpenDocument file", _TEXT),
     (_ODF + rb"epub", "an EPUB book", "convert it first: pandoc FILE.epub -o FILE.txt"),
     (_ZIP + rb".{0,200}?data\.pkl", "a PyTorch file", _NO_TEXT),
@@ -33,10 +32,7 @@ _FORMATS = (
     (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", "bzip2-compressed data", "decompress it first: bunzip2"),
     (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd-compressed data", "decompress it first: unzstd"),
     (rb"\xfd7zXZ\0", "xz-compressed data", "decompress it first: unxz"),
-    (rb"\x04\x22\x4d\x18", "lz4-compressed data", "decompress it first: unlz4"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word, Excel or PowerPoint file", _TEXT),
-    (rb".{60}(?:BOOKMOBI|TEXtREAd)", "a Kindle book", "convert it first: ebook-convert FILE FILE.txt"),
-    (rb"AT&TFORM.{4}DJV", "a DjVu document", "extract its text first: djvutxt FILE"),
     (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|8BPS|BM.{4}\0{4}", "a picture", _NO_TEXT),
     (rb"\0\0\x01\0.\0|.{4}ftyp(?:hei|mif1|avif)", "a picture", _NO_TEXT),
     (rb"ID3[\x02-\x04]|\xff[\xf1-\xf3\xf9-\xfb]|fLaC|OggS|RIFF.{4}WAVE|MThd|.{4}ftypM4A", "audio", _NO_TEXT),
@@ -50,8 +46,7 @@ _FORMATS = (
     (rb"PAR1", "a Parquet file", "let its name end in .parquet"),
     (rb"ARROW1|ORC|Obj\x01|\x89HDF\r", "a table in a binary format (Arrow, ORC, Avro or HDF5)", _TABLE),
     (rb"\x80[\x04\x05]\x95|\x80[\x02\x03][\](}cX\x8a]", "a Python pickle", _TABLE),
-    (rb"\x93NUMPY", "a NumPy array", _NO_TEXT),
-    (rb".{5}\0{3}\{|GGUF", "a model's weights", _NO_TEXT),
+    (rb".{5}\0{3}\{|GGUF|\x93NUMPY", "a file of weights or arrays", _NO_TEXT),
 )
 _PRINTABLE = 2  # of the formats, which may lack control characters; all others have some
 # The encodings that fit a byte-order mark; the first one is advised. UTF-32's first: UTF-16's is its beginning.
