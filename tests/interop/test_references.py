@@ -1,6 +1,8 @@
 """Model references: which checkpoint a string names, what loading returns, and the errors if it names none."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ from glassgpt.cli.main import main
 from glassgpt.config.schema import TrainConfig
 from glassgpt.evaluation.perplexity import evaluate
 from glassgpt.interop import references
+from glassgpt.interop.hf_models import export_hf
 from glassgpt.interop.references import describe, export, find_checkpoint, load
 from glassgpt.model.summary import ModelSummary
 from glassgpt.runs import checkpoint
@@ -369,6 +372,32 @@ def test_an_export_may_write_into_an_existing_directory_without_files(
         ]
         assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
         load(folder.resolve())
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_an_export_that_was_killed_can_be_repeated(
+    run: Path, tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed while its files were moved into the directory; the next one has fewer files."""
+    out, move, count = tmp_path / "out", Path.replace, itertools.count()
+    out.mkdir()
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(count) == moves:
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        export(run, out)
+    assert (out / "config.json").exists() is (moves >= 5)
+    if moves < 5:
+        export_hf(load(run)[0], None, out)
+        assert sorted(path.name for path in out.iterdir()) == [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+        ]
 
 
 def test_a_tokenizer_of_another_model_is_refused(run: Path, tmp_path: Path) -> None:

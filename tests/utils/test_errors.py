@@ -46,7 +46,13 @@ def test_a_quoted_value_is_short(value: object, text: str) -> None:
 
 
 def test_memory_errors_of_python_torch_and_the_gpu_are_recognised() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 55, dtype=torch.uint8)
-    assert all(map(is_out_of_memory, (caught.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory"))))
-    assert not any(map(is_out_of_memory, (RuntimeError("OutOfMemoryError"), ValueError("DefaultCPUAllocator"))))
+    errors: list[BaseException] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
+    for size in (1 << 55, 1 << 62):
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(size)
+        errors.append(caught.value)
+    texts = ("std::bad_alloc", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    texts += ("MPS backend out of memory", "unable to mmap 8 bytes from file <x>: Cannot allocate memory (12)")
+    assert all(map(is_out_of_memory, (*errors, *map(RuntimeError, texts))))
+    others = ("OutOfMemoryError", "CUDA error: an illegal memory access was encountered", "size mismatch for x")
+    assert not any(map(is_out_of_memory, (*map(RuntimeError, others), ValueError("DefaultCPUAllocator"))))

@@ -12,7 +12,7 @@ from glassgpt.cli.evaluate import Bench, Evaluate
 from glassgpt.cli.models import Export, Generate, Info, Play, Report
 from glassgpt.cli.options import Command, as_typed, gives
 from glassgpt.cli.train import Plan, Recipes, Resume, Train
-from glassgpt.utils.errors import RankError, UserError, did_you_mean, is_out_of_memory
+from glassgpt.utils.errors import NO_THREADS, RankError, UserError, did_you_mean, is_out_of_memory, is_out_of_threads
 from glassgpt.utils.files import os_error_reason
 from glassgpt.utils.launcher import launcher_number
 from glassgpt.utils.openmp import limit_spinning
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("glassgpt: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO):
+        if error.filename is not None or error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM):
             where = f"{error.filename}: " if error.filename is not None else ""
             return _fail(f"{where}{os_error_reason(error)}")
         # Otherwise the reader of a pipe is gone (`| head`), or standard output goes to a full disk.
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
         return _fail("cannot write standard output: the disk is full") if error.errno == errno.ENOSPC else 0
     except (MemoryError, RuntimeError) as error:
+        if is_out_of_threads(error):
+            return _fail(NO_THREADS)
         if not is_out_of_memory(error):
             raise
         advice = "use a lower --micro-batch-size (also with --resume) or a smaller model"

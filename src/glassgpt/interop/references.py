@@ -130,7 +130,8 @@ def read_reference(reference: str | Path, read: Callable[[ModelSource], T], veri
     """
     for _ in range(ATTEMPTS):
         try:
-            return read(find_model(reference, verify=verify))
+            with explain_os_errors("read", Path(reference)):
+                return read(find_model(reference, verify=verify))
         except FileNotFoundError as error:
             missing = error.filename or error
     raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")

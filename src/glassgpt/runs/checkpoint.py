@@ -35,6 +35,7 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import (
     PARTIAL_PREFIX,
     atomic_directory,
+    decoded,
     finite,
     parse_json,
     read_file,
@@ -118,7 +119,8 @@ class Checkpoint:
     def config(self) -> TrainConfig:
         """The run's config when this was saved, `model.vocab_size` filled in."""
         path = self.path / "config.toml"
-        return TrainConfig.from_toml(path.read_text(encoding="utf-8"), origin=str(path))
+        with self._reading(path.name):
+            return TrainConfig.from_toml(decoded(read_file(path), path.name), origin=str(path))
 
     @property
     def model_config(self) -> ModelConfig:

@@ -123,6 +123,8 @@ class RunDirectory:
             for name in (*_FILES, f"{FAILURE_PREFIX}*"):  # by name: the folder may not be a run's
                 remove_partials(self.path, f"{name}.*")
             self.open_files = [open(self.path / ".lock", "rb")]  # noqa: SIM115
+            if odd := [path for name in _FILES if (path := self.path / name).exists() and not path.is_file()]:
+                raise UserError(f"{odd[0]} is not a regular file; remove it, or restore it from a copy")
         try:
             yield
         except OSError:

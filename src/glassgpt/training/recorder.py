@@ -120,6 +120,7 @@ class Recorder:
         def write() -> None:
             with self.run.writing():
                 self._metrics.sync()  # first: a checkpoint relies on all records up to its step
+            with self.run.writing():
                 save_checkpoint(directory, snapshot, config, tokenizer, saved, about_run)
             self._saved_step = saved.step
             with self._ending:
@@ -165,10 +166,9 @@ class Recorder:
         try:
             self.status(state, error)
         finally:
-            closing = threading.Thread(target=self._loggers.close, args=(state == "failed",), daemon=True)
-            closing.start()
+            closing = in_background(lambda: self._loggers.close(state == "failed"), "glassgpt-logs")
             self._close(has_failed=state == "failed")  # meanwhile: a rank of several has few seconds for both
-            closing.join(LAST_WRITE_SECONDS if hurry else None)
+            wait([closing], LAST_WRITE_SECONDS if hurry else None)
         if self._saved_step > before:  # by the save that was running
             self.status(state, error)
 

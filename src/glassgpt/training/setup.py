@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,8 @@ class TrainState:
         """This rank's sequences (B, T + 1) of the next update, on the device."""
         step, ahead = self.step, self.read_ahead
         rows = ahead[1].result() if ahead is not None and ahead[0] == step else self._read_local_rows(step)
-        self.read_ahead = (step + 1, self.reader.submit(self._read_local_rows, step + 1))
+        with suppress(RuntimeError):  # no more threads: the next call reads its rows itself
+            self.read_ahead = (step + 1, self.reader.submit(self._read_local_rows, step + 1))
         return rows.to(self.device, non_blocking=True)
 
     def _read_local_rows(self, step: int) -> Tensor:

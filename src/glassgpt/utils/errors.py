@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -10,6 +11,11 @@ from pathlib import Path
 
 # Most characters in a line of an error, which may quote what the user typed: a whole text, or a file's content.
 _MOST_IN_LINE = 600
+
+
+NO_THREADS = "the system refuses another thread (see `ulimit -u` and the container's limit of processes)"
+# Plain RuntimeErrors of torch's allocators, of CUDA and its libraries, and of sizes that no address space holds.
+_OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|bad_alloc|[Oo]ut of memory|ALLOC_FAILED|llocate memory|size.*overflow")
 
 
 class UserError(ValueError):
@@ -98,5 +104,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a CPU or a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
         return True
-    # torch's CPU allocator raises a plain RuntimeError, which only its text identifies.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_out_of_threads(error: BaseException) -> bool:
+    """Whether the system refused to start a thread."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
