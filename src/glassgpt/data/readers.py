@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from glassgpt.config.schema import ReadingConfig
 from glassgpt.data.text_files import COMPRESSIONS, compression_of, most_expanded, read_text, split_text
-from glassgpt.utils.content import HEAD_BYTES, is_web_page, require_text
+from glassgpt.utils.content import HEAD_BYTES, WEB_PAGE, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import open_regular, readable
 from glassgpt.utils.formatting import format_bytes
@@ -108,7 +108,7 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
         rows = _csv_rows(pieces, name, options.column, delimiters)
     elif not plain_name.endswith(".parquet"):
         first = next(pieces, "")
-        counts.web_pages += is_web_page(first)
+        counts.web_pages += WEB_PAGE.match(first) is not None
         pieces = itertools.chain([first], pieces)
         texts = ((0, piece) for piece in pieces) if options.split_on is None else _split(pieces, options.split_on)
         for row, group in itertools.groupby(texts, lambda each: each[0]):

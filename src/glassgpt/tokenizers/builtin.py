@@ -174,7 +174,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file, if it is missing, damaged or of an unsupported kind.
     """
     try:
-        return _restore(decoded(read_file(path), str(path)), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
+        return _restore(decoded(read_file(path), "it"), _configured_end_of_text(path.with_name(TOKENIZER_CONFIG)))
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {error.filename or path}: {error.strerror}") from error
     except UserError as error:

@@ -36,15 +36,11 @@ _FORMATS = (
     (rb"\x89PNG\r|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|8BPS|BM.{4}\0{4}", "a picture", _NO_TEXT),
     (rb"\0\0\x01\0.\0|.{4}ftyp(?:hei|mif1|avif)", "a picture", _NO_TEXT),
     (rb"ID3[\x02-\x04]|\xff[\xf1-\xf3\xf9-\xfb]|fLaC|OggS|RIFF.{4}WAVE|MThd|.{4}ftypM4A", "audio", _NO_TEXT),
-    (
-        rb".{4}ftyp|.{4}moov|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV\x01|\0\0\x01[\xba\xb3]|\x47.{187}\x47",
-        "a video",
-        _NO_TEXT,
-    ),
+    (rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV\x01|\0\0\x01[\xba\xb3]|\x47.{187}\x47", "a video", _NO_TEXT),
     (rb"\x7fELF|MZ.\0.\0|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe|\0asm", "a program", _NO_TEXT),
     (rb"SQLite format 3\0", "an SQLite database", _TABLE),
     (rb"PAR1", "a Parquet file", "let its name end in .parquet"),
-    (rb"ARROW1|ORC|Obj\x01|\x89HDF\r", "a table in a binary format (Arrow, ORC, Avro or HDF5)", _TABLE),
+    (rb"ARROW1|Obj\x01|\x89HDF\r", "a table in a binary format (Arrow, Avro or HDF5)", _TABLE),
     (rb"\x80[\x04\x05]\x95|\x80[\x02\x03][\](}cX\x8a]", "a Python pickle", _TABLE),
     (rb".{5}\0{3}\{|GGUF|\x93NUMPY", "a file of weights or arrays", _NO_TEXT),
 )
@@ -56,10 +52,12 @@ _MARKS = {
     b"\xff\xfe": ("utf-16", "utf-16-le"),
     b"\xfe\xff": ("utf-16", "utf-16-be"),
 }
-_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\v\f\r\x1a\x1b"))  # control characters that texts hardly have
+# Control characters that texts hardly have: not white space, overstrikes, and what switches colours and character sets.
+_CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x0e\x0f\x1a\x1b"))
 _FEW_CONTROLS, _CONTROL_SHARE = 32, 0.05  # more than both are not text
 _WIDE_SHARE = 0.15  # of the bytes of UTF-16, at least: half of them in Latin and Cyrillic, fewer in Hindi
-_WEB_PAGE = re.compile(r"\s*(?:<\?xml[^>]{0,200}>\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+# How HTML begins.
+WEB_PAGE = re.compile(r"\s*(?:<\?xml[^>]{0,200}>\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
 def require_text(head: bytes, origin: str, encoding: str = "utf-8") -> None:
@@ -79,11 +77,6 @@ def require_text(head: bytes, origin: str, encoding: str = "utf-8") -> None:
     if not is_wide and controls > max(_FEW_CONTROLS, _CONTROL_SHARE * len(head)):
         share = f"{controls:,} of its first {len(head):,} bytes are control characters"
         raise UserError(f"{origin} is binary data, not text: {share}")
-
-
-def is_web_page(text: str) -> bool:
-    """Whether a text begins as HTML does."""
-    return _WEB_PAGE.match(text) is not None
 
 
 def _wide_encodings(head: bytes, controls: int) -> tuple[str, ...]:
