@@ -296,10 +296,10 @@ def test_an_unknown_character_is_named_with_its_row(texts: Path, tmp_path: Path,
         )
 
 
-def test_a_text_file_is_one_document_so_that_errors_name_it_without_a_row(tmp_path: Path) -> None:
+def test_errors_of_the_first_document_name_no_row(tmp_path: Path) -> None:
     tokenizer = build_tokenizer("characters", [WORDS + "|"])
     (tmp_path / "a.txt").write_text(WORDS + "||" + WORDS + "\u20ac")
-    for split_on, place in ((None, r"a\.txt: "), ("||", r"a\.txt, row 1: ")):
+    for split_on, place in ((None, r"a\.txt, first document: "), ("||", r"a\.txt, row 1: ")):
         with pytest.raises(UserError, match=place + r".*U\+20AC"):
             prepare(
                 DataConfig(source=str(tmp_path / "a.txt"), split_on=split_on), tmp_path / "out", tokenizer=tokenizer

@@ -29,8 +29,7 @@ class Evaluate(Command):
     errors: Annotated[Literal["strict", "replace", "ignore"] | None, default("the run's")] = None
     # Leave out rows without text (null, a number, broken JSON) instead of stopping there.
     skip_bad: Annotated[Flag, default("the run's")] = False
-    # Character between the fields of .csv and .tsv files.
-    delimiter: Annotated[str | None, default("the run's")] = None
+    delimiter: Annotated[str | None, default("the run's")] = None  # Character between the fields of .csv files.
     split_on: Annotated[str | None, default("the run's", "TEXT")] = None  # Text between the documents of a text file.
     context_length: Annotated[Length[int | None], default("the model's")] = None  # Tokens per window of text.
     hellaswag: Flag = False  # Also evaluate HellaSwag in both published styles.

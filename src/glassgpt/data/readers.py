@@ -29,10 +29,10 @@ PART_CHARACTERS = 1 << 22
 
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
+_LONGEST_HEADER = 1 << 16
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
 _FIX = "fix it: where this row ends is not certain, so it cannot be skipped"
-# Special tokens of GPT-2, chat models (<|im_start|>) and Llama.
-_SPECIAL = re.compile(r"<\|\w+\|>|</s>")
+_SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
 
@@ -88,12 +88,6 @@ def read_documents(
             if "<|" in text or "</s>" in text:
                 counts.special_tokens += len(_SPECIAL.findall(text))
             yield Part(text, row, number == 0)
-
-
-def has_rows(name: str, options: ReadingConfig) -> bool:
-    """Whether a file may have several documents, by the suffix of its name, so that messages name the row as well."""
-    suffixes = (*_JSON_LINES, *_SEPARATED, ".parquet")
-    return options.split_on is not None or name.lower().removesuffix(compression_of(name)).endswith(suffixes)
 
 
 def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
@@ -228,13 +222,19 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
     blocks = _lines(pieces, name)
     first = next(blocks, "")
-    headers = {delimiter: _first_record(first, delimiter) for delimiter in delimiters}
+    starts = {each: csv.reader(io.StringIO(first[:_LONGEST_HEADER], newline=""), delimiter=each) for each in delimiters}
+    headers = {delimiter: next(filter(None, start), []) for delimiter, start in starts.items()}
     fallback = max(delimiters, key=lambda delimiter: len(headers[delimiter]))
     delimiter = next((delimiter for delimiter in delimiters if column in headers[delimiter]), fallback)
-    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in itertools.chain([first], blocks))
     own_lines: list[str] = []  # of the current record
+
+    def remembered(line: str) -> str:
+        own_lines.append(line)
+        return line
+
+    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in itertools.chain([first], blocks))
     # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
-    reader = csv.reader(_remembered(lines, own_lines), strict=True, delimiter=delimiter)
+    reader = csv.reader(map(remembered, lines), strict=True, delimiter=delimiter)
     header: list[str] = []
     index = 0
     while True:
@@ -261,20 +261,6 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
             yield BadRow(place, reason + ", and quotes" * has_quotes, can_be_skipped=not has_quotes)
         else:
             yield record[index]
-
-
-def _first_record(text: str, delimiter: str) -> list[str]:
-    """The first record of CSV that is not a blank line; empty if it is invalid."""
-    try:
-        return next(filter(None, csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)), [])
-    except csv.Error:
-        return []
-
-
-def _remembered(lines: Iterable[str], memory: list[str]) -> Iterator[str]:
-    for line in lines:
-        memory.append(line)
-        yield line
 
 
 def _parquet_rows(path: Path, name: str, column: str) -> Iterator[str | BadRow]:

@@ -23,12 +23,11 @@ from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import open_regular, readable
 from glassgpt.utils.formatting import format_bytes
 
-COMPRESSIONS = (".gz", ".zst", ".bz2")
+# How each compression begins. The suffix counts only for a file that begins otherwise, for the error.
+_MAGIC = {".gz": rb"\x1f\x8b\x08", ".zst": rb"\x28\xb5\x2f\xfd", ".bz2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"}
+COMPRESSIONS = tuple(_MAGIC)
 """Suffixes of compressed files."""
 
-# How each compression begins. Its name counts only for a file that begins otherwise, for the error.
-_MAGIC = ((rb"\x1f\x8b\x08", ".gz"), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", ".bz2"), (rb"\x28\xb5\x2f\xfd", ".zst"))
-_MAGIC_BYTES = 10
 _CHUNK = 1 << 20  # bytes read at once, and decompressed at once whatever the ratio
 # Text that grows to more bytes than both is a mistake or an attack. Repetitive logs shrink by less than 100 times.
 _MOST_EXPANDED, _MOST_EXPANSION = 1 << 30, 500
@@ -47,8 +46,7 @@ def most_expanded(file: BinaryIO) -> int:
 def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str]:
     """Yield the file's text, decompressed, without its byte-order mark.
 
-    Raises `UserError` for a file that cannot be read, is damaged or truncated, is not text (it says what it is), or is
-    not valid in its encoding.
+    Raises `UserError` for a file that cannot be read, is damaged or truncated, is not text, or not in this encoding.
     """
     codec = codecs.lookup(encoding)
     decoder = codec.incrementaldecoder(errors)
@@ -74,8 +72,8 @@ def read_text(path: Path, name: str, encoding: str, errors: str) -> Iterator[str
 def _text_bytes(path: Path, name: str, encoding: str) -> Iterator[bytes]:
     """The file's bytes, decompressed. Raises `UserError` if they do not begin as text does."""
     with readable(name), open_regular(path) as raw:
-        compression = next((suffix for magic, suffix in _MAGIC if re.match(magic, raw.peek(_MAGIC_BYTES))), "")
-        compression = compression or compression_of(name)
+        start = raw.peek(HEAD_BYTES)
+        compression = next((suffix for suffix in _MAGIC if re.match(_MAGIC[suffix], start)), compression_of(name))
         for number, chunk in enumerate(_decompressed(raw, compression, name)):
             if number == 0:
                 require_text(chunk[:HEAD_BYTES], f"what {name} decompresses to" if compression else name, encoding)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glassgpt.config.schema import DataConfig, ReadingConfig
-from glassgpt.data.readers import Counts, Part, has_rows, read_documents
+from glassgpt.data.readers import Counts, Part, read_documents
 from glassgpt.data.shards import SPLITS, TOKENIZER, ShardWriter, Tokens, text_hash
 from glassgpt.data.sources import Source, read_source
 from glassgpt.tokenizers.base import batches_by_size, encode_text
@@ -212,7 +212,6 @@ class _Piece:
 def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -> Iterator[_Piece]:
     """What goes into which split, in the order of the files."""
     numbers = dict.fromkeys(SPLITS, -1)
-    in_rows = [has_rows(name, unit.reading) for name in unit.files]
     number = kept = -1
     offset, split, is_duplicate = 0, "train", False
     for file, part in _documents(unit, paths, counts):
@@ -229,7 +228,7 @@ def _pieces(plan: Plan, unit: WorkUnit, paths: Sequence[Path], counts: Counts) -
             numbers[split] += 1
         cut = len(part.text) if plan.cut is None else min(max(plan.cut - offset, 0), len(part.text))
         offset += len(part.text)
-        place = f"{unit.files[file]}, row {part.row}" if in_rows[file] else unit.files[file]
+        place = f"{unit.files[file]}, row {part.row}" if part.row else f"{unit.files[file]}, first document"
         if cut:
             yield _Piece(split, part.text[:cut], part.starts, numbers[split], place)
         if cut < len(part.text):

@@ -240,8 +240,7 @@ def evaluate(
     if context_length is not None and not 1 <= context_length <= (model.limit or context_length):
         raise UserError(f"context_length must be from 1 to {model.limit}, got {context_length}")
     changes = {"source": source, "column": column, "encoding": encoding, "errors": errors, "skip_bad": skip_bad}
-    changes |= {"delimiter": delimiter, "split_on": split_on}
-    data, default_split = _open_data(loaded, {key: value for key, value in changes.items() if value is not None}, log)
+    data, default_split = _open_data(loaded, changes | {"delimiter": delimiter, "split_on": split_on}, log)
     split = split or default_split
     streams = [{"validation": d.validation, "train": d.train, "all": d.whole}[split] for d in data.datasets]
     precision, wanted = "float32", "auto" if loaded.config is None else loaded.config.precision
@@ -269,7 +268,7 @@ def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str]
     config, source = loaded.config or TrainConfig(steps=1), changes.get("source")
     if loaded.config is None and source is None:
         raise UserError(f"{loaded.reference} has no run, so no validation split; choose a text with --data")
-    settings = config.override(data=changes).data
+    settings = config.override(data={name: value for name, value in changes.items() if value is not None}).data
     if source is not None and (config.data.mixture or absolute_source(source) != config.data.source):
         settings = dataclasses.replace(settings, mixture={}, validation="fraction", validation_source=None)
     # The run's own dataset exists already, made with its own tokenizer unless that came with another run's weights,

@@ -16,7 +16,7 @@ from glassgpt.tokenizers.huggingface import BPETokenizer as BPETokenizer
 from glassgpt.tokenizers.huggingface import HFTokenizer, format_tokenizer_json, token_ids
 from glassgpt.utils.download import cache_directory, download
 from glassgpt.utils.errors import UserError
-from glassgpt.utils.files import decoded, explain_os_errors, read_file, sha256_of, user_path, write_atomic
+from glassgpt.utils.files import decoded, explain_os_errors, read_file, read_json, sha256_of, user_path, write_atomic
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -209,11 +209,7 @@ def _restore(text: str, end_of_text: str | None = None) -> Tokenizer:
 
 def _configured_end_of_text(path: Path) -> str | None:
     """Return the `eos_token` of a tokenizer_config.json, None if there is no such file."""
-    try:
-        config = json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise UserError(f"{path.name} in the same folder is damaged ({error})") from error
-    match config:
+    match read_json(path) if path.is_file() else None:
         case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
             return name
     return None

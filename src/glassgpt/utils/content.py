@@ -9,7 +9,6 @@ HEAD_BYTES = 1 << 14
 """Bytes at the beginning of a file by which its content is recognised."""
 
 _TEXT = "save its text as a .txt file first, for example with LibreOffice or pandoc"
-_SHEET = "save the sheet as a .csv file first"
 _TABLE = "export its text as .csv or .jsonl first"
 _PACKED = "unpack it first"
 _NO_TEXT = "give a text instead"
@@ -19,7 +18,7 @@ _FORMATS = (
     (rb"%PDF-\d", "a PDF document", "extract its text first: pdftotext FILE.pdf"),
     (rb"\{\\rtf\d", "an RTF document", _TEXT),
     (_ZIP + rb".{0,8000}?\bword/[a-z]", "a Word document", _TEXT),
-    (_ZIP + rb".{0,8000}?\bxl/[a-z]", "an Excel sheet", _SHEET),
+    (_ZIP + rb".{0,8000}?\bxl/[a-z]", "an Excel sheet", "save it as a .csv file first"),
     (_ZIP + rb".{0,8000}?\bppt/[a-z]", "a PowerPoint presentation", _TEXT),
     (_ODF + rb"vnd\.oasis\.opendocument", "an OpenDocument file", _TEXT),
     (_ODF + rb"epub", "an EPUB book", "convert it first: pandoc FILE.epub -o FILE.txt"),
@@ -45,13 +44,7 @@ _FORMATS = (
     (rb".{5}\0{3}\{|GGUF|\x93NUMPY", "a file of weights or arrays", _NO_TEXT),
 )
 _PRINTABLE = 2  # of the formats, which may lack control characters; all others have some
-# The encodings that fit a byte-order mark; the first one is advised. UTF-32's first: UTF-16's is its beginning.
-_MARKS = {
-    b"\xff\xfe\0\0": ("utf-32", "utf-32-le"),
-    b"\0\0\xfe\xff": ("utf-32", "utf-32-be"),
-    b"\xff\xfe": ("utf-16", "utf-16-le"),
-    b"\xfe\xff": ("utf-16", "utf-16-be"),
-}
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")  # the mark of UTF-16-LE is the beginning of UTF-32-LE's
 # Control characters that texts hardly have: not white space, overstrikes, and what switches colours and character sets.
 _CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\v\f\r\x0e\x0f\x1a\x1b"))
 _FEW_CONTROLS, _CONTROL_SHARE = 32, 0.05  # more than both are not text
@@ -81,22 +74,21 @@ def require_text(head: bytes, origin: str, encoding: str = "utf-8") -> None:
 
 def _wide_encodings(head: bytes, controls: int) -> tuple[str, ...]:
     """The encodings of two or four bytes per unit that fit the content; none if it has another one."""
-    for mark, names in _MARKS.items():
-        if head.startswith(mark):
-            return names
+    for name in _WIDE:
+        if head.startswith("\ufeff".encode(name)):
+            return name[:6], name
     if b"\0" not in head:
         return ()
-    candidates = {name: _decoded(head, name) for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")}
-    latin = {name: _latin_characters(text) for name, text in candidates.items() if "\0" not in text}
+    texts = {name: text for name in _WIDE if "\0" not in (text := _decoded(head, name))}
+    # Spaces and letters up to U+00FF. Control characters make a text unlikely.
+    latin = {
+        name: sum(1 if each >= " " or each.isspace() else -9 for each in text if each < "\u0100")
+        for name, text in texts.items()
+    }
     best = max(latin, key=lambda name: latin[name], default="")
     # Chinese, Japanese and Korean in UTF-16 are not valid UTF-8 by chance. Text in other scripts is full of controls.
     is_plausible = best.startswith("utf-32") or not _decoded(head, "utf-8") or controls > _WIDE_SHARE * len(head)
     return (best,) if is_plausible and latin.get(best, 0) >= 2 else ()
-
-
-def _latin_characters(text: str) -> int:
-    """The number of characters up to U+00FF, less where control characters make a text unlikely."""
-    return sum(1 if each >= " " or each.isspace() else -9 for each in text if each < "\u0100")
 
 
 def _decoded(head: bytes, encoding: str) -> str:
