@@ -168,10 +168,10 @@ def _check_memory(config: TrainConfig, force: bool) -> None:
 
 
 def _expand_short_forms(arguments: Sequence[str]) -> list[str]:
-    """Replace `--data` by `--data.source`, and so on. Raises `UserError` if both forms are given."""
+    """Replace `--data` by `--data.source`, and so on. Raises `UserError` if one is given twice."""
     for short, long in SHORT_FORMS.items():
-        if gives(arguments, short) and (gives(arguments, long) or gives(arguments, long.replace(".", ".no-"))):
-            raise UserError(f"{short} and {long} are the same: give one of them")
+        if sum(option_of(argument) in (short, long, long.replace(".", ".no-")) for argument in arguments) > 1:
+            raise UserError(f"{short} and {long} are the same: give one of them, once")
     expanded = []
     for argument in arguments:
         option = option_of(argument)

@@ -252,7 +252,7 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
     for split in (splits[split] for split in SPLITS):
         for shard in split["shards"]:
             match shard:
-                case {"name": str(name), "sha256": str(), "index_sha256": str()} if is_shard_name(name):
+                case {"name": str(name), "sha256": str(), "index_sha256": str()} if is_shard_name(name, ".bin"):
                     pass
                 case _:
                     return "a shard without a valid name or hash"

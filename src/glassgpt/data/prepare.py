@@ -54,7 +54,7 @@ def prepare(
     if out is not None:
         _require_replaceable(wanted.directory)  # before the lock, whose file is created next to it
     with _locked(wanted.directory, wanted.sources[0], log):
-        if not _is_up_to_date(wanted, log):  # another process may have prepared it meanwhile
+        if not _is_up_to_date(wanted):  # another process may have prepared it meanwhile
             if out is not None and (replaced := _require_replaceable(wanted.directory)) is not None:
                 log(f"replacing the dataset {wanted.directory}, prepared from {replaced}")
             DatasetBuilder(wanted, data, log).build(workers)
@@ -70,7 +70,7 @@ def find_prepared(data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Path, 
     if isinstance(wanted, Path):
         return wanted, True
     with suppress(UserError):  # of a folder without text
-        return wanted.directory, _is_up_to_date(wanted, lambda line: None)
+        return wanted.directory, _is_up_to_date(wanted)
     return wanted.directory, False
 
 
@@ -87,8 +87,10 @@ def _request(data: DataConfig, out: Path | None, tokenizer: Tokenizer | None) ->
         if isinstance(validation, PreparedDataset):
             raise UserError(f"validation source {data.validation_source} is a prepared dataset; name its text instead")
         sources.append(validation)
-    # All settings of a text, so that none added later is forgotten. Three are replaced by what they refer to.
-    settings = {field.name: getattr(data, field.name) for field in dataclasses.fields(TextConfig)} | {
+    # All settings of a text, so that none added later is forgotten, except those that are not set: datasets of earlier
+    # versions stay up to date. Three are replaced by what they refer to.
+    names = (field.name for field in dataclasses.fields(TextConfig) if getattr(data, field.name) is not None)
+    settings = {name: getattr(data, name) for name in names} | {
         "source": source.location,
         "validation_source": sources[1].location if len(sources) > 1 else None,
         "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
@@ -132,7 +134,7 @@ def _use_dataset(directory: Path, out: Path | None, tokenizer: Tokenizer | None)
     return directory
 
 
-def _is_up_to_date(wanted: Request, log: Log) -> bool:
+def _is_up_to_date(wanted: Request, log: Log = lambda line: None) -> bool:
     """Whether an undamaged dataset of the text as it is now lies in the directory."""
     try:
         manifest = read_manifest(wanted.directory)

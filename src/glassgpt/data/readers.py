@@ -27,11 +27,14 @@ SUFFIXES = (*_COMPRESSIBLE, ".parquet", *(inner + outer for inner in _COMPRESSIB
 PART_CHARACTERS = 1 << 22
 """The longest text returned at once. Longer documents come in parts."""
 
+_TEXT_OVERHEAD = 256  # bytes that a text of a batch takes besides its characters, in Python and NumPy
+
 # Characters in a line of JSON or a field of CSV. A longer one is hardly what its name says, and would fill the memory.
 _LONGEST_LINE = 1 << 28
 _LONGEST_HEADER = 1 << 16
 _PARQUET_BATCH = 1 << 24  # bytes of text in a batch of rows
-_FIX = "fix it: where this row ends is not certain, so it cannot be skipped"
+_decode_json = json.JSONDecoder().raw_decode
+_JSON_SPACE = " \t\r\n"
 _SPECIAL = re.compile(r"<\|\w+\|>|</s>")  # special tokens of GPT-2, chat models (<|im_start|>) and Llama
 _NAME_COLUMN = "name the column of the text with --column (train: --data.column)"
 
@@ -42,6 +45,14 @@ class Part(NamedTuple):
     text: str
     row: int  # number of the document in its file from 0; skipped rows count too
     starts: bool  # whether the document starts with this part
+
+
+class Batch(NamedTuple):
+    """Consecutive documents of some files, or (`starts` false) a further part of the last one before."""
+
+    texts: list[str]
+    places: list[tuple[int, int]]  # of each text: the number of its file, and its row as in `Part`
+    starts: bool
 
 
 class BadRow(NamedTuple):
@@ -74,24 +85,61 @@ def read_documents(
     The suffix of `name` (default: the path) selects the format, plain text if it is unknown. Raises `UserError` with
     the name and the row, line or byte offset.
     """
-    name, counts = name or str(path), counts or Counts()
-    for row, pieces in _documents(path, name, options, counts):
-        parts = split_text(pieces, PART_CHARACTERS)
-        head = [next(parts)]
-        if not head[0].strip():
-            head += itertools.islice(parts, 1)
-            if len(head) == 1:
-                counts.blank += 1
-                continue
-        counts.documents += 1
-        for number, text in enumerate(itertools.chain(head, parts)):
-            if "<|" in text or "</s>" in text:
-                counts.special_tokens += len(_SPECIAL.findall(text))
-            yield Part(text, row, number == 0)
+    for batch in read_batches([(name or str(path), path)], options, counts or Counts()):
+        for text, (_, row) in zip(batch.texts, batch.places, strict=True):
+            yield Part(text, row, batch.starts)
 
 
-def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) -> Iterator[tuple[int, Iterable[str]]]:
-    """The row and the text, in pieces, of each document. The pieces must be read before the next document."""
+def read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, counts: Counts) -> Iterator[Batch]:
+    """Yield the documents of files, given by name and path, as `read_documents` does, in batches of limited size.
+
+    Work for each document is kept small here and in the formats' rows: most of the time goes there if they are short.
+    """
+    for batch in _read_batches(files, options, counts):
+        found = (len(_SPECIAL.findall(text)) for text in batch.texts if "<|" in text or "</s>" in text)
+        counts.special_tokens += sum(found)
+        yield batch
+
+
+def _read_batches(files: Iterable[tuple[str, Path]], options: ReadingConfig, counts: Counts) -> Iterator[Batch]:
+    batch, size = Batch([], [], True), 0
+    try:
+        for file, (name, path) in enumerate(files):
+            for row, text in _documents(path, name, options, counts):
+                rest: Iterator[str] = iter(())
+                if not (isinstance(text, str) and len(text) <= PART_CHARACTERS):
+                    rest = split_text([text] if isinstance(text, str) else text, PART_CHARACTERS)
+                    text = next(rest)
+                if not text or text.isspace():
+                    second = list(itertools.islice(rest, 1))
+                    if not second:
+                        counts.blank += 1
+                        continue
+                    rest = itertools.chain(second, rest)
+                counts.documents += 1
+                batch.texts.append(text)
+                batch.places.append((file, row))
+                size += len(text) + _TEXT_OVERHEAD
+                for part in rest:
+                    if batch.texts:
+                        yield batch
+                        batch, size = Batch([], [], True), 0
+                    yield Batch([part], [(file, row)], False)
+                if size >= PART_CHARACTERS:
+                    yield batch
+                    batch, size = Batch([], [], True), 0
+    except UserError:  # first what was read before it
+        if batch.texts:
+            yield batch
+        raise
+    if batch.texts:
+        yield batch
+
+
+def _documents(
+    path: Path, name: str, options: ReadingConfig, counts: Counts
+) -> Iterator[tuple[int, str | Iterable[str]]]:
+    """The row and the text of each document, as one string or in pieces, to be read before the next document."""
     compression = compression_of(name)
     plain_name = name.lower().removesuffix(compression)
     pieces = read_text(path, name, options.encoding, options.errors)
@@ -116,15 +164,17 @@ def _documents(path: Path, name: str, options: ReadingConfig, counts: Counts) ->
     for row, text in enumerate(rows):
         if isinstance(text, str):
             has_text = True
-            yield row, [text]
+            yield row, text
         elif options.skip_bad and text.can_be_skipped:
             counts.bad += 1
             counts.first_bad = counts.first_bad or f"{text.place}: {text.reason}"
         else:
             # Before the first row with text, a missing key is more likely a wrong --column than a bad row.
             is_wrong_column = text.lacks_column and not has_text
-            skip = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)" if text.can_be_skipped else _FIX
-            raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else skip}")
+            advice = "fix it, or skip such rows with --skip-bad (train: --data.skip-bad)"
+            if not text.can_be_skipped:
+                advice = "fix it: where this row ends is not certain, so it cannot be skipped"
+            raise UserError(f"{name}, {text.place}: {text.reason};\n{_NAME_COLUMN if is_wrong_column else advice}")
 
 
 def _split(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
@@ -182,30 +232,34 @@ def _jsonl_rows(pieces: Iterable[str], name: str, key: str) -> Iterator[str | Ba
             if is_first and content.lstrip().startswith("["):
                 raise UserError(f"{name} is a JSON array; convert it to JSON lines: jq -c '.[]' FILE")
             is_first = False
-            yield _json_text(content, f"line {line}", key)
+            yield _json_text(content, line, key)
 
 
-def _json_text(content: str, place: str, key: str) -> str | BadRow:
+def _json_text(content: str, line: int, key: str) -> str | BadRow:
     """The text of one line of JSON."""
+    content = content.rstrip(_JSON_SPACE)
     try:
-        record = json.loads(content)
+        # Half the time of json.loads, which matches white space by regular expressions.
+        record, end = _decode_json(content, len(content) - len(content.lstrip(_JSON_SPACE)))
+        if end < len(content):
+            raise json.JSONDecodeError("Extra data", content, end)
     except json.JSONDecodeError as error:
-        return BadRow(place, f"invalid JSON ({error.msg}, column {error.colno})")
+        return BadRow(f"line {line}", f"invalid JSON ({error.msg}, column {error.colno})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deeply nested lists
-        return BadRow(place, f"unreadable JSON ({error})")
+        return BadRow(f"line {line}", f"unreadable JSON ({error})")
     if not isinstance(record, dict):
-        return BadRow(place, f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
+        return BadRow(f"line {line}", f"{_json_type(record)} instead of an object such as {{{json.dumps(key)}: ...}}")
     if key not in record:
-        return BadRow(place, _lacks(key, list(record)), lacks_column=True)
+        return BadRow(f"line {line}", _lacks(key, list(record)), lacks_column=True)
     text = record[key]
     if not isinstance(text, str):
-        return BadRow(place, f"{key!r} is {_json_type(text)}, not text")
+        return BadRow(f"line {line}", f"{key!r} is {_json_type(text)}, not text")
     if "\\u" in content:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(text[error.start]):04x}"
-            return BadRow(place, f"{key!r} has half a surrogate pair, {half}, and is not valid Unicode")
+            return BadRow(f"line {line}", f"{key!r} has half a surrogate pair, {half}, and is not valid Unicode")
     return text
 
 
@@ -217,7 +271,7 @@ def _json_type(value: object) -> str:
 def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) -> Iterator[str | BadRow]:
     """The column's text in each record after the header, blank lines left out. Raises `UserError` for a bad header.
 
-    The first of the delimiters with which the header has the column is that of the file.
+    The delimiter is the first one with which the header has the column.
     """
     csv.field_size_limit(_LONGEST_LINE)  # a process-wide limit: 131,072 characters unless somebody raises it
     blocks = _lines(pieces, name)
@@ -226,27 +280,27 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
     headers = {delimiter: next(filter(None, start), []) for delimiter, start in starts.items()}
     fallback = max(delimiters, key=lambda delimiter: len(headers[delimiter]))
     delimiter = next((delimiter for delimiter in delimiters if column in headers[delimiter]), fallback)
-    own_lines: list[str] = []  # of the current record
+    before, lines = 0, list[str]()  # the lines of the block that is being read, and the number of those before it
 
-    def remembered(line: str) -> str:
-        own_lines.append(line)
-        return line
+    def lines_of(block: str) -> list[str]:
+        nonlocal before, lines
+        before, lines = before + len(lines), list(io.StringIO(block, newline=""))
+        return lines
 
-    lines = itertools.chain.from_iterable(io.StringIO(block, newline="") for block in itertools.chain([first], blocks))
+    all_lines = itertools.chain.from_iterable(map(lines_of, itertools.chain([first], blocks)))
     # Strict: otherwise an unclosed quote silently makes the rest of the file one field.
-    reader = csv.reader(map(remembered, lines), strict=True, delimiter=delimiter)
+    reader = csv.reader(all_lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     index = 0
     while True:
-        place = f"line {reader.line_num + 1}"
-        own_lines.clear()
+        line = reader.line_num + 1
         try:
             record = next(reader, None)
         except csv.Error as error:
             reason = "unclosed quote" if "unexpected end of data" in str(error) else f"invalid CSV ({error})"
-            if any('\\"' in line for line in own_lines):
+            if '\\"' in lines[reader.line_num - before - 1]:
                 reason += '; CSV doubles quotes, "" instead of \\"'
-            yield BadRow(place, reason, can_be_skipped=False)
+            yield BadRow(f"line {line}", reason, can_be_skipped=False)
             return
         if record == []:
             continue
@@ -256,9 +310,10 @@ def _csv_rows(pieces: Iterable[str], name: str, column: str, delimiters: str) ->
         elif record is None:
             return
         elif len(record) != len(header):
-            has_quotes = any('"' in line for line in own_lines)
-            reason = f"{len(record)} fields instead of the header's {len(header)}"
-            yield BadRow(place, reason + ", and quotes" * has_quotes, can_be_skipped=not has_quotes)
+            # With quotes, also those around several lines, the next line may be the inside of this record.
+            has_quotes = reader.line_num > line or '"' in lines[reader.line_num - before - 1]
+            reason = f"{len(record)} fields instead of the header's {len(header)}" + ", and quotes" * has_quotes
+            yield BadRow(f"line {line}", reason, can_be_skipped=not has_quotes)
         else:
             yield record[index]
 

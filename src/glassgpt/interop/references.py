@@ -89,7 +89,7 @@ def find_checkpoint(reference: str | Path, *, verify: bool = True) -> Checkpoint
 def _require_checkpoints(name: str) -> Path:
     """The `checkpoints` directory of a run. Raises `UserError` with the reason if the run has none."""
     run = user_path(name)
-    if run.is_file():
+    if run.exists() and not run.is_dir():
         raise UserError(f"{name} is not a model; pass a run, a checkpoint, a .safetensors file, or nanoGPT's .pt file")
     if not run.is_dir():
         nearby = nearby_path(name)

@@ -11,7 +11,7 @@ import shutil
 import stat
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -83,7 +83,8 @@ def decoded(data: bytes, origin: str) -> str:
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{origin} is not valid UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+        where = f"byte {data[error.start]:#04x} at offset {error.start}"
+        raise UserError(f"{origin} is not valid UTF-8: {where}; convert it to UTF-8, if it is text") from None
 
 
 def open_regular(path: Path | str) -> BufferedReader:
@@ -144,7 +145,7 @@ def sealed_json(value: Mapping[str, Any]) -> str:
 def read_sealed(path: Path, *, needs_checksum: bool = True) -> dict[str, Any]:
     """The object that `sealed_json` wrote to a file. Raises `UserError` if it is missing or damaged."""
     with readable(path):
-        content = read_file(path, 1 << 32)  # the manifest of a dataset names every file of its source
+        content = read_file(path, 1 << 30)  # the manifest of a dataset names every file of its source
     value = parse_json(content, str(path), unique_keys=True)
     if isinstance(value, dict):
         own = _checksum(value)
@@ -189,18 +190,6 @@ def sha256_of(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_below(folder: Path, wanted: Callable[[str], bool], left_out: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield the files below a folder with wanted names, except in hidden, linked and `left_out` folders."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    skipped = frozenset(left_out)
-    for directory, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
-        yield from (Path(directory, name) for name in names if not name.startswith(".") and wanted(name))
 
 
 def flush_to_disk(path: Path) -> None:
