@@ -580,16 +580,14 @@ def test_a_text_whose_rows_are_all_skipped_is_refused(tmp_path: Path) -> None:
         prepare(config(tmp_path / "a.jsonl", column="nope", skip_bad=True), tmp_path / "out")
 
 
-def test_a_dataset_of_version_0_2_stays_up_to_date(text: Path, tmp_path: Path) -> None:
-    """Its request lacks the settings that came later, and its manifest the counts."""
+def test_a_dataset_of_version_0_2_has_the_same_request(text: Path, tmp_path: Path) -> None:
+    """The request lacks the settings that came later; the manifest may lack the counts."""
     out = prepare(config(text), tmp_path / "out")
     manifest = json.loads((out / "manifest.json").read_text())
     assert not {"delimiter", "split_on"} & set(manifest["request"])
     for name in ("special_tokens", "web_pages", "checksum"):
         del manifest[name]
     (out / "manifest.json").write_text(json.dumps(manifest))
-    before = contents(out)
-    assert contents(prepare(config(text), out)) == before
     assert dataset_facts(out, lambda line: None)["source_counts"]["documents"] == 1
     prepare(config(text, split_on="dog"), out)
     assert open_dataset(out).manifest["documents"] > 1

@@ -247,7 +247,8 @@ def _problem_of(manifest: Mapping[str, Any]) -> str | None:
             pass
         case _:
             return "wrong or missing values"
-    if not all(_is_count(manifest.get(key)) for key in SOURCE_COUNTS):
+    counts = {"special_tokens": 0, "web_pages": 0, **manifest}  # version 0.2 did not count these
+    if not all(_is_count(counts.get(key)) for key in SOURCE_COUNTS):
         return "wrong or missing counts of the source"
     for split in (splits[split] for split in SPLITS):
         for shard in split["shards"]:

@@ -96,8 +96,6 @@ def _request(data: DataConfig, out: Path | None, tokenizer: Tokenizer | None) ->
         "tokenizer": data.tokenizer if tokenizer is None else tokenizer.kind,
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
     }
-    # Version 0.2 did not have these: its datasets stay up to date if they are not set.
-    settings = {k: v for k, v in settings.items() if v is not None or k not in ("delimiter", "split_on")}
     if out is None:
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", source.name).strip("-")[:40] or "text"
         short_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
