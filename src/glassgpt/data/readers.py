@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from glassgpt.config.schema import ReadingConfig
-from glassgpt.data.text_files import COMPRESSIONS, compression_of, most_expanded, read_text, split_text
+from glassgpt.data.text_files import COMPRESSIONS, between, compression_of, most_expanded, read_text, split_text
 from glassgpt.utils.content import HEAD_BYTES, WEB_PAGE, require_text
 from glassgpt.utils.errors import UserError, did_you_mean
 from glassgpt.utils.files import open_regular, readable
@@ -178,7 +178,7 @@ def _blocks(
         first = next(pieces, "")
         counts.web_pages += WEB_PAGE.match(first) is not None
         pieces = itertools.chain([first], pieces)
-        texts = ((0, piece) for piece in pieces) if options.split_on is None else _split(pieces, options.split_on)
+        texts = ((0, piece) for piece in pieces) if options.split_on is None else between(pieces, options.split_on)
         for _, group in itertools.groupby(texts, lambda each: each[0]):
             yield [(text for _, text in group)]
     elif compression:
@@ -191,20 +191,6 @@ def _listed(rows: Iterator[str | BadRow]) -> Iterator[list[str | BadRow]]:
     """The rows in lists. An error may come some rows earlier."""
     while block := list(itertools.islice(rows, 256)):
         yield block
-
-
-def _split(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
-    """The text between the separators, in pieces, each with the number of separators before it."""
-    number, rest = 0, ""
-    for piece in pieces:
-        *complete, rest = (rest + piece).split(separator)
-        for text in complete:
-            yield number, text
-            number += 1
-        end = max(0, len(rest) - len(separator) + 1)  # the characters after it may begin a separator
-        yield number, rest[:end]
-        rest = rest[end:]
-    yield number, rest
 
 
 def _lacks(column: str, columns: Sequence[str]) -> str:

@@ -141,6 +141,20 @@ def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
     return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
 
 
+def between(pieces: Iterable[str], separator: str) -> Iterator[tuple[int, str]]:
+    """The text between the separators, in pieces, each with the number of separators before it."""
+    number, rest = 0, ""
+    for piece in pieces:
+        *complete, rest = (rest + piece).split(separator)
+        for text in complete:
+            yield number, text
+            number += 1
+        end = max(0, len(rest) - len(separator) + 1)  # the characters after it may begin a separator
+        yield number, rest[:end]
+        rest = rest[end:]
+    yield number, rest
+
+
 # White space as GPT-2's pattern means it by \s (Unicode's property); Python's \s has four control characters more.
 _S = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _NOT_S = _S.replace("[", "[^")
