@@ -23,6 +23,7 @@ from glassgpt.interop.references import LoadedModel, load_model
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -201,6 +202,7 @@ def details(
     return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 
 
+@check_arguments
 def evaluate(
     reference: str | Path | LoadedModel,
     *,
@@ -213,7 +215,7 @@ def evaluate(
     context_length: int | None = None,
     documents: bool = False,
     tokens: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     quantize: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
