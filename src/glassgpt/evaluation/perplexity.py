@@ -20,6 +20,7 @@ from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation import inference
 from glassgpt.interop.references import LoadedModel, load_model
+from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
@@ -252,7 +253,7 @@ def evaluate(
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
-        **combine(measured, data),
+        **_finite(combine(measured, data), loaded.model),
         **loaded.provenance,
         "data": ", ".join(data.names),
         "data_fingerprint": data.fingerprint,
@@ -262,6 +263,13 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
+    """The figures. Raises `UserError` if the loss is not finite."""
+    if not math.isfinite(figures["loss"]):
+        raise nonfinite_error(model)
+    return figures
 
 
 def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:

@@ -133,24 +133,29 @@ def read_reference(reference: str | Path, read: Callable[[ModelSource], T], veri
         try:
             with explain_os_errors("read", Path(reference)):
                 return read(find_model(reference, verify=verify))
-        except FileNotFoundError as error:
-            missing = error.filename or error
-    raise UserError(f"{missing} was removed while {reference} was read; try again, or name a checkpoint that is kept")
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    raise UserError(f"{reference}: its files were removed while they were read; try again, or name another checkpoint")
 
 
 def tokenizer_of(source: ModelSource) -> Tokenizer | None:
     """The model's tokenizer. Raises `UserError` if it has more ids than the model."""
     tokenizer, vocab_size = source.tokenizer, source.model_config.vocab_size or 0
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        sizes = f"the tokenizer has {tokenizer.vocab_size:,} ids and the model {vocab_size:,}"
+    if tokenizer is not None and tokenizer.model_vocab_size > vocab_size:
+        sizes = f"the tokenizer has {tokenizer.model_vocab_size:,} ids and the model {vocab_size:,}"
         raise UserError(f"{source.path}: {sizes}, so they do not match; put the model's own tokenizer.json there")
     return tokenizer
 
 
 def load_source(source: ModelSource, device: torch.device) -> tuple[GPT, Tokenizer | None]:
     """The model, in evaluation mode on `device`, and the tokenizer."""
+    is_external = isinstance(source, ExternalModel)
+    ends = source.end_ids if is_external and source.tensors else None  # reads the tensors, and counts their layers
+    source.load_model(GPT.empty(source.model_config, "meta"))  # compares all shapes before memory is taken
     model = GPT.empty(source.model_config, device)
     source.load_model(model)
+    model.end_ids = ends
     return model.eval(), tokenizer_of(source)
 
 

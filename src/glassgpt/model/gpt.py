@@ -145,6 +145,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size or 0
         self.limit = config.context_length if config.position == "learned" else None
+        self.end_ids: tuple[int, ...] | None = None  # they end a generated text; None: the tokenizer's end of text
         self.embedding = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.positions = POSITIONS[config.position](config)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
