@@ -242,7 +242,8 @@ def export_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int)
         "model_max_length": context_length,
         "bos_token": None if begin is None else names[begin],
         "eos_token": None if end is None else names[end],
-        "unk_token": unknown if unknown in names.values() else None,
+        # As in GPT-2's own file, the end of text stands for an unknown token: CTranslate2 needs one.
+        "unk_token": unknown if unknown in names.values() else names.get(-1 if end is None else end),
         "clean_up_tokenization_spaces": False,
     }
     if "add_prefix_space" in pre_tokenizer:  # transformers before version 5 would set its own default instead
