@@ -265,7 +265,7 @@ class TrainConfig(ExecutionConfig, NumericsConfig):
         try:
             self.to_toml().encode()
         except UnicodeEncodeError as error:  # such as a file's name that is not UTF-8
-            text = shown(error.object[max(0, error.start - 20) : error.end + 20])
+            text = shown(error.object[: error.end].rpartition("\n")[2])
             raise UserError(f"a config cannot hold {text}, which is not valid Unicode; rename the file") from None
 
     def sequence_length(self, progress: float) -> int:
