@@ -17,7 +17,15 @@ from glassgpt.model.gpt import GPT
 from glassgpt.runs.checkpoint import read_tensors, write_tensors
 from glassgpt.tokenizers.builtin import BPETokenizer, Tokenizer, export_tokenizer, load_tokenizer
 from glassgpt.utils.errors import UserError, did_you_mean
-from glassgpt.utils.files import PARTIAL_PREFIX, atomic_directory, decoded, explain_os_errors, read_file, write_atomic
+from glassgpt.utils.files import (
+    PARTIAL_PREFIX,
+    atomic_directory,
+    decoded,
+    explain_os_errors,
+    read_file,
+    read_json,
+    write_atomic,
+)
 from glassgpt.utils.safe_pickle import read_pickle
 
 
@@ -52,10 +60,10 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
     if not (vocab.is_file() and merges.is_file()):
         return None
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
+        lines = decoded(read_file(merges), merges.name).split("\n")
         pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-        return BPETokenizer.from_merges(json.loads(vocab.read_bytes()), pairs)
-    except (UserError, ValueError) as error:
+        return BPETokenizer.from_merges(read_json(vocab), pairs)
+    except (ValueError, TypeError) as error:  # `UserError`, or a vocabulary that is no dictionary
         raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
 
