@@ -254,7 +254,8 @@ def test_a_text_in_parts_has_the_ids_of_the_whole_text(name: str, separator: str
     assert len(others) > 10
     ids = [*tokenizer.encode(first), *(i for part in others for i in tokenizer.within_text.encode(part))]
     expected = library.Tokenizer.from_str(json.dumps(content)).encode(whole, add_special_tokens=False).ids
-    assert ids == expected
+    assert tokenizer.decode(ids) == tokenizer.decode(expected)
+    assert ids == expected or not content.get("pre_tokenizer")  # without one, a token may go across any place
 
 
 @pytest.mark.parametrize(("make", "unknown"), [(unigram, "<unk>"), (words, "[UNK]"), (llama, "<unk>")])
