@@ -280,7 +280,8 @@ def _encode(piece: _Piece, tokenizer: Tokenizer, unit: WorkUnit) -> Encoded:
             try:
                 encoder.encode_documents([text])
             except UserError as error:
-                raise UserError(f"{unit.files[file]}, row {row}: {error}") from None
+                place = f"row {row}" if row else "first document"  # a file of text has only one
+                raise UserError(f"{unit.files[file]}, {place}: {error}") from None
         raise
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         known = f"its {tokenizer.vocab_size:,} ids"
