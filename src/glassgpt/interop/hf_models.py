@@ -64,7 +64,7 @@ def _tokenizer_in(folder: Path) -> Tokenizer | None:
         lines = decoded(read_file(merges), merges.name).split("\n")
         pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
         return BPETokenizer.from_merges(read_json(vocab), pairs)
-    except (ValueError, TypeError) as error:  # `UserError`, or a vocabulary that is no dictionary
+    except (ValueError, TypeError) as error:  # also for a vocabulary that is not a dictionary
         raise UserError(f"cannot use the tokenizer {vocab} with {merges.name}: {error}") from None
 
 
