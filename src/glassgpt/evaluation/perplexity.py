@@ -20,9 +20,11 @@ from glassgpt.data.training_data import TrainingData, open_training_data
 from glassgpt.distributed.group import Ranks
 from glassgpt.generation import inference
 from glassgpt.interop.references import LoadedModel, load_model
+from glassgpt.model.finite import nonfinite_error
 from glassgpt.model.gpt import GPT
 from glassgpt.tokenizers.builtin import Tokenizer, tokenizer_file
 from glassgpt.tokenizers.huggingface import FileTokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import autocast, find_device, find_precision, matmul_precision
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.torch_internals import uncompiled
@@ -201,6 +203,7 @@ def details(
     return result | ({"documents": {name: c.tolist() for name, c in columns.items()}} if documents else {})
 
 
+@check_arguments
 def evaluate(
     reference: str | Path | LoadedModel,
     *,
@@ -213,7 +216,7 @@ def evaluate(
     context_length: int | None = None,
     documents: bool = False,
     tokens: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     quantize: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -250,7 +253,7 @@ def evaluate(
         measured = [measure_stream(model, stream, tokenizer, by_document=True, **options) for stream in streams]
     each = [details(m, stream, tokenizer, documents) for m, stream in zip(measured, streams, strict=True)]
     return {
-        **combine(measured, data),
+        **_finite(combine(measured, data), loaded.model),
         **loaded.provenance,
         "data": ", ".join(data.names),
         "data_fingerprint": data.fingerprint,
@@ -260,6 +263,13 @@ def evaluate(
         "quantization": quantize,
         **(each[0] if len(each) == 1 else {"texts": dict(zip(data.names, each, strict=True))}),
     }
+
+
+def _finite(figures: dict[str, Any], model: GPT) -> dict[str, Any]:
+    """The figures. Raises `UserError` if the loss is not finite."""
+    if not math.isfinite(figures["loss"]):
+        raise nonfinite_error(model)
+    return figures
 
 
 def _open_data(loaded: LoadedModel, changes: dict[str, Any], log: Callable[[str], None]) -> tuple[TrainingData, str]:

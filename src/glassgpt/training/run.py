@@ -28,6 +28,7 @@ from glassgpt.training.progress import Progress, SilentProgress
 from glassgpt.training.recorder import Recorder
 from glassgpt.training.setup import TrainState, environment_of, setup_training
 from glassgpt.training.step import NonFiniteError
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import matmul_precision
 from glassgpt.utils.errors import UserError, program
 from glassgpt.utils.files import explain_os_errors
@@ -39,6 +40,7 @@ SETTLING_SECONDS = 60.0
 _AFFECT_DROPOUT = ("micro_batch_size", "device", "compile", "compile_backend")
 
 
+@check_arguments
 def train(
     config: TrainConfig, out: str | Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Path:
@@ -60,6 +62,7 @@ def train(
     return run.path
 
 
+@check_arguments
 def resume(run: str | Path, *, steps: int | None = None, progress: Progress | None = None, **execution: Any) -> Path:
     """Resume a run from its newest valid checkpoint, as if it had never stopped; return its directory.
 
