@@ -81,6 +81,13 @@ class FileTokenizer(Tokenizer):
         first = [len(self.decode_bytes([i]).removeprefix(added)) for i in range(self.vocab_size)]
         return np.array(first, dtype=np.int64) * self.is_text
 
+    @cached_property
+    def within_text(self) -> "FileTokenizer":
+        content = json.loads(self._json)
+        steps = {key: content.get(key) for key in ("normalizer", "pre_tokenizer")}
+        plain = {key: _without_prefix(step) for key, step in steps.items()}
+        return self if plain == steps else type(self)(json.dumps({**content, **plain}), self._end_of_text_name)
+
     def to_json(self) -> str:
         """Return the file's text, wrapped with the name of its end of text if that does not follow from the file."""
         if self.end_of_text == find_end_of_text(json.loads(self._json)):
@@ -353,6 +360,22 @@ def _for_encoding(
     ]
     unused = dict.fromkeys(("post_processor", "truncation", "padding"))
     return {**content, "model": model, "added_tokens": added, **unused}
+
+
+def _without_prefix(step: Any) -> Any:
+    """Return a normalizer or pre-tokenizer that puts nothing before a text."""
+    match step:
+        case {"type": "Sequence"}:
+            return {
+                key: [*map(_without_prefix, value)] if isinstance(value, list) else value for key, value in step.items()
+            }
+        case {"type": "Prepend"}:
+            return {**step, "prepend": ""}
+        case {"type": "Metaspace"}:
+            return {**step, "prepend_scheme": "never", "add_prefix_space": False}
+        case {"add_prefix_space": True}:
+            return {**step, "add_prefix_space": False}
+    return step
 
 
 def _merge_pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
