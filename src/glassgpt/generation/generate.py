@@ -6,7 +6,9 @@ Shapes: `n` samples in one batch, `T` time, `V` vocabulary.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +18,11 @@ from glassgpt.model.finite import require_finite
 from glassgpt.model.gpt import GPT
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.tokenizers.base import StreamDecoder, Tokenizer
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.rng import generator_for
+
+Prompt = str | Sequence[int] | Tensor | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,11 @@ class GeneratedToken:
         return self.text
 
 
+@check_arguments
 def generate(
     model: GPT,
     tokenizer: Tokenizer | None,
-    prompt: str | Sequence[int] | None = None,
+    prompt: Prompt | None = None,
     *,
     max_new_tokens: int = 256,
     temperature: float = 0.8,
@@ -66,8 +72,8 @@ def generate(
     # Published models often have padded vocabularies (Qwen's by 200 ids and more): ids without text are never drawn.
     vocab_size = model.vocab_size if tokenizer is None else min(model.vocab_size, tokenizer.vocab_size)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)  # otherwise each character of a string would stop
-    if "" in stop:
-        raise UserError("a stop string is empty; it would stop before the first token")
+    if not all(isinstance(text, str) and text for text in stop):
+        raise UserError("stop strings must be texts of at least one character")
     if stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer, and this model has none; remove stop")
     batch = prompt_ids(model, tokenizer, prompt).expand(n, -1)
@@ -218,7 +224,7 @@ def default_prompt(tokenizer: Tokenizer) -> list[int]:
     return [0]
 
 
-def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[int] | None) -> Tensor:
+def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: Prompt | None) -> Tensor:
     """A prompt as ids (1, T) on the model's device: a text's after `prompt_prefix`, or `default_prompt` for None.
 
     Raises `UserError` for an empty prompt, text without a tokenizer, and ids outside the vocabulary.
@@ -231,9 +237,16 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer | None, prompt: str | Sequence[i
     elif isinstance(prompt, str):
         encoded = tokenizer.encode(prompt).tolist()
         prompt = [*tokenizer.prompt_prefix, *encoded] if encoded else []
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    wrong = UserError("the prompt must be a text or one list of token ids, which are whole numbers of up to 64 bits")
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise wrong from None
     if ids.numel() == 0:
         raise UserError("the prompt is empty; the model needs at least one token to continue")
+    if ids.is_floating_point() or ids.numel() != max(ids.shape, default=1):
+        raise wrong
+    ids = ids.to(torch.int64).flatten()
     if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size:
         raise UserError(f"the prompt has token ids outside 0..{model.vocab_size - 1}, the model's vocabulary")
     return ids[None].to(model.embedding.weight.device)

@@ -22,6 +22,7 @@ from glassgpt.model.gpt import GPT, Reduction
 from glassgpt.model.kv_cache import KVCache
 from glassgpt.model.loss import IGNORED, soft_cap
 from glassgpt.utils import torch_internals
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.device import find_precision
 from glassgpt.utils.errors import UserError
 
@@ -141,6 +142,7 @@ class InferenceGPT(GPT):
         return soft_cap(self.head(hidden), self.config.logit_softcap)
 
 
+@check_arguments
 def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
     """A copy of the model with int8 linear layers and head, which generates faster on a CPU.
 
@@ -165,7 +167,7 @@ def quantize(model: GPT, kind: str = "int8") -> InferenceGPT:
         return InferenceGPT(model, Int8Linear)
 
 
-def device_for(quantization: str | None, device: str) -> str:
+def device_for(quantization: str | None, device: str | torch.device) -> str | torch.device:
     """The device to load a model on: for a model to `quantize`, `auto` is the CPU."""
     return "cpu" if quantization is not None and device == "auto" else device
 

@@ -10,12 +10,14 @@ from glassgpt.report import tables
 from glassgpt.report.charts import charts_of
 from glassgpt.report.runs import RunRecords, read_runs
 from glassgpt.runs.run_directory import RunDirectory
+from glassgpt.utils.arguments import check_arguments
 from glassgpt.utils.errors import UserError
 from glassgpt.utils.files import explain_os_errors, require_writable, user_path, write_atomic
 
 _MARK = '<meta name="generator" content="glassgpt report">'  # by which a report is recognised before it is overwritten
 
 
+@check_arguments
 def write_report(run: str | Path, *others: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run, or of several compared, and return its path.
 
