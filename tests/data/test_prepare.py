@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassgpt.config.schema import DataConfig
-from glassgpt.data import work_units
+from glassgpt.data import readers, work_units
 from glassgpt.data.dataset import Dataset, TokenStream, open_dataset, verify
 from glassgpt.data.inspect import dataset_facts
 from glassgpt.data.prepare import prepare, require_tokenizer
@@ -162,6 +162,17 @@ def test_end_of_text_comes_before_each_document_and_not_at_the_cut(tmp_path: Pat
     assert all_tokens(single.train) == [end, b, b, b]
     assert all_tokens(single.validation) == [b]  # the rest of a cut document has no end-of-text before it
     assert [documents_in(stream, single) for stream in (single.train, single.validation)] == [["<|endoftext|>bbb"], []]
+
+
+def test_a_document_in_parts_has_one_added_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads(end_of_text_tokenizer().to_json())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "spaced.json").write_text(json.dumps(content))
+    words = "the\nquick\nbrown\nfox\n" * 10
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps({'text': words})}\n" * 2)
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 30)
+    dataset = open_dataset(prepare(config(tmp_path / "a.jsonl", tokenizer=str(tmp_path / "spaced.json"))))
+    assert decoded(dataset) == f"<|endoftext|> {words}" * 2
 
 
 def test_a_document_starts_with_the_tokenizers_prefix(tmp_path: Path) -> None:

@@ -127,8 +127,7 @@ class DatasetBuilder:
         self._work.mkdir()
         plan, units, tokenizer = work_units.make_plan(self._work, self.sources, self.data, self.wanted.tokenizer)
         write_atomic(self._work / TOKENIZER, tokenizer.to_json())
-        recorded = {**purpose, "tokenizer_sha256": tokenizer.sha256}
-        write_atomic(self._work / _PURPOSE, sealed_json(recorded))
+        write_atomic(self._work / _PURPOSE, sealed_json({**purpose, "tokenizer_sha256": tokenizer.sha256}))
         return plan, units, tokenizer
 
     def _read_purpose(self) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ class TokenStream:
 
     def read(self, start: int, length: int) -> Ids:
         """Return tokens (length,) from `start` on, across parts. Raises as `windows` does."""
-        return self.windows(np.array([start]), length)[0]
+        return self.windows(np.array([start]), length).reshape(length)
 
     def windows(self, starts: Ids, length: int) -> Ids:
         """Return tokens (B, length) from each of the `starts` (B,) on, across parts.
