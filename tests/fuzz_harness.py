@@ -228,8 +228,9 @@ def _write_models(folder: Path) -> None:
         "GPT2": {**sizes, "bos_token_id": None, "eos_token_id": 256}, "Llama": llama,
         "Mistral": {**llama, "sliding_window": 8}, "Qwen3": {**llama, "head_dim": 8}, "Starcoder2": llama,
     }.items():  # fmt: skip
-        config = getattr(transformers, f"{name}Config")(**settings)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        config: Any = getattr(transformers, f"{name}Config")(**settings)
+        auto: Any = transformers.AutoModelForCausalLM
+        model = auto.from_config(config)
         model.save_pretrained(folder / name)
         shutil.copy("tokenizer.json", folder / name)
     (tokens := Path("tokens")).mkdir()
@@ -567,8 +568,8 @@ def _differs_from_transformers() -> str | None:
     # After the command, since transformers may not survive the files. Its own refusals are no reference.
     ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
     try:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
-        theirs.eval()
+        auto: Any = transformers.AutoModelForCausalLM
+        theirs = auto.from_pretrained("model", dtype=torch.float32).eval()
         with torch.no_grad():
             expected = theirs(ids).logits
     except BaseException:
